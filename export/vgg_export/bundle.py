@@ -1,0 +1,290 @@
+"""Writes the folder that is copied to the board: models, labels, samples, expected outputs, the runtime, the manifest.
+
+A bundle is complete or it is not there: it is written beside, synced and renamed; what was there before is put back when
+anything goes wrong.
+"""
+
+import contextlib
+import dataclasses
+import json
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import vgg_runtime
+from vgg_runtime import check, device
+from vgg_runtime import manifest as m
+from vgg_runtime.errors import BundleError
+from vgg_runtime.preprocess import Preprocessing, load
+from vgg_runtime.session import Model
+
+from . import stage
+from .data import Item, Splits
+from .errors import DataError, OutputError
+from .options import TARGETS
+from .progress import Progress
+from .storage import explain_write_errors, sha256, sync, write_json
+
+log = logging.getLogger(__name__)
+
+SAMPLES = 8
+CHECKED_SAMPLES = 2  # replayed on the device before anything is measured
+_IGNORED = ("__pycache__", ".mypy_cache", ".DS_Store")
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """A variant to be bundled: what it is called and its model, made by ``export`` or ``quantize``."""
+
+    id: str
+    title: str
+    description: str
+    steps: tuple[str, ...]
+    model: stage.Artifact
+
+    @property
+    def info(self) -> dict[str, Any]:
+        info: dict[str, Any] = self.model.measured["model"]
+        return info
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        p = self.info["preprocessing"]
+        return Preprocessing(p["resize_px"], p["crop_px"], tuple(p["mean"]), tuple(p["std"]))
+
+
+@dataclasses.dataclass(frozen=True)
+class Contents:
+    """All that goes into a bundle. ``evaluation``: figures by variant, or None with the reason in ``evaluation_absent``."""
+
+    entries: tuple[Entry, ...]
+    splits: Splits
+    class_ids: tuple[str, ...] | None
+    target: str
+    evaluation: dict[str, Any] | None
+    evaluation_absent: str | None
+
+
+def run(contents: Contents, output: Path, progress: Progress) -> m.Manifest:
+    """Write the bundle unless the one that is there is the same and whole.
+
+    Raises:
+        OutputError: the folder holds something else, or cannot be written.
+    """
+    ensure_replaceable(output)
+    key = _key(contents)
+    if present := _same(output, key):
+        log.info("bundle: up to date")
+        return present
+    with _beside(output) as folder:
+        with progress.task("writing the bundle", len(contents.entries) + 3) as task:
+            written = _write(folder, contents, key, task.advance)
+        m.verify(folder, written.all_files())
+    return written
+
+
+def ensure_replaceable(output: Path) -> None:
+    """Refuse to replace a folder that holds anything a bundle does not list.
+
+    Raises:
+        OutputError: with the first few such files.
+    """
+    with explain_write_errors(output):
+        if not output.exists():
+            output.parent.mkdir(parents=True, exist_ok=True)
+            if not os.access(output.parent, os.W_OK):
+                raise OutputError(f"{output.parent} cannot be written to; choose another --output")
+            return
+        if not output.is_dir():
+            raise OutputError(f"{output} is a file; --output takes a folder")
+        if not os.access(output, os.W_OK) or not os.access(output.parent, os.W_OK):
+            raise OutputError(f"{output} cannot be written to; choose another --output")
+        found = {p.relative_to(output).as_posix() for p in output.rglob("*") if p.is_file() and not any(part in _IGNORED for part in p.parts)}
+    if not found:
+        return
+    try:
+        known = {m.FILE_NAME, *(entry.path for entry in m.read(output).all_files())}
+    except BundleError as error:
+        shown = ", ".join(sorted(found)[:3])
+        raise OutputError(f"{output} is not empty and not a readable bundle (it holds {shown}); move it away or choose another --output") from error
+    if extra := sorted(found - known):
+        raise OutputError(f"{output} holds files that are not part of the bundle and would be lost: {', '.join(extra[:5])}; move them or choose another --output")
+
+
+def _key(contents: Contents) -> str:
+    """Hash of everything that the bundle is made of."""
+    import hashlib
+
+    parts = [
+        [(e.id, e.title, e.description, e.steps, e.model.sha256, e.info) for e in contents.entries],
+        contents.splits.digest(),
+        [contents.class_ids, contents.target, contents.evaluation, contents.evaluation_absent],
+        [stage.versions(), stage.source_digest(), sha256(runtime_folder() / "compare.py"), sha256(runtime_folder() / "requirements.txt")],
+    ]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def _same(output: Path, key: str) -> m.Manifest | None:
+    try:
+        present = m.read(output)
+        if present.created_by.get("key") != key:
+            return None
+        m.verify(output, present.all_files())
+    except BundleError:
+        return None
+    return present
+
+
+@contextlib.contextmanager
+def _beside(output: Path) -> Iterator[Path]:
+    """A new folder that takes the place of ``output`` when the block ends well."""
+    output = output.resolve()
+    with explain_write_errors(output):
+        folder = Path(tempfile.mkdtemp(prefix=f".{output.name}.", suffix=".partial", dir=output.parent))
+        old = folder.with_suffix(".old")
+        try:
+            folder.chmod(0o755)
+            yield folder
+            for path in folder.rglob("*"):
+                sync(path)
+            if output.exists():
+                output.rename(old)
+            folder.rename(output)
+            sync(output.parent)
+        except BaseException:
+            if old.exists() and not output.exists():
+                old.rename(output)
+            raise
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+            if output.exists():
+                shutil.rmtree(old, ignore_errors=True)
+
+
+def _write(folder: Path, contents: Contents, key: str, advance: Any) -> m.Manifest:
+    info = contents.entries[0].info
+    (folder / "labels.txt").write_text("\n".join(info["labels"]) + "\n", encoding="utf-8")
+    samples = _write_samples(folder, contents.splits)
+    advance()
+    variants = []
+    for entry in contents.entries:
+        variants.append(_write_model(folder, entry, contents))
+        advance()
+    _write_expected(folder, contents.entries, [folder / s.file.path for s in samples[:CHECKED_SAMPLES]])
+    advance()
+    _write_runtime(folder / "runtime")
+    write_json(folder / "splits.json", contents.splits.to_json())
+    (folder / "README.md").write_text(_readme(contents.entries), encoding="utf-8")
+    source = info["source"]
+    listed = {"labels.txt", "expected.npz", *(v.model.path for v in variants), *(s.file.path for s in samples)}
+    others = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
+    written = m.Manifest(
+        created_by=stage.versions() | {"key": key},
+        family=info["plan"]["family"],
+        weights={k: v for k, v in source.items() if k not in ("notice", "figures_absent", "history")},
+        notice=source.get("notice"),
+        figures_absent=source.get("figures_absent"),
+        target=f"{contents.target} ({TARGETS[contents.target].reason})" if contents.target in TARGETS else contents.target,
+        labels=_entry(folder, "labels.txt"),
+        class_ids=contents.class_ids,
+        expected=_entry(folder, "expected.npz"),
+        samples=tuple(samples),
+        variants=tuple(variants),
+        files=tuple(_entry(folder, path) for path in others if path not in listed),
+    )
+    write_json(folder / m.FILE_NAME, written.to_json())
+    advance()
+    return written
+
+
+def _entry(folder: Path, path: str) -> m.FileEntry:
+    return m.FileEntry(path, sha256(folder / path), (folder / path).stat().st_size)
+
+
+def _write_model(folder: Path, entry: Entry, contents: Contents) -> m.Variant:
+    (folder / "models").mkdir(exist_ok=True)
+    path = f"models/{entry.id}.onnx"
+    shutil.copyfile(entry.model.path, folder / path)
+    return m.Variant(
+        id=entry.id,
+        title=entry.title,
+        description=entry.description,
+        model=_entry(folder, path),
+        precision=entry.info["precision"],
+        parameters=entry.info["parameters"],
+        macs=entry.info["macs"],
+        preprocessing=entry.preprocessing,
+        steps=(*entry.info["source"].get("history", ()), *(("quantized to int8",) if entry.info["precision"] == "int8" else ())),
+        session=m.SessionSettings(),
+        evaluation=contents.evaluation[entry.id] if contents.evaluation else None,
+        evaluation_absent=contents.evaluation_absent,
+    )
+
+
+def _write_samples(folder: Path, splits: Splits) -> list[m.Sample]:
+    """Pictures to look at on the device: from the test set, one of each class as far as they go, else from the fitting set."""
+    (folder / "samples").mkdir()
+    samples = []
+    for number, item in enumerate(_varied(splits.test or splits.select or splits.fit), 1):
+        name = f"samples/{number:02d}-{_plain(item.path.stem)}{item.path.suffix.lower()}"
+        shutil.copyfile(item.path, folder / name)
+        samples.append(m.Sample(_entry(folder, name), item.label))
+    return samples
+
+
+def _varied(items: Sequence[Item]) -> list[Item]:
+    seen: set[int | None] = set()
+    first, others = [], []
+    for item in items:
+        (others if item.label in seen and item.label is not None else first).append(item)
+        seen.add(item.label)
+    return [*first, *others][:SAMPLES]
+
+
+def _plain(name: str) -> str:
+    return "".join(c if c.isascii() and (c.isalnum() or c in "-_") else "-" for c in name)[:40]
+
+
+def _write_expected(folder: Path, entries: Sequence[Entry], pictures: Sequence[Path]) -> None:
+    """Inputs and logits for the device's self-check, computed here with onnxruntime, one picture at a time."""
+    if not pictures:
+        raise DataError("a bundle needs at least one sample picture for its self-check")
+    arrays = {}
+    for entry in entries:
+        px = entry.preprocessing.crop_px
+        inputs = np.stack([load(picture, entry.preprocessing) for picture in pictures])
+        session = Model(folder / f"models/{entry.id}.onnx", m.SessionSettings(), device.usable_cores())
+        arrays[check.input_key(px)] = inputs
+        arrays[check.logits_key(entry.id)] = np.concatenate([session(inputs[k : k + 1]) for k in range(len(inputs))])
+    np.savez_compressed(folder / "expected.npz", **arrays)  # type: ignore[arg-type]
+
+
+def runtime_folder() -> Path:
+    """Where the launcher and the device's requirements are: beside the package in a checkout, inside it in a wheel."""
+    package = Path(vgg_runtime.__file__).parent
+    return next(folder for folder in (package / "launcher", package.parent) if (folder / "compare.py").is_file())
+
+
+def _write_runtime(folder: Path) -> None:
+    (folder / "vgg_runtime").mkdir(parents=True)
+    for path in sorted(Path(vgg_runtime.__file__).parent.glob("*.py")):
+        shutil.copyfile(path, folder / "vgg_runtime" / path.name)
+    for name in ("compare.py", "requirements.txt"):
+        shutil.copyfile(runtime_folder() / name, folder / name)
+
+
+def _readme(entries: Sequence[Entry]) -> str:
+    names = ", ".join(f"`{e.id}`" for e in entries)
+    return (
+        "# A VGG in several sizes, to be compared on this board\n\n"
+        "    python3 -m venv venv && venv/bin/pip install -r runtime/requirements.txt\n"
+        "    venv/bin/python runtime/compare.py\n\n"
+        "Needs 64-bit Linux and Python 3.11 or newer; `--image FILE` classifies your own picture, `--help` lists the rest.\n"
+        f"Variants: {names}. What each is, and what it lost, is in `manifest.json`.\n"
+    )

@@ -1,0 +1,386 @@
+"""The command line: options -> options.py -> a stage. No logic; the only place that prints.
+
+Exit codes: 0 done, 1 a stage or its check failed, 2 unusable input or options, 130 interrupted.
+"""
+
+import contextlib
+import json
+import logging
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from . import __version__, options
+from .errors import VggExportError
+
+EXIT_INTERRUPTED = 130
+SECONDS_BETWEEN_LINES = 10.0
+COMPARE_BUDGET_S = 3.0
+
+Command = Callable[..., Any]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command and return its exit code; no traceback reaches a user."""
+    from vgg_runtime.errors import RuntimeInputError
+
+    try:
+        result = cli.main(arguments, prog_name="vgg-export", standalone_mode=False)
+    except click.exceptions.NoArgsIsHelpError as error:
+        error.show()
+        return 2
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except VggExportError as error:
+        click.secho(f"Error: {error}", fg="red", err=True)
+        return error.exit_code
+    except RuntimeInputError as error:
+        click.secho(f"Error: {error}", fg="red", err=True)
+        return 2
+    except (KeyboardInterrupt, click.Abort):
+        click.echo("\nInterrupted; what was finished is kept and the same command goes on from there.", err=True)
+        return EXIT_INTERRUPTED
+    except MemoryError:
+        click.secho("Error: this computer ran out of memory; close other programs or use a machine with more", fg="red", err=True)
+        return 1
+    return int(result or 0)
+
+
+class TerminalProgress:
+    """Bars with remaining time on a terminal, a line now and then elsewhere."""
+
+    @contextlib.contextmanager
+    def task(self, label: str, total: int | None) -> Iterator["_Line | _Bar"]:
+        if total and sys.stderr.isatty():
+            with click.progressbar(length=total, label=f"  {label:<42}", file=sys.stderr, show_eta=True, show_pos=True) as bar:
+                yield _Bar(bar)
+            return
+        line = _Line(label, total)
+        yield line
+        line.done()
+
+
+class _Bar:
+    def __init__(self, bar: Any) -> None:
+        self._bar = bar
+
+    def advance(self, steps: int = 1) -> None:
+        self._bar.update(steps)
+
+
+class _Line:
+    """Says what is being done at once where it cannot be counted, and how long it took when it took long."""
+
+    def __init__(self, label: str, total: int | None) -> None:
+        self._label, self._total, self._done = label, total, 0
+        self._start = self._shown = time.monotonic()
+        if sys.stderr.isatty():
+            click.echo(f"  {label} ...", err=True, nl=False)
+
+    def advance(self, steps: int = 1) -> None:
+        self._done += steps
+        now = time.monotonic()
+        if self._total and now - self._shown >= SECONDS_BETWEEN_LINES:
+            left = (now - self._start) / self._done * (self._total - self._done)
+            click.echo(f"  {self._label}: {self._done} of {self._total}, {left:.0f} s left", err=True)
+            self._shown = now
+
+    def done(self) -> None:
+        seconds = time.monotonic() - self._start
+        if sys.stderr.isatty():
+            click.echo(f"\r  {self._label:<42} {seconds:.1f} s", err=True)
+        elif seconds >= 1:
+            click.echo(f"  {self._label}: done in {seconds:.1f} s", err=True)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__, prog_name="vgg-export")
+def cli() -> None:
+    """Make a big VGG usable on a small board: prune, fine-tune, quantize, shrink the input, compare.
+
+    Example: vgg-export all --weights my_vgg16.pth --data photos/ --output artifacts
+    """
+    logging.basicConfig(format="%(message)s", stream=sys.stderr, force=True)
+    for name in ("vgg_export", "vgg_calibration"):
+        logging.getLogger(name).setLevel(logging.INFO)
+    for name in ("torch", "onnxscript", "onnx_ir", "onnxruntime"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    logging.getLogger().setLevel(logging.ERROR)
+    warnings.simplefilter("ignore")  # the libraries' remarks to programmers; what a user must know is an error or logged
+
+
+def _grouped(*decorators: Command) -> Command:
+    def apply(function: Command) -> Command:
+        for decorator in reversed(decorators):
+            function = decorator(function)
+        return function
+
+    return apply
+
+
+_FILE = click.Path(path_type=Path, dir_okay=False)
+_FOLDER = click.Path(path_type=Path, file_okay=False)
+_weights = _grouped(
+    click.option("--weights", default="auto", show_default=True, metavar="auto|imagenet|demo|random|FILE", help="Where the checkpoint comes from."),
+    click.option("--labels", type=_FILE, help="Class names, one a line, in the order of the classes."),
+)
+_data = _grouped(
+    click.option("--data", metavar="imagenette|DIR|none", help="Pictures; the default fits the weights."),
+    click.option("--calibration-images", type=int, default=options.DataOptions.calibration_images, show_default=True, help="At most so many calibrate int8."),
+    click.option("--test-images", type=int, default=options.DataOptions.test_images, show_default=True, help="At most so many are evaluated."),
+)
+_seed = click.option("--seed", type=click.IntRange(0, 99), default=0, show_default=True, help="Of everything that is drawn or split at random.")
+_prune = _grouped(
+    click.option("--prune-ratio", type=float, default=options.PruneOptions.ratio, show_default=True, help="Share of the filters to remove."),
+    click.option("--prune-from", type=click.Choice(options.BLOCK_NAMES), default=options.PruneOptions.first_block, show_default=True, help="First block to prune."),
+    click.option("--criterion", type=click.Choice(options.CRITERIA), default=options.PruneOptions.criterion, show_default=True, help="What makes a filter important."),
+    click.option("--width-multiple", type=int, default=options.PruneOptions.multiple, show_default=True, help="Widths land on a multiple of this."),
+)
+_finetune = _grouped(
+    click.option("--finetune-epochs", "epochs", type=int, default=options.FinetuneOptions.epochs, show_default=True, help="0 to leave it out."),
+    click.option("--finetune-images", "images", type=int, default=options.FinetuneOptions.images, show_default=True, help="At most so many an epoch."),
+    click.option("--learning-rate", "rate", type=float, default=options.FinetuneOptions.rate, show_default=True, help="Of the first epoch; halved in each one after."),
+    click.option("--train-from", type=click.Choice(options.BLOCK_NAMES), default=options.FinetuneOptions.train_from, show_default=True, help="First block whose weights move."),
+)
+_target = click.option(
+    "--target", type=click.Choice(tuple(options.TARGETS)), default=options.QuantizeOptions.target, show_default=True, help="The core that int8 is made for."
+)
+
+
+def _weights_options(chosen: dict[str, Any]) -> options.WeightsOptions:
+    return options.WeightsOptions(chosen["weights"], chosen["labels"], chosen.get("seed", 0))
+
+
+def _data_options(chosen: dict[str, Any]) -> options.DataOptions:
+    return options.DataOptions(chosen["data"], chosen.get("seed", 0), chosen["calibration_images"], chosen["test_images"])
+
+
+def _prune_options(chosen: dict[str, Any]) -> options.PruneOptions:
+    return options.PruneOptions(chosen["prune_ratio"], chosen["prune_from"], chosen["criterion"], chosen["width_multiple"], chosen["seed"])
+
+
+def _finetune_options(chosen: dict[str, Any]) -> options.FinetuneOptions:
+    return options.FinetuneOptions(chosen["epochs"], chosen["rate"], train_from=chosen["train_from"], images=chosen["images"], seed=chosen["seed"])
+
+
+@cli.command("all")
+@click.option("--output", type=_FOLDER, default=Path("artifacts"), show_default=True, help="The bundle; replaced as a whole.")
+@click.option("--work", type=_FOLDER, help="Intermediate files  [default: .OUTPUT.work beside the output]")
+@_weights
+@_data
+@_prune
+@_finetune
+@_target
+@click.option("--scaled-px", type=int, default=options.AllOptions.scaled_px, show_default=True, help="Side of the smaller input.")
+@_seed
+@click.option("--no-compare", is_flag=True, help="Do not measure the variants on this machine at the end.")
+def all_(no_compare: bool, **chosen: Any) -> int:
+    """Everything: from a checkpoint to a bundle, then the comparison on this machine.
+
+    Example: vgg-export all --weights my_vgg16.pth --data photos/ --target pi4
+    """
+    wanted = options.AllOptions(
+        output=chosen["output"],
+        work=chosen["work"],
+        weights=_weights_options(chosen),
+        data=_data_options(chosen),
+        prune=_prune_options(chosen),
+        finetune=_finetune_options(chosen),
+        quantize=options.QuantizeOptions(chosen["target"]),
+        scaled_px=chosen["scaled_px"],
+    )
+    from . import pipeline
+
+    pipeline.run(wanted, TerminalProgress())
+    click.echo(f"\nThe bundle is in {wanted.output}; copy that folder to the board and run runtime/compare.py there.\n", err=True)
+    if no_compare:
+        return 0
+    launcher = wanted.output / "runtime" / "compare.py"
+    return subprocess.run([sys.executable, str(launcher), "--budget", str(COMPARE_BUDGET_S)], check=False).returncode
+
+
+@cli.command()
+@_weights
+@_prune
+@_seed
+@click.option("--output", type=_FILE, required=True, help="The smaller checkpoint (.safetensors).")
+def prune(output: Path, **chosen: Any) -> None:
+    """Remove filters; the tensors get smaller.
+
+    Example: vgg-export prune --weights my_vgg16.pth --prune-ratio 0.2 --output pruned.safetensors
+    """
+    wanted = _prune_options(chosen)
+    from . import pipeline, prune
+
+    progress = TerminalProgress()
+    checkpoint = pipeline.checkpoint_file(_weights_options(chosen), None, output.parent, progress)
+    prune.run(checkpoint, output, wanted, progress)
+    click.echo(f"wrote {output}")
+
+
+@cli.command()
+@_weights
+@_data
+@_finetune
+@_seed
+@click.option("--teacher", required=True, metavar="FILE|demo|imagenet", help="The checkpoint whose answers are learned.")
+@click.option("--output", type=_FILE, required=True, help="The tuned checkpoint (.safetensors).")
+def finetune(output: Path, teacher: str, **chosen: Any) -> None:
+    """Distil a pruned checkpoint from the original; labels join where there are any.
+
+    Example: vgg-export finetune --weights pruned.safetensors --teacher my_vgg16.pth --data photos/ --output tuned.safetensors
+
+    On several cores or machines: torchrun --nproc-per-node 2 -m vgg_export finetune ...
+    """
+    wanted, pictures = _finetune_options(chosen), _data_options(chosen)
+    from . import finetune, pipeline
+
+    progress = TerminalProgress()
+    student = pipeline.checkpoint_file(_weights_options(chosen), pictures, output.parent, progress)
+    taught_by = pipeline.checkpoint_file(options.WeightsOptions(teacher, chosen["labels"]), pictures, output.parent, progress, "teacher")
+    splits = pipeline.splits_for(student, pictures, output.parent, progress)
+    made = finetune.run(student, taught_by, splits, output, wanted, progress)
+    if made.path == output:
+        click.echo(f"wrote {output}")
+
+
+@cli.command()
+@_weights
+@click.option("--input-px", type=int, default=224, show_default=True, help="Side of the input; other than 224 folds the pool into fc1.")
+@click.option("--output", type=_FILE, required=True, help="The float model (.onnx).")
+def export(output: Path, input_px: int, **chosen: Any) -> None:
+    """Export a checkpoint to ONNX, audited and compared with torch.
+
+    Example: vgg-export export --weights tuned.safetensors --input-px 160 --output tuned-160.onnx
+    """
+    from . import pipeline, to_onnx
+
+    progress = TerminalProgress()
+    checkpoint = pipeline.checkpoint_file(_weights_options(chosen), None, output.parent, progress)
+    scaled = pipeline.at_input_px(checkpoint, input_px, output.parent, progress)
+    to_onnx.run(scaled, output, progress)
+    click.echo(f"wrote {output}")
+
+
+@cli.command()
+@click.option("--model", "source", type=_FILE, required=True, help="A float model that 'vgg-export export' wrote.")
+@_data
+@_target
+@_seed
+@click.option("--output", type=_FILE, required=True, help="The int8 model (.onnx).")
+def quantize(source: Path, output: Path, target: str, **chosen: Any) -> None:
+    """Static int8, calibrated on pictures.
+
+    Example: vgg-export quantize --model tuned.onnx --data photos/ --target pi4 --output tuned-int8.onnx
+    """
+    wanted, pictures = options.QuantizeOptions(target), _data_options(chosen)
+    from . import pipeline, quantize
+
+    progress = TerminalProgress()
+    exported = pipeline.model_file(source)
+    splits = pipeline.splits_for(exported, pictures, output.parent, progress)
+    quantize.run(exported, splits, pictures.calibration_images, output, wanted, progress, pictures.seed)
+    click.echo(f"wrote {output}")
+
+
+@cli.command()
+@click.argument("models", nargs=-1, required=True, type=_FILE)
+@_data
+@_target
+@_seed
+@click.option("--output", type=_FOLDER, default=Path("artifacts"), show_default=True, help="The bundle; replaced as a whole.")
+def bundle(models: tuple[Path, ...], output: Path, target: str, **chosen: Any) -> None:
+    """Put exported models into a folder for the board; the first is the baseline, each is named after its file.
+
+    Example: vgg-export bundle baseline.onnx tuned-int8.onnx --data photos/ --output artifacts
+    """
+    pictures = _data_options(chosen)
+    from . import pipeline
+
+    pipeline.bundle_files(models, pictures, target, output, TerminalProgress())
+    click.echo(f"wrote {output}")
+
+
+@cli.command()
+@click.option("--bundle", "folder", type=_FOLDER, default=Path("artifacts"), show_default=True, help="What to evaluate.")
+@_data
+@click.option("--record", is_flag=True, help="Write the figures into the bundle's manifest.")
+@click.option("--json", "json_file", type=_FILE, help="Write the figures to a file.")
+def evaluate(folder: Path, record: bool, json_file: Path | None, **chosen: Any) -> None:
+    """Accuracy and agreement of a bundle's variants on pictures that were not used to make it.
+
+    Example: vgg-export evaluate --bundle artifacts --data photos/test
+    """
+    pictures = _data_options(chosen)
+    from vgg_runtime import present
+
+    from . import pipeline
+    from .storage import write_json
+
+    figures, n = pipeline.evaluate_bundle(folder, pictures, TerminalProgress(), record=record)
+    click.echo(f"{n} test images, none of them used for fitting or calibration")
+    click.echo(present.table(("variant", *present.EVALUATION_COLUMNS), [[name, *present.evaluation_cells(row)] for name, row in figures.items()]))
+    if json_file:
+        write_json(json_file, figures)
+
+
+@cli.command("draw-signs")
+@click.option("--output", type=_FOLDER, required=True, help="A new folder; train/CLASS and test/CLASS are made in it.")
+@click.option("--train", type=int, default=1200, show_default=True, help="Pictures to draw for training.")
+@click.option("--test", type=int, default=600, show_default=True, help="Pictures to draw for testing, from other seeds.")
+@click.option("--size-px", type=int, default=256, show_default=True, help="Side of the square pictures.")
+@_seed
+def draw_signs(output: Path, train: int, test: int, size_px: int, seed: int) -> None:
+    """Draw labelled road signs into class folders.
+
+    Example: vgg-export draw-signs --output signs --train 1200 --test 600
+    """
+    from . import data
+
+    data.draw_signs(data.DrawOptions(output, train, test, size_px, seed), TerminalProgress())
+    click.echo(f"wrote {output}")
+
+
+@cli.command("demo-train")
+@click.option("--output", type=_FILE, required=True, help="The checkpoint (.safetensors); its model card is written beside it.")
+@click.option("--images", type=int, default=24_000, show_default=True, help="Signs to draw for training.")
+@click.option("--test-images", type=int, default=2_000, show_default=True, help="Signs to draw for the accuracy.")
+@_seed
+def demo_train(output: Path, images: int, test_images: int, seed: int) -> None:
+    """Train the embedded default anew (about an hour on two cores).
+
+    Example: vgg-export demo-train --output demo_vgg19.safetensors
+    """
+    from . import demo
+
+    card = demo.run(demo.DemoTrainOptions(output, images, test_images, seed), TerminalProgress())
+    click.echo(json.dumps(card["accuracy"]))
+
+
+@cli.command("demo-test")
+@click.option("--weights", type=_FILE, help="A demo checkpoint  [default: the embedded one]")
+@click.option("--test-images", type=click.IntRange(min=1), default=2_000, show_default=True, help="Signs to draw.")
+def demo_test(weights: Path | None, test_images: int) -> None:
+    """Reproduce the accuracy on the embedded demo's model card.
+
+    Example: vgg-export demo-test
+    """
+    from vgg_runtime.metrics import wilson_interval
+
+    from . import demo
+    from .weights import demo_path
+
+    right, n = demo.test_accuracy(weights or demo_path(), test_images, TerminalProgress())
+    low, high = wilson_interval(right, n)
+    click.echo(f"top-1 at 224 px: {100 * right / n:.2f} % of {n} signs (95 % interval {100 * low:.2f} to {100 * high:.2f} %)")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

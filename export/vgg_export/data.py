@@ -1,0 +1,326 @@
+"""Image folders -> three disjoint sets by source image: fit (and calibrate), select, test."""
+
+import concurrent.futures
+import dataclasses
+import hashlib
+import json
+import logging
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import vgg_calibration.choose as choose
+from vgg_runtime import images
+from vgg_runtime.errors import RuntimeInputError
+from vgg_runtime.preprocess import Preprocessing, load, open_image
+
+from . import signs
+from .errors import DataError, HubError, OptionsError
+from .options import DataOptions
+from .progress import Progress
+from .storage import write_json
+from .weights import reachable, wordnet_ids
+
+if TYPE_CHECKING:
+    import torch
+
+log = logging.getLogger(__name__)
+
+LEAST_FOR_SPLIT = 12  # below this all pictures are used to calibrate, and no figure is claimed
+FIT_SHARE, SELECT_SHARE = 0.5, 0.2  # of a folder without a test set of its own; the rest is the test set
+SELECT_OF_TRAIN = 0.2  # where there is a test set
+TRAIN_NAMES, SELECT_NAMES, TEST_NAMES = ("train",), ("val", "valid"), ("test",)
+SIGNS_TEST_SEED, SIGNS_TRAIN_SEED = 10_000_000, 20_000_000  # above every seed the demo was trained on
+
+
+@dataclasses.dataclass(frozen=True)
+class Item:
+    """A picture: class index or None, sha256 of the file, and the source image it was made from."""
+
+    path: Path
+    label: int | None
+    sha256: str
+    source: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Splits:
+    """Three sets that share no source image. ``note`` says why a set is empty."""
+
+    origin: str
+    fit: tuple[Item, ...]
+    select: tuple[Item, ...]
+    test: tuple[Item, ...]
+    note: str | None = None
+
+    def __post_init__(self) -> None:
+        seen: dict[str, str] = {}
+        for name in ("fit", "select", "test"):
+            for item in getattr(self, name):
+                if seen.setdefault(item.source, name) != name:
+                    raise DataError(f"{item.path} was made from a picture that is also in the {seen[item.source]} set; the sets must not share pictures")
+        if not self.fit:
+            raise DataError(f"{self.origin} holds no pictures to calibrate with")
+
+    def digest(self) -> str:
+        """Hash of the contents, whatever the files are called."""
+        content = {name: [(i.sha256, i.label) for i in getattr(self, name)] for name in ("fit", "select", "test")}
+        return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "origin": self.origin,
+            "note": self.note,
+            **{name: [{"file": i.path.name, "label": i.label, "sha256": i.sha256} for i in getattr(self, name)] for name in ("fit", "select", "test")},
+        }
+
+
+def class_folders(options: DataOptions) -> tuple[str, ...] | None:
+    """Names of the class folders of a ``--data`` folder, None for anything else."""
+    if options.spec in (None, "none", "imagenette"):
+        return None
+    parts = _parts(Path(str(options.spec)))
+    return tuple(sorted({f.folder for found in parts.values() for f in found if f.folder})) or None
+
+
+def resolve(options: DataOptions, weights: str, labels: Sequence[str], ids: Sequence[str] | None, cache: Path, progress: Progress) -> Splits:
+    """The pictures that ``--data`` asks for, split.
+
+    Args:
+        weights: what kind of weights these are (demo, imagenet, random, file), which decides the default.
+        ids: WordNet ids of the classes, None when they are not ImageNet's.
+        cache: where drawn pictures are kept.
+
+    Raises:
+        DataError, HubError: with what was found and what to do.
+    """
+    spec = options.spec
+    if spec is None and weights == "demo":
+        folder = draw_signs(DrawOptions(cache / "signs", train=1600, test=options.test_images), progress)
+        return _from_folder(folder, options, labels, ids, progress, "drawn road signs")
+    if spec == "imagenette" or (spec is None and ids and weights != "random"):
+        try:
+            return _from_folder(_imagenette(), options, labels, ids, progress, "Imagenette")
+        except HubError as error:
+            if spec:
+                raise
+            log.warning("%s; the sample photographs are used instead", error)
+    if spec in (None, "none"):
+        items = _items(images.find(sample_photos()), None, "sample photographs", progress)
+        note = "only the sample photographs were there, and all of them calibrate: no test images, so no figures"
+        return Splits("sample photographs", tuple(items), (), (), note)
+    return _from_folder(Path(str(spec)), options, labels, ids, progress, str(spec))
+
+
+def unseen(options: DataOptions, weights: str, labels: Sequence[str], ids: Sequence[str] | None, fitted: set[str], cache: Path, progress: Progress) -> list[Item]:
+    """Pictures to evaluate a finished bundle on: the test part of ``--data`` (its val part, or all of a folder without parts),
+    without those whose hash is in ``fitted``."""
+    if options.spec is None or options.spec in ("none", "imagenette"):
+        items = list(resolve(options, weights, labels, ids, cache, progress).test)
+    else:
+        parts = _parts(Path(options.spec))
+        chosen = parts.get("test") or parts.get("select") or parts.get("") or []
+        items = _items(chosen, _classes(options.spec, {"": chosen}, labels, ids), options.spec, progress)
+    kept = [i for i in items if i.sha256 not in fitted]
+    return choose.limit(kept, [i.source for i in kept], options.test_images, options.seed)
+
+
+def sample_photos() -> Path:
+    """The photographs that ship with the package: beside it in a checkout, inside it in a wheel."""
+    package = Path(choose.__file__).parent
+    return next(folder for folder in (package / "images", package.parent / "images") if folder.is_dir())
+
+
+def _parts(root: Path) -> dict[str, list[images.Found]]:
+    """Pictures of a folder by part: train, select and test as far as there are such folders, else all under ``""``."""
+    if not root.is_dir():
+        raise DataError(f"there is no folder {root}; --data takes imagenette, none, or a folder of pictures or class folders")
+    names = {p.name.lower(): p for p in root.iterdir() if p.is_dir()}
+    parts = {}
+    for part, known in (("train", TRAIN_NAMES), ("select", SELECT_NAMES), ("test", TEST_NAMES)):
+        for name in known:
+            if name in names:
+                parts[part] = names[name]
+    try:
+        if "train" not in parts:
+            return {"": images.find(root)}
+        return {part: images.find(folder) for part, folder in parts.items()}
+    except RuntimeInputError as error:
+        raise DataError(str(error)) from error
+
+
+def _from_folder(root: Path, options: DataOptions, labels: Sequence[str], ids: Sequence[str] | None, progress: Progress, origin: str) -> Splits:
+    parts = _parts(root)
+    classes = _classes(str(root), parts, labels, ids)
+    sets = {part: _items(found, classes, str(root), progress) for part, found in parts.items()}
+    return _split(origin, sets, options)
+
+
+def _classes(root: str, parts: dict[str, list[images.Found]], labels: Sequence[str], ids: Sequence[str] | None) -> dict[str, int]:
+    try:
+        return images.match_folders({f.folder for found in parts.values() for f in found if f.folder}, labels, ids)
+    except RuntimeInputError as error:
+        raise DataError(f"{root}: {error}") from error
+
+
+def _items(found: Sequence[images.Found], classes: dict[str, int] | None, origin: str, progress: Progress) -> list[Item]:
+    """Hash every picture and make sure that it can be decoded.
+
+    Raises:
+        DataError: the first picture that cannot, and how many more.
+    """
+    items, bad = [], []
+    workers = concurrent.futures.ThreadPoolExecutor(os.cpu_count())
+    with workers, progress.task(f"reading {origin}", len(found)) as task:
+        for picture, (digest, complaint) in zip(found, workers.map(_inspect, [f.path for f in found]), strict=True):
+            if complaint:
+                bad.append(complaint)
+            label = classes[picture.folder] if classes and picture.folder else None
+            items.append(Item(picture.path, label, digest, choose.source_of(picture.path, digest)))
+            task.advance()
+    if bad:
+        raise DataError(bad[0] + (f" ({len(bad) - 1} more pictures cannot be read either)" if len(bad) > 1 else "") + "; remove or repair them")
+    return items
+
+
+def _inspect(path: Path) -> tuple[str, str | None]:
+    try:
+        digest = choose.content_hash(path)
+        open_image(path)
+    except (RuntimeInputError, OSError) as error:
+        return "", str(error)
+    return digest, None
+
+
+def _split(origin: str, parts: dict[str, list[Item]], options: DataOptions) -> Splits:
+    """Assign items to the three sets by the hash of their source; duplicates across given parts stay with the first."""
+    seed = options.seed
+    if "" in parts:
+        items = parts[""]
+        if len({i.source for i in items}) < LEAST_FOR_SPLIT:
+            note = f"{len(items)} pictures are too few to set some apart for a test (at least {LEAST_FOR_SPLIT}); all of them calibrate, and there are no figures"
+            return Splits(origin, tuple(items), (), (), note)
+        fit, select, test = _three_ways(items, seed)
+    else:
+        given_select, test = parts.get("select", []), parts.get("test", [])
+        if not test:  # train and val alone: val is what nothing may be fitted on
+            given_select, test = [], given_select
+        fit, select = parts["train"], given_select
+        if not select:
+            select = [i for i, s in zip(fit, choose.spread([i.source for i in fit], seed), strict=True) if s < SELECT_OF_TRAIN]
+            fit = [i for i, s in zip(fit, choose.spread([i.source for i in fit], seed), strict=True) if s >= SELECT_OF_TRAIN]
+    used = {i.source for i in fit}
+    select = [i for i in select if i.source not in used]
+    used |= {i.source for i in select}
+    kept = [i for i in test if i.source not in used]
+    if dropped := len(test) - len(kept):
+        log.warning("%s: %d test pictures are also among the fitted ones and were left out of the test", origin, dropped)
+    kept = choose.limit(kept, [i.source for i in kept], options.test_images, seed)
+    return Splits(origin, tuple(fit), tuple(select), tuple(kept), None if kept else "no test pictures remain")
+
+
+def _three_ways(items: Sequence[Item], seed: int) -> tuple[list[Item], list[Item], list[Item]]:
+    """By rank of the sources' hashes, so that even a dozen pictures fill all three sets."""
+    sources = sorted({i.source for i in items}, key=lambda s: choose.spread([s], seed))
+    rank = {source: k / len(sources) for k, source in enumerate(sources)}
+    fit = [i for i in items if rank[i.source] < FIT_SHARE]
+    select = [i for i in items if FIT_SHARE <= rank[i.source] < FIT_SHARE + SELECT_SHARE]
+    return fit, select, [i for i in items if rank[i.source] >= FIT_SHARE + SELECT_SHARE]
+
+
+def _imagenette() -> Path:
+    """torchvision's Imagenette (320 px), downloaded once into the user's cache folder."""
+    from torchvision.datasets import Imagenette
+
+    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vgg-export"
+    folder = root / "imagenette2-320"
+    if not folder.is_dir():
+        url = Imagenette._ARCHIVES["320px"][0]
+        if why := reachable(url):
+            raise HubError(f"Imagenette is neither in {root} nor to be had from {url} ({why}); use --data FOLDER or --data none")
+        root.mkdir(parents=True, exist_ok=True)
+    try:
+        Imagenette(str(root), split="val", size="320px", download=not folder.is_dir())
+    except (OSError, RuntimeError) as error:
+        raise HubError(f"Imagenette could not be had ({error}); delete {folder} and run again, or use --data FOLDER") from error
+    return folder
+
+
+@dataclasses.dataclass(frozen=True)
+class DrawOptions:
+    """Class folders of drawn signs below ``output``/train and /test, as JPEG files of ``size_px``."""
+
+    output: Path
+    train: int = 1200
+    test: int = 600
+    size_px: int = 256
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if min(self.train, self.test) < 1 or self.size_px < 32 or not 0 <= self.seed < 100:
+            raise OptionsError(f"expected positive counts, a size of at least 32 px and a seed of 0 to 99; found {self}")
+        if max(self.train, self.test) > 1_000_000:
+            raise OptionsError("at most 1,000,000 signs a set")
+
+
+def draw_signs(options: DrawOptions, progress: Progress) -> Path:
+    """Draw the folders unless they are there as asked; a folder that something else wrote is never replaced."""
+    import PIL
+
+    record = options.output / "drawn.json"
+    drawn_by = hashlib.sha256(Path(str(signs.__file__)).read_bytes()).hexdigest()
+    wanted = {"train": options.train, "test": options.test, "size_px": options.size_px, "seed": options.seed, "drawn_by": drawn_by, "pillow": PIL.__version__}
+    if record.is_file() and json.loads(record.read_text()) == wanted:
+        return options.output
+    if options.output.exists() and not record.is_file() and any(options.output.iterdir()):
+        raise DataError(f"{options.output} is not empty and was not drawn by this program; name another folder")
+    beside = options.output.with_name(f".{options.output.name}.partial")
+    shutil.rmtree(beside, ignore_errors=True)
+    try:
+        _draw_all(beside, options, progress)
+        write_json(beside / "drawn.json", wanted)
+        shutil.rmtree(options.output, ignore_errors=True)
+        beside.rename(options.output)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+    return options.output
+
+
+def _draw_all(root: Path, options: DrawOptions, progress: Progress) -> None:
+    jobs = []
+    for part, count, base in (("train", options.train, SIGNS_TRAIN_SEED), ("test", options.test, SIGNS_TEST_SEED)):
+        for name in signs.CLASSES:
+            (root / part / name).mkdir(parents=True)
+        for k in range(count):
+            name, seed = signs.CLASSES[k % len(signs.CLASSES)], base + options.seed * 100_000_000 + k
+            jobs.append((root / part / name / f"{seed}.jpg", name, seed, options.size_px))
+    with concurrent.futures.ProcessPoolExecutor(os.cpu_count()) as pool, progress.task("drawing road signs", len(jobs)) as task:
+        for _ in pool.map(_draw_file, jobs, chunksize=32):
+            task.advance()
+
+
+def _draw_file(job: tuple[Path, str, int, int]) -> None:
+    path, name, seed, size_px = job
+    signs.draw(name, seed, size_px).save(path, quality=92)
+
+
+def batches_of(items: Sequence[Item], preprocessing: Preprocessing) -> "torch.utils.data.Dataset[tuple[torch.Tensor, int]]":
+    """A torch dataset of ([3, px, px], class index or -1)."""
+    import torch
+
+    class Pictures(torch.utils.data.Dataset[tuple[torch.Tensor, int]]):
+        def __len__(self) -> int:
+            return len(items)
+
+        def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+            item = items[index]
+            return torch.from_numpy(load(item.path, preprocessing)), -1 if item.label is None else item.label
+
+    return Pictures()
+
+
+def ids_for(source: dict[str, Any]) -> tuple[str, ...] | None:
+    """The WordNet ids of a checkpoint's classes, None when they are not ImageNet's."""
+    return wordnet_ids() if source.get("wordnet") else None

@@ -1,0 +1,219 @@
+"""Trains the embedded default: a VGG19 at a quarter of its width on drawn road signs.
+
+Run once by whoever maintains the package (``vgg-export demo-train``); the result ships as float16 safetensors. Progressive
+sizes: most of the passes see small pictures, the last ones see 224 px, where the network is used.
+"""
+
+import concurrent.futures
+import dataclasses
+import hashlib
+import json
+import logging
+import math
+import os
+import platform
+from collections import OrderedDict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from vgg_runtime.metrics import wilson_interval
+from vgg_runtime.preprocess import IMAGENET_MEAN, IMAGENET_STD
+
+from . import __version__, model, signs
+from .errors import OptionsError
+from .progress import Progress
+from .storage import sha256, write_json
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+log = logging.getLogger(__name__)
+
+PLAN = model.Plan("vgg19", ((16,) * 2, (32,) * 2, (64,) * 4, (128,) * 4, (128,) * 4), (512, 512), len(signs.CLASSES))
+DRAWN_PX = 256  # as the preprocessing resizes to before it crops 224
+TEST_SEED = 10_000_000  # training draws from seeds below, tests from here on: disjoint by construction
+
+
+@dataclasses.dataclass(frozen=True)
+class Phase:
+    """A stretch of training at one input size; one-cycle learning rate."""
+
+    px: int
+    epochs: int
+    rate: float
+    batch: int
+
+
+PHASES = (Phase(64, 8, 0.08, 64), Phase(112, 4, 0.04, 64), Phase(160, 1, 0.015, 64), Phase(224, 2, 0.01, 48))
+
+
+@dataclasses.dataclass(frozen=True)
+class DemoTrainOptions:
+    """``images`` drawn for training, ``test_images`` for the accuracy on the model card."""
+
+    output: Path
+    images: int = 24_000
+    test_images: int = 2_000
+    seed: int = 0
+    phases: tuple[Phase, ...] = PHASES
+
+    def __post_init__(self) -> None:
+        if not len(signs.CLASSES) <= self.images < TEST_SEED:
+            raise OptionsError(f"--images must be between {len(signs.CLASSES)} and {TEST_SEED - 1}, found {self.images}")
+        if self.test_images < 1:
+            raise OptionsError(f"--test-images must be positive, found {self.test_images}")
+
+
+def run(options: DemoTrainOptions, progress: Progress) -> dict[str, Any]:
+    """Draw, train, fold the batch norm, save as float16, test what was saved; returns the model card."""
+    import torch
+
+    torch.manual_seed(options.seed)
+    network = _trainable()
+    pictures, labels = draw_many(options.images, options.seed * options.images, progress, "drawing training signs")
+    for phase in options.phases:
+        _train(network, phase, pictures, labels, options.seed, progress)
+    checkpoint = _folded(network, {"weights": "demo", "what": "VGG19 at a quarter of its width, trained on drawn road signs"})
+    model.save(checkpoint, options.output, half=True)
+    return _write_card(options, progress)
+
+
+def _trainable() -> "nn.Module":
+    """The demo's VGG with batch norm, dropout and an adaptive pool, so that fc1 reads 7x7 at every training size."""
+    from torch import nn
+
+    layers: list[tuple[str, nn.Module]] = []
+    for name, layer in model.build(PLAN, batch_norm=True, dropout=0.25).named_children():
+        if name == "flatten":
+            layers.append(("avgpool", nn.AdaptiveAvgPool2d(model.POOLED_PX)))
+        layers.append((name, layer))
+    return nn.Sequential(OrderedDict(layers))
+
+
+def draw_many(count: int, first_seed: int, progress: Progress, label: str) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
+    """``count`` signs, classes in turn: pictures uint8 [count, 256, 256, 3] and class indices [count]."""
+    labels = np.arange(count) % len(signs.CLASSES)
+    pictures = np.empty((count, DRAWN_PX, DRAWN_PX, 3), np.uint8)
+    with concurrent.futures.ProcessPoolExecutor(os.cpu_count()) as pool, progress.task(label, count) as task:
+        drawn = pool.map(_draw_one, labels.tolist(), range(first_seed, first_seed + count), chunksize=64)
+        for row, picture in enumerate(drawn):
+            pictures[row] = picture
+            task.advance()
+    return pictures, labels
+
+
+def _draw_one(label: int, seed: int) -> npt.NDArray[np.uint8]:
+    return np.asarray(signs.draw(signs.CLASSES[label], seed, DRAWN_PX))
+
+
+def _train(
+    network: "nn.Module", phase: Phase, pictures: npt.NDArray[np.uint8], labels: npt.NDArray[np.int64], seed: int, progress: Progress
+) -> None:
+    import torch
+
+    network.train()
+    network.to(memory_format=torch.channels_last)
+    steps = phase.epochs * math.ceil(len(labels) / phase.batch)
+    optimizer = torch.optim.SGD(network.parameters(), lr=phase.rate, momentum=0.9, nesterov=True, weight_decay=5e-4)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, phase.rate, total_steps=steps, pct_start=0.2)
+    average = 0.0
+    with progress.task(f"training at {phase.px} px", steps) as task:
+        for x, y in _batches(phase, pictures, labels, np.random.default_rng([seed, phase.px])):
+            with torch.autocast("cpu", torch.bfloat16):
+                loss = torch.nn.functional.cross_entropy(network(x).float(), y, label_smoothing=0.05)
+            optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            schedule.step()
+            average += 0.02 * (loss.item() - average)
+            task.advance()
+    log.info("after %d px: running training loss %.3f", phase.px, average)
+
+
+def _batches(
+    phase: Phase, pictures: npt.NDArray[np.uint8], labels: npt.NDArray[np.int64], rng: np.random.Generator
+) -> "Iterator[tuple[torch.Tensor, torch.Tensor]]":
+    """Random crops of 200 to 256 px scaled to the phase's size, normalised, [N, 3, px, px] channels-last."""
+    import torch
+
+    mean, std = (torch.tensor(v).view(1, 3, 1, 1) * 255 for v in (IMAGENET_MEAN, IMAGENET_STD))
+    for _ in range(phase.epochs):
+        order = rng.permutation(len(labels))
+        for start in range(0, len(order), phase.batch):
+            rows = np.sort(order[start : start + phase.batch])
+            side = int(rng.integers(200, DRAWN_PX + 1))
+            top, left = rng.integers(0, DRAWN_PX - side + 1, 2)
+            crop = torch.from_numpy(pictures[rows, top : top + side, left : left + side]).permute(0, 3, 1, 2)
+            x = torch.nn.functional.interpolate(crop, (phase.px, phase.px), mode="bilinear", antialias=True)
+            x = ((x.float() - mean) / std).contiguous(memory_format=torch.channels_last)
+            yield x, torch.from_numpy(labels[rows])
+
+
+def _folded(network: "nn.Module", source: dict[str, Any]) -> model.Checkpoint:
+    """The plain VGG with the same evaluation-mode function."""
+    state = {name: t.detach().contiguous() for name, t in network.state_dict().items()}
+    tensors = {}
+    for name, _, _ in PLAN.convs():
+        bn = name.replace("conv", "bn")
+        tensors[f"{name}.weight"], tensors[f"{name}.bias"] = model.fold_batch_norm(
+            state[f"{name}.weight"],
+            None,
+            gamma=state[f"{bn}.weight"],
+            beta=state[f"{bn}.bias"],
+            mean=state[f"{bn}.running_mean"],
+            variance=state[f"{bn}.running_var"],
+        )
+    for name, _, _ in PLAN.linears():
+        tensors |= {f"{name}.{part}": state[f"{name}.{part}"] for part in ("weight", "bias")}
+    return model.Checkpoint(PLAN, tensors, signs.CLASSES, source)
+
+
+def test_accuracy(path: Path, count: int, progress: Progress) -> tuple[int, int]:
+    """``(right, n)`` of a saved demo checkpoint at 224 px on ``count`` signs drawn from the test seeds."""
+    import torch
+
+    network = model.load(path).model().to(memory_format=torch.channels_last)
+    pictures, labels = draw_many(count, TEST_SEED, progress, "drawing test signs")
+    mean, std = (torch.tensor(v).view(1, 3, 1, 1) * 255 for v in (IMAGENET_MEAN, IMAGENET_STD))
+    edge = (DRAWN_PX - 224) // 2
+    right = 0
+    with torch.inference_mode(), progress.task("testing at 224 px", count) as task:
+        for start in range(0, count, 50):
+            crop = torch.from_numpy(pictures[start : start + 50, edge:-edge, edge:-edge]).permute(0, 3, 1, 2)
+            found = network((crop.float() - mean) / std).argmax(1).numpy()
+            right += int((found == labels[start : start + 50]).sum())
+            task.advance(len(found))
+    return right, count
+
+
+def _write_card(options: DemoTrainOptions, progress: Progress) -> dict[str, Any]:
+    """The model card beside the weights: command, versions, hash, accuracy with n and interval."""
+    import PIL
+    import torch
+
+    right, n = test_accuracy(options.output, options.test_images, progress)
+    low, high = wilson_interval(right, n)
+    card = {
+        "model": "vgg19 at a quarter of its width, 20 drawn road signs",
+        "command": f"vgg-export demo-train --images {options.images} --test-images {options.test_images} --seed {options.seed}",
+        "check": "vgg-export demo-test",
+        "sha256": sha256(options.output),
+        "parameters": PLAN.parameters(),
+        "phases": [dataclasses.asdict(p) for p in options.phases],
+        "accuracy": {"top1": right / n, "n": n, "interval95": [low, high], "input_px": 224, "test_seeds": [TEST_SEED, TEST_SEED + n - 1]},
+        "versions": {
+            "vgg-export": __version__,
+            "torch": torch.__version__,
+            "numpy": np.__version__,
+            "pillow": PIL.__version__,
+            "python": platform.python_version(),
+        },
+        "plan_sha256": hashlib.sha256(json.dumps(PLAN.to_json()).encode()).hexdigest(),
+    }
+    write_json(options.output.with_suffix(".json"), card)
+    return card

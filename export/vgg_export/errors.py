@@ -1,0 +1,41 @@
+"""Named exceptions: each says what was found, what was expected and what to do."""
+
+
+class VggExportError(Exception):
+    """A stage failed. ``exit_code`` is what the command line exits with."""
+
+    exit_code = 1
+
+
+class CheckpointError(VggExportError):
+    """The weights cannot be read or are not a VGG."""
+
+    exit_code = 2
+
+
+class DataError(VggExportError):
+    """The images or labels cannot be used."""
+
+    exit_code = 2
+
+
+class OptionsError(VggExportError):
+    """Options that contradict each other or lie outside their range."""
+
+    exit_code = 2
+
+
+class OutputError(VggExportError):
+    """An output cannot be written."""
+
+    exit_code = 2
+
+
+class HubError(VggExportError):
+    """Weights or a data set could not be had over the network."""
+
+    exit_code = 2
+
+
+class CheckFailed(VggExportError):
+    """A transformation's own check (parity, audit) found a wrong result; nothing was written."""

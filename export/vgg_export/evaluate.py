@@ -1,0 +1,119 @@
+"""Accuracy of and agreement between exported files on the test images, through onnxruntime and the device's preprocessing."""
+
+import dataclasses
+import logging
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from vgg_runtime import device, metrics
+from vgg_runtime.manifest import SessionSettings
+from vgg_runtime.preprocess import Preprocessing, load
+from vgg_runtime.session import Model
+
+from . import stage
+from .data import Item
+from .errors import DataError
+from .progress import Progress
+
+log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class Subject:
+    """A model file and how its input is made."""
+
+    id: str
+    model: stage.Artifact
+    preprocessing: Preprocessing
+    session: SessionSettings = SessionSettings()
+
+
+def run(subjects: Sequence[Subject], items: Sequence[Item], output: Path, progress: Progress) -> stage.Artifact:
+    """Evaluate all subjects on the same pictures; the first is the baseline that the others are compared with.
+
+    The artifact is JSON: variant -> figures, as ``evaluate`` returns them.
+    """
+    import json
+
+    pictures = [(i.sha256, i.label) for i in items]
+    options = {"images": pictures, "subjects": [[s.id, s.preprocessing.to_json(), dataclasses.asdict(s.session)] for s in subjects]}
+
+    def make(path: Path) -> dict[str, object]:
+        figures = evaluate(subjects, items, path.parent, progress)
+        path.write_text(json.dumps(figures, indent=1))
+        return figures
+
+    return stage.produce("evaluate", options, {s.id: s.model for s in subjects}, output, make)
+
+
+def evaluate(subjects: Sequence[Subject], items: Sequence[Item], work: Path, progress: Progress) -> dict[str, Any]:
+    """Figures of every subject on ``items``.
+
+    Returns:
+        ``{id: {"n", "top1", "top5", "agreement", "kl_mean", "kl_p95"}}``; proportions are ``{"rate", "n", "interval95"}``, top-1
+        and top-5 are None without labels, top-5 also with five classes or fewer, where it says nothing.
+
+    Raises:
+        DataError: no pictures.
+    """
+    if not items:
+        raise DataError("there are no test pictures to evaluate on")
+    labels = np.array([-1 if i.label is None else i.label for i in items])
+    logits: dict[str, npt.NDArray[np.float32]] = {}
+    for preprocessing in dict.fromkeys(s.preprocessing for s in subjects):
+        with tempfile.TemporaryDirectory(prefix=".evaluate.", dir=work) as folder:
+            tensors = _tensors(items, preprocessing, Path(folder), progress)
+            for subject in (s for s in subjects if s.preprocessing == preprocessing):
+                logits[subject.id] = _infer(subject, tensors, progress)
+            del tensors
+    baseline = logits[subjects[0].id]
+    return {s.id: figures(logits[s.id], baseline, labels) for s in subjects}
+
+
+def figures(logits: npt.NDArray[np.float32], baseline: npt.NDArray[np.float32], labels: npt.NDArray[np.int64]) -> dict[str, Any]:
+    """Accuracy of ``logits`` [n, classes] and agreement with ``baseline``; ``labels`` [n] with -1 where unknown."""
+    known = labels >= 0
+    divergence = metrics.kl_divergence(baseline, logits)
+    best = metrics.top_k(logits, min(5, logits.shape[1]))
+    return {
+        "n": len(logits),
+        "top1": _proportion(best[known, 0] == labels[known]),
+        "top5": _proportion((best[known] == labels[known, None]).any(axis=1)) if logits.shape[1] > 5 else None,
+        "agreement": _proportion(best[:, 0] == baseline.argmax(axis=1)),
+        "kl_mean": float(divergence.mean()),
+        "kl_p95": float(np.quantile(divergence, 0.95)),
+    }
+
+
+def _proportion(hits: npt.NDArray[np.bool_]) -> dict[str, Any] | None:
+    if not len(hits):
+        return None
+    right = int(hits.sum())
+    return {"rate": right / len(hits), "n": len(hits), "interval95": list(metrics.wilson_interval(right, len(hits)))}
+
+
+def _tensors(items: Sequence[Item], preprocessing: Preprocessing, folder: Path, progress: Progress) -> npt.NDArray[np.float32]:
+    """All pictures preprocessed once, on disk rather than in memory: [n, 3, px, px]."""
+    px = preprocessing.crop_px
+    tensors: npt.NDArray[np.float32] = np.lib.format.open_memmap(folder / f"{px}.npy", "w+", np.float32, (len(items), 3, px, px))
+    with progress.task(f"preparing test images at {px} px", len(items)) as task:
+        for row, item in enumerate(items):
+            tensors[row] = load(item.path, preprocessing)
+            task.advance()
+    return tensors
+
+
+def _infer(subject: Subject, tensors: npt.NDArray[np.float32], progress: Progress) -> npt.NDArray[np.float32]:
+    """Logits [n, classes], one picture at a time as on the device."""
+    session = Model(subject.model.path, subject.session, device.usable_cores())
+    rows = []
+    with progress.task(f"evaluating {subject.id}", len(tensors)) as task:
+        for row in range(len(tensors)):
+            rows.append(session(tensors[row : row + 1]))
+            task.advance()
+    return np.concatenate(rows)

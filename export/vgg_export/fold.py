@@ -1,0 +1,80 @@
+"""Input scaling: the adaptive pool multiplied into the first fully connected layer, so that a smaller picture needs neither a
+pooling operator nor retraining.
+
+torchvision's ``AdaptiveAvgPool2d((7, 7))`` and fc1 are both linear, so their product is exact: fc1 [n, c*49] times the pool's
+[49, s*s] matrix is a fully connected layer on the s x s feature map.
+"""
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from . import model, stage
+from .errors import CheckFailed, OptionsError
+from .progress import Progress
+
+if TYPE_CHECKING:
+    import torch
+
+# Largest |difference of logits| relative to the largest |logit|, folded against pooled.
+TOLERANCE = 1e-4
+
+
+def run(checkpoint: stage.Artifact, output: Path, input_px: int, progress: Progress) -> stage.Artifact:
+    """Fold a checkpoint file to another input size."""
+
+    def make(path: Path) -> dict[str, object]:
+        with progress.task(f"folding the pool for {input_px} px", None):
+            original = model.load(checkpoint.path)
+            folded = fold(original, input_px)
+            difference = ensure_same_as_pooled(original, folded)
+            model.save(folded, path)
+        return {"parity": difference, "tolerance": TOLERANCE, "parameters": folded.plan.parameters(), "macs": folded.plan.macs()}
+
+    return stage.produce("fold", {"input_px": input_px}, {"checkpoint": checkpoint}, output, make)
+
+
+def pooling_matrix(side: int) -> "torch.Tensor":
+    """``AdaptiveAvgPool2d((7, 7))`` of a side x side map as a float64 matrix [49, side * side]."""
+    import torch
+
+    basis = torch.eye(side * side, dtype=torch.float64).view(side * side, 1, side, side)
+    return torch.nn.functional.adaptive_avg_pool2d(basis, model.POOLED_PX).flatten(1).T.contiguous()
+
+
+def fold(checkpoint: model.Checkpoint, input_px: int) -> model.Checkpoint:
+    """The checkpoint for ``input_px``, with the function of the original behind torchvision's adaptive pool.
+
+    Raises:
+        OptionsError: the checkpoint has already been folded to another size.
+    """
+    plan = checkpoint.plan
+    if plan.grid_px != model.POOLED_PX:
+        raise OptionsError(f"the checkpoint already takes {plan.input_px} px; expected the one for {model.POOLED_PX * model.STRIDE_PX} px")
+    smaller = dataclasses.replace(plan, input_px=input_px)
+    weight = checkpoint.tensors["fc1.weight"]
+    matrix = pooling_matrix(smaller.grid_px).to(weight.dtype)
+    folded = weight.view(weight.shape[0], -1, matrix.shape[0]) @ matrix
+    source = checkpoint.source | {"history": [*checkpoint.source.get("history", []), f"adaptive pool folded into fc1 for {input_px} px"]}
+    return model.Checkpoint(smaller, checkpoint.tensors | {"fc1.weight": folded.flatten(1)}, checkpoint.labels, source)
+
+
+def ensure_same_as_pooled(original: model.Checkpoint, folded: model.Checkpoint) -> float:
+    """Largest relative difference of logits between the folded network and the original with its pool.
+
+    Raises:
+        CheckFailed: more than the tolerance.
+    """
+    import torch
+
+    px = folded.plan.input_px
+    x = torch.randn(1, 3, px, px, generator=torch.Generator().manual_seed(0))
+    layers = list(original.model())
+    flatten = next(k for k, layer in enumerate(layers) if isinstance(layer, torch.nn.Flatten))
+    pooled = torch.nn.Sequential(*layers[:flatten], torch.nn.AdaptiveAvgPool2d(model.POOLED_PX), *layers[flatten:])
+    with torch.inference_mode():
+        expected, found = pooled(x), folded.model()(x)
+    difference = float((found - expected).abs().max() / expected.abs().max().clamp_min(1e-12))
+    if not difference <= TOLERANCE:
+        raise CheckFailed(f"folding: logits differ by {difference:.2g} of the largest from the pooled network, at most {TOLERANCE:g} allowed")
+    return difference

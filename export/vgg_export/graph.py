@@ -1,0 +1,67 @@
+"""What an ONNX graph is made of, and whether it is what was meant."""
+
+import collections
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from .errors import CheckFailed
+
+EXPORTED_OPS = frozenset({"Conv", "Relu", "MaxPool", "Gemm", "Flatten", "Reshape"})
+# What may be left of a quantized VGG after onnxruntime's optimizer; a float Conv, Gemm or Relu means that a layer was not fused.
+INT8_OPS = frozenset({"QuantizeLinear", "QLinearConv", "MaxPool", "QGemm", "DequantizeLinear", "Flatten", "Reshape", "Squeeze", "Unsqueeze"})
+
+
+def count_ops(path: Path) -> dict[str, int]:
+    """Operators of a model file by type; its weights are not read into memory twice."""
+    import onnx
+
+    graph = onnx.load(path, load_external_data=False).graph
+    return dict(sorted(collections.Counter(node.op_type for node in graph.node).items()))
+
+
+def audit_exported(path: Path) -> dict[str, int]:
+    """Check a float graph with onnx.checker and count its operators.
+
+    Raises:
+        CheckFailed: not valid, or holding anything but convolution, ReLU, max-pool, Gemm and a flattening.
+    """
+    import onnx
+
+    try:
+        onnx.checker.check_model(str(path), full_check=True)
+    except onnx.checker.ValidationError as error:
+        raise CheckFailed(f"the exported graph is not valid ONNX: {' '.join(str(error).split())[:200]}") from error
+    ops = count_ops(path)
+    if extra := sorted(ops.keys() - EXPORTED_OPS):
+        raise CheckFailed(f"the exported graph holds {', '.join(extra)}; expected only {', '.join(sorted(EXPORTED_OPS))}")
+    return ops
+
+
+def audit_quantized(path: Path) -> dict[str, int]:
+    """Count the operators that onnxruntime executes for an int8 model.
+
+    Raises:
+        CheckFailed: a float Conv, Gemm or anything else that is not an int8 operator is left.
+    """
+    ops = optimized_ops(path)
+    if extra := sorted(ops.keys() - INT8_OPS):
+        counted = ", ".join(f"{ops[name]} {name}" for name in extra)
+        raise CheckFailed(f"after onnxruntime's optimizer the int8 graph still holds {counted}; expected only {', '.join(sorted(INT8_OPS))}")
+    return ops
+
+
+def optimized_ops(path: Path) -> dict[str, int]:
+    """Operators after onnxruntime's own optimizer, from the graph it saves."""
+    import onnxruntime as ort
+
+    with tempfile.TemporaryDirectory() as folder:
+        options: Any = ort.SessionOptions()
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+        options.optimized_model_filepath = str(Path(folder) / "optimized.onnx")
+        # The weights are not what is looked at: beside the graph they need no second copy of half a gigabyte in protobuf.
+        options.add_session_config_entry("session.optimized_model_external_initializers_file_name", "weights.bin")
+        options.add_session_config_entry("session.optimized_model_external_initializers_min_size_in_bytes", "1024")
+        options.log_severity_level = 3
+        ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        return count_ops(Path(folder) / "optimized.onnx")

@@ -1,0 +1,243 @@
+"""A VGG from a channel plan, and the checkpoint format: a plan plus tensors.
+
+A pruned VGG is only another plan. Everything downstream (fold, export, quantize, the manifest) reads the plan and never
+guesses from layer names.
+"""
+
+import dataclasses
+import json
+from collections import OrderedDict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+from .errors import CheckpointError
+from .storage import atomic_file
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+CONVS_PER_BLOCK = {"vgg11": (1, 1, 2, 2, 2), "vgg13": (2, 2, 2, 2, 2), "vgg16": (2, 2, 3, 3, 3), "vgg19": (2, 2, 4, 4, 4)}
+STRIDE_PX = 32  # five 2x2 max-pools
+POOLED_PX = 7  # torchvision's AdaptiveAvgPool2d((7, 7)) in front of fc1
+FORMAT = "vgg-export-checkpoint"
+FORMAT_VERSION = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """The shape of a VGG: output channels of every convolution by block, then three fully connected layers.
+
+    ``input_px`` is the side of the square input the network takes. At 224 px the feature map is 7x7 and the adaptive pool
+    of torchvision is the identity, so there is no pool in the network at all; for other sizes ``fold`` multiplies the pool
+    into fc1.
+    """
+
+    family: str
+    blocks: tuple[tuple[int, ...], ...]
+    hidden: tuple[int, int]
+    classes: int
+    input_px: int = 224
+
+    def __post_init__(self) -> None:
+        counts = tuple(len(block) for block in self.blocks)
+        if CONVS_PER_BLOCK.get(self.family) != counts:
+            known = ", ".join(f"{name} {convs}" for name, convs in CONVS_PER_BLOCK.items())
+            raise CheckpointError(f"{self.family!r} with {counts} convolutions per block is not a VGG; expected one of: {known}")
+        if self.input_px < STRIDE_PX:
+            raise CheckpointError(f"a VGG halves its input five times: the input must be at least {STRIDE_PX} px, found {self.input_px}")
+
+    @property
+    def grid_px(self) -> int:
+        """Side of the feature map that fc1 reads."""
+        return self.input_px // STRIDE_PX
+
+    def convs(self) -> Iterator[tuple[str, int, int]]:
+        """``(name, input channels, output channels)`` of every convolution, input to output."""
+        channels = 3
+        for b, block in enumerate(self.blocks, 1):
+            for j, width in enumerate(block, 1):
+                yield f"conv{b}_{j}", channels, width
+                channels = width
+
+    def linears(self) -> Iterator[tuple[str, int, int]]:
+        """``(name, inputs, outputs)`` of the three fully connected layers."""
+        sizes = (self.blocks[-1][-1] * self.grid_px**2, *self.hidden, self.classes)
+        for k in range(3):
+            yield f"fc{k + 1}", sizes[k], sizes[k + 1]
+
+    def parameters(self) -> int:
+        """Weights and biases."""
+        return sum(9 * c * n + n for _, c, n in self.convs()) + sum(c * n + n for _, c, n in self.linears())
+
+    def macs(self) -> int:
+        """Multiply-accumulates of one inference (biases not counted)."""
+        total, side = 0, self.input_px
+        convs = self.convs()
+        for block in self.blocks:
+            for _ in block:
+                _, c, n = next(convs)
+                total += 9 * c * n * side * side
+            side //= 2
+        return total + sum(c * n for _, c, n in self.linears())
+
+    def to_json(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Self:
+        try:
+            return cls(
+                family=str(data["family"]),
+                blocks=tuple(tuple(int(n) for n in block) for block in data["blocks"]),
+                hidden=(int(data["hidden"][0]), int(data["hidden"][1])),
+                classes=int(data["classes"]),
+                input_px=int(data["input_px"]),
+            )
+        except (KeyError, TypeError, ValueError, IndexError) as error:
+            raise CheckpointError(f"the channel plan is damaged ({error!r}); expected family, blocks, hidden, classes, input_px") from error
+
+
+def full_width(family: str, classes: int = 1000) -> Plan:
+    """The plan of torchvision's ``family`` (vgg11, vgg13, vgg16 or vgg19)."""
+    widths = (64, 128, 256, 512, 512)
+    blocks = tuple((w,) * count for w, count in zip(widths, CONVS_PER_BLOCK[family], strict=True))
+    return Plan(family, blocks, (4096, 4096), classes)
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+    """A plan, its float32 tensors (``conv1_1.weight`` [n, c, 3, 3], ``fc1.weight`` [n, c*grid*grid], ``*.bias`` [n]), the
+    class names and where the weights came from."""
+
+    plan: Plan
+    tensors: "dict[str, torch.Tensor]"
+    labels: tuple[str, ...]
+    source: dict[str, Any]
+
+    def __post_init__(self) -> None:
+        expected = expected_shapes(self.plan)
+        found = {name: tuple(t.shape) for name, t in self.tensors.items()}
+        if missing := sorted(expected.keys() - found.keys()):
+            raise CheckpointError(f"the checkpoint lacks {missing[0]} {expected[missing[0]]} and {len(missing) - 1} more tensors of its plan")
+        for name, shape in found.items():
+            if name not in expected:
+                raise CheckpointError(f"the checkpoint holds {name} {shape}, which a {self.plan.family} does not have")
+            if shape != expected[name]:
+                raise CheckpointError(f"{name} is {shape}, but the plan says {expected[name]}")
+        if len(self.labels) != self.plan.classes:
+            raise CheckpointError(f"{len(self.labels)} labels for {self.plan.classes} classes; they must be as many")
+
+    def model(self) -> "VGG":
+        """The network in evaluation mode, with its own copy of the tensors."""
+        model = build(self.plan)
+        model.load_state_dict(self.tensors)
+        return model.eval()
+
+
+def expected_shapes(plan: Plan) -> dict[str, tuple[int, ...]]:
+    """The name and shape of every tensor of a plan."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for name, c, n in plan.convs():
+        shapes |= {f"{name}.weight": (n, c, 3, 3), f"{name}.bias": (n,)}
+    for name, c, n in plan.linears():
+        shapes |= {f"{name}.weight": (n, c), f"{name}.bias": (n,)}
+    return shapes
+
+
+def build(plan: Plan, *, batch_norm: bool = False, dropout: float = 0.0) -> "VGG":
+    """The network of a plan with PyTorch's default initial weights: [N, 3, input_px, input_px] -> logits [N, classes]."""
+    from torch import nn
+
+    layers: OrderedDict[str, nn.Module] = OrderedDict()
+    convs = plan.convs()
+    for b, block in enumerate(plan.blocks, 1):
+        for _ in block:
+            name, c, n = next(convs)
+            layers[name] = nn.Conv2d(c, n, 3, padding=1, bias=not batch_norm)
+            if batch_norm:
+                layers[name.replace("conv", "bn")] = nn.BatchNorm2d(n)
+            layers[name.replace("conv", "relu")] = nn.ReLU(inplace=True)
+        layers[f"pool{b}"] = nn.MaxPool2d(2)
+    layers["flatten"] = nn.Flatten()
+    for name, c, n in plan.linears():
+        layers[name] = nn.Linear(c, n)
+        if name != "fc3":
+            layers[name.replace("fc", "relu_fc")] = nn.ReLU(inplace=True)
+            if dropout:
+                layers[name.replace("fc", "dropout")] = nn.Dropout(dropout)
+    return nn.Sequential(layers)
+
+
+VGG = "nn.Sequential"
+
+
+def fold_batch_norm(
+    weight: "torch.Tensor",
+    bias: "torch.Tensor | None",
+    *,
+    gamma: "torch.Tensor",
+    beta: "torch.Tensor",
+    mean: "torch.Tensor",
+    variance: "torch.Tensor",
+    epsilon: float = 1e-5,
+) -> "tuple[torch.Tensor, torch.Tensor]":
+    """Multiply an evaluation-mode batch norm into the convolution before it.
+
+    Args:
+        weight: [n, c, 3, 3]; bias [n] or None; the batch norm's vectors [n].
+
+    Returns:
+        weight [n, c, 3, 3] and bias [n] of the single convolution with the same function, computed in float64.
+    """
+    scale = gamma.double() / (variance.double() + epsilon).sqrt()
+    shift = beta.double() + ((0 if bias is None else bias.double()) - mean.double()) * scale
+    return (weight.double() * scale.view(-1, 1, 1, 1)).float(), shift.float()
+
+
+def save(checkpoint: Checkpoint, path: Path, *, half: bool = False) -> None:
+    """Write plan, labels and source as metadata of a safetensors file; ``half`` stores the tensors as float16."""
+    from safetensors.torch import save as to_bytes
+
+    header = {"plan": checkpoint.plan.to_json(), "labels": checkpoint.labels, "source": checkpoint.source}
+    metadata = {"format": FORMAT, "version": str(FORMAT_VERSION), "checkpoint": json.dumps(header)}
+    tensors = {name: (t.half() if half else t.float()).contiguous() for name, t in checkpoint.tensors.items()}
+    with atomic_file(path) as temporary:
+        temporary.write_bytes(to_bytes(tensors, metadata))
+
+
+def is_checkpoint(path: Path) -> bool:
+    """Whether a safetensors file carries our plan in its metadata."""
+    return _metadata(path).get("format") == FORMAT
+
+
+def load(path: Path) -> Checkpoint:
+    """Read what ``save`` wrote; the tensors come back as float32.
+
+    Raises:
+        CheckpointError: not a safetensors file, truncated, not ours, newer than this program, or tensors that do not fit
+            the plan.
+    """
+    from safetensors.torch import load_file
+
+    metadata = _metadata(path)
+    if metadata.get("format") != FORMAT:
+        raise CheckpointError(f"{path} is a safetensors file, but not a {FORMAT}; give it to --weights instead")
+    if int(metadata.get("version", 0)) > FORMAT_VERSION:
+        raise CheckpointError(f"{path} has format version {metadata['version']}; this program reads up to {FORMAT_VERSION}: update vgg-export")
+    header = json.loads(metadata["checkpoint"])
+    tensors = {name: t.float() for name, t in load_file(path).items()}
+    return Checkpoint(Plan.from_json(header["plan"]), tensors, tuple(header["labels"]), header["source"])
+
+
+def _metadata(path: Path) -> dict[str, str]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="np") as file:
+            return dict(file.metadata() or {})
+    except FileNotFoundError as error:
+        raise CheckpointError(f"there is no file {path}") from error
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path} is not a readable safetensors file ({error}); it may be truncated: fetch it again") from error

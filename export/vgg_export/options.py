@@ -1,0 +1,146 @@
+"""What can be asked of each stage: frozen dataclasses, validated when made, defaults stated once."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from .errors import OptionsError
+
+WIDTH_MULTIPLE = 16  # onnxruntime's fast int8 kernels on ARM want channels in multiples of 4 in and 16 out
+BLOCK_NAMES = ("conv1", "conv2", "conv3", "conv4", "conv5")
+CRITERIA = ("l2", "l1", "random")
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+    """How int8 is made for a kind of core. ``signed_activations``: S8 instead of U8; ``reduce_range``: 7-bit weights."""
+
+    name: str
+    signed_activations: bool
+    reduce_range: bool
+    reason: str
+
+
+TARGETS = {
+    t.name: t
+    for t in (
+        Target("pi5", True, False, "Cortex-A76 with dot product: signed activations take 8 % fewer instructions"),
+        Target("pi4", True, False, "Cortex-A72 without dot product: signed activations take 7 % fewer instructions"),
+        Target("pi3", True, False, "Cortex-A53 without dot product, as pi4"),
+        Target("zero2", True, False, "Cortex-A53 without dot product, as pi4"),
+        Target("x86", False, False, "x86 with VNNI: unsigned activations and signed weights are the native form"),
+        Target("x86-avx2", False, True, "x86 without VNNI adds pairs of products in 16 bits: 7-bit weights keep them from saturating"),
+    )
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class WeightsOptions:
+    """``spec``: auto, imagenet, demo, random, or a file."""
+
+    spec: str = "auto"
+    labels: Path | None = None
+    seed: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class DataOptions:
+    """``spec``: imagenette, none, a folder, or None for what fits the weights."""
+
+    spec: str | None = None
+    seed: int = 0
+    calibration_images: int = 128
+    test_images: int = 1200
+
+    def __post_init__(self) -> None:
+        if self.calibration_images < 1:
+            raise OptionsError(f"--calibration-images must be at least 1, found {self.calibration_images}")
+        if self.test_images < 1:
+            raise OptionsError(f"--test-images must be at least 1, found {self.test_images}")
+
+
+@dataclasses.dataclass(frozen=True)
+class PruneOptions:
+    """``ratio`` of the filters of every convolution from block ``first_block`` on; widths land on a multiple of ``multiple``."""
+
+    ratio: float = 0.10
+    first_block: str = "conv4"
+    criterion: str = "l2"
+    multiple: int = WIDTH_MULTIPLE
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.ratio < 1:
+            raise OptionsError(f"--prune-ratio must be at least 0 and below 1, found {self.ratio}")
+        if self.first_block not in BLOCK_NAMES:
+            raise OptionsError(f"--prune-from must be one of {', '.join(BLOCK_NAMES)}, found {self.first_block!r}")
+        if self.criterion not in CRITERIA:
+            raise OptionsError(f"--criterion must be one of {', '.join(CRITERIA)}, found {self.criterion!r}")
+        if self.multiple < 1:
+            raise OptionsError(f"--width-multiple must be at least 1, found {self.multiple}")
+
+
+@dataclasses.dataclass(frozen=True)
+class FinetuneOptions:
+    """A short distillation. ``train_from``: the first block whose weights move; ``images`` per epoch at most."""
+
+    epochs: int = 2
+    rate: float = 1e-4
+    batch: int = 16
+    temperature: float = 2.0
+    train_from: str = "conv4"
+    images: int = 1000
+    select_images: int = 400
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.epochs < 0 or self.batch < 1 or self.images < 1 or self.select_images < 1:
+            raise OptionsError(f"epochs must not be negative, batch and images must be positive; found {self}")
+        if self.rate <= 0 or self.temperature <= 0:
+            raise OptionsError(f"the learning rate and the temperature must be positive, found {self.rate} and {self.temperature}")
+        if self.train_from not in BLOCK_NAMES:
+            raise OptionsError(f"--train-from must be one of {', '.join(BLOCK_NAMES)}, found {self.train_from!r}")
+
+
+@dataclasses.dataclass(frozen=True)
+class QuantizeOptions:
+    """``target``: a key of TARGETS."""
+
+    target: str = "pi5"
+
+    def __post_init__(self) -> None:
+        if self.target not in TARGETS:
+            raise OptionsError(f"--target must be one of {', '.join(TARGETS)}, found {self.target!r}")
+
+
+@dataclasses.dataclass(frozen=True)
+class AllOptions:
+    """Everything that ``vgg-export all`` takes."""
+
+    output: Path = Path("artifacts")
+    work: Path | None = None
+    weights: WeightsOptions = WeightsOptions()
+    data: DataOptions = DataOptions()
+    prune: PruneOptions = PruneOptions()
+    finetune: FinetuneOptions = FinetuneOptions()
+    quantize: QuantizeOptions = QuantizeOptions()
+    scaled_px: int = 160
+
+    def __post_init__(self) -> None:
+        if not 32 <= self.scaled_px < 224:
+            raise OptionsError(f"--scaled-px must be at least 32 and below 224, found {self.scaled_px}")
+        folder = self.output.resolve()
+        if folder == Path.cwd().resolve() or folder in Path.cwd().resolve().parents:
+            raise OptionsError(f"--output {self.output} contains the current folder; name a folder of its own")
+        if self.work and (self.work.resolve() == folder or folder in self.work.resolve().parents):
+            raise OptionsError(f"--work {self.work} lies inside --output {self.output}; the output is replaced as a whole")
+
+    @property
+    def work_folder(self) -> Path:
+        """Where intermediate files stay, so that a second run skips what is up to date."""
+        return self.work or self.output.resolve().parent / f".{self.output.resolve().name}.work"
+
+
+def as_json(options: Any) -> dict[str, Any]:
+    """A dataclass as JSON with paths as text."""
+    return {k: str(v) if isinstance(v, Path) else v for k, v in dataclasses.asdict(options).items()}

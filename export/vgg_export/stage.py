@@ -1,0 +1,129 @@
+"""What stages have in common: an artifact, its JSON sidecar, and the decision that it is up to date.
+
+A stage's work is keyed by content: its options, the hashes of the files it read, the versions of the libraries and the
+source of this program. Nothing depends on file times.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import importlib.metadata
+import json
+import logging
+import platform
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import vgg_calibration
+import vgg_runtime
+
+from .storage import atomic_file, sha256, write_json
+
+log = logging.getLogger(__name__)
+
+_LIBRARIES = ("torch", "torchvision", "onnx", "onnxscript", "onnxruntime", "numpy", "pillow")
+
+
+@dataclasses.dataclass(frozen=True)
+class Artifact:
+    """A finished file and its hash; ``sidecar`` is what was recorded when it was made."""
+
+    path: Path
+    sha256: str
+    sidecar: dict[str, Any]
+
+    @property
+    def measured(self) -> dict[str, Any]:
+        measured: dict[str, Any] = self.sidecar["measured"]
+        return measured
+
+
+def sidecar_path(path: Path) -> Path:
+    return path.with_name(path.name + ".json")
+
+
+def of(path: Path) -> Artifact:
+    """An existing file as an input; its sidecar if it has one."""
+    sidecar = _read(sidecar_path(path)) or {"measured": {}}
+    return Artifact(path, sha256(path), sidecar)
+
+
+def produce(
+    stage: str, options: dict[str, Any], inputs: dict[str, Artifact], output: Path, make: Callable[[Path], dict[str, Any]]
+) -> Artifact:
+    """Make ``output`` unless it is up to date.
+
+    Args:
+        make: writes the artifact to the path it is given and returns what it measured, as JSON.
+    """
+    if done := current(stage, options, inputs, output):
+        log.info("%s: up to date", stage)
+        return done
+    start = time.perf_counter()
+    with atomic_file(output) as temporary:
+        sidecar_path(output).unlink(missing_ok=True)
+        measured = make(temporary)
+        digest, size = sha256(temporary), temporary.stat().st_size
+    sidecar = {
+        "stage": stage,
+        "key": _key(stage, options, inputs),
+        "options": options,
+        "inputs": {name: artifact.sha256 for name, artifact in inputs.items()},
+        "output": {"sha256": digest, "bytes": size},
+        "versions": versions(),
+        "seconds": round(time.perf_counter() - start, 2),
+        "measured": measured,
+    }
+    write_json(sidecar_path(output), sidecar)
+    return Artifact(output, digest, sidecar)
+
+
+def current(stage: str, options: dict[str, Any], inputs: dict[str, Artifact], output: Path) -> Artifact | None:
+    """``output`` if it was made from just this and has not been touched since, else None."""
+    sidecar = _read(sidecar_path(output))
+    if not sidecar or sidecar.get("key") != _key(stage, options, inputs) or not output.is_file():
+        return None
+    if sha256(output) != sidecar["output"]["sha256"]:
+        return None
+    return Artifact(output, sidecar["output"]["sha256"], sidecar)
+
+
+def _key(stage: str, options: dict[str, Any], inputs: dict[str, Artifact]) -> str:
+    hashes = {name: artifact.sha256 for name, artifact in inputs.items()}
+    return hashlib.sha256(json.dumps([stage, options, hashes, versions(), source_digest()], sort_keys=True).encode()).hexdigest()
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None  # a missing or damaged sidecar only means that the work is done again
+    return data if isinstance(data, dict) else None
+
+
+@functools.cache
+def versions() -> dict[str, str]:
+    """Of what computed a result."""
+    found = {"vgg-export": vgg_runtime.__version__, "python": platform.python_version()}
+    for name in _LIBRARIES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = "missing"
+    return found
+
+
+@functools.cache
+def source_digest() -> str:
+    """Hash of this program's own source, so that a changed stage does its work again."""
+    digest = hashlib.sha256()
+    for package in (Path(__file__).parent, _folder(vgg_calibration), _folder(vgg_runtime)):
+        for path in sorted(package.glob("*.py")):
+            digest.update(path.name.encode() + path.read_bytes())
+    return digest.hexdigest()
+
+
+def _folder(package: Any) -> Path:
+    return Path(package.__file__).parent

@@ -1,0 +1,129 @@
+"""A checkpoint -> a float ONNX graph: traced by torch's exporter, cleaned, audited, and compared with torch."""
+
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from vgg_runtime.manifest import SessionSettings
+from vgg_runtime.preprocess import for_input
+from vgg_runtime.session import Model
+
+from . import graph, model, stage
+from .errors import CheckFailed
+from .progress import Progress
+
+if TYPE_CHECKING:
+    import onnx_ir
+
+log = logging.getLogger(__name__)
+
+# Largest |difference of logits| between torch and onnxruntime relative to the largest |logit|: both are fp32, but sum in
+# another order through up to 19 layers.
+TOLERANCE = 1e-4
+OPSET = 20
+
+
+def run(checkpoint: stage.Artifact, output: Path, progress: Progress) -> stage.Artifact:
+    """Export a checkpoint file; the sidecar carries what the bundle says about the model."""
+
+    def make(path: Path) -> dict[str, object]:
+        with progress.task("exporting to ONNX", None):
+            source = model.load(checkpoint.path)
+            export(source, path)
+            ops = graph.audit_exported(path)
+            parity = ensure_parity(source, path)
+        log.info("exported: largest relative difference to torch %.1e", parity)
+        return {"ops": ops, "parity": parity, "tolerance": TOLERANCE, "model": describe(source)}
+
+    return stage.produce("export", {"opset": OPSET, "transposed_linear": True}, {"checkpoint": checkpoint}, output, make)
+
+
+def describe(checkpoint: model.Checkpoint) -> dict[str, Any]:
+    """What later stages need to know of the model; they do not load torch."""
+    plan = checkpoint.plan
+    return {
+        "plan": plan.to_json(),
+        "labels": checkpoint.labels,
+        "source": checkpoint.source,
+        "preprocessing": for_input(plan.input_px).to_json(),
+        "precision": "fp32",
+        "parameters": plan.parameters(),
+        "macs": plan.macs(),
+    }
+
+
+def export(checkpoint: model.Checkpoint, path: Path) -> None:
+    """Write float32 ``input`` [batch, 3, px, px] -> ``logits`` [batch, classes] with a batch that can vary."""
+    import torch
+
+    px = checkpoint.plan.input_px
+    # Two pictures: a batch of one would be taken for a constant by torch.export.
+    program = torch.onnx.export(
+        checkpoint.model(),
+        (torch.zeros(2, 3, px, px),),
+        dynamo=True,
+        opset_version=OPSET,
+        input_names=["input"],
+        output_names=["logits"],
+        dynamic_shapes=({0: torch.export.Dim("batch")},),
+        verbose=False,
+    )
+    assert program is not None  # it is None only when torch.onnx.export writes the file itself
+    strip_metadata(program.model)
+    transpose_linear_weights(program.model)
+    program.save(path)
+
+
+def strip_metadata(exported: "onnx_ir.Model") -> None:
+    """Drop the exporter's notes: they hold stack traces with the paths of this machine."""
+    values = [*exported.graph.inputs, *exported.graph.outputs, *exported.graph.initializers.values()]
+    for node in exported.graph:
+        values += node.outputs
+        node.metadata_props.clear()
+        node.doc_string = None
+    for value in values:
+        value.metadata_props.clear()
+    exported.metadata_props.clear()
+    exported.graph.metadata_props.clear()
+
+
+def transpose_linear_weights(exported: "onnx_ir.Model") -> None:
+    """Store fully connected weights as [inputs, outputs] (``transB=0``).
+
+    onnxruntime's int8 kernel wants them so; otherwise it makes a transposed copy while loading, which is what peaks (a
+    quarter of a VGG19's int8 load, measured).
+    """
+    import onnx_ir as ir
+
+    for node in exported.graph:
+        flag = node.attributes.get("transB")
+        if node.op_type != "Gemm" or flag is None or flag.as_int() == 0:
+            continue
+        weight = node.inputs[1]
+        if weight is None or weight.const_value is None:
+            raise CheckFailed(f"the exported {node.op_type} {node.name} has no constant weight")
+        transposed = ir.tensor(np.ascontiguousarray(weight.const_value.numpy().T), name=weight.name)
+        weight.const_value, weight.shape = transposed, transposed.shape
+        node.attributes["transB"] = ir.AttrInt64("transB", 0)
+
+
+def ensure_parity(checkpoint: model.Checkpoint, path: Path) -> float:
+    """Largest relative difference of logits between torch and onnxruntime, for a batch of one and a batch of three.
+
+    Raises:
+        CheckFailed: more than the tolerance.
+    """
+    import torch
+
+    px = checkpoint.plan.input_px
+    x = torch.randn(3, 3, px, px, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        expected = checkpoint.model()(x).numpy()
+    session = Model(path, SessionSettings(), torch.get_num_threads())
+    found = np.concatenate([session(x[:1].numpy()), session(x.numpy())])
+    difference = float(np.abs(found - np.concatenate([expected[:1], expected])).max() / max(np.abs(expected).max(), 1e-12))
+    if not difference <= TOLERANCE:
+        raise CheckFailed(f"the exported graph's logits differ from torch's by {difference:.2g} of the largest, at most {TOLERANCE:g} allowed")
+    return difference

@@ -1,0 +1,15 @@
+#!/usr/bin/env python3
+"""Compare every variant of a bundle on this machine: ``python compare.py --help``."""
+
+import sys
+
+if sys.version_info < (3, 11):
+    sys.exit("Error: this needs Python 3.11 or newer, found %d.%d; Raspberry Pi OS Bookworm and later have it" % sys.version_info[:2])  # noqa: UP031
+
+try:
+    from vgg_runtime.compare import main
+except ModuleNotFoundError as missing:
+    sys.exit("Error: the package %s is missing; in a virtual environment run: pip install -r requirements.txt" % missing.name)  # noqa: UP031
+
+if __name__ == "__main__":
+    sys.exit(main())

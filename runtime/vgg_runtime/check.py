@@ -1,0 +1,40 @@
+"""The self-check: inputs and logits that travel with the bundle, replayed on the device. The one tolerance table."""
+
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from .errors import BundleError
+
+# Largest |difference of logits| that still passes, as a fraction of the spread (max - min) of the expected logits.
+# fp32: another CPU sums in another order. int8: the accumulation is exact, but a value that falls between two steps may
+# round the other way in each layer, and cores without VNNI saturate pairs of products.
+TOLERANCE = {"fp32": 1e-3, "int8": 0.10}
+
+
+def input_key(crop_px: int) -> str:
+    """Name of the inputs [n, 3, crop_px, crop_px] in expected.npz."""
+    return f"input_{crop_px}"
+
+
+def logits_key(variant: str) -> str:
+    """Name of a variant's logits [n, classes] in expected.npz."""
+    return f"logits_{variant}"
+
+
+def load_expected(path: Path, variant: str, crop_px: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    """Inputs [n, 3, px, px] and logits [n, classes] recorded when the bundle was built."""
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            return archive[input_key(crop_px)], archive[logits_key(variant)]
+    except (OSError, KeyError, ValueError) as error:
+        raise BundleError(f"{path} has no self-check for {variant} ({error}); copy the bundle again") from error
+
+
+def deviation(found: npt.NDArray[np.float32], expected: npt.NDArray[np.float32]) -> float:
+    """Largest difference as a fraction of the spread of the expected logits; infinite when anything is not a number."""
+    if found.shape != expected.shape or not np.isfinite(found).all():
+        return float("inf")
+    spread = float(expected.max() - expected.min())
+    return float(np.abs(found - expected).max()) / max(spread, 1e-12)

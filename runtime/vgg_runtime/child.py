@@ -1,0 +1,88 @@
+"""What runs in a variant's own process: load, self-check, time, predict. ``python -m vgg_runtime.child`` reads one JSON
+request from standard input and writes one JSON event a line to standard output; ``measure.py`` is the other end.
+
+Order matters: the peak memory is read before any picture is decoded, so that it is the model's and not a photograph's.
+"""
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from . import check, device
+from .manifest import SessionSettings
+from .metrics import softmax, top_k
+from .preprocess import Preprocessing, load
+from .session import Model
+
+WARM_UP_RUNS = 2
+LEAST_RUNS = 5
+TOP = 5
+
+
+def main() -> int:
+    request = json.load(sys.stdin)
+    try:
+        serve(request)
+    except MemoryError:
+        _emit("error", message="did not fit: out of memory")
+    except KeyboardInterrupt:
+        return 130
+    except Exception as error:  # whatever onnxruntime raises becomes a row of the table, with its own words
+        text = " ".join(str(error).split())
+        short = "did not fit: out of memory" if "bad_alloc" in text or "Failed to allocate" in text else text[:300]
+        _emit("error", message=short or type(error).__name__)
+    return 0
+
+
+def serve(request: dict[str, Any]) -> None:
+    """Answer one request with the events loaded, timed and (per picture) predicted."""
+    p = request["preprocessing"]
+    preprocessing = Preprocessing(p["resize_px"], p["crop_px"], tuple(p["mean"]), tuple(p["std"]))
+    inputs, expected = check.load_expected(Path(request["expected"]), request["variant"], preprocessing.crop_px)
+    import onnxruntime as _  # noqa: F401  the import is not part of the load time of the first variant
+
+    start = time.perf_counter()
+    model = Model(Path(request["model"]), SessionSettings(**request["session"]), request["threads"])
+    loaded = time.perf_counter()
+    first = model(inputs[:1])
+    first_ms = (time.perf_counter() - loaded) * 1e3
+    _emit("loaded", load_ms=(loaded - start) * 1e3, first_ms=first_ms)
+    replayed = np.concatenate([first, *(model(inputs[i : i + 1]) for i in range(1, len(inputs)))])
+    _emit("checked", deviation=min(check.deviation(replayed, expected), 1e9))
+    samples_ms = _timed(model, inputs[:1], request["budget_s"], request["max_runs"])
+    _emit("timed", samples_ms=samples_ms, peak_rss_bytes=device.peak_rss_bytes())
+    for index, path in enumerate(request["images"]):
+        _emit("predicted", index=index, **_prediction(model(load(Path(path), preprocessing)[None])[0]))
+
+
+def _timed(model: Model, batch: npt.NDArray[np.float32], budget_s: float, max_runs: int) -> list[float]:
+    """Steady-state latencies in ms: after a warm-up, until the budget or the number of runs is used up."""
+    for _ in range(WARM_UP_RUNS):
+        model(batch)
+    samples: list[float] = []
+    end = time.perf_counter() + budget_s
+    while len(samples) < max_runs and (len(samples) < LEAST_RUNS or time.perf_counter() < end):
+        start = time.perf_counter()
+        model(batch)
+        samples.append((time.perf_counter() - start) * 1e3)
+    return samples
+
+
+def _prediction(logits: npt.NDArray[np.float32]) -> dict[str, Any]:
+    """The most probable classes, most probable first."""
+    best = top_k(logits, min(TOP, len(logits)))
+    probabilities = softmax(logits)
+    return {"classes": best.tolist(), "probabilities": [float(probabilities[i]) for i in best]}
+
+
+def _emit(event: str, **fields: Any) -> None:
+    print(json.dumps({"event": event, **fields}), flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

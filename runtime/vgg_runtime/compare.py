@@ -1,0 +1,162 @@
+"""The command line of the device: all variants of a bundle side by side."""
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from . import __version__, device, manifest, measure, present
+from .errors import ImageError, RuntimeInputError
+from .images import Found, find, match_folders
+from .preprocess import open_image
+
+EXIT_OK, EXIT_FAILED, EXIT_INPUT, EXIT_INTERRUPTED = 0, 1, 2, 130
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit codes: 0 all well, 1 a self-check or a variant failed, 2 unusable input, 130 interrupted."""
+    options = _parser().parse_args(arguments)
+    try:
+        return _run(options)
+    except RuntimeInputError as error:
+        print(f"Error: {error}", file=sys.stderr)
+        return EXIT_INPUT
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader of a pipe went away
+        return EXIT_INPUT
+    except KeyboardInterrupt:
+        print("\nInterrupted.", file=sys.stderr)
+        return EXIT_INTERRUPTED
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="compare.py",
+        description="Run every variant of a bundle side by side: prediction, latency, size, memory, load time, agreement.",
+        epilog="example: python compare.py --image cat.jpg --variants baseline,quantized --json result.json",
+    )
+    parser.add_argument("--bundle", type=Path, metavar="DIR", help="the folder that 'vgg-export all' wrote (default: the one this file lies in, else ./artifacts)")
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--image", type=Path, action="append", default=[], metavar="FILE", help="a picture to classify; may be repeated (default: the bundle's samples)")
+    what.add_argument("--images", type=Path, metavar="DIR", help="a folder of pictures; class folders give an accuracy")
+    parser.add_argument("--variants", metavar="A,B", help="only these, by name (default: all)")
+    parser.add_argument("--threads", type=_positive, metavar="N", help="threads of onnxruntime (default: the cores this process may use)")
+    parser.add_argument("--budget", type=_seconds, default=10.0, metavar="SECONDS", help="of timed runs per variant (default: 10)")
+    parser.add_argument("--top5", action="store_true", help="show the five most probable classes")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the whole result, raw samples included")
+    parser.add_argument("--version", action="version", version=__version__)
+    return parser
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if not 1 <= value <= 1024:
+        raise argparse.ArgumentTypeError(f"expected 1 to 1024, found {text}")
+    return value
+
+
+def _seconds(text: str) -> float:
+    value = float(text)
+    if not 0 < value <= 86400:
+        raise argparse.ArgumentTypeError(f"expected more than 0 and at most 86400 seconds, found {text}")
+    return value
+
+
+def _run(options: argparse.Namespace) -> int:
+    folder = options.bundle or default_bundle()
+    bundle = manifest.read(folder)
+    variants = _chosen(bundle, options.variants)
+    needed = [bundle.labels, bundle.expected, *(v.model for v in variants)]
+    samples = not options.image and not options.images
+    manifest.verify(folder, [*needed, *(s.file for s in bundle.samples if samples)], lambda e: _report(f"checking {e.path}"))
+    labels = manifest.read_labels(folder, bundle)
+    images = _images(options, folder, bundle, labels)
+    if options.json:
+        _check_writable(options.json)
+    settings = measure.Options(threads=options.threads or device.usable_cores(), budget_s=options.budget)
+    result = measure.compare(folder, bundle, labels, variants, images, settings, _report)
+    _clear_report()
+    if options.json:
+        _write_json(options.json, result)
+    _print(result, top5=options.top5)
+    return EXIT_FAILED if any(row["error"] for row in result["variants"]) else EXIT_OK
+
+
+def default_bundle() -> Path:
+    """The bundle that this copy of the runtime belongs to, else ./artifacts."""
+    own = Path(__file__).resolve().parents[2]
+    return own if (own / manifest.FILE_NAME).is_file() else Path("artifacts")
+
+
+def _chosen(bundle: manifest.Manifest, wanted: str | None) -> list[manifest.Variant]:
+    if wanted is None:
+        return list(bundle.variants)
+    names = list(dict.fromkeys(name.strip() for name in wanted.split(",") if name.strip()))
+    if not names:
+        raise RuntimeInputError(f"--variants names none; this bundle has {', '.join(v.id for v in bundle.variants)}")
+    return [bundle.variant(name) for name in names]
+
+
+def _images(options: argparse.Namespace, folder: Path, bundle: manifest.Manifest, labels: Sequence[str]) -> list[tuple[Found, int | None]]:
+    """The pictures to classify with class indices where known; each has been decoded once, so none fails later."""
+    if options.images:
+        found = find(options.images)
+        classes = match_folders({f.folder for f in found if f.folder}, labels, bundle.class_ids)
+        images = [(f, classes[f.folder] if f.folder else None) for f in found]
+    elif options.image:
+        images = [(Found(path, None), None) for path in options.image]
+    else:
+        images = [(Found(folder / s.file.path, None), s.label) for s in bundle.samples]
+    bad = []
+    for picture, _ in images:
+        try:
+            open_image(picture.path)
+        except ImageError as error:
+            bad.append(str(error))
+    if bad:
+        more = f" ({len(bad) - 1} more pictures cannot be read either)" if len(bad) > 1 else ""
+        raise ImageError(bad[0] + more)
+    return images
+
+
+def _check_writable(path: Path) -> None:
+    """Fail before the measurement rather than after it."""
+    if not path.parent.is_dir() or path.is_dir() or not os.access(path.parent, os.W_OK):
+        raise RuntimeInputError(f"{path} cannot be written; name a file in an existing folder you may write to")
+
+
+def _write_json(path: Path, result: dict[str, Any]) -> None:
+    try:
+        with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=f".{path.name}.", encoding="utf-8", delete=False) as file:
+            json.dump(result, file, indent=1, ensure_ascii=False, allow_nan=False)
+        os.chmod(file.name, 0o644)
+        os.replace(file.name, path)
+    except OSError as error:
+        raise RuntimeInputError(f"{path} cannot be written ({error.strerror}); choose another place") from error
+
+
+def _print(result: dict[str, Any], *, top5: bool) -> None:
+    notice = present.notice(result)
+    parts = (notice, present.header(result), present.predictions(result, top5=top5), present.comparison(result), present.built(result), notice)
+    print("\n\n".join(part for part in parts if part))
+
+
+def _report(line: str) -> None:
+    """What is being done, on standard error: one line that is overwritten on a terminal."""
+    if sys.stderr.isatty():
+        print(f"\r\x1b[K{line}", end="", file=sys.stderr, flush=True)
+    else:
+        print(line, file=sys.stderr, flush=True)
+
+
+def _clear_report() -> None:
+    if sys.stderr.isatty():
+        print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,91 @@
+"""What the figures were measured on. Every file is read below ``root``, so that a test can lay out another board."""
+
+import dataclasses
+import importlib.metadata
+import os
+import platform
+import re
+from pathlib import Path
+from typing import Any
+
+# What decides which int8 kernels onnxruntime picks.
+_FEATURES = ("asimd", "asimddp", "i8mm", "sve", "avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_int8")
+
+
+@dataclasses.dataclass(frozen=True)
+class Device:
+    """A board or PC; what is not known is None."""
+
+    board: str
+    machine: str
+    cpu: str | None
+    features: tuple[str, ...]
+    cores: int
+    threads: int
+    ram_bytes: int | None
+    os: str | None
+    python: str
+    onnxruntime: str | None
+
+    def to_json(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+
+def describe(threads: int, root: Path = Path("/")) -> Device:
+    """The machine this runs on."""
+    cpuinfo = _text(root / "proc/cpuinfo")
+    flags = set((_first(r"^(?:flags|Features)\s*:\s*(.*)$", cpuinfo) or "").split())
+    cpu = _first(r"^model name\s*:\s*(.*)$", cpuinfo) or _arm_core(cpuinfo)
+    board = _text(root / "proc/device-tree/model").strip("\0 \n") or _text(root / "sys/devices/virtual/dmi/id/product_name").strip() or "unknown board"
+    memory = _first(r"^MemTotal:\s*(\d+) kB", _text(root / "proc/meminfo"))
+    return Device(
+        board=board,
+        machine=platform.machine(),
+        cpu=cpu,
+        features=tuple(f for f in _FEATURES if f in flags),
+        cores=len(re.findall(r"^processor\s*:", cpuinfo, re.MULTILINE)) or os.cpu_count() or 1,
+        threads=threads,
+        ram_bytes=int(memory) * 1024 if memory else None,
+        os=_first(r'^PRETTY_NAME="?([^"\n]*)', _text(root / "etc/os-release")) or platform.platform(),
+        python=platform.python_version(),
+        onnxruntime=_installed("onnxruntime"),
+    )
+
+
+def usable_cores() -> int:
+    """Cores this process may run on."""
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:  # not on macOS or Windows
+        return os.cpu_count() or 1
+
+
+def peak_rss_bytes(status: Path = Path("/proc/self/status")) -> int | None:
+    """VmHWM of this process; not ``ru_maxrss``, which inherits the parent's peak. None where /proc is missing."""
+    kilobytes = _first(r"^VmHWM:\s*(\d+) kB", _text(status))
+    return int(kilobytes) * 1024 if kilobytes else None
+
+
+def _arm_core(cpuinfo: str) -> str | None:
+    names = {"0xd03": "Cortex-A53", "0xd08": "Cortex-A72", "0xd0b": "Cortex-A76"}
+    part = _first(r"^CPU part\s*:\s*(\S+)", cpuinfo)
+    return names.get(part, f"ARM part {part}") if part else None
+
+
+def _installed(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
+
+
+def _first(pattern: str, text: str) -> str | None:
+    match = re.search(pattern, text, re.MULTILINE)
+    return match.group(1).strip() if match else None

@@ -1,0 +1,180 @@
+"""The bundle's manifest: its keys and its version exist here and nowhere else. ``vgg_export.bundle`` writes with these
+classes, the device reads with them.
+"""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Callable, Iterable
+from pathlib import Path, PurePosixPath
+from typing import Any, Self
+
+from .errors import BundleError
+from .preprocess import Preprocessing
+
+FORMAT = "vgg-export-bundle"
+SCHEMA = 1
+FILE_NAME = "manifest.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class FileEntry:
+    """A file of the bundle: path relative to the bundle with forward slashes, sha256 as hex, size in bytes."""
+
+    path: str
+    sha256: str
+    bytes: int
+
+    def __post_init__(self) -> None:
+        parts = PurePosixPath(self.path).parts
+        if not parts or parts[0] == "/" or ".." in parts or "\\" in self.path or ":" in self.path:
+            raise BundleError(f"the manifest names {self.path!r}, which is not inside the bundle; do not use this bundle")
+
+
+@dataclasses.dataclass(frozen=True)
+class SessionSettings:
+    """What the variant asks of onnxruntime: memory arena, and config entries by name."""
+
+    arena: bool = True
+    config: dict[str, str] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class Sample:
+    """A picture that travels with the bundle; ``label`` is a class index, None when unknown."""
+
+    file: FileEntry
+    label: int | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Variant:
+    """One model of the bundle.
+
+    ``evaluation`` holds what was measured at build time on test images (``top1``, ``top5``, ``agreement``, ``kl_mean``,
+    ``kl_p95``, ``n``, intervals); what could not be measured is None, and ``evaluation_absent`` says why.
+    """
+
+    id: str
+    title: str
+    description: str
+    model: FileEntry
+    precision: str
+    parameters: int
+    macs: int
+    preprocessing: Preprocessing
+    steps: tuple[str, ...]
+    session: SessionSettings
+    evaluation: dict[str, Any] | None = None
+    evaluation_absent: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Manifest:
+    """The whole bundle.
+
+    ``weights`` says where the checkpoint came from. ``notice`` must be shown with every table. ``figures_absent`` is the
+    reason why accuracy and agreement mean nothing for these weights (random ones), else None. ``class_ids`` are WordNet ids
+    or None.
+    """
+
+    created_by: dict[str, str]
+    family: str
+    weights: dict[str, Any]
+    notice: str | None
+    figures_absent: str | None
+    target: str
+    labels: FileEntry
+    class_ids: tuple[str, ...] | None
+    expected: FileEntry
+    samples: tuple[Sample, ...]
+    variants: tuple[Variant, ...]
+    files: tuple[FileEntry, ...]  # everything else: runtime copy, README, splits
+
+    def variant(self, wanted: str) -> Variant:
+        for variant in self.variants:
+            if variant.id == wanted:
+                return variant
+        raise BundleError(f"there is no variant {wanted!r}; this bundle has {', '.join(v.id for v in self.variants)}")
+
+    def all_files(self) -> list[FileEntry]:
+        models = [v.model for v in self.variants]
+        return [self.labels, self.expected, *models, *(s.file for s in self.samples), *self.files]
+
+    def to_json(self) -> dict[str, Any]:
+        return {"format": FORMAT, "schema": SCHEMA, **dataclasses.asdict(self)}
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Self:
+        fields = {k: v for k, v in data.items() if k in {f.name for f in dataclasses.fields(cls)}}
+        fields["labels"] = FileEntry(**data["labels"])
+        fields["expected"] = FileEntry(**data["expected"])
+        fields["class_ids"] = None if data["class_ids"] is None else tuple(data["class_ids"])
+        fields["samples"] = tuple(Sample(FileEntry(**s["file"]), s["label"]) for s in data["samples"])
+        fields["variants"] = tuple(_variant(v) for v in data["variants"])
+        fields["files"] = tuple(FileEntry(**f) for f in data["files"])
+        return cls(**fields)
+
+
+def _variant(data: dict[str, Any]) -> Variant:
+    p = data["preprocessing"]
+    preprocessing = Preprocessing(p["resize_px"], p["crop_px"], tuple(p["mean"]), tuple(p["std"]))
+    parsed = {
+        "model": FileEntry(**data["model"]),
+        "preprocessing": preprocessing,
+        "steps": tuple(data["steps"]),
+        "session": SessionSettings(**data["session"]),
+    }
+    return Variant(**{**data, **parsed})
+
+
+def read(folder: Path) -> Manifest:
+    """The manifest of the bundle in ``folder``.
+
+    Raises:
+        BundleError: no bundle there, not readable, damaged, or written by a newer vgg-export.
+    """
+    path = folder / FILE_NAME
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise BundleError(f"there is no bundle in {folder} (no {FILE_NAME}); make one with 'vgg-export all' or name it with --bundle") from error
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise BundleError(f"{path} cannot be read ({error}); copy the bundle again") from error
+    if not isinstance(data, dict) or data.get("format") != FORMAT:
+        raise BundleError(f"{path} is not a {FORMAT}; name the folder that 'vgg-export all' wrote")
+    schema = data.get("schema")
+    if not isinstance(schema, int) or schema > SCHEMA:
+        raise BundleError(f"{path} has schema {schema}; this runtime reads up to {SCHEMA}: use the bundle's own runtime/compare.py")
+    try:
+        return Manifest.from_json(data)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise BundleError(f"{path} is damaged ({error!r}); copy the bundle again") from error
+
+
+def verify(folder: Path, entries: Iterable[FileEntry], on_file: Callable[[FileEntry], None] | None = None) -> None:
+    """Compare size and sha256 of files with the manifest.
+
+    Raises:
+        BundleError: the first file that is missing or differs.
+    """
+    for entry in entries:
+        if on_file:
+            on_file(entry)
+        path = folder / entry.path
+        try:
+            with path.open("rb") as file:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+        except OSError as error:
+            raise BundleError(f"{path} cannot be read ({error.strerror}); copy the bundle again") from error
+        if digest != entry.sha256:
+            size = path.stat().st_size
+            raise BundleError(f"{path} differs from the manifest ({size} bytes, expected {entry.bytes}; sha256 {digest[:12]}…, expected {entry.sha256[:12]}…); copy the bundle again")
+
+
+def read_labels(folder: Path, manifest: Manifest) -> tuple[str, ...]:
+    """Class names, in the order of the logits."""
+    try:
+        return tuple((folder / manifest.labels.path).read_text(encoding="utf-8").splitlines())
+    except (OSError, UnicodeDecodeError) as error:
+        raise BundleError(f"{folder / manifest.labels.path} cannot be read ({error}); copy the bundle again") from error

@@ -1,0 +1,196 @@
+"""Measures variants, each in a fresh child process, one at a time, and makes the result document.
+
+The document is a contract (schema 1, described in the project's README); what was not measured is None.
+"""
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from . import check, device
+from .images import Found
+from .manifest import Manifest, Variant
+from .metrics import percentile, wilson_interval
+
+RESULT_SCHEMA = 1
+MAX_RUNS = 200
+
+Report = Callable[[str], None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """``budget_s``: seconds of timed runs per variant. ``threads``: of onnxruntime."""
+
+    threads: int
+    budget_s: float = 10.0
+    max_runs: int = MAX_RUNS
+
+
+def compare(
+    folder: Path, manifest: Manifest, labels: Sequence[str], variants: Sequence[Variant], images: Sequence[tuple[Found, int | None]], options: Options, report: Report
+) -> dict[str, Any]:
+    """Measure ``variants`` on ``images`` (with class indices where known) and return the result document."""
+    rows = []
+    for number, variant in enumerate(variants, 1):
+        report(f"{number}/{len(variants)} {variant.id}")
+        rows.append(_measure(folder, manifest, variant, [found.path for found, _ in images], options, report))
+    truths = [label for _, label in images]
+    baseline = next((row for row in rows if row["variant"] == manifest.variants[0].id and row["error"] is None), None)
+    for row in rows:
+        _relate(row, baseline, truths, manifest.figures_absent)
+        _name(row["predictions"], labels)
+    return {
+        "schema": RESULT_SCHEMA,
+        "measured_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "device": device.describe(options.threads).to_json(),
+        "bundle": _bundle(folder, manifest),
+        "images": [{"file": str(found.path), "label": None if label is None else labels[label]} for found, label in images],
+        "variants": rows,
+    }
+
+
+def _bundle(folder: Path, manifest: Manifest) -> dict[str, Any]:
+    return {
+        "path": str(folder),
+        "family": manifest.family,
+        "weights": manifest.weights,
+        "target": manifest.target,
+        "notice": manifest.notice,
+        "figures_absent": manifest.figures_absent,
+        "created_by": manifest.created_by,
+    }
+
+
+def _measure(folder: Path, manifest: Manifest, variant: Variant, images: list[Path], options: Options, report: Report) -> dict[str, Any]:
+    request = {
+        "variant": variant.id,
+        "model": str(folder / variant.model.path),
+        "expected": str(folder / manifest.expected.path),
+        "session": dataclasses.asdict(variant.session),
+        "preprocessing": variant.preprocessing.to_json(),
+        "threads": options.threads,
+        "budget_s": options.budget_s,
+        "max_runs": options.max_runs,
+        "images": [str(path) for path in images],
+    }
+    row = _empty_row(variant)
+    for event in _events(request, row):
+        _take(row, event, variant)
+        if event["event"] == "predicted" and (event["index"] + 1) % 10 == 0:
+            report(f"  {variant.id}: {event['index'] + 1}/{len(images)} pictures")
+    return row
+
+
+def _empty_row(variant: Variant) -> dict[str, Any]:
+    return {
+        "variant": variant.id,
+        "title": variant.title,
+        "precision": variant.precision,
+        "input_px": variant.preprocessing.crop_px,
+        "parameters": variant.parameters,
+        "macs": variant.macs,
+        "size_bytes": variant.model.bytes,
+        "load_ms": None,
+        "first_ms": None,
+        "p50_ms": None,
+        "p90_ms": None,
+        "runs": 0,
+        "samples_ms": [],
+        "speedup": None,
+        "peak_rss_bytes": None,
+        "self_check_deviation": None,
+        "accuracy": None,
+        "agreement": None,
+        "predictions": [],
+        "built": variant.evaluation,
+        "error": None,
+    }
+
+
+def _take(row: dict[str, Any], event: dict[str, Any], variant: Variant) -> None:
+    """Enter one event of the child into the row."""
+    match event["event"]:
+        case "loaded":
+            row |= {"load_ms": event["load_ms"], "first_ms": event["first_ms"]}
+        case "checked":
+            row["self_check_deviation"] = event["deviation"]
+            limit = check.TOLERANCE[variant.precision]
+            if event["deviation"] > limit:
+                row["error"] = f"self-check failed: logits differ by {event['deviation']:.2g} of their spread from those recorded at build time, at most {limit:g} allowed"
+        case "timed":
+            samples = event["samples_ms"]
+            row |= {"samples_ms": samples, "runs": len(samples), "peak_rss_bytes": event["peak_rss_bytes"]}
+            row |= {"p50_ms": percentile(samples, 50), "p90_ms": percentile(samples, 90)}
+        case "predicted":
+            row["predictions"].append({"classes": event["classes"], "probabilities": event["probabilities"]})
+        case "error":
+            row["error"] = row["error"] or event["message"]
+
+
+def _events(request: dict[str, Any], row: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Run the child and yield its events; how it died, if it did, becomes the row's error."""
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parent.parent)}
+    command = [sys.executable, "-P", "-m", "vgg_runtime.child"]
+    with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as complaints:
+        child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=complaints, text=True, encoding="utf-8", env=environment)
+        assert child.stdin and child.stdout  # they were asked for
+        try:
+            try:
+                child.stdin.write(json.dumps(request))
+                child.stdin.close()
+            except BrokenPipeError:
+                pass  # it died at once; its exit status says how
+            for line in child.stdout:
+                yield json.loads(line)
+            if code := child.wait():
+                complaints.seek(0)
+                row["error"] = row["error"] or explain_death(code, complaints.read())
+        finally:
+            child.kill()
+            child.wait()
+            child.stdout.close()
+
+
+def explain_death(code: int, complaint: str) -> str:
+    """One sentence for a child's non-zero return code (negative: the signal) and what it wrote to standard error."""
+    if code == -signal.SIGKILL:
+        return "did not fit: the process was killed, as the system does when memory runs out"
+    if code == -signal.SIGILL:
+        return "onnxruntime uses an instruction this CPU lacks (1.21.0 does on a Pi 4): install another version, see requirements.txt"
+    last = complaint.strip().splitlines()[-1][:200] if complaint.strip() else "it said nothing"
+    if code < 0:
+        return f"the process died of {signal.Signals(-code).name}: {last}"
+    return f"the process ended with code {code}: {last}"
+
+
+def _relate(row: dict[str, Any], baseline: dict[str, Any] | None, truths: Sequence[int | None], absent: str | None) -> None:
+    """Speed against the baseline, agreement with it and accuracy, where each can be had."""
+    if baseline and row["p50_ms"]:
+        row["speedup"] = baseline["p50_ms"] / row["p50_ms"]
+    found = [p["classes"][0] for p in row["predictions"]]
+    if absent or not found or len(found) != len(truths):
+        return
+    if baseline:
+        same = sum(a == b["classes"][0] for a, b in zip(found, baseline["predictions"], strict=True))
+        row["agreement"] = _proportion(same, len(found))
+    known = [(guess, truth) for guess, truth in zip(found, truths, strict=True) if truth is not None]
+    if known:
+        row["accuracy"] = _proportion(sum(guess == truth for guess, truth in known), len(known))
+
+
+def _proportion(right: int, n: int) -> dict[str, Any]:
+    return {"rate": right / n, "n": n, "interval95": list(wilson_interval(right, n))}
+
+
+def _name(predictions: list[dict[str, Any]], labels: Sequence[str]) -> None:
+    for prediction in predictions:
+        prediction["labels"] = [labels[i] for i in prediction["classes"]]

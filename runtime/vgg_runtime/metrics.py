@@ -1,0 +1,56 @@
+"""Figures that can be trusted: intervals, agreement, divergence, percentiles that have been earned."""
+
+import math
+import statistics
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+Z95 = 1.959963984540054
+# Runs that a percentile needs before its estimate is bounded at 99 % confidence (MLPerf early stopping).
+RUNS_FOR_PERCENTILE = {50: 1, 90: 64, 95: 130, 99: 662}
+
+
+def wilson_interval(right: int, n: int, z: float = Z95) -> tuple[float, float]:
+    """Wilson's score interval of a proportion (Wilson 1927), by default at 95 %."""
+    if not 0 <= right <= n or n == 0:
+        raise ValueError(f"a proportion needs 0 <= right <= n and n > 0, found {right} of {n}")
+    p, spread = right / n, z * z / n
+    centre = (p + spread / 2) / (1 + spread)
+    half = z / (1 + spread) * math.sqrt(p * (1 - p) / n + spread / (4 * n))
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def log_softmax(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
+    """Natural logarithm of the probabilities along the last axis, in float64."""
+    shifted = logits.astype(np.float64) - logits.max(axis=-1, keepdims=True)
+    result: npt.NDArray[np.float64] = shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+    return result
+
+
+def softmax(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
+    """Probabilities along the last axis, in float64."""
+    result: npt.NDArray[np.float64] = np.exp(log_softmax(logits))
+    return result
+
+
+def kl_divergence(reference: npt.NDArray[np.float32], other: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
+    """KL(reference || other) of the softmax of two logit arrays [n, classes], in nats: [n]."""
+    p, q = log_softmax(reference), log_softmax(other)
+    result: npt.NDArray[np.float64] = (np.exp(p) * (p - q)).sum(axis=-1)
+    return result
+
+
+def top_k(logits: npt.NDArray[np.float32], k: int) -> npt.NDArray[np.int64]:
+    """Indices of the ``k`` largest logits, largest first: [n, k]. Equal logits keep the order of the classes."""
+    return np.argsort(-logits, axis=-1, kind="stable")[..., :k]
+
+
+def percentile(samples: Sequence[float], q: int) -> float | None:
+    """The ``q``-th percentile (50, 90, 95, 99), or None while there are too few samples to claim it."""
+    if len(samples) < RUNS_FOR_PERCENTILE[q]:
+        return None
+    if q == 50:
+        return statistics.median(samples)
+    return sorted(samples)[math.ceil(q / 100 * len(samples)) - 1]

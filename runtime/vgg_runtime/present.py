@@ -1,0 +1,162 @@
+"""The result document as aligned text for a terminal."""
+
+import unicodedata
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+ABSENT = "–"
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> str:
+    """Columns as wide as their widest cell; the first ``left`` flush left, the others flush right."""
+    lines = [list(header), ["" for _ in header], *[list(row) for row in rows]]
+    widths = [max(_width(line[k]) for line in lines) for k in range(len(header))]
+    lines[1] = ["─" * w for w in widths]
+    return "\n".join("  ".join(_pad(cell, widths[k], flush_left=k < left) for k, cell in enumerate(line)).rstrip() for line in lines)
+
+
+def _width(text: str) -> int:
+    return sum(2 if unicodedata.east_asian_width(c) in "WF" else 0 if unicodedata.combining(c) else 1 for c in text)
+
+
+def _pad(text: str, width: int, *, flush_left: bool) -> str:
+    blanks = " " * (width - _width(text))
+    return text + blanks if flush_left else blanks + text
+
+
+def printable(text: str, limit: int = 40) -> str:
+    """A label or file name without control characters, cut to ``limit``."""
+    clean = "".join(c if c.isprintable() else "·" for c in text)
+    return clean if len(clean) <= limit else clean[: limit - 1] + "…"
+
+
+def number(value: float | None, unit: str = "", digits: int = 1) -> str:
+    """A figure with its unit, or a dash when it was not measured."""
+    return ABSENT if value is None else f"{value:.{digits}f}{unit}"
+
+
+def megabytes(value: float | None) -> str:
+    return ABSENT if value is None else f"{value / 1e6:.1f}" if value < 1e8 else f"{value / 1e6:.0f}"
+
+
+def percent(proportion: dict[str, Any] | None) -> str:
+    return ABSENT if proportion is None else f"{100 * proportion['rate']:.1f} %"
+
+
+def header(result: dict[str, Any]) -> str:
+    """The device and the bundle, a few lines."""
+    device, bundle = result["device"], result["bundle"]
+    ram = f"{device['ram_bytes'] / 2**30:.1f} GiB RAM" if device["ram_bytes"] else "RAM unknown"
+    features = " ".join(device["features"]) or "no int8 instructions known"
+    return "\n".join(
+        (
+            f"Device   {device['board']}, {device['cpu'] or device['machine']}, {device['cores']} cores, {device['threads']} threads used, {ram}",
+            f"         {features}; {device['os']}, Python {device['python']}, onnxruntime {device['onnxruntime'] or 'missing'}",
+            f"Model    {bundle['family']}, {bundle['weights'].get('what', 'weights of unknown origin')}; int8 made for {bundle['target']}",
+        )
+    )
+
+
+def notice(result: dict[str, Any]) -> str:
+    """What must be said with every table, framed; empty when there is nothing to say."""
+    lines = [result["bundle"][key] for key in ("notice", "figures_absent") if result["bundle"][key]]
+    return "\n".join(f"!! {line}" for line in lines)
+
+
+def comparison(result: dict[str, Any]) -> str:
+    """One row per variant."""
+    columns = ("variant", "input", "params M", "GMACs", "file MB", "load ms", "first ms", "P50 ms", "P90 ms", "speed", "peak MB", "agrees", "top-1")
+    rows = []
+    for row in result["variants"]:
+        cells = [row["variant"], f"{row['input_px']} px", f"{row['parameters'] / 1e6:.2f}", f"{row['macs'] / 1e9:.2f}", megabytes(row["size_bytes"])]
+        cells += [number(row["load_ms"], digits=0), number(row["first_ms"]), number(row["p50_ms"]), number(row["p90_ms"])]
+        cells += [number(row["speedup"], "x"), megabytes(row["peak_rss_bytes"]), percent(row["agreement"]), percent(row["accuracy"])]
+        rows.append(cells)
+    text = table(columns, rows)
+    for row in result["variants"]:
+        if row["error"]:
+            text += f"\n✗ {row['variant']}: {row['error']}"
+    return text + "\n" + _footnote(result)
+
+
+def _footnote(result: dict[str, Any]) -> str:
+    known = sum(image["label"] is not None for image in result["images"])
+    n = len(result["images"])
+    lines = [f"agrees: same top-1 as the baseline on these {n} pictures; top-1: right on the {known} of them with a known class."]
+    if any(row["p90_ms"] is None for row in result["variants"]):
+        lines.append(f"{ABSENT} in P90: fewer than the 64 runs it needs (more with --budget).")
+    if n < 100 and not result["bundle"]["figures_absent"]:
+        lines.append(f"With {n} pictures these two say little; the table below was measured at build time.")
+    return "\n".join(lines)
+
+
+def built(result: dict[str, Any]) -> str:
+    """What the bundle's maker measured on test images; empty when nothing was."""
+    evaluated = [row for row in result["variants"] if row["built"]]
+    if not evaluated:
+        return ""
+    cells = [[row["variant"], *evaluation_cells(row["built"])] for row in evaluated]
+    n = evaluated[0]["built"]["n"]
+    return f"Measured at build time on {n} test images (none of them used for fitting or calibration)\n" + table(("variant", *EVALUATION_COLUMNS), cells)
+
+
+EVALUATION_COLUMNS = ("top-1", "95 % interval", "top-5", "agrees", "95 % interval", "KL mean", "KL p95")
+
+
+def evaluation_cells(evaluation: dict[str, Any]) -> list[str]:
+    """One variant's build-time figures as text, absent ones as a dash."""
+    top1, top5, agreement = evaluation["top1"], evaluation["top5"], evaluation["agreement"]
+    return [
+        percent(top1),
+        _interval(top1),
+        percent(top5),
+        percent(agreement),
+        _interval(agreement),
+        number(evaluation["kl_mean"], digits=4),
+        number(evaluation["kl_p95"], digits=4),
+    ]
+
+
+def _interval(proportion: dict[str, Any] | None) -> str:
+    if proportion is None:
+        return ABSENT
+    low, high = proportion["interval95"]
+    return f"{100 * low:.1f} to {100 * high:.1f}"
+
+
+def predictions(result: dict[str, Any], *, top5: bool, limit: int = 12) -> str:
+    """What each variant said of each picture: the baseline in words, the others as = or as what they say instead."""
+    shown = [row for row in result["variants"] if row["predictions"]]
+    if not shown:
+        return ""
+    images = result["images"][:limit]
+    if top5:
+        return "\n\n".join(_top5(result, shown, k) for k in range(len(images)))
+    reference = shown[0]
+    rows = []
+    for k, image in enumerate(images):
+        mark = "" if image["label"] is None else f" ({printable(image['label'], 16)})"
+        cells = [printable(Path(image["file"]).name, 28) + mark]
+        for row in shown:
+            if k >= len(row["predictions"]):
+                cells.append(ABSENT)
+                continue
+            said, of = row["predictions"][k], reference["predictions"][k]
+            chance = f"{100 * said['probabilities'][0]:.0f} %"
+            same = row is not reference and said["classes"][0] == of["classes"][0]
+            cells.append(f"= {chance}" if same else f"{printable(said['labels'][0], 18)} {chance}")
+        rows.append(cells)
+    more = len(result["images"]) - len(images)
+    text = table(("picture", *(row["variant"] for row in shown)), rows)
+    return text + (f"\n… and {more} more pictures (all of them with --json)" if more > 0 else "")
+
+
+def _top5(result: dict[str, Any], shown: Sequence[dict[str, Any]], k: int) -> str:
+    rows = []
+    for row in shown:
+        if k < len(row["predictions"]):
+            p = row["predictions"][k]
+            rows.append([row["variant"], *(f"{printable(label, 20)} {100 * v:.1f} %" for label, v in zip(p["labels"], p["probabilities"], strict=True))])
+    ranks = max(len(row) for row in rows) - 1
+    return f"{printable(result['images'][k]['file'], 80)}\n" + table(("variant", *(f"{r}." for r in range(1, ranks + 1))), rows, left=ranks + 1)
