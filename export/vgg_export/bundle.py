@@ -105,16 +105,23 @@ def ensure_replaceable(output: Path) -> None:
             raise OutputError(f"{output} is a file; --output takes a folder")
         if not os.access(output, os.W_OK) or not os.access(output.parent, os.W_OK):
             raise OutputError(f"{output} cannot be written to; choose another --output")
-        found = {p.relative_to(output).as_posix() for p in output.rglob("*") if p.is_file() and not any(part in _IGNORED for part in p.parts)}
+        found = {
+            p.relative_to(output).as_posix() for p in output.rglob("*") if p.is_file() and not any(part in _IGNORED for part in p.parts)
+        }
     if not found:
         return
     try:
         known = {m.FILE_NAME, *(entry.path for entry in m.read(output).all_files())}
     except BundleError as error:
         shown = ", ".join(sorted(found)[:3])
-        raise OutputError(f"{output} is not empty and not a readable bundle (it holds {shown}); move it away or choose another --output") from error
+        raise OutputError(
+            f"{output} is not empty and not a readable bundle (it holds {shown}); move it away or choose another --output"
+        ) from error
     if extra := sorted(found - known):
-        raise OutputError(f"{output} holds files that are not part of the bundle and would be lost: {', '.join(extra[:5])}; move them or choose another --output")
+        raise OutputError(
+            f"{output} holds files that are not part of the bundle and would be lost: {', '.join(extra[:5])};"
+            " move them or choose another --output"
+        )
 
 
 def _key(contents: Contents) -> str:
@@ -240,7 +247,8 @@ def _write_samples(folder: Path, splits: Splits) -> list[m.Sample]:
 
 def _varied(items: Sequence[Item]) -> list[Item]:
     seen: set[int | None] = set()
-    first, others = [], []
+    first: list[Item] = []
+    others: list[Item] = []
     for item in items:
         (others if item.label in seen and item.label is not None else first).append(item)
         seen.add(item.label)

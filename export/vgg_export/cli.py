@@ -128,29 +128,78 @@ def _grouped(*decorators: Command) -> Command:
 _FILE = click.Path(path_type=Path, dir_okay=False)
 _FOLDER = click.Path(path_type=Path, file_okay=False)
 _weights = _grouped(
-    click.option("--weights", default="auto", show_default=True, metavar="auto|imagenet|demo|random|FILE", help="Where the checkpoint comes from."),
+    click.option(
+        "--weights", default="auto", show_default=True, metavar="auto|imagenet|demo|random|FILE", help="Where the checkpoint comes from."
+    ),
     click.option("--labels", type=_FILE, help="Class names, one a line, in the order of the classes."),
 )
 _data = _grouped(
     click.option("--data", metavar="imagenette|DIR|none", help="Pictures; the default fits the weights."),
-    click.option("--calibration-images", type=int, default=options.DataOptions.calibration_images, show_default=True, help="At most so many calibrate int8."),
-    click.option("--test-images", type=int, default=options.DataOptions.test_images, show_default=True, help="At most so many are evaluated."),
+    click.option(
+        "--calibration-images",
+        type=int,
+        default=options.DataOptions.calibration_images,
+        show_default=True,
+        help="At most so many calibrate int8.",
+    ),
+    click.option(
+        "--test-images", type=int, default=options.DataOptions.test_images, show_default=True, help="At most so many are evaluated."
+    ),
 )
-_seed = click.option("--seed", type=click.IntRange(0, 99), default=0, show_default=True, help="Of everything that is drawn or split at random.")
+_seed = click.option(
+    "--seed", type=click.IntRange(0, 99), default=0, show_default=True, help="Of everything that is drawn or split at random."
+)
 _prune = _grouped(
-    click.option("--prune-ratio", type=float, default=options.PruneOptions.ratio, show_default=True, help="Share of the filters to remove."),
-    click.option("--prune-from", type=click.Choice(options.BLOCK_NAMES), default=options.PruneOptions.first_block, show_default=True, help="First block to prune."),
-    click.option("--criterion", type=click.Choice(options.CRITERIA), default=options.PruneOptions.criterion, show_default=True, help="What makes a filter important."),
-    click.option("--width-multiple", type=int, default=options.PruneOptions.multiple, show_default=True, help="Widths land on a multiple of this."),
+    click.option(
+        "--prune-ratio", type=float, default=options.PruneOptions.ratio, show_default=True, help="Share of the filters to remove."
+    ),
+    click.option(
+        "--prune-from",
+        type=click.Choice(options.BLOCK_NAMES),
+        default=options.PruneOptions.first_block,
+        show_default=True,
+        help="First block to prune.",
+    ),
+    click.option(
+        "--criterion",
+        type=click.Choice(options.CRITERIA),
+        default=options.PruneOptions.criterion,
+        show_default=True,
+        help="What makes a filter important.",
+    ),
+    click.option(
+        "--width-multiple", type=int, default=options.PruneOptions.multiple, show_default=True, help="Widths land on a multiple of this."
+    ),
 )
 _finetune = _grouped(
-    click.option("--finetune-epochs", "epochs", type=int, default=options.FinetuneOptions.epochs, show_default=True, help="0 to leave it out."),
-    click.option("--finetune-images", "images", type=int, default=options.FinetuneOptions.images, show_default=True, help="At most so many an epoch."),
-    click.option("--learning-rate", "rate", type=float, default=options.FinetuneOptions.rate, show_default=True, help="Of the first epoch; halved in each one after."),
-    click.option("--train-from", type=click.Choice(options.BLOCK_NAMES), default=options.FinetuneOptions.train_from, show_default=True, help="First block whose weights move."),
+    click.option(
+        "--finetune-epochs", "epochs", type=int, default=options.FinetuneOptions.epochs, show_default=True, help="0 to leave it out."
+    ),
+    click.option(
+        "--finetune-images", "images", type=int, default=options.FinetuneOptions.images, show_default=True, help="At most so many an epoch."
+    ),
+    click.option(
+        "--learning-rate",
+        "rate",
+        type=float,
+        default=options.FinetuneOptions.rate,
+        show_default=True,
+        help="Of the first epoch; halved in each one after.",
+    ),
+    click.option(
+        "--train-from",
+        type=click.Choice(options.BLOCK_NAMES),
+        default=options.FinetuneOptions.train_from,
+        show_default=True,
+        help="First block whose weights move.",
+    ),
 )
 _target = click.option(
-    "--target", type=click.Choice(tuple(options.TARGETS)), default=options.QuantizeOptions.target, show_default=True, help="The core that int8 is made for."
+    "--target",
+    type=click.Choice(tuple(options.TARGETS)),
+    default=options.QuantizeOptions.target,
+    show_default=True,
+    help="The core that int8 is made for.",
 )
 
 
@@ -167,7 +216,9 @@ def _prune_options(chosen: dict[str, Any]) -> options.PruneOptions:
 
 
 def _finetune_options(chosen: dict[str, Any]) -> options.FinetuneOptions:
-    return options.FinetuneOptions(chosen["epochs"], chosen["rate"], train_from=chosen["train_from"], images=chosen["images"], seed=chosen["seed"])
+    return options.FinetuneOptions(
+        chosen["epochs"], chosen["rate"], train_from=chosen["train_from"], images=chosen["images"], seed=chosen["seed"]
+    )
 
 
 @cli.command("all")
@@ -179,6 +230,7 @@ def _finetune_options(chosen: dict[str, Any]) -> options.FinetuneOptions:
 @_finetune
 @_target
 @click.option("--scaled-px", type=int, default=options.AllOptions.scaled_px, show_default=True, help="Side of the smaller input.")
+@click.option("--variants", metavar="A,B", help="Only these and the baseline  [default: all]")
 @_seed
 @click.option("--no-compare", is_flag=True, help="Do not measure the variants on this machine at the end.")
 def all_(no_compare: bool, **chosen: Any) -> int:
@@ -195,6 +247,7 @@ def all_(no_compare: bool, **chosen: Any) -> int:
         finetune=_finetune_options(chosen),
         quantize=options.QuantizeOptions(chosen["target"]),
         scaled_px=chosen["scaled_px"],
+        variants=tuple(name.strip() for name in chosen["variants"].split(",")) if chosen["variants"] else None,
     )
     from . import pipeline
 
@@ -326,7 +379,9 @@ def evaluate(folder: Path, record: bool, json_file: Path | None, **chosen: Any) 
 
     figures, n = pipeline.evaluate_bundle(folder, pictures, TerminalProgress(), record=record)
     click.echo(f"{n} test images, none of them used for fitting or calibration")
-    click.echo(present.table(("variant", *present.EVALUATION_COLUMNS), [[name, *present.evaluation_cells(row)] for name, row in figures.items()]))
+    click.echo(
+        present.table(("variant", *present.EVALUATION_COLUMNS), [[name, *present.evaluation_cells(row)] for name, row in figures.items()])
+    )
     if json_file:
         write_json(json_file, figures)
 

@@ -60,7 +60,9 @@ class Splits:
         for name in ("fit", "select", "test"):
             for item in getattr(self, name):
                 if seen.setdefault(item.source, name) != name:
-                    raise DataError(f"{item.path} was made from a picture that is also in the {seen[item.source]} set; the sets must not share pictures")
+                    raise DataError(
+                        f"{item.path} was made from a picture that is also in the {seen[item.source]} set; the sets must not share pictures"
+                    )
         if not self.fit:
             raise DataError(f"{self.origin} holds no pictures to calibrate with")
 
@@ -73,7 +75,10 @@ class Splits:
         return {
             "origin": self.origin,
             "note": self.note,
-            **{name: [{"file": i.path.name, "label": i.label, "sha256": i.sha256} for i in getattr(self, name)] for name in ("fit", "select", "test")},
+            **{
+                name: [{"file": i.path.name, "label": i.label, "sha256": i.sha256} for i in getattr(self, name)]
+                for name in ("fit", "select", "test")
+            },
         }
 
 
@@ -85,7 +90,9 @@ def class_folders(options: DataOptions) -> tuple[str, ...] | None:
     return tuple(sorted({f.folder for found in parts.values() for f in found if f.folder})) or None
 
 
-def resolve(options: DataOptions, weights: str, labels: Sequence[str], ids: Sequence[str] | None, cache: Path, progress: Progress) -> Splits:
+def resolve(
+    options: DataOptions, weights: str, labels: Sequence[str], ids: Sequence[str] | None, cache: Path, progress: Progress
+) -> Splits:
     """The pictures that ``--data`` asks for, split.
 
     Args:
@@ -114,7 +121,9 @@ def resolve(options: DataOptions, weights: str, labels: Sequence[str], ids: Sequ
     return _from_folder(Path(str(spec)), options, labels, ids, progress, str(spec))
 
 
-def unseen(options: DataOptions, weights: str, labels: Sequence[str], ids: Sequence[str] | None, fitted: set[str], cache: Path, progress: Progress) -> list[Item]:
+def unseen(
+    options: DataOptions, weights: str, labels: Sequence[str], ids: Sequence[str] | None, fitted: set[str], cache: Path, progress: Progress
+) -> list[Item]:
     """Pictures to evaluate a finished bundle on: the test part of ``--data`` (its val part, or all of a folder without parts),
     without those whose hash is in ``fitted``."""
     if options.spec is None or options.spec in ("none", "imagenette"):
@@ -151,7 +160,9 @@ def _parts(root: Path) -> dict[str, list[images.Found]]:
         raise DataError(str(error)) from error
 
 
-def _from_folder(root: Path, options: DataOptions, labels: Sequence[str], ids: Sequence[str] | None, progress: Progress, origin: str) -> Splits:
+def _from_folder(
+    root: Path, options: DataOptions, labels: Sequence[str], ids: Sequence[str] | None, progress: Progress, origin: str
+) -> Splits:
     parts = _parts(root)
     classes = _classes(str(root), parts, labels, ids)
     sets = {part: _items(found, classes, str(root), progress) for part, found in parts.items()}
@@ -181,7 +192,9 @@ def _items(found: Sequence[images.Found], classes: dict[str, int] | None, origin
             items.append(Item(picture.path, label, digest, choose.source_of(picture.path, digest)))
             task.advance()
     if bad:
-        raise DataError(bad[0] + (f" ({len(bad) - 1} more pictures cannot be read either)" if len(bad) > 1 else "") + "; remove or repair them")
+        raise DataError(
+            bad[0] + (f" ({len(bad) - 1} more pictures cannot be read either)" if len(bad) > 1 else "") + "; remove or repair them"
+        )
     return items
 
 
@@ -200,7 +213,10 @@ def _split(origin: str, parts: dict[str, list[Item]], options: DataOptions) -> S
     if "" in parts:
         items = parts[""]
         if len({i.source for i in items}) < LEAST_FOR_SPLIT:
-            note = f"{len(items)} pictures are too few to set some apart for a test (at least {LEAST_FOR_SPLIT}); all of them calibrate, and there are no figures"
+            note = (
+                f"{len(items)} pictures are too few to set some apart for a test (at least {LEAST_FOR_SPLIT});"
+                " all of them calibrate, and there are no figures"
+            )
             return Splits(origin, tuple(items), (), (), note)
         fit, select, test = _three_ways(items, seed)
     else:
@@ -271,7 +287,14 @@ def draw_signs(options: DrawOptions, progress: Progress) -> Path:
 
     record = options.output / "drawn.json"
     drawn_by = hashlib.sha256(Path(str(signs.__file__)).read_bytes()).hexdigest()
-    wanted = {"train": options.train, "test": options.test, "size_px": options.size_px, "seed": options.seed, "drawn_by": drawn_by, "pillow": PIL.__version__}
+    wanted = {
+        "train": options.train,
+        "test": options.test,
+        "size_px": options.size_px,
+        "seed": options.seed,
+        "drawn_by": drawn_by,
+        "pillow": PIL.__version__,
+    }
     if record.is_file() and json.loads(record.read_text()) == wanted:
         return options.output
     if options.output.exists() and not record.is_file() and any(options.output.iterdir()):

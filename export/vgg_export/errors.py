@@ -37,5 +37,5 @@ class HubError(VggExportError):
     exit_code = 2
 
 
-class CheckFailed(VggExportError):
+class CheckFailedError(VggExportError):
     """A transformation's own check (parity, audit) found a wrong result; nothing was written."""

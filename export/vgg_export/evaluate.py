@@ -30,7 +30,7 @@ class Subject:
     id: str
     model: stage.Artifact
     preprocessing: Preprocessing
-    session: SessionSettings = SessionSettings()
+    session: SessionSettings = dataclasses.field(default_factory=SessionSettings)
 
 
 def run(subjects: Sequence[Subject], items: Sequence[Item], output: Path, progress: Progress) -> stage.Artifact:

@@ -6,11 +6,16 @@ or under ``torchrun`` (DistributedDataParallel, gloo on CPU): each process then 
 
 import contextlib
 import copy
+import dataclasses
 import logging
 import os
+import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
 
 import vgg_calibration.choose as choose
 from vgg_runtime.preprocess import for_input
@@ -28,7 +33,9 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-def run(student: stage.Artifact, teacher: stage.Artifact, splits: Splits, output: Path, options: FinetuneOptions, progress: Progress) -> stage.Artifact:
+def run(
+    student: stage.Artifact, teacher: stage.Artifact, splits: Splits, output: Path, options: FinetuneOptions, progress: Progress
+) -> stage.Artifact:
     """Fine-tune a checkpoint file towards another; the sidecar records the selection loss of every epoch.
 
     Without fitting or selection pictures, or for random weights, the student is passed on unchanged and the sidecar says
@@ -42,7 +49,7 @@ def run(student: stage.Artifact, teacher: stage.Artifact, splits: Splits, output
             log.info("not fine-tuned: %s", reason)
             model.save(checkpoint, path)
             return {"skipped": reason, "epochs": [], "kept_epoch": 0}
-        tuned, measured = tune(checkpoint, model.load(teacher.path), splits, options, progress)
+        tuned, measured = tune(checkpoint, model.load(teacher.path), splits, options, path.parent, progress)
         if rank() == 0:
             model.save(tuned, path)
         return measured
@@ -90,7 +97,7 @@ def _nothing_to_do(checkpoint: model.Checkpoint, splits: Splits, options: Finetu
 
 
 def tune(
-    student: model.Checkpoint, teacher: model.Checkpoint, splits: Splits, options: FinetuneOptions, progress: Progress
+    student: model.Checkpoint, teacher: model.Checkpoint, splits: Splits, options: FinetuneOptions, folder: Path, progress: Progress
 ) -> tuple[model.Checkpoint, dict[str, Any]]:
     """The best of the start and every epoch by the loss on the selection set; never worse than the start.
 
@@ -100,29 +107,46 @@ def tune(
     import torch
 
     if student.plan.classes != teacher.plan.classes or student.plan.input_px != teacher.plan.input_px:
-        raise DataError(f"the student has {student.plan.classes} classes at {student.plan.input_px} px, the teacher {teacher.plan.classes} at {teacher.plan.input_px} px; expected the same")
+        raise DataError(
+            f"the student has {student.plan.classes} classes at {student.plan.input_px} px,"
+            f" the teacher {teacher.plan.classes} at {teacher.plan.input_px} px; expected the same"
+        )
     torch.manual_seed(options.seed)
-    network, reference = student.model(), teacher.model()
+    network = student.model()
     frozen, trained = _divide(network, options.train_from)
-    fit = choose.limit(splits.fit, [i.source for i in splits.fit], options.images, options.seed)
-    select = choose.limit(splits.select, [i.source for i in splits.select], options.select_images, options.seed)
-    distance = _Distance(frozen, trained, reference, options.temperature)
     shown = progress if rank() == 0 else Quiet()
-    losses = [_selection_loss(distance, select, student.plan.input_px, options, shown)]
-    best, kept = copy.deepcopy(trained.state_dict()), 0
+    with tempfile.TemporaryDirectory(prefix=".finetune.", dir=folder) as scratch:
+        sets = {}
+        for name, items, limit in (("fitting", splits.fit, options.images), ("selection", splits.select, options.select_images)):
+            chosen = choose.limit(items, [i.source for i in items], limit, options.seed)[rank() :: _world()]
+            sets[name] = _cache(chosen, student.plan.input_px, frozen, teacher, Path(scratch) / name, options.batch, shown, name)
+        losses, kept = _epochs(trained, sets["fitting"], sets["selection"], options, shown)
+        measured = {"selection_loss": losses, "kept_epoch": kept, "processes": _world()}
+        measured |= {"images": _total(len(sets["fitting"].labels)), "select_images": _total(len(sets["selection"].labels))}
+    tensors = {name: t.detach().clone() for name, t in network.state_dict().items()}
+    words = (
+        f"distilled for {kept} of {options.epochs} epochs on {measured['images']} pictures"
+        if kept
+        else "fine-tuning did not help and was rolled back"
+    )
+    source = student.source | {"history": [*student.source.get("history", []), words]}
+    return model.Checkpoint(student.plan, tensors, student.labels, source), measured
+
+
+def _epochs(
+    trained: "nn.Module", fitting: "_Cached", selection: "_Cached", options: FinetuneOptions, progress: Progress
+) -> tuple[list[float], int]:
+    """Train; leaves the best weights in ``trained`` and returns the selection loss of the start and every epoch, and the kept one."""
+    losses, kept = [_selection_loss(trained, selection, options)], 0
+    best = copy.deepcopy(trained.state_dict())
     for epoch in range(1, options.epochs + 1):
-        _train_epoch(distance, fit, student.plan.input_px, options, epoch, shown)
-        losses.append(_selection_loss(distance, select, student.plan.input_px, options, shown))
+        _train_epoch(trained, fitting, options, epoch, progress)
+        losses.append(_selection_loss(trained, selection, options))
         log.info("epoch %d: selection loss %.4f (start %.4f)", epoch, losses[-1], losses[0])
         if losses[-1] < losses[kept]:
             best, kept = copy.deepcopy(trained.state_dict()), epoch
     trained.load_state_dict(best)
-    tensors = {name: t.detach().clone() for name, t in network.state_dict().items()}
-    labelled = sum(i.label is not None for i in fit)
-    measured = {"selection_loss": losses, "kept_epoch": kept, "images": len(fit), "labelled": labelled, "select_images": len(select), "processes": _world()}
-    words = f"distilled for {kept} of {options.epochs} epochs on {len(fit)} pictures" if kept else "fine-tuning did not help and was rolled back"
-    source = student.source | {"history": [*student.source.get("history", []), words]}
-    return model.Checkpoint(student.plan, tensors, student.labels, source), measured
+    return losses, kept
 
 
 def _divide(network: "nn.Module", train_from: str) -> "tuple[nn.Module, nn.Module]":
@@ -136,68 +160,104 @@ def _divide(network: "nn.Module", train_from: str) -> "tuple[nn.Module, nn.Modul
     return frozen, trained
 
 
-class _Distance:
-    """How far the student is from teacher and labels, as a sum over a batch."""
+@dataclasses.dataclass(frozen=True)
+class _Cached:
+    """What the frozen layers and the teacher say of this process's pictures: features [n, ...] on disk, logits [n, classes],
+    labels [n] with -1 where unknown. Neither changes while the deeper blocks train, so each is computed once."""
 
-    def __init__(self, frozen: "nn.Module", trained: "nn.Module", teacher: "nn.Module", temperature: float) -> None:
-        self.frozen, self.trained, self.teacher, self.temperature = frozen, trained, teacher, temperature
+    features: npt.NDArray[np.float32]
+    teacher: "torch.Tensor"
+    labels: "torch.Tensor"
 
-    def __call__(self, x: "torch.Tensor", labels: "torch.Tensor", tail: "nn.Module | None" = None) -> "torch.Tensor":
-        """``x`` [N, 3, px, px], ``labels`` [N] with -1 where unknown; ``tail`` stands in for the trained layers."""
+    def batch(self, rows: Sequence[int]) -> "tuple[torch.Tensor, torch.Tensor, torch.Tensor]":
         import torch
-        from torch.nn import functional
 
-        with torch.no_grad():
-            wanted = (self.teacher(x) / self.temperature).log_softmax(1)
-            features = self.frozen(x)
-        logits = (tail or self.trained)(features)
-        found = (logits / self.temperature).log_softmax(1)
-        loss = self.temperature**2 * functional.kl_div(found, wanted, reduction="sum", log_target=True)
-        if (labels >= 0).any():
-            loss = loss + functional.cross_entropy(logits, labels, ignore_index=-1, reduction="sum")
-        return loss
+        return torch.from_numpy(self.features[list(rows)]), self.teacher[list(rows)], self.labels[list(rows)]
 
 
-def _train_epoch(distance: _Distance, items: Sequence[Item], px: int, options: FinetuneOptions, epoch: int, progress: Progress) -> None:
+def _cache(
+    items: Sequence[Item], px: int, frozen: "nn.Module", teacher: model.Checkpoint, path: Path, batch: int, progress: Progress, name: str
+) -> _Cached:
     import torch
 
-    tail = distance.trained.train()
+    reference = teacher.model()
+    features: npt.NDArray[np.float32] | None = None
+    logits, labels, done = [], [], 0
+    with torch.inference_mode(), progress.task(f"asking the teacher, {name} pictures", len(items)) as task:
+        for x, y in torch.utils.data.DataLoader(batches_of(items, for_input(px)), batch):
+            found = frozen(x).numpy()
+            if features is None:
+                features = np.lib.format.open_memmap(path, "w+", np.float32, (len(items), *found.shape[1:]))
+            features[done : done + len(found)] = found
+            logits.append(reference(x))
+            labels.append(y)
+            done += len(found)
+            task.advance(len(found))
+    if features is None:
+        raise DataError(f"process {rank()} of {_world()} has no {name} pictures; use fewer processes or more pictures")
+    return _Cached(features, torch.cat(logits).clone(), torch.cat(labels))
+
+
+def distance(logits: "torch.Tensor", teacher: "torch.Tensor", labels: "torch.Tensor", temperature: float) -> "torch.Tensor":
+    """Sum over a batch of T^2 KL(teacher || student) and, where labels are not -1, cross-entropy; logits are [N, classes]."""
+    from torch.nn import functional
+
+    wanted, found = (teacher / temperature).log_softmax(1), (logits / temperature).log_softmax(1)
+    loss = temperature**2 * functional.kl_div(found, wanted, reduction="sum", log_target=True)
+    if (labels >= 0).any():
+        loss = loss + functional.cross_entropy(logits, labels, ignore_index=-1, reduction="sum")
+    return loss
+
+
+def _train_epoch(trained: "nn.Module", cached: _Cached, options: FinetuneOptions, epoch: int, progress: Progress) -> None:
+    import torch
+
+    tail: nn.Module = trained.train()
     if _world() > 1:
-        tail = torch.nn.parallel.DistributedDataParallel(tail)
+        tail = torch.nn.parallel.DistributedDataParallel(trained)
     # A new optimizer each epoch: its state would belong to weights that a roll-back forgets.
-    rate = options.rate * 0.5 ** (epoch - 1)
-    optimizer = torch.optim.Adam(distance.trained.parameters(), lr=rate)
-    order = torch.randperm(len(items), generator=torch.Generator().manual_seed(options.seed * 1000 + epoch)).tolist()
-    shuffled = [items[k] for k in order]
-    # Each process takes every n-th picture; all make the same number of steps, as the averaging of gradients needs.
-    per_process = max(1, options.batch // _world())
-    share = shuffled[rank() :: _world()][: max(1, len(shuffled) // _world())]
-    with progress.task(f"fine-tuning, epoch {epoch} of {options.epochs}", len(share)) as task:
-        for x, labels in _loader(share, px, per_process):
-            loss = distance(x, labels, tail) / len(labels)
+    optimizer = torch.optim.Adam(trained.parameters(), lr=options.rate * 0.5 ** (epoch - 1))
+    # Every process makes as many steps of as many pictures, as the averaging of gradients needs.
+    steps, per_process = -(-_least(len(cached.labels)) // max(1, options.batch // _world())), max(1, options.batch // _world())
+    order = torch.randperm(len(cached.labels), generator=torch.Generator().manual_seed(options.seed * 1000 + epoch)).tolist()
+    with progress.task(f"fine-tuning, epoch {epoch} of {options.epochs}", steps) as task:
+        for step in range(steps):
+            x, teacher, labels = cached.batch(order[step * per_process : (step + 1) * per_process])
+            loss = distance(tail(x), teacher, labels, options.temperature) / len(labels)
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
-            task.advance(len(labels))
-    distance.trained.eval()
+            task.advance()
+    trained.eval()
 
 
-def _selection_loss(distance: _Distance, items: Sequence[Item], px: int, options: FinetuneOptions, progress: Progress) -> float:
-    """Mean loss over the selection set, summed over all processes."""
+def _selection_loss(trained: "nn.Module", cached: _Cached, options: FinetuneOptions) -> float:
+    """Mean loss over the selection set of all processes."""
     import torch
 
-    total = torch.zeros(2, dtype=torch.float64)
-    share = items[rank() :: _world()]
-    with torch.inference_mode(), progress.task("scoring on the selection set", len(share)) as task:
-        for x, labels in _loader(share, px, options.batch):
-            total += torch.tensor([float(distance(x, labels)), len(labels)], dtype=torch.float64)
-            task.advance(len(labels))
-    if _world() > 1:
-        torch.distributed.all_reduce(total)
-    return float(total[0] / total[1])
+    total = 0.0
+    with torch.inference_mode():
+        for start in range(0, len(cached.labels), options.batch):
+            x, teacher, labels = cached.batch(range(start, min(start + options.batch, len(cached.labels))))
+            total += float(distance(trained(x), teacher, labels, options.temperature))
+    return _total(total) / _total(len(cached.labels))
 
 
-def _loader(items: Sequence[Item], px: int, batch: int) -> "torch.utils.data.DataLoader[tuple[torch.Tensor, int]]":
-    from torch.utils.data import DataLoader
+def _total(value: float) -> float:
+    """Sum over all processes."""
+    return _reduced(value, "SUM")
 
-    return DataLoader(batches_of(items, for_input(px)), batch)
+
+def _least(value: int) -> int:
+    """Smallest of all processes."""
+    return int(_reduced(value, "MIN"))
+
+
+def _reduced(value: float, how: str) -> float:
+    import torch
+
+    if _world() == 1:
+        return value
+    tensor = torch.tensor(float(value), dtype=torch.float64)
+    torch.distributed.all_reduce(tensor, getattr(torch.distributed.ReduceOp, how))
+    return float(tensor)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from . import model, stage
-from .errors import CheckFailed, OptionsError
+from .errors import CheckFailedError, OptionsError
 from .progress import Progress
 
 if TYPE_CHECKING:
@@ -63,18 +63,20 @@ def ensure_same_as_pooled(original: model.Checkpoint, folded: model.Checkpoint) 
     """Largest relative difference of logits between the folded network and the original with its pool.
 
     Raises:
-        CheckFailed: more than the tolerance.
+        CheckFailedError: more than the tolerance.
     """
     import torch
 
     px = folded.plan.input_px
     x = torch.randn(1, 3, px, px, generator=torch.Generator().manual_seed(0))
-    layers = list(original.model())
+    layers = list(original.model().children())
     flatten = next(k for k, layer in enumerate(layers) if isinstance(layer, torch.nn.Flatten))
     pooled = torch.nn.Sequential(*layers[:flatten], torch.nn.AdaptiveAvgPool2d(model.POOLED_PX), *layers[flatten:])
     with torch.inference_mode():
         expected, found = pooled(x), folded.model()(x)
     difference = float((found - expected).abs().max() / expected.abs().max().clamp_min(1e-12))
     if not difference <= TOLERANCE:
-        raise CheckFailed(f"folding: logits differ by {difference:.2g} of the largest from the pooled network, at most {TOLERANCE:g} allowed")
+        raise CheckFailedError(
+            f"folding: logits differ by {difference:.2g} of the largest from the pooled network, at most {TOLERANCE:g} allowed"
+        )
     return difference

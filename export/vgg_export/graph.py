@@ -5,11 +5,13 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from .errors import CheckFailed
+from .errors import CheckFailedError
 
 EXPORTED_OPS = frozenset({"Conv", "Relu", "MaxPool", "Gemm", "Flatten", "Reshape"})
 # What may be left of a quantized VGG after onnxruntime's optimizer; a float Conv, Gemm or Relu means that a layer was not fused.
-INT8_OPS = frozenset({"QuantizeLinear", "QLinearConv", "MaxPool", "QGemm", "DequantizeLinear", "Flatten", "Reshape", "Squeeze", "Unsqueeze"})
+INT8_OPS = frozenset(
+    {"QuantizeLinear", "QLinearConv", "MaxPool", "QGemm", "DequantizeLinear", "Flatten", "Reshape", "Squeeze", "Unsqueeze"}
+)
 
 
 def count_ops(path: Path) -> dict[str, int]:
@@ -24,17 +26,17 @@ def audit_exported(path: Path) -> dict[str, int]:
     """Check a float graph with onnx.checker and count its operators.
 
     Raises:
-        CheckFailed: not valid, or holding anything but convolution, ReLU, max-pool, Gemm and a flattening.
+        CheckFailedError: not valid, or holding anything but convolution, ReLU, max-pool, Gemm and a flattening.
     """
     import onnx
 
     try:
         onnx.checker.check_model(str(path), full_check=True)
     except onnx.checker.ValidationError as error:
-        raise CheckFailed(f"the exported graph is not valid ONNX: {' '.join(str(error).split())[:200]}") from error
+        raise CheckFailedError(f"the exported graph is not valid ONNX: {' '.join(str(error).split())[:200]}") from error
     ops = count_ops(path)
     if extra := sorted(ops.keys() - EXPORTED_OPS):
-        raise CheckFailed(f"the exported graph holds {', '.join(extra)}; expected only {', '.join(sorted(EXPORTED_OPS))}")
+        raise CheckFailedError(f"the exported graph holds {', '.join(extra)}; expected only {', '.join(sorted(EXPORTED_OPS))}")
     return ops
 
 
@@ -42,12 +44,14 @@ def audit_quantized(path: Path) -> dict[str, int]:
     """Count the operators that onnxruntime executes for an int8 model.
 
     Raises:
-        CheckFailed: a float Conv, Gemm or anything else that is not an int8 operator is left.
+        CheckFailedError: a float Conv, Gemm or anything else that is not an int8 operator is left.
     """
     ops = optimized_ops(path)
     if extra := sorted(ops.keys() - INT8_OPS):
         counted = ", ".join(f"{ops[name]} {name}" for name in extra)
-        raise CheckFailed(f"after onnxruntime's optimizer the int8 graph still holds {counted}; expected only {', '.join(sorted(INT8_OPS))}")
+        raise CheckFailedError(
+            f"after onnxruntime's optimizer the int8 graph still holds {counted}; expected only {', '.join(sorted(INT8_OPS))}"
+        )
     return ops
 
 

@@ -83,10 +83,12 @@ class Plan:
         return total + sum(c * n for _, c, n in self.linears())
 
     def to_json(self) -> dict[str, Any]:
+        """The plan as plain lists and numbers."""
         return dataclasses.asdict(self)
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Self:
+        """What ``to_json`` gave; a CheckpointError when it is damaged."""
         try:
             return cls(
                 family=str(data["family"]),
@@ -120,7 +122,9 @@ class Checkpoint:
         expected = expected_shapes(self.plan)
         found = {name: tuple(t.shape) for name, t in self.tensors.items()}
         if missing := sorted(expected.keys() - found.keys()):
-            raise CheckpointError(f"the checkpoint lacks {missing[0]} {expected[missing[0]]} and {len(missing) - 1} more tensors of its plan")
+            raise CheckpointError(
+                f"the checkpoint lacks {missing[0]} {expected[missing[0]]} and {len(missing) - 1} more tensors of its plan"
+            )
         for name, shape in found.items():
             if name not in expected:
                 raise CheckpointError(f"the checkpoint holds {name} {shape}, which a {self.plan.family} does not have")
@@ -129,7 +133,7 @@ class Checkpoint:
         if len(self.labels) != self.plan.classes:
             raise CheckpointError(f"{len(self.labels)} labels for {self.plan.classes} classes; they must be as many")
 
-    def model(self) -> "VGG":
+    def model(self) -> "nn.Sequential":
         """The network in evaluation mode, with its own copy of the tensors."""
         model = build(self.plan)
         model.load_state_dict(self.tensors)
@@ -146,7 +150,7 @@ def expected_shapes(plan: Plan) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def build(plan: Plan, *, batch_norm: bool = False, dropout: float = 0.0) -> "VGG":
+def build(plan: Plan, *, batch_norm: bool = False, dropout: float = 0.0) -> "nn.Sequential":
     """The network of a plan with PyTorch's default initial weights: [N, 3, input_px, input_px] -> logits [N, classes]."""
     from torch import nn
 
@@ -168,9 +172,6 @@ def build(plan: Plan, *, batch_norm: bool = False, dropout: float = 0.0) -> "VGG
             if dropout:
                 layers[name.replace("fc", "dropout")] = nn.Dropout(dropout)
     return nn.Sequential(layers)
-
-
-VGG = "nn.Sequential"
 
 
 def fold_batch_norm(
@@ -225,7 +226,9 @@ def load(path: Path) -> Checkpoint:
     if metadata.get("format") != FORMAT:
         raise CheckpointError(f"{path} is a safetensors file, but not a {FORMAT}; give it to --weights instead")
     if int(metadata.get("version", 0)) > FORMAT_VERSION:
-        raise CheckpointError(f"{path} has format version {metadata['version']}; this program reads up to {FORMAT_VERSION}: update vgg-export")
+        raise CheckpointError(
+            f"{path} has format version {metadata['version']}; this program reads up to {FORMAT_VERSION}: update vgg-export"
+        )
     header = json.loads(metadata["checkpoint"])
     tensors = {name: t.float() for name, t in load_file(path).items()}
     return Checkpoint(Plan.from_json(header["plan"]), tensors, tuple(header["labels"]), header["source"])

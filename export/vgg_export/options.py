@@ -119,12 +119,13 @@ class AllOptions:
 
     output: Path = Path("artifacts")
     work: Path | None = None
-    weights: WeightsOptions = WeightsOptions()
-    data: DataOptions = DataOptions()
-    prune: PruneOptions = PruneOptions()
-    finetune: FinetuneOptions = FinetuneOptions()
-    quantize: QuantizeOptions = QuantizeOptions()
+    weights: WeightsOptions = dataclasses.field(default_factory=WeightsOptions)
+    data: DataOptions = dataclasses.field(default_factory=DataOptions)
+    prune: PruneOptions = dataclasses.field(default_factory=PruneOptions)
+    finetune: FinetuneOptions = dataclasses.field(default_factory=FinetuneOptions)
+    quantize: QuantizeOptions = dataclasses.field(default_factory=QuantizeOptions)
     scaled_px: int = 160
+    variants: tuple[str, ...] | None = None  # None: all; the baseline is always among them
 
     def __post_init__(self) -> None:
         if not 32 <= self.scaled_px < 224:

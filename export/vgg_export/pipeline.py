@@ -11,7 +11,7 @@ from vgg_runtime import manifest
 from vgg_runtime.manifest import Manifest
 
 from . import bundle, data, evaluate, finetune, fold, model, prune, quantize, stage, to_onnx, weights
-from .errors import DataError
+from .errors import DataError, OptionsError
 from .options import AllOptions, DataOptions, WeightsOptions
 from .progress import Progress
 from .storage import explain_write_errors, write_json
@@ -33,9 +33,19 @@ RECIPES = (
     Recipe("baseline", "Baseline", "the checkpoint as it is", ("export",)),
     Recipe("pruned", "Pruned", "filters removed from the deeper blocks, then fine-tuned", ("prune", "finetune", "export")),
     Recipe("quantized", "Quantized", "8-bit integers instead of 32-bit floats", ("export", "quantize")),
-    Recipe("pruned-quantized", "Pruned, quantized", "filters removed, fine-tuned, then 8-bit integers", ("prune", "finetune", "export", "quantize")),
+    Recipe(
+        "pruned-quantized",
+        "Pruned, quantized",
+        "filters removed, fine-tuned, then 8-bit integers",
+        ("prune", "finetune", "export", "quantize"),
+    ),
     Recipe("scaled", "Smaller input", "a smaller picture into the same network, not retrained", ("fold", "export")),
-    Recipe("pruned-quantized-scaled", "All three", "pruned, fine-tuned, smaller input, 8-bit integers", ("prune", "finetune", "fold", "export", "quantize")),
+    Recipe(
+        "pruned-quantized-scaled",
+        "All three",
+        "pruned, fine-tuned, smaller input, 8-bit integers",
+        ("prune", "finetune", "fold", "export", "quantize"),
+    ),
 )
 
 
@@ -74,18 +84,31 @@ class Steps:
 
 def run(options: AllOptions, progress: Progress) -> Manifest:
     """Everything from the weights to the bundle."""
+    recipes = chosen_recipes(options.variants)
     bundle.ensure_replaceable(options.output)
     with explain_write_errors(options.work_folder):
         options.work_folder.mkdir(parents=True, exist_ok=True)
     checkpoint, splits, ids = prepare(options, progress)
     steps = Steps(checkpoint, splits, options, progress)
     entries = []
-    for recipe in RECIPES:
+    for recipe in recipes:
         log.info("variant %s: %s", recipe.id, " -> ".join(recipe.steps))
         entries.append(bundle.Entry(recipe.id, recipe.title, recipe.description, recipe.steps, steps.make(recipe.steps)))
     figures, absent = _evaluate(entries, splits, options, progress)
     contents = bundle.Contents(tuple(entries), splits, ids, options.quantize.target, figures, absent)
     return bundle.run(contents, options.output, progress)
+
+
+def chosen_recipes(wanted: Sequence[str] | None) -> tuple[Recipe, ...]:
+    """The recipes of these names, the baseline first and always.
+
+    Raises:
+        OptionsError: a name that is no variant.
+    """
+    known = [recipe.id for recipe in RECIPES]
+    if unknown := [name for name in wanted or () if name not in known]:
+        raise OptionsError(f"there is no variant {unknown[0]!r}; expected some of {', '.join(known)}")
+    return tuple(recipe for recipe in RECIPES if wanted is None or recipe.id in (*wanted, RECIPES[0].id))
 
 
 def prepare(options: AllOptions, progress: Progress) -> tuple[stage.Artifact, data.Splits, tuple[str, ...] | None]:
@@ -98,7 +121,9 @@ def prepare(options: AllOptions, progress: Progress) -> tuple[stage.Artifact, da
     return saved, splits, ids
 
 
-def checkpoint_file(wanted: WeightsOptions, pictures: DataOptions | None, folder: Path, progress: Progress, name: str = "checkpoint") -> stage.Artifact:
+def checkpoint_file(
+    wanted: WeightsOptions, pictures: DataOptions | None, folder: Path, progress: Progress, name: str = "checkpoint"
+) -> stage.Artifact:
     """``--weights`` as a checkpoint file in our own format: as it is, or converted into ``folder``."""
     given = Path(wanted.spec)
     if given.suffix == ".safetensors" and given.is_file() and not wanted.labels and model.is_checkpoint(given):
@@ -128,7 +153,9 @@ def model_file(path: Path) -> stage.Artifact:
         raise DataError(f"there is no file {path}; expected a model that 'vgg-export export' or 'quantize' wrote")
     found = stage.of(path)
     if "model" not in found.measured:
-        raise DataError(f"{path} has no sidecar {stage.sidecar_path(path).name}; expected a model that 'vgg-export export' or 'quantize' wrote")
+        raise DataError(
+            f"{path} has no sidecar {stage.sidecar_path(path).name}; expected a model that 'vgg-export export' or 'quantize' wrote"
+        )
     return found
 
 
@@ -176,7 +203,10 @@ def evaluate_bundle(folder: Path, pictures: DataOptions, progress: Progress, *, 
     fitted = {item["sha256"] for part in ("fit", "select") for item in made_with[part]}
     work = folder.resolve().parent / f".{folder.resolve().name}.work"
     items = data.unseen(pictures, present.weights["weights"], labels, present.class_ids, fitted, work, progress)
-    subjects = [evaluate.Subject(v.id, stage.Artifact(folder / v.model.path, v.model.sha256, {}), v.preprocessing, v.session) for v in present.variants]
+    subjects = [
+        evaluate.Subject(v.id, stage.Artifact(folder / v.model.path, v.model.sha256, {}), v.preprocessing, v.session)
+        for v in present.variants
+    ]
     with explain_write_errors(work):
         work.mkdir(parents=True, exist_ok=True)
     figures = evaluate.evaluate(subjects, items, work, progress)
@@ -191,7 +221,9 @@ def _save(checkpoint: model.Checkpoint, path: Path) -> dict[str, object]:
     return {"parameters": checkpoint.plan.parameters(), "macs": checkpoint.plan.macs()}
 
 
-def _evaluate(entries: list[bundle.Entry], splits: data.Splits, options: AllOptions, progress: Progress) -> tuple[dict[str, object] | None, str | None]:
+def _evaluate(
+    entries: list[bundle.Entry], splits: data.Splits, options: AllOptions, progress: Progress
+) -> tuple[dict[str, object] | None, str | None]:
     """Figures by variant, or None and the reason."""
     absent = entries[0].info["source"].get("figures_absent") or (None if splits.test else splits.note or "there are no test pictures")
     if absent:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from . import model, stage
-from .errors import CheckFailed, OptionsError
+from .errors import CheckFailedError, OptionsError
 from .options import BLOCK_NAMES, PruneOptions, as_json
 from .progress import Progress
 
@@ -30,7 +30,13 @@ def run(checkpoint: stage.Artifact, output: Path, options: PruneOptions, progres
             ensure_same_as_masked(original, pruned, kept)
             model.save(pruned, path)
         before, after = original.plan, pruned.plan
-        log.info("pruned %.2f M to %.2f M parameters, %.2f to %.2f GMACs", before.parameters() / 1e6, after.parameters() / 1e6, before.macs() / 1e9, after.macs() / 1e9)
+        log.info(
+            "pruned %.2f M to %.2f M parameters, %.2f to %.2f GMACs",
+            before.parameters() / 1e6,
+            after.parameters() / 1e6,
+            before.macs() / 1e9,
+            after.macs() / 1e9,
+        )
         return {
             "widths": {"before": before.blocks, "after": after.blocks},
             "parameters": {"before": before.parameters(), "after": after.parameters()},
@@ -66,7 +72,8 @@ def prune(checkpoint: model.Checkpoint, options: PruneOptions) -> "tuple[model.C
     blocks = tuple(tuple(len(kept[f"conv{b}_{j}"]) for j in range(1, len(block) + 1)) for b, block in enumerate(plan.blocks, 1))
     if options.ratio > 0 and blocks == plan.blocks:
         raise OptionsError(
-            f"a ratio of {options.ratio} from {options.first_block} on removes nothing of {plan.blocks} when widths are rounded to {options.multiple};"
+            f"a ratio of {options.ratio} from {options.first_block} on removes nothing of {plan.blocks}"
+            f" when widths are rounded to {options.multiple};"
             " use a larger --prune-ratio or a smaller --width-multiple"
         )
     source = checkpoint.source | {"history": [*checkpoint.source.get("history", []), _words(options)]}
@@ -84,7 +91,8 @@ def _scores(weight: "torch.Tensor", criterion: str, generator: "torch.Generator"
 
     if criterion == "random":
         return torch.rand(weight.shape[0], generator=generator)
-    return weight.flatten(1).norm(p=2 if criterion == "l2" else 1, dim=1)
+    norm: torch.Tensor = torch.linalg.vector_norm(weight.flatten(1), ord=2 if criterion == "l2" else 1, dim=1)
+    return norm
 
 
 def remove_filters(checkpoint: model.Checkpoint, kept: "dict[str, torch.Tensor]") -> "dict[str, torch.Tensor]":
@@ -111,7 +119,7 @@ def ensure_same_as_masked(original: model.Checkpoint, pruned: model.Checkpoint, 
     """Removing filters must give what zeroing their outputs in the original gives.
 
     Raises:
-        CheckFailed: it does not; the removal mixed up channels.
+        CheckFailedError: it does not; the removal mixed up channels.
     """
     import torch
 
@@ -128,4 +136,7 @@ def ensure_same_as_masked(original: model.Checkpoint, pruned: model.Checkpoint, 
         found = pruned.model()(x)
     difference = float((found - expected).abs().max() / expected.abs().max().clamp_min(1e-12))
     if not difference <= TOLERANCE:
-        raise CheckFailed(f"pruning: the pruned network differs from the masked original by {difference:.2g} of its largest logit, at most {TOLERANCE:g} allowed")
+        raise CheckFailedError(
+            f"pruning: the pruned network differs from the masked original by {difference:.2g} of its largest logit,"
+            f" at most {TOLERANCE:g} allowed"
+        )

@@ -25,7 +25,9 @@ def run(
     """Quantize an exported model with at most ``count`` pictures of the fitting set."""
     info = exported.measured.get("model")
     if info is None:
-        raise DataError(f"{exported.path} has no sidecar {stage.sidecar_path(exported.path).name}; expected a model that 'vgg-export export' wrote")
+        raise DataError(
+            f"{exported.path} has no sidecar {stage.sidecar_path(exported.path).name}; expected a model that 'vgg-export export' wrote"
+        )
     items = choose.limit(splits.fit, [i.source for i in splits.fit], count, seed)
 
     def make(path: Path) -> dict[str, object]:
@@ -34,13 +36,20 @@ def run(
         quantize(exported.path, path, [i.path for i in items], preprocessing, options, progress)
         with progress.task("auditing the int8 graph", None):
             ops = graph.audit_quantized(path)
-        return {"ops": ops, "calibration_images": [i.sha256 for i in items], "target": options.target, "model": info | {"precision": "int8"}}
+        return {
+            "ops": ops,
+            "calibration_images": [i.sha256 for i in items],
+            "target": options.target,
+            "model": info | {"precision": "int8"},
+        }
 
     calibrated_on = {"seed": seed, "images": [i.sha256 for i in items]}
     return stage.produce("quantize", as_json(options) | calibrated_on, {"model": exported}, output, make)
 
 
-def quantize(source: Path, output: Path, pictures: list[Path], preprocessing: Preprocessing, options: QuantizeOptions, progress: Progress) -> None:
+def quantize(
+    source: Path, output: Path, pictures: list[Path], preprocessing: Preprocessing, options: QuantizeOptions, progress: Progress
+) -> None:
     """Write the int8 QDQ model of the float model ``source``.
 
     MinMax ranges: the only method whose memory stays flat in the number of pictures. ``CalibMaxIntermediateOutputs`` is not

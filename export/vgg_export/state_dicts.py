@@ -1,5 +1,6 @@
 """A torchvision VGG state dict -> a checkpoint: family member, widths and class count are read off the tensors."""
 
+import itertools
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -71,7 +72,9 @@ def _tensors(data: Any, path: Path) -> "dict[str, torch.Tensor]":
     state = {}
     for name, value in data.items():
         if not isinstance(value, torch.Tensor):
-            raise CheckpointError(f"{path} holds {name!r} of type {type(value).__name__}; {_EXPECTED}, possibly under 'state_dict' or 'model'")
+            raise CheckpointError(
+                f"{path} holds {name!r} of type {type(value).__name__}; {_EXPECTED}, possibly under 'state_dict' or 'model'"
+            )
         state[str(name).removeprefix("module.")] = value
     return state
 
@@ -106,7 +109,7 @@ def to_plan_and_tensors(state: "dict[str, torch.Tensor]") -> "tuple[Plan, dict[s
 def _blocks(indices: Sequence[int], step: int) -> list[list[int]]:
     """Convolution indices by block: a pool between two of them shows as a gap of one more than ``step``."""
     blocks = [[indices[0]]]
-    for before, index in zip(indices, indices[1:], strict=False):
+    for before, index in itertools.pairwise(indices):
         if index - before == step:
             blocks[-1].append(index)
         elif index - before == step + 1:
@@ -134,7 +137,8 @@ def _conv(state: "dict[str, torch.Tensor]", index: int, *, batch_norm: bool) -> 
     norm = {key: _get(state, f"features.{index + 1}.{part}") for key, part in _NORM.items()}
     if any(vector.shape != weight.shape[:1] for vector in norm.values()):
         raise CheckpointError(f"features.{index + 1} does not have the {weight.shape[0]} channels of features.{index}; {_EXPECTED}")
-    return fold_batch_norm(weight, _get(state, name) if name in state else None, **norm)
+    bias = _get(state, name) if name in state else None
+    return fold_batch_norm(weight, bias, gamma=norm["gamma"], beta=norm["beta"], mean=norm["mean"], variance=norm["variance"])
 
 
 _NORM = {"gamma": "weight", "beta": "bias", "mean": "running_mean", "variance": "running_var"}

@@ -11,7 +11,7 @@ from vgg_runtime.preprocess import for_input
 from vgg_runtime.session import Model
 
 from . import graph, model, stage
-from .errors import CheckFailed
+from .errors import CheckFailedError
 from .progress import Progress
 
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ def transpose_linear_weights(exported: "onnx_ir.Model") -> None:
             continue
         weight = node.inputs[1]
         if weight is None or weight.const_value is None:
-            raise CheckFailed(f"the exported {node.op_type} {node.name} has no constant weight")
+            raise CheckFailedError(f"the exported {node.op_type} {node.name} has no constant weight")
         transposed = ir.tensor(np.ascontiguousarray(weight.const_value.numpy().T), name=weight.name)
         weight.const_value, weight.shape = transposed, transposed.shape
         node.attributes["transB"] = ir.AttrInt64("transB", 0)
@@ -113,7 +113,7 @@ def ensure_parity(checkpoint: model.Checkpoint, path: Path) -> float:
     """Largest relative difference of logits between torch and onnxruntime, for a batch of one and a batch of three.
 
     Raises:
-        CheckFailed: more than the tolerance.
+        CheckFailedError: more than the tolerance.
     """
     import torch
 
@@ -125,5 +125,7 @@ def ensure_parity(checkpoint: model.Checkpoint, path: Path) -> float:
     found = np.concatenate([session(x[:1].numpy()), session(x.numpy())])
     difference = float(np.abs(found - np.concatenate([expected[:1], expected])).max() / max(np.abs(expected).max(), 1e-12))
     if not difference <= TOLERANCE:
-        raise CheckFailed(f"the exported graph's logits differ from torch's by {difference:.2g} of the largest, at most {TOLERANCE:g} allowed")
+        raise CheckFailedError(
+            f"the exported graph's logits differ from torch's by {difference:.2g} of the largest, at most {TOLERANCE:g} allowed"
+        )
     return difference

@@ -121,7 +121,9 @@ def _imagenet() -> model.Checkpoint:
     labels = tuple(VGG19_Weights.IMAGENET1K_V1.meta["categories"])
     if plan.family != "vgg19" or plan.classes != len(labels):
         raise CheckpointError(f"{path} is a {plan.family} of {plan.classes} classes; expected vgg19 of {len(labels)}")
-    return model.Checkpoint(plan, tensors, labels, {"weights": "imagenet", "what": "VGG19 of torchvision, ImageNet-1k", "sha256": sha256(path), "wordnet": True})
+    return model.Checkpoint(
+        plan, tensors, labels, {"weights": "imagenet", "what": "VGG19 of torchvision, ImageNet-1k", "sha256": sha256(path), "wordnet": True}
+    )
 
 
 def _fetch(url: str) -> Path:
@@ -163,11 +165,12 @@ def _random(seed: int) -> model.Checkpoint:
     torch.manual_seed(seed)
     plan = model.full_width("vgg19")
     network = model.build(plan)
-    for layer in network:
+    for layer in network.children():
         if isinstance(layer, torch.nn.Conv2d | torch.nn.Linear):
             # He's initialisation keeps the activations' scale through 19 layers; PyTorch's default lets them fade to nothing.
             torch.nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
-            torch.nn.init.uniform_(layer.bias, -0.05, 0.05)
+            if layer.bias is not None:
+                torch.nn.init.uniform_(layer.bias, -0.05, 0.05)
     source = {"weights": "random", "what": f"VGG19 with random weights, seed {seed}", "figures_absent": SEED_NOTE}
     labels = tuple(f"class {k}" for k in range(plan.classes))
     return model.Checkpoint(plan, dict(network.state_dict()), labels, source)
@@ -179,7 +182,11 @@ def _file(path: Path, labels: Path | None, folders: Sequence[str] | None) -> mod
         names = _read_labels(labels, checkpoint.plan.classes) if labels else checkpoint.labels
         return model.Checkpoint(checkpoint.plan, checkpoint.tensors, names, checkpoint.source)
     plan, tensors = to_plan_and_tensors(read_file(path))
-    source: dict[str, Any] = {"weights": "file", "what": f"{plan.family} of {plan.classes} classes from {path.name}", "sha256": sha256(path)}
+    source: dict[str, Any] = {
+        "weights": "file",
+        "what": f"{plan.family} of {plan.classes} classes from {path.name}",
+        "sha256": sha256(path),
+    }
     if labels:
         names = _read_labels(labels, plan.classes)
     elif folders and len(folders) == plan.classes:
@@ -206,7 +213,10 @@ def _read_labels(path: Path, classes: int) -> tuple[str, ...]:
     except (OSError, UnicodeDecodeError) as error:
         raise CheckpointError(f"{path} cannot be read as UTF-8 text ({error}); expected one class name a line") from error
     if len(lines) != classes:
-        raise CheckpointError(f"{path} has {len(lines)} class names, the checkpoint has {classes} classes; expected one name a line, in the order of the classes")
+        raise CheckpointError(
+            f"{path} has {len(lines)} class names, the checkpoint has {classes} classes;"
+            " expected one name a line, in the order of the classes"
+        )
     return lines
 
 

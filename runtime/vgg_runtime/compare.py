@@ -39,9 +39,21 @@ def _parser() -> argparse.ArgumentParser:
         description="Run every variant of a bundle side by side: prediction, latency, size, memory, load time, agreement.",
         epilog="example: python compare.py --image cat.jpg --variants baseline,quantized --json result.json",
     )
-    parser.add_argument("--bundle", type=Path, metavar="DIR", help="the folder that 'vgg-export all' wrote (default: the one this file lies in, else ./artifacts)")
+    parser.add_argument(
+        "--bundle",
+        type=Path,
+        metavar="DIR",
+        help="the folder that 'vgg-export all' wrote (default: the one this file lies in, else ./artifacts)",
+    )
     what = parser.add_mutually_exclusive_group()
-    what.add_argument("--image", type=Path, action="append", default=[], metavar="FILE", help="a picture to classify; may be repeated (default: the bundle's samples)")
+    what.add_argument(
+        "--image",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="a picture to classify; may be repeated (default: the bundle's samples)",
+    )
     what.add_argument("--images", type=Path, metavar="DIR", help="a folder of pictures; class folders give an accuracy")
     parser.add_argument("--variants", metavar="A,B", help="only these, by name (default: all)")
     parser.add_argument("--threads", type=_positive, metavar="N", help="threads of onnxruntime (default: the cores this process may use)")
@@ -133,15 +145,22 @@ def _write_json(path: Path, result: dict[str, Any]) -> None:
     try:
         with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=f".{path.name}.", encoding="utf-8", delete=False) as file:
             json.dump(result, file, indent=1, ensure_ascii=False, allow_nan=False)
-        os.chmod(file.name, 0o644)
-        os.replace(file.name, path)
+        Path(file.name).chmod(0o644)
+        Path(file.name).replace(path)
     except OSError as error:
         raise RuntimeInputError(f"{path} cannot be written ({error.strerror}); choose another place") from error
 
 
 def _print(result: dict[str, Any], *, top5: bool) -> None:
     notice = present.notice(result)
-    parts = (notice, present.header(result), present.predictions(result, top5=top5), present.comparison(result), present.built(result), notice)
+    parts = (
+        notice,
+        present.header(result),
+        present.predictions(result, top5=top5),
+        present.comparison(result),
+        present.built(result),
+        notice,
+    )
     print("\n\n".join(part for part in parts if part))
 
 

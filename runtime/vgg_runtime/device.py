@@ -36,7 +36,11 @@ def describe(threads: int, root: Path = Path("/")) -> Device:
     cpuinfo = _text(root / "proc/cpuinfo")
     flags = set((_first(r"^(?:flags|Features)\s*:\s*(.*)$", cpuinfo) or "").split())
     cpu = _first(r"^model name\s*:\s*(.*)$", cpuinfo) or _arm_core(cpuinfo)
-    board = _text(root / "proc/device-tree/model").strip("\0 \n") or _text(root / "sys/devices/virtual/dmi/id/product_name").strip() or "unknown board"
+    board = (
+        _text(root / "proc/device-tree/model").strip("\0 \n")
+        or _text(root / "sys/devices/virtual/dmi/id/product_name").strip()
+        or "unknown board"
+    )
     memory = _first(r"^MemTotal:\s*(\d+) kB", _text(root / "proc/meminfo"))
     return Device(
         board=board,

@@ -28,7 +28,9 @@ def find(root: Path) -> list[Found]:
     folders = sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith((".", "__")))
     inside = [Found(path, folder.name) for folder in folders for path in _pictures(folder, recursive=True)]
     if flat and inside:
-        raise ImageError(f"{root} has {len(flat)} pictures beside its class folders and {len(inside)} inside them; expected one or the other")
+        raise ImageError(
+            f"{root} has {len(flat)} pictures beside its class folders and {len(inside)} inside them; expected one or the other"
+        )
     if not flat and not inside:
         raise ImageError(f"{root} holds no pictures ({', '.join(SUFFIXES)}); expected at least one")
     return flat or inside
@@ -68,7 +70,8 @@ def match_folders(folders: Iterable[str], labels: Sequence[str], ids: Sequence[s
             unknown.append(folder)
     if unknown:
         raise RuntimeInputError(
-            f"{len(unknown)} of {len(wanted)} class folders are no class of the model: {_some(unknown)}; the model's classes are: {_some(labels)}."
+            f"{len(unknown)} of {len(wanted)} class folders are no class of the model: {_some(unknown)};"
+            f" the model's classes are: {_some(labels)}."
             " Rename the folders, or give the names in order with --labels"
         )
     return matched

@@ -138,7 +138,9 @@ def read(folder: Path) -> Manifest:
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise BundleError(f"there is no bundle in {folder} (no {FILE_NAME}); make one with 'vgg-export all' or name it with --bundle") from error
+        raise BundleError(
+            f"there is no bundle in {folder} (no {FILE_NAME}); make one with 'vgg-export all' or name it with --bundle"
+        ) from error
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise BundleError(f"{path} cannot be read ({error}); copy the bundle again") from error
     if not isinstance(data, dict) or data.get("format") != FORMAT:
@@ -169,7 +171,10 @@ def verify(folder: Path, entries: Iterable[FileEntry], on_file: Callable[[FileEn
             raise BundleError(f"{path} cannot be read ({error.strerror}); copy the bundle again") from error
         if digest != entry.sha256:
             size = path.stat().st_size
-            raise BundleError(f"{path} differs from the manifest ({size} bytes, expected {entry.bytes}; sha256 {digest[:12]}…, expected {entry.sha256[:12]}…); copy the bundle again")
+            raise BundleError(
+                f"{path} differs from the manifest ({size} bytes, expected {entry.bytes};"
+                f" sha256 {digest[:12]}…, expected {entry.sha256[:12]}…); copy the bundle again"
+            )
 
 
 def read_labels(folder: Path, manifest: Manifest) -> tuple[str, ...]:

@@ -36,7 +36,13 @@ class Options:
 
 
 def compare(
-    folder: Path, manifest: Manifest, labels: Sequence[str], variants: Sequence[Variant], images: Sequence[tuple[Found, int | None]], options: Options, report: Report
+    folder: Path,
+    manifest: Manifest,
+    labels: Sequence[str],
+    variants: Sequence[Variant],
+    images: Sequence[tuple[Found, int | None]],
+    options: Options,
+    report: Report,
 ) -> dict[str, Any]:
     """Measure ``variants`` on ``images`` (with class indices where known) and return the result document."""
     rows = []
@@ -125,7 +131,10 @@ def _take(row: dict[str, Any], event: dict[str, Any], variant: Variant) -> None:
             row["self_check_deviation"] = event["deviation"]
             limit = check.TOLERANCE[variant.precision]
             if event["deviation"] > limit:
-                row["error"] = f"self-check failed: logits differ by {event['deviation']:.2g} of their spread from those recorded at build time, at most {limit:g} allowed"
+                row["error"] = (
+                    f"self-check failed: logits differ by {event['deviation']:.2g} of their spread"
+                    f" from those recorded at build time, at most {limit:g} allowed"
+                )
         case "timed":
             samples = event["samples_ms"]
             row |= {"samples_ms": samples, "runs": len(samples), "peak_rss_bytes": event["peak_rss_bytes"]}
@@ -141,8 +150,11 @@ def _events(request: dict[str, Any], row: dict[str, Any]) -> Iterator[dict[str, 
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parent.parent)}
     command = [sys.executable, "-P", "-m", "vgg_runtime.child"]
     with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as complaints:
-        child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=complaints, text=True, encoding="utf-8", env=environment)
-        assert child.stdin and child.stdout  # they were asked for
+        child = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=complaints, text=True, encoding="utf-8", env=environment
+        )
+        assert child.stdin is not None
+        assert child.stdout is not None
         try:
             try:
                 child.stdin.write(json.dumps(request))

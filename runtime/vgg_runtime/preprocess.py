@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from .errors import ImageError
 
@@ -64,7 +64,7 @@ def open_image(source: Path | bytes) -> Image.Image:
         raise ImageError(f"there is no file {name}") from error
     except IsADirectoryError as error:
         raise ImageError(f"{name} is a folder, expected a picture; use --images for folders") from error
-    except Image.UnidentifiedImageError as error:
+    except UnidentifiedImageError as error:
         raise ImageError(f"{name} is not a picture this program reads ({', '.join(FORMATS)})") from error
     except (Image.DecompressionBombError, OSError, ValueError, SyntaxError, EOFError) as error:
         raise ImageError(f"{name} cannot be decoded ({error}); it is damaged or not what its name says") from error

@@ -51,7 +51,8 @@ def header(result: dict[str, Any]) -> str:
     features = " ".join(device["features"]) or "no int8 instructions known"
     return "\n".join(
         (
-            f"Device   {device['board']}, {device['cpu'] or device['machine']}, {device['cores']} cores, {device['threads']} threads used, {ram}",
+            f"Device   {device['board']}, {device['cpu'] or device['machine']}, {device['cores']} cores,"
+            f" {device['threads']} threads used, {ram}",
             f"         {features}; {device['os']}, Python {device['python']}, onnxruntime {device['onnxruntime'] or 'missing'}",
             f"Model    {bundle['family']}, {bundle['weights'].get('what', 'weights of unknown origin')}; int8 made for {bundle['target']}",
         )
@@ -66,10 +67,30 @@ def notice(result: dict[str, Any]) -> str:
 
 def comparison(result: dict[str, Any]) -> str:
     """One row per variant."""
-    columns = ("variant", "input", "params M", "GMACs", "file MB", "load ms", "first ms", "P50 ms", "P90 ms", "speed", "peak MB", "agrees", "top-1")
+    columns = (
+        "variant",
+        "input",
+        "params M",
+        "GMACs",
+        "file MB",
+        "load ms",
+        "first ms",
+        "P50 ms",
+        "P90 ms",
+        "speed",
+        "peak MB",
+        "agrees",
+        "top-1",
+    )
     rows = []
     for row in result["variants"]:
-        cells = [row["variant"], f"{row['input_px']} px", f"{row['parameters'] / 1e6:.2f}", f"{row['macs'] / 1e9:.2f}", megabytes(row["size_bytes"])]
+        cells = [
+            row["variant"],
+            f"{row['input_px']} px",
+            f"{row['parameters'] / 1e6:.2f}",
+            f"{row['macs'] / 1e9:.2f}",
+            megabytes(row["size_bytes"]),
+        ]
         cells += [number(row["load_ms"], digits=0), number(row["first_ms"]), number(row["p50_ms"]), number(row["p90_ms"])]
         cells += [number(row["speedup"], "x"), megabytes(row["peak_rss_bytes"]), percent(row["agreement"]), percent(row["accuracy"])]
         rows.append(cells)
@@ -98,7 +119,9 @@ def built(result: dict[str, Any]) -> str:
         return ""
     cells = [[row["variant"], *evaluation_cells(row["built"])] for row in evaluated]
     n = evaluated[0]["built"]["n"]
-    return f"Measured at build time on {n} test images (none of them used for fitting or calibration)\n" + table(("variant", *EVALUATION_COLUMNS), cells)
+    return f"Measured at build time on {n} test images (none of them used for fitting or calibration)\n" + table(
+        ("variant", *EVALUATION_COLUMNS), cells
+    )
 
 
 EVALUATION_COLUMNS = ("top-1", "95 % interval", "top-5", "agrees", "95 % interval", "KL mean", "KL p95")
@@ -157,6 +180,13 @@ def _top5(result: dict[str, Any], shown: Sequence[dict[str, Any]], k: int) -> st
     for row in shown:
         if k < len(row["predictions"]):
             p = row["predictions"][k]
-            rows.append([row["variant"], *(f"{printable(label, 20)} {100 * v:.1f} %" for label, v in zip(p["labels"], p["probabilities"], strict=True))])
+            rows.append(
+                [
+                    row["variant"],
+                    *(f"{printable(label, 20)} {100 * v:.1f} %" for label, v in zip(p["labels"], p["probabilities"], strict=True)),
+                ]
+            )
     ranks = max(len(row) for row in rows) - 1
-    return f"{printable(result['images'][k]['file'], 80)}\n" + table(("variant", *(f"{r}." for r in range(1, ranks + 1))), rows, left=ranks + 1)
+    return f"{printable(result['images'][k]['file'], 80)}\n" + table(
+        ("variant", *(f"{r}." for r in range(1, ranks + 1))), rows, left=ranks + 1
+    )

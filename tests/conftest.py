@@ -1,0 +1,129 @@
+"""Real, small things to test on: torchvision VGGs of every family member, drawn signs, a bundle made by the real stages."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torchvision.models import vgg as torchvision_vgg
+
+from vgg_export import bundle, data, evaluate, fold, model, quantize, stage, state_dicts, to_onnx
+from vgg_export.options import QuantizeOptions
+from vgg_export.progress import Quiet
+
+ROOT = Path(__file__).resolve().parent.parent
+CONFIGURATIONS = {"vgg11": "A", "vgg13": "B", "vgg16": "D", "vgg19": "E"}
+CLASSES = ("stop", "yield", "parking", "no entry", "roundabout", "priority road", "ahead only")
+
+
+def small_torchvision_vgg(family: str, batch_norm: bool, classes: int = len(CLASSES), seed: int = 0) -> torch.nn.Module:
+    """A torchvision VGG in evaluation mode at a quarter of its width (an eighth behind), with lively batch-norm statistics."""
+    torch.manual_seed(seed)
+    narrow = {64: 16, 128: 16, 256: 32, 512: 32}
+    widths = [narrow.get(w, w) for w in torchvision_vgg.cfgs[CONFIGURATIONS[family]]]
+    network = torchvision_vgg.VGG(torchvision_vgg.make_layers(widths, batch_norm=batch_norm), num_classes=classes, init_weights=False)
+    network.classifier = torch.nn.Sequential(
+        torch.nn.Linear(32 * 49, 48),
+        torch.nn.ReLU(),
+        torch.nn.Dropout(),
+        torch.nn.Linear(48, 40),
+        torch.nn.ReLU(),
+        torch.nn.Dropout(),
+        torch.nn.Linear(40, classes),
+    )
+    for layer in network.modules():
+        if isinstance(layer, torch.nn.Conv2d | torch.nn.Linear):
+            torch.nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+            torch.nn.init.normal_(layer.bias, std=0.1)
+        if isinstance(layer, torch.nn.BatchNorm2d):
+            for tensor in (layer.weight, layer.running_var):
+                tensor.data.uniform_(0.5, 1.5)
+            for tensor in (layer.bias, layer.running_mean):
+                tensor.data.normal_(std=0.2)
+    return network.eval()
+
+
+def small_checkpoint(family: str = "vgg11", classes: int = len(CLASSES), seed: int = 0) -> model.Checkpoint:
+    plan, tensors = state_dicts.to_plan_and_tensors(small_torchvision_vgg(family, False, classes, seed).state_dict())
+    labels = CLASSES if classes == len(CLASSES) else tuple(f"class {k}" for k in range(classes))
+    return model.Checkpoint(plan, tensors, labels, {"weights": "file", "what": f"small {family} for tests"})
+
+
+@pytest.fixture
+def checkpoint() -> model.Checkpoint:
+    return small_checkpoint()
+
+
+@pytest.fixture
+def saved(checkpoint: model.Checkpoint, tmp_path: Path) -> stage.Artifact:
+    path = tmp_path / "checkpoint.safetensors"
+    model.save(checkpoint, path)
+    return stage.of(path)
+
+
+@pytest.fixture(scope="session")
+def signs_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Class folders of the seven CLASSES below train/ and test/, 64 and 40 pictures at 128 px."""
+    root = tmp_path_factory.mktemp("signs") / "seven"
+    from vgg_export import signs
+
+    for part, count, base in (("train", 63, 0), ("test", 42, 1000)):
+        for k in range(count):
+            path = root / part / CLASSES[k % 7] / f"{base + k}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            signs.draw(CLASSES[k % 7], base + k, 128).save(path)
+    return root
+
+
+@pytest.fixture(scope="session")
+def splits(signs_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> data.Splits:
+    cache = tmp_path_factory.mktemp("cache")
+    return data.resolve(data.DataOptions(str(signs_folder)), "file", CLASSES, None, cache, Quiet())
+
+
+@pytest.fixture(scope="session")
+def bundle_folder(splits: data.Splits, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle of a small VGG with the variants baseline, quantized and scaled, evaluated; do not change it."""
+    work = tmp_path_factory.mktemp("bundle")
+    model.save(small_checkpoint(), work / "c.safetensors")
+    first = stage.of(work / "c.safetensors")
+    baseline = to_onnx.run(first, work / "baseline.onnx", Quiet())
+    scaled = to_onnx.run(fold.run(first, work / "f.safetensors", 160, Quiet()), work / "scaled.onnx", Quiet())
+    quantized = quantize.run(baseline, splits, 16, work / "quantized.onnx", QuantizeOptions("x86"), Quiet())
+    entries = tuple(bundle.Entry(a.path.stem, a.path.stem, "for tests", (), a) for a in (baseline, quantized, scaled))
+    subjects = [evaluate.Subject(e.id, e.model, e.preprocessing) for e in entries]
+    figures = evaluate.run(subjects, splits.test, work / "evaluation.json", Quiet()).measured
+    bundle.run(bundle.Contents(entries, splits, None, "x86", figures, None), work / "artifacts", Quiet())
+    return work / "artifacts"
+
+
+@pytest.fixture
+def bundle_copy(bundle_folder: Path, tmp_path: Path) -> Path:
+    """A copy that a test may damage."""
+    import shutil
+
+    return Path(shutil.copytree(bundle_folder, tmp_path / "artifacts"))
+
+
+def command_environment() -> dict[str, str]:
+    """For child processes that import the checkout's packages whether or not the project is installed."""
+    paths = os.pathsep.join(str(ROOT / folder) for folder in ("export", "runtime", "calibration"))
+    return os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "2"}
+
+
+@pytest.fixture
+def vgg_export(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Run the command line in ``tmp_path`` as a user does; never a traceback."""
+
+    def run(*arguments: str | Path, **extra: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "vgg_export", *map(str, arguments)]
+        done = subprocess.run(
+            command, cwd=tmp_path, env=command_environment() | extra, capture_output=True, text=True, timeout=500, check=False
+        )
+        assert "Traceback" not in done.stderr + done.stdout
+        return done
+
+    return run

@@ -1,0 +1,104 @@
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import small_checkpoint
+
+from vgg_export import model
+from vgg_export.errors import CheckpointError
+
+
+def test_vgg19_has_the_published_size() -> None:
+    plan = model.full_width("vgg19")
+    assert plan.parameters() == 143_667_240  # torchvision's documentation
+    assert plan.macs() / 1e9 == pytest.approx(19.63, abs=0.01)
+
+
+@pytest.mark.parametrize(("family", "parameters"), [("vgg11", 132_863_336), ("vgg13", 133_047_848), ("vgg16", 138_357_544)])
+def test_the_family_has_the_published_sizes(family: str, parameters: int) -> None:
+    assert model.full_width(family).parameters() == parameters
+
+
+def test_counted_parameters_and_macs_are_those_of_the_network(checkpoint: model.Checkpoint) -> None:
+    network = checkpoint.model()
+    assert sum(p.numel() for p in network.parameters()) == checkpoint.plan.parameters()
+    counted = 0
+
+    def count(layer: torch.nn.Module, _: object, output: torch.Tensor) -> None:
+        nonlocal counted
+        weight = layer.weight
+        counted += weight[0].numel() * output[0].numel()
+
+    for layer in network:
+        if hasattr(layer, "weight"):
+            layer.register_forward_hook(count)
+    network(torch.zeros(1, 3, 224, 224))
+    assert counted == checkpoint.plan.macs()
+
+
+def test_a_checkpoint_comes_back_as_it_was(checkpoint: model.Checkpoint, tmp_path: Path) -> None:
+    model.save(checkpoint, tmp_path / "c.safetensors")
+    again = model.load(tmp_path / "c.safetensors")
+    assert (again.plan, again.labels, again.source) == (checkpoint.plan, checkpoint.labels, checkpoint.source)
+    assert all(torch.equal(again.tensors[name], tensor) for name, tensor in checkpoint.tensors.items())
+
+
+def test_half_precision_halves_the_file(checkpoint: model.Checkpoint, tmp_path: Path) -> None:
+    model.save(checkpoint, tmp_path / "full.safetensors")
+    model.save(checkpoint, tmp_path / "half.safetensors", half=True)
+    full, half = ((tmp_path / f"{name}.safetensors").stat().st_size for name in ("full", "half"))
+    assert half == pytest.approx(full / 2, rel=0.05)
+    assert model.load(tmp_path / "half.safetensors").tensors["fc1.weight"].dtype == torch.float32
+
+
+def test_tensors_that_do_not_fit_the_plan_are_refused(checkpoint: model.Checkpoint) -> None:
+    wrong = checkpoint.tensors | {"fc3.bias": torch.zeros(3)}
+    with pytest.raises(CheckpointError, match=r"fc3.bias is \(3,\), but the plan says \(7,\)"):
+        dataclasses.replace(checkpoint, tensors=wrong)
+    with pytest.raises(CheckpointError, match=r"lacks conv1_1.bias"):
+        dataclasses.replace(checkpoint, tensors={k: v for k, v in checkpoint.tensors.items() if k != "conv1_1.bias"})
+    with pytest.raises(CheckpointError, match="8 labels for 7 classes"):
+        dataclasses.replace(checkpoint, labels=("x",) * 8)
+
+
+def test_a_plan_that_is_no_vgg_is_refused() -> None:
+    with pytest.raises(CheckpointError, match="is not a VGG; expected one of"):
+        model.Plan("vgg19", ((16,),) * 5, (8, 8), 2)
+    with pytest.raises(CheckpointError, match="at least 32 px, found 31"):
+        dataclasses.replace(small_checkpoint().plan, input_px=31)
+    with pytest.raises(CheckpointError, match="plan is damaged"):
+        model.Plan.from_json({"family": "vgg19"})
+
+
+def test_a_truncated_or_newer_checkpoint_is_refused(checkpoint: model.Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "c.safetensors"
+    model.save(checkpoint, path)
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2])
+    with pytest.raises(CheckpointError, match="may be truncated"):
+        model.load(path)
+    monkeypatch.setattr(model, "FORMAT_VERSION", 2)
+    model.save(checkpoint, path)
+    monkeypatch.setattr(model, "FORMAT_VERSION", 1)
+    with pytest.raises(CheckpointError, match="reads up to 1: update vgg-export"):
+        model.load(path)
+
+
+def test_folded_batch_norm_is_the_same_function() -> None:
+    torch.manual_seed(0)
+    conv, norm = torch.nn.Conv2d(5, 6, 3), torch.nn.BatchNorm2d(6)
+    norm.running_mean.normal_()
+    norm.running_var.uniform_(0.1, 3)
+    norm.weight.data.normal_()
+    norm.eval()
+    x = torch.randn(2, 5, 9, 9)
+    weight, bias = model.fold_batch_norm(
+        conv.weight.data,
+        conv.bias.data,
+        gamma=norm.weight.data,
+        beta=norm.bias.data,
+        mean=norm.running_mean,
+        variance=norm.running_var,
+    )
+    torch.testing.assert_close(torch.nn.functional.conv2d(x, weight, bias), norm(conv(x)), rtol=1e-5, atol=1e-5)

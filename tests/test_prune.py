@@ -1,0 +1,95 @@
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import small_checkpoint
+
+from vgg_export import model, prune, stage
+from vgg_export.errors import CheckFailedError, OptionsError
+from vgg_export.options import PruneOptions
+from vgg_export.progress import Quiet
+
+HALF = PruneOptions(ratio=0.5, first_block="conv4")
+
+
+@pytest.mark.parametrize("family", list(model.CONVS_PER_BLOCK))
+@pytest.mark.parametrize("criterion", ["l2", "l1", "random"])
+def test_pruned_is_the_original_with_filters_silenced(family: str, criterion: str) -> None:
+    original = small_checkpoint(family)
+    pruned, kept = prune.prune(original, dataclasses.replace(HALF, criterion=criterion))
+    assert pruned.plan.blocks[:3] == original.plan.blocks[:3]
+    assert {w for block in pruned.plan.blocks[3:] for w in block} == {16}
+    # by hand: zero the removed filters in torch and compare
+    masked = {name: t.clone() for name, t in original.tensors.items()}
+    for name, keep in kept.items():
+        gone = [k for k in range(len(masked[f"{name}.bias"])) if k not in keep.tolist()]
+        masked[f"{name}.weight"][gone] = 0
+        masked[f"{name}.bias"][gone] = 0
+    x = torch.randn(2, 3, 224, 224)
+    with torch.inference_mode():
+        expected = dataclasses.replace(original, tensors=masked).model()(x)
+        found = pruned.model()(x)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
+
+
+def test_ratio_zero_changes_nothing(checkpoint: model.Checkpoint) -> None:
+    pruned, _ = prune.prune(checkpoint, PruneOptions(ratio=0))
+    assert pruned.plan == checkpoint.plan
+    assert all(torch.equal(pruned.tensors[name], tensor) for name, tensor in checkpoint.tensors.items())
+
+
+def test_the_weakest_filters_go() -> None:
+    original = small_checkpoint()
+    weak = [1, 4, 9, 30]
+    original.tensors["conv5_1.weight"][weak] *= 1e-3
+    _, kept = prune.prune(original, PruneOptions(ratio=0.125, first_block="conv5", multiple=4))
+    assert sorted(set(range(32)) - set(kept["conv5_1"].tolist())) == weak
+
+
+def test_l1_and_l2_can_disagree() -> None:
+    original = small_checkpoint()
+    weight = original.tensors["conv5_2.weight"]
+    weight[:] = 1.0
+    weight[0] = 0
+    weight[0, 0, 0, 0] = 12.0  # l1 12, l2 12
+    weight[1] = 0.5  # l1 144, l2 8.5
+    chosen = {
+        c: prune.prune(original, PruneOptions(ratio=1 / 32, first_block="conv5", multiple=1, criterion=c))[1]["conv5_2"].tolist()
+        for c in ("l1", "l2")
+    }
+    assert 0 not in chosen["l1"]
+    assert 1 in chosen["l1"]
+    assert 0 in chosen["l2"]
+    assert 1 not in chosen["l2"]
+
+
+def test_widths_land_on_the_multiple() -> None:
+    assert prune.target_width(512, 0.10, 16) == 464
+    assert prune.target_width(128, 0.10, 16) == 112
+    assert prune.target_width(512, 0.0, 16) == 512
+    assert prune.target_width(16, 0.9, 16) == 16
+    assert prune.target_width(8, 0.5, 16) == 8
+
+
+def test_a_ratio_that_removes_nothing_is_said(checkpoint: model.Checkpoint) -> None:
+    with pytest.raises(OptionsError, match="removes nothing"):
+        prune.prune(checkpoint, PruneOptions(ratio=0.01))
+    for bad in (-0.1, 1.0):
+        with pytest.raises(OptionsError, match="at least 0 and below 1"):
+            PruneOptions(ratio=bad)
+
+
+def test_the_check_notices_mixed_up_channels(checkpoint: model.Checkpoint) -> None:
+    pruned, kept = prune.prune(checkpoint, HALF)
+    wrong = pruned.tensors | {"conv5_2.weight": pruned.tensors["conv5_2.weight"].flip(1)}
+    with pytest.raises(CheckFailedError, match="differs from the masked original"):
+        prune.ensure_same_as_masked(checkpoint, dataclasses.replace(pruned, tensors=wrong), kept)
+
+
+def test_the_stage_writes_a_smaller_checkpoint(saved: stage.Artifact, tmp_path: Path) -> None:
+    made = prune.run(saved, tmp_path / "pruned.safetensors", HALF, Quiet())
+    small = model.load(made.path)
+    assert made.path.stat().st_size < saved.path.stat().st_size
+    assert made.measured["macs"] == {"before": model.load(saved.path).plan.macs(), "after": small.plan.macs()}
+    assert small.source["history"] == ["pruned about 50% of the filters from conv4 on by l2"]
