@@ -1,0 +1,172 @@
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from conftest import CLASSES
+from PIL import Image
+
+from vgg_calibration import choose
+from vgg_export import data, signs, weights
+from vgg_export.errors import DataError, HubError, OptionsError
+from vgg_export.options import DataOptions
+from vgg_export.progress import Quiet
+
+
+def resolve(spec: Path | str | None, labels: tuple[str, ...] = CLASSES, *, kind: str = "file", **options: int) -> data.Splits:
+    chosen = DataOptions(None if spec is None else str(spec), **options)
+    return data.resolve(chosen, kind, labels, None, Path("unused"), Quiet())
+
+
+def pictures(folder: Path, count: int, first: int = 0) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    for k in range(first, first + count):
+        signs.draw(signs.CLASSES[k % 20], k, 40).save(folder / f"{k}.png")
+    return folder
+
+
+def test_the_three_sets_are_disjoint_and_labelled(splits: data.Splits) -> None:
+    hashes = [{i.sha256 for i in part} for part in (splits.fit, splits.select, splits.test)]
+    assert [len(h) for h in hashes][2] == 42
+    assert len(hashes[0]) + len(hashes[1]) == 63
+    assert not hashes[0] & hashes[1]
+    assert not (hashes[0] | hashes[1]) & hashes[2]
+    assert all(CLASSES[i.label] == i.path.parent.name for i in (*splits.fit, *splits.test) if i.label is not None)
+
+
+def test_a_flat_folder_is_split_by_content_not_by_name(tmp_path: Path) -> None:
+    first = resolve(pictures(tmp_path / "a", 40))
+    assert (len(first.fit), len(first.select), len(first.test)) == (20, 8, 12)
+    assert all(i.label is None for i in first.fit)
+    renamed = tmp_path / "b"
+    renamed.mkdir()
+    for path in (tmp_path / "a").iterdir():
+        shutil.copy(path, renamed / f"x{hash(path.name) % 1000}{path.name}")
+    second = resolve(renamed)
+    for part in ("fit", "select", "test"):
+        assert {i.sha256 for i in getattr(first, part)} == {i.sha256 for i in getattr(second, part)}
+
+
+def test_copies_of_one_source_stay_in_one_set(tmp_path: Path) -> None:
+    folder = tmp_path / "copies"
+    folder.mkdir()
+    for k in range(90):
+        signs.draw("stop", k, 40).save(folder / f"photo{k // 3}_jpg.rf.{k:032x}.png")
+    found = resolve(folder)
+    sources = [{i.source for i in part} for part in (found.fit, found.select, found.test)]
+    assert not sources[0] & sources[1]
+    assert not (sources[0] | sources[1]) & sources[2]
+    assert sum(map(len, sources)) == 30
+    with pytest.raises(DataError, match="must not share pictures"):
+        data.Splits("x", found.fit, found.select, (found.fit[0],))
+
+
+def test_a_picture_that_is_also_trained_on_leaves_the_test(signs_folder: Path, tmp_path: Path) -> None:
+    root = Path(shutil.copytree(signs_folder, tmp_path / "leaky"))
+    leaked = next((root / "train" / "stop").iterdir())
+    shutil.copy(leaked, root / "test" / "stop" / "leak.png")
+    found = resolve(root)
+    assert len(found.test) == 42
+    assert not {i.sha256 for i in found.test} & {choose.content_hash(leaked)}
+
+
+def test_few_pictures_only_calibrate(tmp_path: Path) -> None:
+    found = resolve(pictures(tmp_path / "few", 5))
+    assert (len(found.fit), found.select, found.test) == (5, (), ())
+    assert found.note is not None
+    assert "too few" in found.note
+
+
+def test_the_number_of_test_images_is_limited(signs_folder: Path) -> None:
+    assert len(resolve(signs_folder, test_images=10).test) == 10
+
+
+def test_folders_are_mapped_by_name_and_by_wordnet_id(tmp_path: Path) -> None:
+    for k, folder in enumerate(("Tabby", "n03063599")):
+        pictures(tmp_path / "photos" / folder, 10, first=100 * k)
+    from torchvision.models import VGG19_Weights
+
+    labels = tuple(VGG19_Weights.IMAGENET1K_V1.meta["categories"])
+    found = data.resolve(DataOptions(str(tmp_path / "photos")), "imagenet", labels, weights.wordnet_ids(), tmp_path, Quiet())
+    assert {i.label for i in (*found.fit, *found.select, *found.test)} == {281, 504}
+
+
+def test_unknown_folders_list_both_sides(tmp_path: Path) -> None:
+    pictures(tmp_path / "photos" / "moose", 3)
+    pictures(tmp_path / "photos" / "stop", 3, first=10)
+    with pytest.raises(DataError) as error:
+        resolve(tmp_path / "photos")
+    assert "1 of 2 class folders are no class of the model: moose" in str(error.value)
+    assert "roundabout" in str(error.value)
+
+
+def test_unusable_folders_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="holds no pictures"):
+        resolve(tmp_path / "empty")
+    with pytest.raises(DataError, match="there is no folder"):
+        resolve(tmp_path / "nowhere")
+    mixed = pictures(tmp_path / "mixed", 2)
+    pictures(mixed / "stop", 2, first=5)
+    with pytest.raises(DataError, match="beside its class folders"):
+        resolve(mixed)
+    broken = pictures(tmp_path / "broken", 3)
+    (broken / "bad.jpg").write_bytes(b"\xff\xd8\xff")
+    (broken / "worse.png").write_text("x")
+    with pytest.raises(DataError, match=r"bad\.jpg.*1 more pictures cannot be read"):
+        resolve(broken)
+
+
+def test_drawn_signs_are_kept_and_foreign_folders_are_not_replaced(tmp_path: Path) -> None:
+    wanted = data.DrawOptions(tmp_path / "drawn", train=40, test=20, size_px=48)
+    data.draw_signs(wanted, Quiet())
+    files = sorted((tmp_path / "drawn").rglob("*.jpg"))
+    assert len(files) == 60
+    assert Image.open(files[0]).size == (48, 48)
+    times = [f.stat().st_mtime_ns for f in files]
+    data.draw_signs(wanted, Quiet())
+    assert [f.stat().st_mtime_ns for f in files] == times
+    pictures(tmp_path / "mine", 1)
+    with pytest.raises(DataError, match="was not drawn by this program"):
+        data.draw_signs(data.DrawOptions(tmp_path / "mine", 20, 20, 48), Quiet())
+    with pytest.raises(OptionsError):
+        data.DrawOptions(tmp_path, train=0)
+
+
+def test_the_demos_default_is_drawn_signs(tmp_path: Path) -> None:
+    found = data.resolve(DataOptions(test_images=40), "demo", signs.CLASSES, None, tmp_path, Quiet())
+    assert len(found.test) == 40
+    assert len(found.fit) + len(found.select) == 1600
+    drawn = json.loads((tmp_path / "signs" / "drawn.json").read_text())
+    assert drawn["test"] == 40
+
+
+def test_the_sample_photographs_calibrate_when_there_is_nothing_else() -> None:
+    found = resolve("none")
+    assert len(found.fit) == 6
+    assert not found.test
+    sources = (data.sample_photos() / "SOURCES.md").read_text()
+    assert all(i.path.name in sources for i in found.fit)
+
+
+def test_imagenette_is_read_from_its_cache_and_refused_without_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from torchvision.models import VGG19_Weights
+
+    labels = tuple(VGG19_Weights.IMAGENET1K_V1.meta["categories"])
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr("vgg_export.data.reachable", lambda url: weights.reachable("http://127.0.0.1:9/" + url.rsplit("/", 1)[1]))
+    chosen = DataOptions("imagenette")
+    with pytest.raises(HubError, match="Imagenette is neither in"):
+        data.resolve(chosen, "imagenet", labels, weights.wordnet_ids(), tmp_path, Quiet())
+    quiet = data.resolve(DataOptions(), "imagenet", labels, weights.wordnet_ids(), tmp_path, Quiet())
+    assert quiet.origin == "sample photographs"
+    for part, count in (("train", 10), ("val", 4)):
+        for k, wordnet in enumerate(("n01440764", "n03888257")):
+            folder = tmp_path / "vgg-export" / "imagenette2-320" / part / wordnet
+            folder.mkdir(parents=True)
+            for j in range(count):
+                seed = hash((part == "val", k, j)) % 100_000
+                signs.draw("stop", seed, 40).save(folder / f"{seed}.JPEG")
+    found = data.resolve(chosen, "imagenet", labels, weights.wordnet_ids(), tmp_path, Quiet())
+    assert len(found.test) == 8
+    assert {i.label for i in found.test} == {0, labels.index("parachute")}

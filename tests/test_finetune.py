@@ -1,0 +1,114 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import CLASSES, command_environment, small_checkpoint
+
+from vgg_export import data, finetune, model, prune, stage
+from vgg_export.errors import DataError
+from vgg_export.options import FinetuneOptions, OptionsError, PruneOptions
+from vgg_export.progress import Quiet
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[stage.Artifact, stage.Artifact]:
+    """(student, teacher): a pruned small VGG and the original."""
+    folder = tmp_path_factory.mktemp("pair")
+    model.save(small_checkpoint(), folder / "teacher.safetensors")
+    teacher = stage.of(folder / "teacher.safetensors")
+    options = PruneOptions(ratio=0.5, first_block="conv4")
+    return prune.run(teacher, folder / "student.safetensors", options, Quiet()), teacher
+
+
+def unlabelled(splits: data.Splits) -> data.Splits:
+    import dataclasses
+
+    parts = {n: tuple(dataclasses.replace(i, label=None) for i in getattr(splits, n)) for n in ("fit", "select", "test")}
+    return data.Splits(splits.origin, **parts)
+
+
+def test_the_loss_is_the_published_one_by_hand() -> None:
+    teacher, student = torch.tensor([[2.0, 0.0]]), torch.tensor([[0.0, 0.0]])
+    p = (teacher / 2).softmax(1)
+    by_hand = 4 * (p * (p / 0.5).log()).sum()
+    none, known = torch.tensor([-1]), torch.tensor([0])
+    assert finetune.distance(student, teacher, none, 2.0) == pytest.approx(float(by_hand))
+    assert finetune.distance(student, teacher, known, 2.0) == pytest.approx(float(by_hand) + float(torch.tensor(2.0).log()))
+
+
+def test_it_recovers_without_labels_and_leaves_early_blocks_alone(
+    pair: tuple[stage.Artifact, stage.Artifact], splits: data.Splits, tmp_path: Path
+) -> None:
+    student, teacher = pair
+    options = FinetuneOptions(epochs=3, rate=1e-3)
+    made = finetune.run(student, teacher, unlabelled(splits), tmp_path / "tuned.safetensors", options, Quiet())
+    losses = made.measured["selection_loss"]
+    assert made.measured["kept_epoch"] > 0
+    assert min(losses) < 0.8 * losses[0]
+    before, after = model.load(student.path), model.load(made.path)
+    assert torch.equal(before.tensors["conv3_2.weight"], after.tensors["conv3_2.weight"])
+    assert not torch.equal(before.tensors["conv4_1.weight"], after.tensors["conv4_1.weight"])
+    assert after.source["history"][-1].startswith(f"distilled for {made.measured['kept_epoch']} of 3 epochs")
+
+
+def test_it_never_ends_worse_than_it_began(pair: tuple[stage.Artifact, stage.Artifact], splits: data.Splits, tmp_path: Path) -> None:
+    student, teacher = pair
+    ruinous = FinetuneOptions(epochs=1, rate=10.0)
+    made = finetune.run(student, teacher, splits, tmp_path / "tuned.safetensors", ruinous, Quiet())
+    assert made.measured["selection_loss"][1] > made.measured["selection_loss"][0]
+    assert made.measured["kept_epoch"] == 0
+    before, after = model.load(student.path), model.load(made.path)
+    assert all(torch.equal(after.tensors[name], tensor) for name, tensor in before.tensors.items())
+
+
+def test_without_selection_pictures_or_for_random_weights_it_says_why(
+    pair: tuple[stage.Artifact, stage.Artifact], splits: data.Splits, tmp_path: Path
+) -> None:
+    student, teacher = pair
+    few = data.Splits("few", splits.fit[:3], (), (), "too few to set some apart")
+    made = finetune.run(student, teacher, few, tmp_path / "a.safetensors", FinetuneOptions(), Quiet())
+    assert made.measured["skipped"] == "too few to set some apart"
+    none = finetune.run(student, teacher, splits, tmp_path / "b.safetensors", FinetuneOptions(epochs=0), Quiet())
+    assert none.measured["skipped"] == "no epochs were asked for"
+
+
+def test_it_keeps_the_best_epoch_not_the_last(pair: tuple[stage.Artifact, stage.Artifact], splits: data.Splits, tmp_path: Path) -> None:
+    student, teacher = pair
+    options = FinetuneOptions(epochs=6, rate=4e-2, batch=4)
+    made = finetune.run(student, teacher, splits, tmp_path / "tuned.safetensors", options, Quiet())
+    losses = made.measured["selection_loss"]
+    assert losses[made.measured["kept_epoch"]] == min(losses)
+
+
+def test_a_teacher_of_other_classes_is_refused(pair: tuple[stage.Artifact, stage.Artifact], splits: data.Splits, tmp_path: Path) -> None:
+    model.save(small_checkpoint(classes=5), tmp_path / "other.safetensors")
+    with pytest.raises(DataError, match="the student has 7 classes"):
+        finetune.run(pair[0], stage.of(tmp_path / "other.safetensors"), splits, tmp_path / "t.safetensors", FinetuneOptions(), Quiet())
+    for bad in ({"epochs": -1}, {"rate": 0.0}, {"train_from": "conv9"}):
+        with pytest.raises(OptionsError):
+            FinetuneOptions(**bad)
+
+
+def test_two_processes_learn_what_one_learns(pair: tuple[stage.Artifact, stage.Artifact], signs_folder: Path, tmp_path: Path) -> None:
+    student, teacher = pair
+    (tmp_path / "labels.txt").write_text("\n".join(CLASSES))
+    arguments = ["finetune", "--weights", student.path, "--teacher", teacher.path, "--data", signs_folder]
+    arguments += ["--finetune-epochs", "2", "--learning-rate", "1e-3"]
+    two = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0", "-m", "vgg_export"]
+    for name, command in (("one", [sys.executable, "-m", "vgg_export"]), ("two", two)):
+        full = [*command, *map(str, arguments), "--output", str(tmp_path / f"{name}.safetensors")]
+        done = subprocess.run(
+            full, env=command_environment() | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=400, check=False
+        )
+        assert done.returncode == 0, done.stderr
+    one, both = (json.loads((tmp_path / f"{n}.safetensors.json").read_text())["measured"] for n in ("one", "two"))
+    assert (one["processes"], both["processes"]) == (1, 2)
+    assert one["images"] == both["images"]
+    # before training both measure the same; after it both have learned, though from batches in another order
+    assert both["selection_loss"][0] == pytest.approx(one["selection_loss"][0], rel=1e-4)
+    for measured in (one, both):
+        assert min(measured["selection_loss"]) < 0.9 * measured["selection_loss"][0]
+    assert model.load(tmp_path / "two.safetensors").plan == model.load(student.path).plan

@@ -1,0 +1,41 @@
+import math
+
+import numpy as np
+import pytest
+
+from vgg_runtime import metrics
+
+
+def test_wilsons_interval_is_the_textbooks() -> None:
+    assert metrics.wilson_interval(81, 263) == pytest.approx((0.2553, 0.3662), abs=1e-4)  # Newcombe 1998, table I
+    assert metrics.wilson_interval(0, 10) == pytest.approx((0.0, 0.2775), abs=1e-4)
+    assert metrics.wilson_interval(10, 10)[1] == 1.0
+    for right, n in ((1, 0), (3, 2), (-1, 2)):
+        with pytest.raises(ValueError, match="needs 0 <= right <= n"):
+            metrics.wilson_interval(right, n)
+
+
+def test_softmax_survives_large_logits() -> None:
+    found = metrics.softmax(np.array([[1000.0, 1000.0, -1000.0]], np.float32))
+    assert found == pytest.approx(np.array([[0.5, 0.5, 0.0]]))
+
+
+def test_divergence_is_zero_of_the_same_and_right_by_hand() -> None:
+    p = np.log(np.array([[0.5, 0.5]], np.float32))
+    q = np.log(np.array([[0.9, 0.1]], np.float32))
+    assert metrics.kl_divergence(p, p) == pytest.approx([0.0])
+    assert metrics.kl_divergence(p, q) == pytest.approx([0.5 * math.log(0.5 / 0.9) + 0.5 * math.log(0.5 / 0.1)], rel=1e-5)
+    assert metrics.kl_divergence(p, p + 7) == pytest.approx([0.0], abs=1e-6)
+
+
+def test_top_k_is_ordered_and_stable() -> None:
+    assert metrics.top_k(np.array([[1.0, 3.0, 2.0, 3.0]], np.float32), 3).tolist() == [[1, 3, 2]]
+
+
+def test_percentiles_have_to_be_earned() -> None:
+    samples = [float(k) for k in range(1, 101)]
+    assert metrics.percentile(samples, 50) == 50.5
+    assert metrics.percentile(samples, 90) == 90.0
+    assert metrics.percentile(samples[:63], 90) is None
+    assert metrics.percentile(samples, 95) is None
+    assert metrics.percentile([], 50) is None

@@ -1,0 +1,93 @@
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from conftest import small_checkpoint
+from onnx import TensorProto
+
+from vgg_export import data, graph, model, quantize, stage, to_onnx
+from vgg_export.errors import CheckFailedError, DataError
+from vgg_export.options import TARGETS, OptionsError, QuantizeOptions
+from vgg_export.progress import Quiet
+from vgg_runtime.manifest import SessionSettings
+from vgg_runtime.preprocess import for_input, load
+from vgg_runtime.session import Model
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> stage.Artifact:
+    folder = tmp_path_factory.mktemp("exported")
+    model.save(small_checkpoint("vgg13"), folder / "c.safetensors")
+    return to_onnx.run(stage.of(folder / "c.safetensors"), folder / "m.onnx", Quiet())
+
+
+@pytest.mark.parametrize("target", list(TARGETS))
+def test_every_target_gives_a_fully_int8_graph_close_to_float(
+    target: str, exported: stage.Artifact, splits: data.Splits, tmp_path: Path
+) -> None:
+    made = quantize.run(exported, splits, 12, tmp_path / "q.onnx", QuantizeOptions(target), Quiet())
+    assert made.measured["ops"]["QLinearConv"] == 10
+    assert made.measured["ops"]["QGemm"] == 3
+    assert made.path.stat().st_size < 0.35 * exported.path.stat().st_size
+    x = np.stack([load(i.path, for_input(224)) for i in splits.test[:8]])
+    expected, found = (Model(p, SessionSettings(), 2)(x) for p in (exported.path, made.path))
+    limit = 0.15 if TARGETS[target].reduce_range else 0.08
+    assert np.abs(found - expected).max() / (expected.max() - expected.min()) < limit
+
+
+def test_the_target_decides_type_and_range(exported: stage.Artifact, splits: data.Splits, tmp_path: Path) -> None:
+    kinds, largest = {}, {}
+    for target in ("pi5", "x86", "x86-avx2"):
+        made = quantize.run(exported, splits, 4, tmp_path / f"{target}.onnx", QuantizeOptions(target), Quiet())
+        loaded = onnx.load(made.path)
+        tensors = {t.name: t for t in loaded.graph.initializer}
+        entry = next(n for n in loaded.graph.node if n.op_type == "QuantizeLinear")
+        kinds[target] = tensors[entry.input[2]].data_type
+        weights = onnx.numpy_helper.to_array(tensors["conv3_1.weight_quantized"])
+        largest[target] = int(np.abs(weights.astype(int)).max())
+        scales = onnx.numpy_helper.to_array(tensors["conv3_1.weight_scale"])
+        assert scales.shape == (32,)  # one per output channel
+        zero_points = onnx.numpy_helper.to_array(tensors["conv3_1.weight_zero_point"])
+        assert not zero_points.any()
+    assert kinds == {"pi5": TensorProto.INT8, "x86": TensorProto.UINT8, "x86-avx2": TensorProto.UINT8}
+    assert largest["x86"] == 127
+    assert largest["x86-avx2"] <= 64
+
+
+def test_it_reads_each_calibration_picture_once(exported: stage.Artifact, splits: data.Splits, tmp_path: Path) -> None:
+    made = quantize.run(exported, splits, 5, tmp_path / "q.onnx", QuantizeOptions(), Quiet())
+    used = made.measured["calibration_images"]
+    assert len(used) == len(set(used)) == 5
+    assert set(used) <= {i.sha256 for i in splits.fit}
+
+
+def test_the_audit_notices_a_float_layer(exported: stage.Artifact, splits: data.Splits, tmp_path: Path) -> None:
+    from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
+    from vgg_calibration.reader import ImageReader
+
+    reader = ImageReader([i.path for i in splits.fit[:2]], for_input(224), "input", lambda: None)
+    quantize_static(
+        exported.path,
+        tmp_path / "partly.onnx",
+        reader,
+        quant_format=QuantFormat.QDQ,
+        activation_type=QuantType.QUInt8,
+        weight_type=QuantType.QInt8,
+        per_channel=True,
+        nodes_to_exclude=["node_conv2d_3", "node_linear_1"],
+        calibrate_method=CalibrationMethod.MinMax,
+    )
+    with pytest.raises(CheckFailedError, match="still holds"):
+        graph.audit_quantized(tmp_path / "partly.onnx")
+    with pytest.raises(CheckFailedError, match="still holds"):
+        graph.audit_quantized(exported.path)
+
+
+def test_a_model_without_sidecar_is_refused(exported: stage.Artifact, splits: data.Splits, tmp_path: Path) -> None:
+    stranger = tmp_path / "stranger.onnx"
+    stranger.write_bytes(exported.path.read_bytes())
+    with pytest.raises(DataError, match=r"has no sidecar stranger\.onnx\.json"):
+        quantize.run(stage.of(stranger), splits, 4, tmp_path / "q.onnx", QuantizeOptions(), Quiet())
+    with pytest.raises(OptionsError, match="--target must be one of"):
+        QuantizeOptions("toaster")

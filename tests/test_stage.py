@@ -1,0 +1,88 @@
+import errno
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from vgg_export import stage, storage
+from vgg_export.errors import OutputError
+
+
+def make(text: str, calls: list[str]) -> "object":
+    def write(path: Path) -> dict[str, object]:
+        calls.append(text)
+        path.write_text(text)
+        return {"length": len(text)}
+
+    return write
+
+
+def test_work_is_done_once_per_content(tmp_path: Path) -> None:
+    calls: list[str] = []
+    source, output = tmp_path / "in.txt", tmp_path / "out.txt"
+    source.write_text("one")
+
+    def run(options: dict[str, object]) -> stage.Artifact:
+        return stage.produce("test", options, {"in": stage.of(source)}, output, make("made", calls))
+
+    first = run({"a": 1})
+    os.utime(source)  # a new time is not new content
+    assert run({"a": 1}).sha256 == first.sha256
+    assert len(calls) == 1
+    run({"a": 2})
+    assert len(calls) == 2
+    source.write_text("two")
+    run({"a": 2})
+    assert len(calls) == 3
+    output.write_text("touched")
+    assert run({"a": 2}).path.read_text() == "made"
+    assert len(calls) == 4
+    stage.sidecar_path(output).write_text("{broken")
+    run({"a": 2})
+    assert len(calls) == 5
+    sidecar = json.loads(stage.sidecar_path(output).read_text())
+    assert sidecar["measured"] == {"length": 4}
+    assert sidecar["inputs"] == {"in": stage.of(source).sha256}
+    assert {"torch", "onnxruntime", "vgg-export"} <= sidecar["versions"].keys()
+
+
+@pytest.mark.parametrize("problem", [KeyboardInterrupt(), ValueError("x"), OSError(errno.ENOSPC, "no space")])
+def test_a_failed_write_leaves_what_was_there(problem: BaseException, tmp_path: Path) -> None:
+    path = tmp_path / "file.bin"
+    path.write_text("before")
+
+    def fail() -> None:
+        with storage.atomic_file(path) as temporary:
+            temporary.write_text("half")
+            raise problem
+
+    with pytest.raises((type(problem), OutputError)) as error:
+        fail()
+    assert path.read_text() == "before"
+    assert [p.name for p in tmp_path.iterdir()] == ["file.bin"]
+    if isinstance(problem, OSError):
+        assert "the disk is full" in str(error.value)
+
+
+def test_a_really_full_disk_is_one_sentence() -> None:
+    if not Path("/dev/full").exists():
+        pytest.skip("no /dev/full on this system")
+
+    def write() -> None:
+        with storage.explain_write_errors(Path("/dev/full")), Path("/dev/full").open("w") as file:
+            file.write("x" * 100_000)
+
+    with pytest.raises(OutputError, match="the disk is full while writing /dev/full"):
+        write()
+
+
+def test_a_file_where_a_folder_should_be_is_explained(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+
+    def write() -> None:
+        with storage.atomic_file(tmp_path / "file" / "x.json"):
+            pass
+
+    with pytest.raises(OutputError, match="cannot be written"):
+        write()

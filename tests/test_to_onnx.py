@@ -1,0 +1,73 @@
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+import torch
+from conftest import small_checkpoint, small_torchvision_vgg
+
+from vgg_export import fold, graph, model, stage, to_onnx
+from vgg_export.errors import CheckFailedError
+from vgg_export.progress import Quiet
+
+
+@pytest.mark.parametrize("px", [160, 224])
+@pytest.mark.parametrize("family", list(model.CONVS_PER_BLOCK))
+def test_the_exported_graph_is_torchvisions_network(family: str, px: int, tmp_path: Path) -> None:
+    original = small_torchvision_vgg(family, False)
+    checkpoint = fold.fold(small_checkpoint(family), px)
+    to_onnx.export(checkpoint, tmp_path / "m.onnx")
+    assert set(graph.audit_exported(tmp_path / "m.onnx")) <= {"Conv", "Relu", "MaxPool", "Gemm", "Reshape", "Flatten"}
+    assert to_onnx.ensure_parity(checkpoint, tmp_path / "m.onnx") < 1e-5
+    session = ort.InferenceSession(tmp_path / "m.onnx")
+    for batch in (1, 4):
+        x = torch.randn(batch, 3, px, px)
+        with torch.inference_mode():
+            expected = original(x).numpy()
+        found = session.run(["logits"], {"input": x.numpy()})[0]
+        assert np.abs(found - expected).max() / np.abs(expected).max() < 1e-5
+
+
+def test_fully_connected_weights_are_stored_transposed_and_nothing_tells_of_this_machine(saved: stage.Artifact, tmp_path: Path) -> None:
+    made = to_onnx.run(saved, tmp_path / "m.onnx", Quiet())
+    exported = onnx.load(made.path)
+    shapes = {t.name: tuple(t.dims) for t in exported.graph.initializer}
+    assert shapes["fc1.weight"] == (32 * 49, 48)
+    assert all(a.i == 0 for node in exported.graph.node for a in node.attribute if a.name == "transB")
+    content = made.path.read_bytes()
+    assert str(Path(torch.__file__).parent.parent).encode() not in content
+    assert b"stack_trace" not in content
+
+
+def test_the_sidecar_tells_what_later_stages_need(saved: stage.Artifact, tmp_path: Path) -> None:
+    made = to_onnx.run(saved, tmp_path / "m.onnx", Quiet())
+    again = stage.of(made.path)
+    info = again.measured["model"]
+    assert info["parameters"] == model.load(saved.path).plan.parameters()
+    assert (info["precision"], info["preprocessing"]["crop_px"]) == ("fp32", 224)
+    assert again.measured["parity"] < to_onnx.TOLERANCE
+
+
+def test_parity_notices_other_weights(checkpoint: model.Checkpoint, tmp_path: Path) -> None:
+    to_onnx.export(checkpoint, tmp_path / "m.onnx")
+    other = checkpoint.tensors | {"fc3.bias": checkpoint.tensors["fc3.bias"] + 0.1}
+    with pytest.raises(CheckFailedError, match="logits differ from torch's"):
+        to_onnx.ensure_parity(dataclasses.replace(checkpoint, tensors=other), tmp_path / "m.onnx")
+
+
+def test_the_audit_notices_a_pooling_tail(tmp_path: Path) -> None:
+    tail = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(4, 2))
+    torch.onnx.export(tail.eval(), (torch.zeros(1, 3, 32, 32),), tmp_path / "tail.onnx", dynamo=True, verbose=False)
+    with pytest.raises(CheckFailedError, match="the exported graph holds"):
+        graph.audit_exported(tmp_path / "tail.onnx")
+
+
+def test_the_audit_notices_an_invalid_graph(checkpoint: model.Checkpoint, tmp_path: Path) -> None:
+    to_onnx.export(checkpoint, tmp_path / "m.onnx")
+    broken = onnx.load(tmp_path / "m.onnx")
+    broken.graph.node[0].input[0] = "nowhere"
+    onnx.save(broken, tmp_path / "broken.onnx")
+    with pytest.raises(CheckFailedError, match="not valid ONNX"):
+        graph.audit_exported(tmp_path / "broken.onnx")
