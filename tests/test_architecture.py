@@ -29,7 +29,7 @@ def top(names: Iterator[str]) -> set[str]:
     return {name.split(".")[0] for name in names}
 
 
-@pytest.mark.parametrize("path", sorted(RUNTIME.glob("*.py")) + [ROOT / "runtime/compare.py"], ids=lambda p: p.name)
+@pytest.mark.parametrize("path", [*sorted(RUNTIME.glob("*.py")), ROOT / "runtime/compare.py"], ids=lambda p: p.name)
 def test_the_runtime_imports_only_what_a_board_has(path: Path) -> None:
     allowed = set(sys.stdlib_module_names) | {"numpy", "PIL", "onnxruntime", "vgg_runtime"}
     assert top(imports(path)) <= allowed

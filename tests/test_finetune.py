@@ -97,7 +97,7 @@ def test_two_processes_learn_what_one_learns(pair: tuple[stage.Artifact, stage.A
     (tmp_path / "labels.txt").write_text("\n".join(CLASSES))
     arguments = ["finetune", "--weights", student.path, "--teacher", teacher.path, "--data", signs_folder]
     arguments += ["--finetune-epochs", "2", "--learning-rate", "1e-3"]
-    two = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0", "-m", "vgg_export"]
+    two = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "vgg_export"]
     for name, command in (("one", [sys.executable, "-m", "vgg_export"]), ("two", two)):
         full = [*command, *map(str, arguments), "--output", str(tmp_path / f"{name}.safetensors")]
         done = subprocess.run(

@@ -4,10 +4,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageFilter
 from torchvision import transforms
-from vgg_export import signs
 
+from vgg_export import signs
 from vgg_runtime import preprocess
 from vgg_runtime.errors import ImageError
 
@@ -37,7 +37,7 @@ def test_the_field_of_view_is_kept() -> None:
 
 
 def picture() -> Image.Image:
-    return signs.draw("stop", 5, 96)
+    return signs.draw("stop", 5, 96).filter(ImageFilter.GaussianBlur(2))  # no noise: JPEG would not keep it
 
 
 def mean_difference(path: Path, reference: Image.Image) -> float:
@@ -94,7 +94,7 @@ def refusal(path: Path) -> str:
 
 def test_a_bomb_is_refused_before_it_is_decoded(tmp_path: Path) -> None:
     Image.new("1", (30_000, 30_000)).save(tmp_path / "bomb.png")
-    assert "30000 x 30000 pixels" in refusal(tmp_path / "bomb.png")
+    assert "900000000 pixels" in refusal(tmp_path / "bomb.png")
     Image.new("1", (8_000, 8_000)).save(tmp_path / "large.png")
     assert "more than 50 megapixels" in refusal(tmp_path / "large.png")
 

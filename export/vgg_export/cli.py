@@ -6,6 +6,7 @@ Exit codes: 0 done, 1 a stage or its check failed, 2 unusable input or options, 
 import contextlib
 import json
 import logging
+import os
 import subprocess
 import sys
 import time
@@ -49,6 +50,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return EXIT_INTERRUPTED
     except MemoryError:
         click.secho("Error: this computer ran out of memory; close other programs or use a machine with more", fg="red", err=True)
+        return 1
+    except Exception as error:
+        if os.environ.get("VGG_EXPORT_TRACEBACK"):
+            raise
+        text = " ".join(str(error).split())[:300]
+        click.secho(
+            f"Error: unexpected {type(error).__name__}: {text} (VGG_EXPORT_TRACEBACK=1 shows where; please report it)", fg="red", err=True
+        )
         return 1
     return int(result or 0)
 
@@ -203,6 +212,11 @@ _target = click.option(
 )
 
 
+def _work(output: Path) -> Path:
+    """Where a single stage keeps what it converts on the way."""
+    return output.parent / f".{output.stem}.work"
+
+
 def _weights_options(chosen: dict[str, Any]) -> options.WeightsOptions:
     return options.WeightsOptions(chosen["weights"], chosen["labels"], chosen.get("seed", 0))
 
@@ -273,7 +287,7 @@ def prune(output: Path, **chosen: Any) -> None:
     from . import pipeline, prune
 
     progress = TerminalProgress()
-    checkpoint = pipeline.checkpoint_file(_weights_options(chosen), None, output.parent, progress)
+    checkpoint = pipeline.checkpoint_file(_weights_options(chosen), None, _work(output), progress)
     prune.run(checkpoint, output, wanted, progress)
     click.echo(f"wrote {output}")
 
@@ -290,15 +304,15 @@ def finetune(output: Path, teacher: str, **chosen: Any) -> None:
 
     Example: vgg-export finetune --weights pruned.safetensors --teacher my_vgg16.pth --data photos/ --output tuned.safetensors
 
-    On several cores or machines: torchrun --nproc-per-node 2 -m vgg_export finetune ...
+    On several cores or machines: torchrun --standalone --nproc-per-node 2 -m vgg_export finetune ...
     """
     wanted, pictures = _finetune_options(chosen), _data_options(chosen)
     from . import finetune, pipeline
 
     progress = TerminalProgress()
-    student = pipeline.checkpoint_file(_weights_options(chosen), pictures, output.parent, progress)
-    taught_by = pipeline.checkpoint_file(options.WeightsOptions(teacher, chosen["labels"]), pictures, output.parent, progress, "teacher")
-    splits = pipeline.splits_for(student, pictures, output.parent, progress)
+    student = pipeline.checkpoint_file(_weights_options(chosen), pictures, _work(output), progress)
+    taught_by = pipeline.checkpoint_file(options.WeightsOptions(teacher, chosen["labels"]), pictures, _work(output), progress, "teacher")
+    splits = pipeline.splits_for(student, pictures, _work(output), progress)
     made = finetune.run(student, taught_by, splits, output, wanted, progress)
     if made.path == output:
         click.echo(f"wrote {output}")
@@ -316,8 +330,8 @@ def export(output: Path, input_px: int, **chosen: Any) -> None:
     from . import pipeline, to_onnx
 
     progress = TerminalProgress()
-    checkpoint = pipeline.checkpoint_file(_weights_options(chosen), None, output.parent, progress)
-    scaled = pipeline.at_input_px(checkpoint, input_px, output.parent, progress)
+    checkpoint = pipeline.checkpoint_file(_weights_options(chosen), None, _work(output), progress)
+    scaled = pipeline.at_input_px(checkpoint, input_px, _work(output), progress)
     to_onnx.run(scaled, output, progress)
     click.echo(f"wrote {output}")
 
@@ -338,7 +352,7 @@ def quantize(source: Path, output: Path, target: str, **chosen: Any) -> None:
 
     progress = TerminalProgress()
     exported = pipeline.model_file(source)
-    splits = pipeline.splits_for(exported, pictures, output.parent, progress)
+    splits = pipeline.splits_for(exported, pictures, _work(output), progress)
     quantize.run(exported, splits, pictures.calibration_images, output, wanted, progress, pictures.seed)
     click.echo(f"wrote {output}")
 

@@ -21,9 +21,7 @@ def explain_write_errors(path: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise OutputError(f"the disk is full while writing {path}; free some space or choose another folder") from error
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST):
-            raise OutputError(f"{path} cannot be written ({error.strerror}); choose a folder you may write to") from error
-        raise
+        raise OutputError(f"{path} cannot be written ({error.strerror or error}); choose a folder you may write to") from error
 
 
 @contextlib.contextmanager

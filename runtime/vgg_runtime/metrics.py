@@ -19,7 +19,7 @@ def wilson_interval(right: int, n: int, z: float = Z95) -> tuple[float, float]:
     p, spread = right / n, z * z / n
     centre = (p + spread / 2) / (1 + spread)
     half = z / (1 + spread) * math.sqrt(p * (1 - p) / n + spread / (4 * n))
-    return max(0.0, centre - half), min(1.0, centre + half)
+    return (0.0 if right == 0 else centre - half), (1.0 if right == n else centre + half)
 
 
 def log_softmax(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:

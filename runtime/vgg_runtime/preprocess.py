@@ -66,7 +66,9 @@ def open_image(source: Path | bytes) -> Image.Image:
         raise ImageError(f"{name} is a folder, expected a picture; use --images for folders") from error
     except UnidentifiedImageError as error:
         raise ImageError(f"{name} is not a picture this program reads ({', '.join(FORMATS)})") from error
-    except (Image.DecompressionBombError, OSError, ValueError, SyntaxError, EOFError) as error:
+    except Image.DecompressionBombError as error:
+        raise ImageError(f"{name} says it has more than {MAX_PIXELS // 1_000_000} megapixels ({error}); make it smaller first") from error
+    except (OSError, ValueError, SyntaxError, EOFError) as error:
         raise ImageError(f"{name} cannot be decoded ({error}); it is damaged or not what its name says") from error
 
 

@@ -104,7 +104,9 @@ def comparison(result: dict[str, Any]) -> str:
 def _footnote(result: dict[str, Any]) -> str:
     known = sum(image["label"] is not None for image in result["images"])
     n = len(result["images"])
-    lines = [f"agrees: same top-1 as the baseline on these {n} pictures; top-1: right on the {known} of them with a known class."]
+    lines = []
+    if not result["bundle"]["figures_absent"]:
+        lines.append(f"agrees: same top-1 as the baseline on these {n} pictures; top-1: right on the {known} of them with a known class.")
     if any(row["p90_ms"] is None for row in result["variants"]):
         lines.append(f"{ABSENT} in P90: fewer than the 64 runs it needs (more with --budget).")
     if n < 100 and not result["bundle"]["figures_absent"]:
@@ -151,7 +153,7 @@ def _interval(proportion: dict[str, Any] | None) -> str:
 def predictions(result: dict[str, Any], *, top5: bool, limit: int = 12) -> str:
     """What each variant said of each picture: the baseline in words, the others as = or as what they say instead."""
     shown = [row for row in result["variants"] if row["predictions"]]
-    if not shown:
+    if not shown or result["bundle"]["figures_absent"]:  # what random weights say is not worth reading
         return ""
     images = result["images"][:limit]
     if top5:

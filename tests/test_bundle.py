@@ -1,0 +1,157 @@
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import ROOT
+
+from vgg_export import bundle, data, stage
+from vgg_export.errors import OutputError
+from vgg_export.progress import Quiet
+from vgg_runtime import check, manifest
+from vgg_runtime.errors import BundleError
+
+
+@pytest.fixture
+def contents(bundle_folder: Path, splits: data.Splits) -> bundle.Contents:
+    """What the session's bundle was made of."""
+    work = bundle_folder.parent
+    names = ("baseline", "quantized", "scaled")
+    entries = tuple(bundle.Entry(n, n, "for tests", (), stage.of(work / f"{n}.onnx")) for n in names)
+    figures = json.loads((work / "evaluation.json").read_text())
+    return bundle.Contents(entries, splits, None, "x86", figures, None)
+
+
+def test_it_holds_what_the_manifest_says_and_nothing_else(bundle_folder: Path) -> None:
+    bundle_ = manifest.read(bundle_folder)
+    manifest.verify(bundle_folder, bundle_.all_files())
+    files = {p.relative_to(bundle_folder).as_posix() for p in bundle_folder.rglob("*") if p.is_file() and "__pycache__" not in p.parts}
+    assert files == {e.path for e in bundle_.all_files()} | {"manifest.json"}
+    assert {"README.md", "runtime/compare.py", "runtime/requirements.txt", "splits.json", "labels.txt"} <= files
+    for path in (ROOT / "runtime/vgg_runtime").glob("*.py"):
+        assert (bundle_folder / "runtime/vgg_runtime" / path.name).read_bytes() == path.read_bytes()
+
+
+def test_the_variants_carry_their_facts(bundle_folder: Path) -> None:
+    bundle_ = manifest.read(bundle_folder)
+    baseline, quantized, scaled = bundle_.variants
+    assert (baseline.precision, quantized.precision, scaled.preprocessing.crop_px) == ("fp32", "int8", 160)
+    assert quantized.model.bytes < baseline.model.bytes / 2
+    assert scaled.parameters < baseline.parameters
+    assert quantized.steps == ("quantized to int8",)
+    assert len(bundle_.samples) == 8
+    expected = np.load(bundle_folder / "expected.npz")
+    assert expected[check.input_key(224)].shape == (2, 3, 224, 224)
+    assert expected[check.logits_key("scaled")].shape == (2, 7)
+
+
+def test_the_samples_are_test_pictures(bundle_folder: Path, splits: data.Splits) -> None:
+    fitted = {i.sha256 for i in (*splits.fit, *splits.select)}
+    assert not {s.file.sha256 for s in manifest.read(bundle_folder).samples} & fitted
+    recorded = json.loads((bundle_folder / "splits.json").read_text())
+    assert {i["sha256"] for i in recorded["fit"]} | {i["sha256"] for i in recorded["select"]} == fitted
+
+
+def test_the_same_contents_are_not_written_again(contents: bundle.Contents, bundle_copy: Path) -> None:
+    before = {p: p.stat().st_mtime_ns for p in bundle_copy.rglob("*") if p.is_file()}
+    bundle.run(contents, bundle_copy, Quiet())
+    assert {p: p.stat().st_mtime_ns for p in bundle_copy.rglob("*") if p.is_file()} == before
+    model = bundle_copy / "models/baseline.onnx"
+    damaged = bytearray(model.read_bytes())
+    damaged[-1] ^= 1
+    model.write_bytes(damaged)
+    bundle.run(contents, bundle_copy, Quiet())
+    manifest.verify(bundle_copy, manifest.read(bundle_copy).all_files())
+
+
+@pytest.mark.parametrize("problem", [KeyboardInterrupt(), OSError(28, "No space left on device"), RuntimeError("x")])
+def test_whatever_interrupts_leaves_the_old_bundle_whole(
+    problem: BaseException, contents: bundle.Contents, bundle_copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: object) -> None:
+        raise problem
+
+    changed = dataclasses.replace(contents, target="pi4")
+    for where in ("_write_expected", "sync", "_write_runtime"):
+        with monkeypatch.context() as patch:
+            patch.setattr(bundle, where, interrupt)
+            with pytest.raises((type(problem), OutputError)):
+                bundle.run(changed, bundle_copy, Quiet())
+        present = manifest.read(bundle_copy)
+        assert present.target.startswith("x86")
+        manifest.verify(bundle_copy, present.all_files())
+        assert [p.name for p in bundle_copy.parent.iterdir()] == [bundle_copy.name]
+    bundle.run(changed, bundle_copy, Quiet())
+    assert manifest.read(bundle_copy).target.startswith("pi4")
+
+
+def test_an_interrupted_swap_puts_the_old_bundle_back(
+    contents: bundle.Contents, bundle_copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rename = Path.rename
+
+    def fail_second(self: Path, target: Path) -> Path:
+        if self.name.endswith(".partial"):
+            raise KeyboardInterrupt
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", fail_second)
+    with pytest.raises(KeyboardInterrupt):
+        bundle.run(dataclasses.replace(contents, target="pi4"), bundle_copy, Quiet())
+    manifest.verify(bundle_copy, manifest.read(bundle_copy).all_files())
+    assert [p.name for p in bundle_copy.parent.iterdir()] == [bundle_copy.name]
+
+
+def test_a_folder_with_other_things_is_not_replaced(contents: bundle.Contents, bundle_copy: Path, tmp_path: Path) -> None:
+    (bundle_copy / "notes.txt").write_text("mine")
+    with pytest.raises(OutputError, match=r"would be lost: notes\.txt"):
+        bundle.run(contents, bundle_copy, Quiet())
+    assert (bundle_copy / "notes.txt").read_text() == "mine"
+    holiday = tmp_path / "holiday"
+    holiday.mkdir()
+    (holiday / "photo.jpg").touch()
+    with pytest.raises(OutputError, match="is not empty and not a readable bundle"):
+        bundle.run(contents, holiday, Quiet())
+    (tmp_path / "file").touch()
+    with pytest.raises(OutputError, match="is a file; --output takes a folder"):
+        bundle.run(contents, tmp_path / "file", Quiet())
+
+
+def read_error(folder: Path) -> str:
+    with pytest.raises(BundleError) as error:
+        manifest.read(folder)
+    return str(error.value)
+
+
+def test_damaged_manifests_are_refused(bundle_copy: Path, tmp_path: Path) -> None:
+    path = bundle_copy / "manifest.json"
+    good = json.loads(path.read_text())
+    path.write_text(json.dumps(good | {"schema": 2}))
+    assert "has schema 2; this runtime reads up to 1" in read_error(bundle_copy)
+    path.write_text(json.dumps({k: v for k, v in good.items() if k != "variants"}))
+    assert "is damaged" in read_error(bundle_copy)
+    path.write_text('{"format": ')
+    assert "cannot be read" in read_error(bundle_copy)
+    path.write_text('{"format": "other"}')
+    assert "is not a vgg-export-bundle" in read_error(bundle_copy)
+    assert "there is no bundle" in read_error(tmp_path / "nowhere")
+    escaping = json.loads(json.dumps(good))
+    escaping["labels"]["path"] = "../../etc/passwd"
+    path.write_text(json.dumps(escaping))
+    assert "not inside the bundle" in read_error(bundle_copy)
+
+
+def test_a_read_only_place_is_explained(contents: bundle.Contents, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import os
+
+    closed = tmp_path / "closed"
+    closed.mkdir()
+    if os.geteuid() == 0:  # root may write anywhere: ask as the system would answer somebody else
+        monkeypatch.setattr(os, "access", lambda path, mode: False)
+    else:
+        closed.chmod(0o500)
+    with pytest.raises(OutputError, match="cannot be written to; choose another --output"):
+        bundle.run(contents, closed / "artifacts", Quiet())
+    shutil.rmtree(closed)

@@ -1,0 +1,223 @@
+"""The PC's command line as a user runs it: every command, and every kind of bad input."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import CLASSES, ROOT, command_environment, small_checkpoint, small_torchvision_vgg
+from PIL import Image
+
+from vgg_export import model
+from vgg_export.cli import cli
+from vgg_runtime import manifest
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def weights(tmp_path: Path) -> Path:
+    """A vgg16_bn state dict of seven classes, as torchvision's training scripts save it."""
+    torch.save({"state_dict": small_torchvision_vgg("vgg16", True).state_dict(), "epoch": 3}, tmp_path / "mine.pth")
+    return tmp_path / "mine.pth"
+
+
+def refused(done: subprocess.CompletedProcess[str], sentence: str, code: int = 2) -> None:
+    assert done.returncode == code, done.stderr
+    assert re.search(sentence, done.stderr), done.stderr
+    assert done.stderr.count("Error: ") == 1
+
+
+def test_every_command_has_help_with_an_example(vgg_export: Run) -> None:
+    for name in cli.commands:
+        done = vgg_export(name, "--help")
+        assert done.returncode == 0
+        assert f"Example: vgg-export {name}" in " ".join(done.stdout.split()), name
+
+
+def test_one_stage_after_the_other_by_hand(vgg_export: Run, weights: Path, signs_folder: Path, tmp_path: Path) -> None:
+    data = ("--data", signs_folder)
+    (tmp_path / "names.txt").write_text("\n".join(sorted(CLASSES)))
+    given = ("--weights", weights, "--labels", "names.txt")
+    steps = [
+        ("prune", *given, "--prune-ratio", "0.5", "--output", "pruned.safetensors"),
+        (
+            "finetune",
+            "--weights",
+            "pruned.safetensors",
+            "--teacher",
+            weights,
+            *data,
+            "--finetune-epochs",
+            "1",
+            "--output",
+            "tuned.safetensors",
+        ),
+        ("export", *given, "--output", "baseline.onnx"),
+        ("export", "--weights", "tuned.safetensors", "--input-px", "160", "--output", "small.onnx"),
+        ("quantize", "--model", "small.onnx", *data, "--target", "x86", "--calibration-images", "8", "--output", "small-int8.onnx"),
+        ("bundle", "baseline.onnx", "small.onnx", "small-int8.onnx", *data, "--output", "mine"),
+        ("evaluate", "--bundle", "mine", *data, "--record", "--json", "figures.json"),
+    ]
+    for step in steps:
+        done = vgg_export(*step)
+        assert done.returncode == 0, (step, done.stderr)
+    assert "42 test images, none of them used for fitting" in done.stdout
+    bundle = manifest.read(tmp_path / "mine")
+    assert [v.id for v in bundle.variants] == ["baseline", "small", "small-int8"]
+    assert bundle.variant("small-int8").preprocessing.crop_px == 160
+    assert bundle.variant("small").evaluation == json.loads((tmp_path / "figures.json").read_text())["small"]
+    history = bundle.variant("small-int8").steps
+    assert history[0].startswith("pruned about 50%")
+    assert history[-2:] == ("adaptive pool folded into fc1 for 160 px", "quantized to int8")
+    manifest.verify(tmp_path / "mine", bundle.all_files())
+
+
+def test_all_from_a_state_dict_and_class_folders(vgg_export: Run, weights: Path, signs_folder: Path, tmp_path: Path) -> None:
+    arguments = ("all", "--weights", weights, "--data", signs_folder, "--prune-ratio", "0.5", "--output", "out", "--target", "pi4")
+    done = vgg_export(*arguments)
+    assert done.returncode == 0, done.stderr
+    bundle = manifest.read(tmp_path / "out")
+    assert [v.id for v in bundle.variants] == ["baseline", "pruned", "quantized", "pruned-quantized", "scaled", "pruned-quantized-scaled"]
+    assert bundle.target.startswith("pi4")
+    assert manifest.read_labels(tmp_path / "out", bundle) == tuple(sorted(CLASSES))
+    assert all(v.evaluation and v.evaluation["n"] == 42 for v in bundle.variants)
+    assert "pruned-quantized-scaled  160 px" in done.stdout
+    again = vgg_export(*arguments, "--no-compare")
+    assert again.returncode == 0
+    assert "bundle: up to date" in again.stderr
+    assert again.stderr.count("up to date") == 14
+
+
+def test_unlabelled_photographs_give_agreement_and_no_accuracy(vgg_export: Run, weights: Path, signs_folder: Path, tmp_path: Path) -> None:
+    flat = tmp_path / "photos"
+    flat.mkdir()
+    for path in (signs_folder / "train").rglob("*.png"):
+        shutil.copy(path, flat / path.name)
+    done = vgg_export("all", "--weights", weights, "--data", flat, "--variants", "quantized", "--output", "out", "--no-compare")
+    assert done.returncode == 0, done.stderr
+    assert "the classes have no names" in done.stderr
+    baseline, quantized = manifest.read(tmp_path / "out").variants
+    assert quantized.evaluation is not None
+    assert quantized.evaluation["top1"] is None
+    assert quantized.evaluation["agreement"]["n"] == quantized.evaluation["n"] == 18
+    assert baseline.evaluation is not None
+
+
+def test_a_handful_of_photographs_gives_no_figures(vgg_export: Run, weights: Path, tmp_path: Path) -> None:
+    arguments = (
+        "all",
+        "--weights",
+        weights,
+        "--data",
+        ROOT / "calibration/images",
+        "--variants",
+        "quantized",
+        "--output",
+        "out",
+        "--no-compare",
+    )
+    done = vgg_export(*arguments)
+    assert done.returncode == 0, done.stderr
+    variant = manifest.read(tmp_path / "out").variant("quantized")
+    assert variant.evaluation is None
+    assert variant.evaluation_absent is not None
+    assert "too few" in variant.evaluation_absent
+
+
+BAD = [
+    (("all", "--weights", "nowhere.pth"), "there is no file nowhere.pth"),
+    (("all", "--weights", "text.pth"), r"text\.pth"),
+    (("all", "--weights", "mine.pth", "--data", "nowhere"), "there is no folder nowhere"),
+    (("all", "--weights", "mine.pth", "--data", "empty"), "holds no pictures"),
+    (("all", "--weights", "mine.pth", "--data", "three"), "the checkpoint has 7 classes, the data has 3 class folders"),
+    (("all", "--weights", "mine.pth", "--data", "three", "--labels", "names.txt"), "3 of 3 class folders are no class of the model"),
+    (("all", "--weights", "mine.pth", "--labels", "text.pth"), "has 1 class names, the checkpoint has 7"),
+    (("all", "--weights", "mine.pth", "--labels", "nowhere.txt"), "cannot be read as UTF-8 text"),
+    (("all", "--weights", "random", "--prune-ratio", "1.5"), "--prune-ratio must be at least 0 and below 1, found 1.5"),
+    (("all", "--weights", "random", "--scaled-px", "300"), "--scaled-px must be at least 32 and below 224"),
+    (("all", "--weights", "random", "--variants", "tiny"), "there is no variant 'tiny'"),
+    (("all", "--weights", "random", "--output", "."), "contains the current folder"),
+    (("all", "--weights", "random", "--output", "three"), "is not empty and not a readable bundle"),
+    (("all", "--weights", "random", "--output", "a", "--work", "a/b"), "lies inside --output"),
+    (("all", "--weights", "random", "--target", "toaster"), "'toaster' is not one of"),
+    (("all", "--weights", "random", "--output", "text.pth"), "is a file"),
+    (("all", "--weights", "random", "--output", "/proc/nothing/here"), "cannot be written|No such file"),
+    (("prune", "--weights", "mine.pth", "--prune-ratio", "0.01", "--output", "p.safetensors"), "removes nothing"),
+    (("quantize", "--model", "nowhere.onnx", "--output", "q.onnx"), "there is no file nowhere.onnx"),
+    (("quantize", "--model", "text.pth", "--output", "q.onnx"), "has no sidecar"),
+    (("evaluate", "--bundle", "nowhere"), "there is no bundle in nowhere"),
+    (("draw-signs", "--output", "three"), "was not drawn by this program"),
+    (("demo-train", "--output", "d.safetensors", "--images", "1"), "--images must be between"),
+    (("nonsense",), "No such command 'nonsense'"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "sentence"), BAD, ids=[" ".join(a) for a, _ in BAD])
+def test_bad_input_is_one_sentence(arguments: tuple[str, ...], sentence: str, vgg_export: Run, weights: Path, tmp_path: Path) -> None:
+    (tmp_path / "text.pth").write_text("hello\n")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "names.txt").write_text("\n".join(CLASSES))
+    for name in ("moose", "elk", "deer"):
+        (tmp_path / "three" / name).mkdir(parents=True)
+        Image.new("RGB", (40, 40), (name == "elk" and "red") or "blue").save(tmp_path / "three" / name / f"{name}.png")
+    before = sorted(p for p in tmp_path.rglob("*") if ".work" not in str(p))
+    refused(vgg_export(*arguments), sentence)
+    assert sorted(p for p in tmp_path.rglob("*") if ".work" not in str(p)) == before
+    assert weights.is_file()
+
+
+def test_ctrl_c_leaves_nothing_half_and_the_same_command_goes_on(weights: Path, signs_folder: Path, tmp_path: Path) -> None:
+    arguments = ["all", "--weights", str(weights), "--data", str(signs_folder), "--prune-ratio", "0.5", "--output", "out", "--no-compare"]
+    command = [sys.executable, "-m", "vgg_export", *arguments]
+    for marker in ("variant baseline", "asking the teacher", "variant quantized"):
+        running = subprocess.Popen(
+            command, cwd=tmp_path, env=command_environment(), stderr=subprocess.PIPE, text=True, start_new_session=True
+        )
+        assert running.stderr is not None
+        for line in running.stderr:
+            if marker in line or "variant quantized" in line:
+                break
+        time.sleep(0.5)
+        os.killpg(running.pid, signal.SIGINT)
+        rest = running.stderr.read()
+        assert running.wait(timeout=60) == 130, rest
+        assert "Interrupted" in rest
+        assert "Traceback" not in rest
+        assert not (tmp_path / "out").exists()
+        assert not [p for p in tmp_path.rglob("*") if ".partial" in p.name or p.name.startswith((".quantize.", ".finetune.", ".evaluate."))]
+    done = subprocess.run(command, cwd=tmp_path, env=command_environment(), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "export: up to date" in done.stderr
+    manifest.verify(tmp_path / "out", manifest.read(tmp_path / "out").all_files())
+
+
+def test_a_full_disk_is_one_sentence_and_the_old_bundle_stays(bundle_copy: Path, tmp_path: Path) -> None:
+    """A real small file system where one can be mounted, else a limit on file sizes, which the system enforces the same way."""
+    import resource
+
+    model.save(small_checkpoint(), tmp_path / "own.safetensors")
+    limit = (tmp_path / "own.safetensors").stat().st_size // 2
+    command = [sys.executable, "-m", "vgg_export", "export", "--weights", "own.safetensors", "--output", "m.onnx"]
+    done = subprocess.run(
+        command,
+        cwd=tmp_path,
+        env=command_environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+        preexec_fn=lambda: (signal.signal(signal.SIGXFSZ, signal.SIG_IGN), resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)))[0],
+    )
+    assert "Traceback" not in done.stderr
+    refused(done, "m.onnx")
+    assert not list(tmp_path.glob("*.onnx"))
+    assert not list(tmp_path.glob(".m.onnx*"))
+    manifest.verify(bundle_copy, manifest.read(bundle_copy).all_files())

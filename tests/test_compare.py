@@ -1,0 +1,313 @@
+"""The device's command line, run as a user runs it, on a real bundle."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import CLASSES, ROOT
+from PIL import Image
+
+from vgg_runtime import check, measure, present
+
+QUICK = ("--budget", "0.2")
+
+
+def compare(*arguments: str | Path, bundle: Path | None = None, cwd: Path = ROOT, **extra: str) -> subprocess.CompletedProcess[str]:
+    launcher = bundle / "runtime/compare.py" if bundle else ROOT / "runtime/compare.py"
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | extra
+    done = subprocess.run(
+        [sys.executable, str(launcher), *map(str, arguments)],
+        cwd=cwd,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert "Traceback" not in done.stderr + done.stdout
+    return done
+
+
+@pytest.fixture(scope="module")
+def result(bundle_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
+    path = tmp_path_factory.mktemp("result") / "result.json"
+    done = compare("--budget", "1", "--json", path, bundle=bundle_folder)
+    assert done.returncode == 0, done.stderr
+    loaded: dict[str, object] = json.loads(path.read_text())
+    loaded["stdout"] = done.stdout
+    return loaded
+
+
+def test_the_json_is_the_documented_contract(result: dict, bundle_folder: Path) -> None:
+    assert result["schema"] == 1
+    assert {"device", "bundle", "images", "variants"} <= result.keys()
+    assert [row["variant"] for row in result["variants"]] == ["baseline", "quantized", "scaled"]
+    keys = "variant size_bytes load_ms first_ms p50_ms p90_ms runs samples_ms speedup peak_rss_bytes accuracy agreement predictions error"
+    for row in result["variants"]:
+        assert set(keys.split()) <= row.keys()
+        assert row["error"] is None
+        assert row["size_bytes"] == (bundle_folder / f"models/{row['variant']}.onnx").stat().st_size
+        assert row["runs"] == len(row["samples_ms"]) >= 5
+        assert row["p50_ms"] == pytest.approx(float(np.median(row["samples_ms"])))
+        assert (row["p90_ms"] is None) == (row["runs"] < 64)
+        assert 20e6 < row["peak_rss_bytes"] < 400e6
+        assert row["load_ms"] > 0
+        assert len(row["predictions"]) == 8
+        assert row["self_check_deviation"] < 1e-3
+    baseline, _, scaled = result["variants"]
+    assert baseline["speedup"] == 1.0
+    assert scaled["speedup"] == pytest.approx(baseline["p50_ms"] / scaled["p50_ms"])
+    device = result["device"]
+    assert device["cores"] >= 1
+    assert device["ram_bytes"] > 1e8
+    assert device["onnxruntime"]
+
+
+def test_agreement_and_accuracy_follow_from_the_predictions(result: dict) -> None:
+    truths = [image["label"] for image in result["images"]]
+    base = [p["labels"][0] for p in result["variants"][0]["predictions"]]
+    for row in result["variants"]:
+        said = [p["labels"][0] for p in row["predictions"]]
+        assert row["accuracy"]["rate"] == sum(a == b for a, b in zip(said, truths, strict=True)) / 8
+        assert row["agreement"]["rate"] == sum(a == b for a, b in zip(said, base, strict=True)) / 8
+        for p in row["predictions"]:
+            assert p["probabilities"] == sorted(p["probabilities"], reverse=True)
+            assert len(p["classes"]) == 5
+
+
+def test_predictions_are_those_of_the_files(result: dict, bundle_folder: Path) -> None:
+    import onnxruntime as ort
+
+    from vgg_runtime.preprocess import for_input, load
+
+    session = ort.InferenceSession(bundle_folder / "models/baseline.onnx")
+    for image, prediction in zip(result["images"], result["variants"][0]["predictions"], strict=True):
+        logits = session.run(None, {"input": load(Path(image["file"]), for_input(224))[None]})[0][0]
+        assert CLASSES[int(logits.argmax())] == prediction["labels"][0]
+
+
+def test_the_terminal_shows_device_predictions_and_table(result: dict) -> None:
+    text = result["stdout"]
+    assert result["device"]["cpu"] in text
+    for expected in ("P50 ms", "peak MB", "agrees", "quantized", "Measured at build time on 42 test images", "160 px"):
+        assert expected in text
+    lines = [line for line in text.splitlines() if line.startswith(("baseline ", "quantized ", "scaled ")) and " px" in line]
+    assert len({len(line) for line in lines}) == 1  # aligned
+
+
+def test_own_pictures_variants_threads_and_top5(bundle_folder: Path, tmp_path: Path) -> None:
+    photo = ROOT / "calibration/images/cat.jpg"
+    done = compare(
+        "--image",
+        photo,
+        "--image",
+        photo,
+        "--variants",
+        "scaled",
+        "--threads",
+        "1",
+        "--top5",
+        "--json",
+        tmp_path / "r.json",
+        *QUICK,
+        bundle=bundle_folder,
+    )
+    assert done.returncode == 0, done.stderr
+    loaded = json.loads((tmp_path / "r.json").read_text())
+    (row,) = loaded["variants"]
+    assert (row["speedup"], row["agreement"], row["accuracy"]) == (None, None, None)  # the baseline was not measured
+    assert loaded["device"]["threads"] == 1
+    assert len(row["predictions"]) == 2
+    assert "5." in done.stdout
+
+
+def test_class_folders_give_an_accuracy(bundle_folder: Path, signs_folder: Path, tmp_path: Path) -> None:
+    done = compare("--images", signs_folder / "test", "--variants", "baseline", "--json", tmp_path / "r.json", *QUICK, bundle=bundle_folder)
+    assert done.returncode == 0, done.stderr
+    accuracy = json.loads((tmp_path / "r.json").read_text())["variants"][0]["accuracy"]
+    evaluated = json.loads((bundle_folder / "manifest.json").read_text())["variants"][0]["evaluation"]["top1"]
+    assert accuracy == evaluated  # the same pictures as at build time, the same answer
+
+
+def test_in_the_checkout_it_finds_artifacts(bundle_folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(bundle_folder, tmp_path / "artifacts")
+    assert compare("--variants", "scaled", *QUICK, cwd=tmp_path).returncode == 0
+    done = compare(*QUICK, cwd=tmp_path / "artifacts")
+    assert done.returncode == 2
+    assert "there is no bundle in artifacts" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (("--variants", "nope"), "there is no variant 'nope'; this bundle has baseline, quantized, scaled"),
+        (("--variants", ","), "--variants names none"),
+        (("--image", "nowhere.jpg"), "there is no file nowhere.jpg"),
+        (("--images", "nowhere"), "there is no folder nowhere"),
+        (("--threads", "0"), "expected 1 to 1024"),
+        (("--budget", "-1"), "expected more than 0"),
+        (("--json", "/nowhere/at/all.json"), "cannot be written"),
+        (("--bundle", "nowhere"), "there is no bundle in nowhere"),
+    ],
+)
+def test_unusable_input_is_one_sentence_and_code_2(arguments: tuple[str, ...], sentence: str, bundle_folder: Path, tmp_path: Path) -> None:
+    done = compare(*arguments, *QUICK, bundle=bundle_folder, cwd=tmp_path)
+    assert done.returncode == 2
+    assert sentence in done.stderr
+    assert done.stdout == ""
+
+
+def test_bad_pictures_are_found_before_anything_is_measured(bundle_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "bad.jpg").write_text("no picture")
+    done = compare("--images", tmp_path, *QUICK, bundle=bundle_folder)
+    assert done.returncode == 2
+    assert "bad.jpg is not a picture" in done.stderr
+    assert "1/3" not in done.stderr
+    odd = tmp_path / "folders" / "moose"
+    odd.mkdir(parents=True)
+    Image.new("RGB", (9, 9)).save(odd / "a.png")
+    done = compare("--images", tmp_path / "folders", *QUICK, bundle=bundle_folder)
+    assert done.returncode == 2
+    assert "moose" in done.stderr
+    assert "roundabout" in done.stderr
+
+
+def test_a_flipped_byte_and_a_missing_file_are_found(bundle_copy: Path) -> None:
+    model = bundle_copy / "models/quantized.onnx"
+    content = bytearray(model.read_bytes())
+    content[len(content) // 2] ^= 1
+    model.write_bytes(content)
+    done = compare(*QUICK, bundle=bundle_copy)
+    assert done.returncode == 2
+    assert "quantized.onnx differs from the manifest" in done.stderr
+    assert compare("--variants", "baseline", *QUICK, bundle=bundle_copy).returncode == 0  # what is not loaded is not needed
+    model.unlink()
+    done = compare(*QUICK, bundle=bundle_copy)
+    assert done.returncode == 2
+    assert "quantized.onnx cannot be read" in done.stderr
+
+
+def rewrite(folder: Path, path: str, content: bytes) -> None:
+    """Replace a file of a bundle and make the manifest agree, as a wrong build would."""
+    import hashlib
+
+    (folder / path).write_bytes(content)
+    entry = json.dumps({"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)})
+    data = json.loads((folder / "manifest.json").read_text())
+
+    def visit(node: object) -> None:
+        if isinstance(node, dict):
+            if node.get("path") == path:
+                node.update(json.loads(entry))
+            for value in node.values():
+                visit(value)
+        elif isinstance(node, list):
+            for value in node:
+                visit(value)
+
+    visit(data)
+    (folder / "manifest.json").write_text(json.dumps(data))
+
+
+def test_the_self_check_fails_on_other_outputs(bundle_copy: Path, tmp_path: Path) -> None:
+    arrays = dict(np.load(bundle_copy / "expected.npz"))
+    logits = arrays[check.logits_key("scaled")]
+    arrays[check.logits_key("scaled")] = logits + 0.01 * (logits.max() - logits.min())
+    np.savez(tmp_path / "expected.npz", **arrays)
+    rewrite(bundle_copy, "expected.npz", (tmp_path / "expected.npz").read_bytes())
+    done = compare("--json", tmp_path / "r.json", *QUICK, bundle=bundle_copy)
+    assert done.returncode == 1
+    assert "scaled: self-check failed" in done.stdout
+    rows = json.loads((tmp_path / "r.json").read_text())["variants"]
+    assert [row["error"] is None for row in rows] == [True, True, False]
+
+
+def test_a_variant_that_cannot_be_loaded_is_a_row_and_the_others_run(bundle_copy: Path, tmp_path: Path) -> None:
+    rewrite(bundle_copy, "models/baseline.onnx", b"not an onnx file")
+    done = compare("--json", tmp_path / "r.json", *QUICK, bundle=bundle_copy)
+    assert done.returncode == 1
+    broken, quantized, _ = json.loads((tmp_path / "r.json").read_text())["variants"]
+    assert broken["error"]
+    assert (broken["p50_ms"], broken["peak_rss_bytes"], broken["runs"]) == (None, None, 0)
+    assert quantized["p50_ms"] > 0
+    assert (quantized["speedup"], quantized["agreement"]) == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("code", "complaint", "expected"),
+    [
+        (-signal.SIGKILL, "", "did not fit"),
+        (-signal.SIGILL, "", "1.21.0 does on a Pi 4"),
+        (-signal.SIGSEGV, "x\nbad thing", "SIGSEGV: bad thing"),
+        (3, "", "code 3: it said nothing"),
+    ],
+)
+def test_how_a_child_died_is_explained(code: int, complaint: str, expected: str) -> None:
+    assert expected in measure.explain_death(code, complaint)
+
+
+def test_a_killed_child_is_a_row(bundle_folder: Path, tmp_path: Path) -> None:
+    """The first variant's process is killed as the system does when memory runs out; the others go on."""
+    command = [sys.executable, str(bundle_folder / "runtime/compare.py"), "--budget", "4", "--json", str(tmp_path / "r.json")]
+    running = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    victim = None
+    while victim is None and running.poll() is None:
+        children = Path(f"/proc/{running.pid}/task/{running.pid}/children").read_text().split()
+        victim = int(children[0]) if children else None
+        time.sleep(0.02)
+    assert victim is not None
+    time.sleep(0.3)
+    os.kill(victim, signal.SIGKILL)
+    _, errors = running.communicate(timeout=120)
+    assert running.returncode == 1, errors
+    rows = json.loads((tmp_path / "r.json").read_text())["variants"]
+    assert "did not fit" in rows[0]["error"]
+    assert rows[1]["p50_ms"] > 0
+
+
+def test_ctrl_c_ends_it_at_once(bundle_folder: Path, tmp_path: Path) -> None:
+    command = [sys.executable, str(bundle_folder / "runtime/compare.py"), "--budget", "60", "--json", str(tmp_path / "r.json")]
+    running = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    assert running.stderr is not None
+    for line in running.stderr:
+        if line.startswith("1/3"):
+            break
+    os.killpg(running.pid, signal.SIGINT)
+    _, errors = running.communicate(timeout=20)
+    assert running.returncode == 130
+    assert "Interrupted" in errors
+    assert "Traceback" not in errors
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_random_weights_show_no_accuracy_or_agreement(bundle_copy: Path, tmp_path: Path) -> None:
+    data = json.loads((bundle_copy / "manifest.json").read_text())
+    data["figures_absent"] = "random weights: nothing is known"
+    (bundle_copy / "manifest.json").write_text(json.dumps(data))
+    done = compare("--json", tmp_path / "r.json", *QUICK, bundle=bundle_copy)
+    assert done.returncode == 0
+    assert done.stdout.count("random weights: nothing is known") == 2
+    for row in json.loads((tmp_path / "r.json").read_text())["variants"]:
+        assert (row["accuracy"], row["agreement"]) == (None, None)
+        assert row["speedup"] > 0
+
+
+def test_labels_with_control_characters_are_shown_harmlessly() -> None:
+    assert present.printable("a\x1b[31mb\nc") == "a·[31mb·c"
+    assert present.printable("x" * 50) == "x" * 39 + "…"
+
+
+def test_missing_requirements_are_one_sentence(bundle_folder: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-S", "-E", str(bundle_folder / "runtime/compare.py")], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert "is missing; in a virtual environment run: pip install -r requirements.txt" in done.stderr
+    assert "Traceback" not in done.stderr

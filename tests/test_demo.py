@@ -1,0 +1,69 @@
+"""The built-in demo from start to end, with its real accuracy."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import command_environment
+
+from vgg_export import demo, model, storage, weights
+from vgg_export.progress import Quiet
+from vgg_runtime import manifest
+
+
+def test_the_model_card_is_that_of_the_weights() -> None:
+    path = weights.demo_path()
+    card = json.loads(path.with_suffix(".json").read_text())
+    assert card["sha256"] == storage.sha256(path)
+    assert path.stat().st_size <= 12_000_000
+    plan = model.load(path).plan
+    assert card["parameters"] == plan.parameters()
+    assert (plan.family, plan.classes >= 12, plan.hidden) == ("vgg19", True, (512, 512))
+    fully_connected = sum(c * n + n for _, c, n in plan.linears()) / plan.parameters()
+    assert 0.70 < fully_connected < 0.80
+    assert card["accuracy"]["top1"] >= 0.96
+    assert card["accuracy"]["n"] >= 1000
+    assert card["accuracy"]["test_seeds"][0] >= demo.DemoTrainOptions(path).images  # other seeds than those trained on
+
+
+def test_the_cards_accuracy_is_reproduced_on_part_of_the_signs() -> None:
+    right, n = demo.test_accuracy(weights.demo_path(), 400, Quiet())
+    assert n == 400
+    assert right / n >= 0.97  # 98.9 % of 2,000; three standard errors below at n = 400
+
+
+def test_training_learns(tmp_path: Path) -> None:
+    """The real training at a fraction of its length: far above chance at the size it was trained at."""
+    options = demo.DemoTrainOptions(tmp_path / "demo.safetensors", images=600, test_images=40, phases=(demo.Phase(64, 3, 0.05, 32),))
+    card = demo.run(options, Quiet())
+    assert card["sha256"] == storage.sha256(tmp_path / "demo.safetensors")
+    assert card["accuracy"]["n"] == 40
+    assert json.loads((tmp_path / "demo.json").read_text()) == card
+    assert model.load(tmp_path / "demo.safetensors").plan == demo.PLAN
+
+
+@pytest.mark.slow
+def test_all_of_the_demo_from_start_to_end(tmp_path: Path) -> None:
+    """``vgg-export all`` as in the README, on the built-in weights; accuracy on 1,200 signs that nothing was fitted on."""
+    command = [sys.executable, "-m", "vgg_export", "all", "--weights", "demo"]
+    done = subprocess.run(command, cwd=tmp_path, env=command_environment(), capture_output=True, text=True, timeout=590, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("DEMO WEIGHTS") == 2
+    bundle = manifest.read(tmp_path / "artifacts")
+    manifest.verify(tmp_path / "artifacts", bundle.all_files())
+    evaluation = {v.id: v.evaluation for v in bundle.variants}
+    top1 = {name: 100 * e["top1"]["rate"] for name, e in evaluation.items() if e}
+    assert all(e and e["n"] == e["top1"]["n"] == 1200 for e in evaluation.values())
+    assert top1["baseline"] >= 96
+    assert top1["pruned"] >= top1["baseline"] - 1.0
+    assert top1["quantized"] >= top1["baseline"] - 1.0
+    assert top1["pruned-quantized"] >= top1["pruned"] - 1.0
+    splits = json.loads((tmp_path / "artifacts/splits.json").read_text())
+    sets = [{i["sha256"] for i in splits[part]} for part in ("fit", "select", "test")]
+    assert sum(map(len, sets)) == len(set().union(*sets)) == 2800
+    again = subprocess.run([*command, "--no-compare"], cwd=tmp_path, env=command_environment(), capture_output=True, text=True, check=False)
+    assert again.returncode == 0
+    assert "bundle: up to date" in again.stderr
+    assert again.stderr.count("up to date") == 14  # weights, eleven steps of the recipes, evaluation, bundle

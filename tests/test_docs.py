@@ -1,0 +1,108 @@
+"""The README is true: its commands parse, its tables are those of the code and of the model card."""
+
+import json
+import re
+import shlex
+
+import pytest
+from conftest import ROOT
+
+from vgg_export import model, pipeline, prune, weights
+from vgg_export.cli import cli
+from vgg_export.options import TARGETS, AllOptions, PruneOptions
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+CODE = "\n".join(re.findall(r"^    (\S.*)$", README, re.MULTILINE) + re.findall(r"`([^`\n]+)`", README))
+
+
+def table(marker: str) -> list[list[str]]:
+    """The rows of the table behind an HTML comment, without its header."""
+    text = README.split(f"<!-- {marker} -->\n", 1)[1].split("\n\n", 1)[0]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines()[2:]]
+
+
+def planned(recipe: pipeline.Recipe) -> model.Plan:
+    """The plan of a variant of the full-size VGG19, computed from its recipe."""
+    import dataclasses
+
+    plan, options = model.full_width("vgg19"), PruneOptions()
+    if "prune" in recipe.steps:
+        deep = [tuple(prune.target_width(w, options.ratio, options.multiple) for w in block) for block in plan.blocks[3:]]
+        plan = dataclasses.replace(plan, blocks=(*plan.blocks[:3], *deep))
+    return dataclasses.replace(plan, input_px=AllOptions().scaled_px) if "fold" in recipe.steps else plan
+
+
+def test_the_full_size_table_is_the_recipes() -> None:
+    rows = table("full-size table")
+    assert [row[0] for row in rows] == [recipe.id for recipe in pipeline.RECIPES]
+    baseline_ms = float(rows[0][5].removesuffix(" ms"))
+    for row, recipe in zip(rows, pipeline.RECIPES, strict=True):
+        plan = planned(recipe)
+        assert row[1:4] == [f"{plan.input_px} px", f"{plan.parameters() / 1e6:.2f} M", f"{plan.macs() / 1e9:.2f}"]
+        size = plan.parameters() * (1 if "quantize" in recipe.steps else 4) / 1e6
+        assert float(row[4].removesuffix(" MB")) == pytest.approx(size, rel=0.005)
+        assert float(row[6].removesuffix("x")) == pytest.approx(baseline_ms / float(row[5].removesuffix(" ms")), abs=0.06)
+
+
+def test_the_shares_it_names_are_right() -> None:
+    plan = model.full_width("vgg19")
+    in_linears = sum(c * n + n for _, c, n in plan.linears()) / plan.parameters()
+    in_convs = 1 - sum(c * n for _, c, n in plan.linears()) / plan.macs()
+    assert f"({in_linears:.0%} of them)".replace("%", " %") in README
+    assert f"({in_convs:.0%})".replace("%", " %") in README
+
+
+def test_the_demos_accuracy_is_the_model_cards() -> None:
+    card = json.loads(weights.demo_path().with_suffix(".json").read_text())
+    top1, n = card["accuracy"]["top1"], card["accuracy"]["n"]
+    assert f"({100 * top1:.1f} % of {n:,} signs)" in README
+
+
+def test_every_variant_and_target_is_described() -> None:
+    described = set(re.findall(r"^\| `([a-z0-9-]+)` \|", README, re.MULTILINE))
+    assert {recipe.id for recipe in pipeline.RECIPES} <= described
+    assert f"`--target {'|'.join(TARGETS)}`" in README
+
+
+def commands() -> list[str]:
+    found = re.findall(r"vgg-export [a-z][^\n`&()]*", CODE)
+    return sorted({command.split(" --help")[0].strip() for command in found})
+
+
+@pytest.mark.parametrize("command", commands())
+def test_every_command_line_in_it_parses(command: str) -> None:
+    name, *arguments = shlex.split(command)[1:]
+    assert name in cli.commands
+    cli.commands[name].make_context(name, arguments, resilient_parsing=False)
+
+
+def test_there_are_commands_to_check() -> None:
+    assert len(commands()) >= 9
+
+
+def test_the_result_contract_is_documented() -> None:
+    from vgg_runtime import measure
+
+    source = (ROOT / "runtime/vgg_runtime/measure.py").read_text()
+    row = source.split("def _empty_row", 1)[1].split("}", 1)[0]
+    for key in re.findall(r'^        "(\w+)":', row, re.MULTILINE):
+        assert f'"{key}"' in README, key
+    assert f'"schema": {measure.RESULT_SCHEMA}' in README
+
+
+def test_no_file_names_a_machine_or_a_registry() -> None:
+    import subprocess
+
+    tracked = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=False).stdout.split("\0")
+    for name in filter(None, tracked):
+        path = ROOT / name
+        if path.is_file() and path.suffix in (".py", ".md", ".cfg", ".toml", ".json", ".txt", ""):
+            text = path.read_text(encoding="utf-8", errors="replace")
+            assert not re.search(r"/(?:root|work|home/\w+)/|index-url|find-links", text.replace(r"/(?:root|work|home", "")), name
+
+
+def test_the_version_is_written_once() -> None:
+    from vgg_runtime import __version__
+
+    assert f"## {__version__}" in (ROOT / "CHANGELOG.md").read_text()
+    assert "version = attr: vgg_runtime.__version__" in (ROOT / "setup.cfg").read_text()

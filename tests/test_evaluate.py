@@ -1,0 +1,58 @@
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+import pytest
+
+from vgg_export import data, evaluate, stage
+from vgg_export.errors import DataError
+from vgg_export.progress import Quiet
+from vgg_runtime import manifest
+from vgg_runtime.metrics import wilson_interval
+from vgg_runtime.preprocess import for_input, load
+
+
+def test_figures_by_hand() -> None:
+    baseline = np.array([[3, 0, 0, 0, 0, 0], [0, 3, 0, 0, 0, 0], [0, 0, 3, 0, 0, 0], [0, 0, 0, 3, 0, 0]], np.float32)
+    other = baseline.copy()
+    other[3] = [0, 0, 0, 0, 3, 2.9]
+    found = evaluate.figures(other, baseline, np.array([0, 1, 5, -1]))
+    assert found["n"] == 4
+    assert found["agreement"] == {"rate": 0.75, "n": 4, "interval95": list(wilson_interval(3, 4))}
+    assert found["top1"] == {"rate": 2 / 3, "n": 3, "interval95": list(wilson_interval(2, 3))}
+    p, q = (np.exp(x) / np.exp(x).sum() for x in (baseline[3].astype(float), other[3].astype(float)))
+    divergence = float((p * np.log(p / q)).sum())
+    assert found["kl_mean"] == pytest.approx(divergence / 4)
+    assert found["kl_p95"] == pytest.approx(np.quantile([0, 0, 0, divergence], 0.95))
+
+
+def test_without_labels_there_is_agreement_but_no_accuracy() -> None:
+    logits = np.eye(6, dtype=np.float32)
+    found = evaluate.figures(logits, logits, np.full(6, -1))
+    assert (found["top1"], found["top5"]) == (None, None)
+    assert found["agreement"]["rate"] == 1.0
+
+
+def test_top5_of_five_classes_is_absent() -> None:
+    logits = np.eye(5, dtype=np.float32)
+    assert evaluate.figures(logits, logits, np.arange(5))["top5"] is None
+
+
+def test_the_exported_files_are_what_is_evaluated(bundle_folder: Path, splits: data.Splits, tmp_path: Path) -> None:
+    bundle = manifest.read(bundle_folder)
+    subjects = [evaluate.Subject(v.id, stage.of(bundle_folder / v.model.path), v.preprocessing) for v in bundle.variants]
+    found = evaluate.evaluate(subjects, splits.test, tmp_path, Quiet())
+    session = ort.InferenceSession(bundle_folder / "models" / "scaled.onnx")
+    x = np.stack([load(i.path, for_input(160)) for i in splits.test])
+    right = int((session.run(None, {"input": x})[0].argmax(1) == [i.label for i in splits.test]).sum())
+    assert found["scaled"]["top1"]["rate"] == right / len(splits.test)
+    assert found["baseline"]["agreement"]["rate"] == 1.0
+    assert found["baseline"]["kl_mean"] == 0.0
+    assert found["quantized"]["kl_mean"] > 0
+    assert bundle.variant("scaled").evaluation == found["scaled"]
+    assert list(tmp_path.iterdir()) == []  # the prepared pictures are gone
+
+
+def test_nothing_to_evaluate_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no test pictures"):
+        evaluate.evaluate([], [], tmp_path, Quiet())
