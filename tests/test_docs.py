@@ -3,6 +3,7 @@
 import json
 import re
 import shlex
+from pathlib import Path
 
 import pytest
 from conftest import ROOT
@@ -98,9 +99,9 @@ def test_no_file_names_a_machine_or_a_registry() -> None:
     tracked = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=False).stdout.split("\0")
     for name in filter(None, tracked):
         path = ROOT / name
-        if path.is_file() and path.suffix in (".py", ".md", ".cfg", ".toml", ".json", ".txt", ""):
+        if path != Path(__file__) and path.is_file() and path.suffix in (".py", ".md", ".cfg", ".toml", ".json", ".txt", ""):
             text = path.read_text(encoding="utf-8", errors="replace")
-            assert not re.search(r"/(?:root|work|home/\w+)/|index-url|find-links", text.replace(r"/(?:root|work|home", "")), name
+            assert not re.search(r"/(?:root|work|home/\w+)/|index-url|find-links", text), name
 
 
 def test_the_version_is_written_once() -> None:
