@@ -55,8 +55,7 @@ class Entry:
 
     @property
     def preprocessing(self) -> Preprocessing:
-        p = self.info["preprocessing"]
-        return Preprocessing(p["resize_px"], p["crop_px"], tuple(p["mean"]), tuple(p["std"]))
+        return Preprocessing.from_json(self.info["preprocessing"])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,7 +110,7 @@ def ensure_replaceable(output: Path) -> None:
     if not found:
         return
     try:
-        known = {m.FILE_NAME, *(entry.path for entry in m.read(output).all_files())}
+        known = {m.FILE_NAME, m.REPORT_NAME, *(entry.path for entry in m.read(output).all_files())}
     except BundleError as error:
         shown = ", ".join(sorted(found)[:3])
         raise OutputError(
@@ -132,7 +131,7 @@ def _key(contents: Contents) -> str:
         [(e.id, e.title, e.description, e.steps, e.model.sha256, e.info) for e in contents.entries],
         contents.splits.digest(),
         [contents.class_ids, contents.target, contents.evaluation, contents.evaluation_absent],
-        [stage.versions(), stage.source_digest(), sha256(runtime_folder() / "compare.py"), sha256(runtime_folder() / "requirements.txt")],
+        [stage.versions(), stage.source_digest(), *(sha256(path) for path in runtime_files())],
     ]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
@@ -281,10 +280,16 @@ def runtime_folder() -> Path:
 
 def _write_runtime(folder: Path) -> None:
     (folder / "vgg_runtime").mkdir(parents=True)
-    for path in sorted(Path(vgg_runtime.__file__).parent.glob("*.py")):
-        shutil.copyfile(path, folder / "vgg_runtime" / path.name)
-    for name in ("compare.py", "requirements.txt"):
-        shutil.copyfile(runtime_folder() / name, folder / name)
+    for path in runtime_files():
+        inside = path.parent == Path(vgg_runtime.__file__).parent
+        shutil.copyfile(path, folder / "vgg_runtime" / path.name if inside else folder / path.name)
+
+
+def runtime_files() -> list[Path]:
+    """Everything of the runtime that goes to the device."""
+    package = Path(vgg_runtime.__file__).parent
+    launcher = [runtime_folder() / name for name in ("compare.py", "requirements.txt", "requirements-web.txt")]
+    return [*sorted(package.glob("*.py")), *sorted(package.glob("*.html")), *launcher]
 
 
 def _readme(entries: Sequence[Entry]) -> str:

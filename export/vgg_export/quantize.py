@@ -31,8 +31,7 @@ def run(
     items = choose.limit(splits.fit, [i.source for i in splits.fit], count, seed)
 
     def make(path: Path) -> dict[str, object]:
-        p = info["preprocessing"]
-        preprocessing = Preprocessing(p["resize_px"], p["crop_px"], tuple(p["mean"]), tuple(p["std"]))
+        preprocessing = Preprocessing.from_json(info["preprocessing"])
         quantize(exported.path, path, [i.path for i in items], preprocessing, options, progress)
         with progress.task("auditing the int8 graph", None):
             ops = graph.audit_quantized(path)

@@ -1,5 +1,7 @@
 """What runs in a variant's own process: load, self-check, time, predict. ``python -m vgg_runtime.child`` reads one JSON
-request from standard input and writes one JSON event a line to standard output; ``measure.py`` is the other end.
+request line from standard input and writes one JSON event a line to standard output; ``measure.py`` is the other end. A
+picture comes as a path, or as a float32 tensor of ``tensor_bytes`` bytes behind the request line (the page's pictures never
+touch the disk).
 
 Order matters: the peak memory is read before any picture is decoded, so that it is the model's and not a photograph's.
 """
@@ -7,6 +9,7 @@ Order matters: the peak memory is read before any picture is decoded, so that it
 import json
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +28,7 @@ TOP = 5
 
 
 def main() -> int:
-    request = json.load(sys.stdin)
+    request = json.loads(sys.stdin.buffer.readline())
     try:
         serve(request)
     except MemoryError:
@@ -41,8 +44,7 @@ def main() -> int:
 
 def serve(request: dict[str, Any]) -> None:
     """Answer one request with the events loaded, timed and (per picture) predicted."""
-    p = request["preprocessing"]
-    preprocessing = Preprocessing(p["resize_px"], p["crop_px"], tuple(p["mean"]), tuple(p["std"]))
+    preprocessing = Preprocessing.from_json(request["preprocessing"])
     inputs, expected = check.load_expected(Path(request["expected"]), request["variant"], preprocessing.crop_px)
     import onnxruntime as _  # noqa: F401  the import is not part of the load time of the first variant
 
@@ -56,8 +58,17 @@ def serve(request: dict[str, Any]) -> None:
     _emit("checked", deviation=min(check.deviation(replayed, expected), 1e9))
     samples_ms = _timed(model, inputs[:1], request["budget_s"], request["max_runs"])
     _emit("timed", samples_ms=samples_ms, peak_rss_bytes=device.peak_rss_bytes())
-    for index, path in enumerate(request["images"]):
-        _emit("predicted", index=index, **_prediction(model(load(Path(path), preprocessing)[None])[0]))
+    for index, tensor in enumerate(_pictures(request, preprocessing)):
+        _emit("predicted", index=index, **_prediction(model(tensor[None])[0]))
+
+
+def _pictures(request: dict[str, Any], preprocessing: Preprocessing) -> Iterator[npt.NDArray[np.float32]]:
+    """[3, px, px] of each picture of the request."""
+    for path in request["images"]:
+        yield load(Path(path), preprocessing)
+    if request["tensor_bytes"]:
+        side = preprocessing.crop_px
+        yield np.frombuffer(sys.stdin.buffer.read(request["tensor_bytes"]), np.float32).reshape(3, side, side)
 
 
 def _timed(model: Model, batch: npt.NDArray[np.float32], budget_s: float, max_runs: int) -> list[float]:

@@ -63,6 +63,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--budget", type=_seconds, default=10.0, metavar="SECONDS", help="of timed runs per variant (default: 10)")
     parser.add_argument("--top5", action="store_true", help="show the five most probable classes")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the whole result, raw samples included")
+    parser.add_argument("--html", type=Path, metavar="FILE", help="write the result as a page that needs no server")
+    parser.add_argument("--serve", action="store_true", help="open a page: drop in a picture, see a card per variant")
+    parser.add_argument("--port", type=_port, metavar="N", help="of the page (default: 8000)")
+    parser.add_argument("--host", metavar="ADDRESS", help="open the page to the network, e.g. 0.0.0.0 (default: this machine only)")
     parser.add_argument("--version", action="version", version=__version__)
     return parser
 
@@ -81,24 +85,59 @@ def _seconds(text: str) -> float:
     return value
 
 
+def _port(text: str) -> int:
+    value = int(text)
+    if not 0 <= value <= 65535:
+        raise argparse.ArgumentTypeError(f"expected 0 to 65535, found {text}")
+    return value
+
+
 def _run(options: argparse.Namespace) -> int:
     folder = options.bundle or default_bundle()
     bundle = manifest.read(folder)
+    if options.serve:
+        return _serve(options, folder, bundle)
+    if options.port is not None or options.host:
+        raise RuntimeInputError("--port and --host belong to --serve")
     variants = _chosen(bundle, options.variants)
     needed = [bundle.labels, bundle.expected, *(v.model for v in variants)]
     samples = not options.image and not options.images
     manifest.verify(folder, [*needed, *(s.file for s in bundle.samples if samples)], lambda e: _report(f"checking {e.path}"))
     labels = manifest.read_labels(folder, bundle)
     images = _images(options, folder, bundle, labels)
-    if options.json:
-        _check_writable(options.json)
+    for path in filter(None, (options.json, options.html)):
+        _check_writable(path)
     settings = measure.Options(threads=options.threads or device.usable_cores(), budget_s=options.budget)
     result = measure.compare(folder, bundle, labels, variants, images, settings, _report)
     _clear_report()
     if options.json:
-        _write_json(options.json, result)
+        _write(options.json, json.dumps(result, indent=1, ensure_ascii=False, allow_nan=False))
+    if options.html:
+        from . import page
+
+        _write(options.html, page.report(result, [found.path for found, _ in images]))
     _print(result, top5=options.top5)
     return EXIT_FAILED if any(row["error"] for row in result["variants"]) else EXIT_OK
+
+
+def _serve(options: argparse.Namespace, folder: Path, bundle: manifest.Manifest) -> int:
+    """Only what makes sense for a page; the rest is chosen in it."""
+    misplaced = [name for name in ("image", "images", "json", "html", "variants") if getattr(options, name)]
+    if misplaced:
+        raise RuntimeInputError(f"--{misplaced[0]} does not go with --serve; choose pictures and variants on the page")
+    from . import serve
+
+    manifest.verify(folder, [bundle.labels, bundle.expected, *(v.model for v in bundle.variants)], lambda e: _report(f"checking {e.path}"))
+    _clear_report()
+    labels = manifest.read_labels(folder, bundle)
+    port = 8000 if options.port is None else options.port
+    threads = options.threads or device.usable_cores()
+    serve.run(lambda hosts: serve.Server(folder, bundle, labels, threads, hosts), options.host or "127.0.0.1", port, _report_line)
+    return EXIT_OK
+
+
+def _report_line(line: str) -> None:
+    print(line, flush=True)
 
 
 def default_bundle() -> Path:
@@ -144,10 +183,10 @@ def _check_writable(path: Path) -> None:
         raise RuntimeInputError(f"{path} cannot be written; name a file in an existing folder you may write to")
 
 
-def _write_json(path: Path, result: dict[str, Any]) -> None:
+def _write(path: Path, text: str) -> None:
     try:
         with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=f".{path.name}.", encoding="utf-8", delete=False) as file:
-            json.dump(result, file, indent=1, ensure_ascii=False, allow_nan=False)
+            file.write(text)
         Path(file.name).chmod(0o644)
         Path(file.name).replace(path)
     except OSError as error:

@@ -15,6 +15,7 @@ from .preprocess import Preprocessing
 FORMAT = "vgg-export-bundle"
 SCHEMA = 1
 FILE_NAME = "manifest.json"
+REPORT_NAME = "report.html"  # written after the bundle, by its own runtime; not listed in the manifest
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,11 +118,9 @@ class Manifest:
 
 
 def _variant(data: dict[str, Any]) -> Variant:
-    p = data["preprocessing"]
-    preprocessing = Preprocessing(p["resize_px"], p["crop_px"], tuple(p["mean"]), tuple(p["std"]))
     parsed = {
         "model": FileEntry(**data["model"]),
-        "preprocessing": preprocessing,
+        "preprocessing": Preprocessing.from_json(data["preprocessing"]),
         "steps": tuple(data["steps"]),
         "session": SessionSettings(**data["session"]),
     }

@@ -19,6 +19,7 @@ from . import check, device
 from .images import Found
 from .manifest import Manifest, Variant
 from .metrics import percentile, wilson_interval
+from .recommend import recommend
 
 RESULT_SCHEMA = 1
 MAX_RUNS = 200
@@ -45,23 +46,39 @@ def compare(
     report: Report,
 ) -> dict[str, Any]:
     """Measure ``variants`` on ``images`` (with class indices where known) and return the result document."""
-    rows = []
+    result = skeleton(folder, manifest, labels, images, options)
+    rows = result["variants"]
     for number, variant in enumerate(variants, 1):
         report(f"{number}/{len(variants)} {variant.id}")
-        rows.append(_measure(folder, manifest, variant, [found.path for found, _ in images], options, report))
-    truths = [label for _, label in images]
-    baseline = next((row for row in rows if row["variant"] == manifest.variants[0].id and row["error"] is None), None)
-    for row in rows:
-        _relate(row, baseline, truths, manifest.figures_absent)
-        _name(row["predictions"], labels)
+        pictures = Pictures([found.path for found, _ in images])
+        rows.append(measure(folder, manifest, variant, pictures, options, report))
+        finish(result, manifest, labels, [label for _, label in images])
+    return result
+
+
+def skeleton(
+    folder: Path, manifest: Manifest, labels: Sequence[str], images: Sequence[tuple[Found, int | None]], options: Options
+) -> dict[str, Any]:
+    """The result document before any variant has been measured."""
     return {
         "schema": RESULT_SCHEMA,
         "measured_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "device": device.describe(options.threads).to_json(),
         "bundle": _bundle(folder, manifest),
         "images": [{"file": str(found.path), "label": None if label is None else labels[label]} for found, label in images],
-        "variants": rows,
+        "variants": [],
+        "recommended": None,
     }
+
+
+def finish(result: dict[str, Any], manifest: Manifest, labels: Sequence[str], truths: Sequence[int | None]) -> None:
+    """Relate the rows so far to the baseline, name their classes, and recommend one of them."""
+    rows, first = result["variants"], manifest.variants[0].id
+    baseline = next((row for row in rows if row["variant"] == first and row["error"] is None), None)
+    for row in rows:
+        _relate(row, baseline, truths, manifest.figures_absent)
+        _name(row["predictions"], labels)
+    result["recommended"] = recommend(rows, first)
 
 
 def _bundle(folder: Path, manifest: Manifest) -> dict[str, Any]:
@@ -76,7 +93,17 @@ def _bundle(folder: Path, manifest: Manifest) -> dict[str, Any]:
     }
 
 
-def _measure(folder: Path, manifest: Manifest, variant: Variant, images: list[Path], options: Options, report: Report) -> dict[str, Any]:
+@dataclasses.dataclass(frozen=True)
+class Pictures:
+    """What a variant is asked about: files, or one tensor per input size in px as raw float32 bytes."""
+
+    paths: Sequence[Path] = ()
+    tensors: dict[int, bytes] = dataclasses.field(default_factory=dict)
+
+
+def measure(folder: Path, manifest: Manifest, variant: Variant, pictures: Pictures, options: Options, report: Report) -> dict[str, Any]:
+    """One row of the result document, not yet related to the others."""
+    tensor = pictures.tensors.get(variant.preprocessing.crop_px, b"")
     request = {
         "variant": variant.id,
         "model": str(folder / variant.model.path),
@@ -86,13 +113,14 @@ def _measure(folder: Path, manifest: Manifest, variant: Variant, images: list[Pa
         "threads": options.threads,
         "budget_s": options.budget_s,
         "max_runs": options.max_runs,
-        "images": [str(path) for path in images],
+        "images": [str(path) for path in pictures.paths],
+        "tensor_bytes": len(tensor),
     }
     row = _empty_row(variant)
-    for event in _events(request, row):
+    for event in _events(request, tensor, row):
         _take(row, event, variant)
         if event["event"] == "predicted" and (event["index"] + 1) % 10 == 0:
-            report(f"  {variant.id}: {event['index'] + 1}/{len(images)} pictures")
+            report(f"  {variant.id}: {event['index'] + 1}/{len(pictures.paths)} pictures")
     return row
 
 
@@ -100,6 +128,8 @@ def _empty_row(variant: Variant) -> dict[str, Any]:
     return {
         "variant": variant.id,
         "title": variant.title,
+        "description": variant.description,
+        "steps": list(variant.steps),
         "precision": variant.precision,
         "input_px": variant.preprocessing.crop_px,
         "parameters": variant.parameters,
@@ -145,19 +175,17 @@ def _take(row: dict[str, Any], event: dict[str, Any], variant: Variant) -> None:
             row["error"] = row["error"] or event["message"]
 
 
-def _events(request: dict[str, Any], row: dict[str, Any]) -> Iterator[dict[str, Any]]:
+def _events(request: dict[str, Any], tensor: bytes, row: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """Run the child and yield its events; how it died, if it did, becomes the row's error."""
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parent.parent)}
     command = [sys.executable, "-P", "-m", "vgg_runtime.child"]
     with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as complaints:
-        child = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=complaints, text=True, encoding="utf-8", env=environment
-        )
+        child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=complaints, env=environment)
         assert child.stdin is not None
         assert child.stdout is not None
         try:
             try:
-                child.stdin.write(json.dumps(request))
+                child.stdin.write(json.dumps(request).encode() + b"\n" + tensor)
                 child.stdin.close()
             except BrokenPipeError:
                 pass  # it died at once; its exit status says how

@@ -8,7 +8,7 @@ antialiasing), centre crop of ``crop_px``, scale to 0..1, subtract the mean, div
 import dataclasses
 import io
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -36,6 +36,10 @@ class Preprocessing:
 
     def to_json(self) -> dict[str, Any]:
         return {"resize_px": self.resize_px, "crop_px": self.crop_px, "mean": list(self.mean), "std": list(self.std)}
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Self:
+        return cls(data["resize_px"], data["crop_px"], tuple(data["mean"]), tuple(data["std"]))
 
 
 def for_input(input_px: int) -> Preprocessing:

@@ -95,6 +95,8 @@ def comparison(result: dict[str, Any]) -> str:
         cells += [number(row["speedup"], "x"), megabytes(row["peak_rss_bytes"]), percent(row["agreement"]), percent(row["accuracy"])]
         rows.append(cells)
     text = table(columns, rows)
+    if result["recommended"] and result["recommended"]["variant"]:
+        text += f"\n★ {result['recommended']['variant']} is recommended: {result['recommended']['reason']}"
     for row in result["variants"]:
         if row["error"]:
             text += f"\n✗ {row['variant']}: {row['error']}"

@@ -1,0 +1,49 @@
+"""Which variant to ship: the fastest that loses no more than it may."""
+
+from collections.abc import Sequence
+from typing import Any
+
+MAX_LOSS_POINTS = 1.0
+
+
+def recommend(rows: Sequence[dict[str, Any]], baseline: str, max_loss_points: float = MAX_LOSS_POINTS) -> dict[str, Any]:
+    """Choose among the rows of a result document by what was measured on test images when the bundle was built.
+
+    The loss is the drop of top-1 in points, or 100 * (1 - agreement) where there were no labels. Pictures shown on the device
+    do not count: a handful of them decides nothing.
+
+    Returns:
+        ``{"variant", "max_loss_points", "reason"}``; ``variant`` is None when nothing can be said, and ``reason`` says why.
+    """
+    reference = next((row for row in rows if row["variant"] == baseline), None)
+    fit = [row for row in rows if row["error"] is None and row["p50_ms"] and row["built"]]
+    if reference is None or not reference["built"]:
+        return _answer(None, max_loss_points, "no figures on test images were recorded when this bundle was made, so none is recommended")
+    allowed = [row for row in fit if loss_points(row["built"], reference["built"]) <= max_loss_points + 1e-9]
+    if not allowed:
+        return _answer(None, max_loss_points, f"no variant that ran here stays within {max_loss_points:g} points of the baseline")
+    best = min(allowed, key=lambda row: row["p50_ms"])
+    speed = "" if best["speedup"] is None else f" ({best['speedup']:.1f} times the baseline's speed)"
+    return _answer(
+        best["variant"],
+        max_loss_points,
+        f"the fastest here{speed} of those that lose at most {max_loss_points:g} points: {_words(best, reference)}",
+    )
+
+
+def loss_points(built: dict[str, Any], reference: dict[str, Any]) -> float:
+    """What a variant lost against the baseline, in points of top-1, or of disagreement where there were no labels."""
+    if built["top1"] and reference["top1"]:
+        return float(100 * (reference["top1"]["rate"] - built["top1"]["rate"]))
+    return float(100 * (1 - built["agreement"]["rate"]))
+
+
+def _words(row: dict[str, Any], reference: dict[str, Any]) -> str:
+    built, of = row["built"], reference["built"]
+    if built["top1"] and of["top1"]:
+        return f"top-1 {100 * built['top1']['rate']:.1f} % against {100 * of['top1']['rate']:.1f} % on {built['n']} test images"
+    return f"it agrees with the baseline on {100 * built['agreement']['rate']:.1f} % of {built['n']} test images"
+
+
+def _answer(variant: str | None, max_loss_points: float, reason: str) -> dict[str, Any]:
+    return {"variant": variant, "max_loss_points": max_loss_points, "reason": reason}
