@@ -26,6 +26,7 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 
 MAX_UPLOAD_BYTES = 15_000_000
+DRAINED_BYTES = 60_000_000  # of a refused upload, read and thrown away
 BODY_SECONDS = 15.0  # for a whole upload, however slowly it trickles
 DECODE_SECONDS = 20.0
 QUEUE = 8  # pictures being read, waiting or running
@@ -111,7 +112,12 @@ class Server:
         self.waiting += 1
         try:
             variants = self._chosen(scope)
-            body = await read_body(scope, receive)
+            try:
+                body = await read_body(scope, receive)
+            except Refused as refused:
+                if refused.status in (413, 415):
+                    await drain(receive)
+                raise
             async with self.busy:
                 pictures = await asyncio.to_thread(decode, body, variants)
                 del body
@@ -206,6 +212,17 @@ async def read_body(scope: Message, receive: Receive) -> bytes:
     if len(body) < 8:
         raise Refused(415, f"a picture is needed as the body of the request; taken are {', '.join(FORMATS)}")
     return bytes(body)
+
+
+async def drain(receive: Receive) -> None:
+    """Let a client finish sending what is not wanted, within bounds: one that is cut off in the middle never reads the answer."""
+    left = DRAINED_BYTES
+    with contextlib.suppress(TimeoutError, Refused):
+        async with asyncio.timeout(BODY_SECONDS):
+            async for chunk in _chunks(receive):
+                left -= len(chunk)
+                if left < 0:
+                    return
 
 
 async def _chunks(receive: Receive) -> AsyncIterator[bytes]:
