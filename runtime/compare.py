@@ -11,5 +11,8 @@ try:
 except ModuleNotFoundError as missing:
     sys.exit("Error: the package %s is missing; in a virtual environment run: pip install -r requirements.txt" % missing.name)  # noqa: UP031
 
+except KeyboardInterrupt:
+    sys.exit(130)
+
 if __name__ == "__main__":
     sys.exit(main())

@@ -1,10 +1,13 @@
 """Real, small things to test on: torchvision VGGs of every family member, drawn signs, a bundle made by the real stages."""
 
+import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +16,7 @@ from torchvision.models import vgg as torchvision_vgg
 from vgg_export import bundle, data, evaluate, fold, model, quantize, stage, state_dicts, to_onnx
 from vgg_export.options import QuantizeOptions
 from vgg_export.progress import Quiet
+from vgg_runtime import manifest
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIGURATIONS = {"vgg11": "A", "vgg13": "B", "vgg16": "D", "vgg19": "E"}
@@ -96,7 +100,7 @@ def bundle_folder(splits: data.Splits, tmp_path_factory: pytest.TempPathFactory)
     entries = tuple(bundle.Entry(a.path.stem, a.path.stem, "for tests", (), a) for a in (baseline, quantized, scaled))
     subjects = [evaluate.Subject(e.id, e.model, e.preprocessing) for e in entries]
     figures = evaluate.run(subjects, splits.test, work / "evaluation.json", Quiet()).measured
-    bundle.run(bundle.Contents(entries, splits, None, "x86", figures, None), work / "artifacts", Quiet())
+    bundle.run(bundle.Contents(entries, splits, None, figures, None), work / "artifacts", Quiet())
     return work / "artifacts"
 
 
@@ -112,6 +116,17 @@ def command_environment() -> dict[str, str]:
     """For child processes that import the checkout's packages whether or not the project is installed."""
     paths = os.pathsep.join(str(ROOT / folder) for folder in ("export", "runtime", "calibration"))
     return os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "2"}
+
+
+def interruptible() -> dict[str, Any]:
+    """Options of Popen for a group of processes that Ctrl-C reaches even where the tests run in the background, which ignores it."""
+    return {"start_new_session": True, "preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}
+
+
+def reseal(folder: Path, **changes: object) -> None:
+    """Change a bundle's manifest as a wrong build would, its own hash fitting."""
+    path = folder / "manifest.json"
+    path.write_text(json.dumps(manifest.seal(json.loads(path.read_text()) | changes)))
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import pytest
 from conftest import ROOT
 
 from vgg_export import bundle, data, stage
-from vgg_export.errors import OutputError
+from vgg_export.errors import DataError, OutputError
 from vgg_export.progress import Quiet
 from vgg_runtime import check, manifest
 from vgg_runtime.errors import BundleError
@@ -21,7 +21,7 @@ def contents(bundle_folder: Path, splits: data.Splits) -> bundle.Contents:
     names = ("baseline", "quantized", "scaled")
     entries = tuple(bundle.Entry(n, n, "for tests", (), stage.of(work / f"{n}.onnx")) for n in names)
     figures = json.loads((work / "evaluation.json").read_text())
-    return bundle.Contents(entries, splits, None, "x86", figures, None)
+    return bundle.Contents(entries, splits, None, figures, None)
 
 
 def test_it_holds_what_the_manifest_says_and_nothing_else(bundle_folder: Path) -> None:
@@ -73,18 +73,18 @@ def test_whatever_interrupts_leaves_the_old_bundle_whole(
     def interrupt(*_: object) -> None:
         raise problem
 
-    changed = dataclasses.replace(contents, target="pi4")
+    changed = dataclasses.replace(contents, class_ids=("n1",) * 7)
     for where in ("_write_expected", "sync", "_write_runtime"):
         with monkeypatch.context() as patch:
             patch.setattr(bundle, where, interrupt)
             with pytest.raises((type(problem), OutputError)):
                 bundle.run(changed, bundle_copy, Quiet())
         present = manifest.read(bundle_copy)
-        assert present.target.startswith("x86")
+        assert present.class_ids is None
         manifest.verify(bundle_copy, present.all_files())
         assert [p.name for p in bundle_copy.parent.iterdir()] == [bundle_copy.name]
     bundle.run(changed, bundle_copy, Quiet())
-    assert manifest.read(bundle_copy).target.startswith("pi4")
+    assert manifest.read(bundle_copy).class_ids == ("n1",) * 7
 
 
 def test_an_interrupted_swap_puts_the_old_bundle_back(
@@ -99,7 +99,7 @@ def test_an_interrupted_swap_puts_the_old_bundle_back(
 
     monkeypatch.setattr(Path, "rename", fail_second)
     with pytest.raises(KeyboardInterrupt):
-        bundle.run(dataclasses.replace(contents, target="pi4"), bundle_copy, Quiet())
+        bundle.run(dataclasses.replace(contents, class_ids=("n1",) * 7), bundle_copy, Quiet())
     manifest.verify(bundle_copy, manifest.read(bundle_copy).all_files())
     assert [p.name for p in bundle_copy.parent.iterdir()] == [bundle_copy.name]
 
@@ -130,7 +130,7 @@ def test_damaged_manifests_are_refused(bundle_copy: Path, tmp_path: Path) -> Non
     good = json.loads(path.read_text())
     path.write_text(json.dumps(good | {"schema": 2}))
     assert "has schema 2; this runtime reads up to 1" in read_error(bundle_copy)
-    path.write_text(json.dumps({k: v for k, v in good.items() if k != "variants"}))
+    path.write_text(json.dumps(manifest.seal({k: v for k, v in good.items() if k != "variants"})))
     assert "is damaged" in read_error(bundle_copy)
     path.write_text('{"format": ')
     assert "cannot be read" in read_error(bundle_copy)
@@ -139,8 +139,49 @@ def test_damaged_manifests_are_refused(bundle_copy: Path, tmp_path: Path) -> Non
     assert "there is no bundle" in read_error(tmp_path / "nowhere")
     escaping = json.loads(json.dumps(good))
     escaping["labels"]["path"] = "../../etc/passwd"
-    path.write_text(json.dumps(escaping))
+    path.write_text(json.dumps(manifest.seal(escaping)))
     assert "not inside the bundle" in read_error(bundle_copy)
+
+
+def test_any_flipped_bit_of_the_manifest_is_noticed(bundle_copy: Path) -> None:
+    path = bundle_copy / "manifest.json"
+    good = path.read_bytes()
+    for k in range(3, len(good), len(good) // 200):
+        flipped = bytearray(good)
+        flipped[k] ^= 4
+        path.write_bytes(flipped)
+        if json.loads(good) != _parsed(flipped):
+            read_error(bundle_copy)
+
+
+def _parsed(content: bytes) -> object:
+    try:
+        return json.loads(content)
+    except ValueError:
+        return None
+
+
+def test_models_that_do_not_belong_together_are_refused(contents: bundle.Contents) -> None:
+    first = contents.entries[0]
+    other = dataclasses.replace(first, id="other", model=_with_labels(first.model, ["a", "b"]))
+    with pytest.raises(DataError, match="must answer the same question"):
+        dataclasses.replace(contents, entries=(first, other))
+    with pytest.raises(DataError, match="two models are called 'baseline'"):
+        dataclasses.replace(contents, entries=(first, first))
+
+
+def _with_labels(model: stage.Artifact, labels: list[str]) -> stage.Artifact:
+    info = model.measured["model"] | {"labels": labels}
+    return dataclasses.replace(model, sidecar=model.sidecar | {"measured": model.measured | {"model": info}})
+
+
+def test_what_int8_was_made_for_and_calibrated_on_is_the_sidecars(contents: bundle.Contents, bundle_folder: Path) -> None:
+    assert manifest.read(bundle_folder).target.startswith("x86 (")
+    calibrated = contents.entries[1].model.measured["calibration_images"]
+    assert len(calibrated) == 16
+    assert {digest[:16] for digest in calibrated} <= manifest.read_fitted(bundle_folder)
+    foreign = dataclasses.replace(contents, splits=data.Splits("other", contents.splits.test, (), ()))
+    assert {digest[:16] for digest in calibrated} <= set(foreign.fitted())
 
 
 def test_a_read_only_place_is_explained(contents: bundle.Contents, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,12 +8,12 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import CLASSES, ROOT, command_environment, small_checkpoint, small_torchvision_vgg
+from conftest import CLASSES, ROOT, command_environment, interruptible, small_checkpoint, small_torchvision_vgg
 from PIL import Image
 
 from vgg_export import model
@@ -180,7 +180,13 @@ def test_ctrl_c_leaves_nothing_half_and_the_same_command_goes_on(weights: Path, 
     command = [sys.executable, "-m", "vgg_export", *arguments]
     for marker in ("variant baseline", "asking the teacher", "variant quantized"):
         running = subprocess.Popen(
-            command, cwd=tmp_path, env=command_environment(), stderr=subprocess.PIPE, text=True, start_new_session=True
+            command,
+            cwd=tmp_path,
+            env=command_environment(),
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+            preexec_fn=interruptible,
         )
         assert running.stderr is not None
         for line in running.stderr:
@@ -200,24 +206,56 @@ def test_ctrl_c_leaves_nothing_half_and_the_same_command_goes_on(weights: Path, 
     manifest.verify(tmp_path / "out", manifest.read(tmp_path / "out").all_files())
 
 
-def test_a_full_disk_is_one_sentence_and_the_old_bundle_stays(bundle_copy: Path, tmp_path: Path) -> None:
-    """A real small file system where one can be mounted, else a limit on file sizes, which the system enforces the same way."""
-    import resource
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A real file system of 24 MB; where none can be mounted the tests that fill it cannot run."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", folder], capture_output=True, check=False)
+    if mounted.returncode:
+        pytest.skip("no right to mount a file system here")
+    yield folder
+    subprocess.run(["umount", folder], check=False)
 
+
+@pytest.mark.parametrize("free_mb", [2, 8, 14, 20])
+def test_a_full_disk_is_one_sentence_and_leaves_nothing_half(
+    free_mb: int, vgg_export: Run, small_disk: Path, signs_folder: Path, tmp_path: Path
+) -> None:
+    """The disk fills up in another stage each time: checkpoint, cached features, models, prepared test images."""
     model.save(small_checkpoint(), tmp_path / "own.safetensors")
-    limit = (tmp_path / "own.safetensors").stat().st_size // 2
-    command = [sys.executable, "-m", "vgg_export", "export", "--weights", "own.safetensors", "--output", "m.onnx"]
-    done = subprocess.run(
-        command,
-        cwd=tmp_path,
-        env=command_environment(),
-        capture_output=True,
-        text=True,
-        check=False,
-        preexec_fn=lambda: (signal.signal(signal.SIGXFSZ, signal.SIG_IGN), resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)))[0],
-    )
-    assert "Traceback" not in done.stderr
-    refused(done, "m.onnx")
-    assert not list(tmp_path.glob("*.onnx"))
-    assert not list(tmp_path.glob(".m.onnx*"))
-    manifest.verify(bundle_copy, manifest.read(bundle_copy).all_files())
+    (small_disk / "filler").write_bytes(b"0" * (24 - free_mb) * 1_000_000)
+    arguments = ("--data", signs_folder, "--prune-ratio", "0.5", "--output", small_disk / "out", "--no-compare")
+    done = vgg_export("all", "--weights", "own.safetensors", *arguments)
+    refused(done, "the disk is full")
+    assert not (small_disk / "out").exists()
+    assert not [p for p in small_disk.rglob("*") if ".partial" in p.name or p.name.startswith((".evaluate.", ".finetune.", ".quantize."))]
+
+
+def test_a_stage_does_not_overwrite_its_input(vgg_export: Run, weights: Path, tmp_path: Path) -> None:
+    before = weights.read_bytes()
+    refused(vgg_export("prune", "--weights", "mine.pth", "--output", "mine.pth"), "must end in .safetensors")
+    model.save(small_checkpoint(), tmp_path / "own.safetensors")
+    refused(vgg_export("prune", "--weights", "own.safetensors", "--output", "own.safetensors"), "is also an input and would be overwritten")
+    assert weights.read_bytes() == before
+
+
+def test_evaluate_leaves_out_what_the_models_were_made_with(vgg_export: Run, signs_folder: Path, tmp_path: Path) -> None:
+    """Even when the bundle was put together with other pictures than the int8 model was calibrated on."""
+    model.save(small_checkpoint(), tmp_path / "own.safetensors")
+    flat = tmp_path / "photos"
+    flat.mkdir()
+    for path in (signs_folder / "train").rglob("*.png"):
+        shutil.copy(path, flat / path.name)
+    for step in (
+        ("export", "--weights", "own.safetensors", "--output", "baseline.onnx"),
+        ("quantize", "--model", "baseline.onnx", "--data", flat, "--target", "pi4", "--output", "int8.onnx"),
+        ("bundle", "baseline.onnx", "int8.onnx", "--data", "none", "--output", "out"),
+    ):
+        done = vgg_export(*step)
+        assert done.returncode == 0, done.stderr
+    assert manifest.read(tmp_path / "out").target.startswith("pi4")
+    calibrated = json.loads((tmp_path / "int8.onnx.json").read_text())["measured"]["calibration_images"]
+    done = vgg_export("evaluate", "--bundle", "out", "--data", flat, "--json", "figures.json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "figures.json").read_text())["int8"]["n"] == 63 - len(calibrated)

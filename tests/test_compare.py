@@ -11,9 +11,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import CLASSES, ROOT
+from conftest import CLASSES, ROOT, interruptible, reseal
 from PIL import Image
 
+from vgg_export import data
 from vgg_runtime import check, measure, present
 
 QUICK = ("--budget", "0.2")
@@ -213,7 +214,7 @@ def rewrite(folder: Path, path: str, content: bytes) -> None:
                 visit(value)
 
     visit(data)
-    (folder / "manifest.json").write_text(json.dumps(data))
+    reseal(folder, **data)
 
 
 def test_the_self_check_fails_on_other_outputs(bundle_copy: Path, tmp_path: Path) -> None:
@@ -274,7 +275,7 @@ def test_a_killed_child_is_a_row(bundle_folder: Path, tmp_path: Path) -> None:
 
 def test_ctrl_c_ends_it_at_once(bundle_folder: Path, tmp_path: Path) -> None:
     command = [sys.executable, str(bundle_folder / "runtime/compare.py"), "--budget", "60", "--json", str(tmp_path / "r.json")]
-    running = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    running = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **interruptible())
     assert running.stderr is not None
     for line in running.stderr:
         if line.startswith("1/3"):
@@ -288,15 +289,32 @@ def test_ctrl_c_ends_it_at_once(bundle_folder: Path, tmp_path: Path) -> None:
 
 
 def test_random_weights_show_no_accuracy_or_agreement(bundle_copy: Path, tmp_path: Path) -> None:
-    data = json.loads((bundle_copy / "manifest.json").read_text())
-    data["figures_absent"] = "random weights: nothing is known"
-    (bundle_copy / "manifest.json").write_text(json.dumps(data))
+    reseal(bundle_copy, figures_absent="random weights: nothing is known")
     done = compare("--json", tmp_path / "r.json", *QUICK, bundle=bundle_copy)
     assert done.returncode == 0
     assert done.stdout.count("random weights: nothing is known") == 2
     for row in json.loads((tmp_path / "r.json").read_text())["variants"]:
         assert (row["accuracy"], row["agreement"]) == (None, None)
         assert row["speedup"] > 0
+
+
+def test_pictures_that_were_fitted_on_count_for_nothing(
+    bundle_folder: Path, splits: data.Splits, signs_folder: Path, tmp_path: Path
+) -> None:
+    arguments = ("--images", signs_folder / "train", "--variants", "baseline,scaled", "--json", tmp_path / "r.json", *QUICK)
+    done = compare(*arguments, bundle=bundle_folder)
+    assert done.returncode == 0, done.stderr
+    result = json.loads((tmp_path / "r.json").read_text())
+    assert len(result["images"]) == len(splits.fit) + len(splits.select)
+    assert all(image["fitted"] for image in result["images"])
+    assert all((row["accuracy"], row["agreement"]) == (None, None) for row in result["variants"])
+    assert "63 of the pictures were used to calibrate or fit" in done.stdout
+
+
+def test_a_terminal_without_utf8_gets_no_traceback(bundle_folder: Path) -> None:
+    done = compare("--variants", "scaled", *QUICK, bundle=bundle_folder, PYTHONIOENCODING="ascii")
+    assert done.returncode == 0
+    assert "scaled" in done.stdout
 
 
 def test_labels_with_control_characters_are_shown_harmlessly() -> None:

@@ -170,3 +170,45 @@ def test_imagenette_is_read_from_its_cache_and_refused_without_one(tmp_path: Pat
     found = data.resolve(chosen, "imagenet", labels, weights.wordnet_ids(), tmp_path, Quiet())
     assert len(found.test) == 8
     assert {i.label for i in found.test} == {0, labels.index("parachute")}
+
+
+def test_a_class_may_be_called_train(tmp_path: Path) -> None:
+    for k, folder in enumerate(("train", "stop")):
+        pictures(tmp_path / "veh" / folder, 8, first=100 * k)
+    found = resolve(tmp_path / "veh", ("train", "stop"))
+    assert {i.label for i in (*found.fit, *found.select, *found.test)} == {0, 1}
+    pictures(tmp_path / "odd" / "train" / "stop", 3)
+    pictures(tmp_path / "odd" / "extra", 3, first=50)
+    with pytest.raises(DataError, match="holds train beside extra"):
+        resolve(tmp_path / "odd")
+
+
+def test_validation_is_a_test_set_and_val_alone_is_split(tmp_path: Path) -> None:
+    for k, part in enumerate(("train", "validation")):
+        pictures(tmp_path / "a" / part / "stop", 20, first=100 * k)
+    assert len(resolve(tmp_path / "a").test) == 20
+    pictures(tmp_path / "b" / "val" / "stop", 20)
+    found = resolve(tmp_path / "b")
+    assert (len(found.fit), len(found.select), len(found.test)) == (10, 4, 6)
+    assert found.fit[0].label == 0
+
+
+def test_copies_count_once(tmp_path: Path) -> None:
+    folder = pictures(tmp_path / "dup", 20)
+    for k in range(40):
+        shutil.copy(folder / "3.png", folder / f"copy{k}.png")
+    found = resolve(folder)
+    assert len(found.fit) + len(found.select) + len(found.test) == 20
+
+
+def test_the_seed_reaches_the_drawn_signs(tmp_path: Path) -> None:
+    first, other = (
+        data.resolve(DataOptions(test_images=20, seed=seed), "demo", signs.CLASSES, None, tmp_path / str(seed), Quiet()) for seed in (0, 1)
+    )
+    assert not {i.sha256 for i in first.test} & {i.sha256 for i in other.test}
+
+
+def test_the_digest_of_what_is_fitted_does_not_know_the_test_set(signs_folder: Path) -> None:
+    few, all_ = resolve(signs_folder, test_images=5), resolve(signs_folder)
+    assert few.digest("fit", "select") == all_.digest("fit", "select")
+    assert few.digest() != all_.digest()

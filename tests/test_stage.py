@@ -86,3 +86,12 @@ def test_a_file_where_a_folder_should_be_is_explained(tmp_path: Path) -> None:
 
     with pytest.raises(OutputError, match="cannot be written"):
         write()
+
+
+def test_an_array_on_disk_has_its_space(tmp_path: Path) -> None:
+    array = storage.reserved_array(tmp_path / "a.npy", (100, 1000))
+    array[3, 7] = 5
+    assert (tmp_path / "a.npy").stat().st_blocks * 512 >= 400_000
+    with pytest.raises(OSError, match=r".") as error:
+        storage.reserved_array(tmp_path / "b.npy", (1 << 20, 1 << 24))
+    assert error.value.errno in (errno.ENOSPC, errno.EFBIG, errno.ENOMEM, errno.EINVAL)  # by file system

@@ -100,3 +100,10 @@ def test_broken_tensors_are_refused(tmp_path: Path) -> None:
     assert "fc3.bias holds values that are not finite" in refusal(tmp_path / "nan.pth")
     torch.save(dict(state) | {"classifier.0.weight": torch.zeros(48, 100)}, tmp_path / "odd.pth")
     assert "takes 100 inputs" in refusal(tmp_path / "odd.pth")
+
+
+def test_layers_that_a_vgg_does_not_have_are_refused(tmp_path: Path) -> None:
+    state = dict(small_torchvision_vgg("vgg11", True).state_dict())
+    for name in ("classifier.8.weight", "features.1.se.weight", "attention.weight"):
+        torch.save(state | {name: torch.zeros(2, 2)}, tmp_path / "more.pth")
+        assert f"holds {name} besides a VGG's layers" in refusal(tmp_path / "more.pth")

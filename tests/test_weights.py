@@ -72,9 +72,18 @@ def test_a_wrong_hash_is_refused_when_downloaded_and_when_cached(published: Path
 
 def test_a_wrong_class_count_under_imagenets_name_is_refused(empty_hub: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     empty_hub.mkdir(parents=True)
-    torch.save(small_torchvision_vgg("vgg19", False, classes=7).state_dict(), empty_hub / "vgg19-local.pth")
-    monkeypatch.setenv(weights.MIRROR_VARIABLE, "http://127.0.0.1:9/vgg19-local.pth")
+    plain = empty_hub / "plain.pth"
+    torch.save(small_torchvision_vgg("vgg19", False, classes=7).state_dict(), plain)
+    name = f"vgg19-{hashlib.sha256(plain.read_bytes()).hexdigest()[:8]}.pth"
+    plain.rename(empty_hub / name)
+    monkeypatch.setenv(weights.MIRROR_VARIABLE, f"http://127.0.0.1:9/{name}")
     with pytest.raises(CheckpointError, match="a vgg19 of 7 classes; expected vgg19 of 1000"):
+        weights.resolve(WeightsOptions("imagenet"))
+
+
+def test_a_mirror_whose_file_cannot_be_checked_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(weights.MIRROR_VARIABLE, "http://127.0.0.1:9/vgg19.pth")
+    with pytest.raises(HubError, match="must end in the first hex digits of its sha256"):
         weights.resolve(WeightsOptions("imagenet"))
 
 

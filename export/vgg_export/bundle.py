@@ -25,7 +25,7 @@ from vgg_runtime.preprocess import Preprocessing, load
 from vgg_runtime.session import Model
 
 from . import stage
-from .data import Item, Splits
+from .data import Item, Splits, short_hash
 from .errors import DataError, OutputError
 from .options import TARGETS
 from .progress import Progress
@@ -65,9 +65,33 @@ class Contents:
     entries: tuple[Entry, ...]
     splits: Splits
     class_ids: tuple[str, ...] | None
-    target: str
     evaluation: dict[str, Any] | None
     evaluation_absent: str | None
+
+    def __post_init__(self) -> None:
+        ids = [entry.id for entry in self.entries]
+        if twice := sorted({name for name in ids if ids.count(name) > 1}):
+            raise DataError(f"two models are called {twice[0]!r}; a variant is named after its file, so rename one")
+        first = self.entries[0]
+        for entry in self.entries[1:]:
+            if entry.info["labels"] != first.info["labels"]:
+                raise DataError(
+                    f"{entry.id} has {len(entry.info['labels'])} classes, {first.id} has {len(first.info['labels'])} or others;"
+                    " the models of a bundle must answer the same question"
+                )
+
+    @property
+    def target(self) -> str:
+        """What the int8 models were made for, as their sidecars say."""
+        names = sorted({entry.model.measured["target"] for entry in self.entries if "target" in entry.model.measured})
+        return "; ".join(f"{name} ({TARGETS[name].reason})" for name in names) or "nothing: no int8 model"
+
+    def fitted(self) -> list[str]:
+        """Short hashes of everything that any of the models was fitted to, calibrated or selected on."""
+        fitted = set(self.splits.fitted())
+        for entry in self.entries:
+            fitted |= {*entry.info.get("calibrated_on", ()), *entry.info["source"].get("fitted_on", ())}
+        return sorted(fitted)
 
 
 def run(contents: Contents, output: Path, progress: Progress) -> m.Manifest:
@@ -176,7 +200,7 @@ def _beside(output: Path) -> Iterator[Path]:
 def _write(folder: Path, contents: Contents, key: str, advance: Any) -> m.Manifest:
     info = contents.entries[0].info
     (folder / "labels.txt").write_text("\n".join(info["labels"]) + "\n", encoding="utf-8")
-    samples = _write_samples(folder, contents.splits)
+    samples = _write_samples(folder, contents)
     advance()
     variants = []
     for entry in contents.entries:
@@ -185,7 +209,7 @@ def _write(folder: Path, contents: Contents, key: str, advance: Any) -> m.Manife
     _write_expected(folder, contents.entries, [folder / s.file.path for s in samples[:CHECKED_SAMPLES]])
     advance()
     _write_runtime(folder / "runtime")
-    write_json(folder / "splits.json", contents.splits.to_json())
+    write_json(folder / m.SPLITS_NAME, contents.splits.to_json() | {"fitted": contents.fitted()})
     (folder / "README.md").write_text(_readme(contents.entries), encoding="utf-8")
     source = info["source"]
     listed = {"labels.txt", "expected.npz", *(v.model.path for v in variants), *(s.file.path for s in samples)}
@@ -193,10 +217,10 @@ def _write(folder: Path, contents: Contents, key: str, advance: Any) -> m.Manife
     written = m.Manifest(
         created_by=stage.versions() | {"key": key},
         family=info["plan"]["family"],
-        weights={k: v for k, v in source.items() if k not in ("notice", "figures_absent", "history")},
+        weights={k: v for k, v in source.items() if k not in ("notice", "figures_absent", "history", "fitted_on")},
         notice=source.get("notice"),
         figures_absent=source.get("figures_absent"),
-        target=f"{contents.target} ({TARGETS[contents.target].reason})" if contents.target in TARGETS else contents.target,
+        target=contents.target,
         labels=_entry(folder, "labels.txt"),
         class_ids=contents.class_ids,
         expected=_entry(folder, "expected.npz"),
@@ -233,14 +257,15 @@ def _write_model(folder: Path, entry: Entry, contents: Contents) -> m.Variant:
     )
 
 
-def _write_samples(folder: Path, splits: Splits) -> list[m.Sample]:
+def _write_samples(folder: Path, contents: Contents) -> list[m.Sample]:
     """Pictures to look at on the device: from the test set, one of each class as far as they go, else from the fitting set."""
     (folder / "samples").mkdir()
     samples = []
+    splits, fitted = contents.splits, set(contents.fitted())
     for number, item in enumerate(_varied(splits.test or splits.select or splits.fit), 1):
         name = f"samples/{number:02d}-{_plain(item.path.stem)}{item.path.suffix.lower()}"
         shutil.copyfile(item.path, folder / name)
-        samples.append(m.Sample(_entry(folder, name), item.label))
+        samples.append(m.Sample(_entry(folder, name), item.label, short_hash(item.sha256) in fitted))
     return samples
 
 

@@ -18,7 +18,7 @@ from typing import Any
 import click
 
 from . import __version__, options
-from .errors import VggExportError
+from .errors import OptionsError, VggExportError
 
 EXIT_INTERRUPTED = 130
 SECONDS_BETWEEN_LINES = 10.0
@@ -142,18 +142,16 @@ _weights = _grouped(
     ),
     click.option("--labels", type=_FILE, help="Class names, one a line, in the order of the classes."),
 )
-_data = _grouped(
-    click.option("--data", metavar="imagenette|DIR|none", help="Pictures; the default fits the weights."),
-    click.option(
-        "--calibration-images",
-        type=int,
-        default=options.DataOptions.calibration_images,
-        show_default=True,
-        help="At most so many calibrate int8.",
-    ),
-    click.option(
-        "--test-images", type=int, default=options.DataOptions.test_images, show_default=True, help="At most so many are evaluated."
-    ),
+_data = click.option("--data", metavar="imagenette|DIR|none", help="Pictures; the default fits the weights.")
+_calibration = click.option(
+    "--calibration-images",
+    type=int,
+    default=options.DataOptions.calibration_images,
+    show_default=True,
+    help="At most so many calibrate int8.",
+)
+_test = click.option(
+    "--test-images", type=int, default=options.DataOptions.test_images, show_default=True, help="At most so many are evaluated."
 )
 _seed = click.option(
     "--seed", type=click.IntRange(0, 99), default=0, show_default=True, help="Of everything that is drawn or split at random."
@@ -222,7 +220,18 @@ def _weights_options(chosen: dict[str, Any]) -> options.WeightsOptions:
 
 
 def _data_options(chosen: dict[str, Any]) -> options.DataOptions:
-    return options.DataOptions(chosen["data"], chosen.get("seed", 0), chosen["calibration_images"], chosen["test_images"])
+    default = options.DataOptions()
+    calibration = chosen.get("calibration_images", default.calibration_images)
+    return options.DataOptions(chosen["data"], chosen.get("seed", 0), calibration, chosen.get("test_images", default.test_images))
+
+
+def _ensure_output(output: Path, suffix: str, *inputs: Path | str) -> None:
+    """An output of the right kind that is none of the inputs."""
+    if output.suffix != suffix:
+        raise OptionsError(f"--output {output} must end in {suffix}")
+    for given in inputs:
+        if Path(given).exists() and output.exists() and Path(given).samefile(output):
+            raise OptionsError(f"--output {output} is also an input and would be overwritten; name another file")
 
 
 def _prune_options(chosen: dict[str, Any]) -> options.PruneOptions:
@@ -240,6 +249,8 @@ def _finetune_options(chosen: dict[str, Any]) -> options.FinetuneOptions:
 @click.option("--work", type=_FOLDER, help="Intermediate files  [default: .OUTPUT.work beside the output]")
 @_weights
 @_data
+@_calibration
+@_test
 @_prune
 @_finetune
 @_target
@@ -284,6 +295,7 @@ def prune(output: Path, **chosen: Any) -> None:
     Example: vgg-export prune --weights my_vgg16.pth --prune-ratio 0.2 --output pruned.safetensors
     """
     wanted = _prune_options(chosen)
+    _ensure_output(output, ".safetensors", chosen["weights"])
     from . import pipeline, prune
 
     progress = TerminalProgress()
@@ -307,12 +319,16 @@ def finetune(output: Path, teacher: str, **chosen: Any) -> None:
     On several cores or machines: torchrun --standalone --nproc-per-node 2 -m vgg_export finetune ...
     """
     wanted, pictures = _finetune_options(chosen), _data_options(chosen)
-    from . import finetune, pipeline
+    _ensure_output(output, ".safetensors", chosen["weights"], teacher)
+    from . import finetune, pipeline, storage
 
     progress = TerminalProgress()
-    student = pipeline.checkpoint_file(_weights_options(chosen), pictures, _work(output), progress)
-    taught_by = pipeline.checkpoint_file(options.WeightsOptions(teacher, chosen["labels"]), pictures, _work(output), progress, "teacher")
-    splits = pipeline.splits_for(student, pictures, _work(output), progress)
+    with storage.exclusive(_work(output)):  # under torchrun the first process prepares, the others find it done
+        student = pipeline.checkpoint_file(_weights_options(chosen), pictures, _work(output), progress)
+        taught_by = pipeline.checkpoint_file(
+            options.WeightsOptions(teacher, chosen["labels"]), pictures, _work(output), progress, "teacher"
+        )
+        splits = pipeline.splits_for(student, pictures, _work(output), progress)
     made = finetune.run(student, taught_by, splits, output, wanted, progress)
     if made.path == output:
         click.echo(f"wrote {output}")
@@ -320,13 +336,20 @@ def finetune(output: Path, teacher: str, **chosen: Any) -> None:
 
 @cli.command()
 @_weights
-@click.option("--input-px", type=int, default=224, show_default=True, help="Side of the input; other than 224 folds the pool into fc1.")
+@click.option(
+    "--input-px",
+    type=click.IntRange(32, 1024),
+    default=224,
+    show_default=True,
+    help="Side; other than 224 folds the pool into fc1.",
+)
 @click.option("--output", type=_FILE, required=True, help="The float model (.onnx).")
 def export(output: Path, input_px: int, **chosen: Any) -> None:
     """Export a checkpoint to ONNX, audited and compared with torch.
 
     Example: vgg-export export --weights tuned.safetensors --input-px 160 --output tuned-160.onnx
     """
+    _ensure_output(output, ".onnx", chosen["weights"])
     from . import pipeline, to_onnx
 
     progress = TerminalProgress()
@@ -339,6 +362,7 @@ def export(output: Path, input_px: int, **chosen: Any) -> None:
 @cli.command()
 @click.option("--model", "source", type=_FILE, required=True, help="A float model that 'vgg-export export' wrote.")
 @_data
+@_calibration
 @_target
 @_seed
 @click.option("--output", type=_FILE, required=True, help="The int8 model (.onnx).")
@@ -348,6 +372,7 @@ def quantize(source: Path, output: Path, target: str, **chosen: Any) -> None:
     Example: vgg-export quantize --model tuned.onnx --data photos/ --target pi4 --output tuned-int8.onnx
     """
     wanted, pictures = options.QuantizeOptions(target), _data_options(chosen)
+    _ensure_output(output, ".onnx", source)
     from . import pipeline, quantize
 
     progress = TerminalProgress()
@@ -360,10 +385,9 @@ def quantize(source: Path, output: Path, target: str, **chosen: Any) -> None:
 @cli.command()
 @click.argument("models", nargs=-1, required=True, type=_FILE)
 @_data
-@_target
 @_seed
 @click.option("--output", type=_FOLDER, default=Path("artifacts"), show_default=True, help="The bundle; replaced as a whole.")
-def bundle(models: tuple[Path, ...], output: Path, target: str, **chosen: Any) -> None:
+def bundle(models: tuple[Path, ...], output: Path, **chosen: Any) -> None:
     """Put exported models into a folder for the board; the first is the baseline, each is named after its file.
 
     Example: vgg-export bundle baseline.onnx tuned-int8.onnx --data photos/ --output artifacts
@@ -371,13 +395,14 @@ def bundle(models: tuple[Path, ...], output: Path, target: str, **chosen: Any) -
     pictures = _data_options(chosen)
     from . import pipeline
 
-    pipeline.bundle_files(models, pictures, target, output, TerminalProgress())
+    pipeline.bundle_files(models, pictures, output, TerminalProgress())
     click.echo(f"wrote {output}")
 
 
 @cli.command()
 @click.option("--bundle", "folder", type=_FOLDER, default=Path("artifacts"), show_default=True, help="What to evaluate.")
 @_data
+@_test
 @click.option("--record", is_flag=True, help="Write the figures into the bundle's manifest.")
 @click.option("--json", "json_file", type=_FILE, help="Write the figures to a file.")
 def evaluate(folder: Path, record: bool, json_file: Path | None, **chosen: Any) -> None:
@@ -391,7 +416,9 @@ def evaluate(folder: Path, record: bool, json_file: Path | None, **chosen: Any) 
     from . import pipeline
     from .storage import write_json
 
-    figures, n = pipeline.evaluate_bundle(folder, pictures, TerminalProgress(), record=record)
+    figures, n, notice = pipeline.evaluate_bundle(folder, pictures, TerminalProgress(), record=record)
+    if notice:
+        click.echo(f"!! {notice}")
     click.echo(f"{n} test images, none of them used for fitting or calibration")
     click.echo(
         present.table(("variant", *present.EVALUATION_COLUMNS), [[name, *present.evaluation_cells(row)] for name, row in figures.items()])

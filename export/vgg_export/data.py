@@ -15,6 +15,7 @@ import vgg_calibration.choose as choose
 from vgg_runtime import images
 from vgg_runtime.errors import RuntimeInputError
 from vgg_runtime.preprocess import Preprocessing, load, open_image
+from vgg_runtime.present import printable
 
 from . import signs
 from .errors import DataError, HubError, OptionsError
@@ -31,7 +32,8 @@ log = logging.getLogger(__name__)
 LEAST_FOR_SPLIT = 12  # below this all pictures are used to calibrate, and no figure is claimed
 FIT_SHARE, SELECT_SHARE = 0.5, 0.2  # of a folder without a test set of its own; the rest is the test set
 SELECT_OF_TRAIN = 0.2  # where there is a test set
-TRAIN_NAMES, SELECT_NAMES, TEST_NAMES = ("train",), ("val", "valid"), ("test",)
+PARTS = ("fit", "select", "test")
+PART_FOLDERS = {"train": ("train",), "select": ("val", "valid", "validation"), "test": ("test",)}
 SIGNS_TEST_SEED, SIGNS_TRAIN_SEED = 10_000_000, 20_000_000  # above every seed the demo was trained on
 
 
@@ -57,7 +59,7 @@ class Splits:
 
     def __post_init__(self) -> None:
         seen: dict[str, str] = {}
-        for name in ("fit", "select", "test"):
+        for name in PARTS:
             for item in getattr(self, name):
                 if seen.setdefault(item.source, name) != name:
                     raise DataError(
@@ -66,20 +68,31 @@ class Splits:
         if not self.fit:
             raise DataError(f"{self.origin} holds no pictures to calibrate with")
 
-    def digest(self) -> str:
-        """Hash of the contents, whatever the files are called."""
-        content = {name: [(i.sha256, i.label) for i in getattr(self, name)] for name in ("fit", "select", "test")}
+    def digest(self, *parts: str) -> str:
+        """Hash of the contents of some sets (all by default), whatever the files are called and wherever they lie."""
+        content = {name: sorted((i.sha256, i.label is None, i.label or 0) for i in getattr(self, name)) for name in parts or PARTS}
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
     def to_json(self) -> dict[str, Any]:
         return {
             "origin": self.origin,
             "note": self.note,
-            **{
-                name: [{"file": i.path.name, "label": i.label, "sha256": i.sha256} for i in getattr(self, name)]
-                for name in ("fit", "select", "test")
-            },
+            **{name: [_recorded(item) for item in getattr(self, name)] for name in PARTS},
         }
+
+    def fitted(self) -> list[str]:
+        """Short hashes of every picture and source that something was fitted to or selected on; no figure may come from them."""
+        items = (*self.fit, *self.select)
+        return sorted({short_hash(i.sha256) for i in items} | {short_hash(i.source) for i in items})
+
+
+def short_hash(text: str) -> str:
+    """Sixteen hex digits: of a sha256 its first ones, of anything else those of its own hash."""
+    return text[:16] if len(text) == 64 else hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _recorded(item: Item) -> dict[str, Any]:
+    return {"file": printable(item.path.name, 80), "label": item.label, "sha256": item.sha256}
 
 
 def class_folders(options: DataOptions) -> tuple[str, ...] | None:
@@ -105,7 +118,7 @@ def resolve(
     """
     spec = options.spec
     if spec is None and weights == "demo":
-        folder = draw_signs(DrawOptions(cache / "signs", train=1600, test=options.test_images), progress)
+        folder = draw_signs(DrawOptions(cache / "signs", train=1600, test=options.test_images, seed=options.seed), progress)
         return _from_folder(folder, options, labels, ids, progress, "drawn road signs")
     if spec == "imagenette" or (spec is None and ids and weights != "random"):
         try:
@@ -122,17 +135,23 @@ def resolve(
 
 
 def unseen(
-    options: DataOptions, weights: str, labels: Sequence[str], ids: Sequence[str] | None, fitted: set[str], cache: Path, progress: Progress
+    options: DataOptions,
+    weights: str,
+    labels: Sequence[str],
+    ids: Sequence[str] | None,
+    fitted: frozenset[str],
+    cache: Path,
+    progress: Progress,
 ) -> list[Item]:
     """Pictures to evaluate a finished bundle on: the test part of ``--data`` (its val part, or all of a folder without parts),
-    without those whose hash is in ``fitted``."""
+    without those whose own or whose source's short hash is in ``fitted``."""
     if options.spec is None or options.spec in ("none", "imagenette"):
         items = list(resolve(options, weights, labels, ids, cache, progress).test)
     else:
         parts = _parts(Path(options.spec))
         chosen = parts.get("test") or parts.get("select") or parts.get("") or []
         items = _items(chosen, _classes(options.spec, {"": chosen}, labels, ids), options.spec, progress)
-    kept = [i for i in items if i.sha256 not in fitted]
+    kept = [i for i in _without_copies(items) if not {short_hash(i.sha256), short_hash(i.source)} & fitted]
     return choose.limit(kept, [i.source for i in kept], options.test_images, options.seed)
 
 
@@ -146,18 +165,26 @@ def _parts(root: Path) -> dict[str, list[images.Found]]:
     """Pictures of a folder by part: train, select and test as far as there are such folders, else all under ``""``."""
     if not root.is_dir():
         raise DataError(f"there is no folder {root}; --data takes imagenette, none, or a folder of pictures or class folders")
-    names = {p.name.lower(): p for p in root.iterdir() if p.is_dir()}
-    parts = {}
-    for part, known in (("train", TRAIN_NAMES), ("select", SELECT_NAMES), ("test", TEST_NAMES)):
-        for name in known:
-            if name in names:
-                parts[part] = names[name]
+    folders = {p.name.lower(): p for p in root.iterdir() if p.is_dir() and not p.name.startswith((".", "__"))}
+    parts = {part: folders[name] for part, names in PART_FOLDERS.items() for name in names if name in folders}
+    others = sorted(set(folders) - {name for names in PART_FOLDERS.values() for name in names})
+    if parts and others and _holds_folders(*parts.values()):
+        raise DataError(
+            f"{root} holds {', '.join(p.name for p in parts.values())} beside {', '.join(others[:5])};"
+            " expected either train/, val/ and test/ with class folders in them, or class folders alone"
+        )
     try:
-        if "train" not in parts:
+        if not parts or others:  # a class may well be called "train" or "test"
             return {"": images.find(root)}
+        if "train" not in parts:
+            return {"": [found for folder in parts.values() for found in images.find(folder)]}
         return {part: images.find(folder) for part, folder in parts.items()}
     except RuntimeInputError as error:
         raise DataError(str(error)) from error
+
+
+def _holds_folders(*parts: Path) -> bool:
+    return any(entry.is_dir() for part in parts for entry in part.iterdir())
 
 
 def _from_folder(
@@ -210,6 +237,7 @@ def _inspect(path: Path) -> tuple[str, str | None]:
 def _split(origin: str, parts: dict[str, list[Item]], options: DataOptions) -> Splits:
     """Assign items to the three sets by the hash of their source; duplicates across given parts stay with the first."""
     seed = options.seed
+    parts = {part: _without_copies(items) for part, items in parts.items()}
     if "" in parts:
         items = parts[""]
         if len({i.source for i in items}) < LEAST_FOR_SPLIT:
@@ -235,6 +263,14 @@ def _split(origin: str, parts: dict[str, list[Item]], options: DataOptions) -> S
         log.warning("%s: %d test pictures are also among the fitted ones and were left out of the test", origin, dropped)
     kept = choose.limit(kept, [i.source for i in kept], options.test_images, seed)
     return Splits(origin, tuple(fit), tuple(select), tuple(kept), None if kept else "no test pictures remain")
+
+
+def _without_copies(items: Sequence[Item]) -> list[Item]:
+    """Each picture once, in the order of their hashes: copies would inflate n, and names decide nothing."""
+    once = {item.sha256: item for item in reversed(items)}
+    if len(once) < len(items):
+        log.warning("%d of %d pictures are copies of others and count once", len(items) - len(once), len(items))
+    return [once[digest] for digest in sorted(once)]
 
 
 def _three_ways(items: Sequence[Item], seed: int) -> tuple[list[Item], list[Item], list[Item]]:

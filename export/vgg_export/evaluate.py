@@ -19,6 +19,7 @@ from . import stage
 from .data import Item
 from .errors import DataError
 from .progress import Progress
+from .storage import reserved_array
 
 log = logging.getLogger(__name__)
 
@@ -100,7 +101,7 @@ def _proportion(hits: npt.NDArray[np.bool_]) -> dict[str, Any] | None:
 def _tensors(items: Sequence[Item], preprocessing: Preprocessing, folder: Path, progress: Progress) -> npt.NDArray[np.float32]:
     """All pictures preprocessed once, on disk rather than in memory: [n, 3, px, px]."""
     px = preprocessing.crop_px
-    tensors: npt.NDArray[np.float32] = np.lib.format.open_memmap(folder / f"{px}.npy", "w+", np.float32, (len(items), 3, px, px))
+    tensors = reserved_array(folder / f"{px}.npy", (len(items), 3, px, px))
     with progress.task(f"preparing test images at {px} px", len(items)) as task:
         for row, item in enumerate(items):
             tensors[row] = load(item.path, preprocessing)

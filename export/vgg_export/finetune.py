@@ -25,6 +25,7 @@ from .data import Item, Splits, batches_of
 from .errors import DataError
 from .options import BLOCK_NAMES, FinetuneOptions, as_json
 from .progress import Progress, Quiet
+from .storage import reserved_array
 
 if TYPE_CHECKING:
     import torch
@@ -47,14 +48,15 @@ def run(
         reason = _nothing_to_do(checkpoint, splits, options)
         if reason:
             log.info("not fine-tuned: %s", reason)
-            model.save(checkpoint, path)
+            if rank() == 0:
+                model.save(checkpoint, path)
             return {"skipped": reason, "epochs": [], "kept_epoch": 0}
         tuned, measured = tune(checkpoint, model.load(teacher.path), splits, options, path.parent, progress)
         if rank() == 0:
             model.save(tuned, path)
         return measured
 
-    inputs = {"student": student, "teacher": teacher, "splits": stage.Artifact(Path("splits"), splits.digest(), {})}
+    inputs = {"student": student, "teacher": teacher, "splits": stage.Artifact(Path("splits"), splits.digest("fit", "select"), {})}
     with _process_group():
         if rank() == 0:
             return stage.produce("finetune", as_json(options), inputs, output, make)
@@ -129,7 +131,7 @@ def tune(
         if kept
         else "fine-tuning did not help and was rolled back"
     )
-    source = student.source | {"history": [*student.source.get("history", []), words]}
+    source = student.source | {"history": [*student.source.get("history", []), words], "fitted_on": splits.fitted()}
     return model.Checkpoint(student.plan, tensors, student.labels, source), measured
 
 
@@ -190,7 +192,7 @@ def _cache(
             x = x.contiguous(memory_format=fast)
             found = frozen(x).contiguous().numpy()
             if features is None:
-                features = np.lib.format.open_memmap(path, "w+", np.float32, (len(items), *found.shape[1:]))
+                features = reserved_array(path, (len(items), *found.shape[1:]))
             features[done : done + len(found)] = found
             logits.append(reference(x))
             labels.append(y)

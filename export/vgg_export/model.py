@@ -45,6 +45,10 @@ class Plan:
         if CONVS_PER_BLOCK.get(self.family) != counts:
             known = ", ".join(f"{name} {convs}" for name, convs in CONVS_PER_BLOCK.items())
             raise CheckpointError(f"{self.family!r} with {counts} convolutions per block is not a VGG; expected one of: {known}")
+        if min(*(w for block in self.blocks for w in block), *self.hidden, self.classes) < 1:
+            raise CheckpointError(
+                f"every layer needs at least one output, found widths {self.blocks}, {self.hidden} and {self.classes} classes"
+            )
         if self.input_px < STRIDE_PX:
             raise CheckpointError(f"a VGG halves its input five times: the input must be at least {STRIDE_PX} px, found {self.input_px}")
 
@@ -225,13 +229,20 @@ def load(path: Path) -> Checkpoint:
     metadata = _metadata(path)
     if metadata.get("format") != FORMAT:
         raise CheckpointError(f"{path} is a safetensors file, but not a {FORMAT}; give it to --weights instead")
-    if int(metadata.get("version", 0)) > FORMAT_VERSION:
+    if not metadata.get("version", "").isdigit() or int(metadata["version"]) > FORMAT_VERSION:
         raise CheckpointError(
-            f"{path} has format version {metadata['version']}; this program reads up to {FORMAT_VERSION}: update vgg-export"
+            f"{path} has format version {metadata.get('version')}; this program reads up to {FORMAT_VERSION}: update vgg-export"
         )
-    header = json.loads(metadata["checkpoint"])
-    tensors = {name: t.float() for name, t in load_file(path).items()}
-    return Checkpoint(Plan.from_json(header["plan"]), tensors, tuple(header["labels"]), header["source"])
+    try:
+        header = json.loads(metadata["checkpoint"])
+        tensors = {name: t.float() for name, t in load_file(path).items()}
+        labels, source = tuple(map(str, header["labels"])), dict(header["source"])
+        plan = Plan.from_json(header["plan"])
+    except CheckpointError:
+        raise
+    except Exception as error:  # a damaged header fails in any way there is
+        raise CheckpointError(f"{path} is damaged ({type(error).__name__}: {error}); make it again") from error
+    return Checkpoint(plan, tensors, labels, {"weights": "file", "what": plan.family} | source)
 
 
 def _metadata(path: Path) -> dict[str, str]:

@@ -1,7 +1,6 @@
 """The order of the stages for ``vgg-export all``. A variant is a list of steps; steps that variants share are done once."""
 
 import dataclasses
-import json
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,7 +13,7 @@ from . import bundle, data, evaluate, finetune, fold, model, prune, quantize, st
 from .errors import DataError, OptionsError
 from .options import AllOptions, DataOptions, WeightsOptions
 from .progress import Progress
-from .storage import explain_write_errors, write_json
+from .storage import exclusive, explain_write_errors, write_json
 
 log = logging.getLogger(__name__)
 
@@ -86,8 +85,11 @@ def run(options: AllOptions, progress: Progress) -> Manifest:
     """Everything from the weights to the bundle."""
     recipes = chosen_recipes(options.variants)
     bundle.ensure_replaceable(options.output)
-    with explain_write_errors(options.work_folder):
-        options.work_folder.mkdir(parents=True, exist_ok=True)
+    with exclusive(options.work_folder):
+        return _run(recipes, options, progress)
+
+
+def _run(recipes: Sequence[Recipe], options: AllOptions, progress: Progress) -> Manifest:
     checkpoint, splits, ids = prepare(options, progress)
     steps = Steps(checkpoint, splits, options, progress)
     entries = []
@@ -95,7 +97,7 @@ def run(options: AllOptions, progress: Progress) -> Manifest:
         log.info("variant %s: %s", recipe.id, " -> ".join(recipe.steps))
         entries.append(bundle.Entry(recipe.id, recipe.title, recipe.description, recipe.steps, steps.make(recipe.steps)))
     figures, absent = _evaluate(entries, splits, options, progress)
-    contents = bundle.Contents(tuple(entries), splits, ids, options.quantize.target, figures, absent)
+    contents = bundle.Contents(tuple(entries), splits, ids, figures, absent)
     return bundle.run(contents, options.output, progress)
 
 
@@ -172,7 +174,7 @@ def at_input_px(checkpoint: stage.Artifact, input_px: int, folder: Path, progres
     return fold.run(checkpoint, folder / f"{checkpoint.path.stem}-{input_px}px.safetensors", input_px, progress)
 
 
-def bundle_files(models: Sequence[Path], pictures: DataOptions, target: str, output: Path, progress: Progress) -> Manifest:
+def bundle_files(models: Sequence[Path], pictures: DataOptions, output: Path, progress: Progress) -> Manifest:
     """A bundle of model files, each named after its file; not evaluated."""
     artifacts = [model_file(path) for path in models]
     source, _ = _source_and_labels(artifacts[0])
@@ -185,11 +187,12 @@ def bundle_files(models: Sequence[Path], pictures: DataOptions, target: str, out
         entries.append(bundle.Entry(name, recipe.title, recipe.description, recipe.steps, artifact))
     splits = splits_for(artifacts[0], pictures, output.parent / f".{output.name}.work", progress)
     absent = source.get("figures_absent") or "not evaluated; run 'vgg-export evaluate --record'"
-    return bundle.run(bundle.Contents(tuple(entries), splits, data.ids_for(source), target, None, absent), output, progress)
+    return bundle.run(bundle.Contents(tuple(entries), splits, data.ids_for(source), None, absent), output, progress)
 
 
-def evaluate_bundle(folder: Path, pictures: DataOptions, progress: Progress, *, record: bool) -> tuple[dict[str, Any], int]:
-    """Figures of a bundle's variants on pictures it was not made with; ``record`` writes them into its manifest.
+def evaluate_bundle(folder: Path, pictures: DataOptions, progress: Progress, *, record: bool) -> tuple[dict[str, Any], int, str | None]:
+    """Figures of a bundle's variants on pictures it was not made with; how many, and the bundle's notice; ``record``
+    writes them into its manifest.
 
     Raises:
         DataError: random weights, or no pictures are left.
@@ -199,8 +202,7 @@ def evaluate_bundle(folder: Path, pictures: DataOptions, progress: Progress, *, 
     if present.figures_absent:
         raise DataError(f"nothing to evaluate: {present.figures_absent}")
     labels = manifest.read_labels(folder, present)
-    made_with = json.loads((folder / "splits.json").read_text(encoding="utf-8"))
-    fitted = {item["sha256"] for part in ("fit", "select") for item in made_with[part]}
+    fitted = manifest.read_fitted(folder)
     work = folder.resolve().parent / f".{folder.resolve().name}.work"
     items = data.unseen(pictures, present.weights["weights"], labels, present.class_ids, fitted, work, progress)
     subjects = [
@@ -212,8 +214,9 @@ def evaluate_bundle(folder: Path, pictures: DataOptions, progress: Progress, *, 
     figures = evaluate.evaluate(subjects, items, work, progress)
     if record:
         variants = tuple(dataclasses.replace(v, evaluation=figures[v.id], evaluation_absent=None) for v in present.variants)
-        write_json(folder / manifest.FILE_NAME, dataclasses.replace(present, variants=variants).to_json())
-    return figures, len(items)
+        made_by = present.created_by | {"key": "evaluated later"}  # so that 'all' writes its own figures again
+        write_json(folder / manifest.FILE_NAME, dataclasses.replace(present, variants=variants, created_by=made_by).to_json())
+    return figures, len(items), present.notice
 
 
 def _save(checkpoint: model.Checkpoint, path: Path) -> dict[str, object]:

@@ -11,7 +11,7 @@ from vgg_calibration.reader import ImageReader
 from vgg_runtime.preprocess import Preprocessing
 
 from . import graph, stage
-from .data import Splits
+from .data import Splits, short_hash
 from .errors import DataError
 from .options import TARGETS, QuantizeOptions, as_json
 from .progress import Progress
@@ -39,7 +39,7 @@ def run(
             "ops": ops,
             "calibration_images": [i.sha256 for i in items],
             "target": options.target,
-            "model": info | {"precision": "int8"},
+            "model": info | {"precision": "int8", "calibrated_on": [short_hash(i.sha256) for i in items]},
         }
 
     calibrated_on = {"seed": seed, "images": [i.sha256 for i in items]}

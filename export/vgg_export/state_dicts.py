@@ -56,8 +56,10 @@ def _read_pickle(path: Path) -> Any:
                 " save the tensors alone: torch.save(model.state_dict(), FILE)"
             ) from error
         raise CheckpointError(f"{path} is not a PyTorch checkpoint or is truncated ({_brief(error)}); {_EXPECTED}") from error
-    except (RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
-        raise CheckpointError(f"{path} cannot be read ({_brief(error)}); it may be truncated: fetch it again. {_EXPECTED}") from error
+    except Exception as error:  # a damaged file makes the reader fail in any way there is
+        raise CheckpointError(
+            f"{path} cannot be read ({type(error).__name__}: {_brief(error)}); it may be truncated: fetch it again. {_EXPECTED}"
+        ) from error
 
 
 def _brief(error: Exception) -> str:
@@ -100,10 +102,21 @@ def to_plan_and_tensors(state: "dict[str, torch.Tensor]") -> "tuple[Plan, dict[s
     for k, index in enumerate((0, 3, 6), 1):
         for part in ("weight", "bias"):
             tensors[f"fc{k}.{part}"] = _get(state, f"classifier.{index}.{part}")
+    _ensure_nothing_else(state, indices, batch_norm=batch_norm)
     for name, tensor in tensors.items():
         if not tensor.isfinite().all():
             raise CheckpointError(f"{name} holds values that are not finite (NaN or infinity); the training that made this file went wrong")
     return plan, tensors
+
+
+def _ensure_nothing_else(state: "dict[str, torch.Tensor]", indices: Sequence[int], *, batch_norm: bool) -> None:
+    """A tensor that no layer of a VGG has means another function; dropping it silently would compile the wrong network."""
+    layers = {f"features.{i}" for i in indices} | {f"classifier.{k}" for k in (0, 3, 6)}
+    norms = {f"features.{i + 1}" for i in indices} if batch_norm else set()
+    known = {f"{layer}.{part}" for layer in layers for part in ("weight", "bias")}
+    known |= {f"{norm}.{part}" for norm in norms for part in (*_NORM.values(), "num_batches_tracked")}
+    if extra := sorted(state.keys() - known):
+        raise CheckpointError(f"the file holds {', '.join(extra[:4])} besides a VGG's layers; {_EXPECTED} and nothing else")
 
 
 def _blocks(indices: Sequence[int], step: int) -> list[list[int]]:

@@ -10,6 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from .errors import OutputError
 
 
@@ -39,6 +42,36 @@ def atomic_file(path: Path) -> Iterator[Path]:
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)
+
+
+def reserved_array(path: Path, shape: tuple[int, ...]) -> npt.NDArray[np.float32]:
+    """A float32 array on disk whose space is really there: writing past the end of a full disk through a mapping would kill
+    the program (SIGBUS) instead of raising.
+
+    Raises:
+        OSError: the disk is full.
+    """
+    array: npt.NDArray[np.float32] = np.lib.format.open_memmap(path, "w+", np.float32, shape)
+    with path.open("r+b") as file:
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+    return array
+
+
+@contextlib.contextmanager
+def exclusive(folder: Path) -> Iterator[None]:
+    """One process at a time in a work folder; the others wait, and then find the work done."""
+    with explain_write_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / ".lock").open("w")
+    with lock:
+        try:
+            import fcntl
+        except ImportError:  # not on Windows
+            yield
+            return
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield  # closing the file lets go of it
 
 
 def sync(path: Path) -> None:

@@ -18,7 +18,7 @@ from . import model
 from .errors import CheckpointError, HubError
 from .options import WeightsOptions
 from .state_dicts import read_file, to_plan_and_tensors
-from .storage import sha256
+from .storage import explain_write_errors, sha256
 
 log = logging.getLogger(__name__)
 
@@ -116,6 +116,8 @@ def _imagenet() -> model.Checkpoint:
     from torchvision.models import VGG19_Weights
 
     url = imagenet_url()
+    if _hash_prefix(hub_file(url)) is None:
+        raise HubError(f"{url} must end in the first hex digits of its sha256, as vgg19-dcbb9e9d.pth does, so that it can be checked")
     path = _fetch(url)
     plan, tensors = to_plan_and_tensors(read_file(path))
     labels = tuple(VGG19_Weights.IMAGENET1K_V1.meta["categories"])
@@ -133,7 +135,8 @@ def _fetch(url: str) -> Path:
     path = hub_file(url)
     if not path.is_file():
         log.info("downloading %s to %s", url, path)
-        path.parent.mkdir(parents=True, exist_ok=True)
+        with explain_write_errors(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
         before = socket.getdefaulttimeout()
         socket.setdefaulttimeout(STALL_SECONDS)  # torch hub itself would wait for ever
         try:
@@ -209,7 +212,7 @@ def _file(path: Path, labels: Path | None, folders: Sequence[str] | None) -> mod
 
 def _read_labels(path: Path, classes: int) -> tuple[str, ...]:
     try:
-        lines = tuple(line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
+        lines = tuple(line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip())
     except (OSError, UnicodeDecodeError) as error:
         raise CheckpointError(f"{path} cannot be read as UTF-8 text ({error}); expected one class name a line") from error
     if len(lines) != classes:

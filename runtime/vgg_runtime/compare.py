@@ -1,17 +1,20 @@
 """The command line of the device: all variants of a bundle side by side."""
 
 import argparse
+import dataclasses
+import hashlib
+import io
 import json
 import os
 import sys
-import tempfile
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from . import __version__, device, manifest, measure, present
 from .errors import ImageError, RuntimeInputError
-from .images import Found, find, match_folders
+from .images import find, match_folders
 from .preprocess import open_image
 
 EXIT_OK, EXIT_FAILED, EXIT_INPUT, EXIT_INTERRUPTED = 0, 1, 2, 130
@@ -19,6 +22,10 @@ EXIT_OK, EXIT_FAILED, EXIT_INPUT, EXIT_INTERRUPTED = 0, 1, 2, 130
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit codes: 0 all well, 1 a self-check or a variant failed, 2 unusable input, 130 interrupted."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a terminal without UTF-8 gets escapes, not a traceback
+    warnings.simplefilter("ignore")  # Pillow's remarks on damaged EXIF; what matters is an error
     options = _parser().parse_args(arguments)
     try:
         return _run(options)
@@ -100,7 +107,7 @@ def _run(options: argparse.Namespace) -> int:
     if options.port is not None or options.host:
         raise RuntimeInputError("--port and --host belong to --serve")
     variants = _chosen(bundle, options.variants)
-    needed = [bundle.labels, bundle.expected, *(v.model for v in variants)]
+    needed = [bundle.labels, bundle.expected, manifest.splits_entry(bundle), *(v.model for v in variants)]
     samples = not options.image and not options.images
     manifest.verify(folder, [*needed, *(s.file for s in bundle.samples if samples)], lambda e: _report(f"checking {e.path}"))
     labels = manifest.read_labels(folder, bundle)
@@ -110,13 +117,13 @@ def _run(options: argparse.Namespace) -> int:
     settings = measure.Options(threads=options.threads or device.usable_cores(), budget_s=options.budget)
     result = measure.compare(folder, bundle, labels, variants, images, settings, _report)
     _clear_report()
+    _print(result, top5=options.top5)  # first: a full disk must not lose the measurement
     if options.json:
-        _write(options.json, json.dumps(result, indent=1, ensure_ascii=False, allow_nan=False))
+        _write(options.json, json.dumps(result, indent=1, allow_nan=False))
     if options.html:
         from . import page
 
-        _write(options.html, page.report(result, [found.path for found, _ in images]))
-    _print(result, top5=options.top5)
+        _write(options.html, page.report(result, [image.path for image in images]))
     return EXIT_FAILED if any(row["error"] for row in result["variants"]) else EXIT_OK
 
 
@@ -155,26 +162,37 @@ def _chosen(bundle: manifest.Manifest, wanted: str | None) -> list[manifest.Vari
     return [bundle.variant(name) for name in names]
 
 
-def _images(options: argparse.Namespace, folder: Path, bundle: manifest.Manifest, labels: Sequence[str]) -> list[tuple[Found, int | None]]:
+def _images(options: argparse.Namespace, folder: Path, bundle: manifest.Manifest, labels: Sequence[str]) -> list[measure.Shown]:
     """The pictures to classify with class indices where known; each has been decoded once, so none fails later."""
     if options.images:
         found = find(options.images)
         classes = match_folders({f.folder for f in found if f.folder}, labels, bundle.class_ids)
-        images = [(f, classes[f.folder] if f.folder else None) for f in found]
-    elif options.image:
-        images = [(Found(path, None), None) for path in options.image]
+        images = [measure.Shown(f.path, classes[f.folder] if f.folder else None) for f in found]
     else:
-        images = [(Found(folder / s.file.path, None), s.label) for s in bundle.samples]
+        images = [measure.Shown(path) for path in options.image]
+    fitted = manifest.read_fitted(folder)
+    images = [dataclasses.replace(image, fitted=_short_hash(image.path) in fitted) for image in images]
+    if not images:
+        images = [measure.Shown(folder / s.file.path, s.label, s.fitted) for s in bundle.samples]
     bad = []
-    for picture, _ in images:
+    for image in images:
         try:
-            open_image(picture.path)
+            open_image(image.path)
         except ImageError as error:
             bad.append(str(error))
     if bad:
         more = f" ({len(bad) - 1} more pictures cannot be read either)" if len(bad) > 1 else ""
         raise ImageError(bad[0] + more)
     return images
+
+
+def _short_hash(path: Path) -> str | None:
+    """The first sixteen hex digits of a file's sha256; None when it cannot be read, which decoding it will say."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+    except OSError:
+        return None
 
 
 def _check_writable(path: Path) -> None:
@@ -184,13 +202,14 @@ def _check_writable(path: Path) -> None:
 
 
 def _write(path: Path, text: str) -> None:
+    beside = path.with_name(f".{path.name}.partial")
     try:
-        with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=f".{path.name}.", encoding="utf-8", delete=False) as file:
-            file.write(text)
-        Path(file.name).chmod(0o644)
-        Path(file.name).replace(path)
+        beside.write_text(text, encoding="utf-8", errors="backslashreplace")
+        beside.replace(path)
     except OSError as error:
         raise RuntimeInputError(f"{path} cannot be written ({error.strerror}); choose another place") from error
+    finally:
+        beside.unlink(missing_ok=True)
 
 
 def _print(result: dict[str, Any], *, top5: bool) -> None:

@@ -15,6 +15,7 @@ from .preprocess import Preprocessing
 FORMAT = "vgg-export-bundle"
 SCHEMA = 1
 FILE_NAME = "manifest.json"
+SPLITS_NAME = "splits.json"
 REPORT_NAME = "report.html"  # written after the bundle, by its own runtime; not listed in the manifest
 
 
@@ -42,10 +43,12 @@ class SessionSettings:
 
 @dataclasses.dataclass(frozen=True)
 class Sample:
-    """A picture that travels with the bundle; ``label`` is a class index, None when unknown."""
+    """A picture that travels with the bundle; ``label`` is a class index, None when unknown. ``fitted``: something was
+    calibrated or trained on it, so that no figure may come from it."""
 
     file: FileEntry
     label: int | None
+    fitted: bool
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,7 +106,8 @@ class Manifest:
         return [self.labels, self.expected, *models, *(s.file for s in self.samples), *self.files]
 
     def to_json(self) -> dict[str, Any]:
-        return {"format": FORMAT, "schema": SCHEMA, **dataclasses.asdict(self)}
+        """The content of manifest.json, sealed."""
+        return seal({"format": FORMAT, "schema": SCHEMA, **dataclasses.asdict(self)})
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Self:
@@ -111,7 +115,7 @@ class Manifest:
         fields["labels"] = FileEntry(**data["labels"])
         fields["expected"] = FileEntry(**data["expected"])
         fields["class_ids"] = None if data["class_ids"] is None else tuple(data["class_ids"])
-        fields["samples"] = tuple(Sample(FileEntry(**s["file"]), s["label"]) for s in data["samples"])
+        fields["samples"] = tuple(Sample(FileEntry(**s["file"]), s["label"], s["fitted"]) for s in data["samples"])
         fields["variants"] = tuple(_variant(v) for v in data["variants"])
         fields["files"] = tuple(FileEntry(**f) for f in data["files"])
         return cls(**fields)
@@ -125,6 +129,13 @@ def _variant(data: dict[str, Any]) -> Variant:
         "session": SessionSettings(**data["session"]),
     }
     return Variant(**{**data, **parsed})
+
+
+def seal(data: dict[str, Any]) -> dict[str, Any]:
+    """``data`` with the hash of everything else in it under ``sha256``, so that a damaged manifest is noticed as a damaged model is."""
+    rest = {key: value for key, value in data.items() if key != "sha256"}
+    text = json.dumps(rest, sort_keys=True, ensure_ascii=True)
+    return {**rest, "sha256": hashlib.sha256(text.encode()).hexdigest()}
 
 
 def read(folder: Path) -> Manifest:
@@ -147,6 +158,8 @@ def read(folder: Path) -> Manifest:
     schema = data.get("schema")
     if not isinstance(schema, int) or schema > SCHEMA:
         raise BundleError(f"{path} has schema {schema}; this runtime reads up to {SCHEMA}: use the bundle's own runtime/compare.py")
+    if data.get("sha256") != seal(data)["sha256"]:
+        raise BundleError(f"{path} differs from what was written (its own sha256 does not fit); copy the bundle again")
     try:
         return Manifest.from_json(data)
     except (KeyError, TypeError, AttributeError) as error:
@@ -174,6 +187,22 @@ def verify(folder: Path, entries: Iterable[FileEntry], on_file: Callable[[FileEn
                 f"{path} differs from the manifest ({size} bytes, expected {entry.bytes};"
                 f" sha256 {digest[:12]}…, expected {entry.sha256[:12]}…); copy the bundle again"
             )
+
+
+def read_fitted(folder: Path) -> frozenset[str]:
+    """Short hashes (16 hex digits) of the pictures and sources that the bundle's models were fitted to, calibrated or selected on."""
+    try:
+        return frozenset(json.loads((folder / SPLITS_NAME).read_text(encoding="utf-8"))["fitted"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise BundleError(f"{folder / SPLITS_NAME} cannot be read ({error!r}); copy the bundle again") from error
+
+
+def splits_entry(manifest: Manifest) -> FileEntry:
+    """The entry of splits.json."""
+    for entry in manifest.files:
+        if entry.path == SPLITS_NAME:
+            return entry
+    raise BundleError(f"the manifest does not list {SPLITS_NAME}; copy the bundle again")
 
 
 def read_labels(folder: Path, manifest: Manifest) -> tuple[str, ...]:

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 from . import check, device
-from .images import Found
 from .manifest import Manifest, Variant
 from .metrics import percentile, wilson_interval
 from .recommend import recommend
@@ -36,12 +35,22 @@ class Options:
     max_runs: int = MAX_RUNS
 
 
+@dataclasses.dataclass(frozen=True)
+class Shown:
+    """A picture to be classified: class index where known; ``fitted`` when something in the bundle was fitted or calibrated on
+    it, so that it counts for no figure."""
+
+    path: Path
+    label: int | None = None
+    fitted: bool = False
+
+
 def compare(
     folder: Path,
     manifest: Manifest,
     labels: Sequence[str],
     variants: Sequence[Variant],
-    images: Sequence[tuple[Found, int | None]],
+    images: Sequence[Shown],
     options: Options,
     report: Report,
 ) -> dict[str, Any]:
@@ -50,33 +59,35 @@ def compare(
     rows = result["variants"]
     for number, variant in enumerate(variants, 1):
         report(f"{number}/{len(variants)} {variant.id}")
-        pictures = Pictures([found.path for found, _ in images])
+        pictures = Pictures([image.path for image in images])
         rows.append(measure(folder, manifest, variant, pictures, options, report))
-        finish(result, manifest, labels, [label for _, label in images])
+        finish(result, manifest, labels, images)
     return result
 
 
-def skeleton(
-    folder: Path, manifest: Manifest, labels: Sequence[str], images: Sequence[tuple[Found, int | None]], options: Options
-) -> dict[str, Any]:
+def skeleton(folder: Path, manifest: Manifest, labels: Sequence[str], images: Sequence[Shown], options: Options) -> dict[str, Any]:
     """The result document before any variant has been measured."""
     return {
         "schema": RESULT_SCHEMA,
         "measured_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "device": device.describe(options.threads).to_json(),
         "bundle": _bundle(folder, manifest),
-        "images": [{"file": str(found.path), "label": None if label is None else labels[label]} for found, label in images],
+        "images": [_named(image, labels) for image in images],
         "variants": [],
         "recommended": None,
     }
 
 
-def finish(result: dict[str, Any], manifest: Manifest, labels: Sequence[str], truths: Sequence[int | None]) -> None:
+def _named(image: Shown, labels: Sequence[str]) -> dict[str, Any]:
+    return {"file": str(image.path), "label": None if image.label is None else labels[image.label], "fitted": image.fitted}
+
+
+def finish(result: dict[str, Any], manifest: Manifest, labels: Sequence[str], images: Sequence[Shown]) -> None:
     """Relate the rows so far to the baseline, name their classes, and recommend one of them."""
     rows, first = result["variants"], manifest.variants[0].id
     baseline = next((row for row in rows if row["variant"] == first and row["error"] is None), None)
     for row in rows:
-        _relate(row, baseline, truths, manifest.figures_absent)
+        _relate(row, baseline, images, manifest.figures_absent)
         _name(row["predictions"], labels)
     result["recommended"] = recommend(rows, first)
 
@@ -212,19 +223,19 @@ def explain_death(code: int, complaint: str) -> str:
     return f"the process ended with code {code}: {last}"
 
 
-def _relate(row: dict[str, Any], baseline: dict[str, Any] | None, truths: Sequence[int | None], absent: str | None) -> None:
-    """Speed against the baseline, agreement with it and accuracy, where each can be had."""
+def _relate(row: dict[str, Any], baseline: dict[str, Any] | None, images: Sequence[Shown], absent: str | None) -> None:
+    """Speed against the baseline, agreement with it and accuracy, where each can be had honestly."""
     if baseline and row["p50_ms"]:
         row["speedup"] = baseline["p50_ms"] / row["p50_ms"]
     found = [p["classes"][0] for p in row["predictions"]]
-    if absent or not found or len(found) != len(truths):
+    counted = [k for k, image in enumerate(images) if not image.fitted]
+    if absent or len(found) != len(images) or not counted:
         return
-    if baseline:
-        same = sum(a == b["classes"][0] for a, b in zip(found, baseline["predictions"], strict=True))
-        row["agreement"] = _proportion(same, len(found))
-    known = [(guess, truth) for guess, truth in zip(found, truths, strict=True) if truth is not None]
+    if baseline and len(baseline["predictions"]) == len(images):
+        row["agreement"] = _proportion(sum(found[k] == baseline["predictions"][k]["classes"][0] for k in counted), len(counted))
+    known = [k for k in counted if images[k].label is not None]
     if known:
-        row["accuracy"] = _proportion(sum(guess == truth for guess, truth in known), len(known))
+        row["accuracy"] = _proportion(sum(found[k] == images[k].label for k in known), len(known))
 
 
 def _proportion(right: int, n: int) -> dict[str, Any]:

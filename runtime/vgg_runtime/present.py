@@ -40,8 +40,13 @@ def megabytes(value: float | None) -> str:
     return ABSENT if value is None else f"{value / 1e6:.1f}" if value < 1e8 else f"{value / 1e6:.0f}"
 
 
-def percent(proportion: dict[str, Any] | None) -> str:
-    return ABSENT if proportion is None else f"{100 * proportion['rate']:.1f} %"
+def percent(proportion: dict[str, Any] | None, *, interval: bool = False) -> str:
+    """A proportion, where asked for with its 95 % interval in whole points."""
+    if proportion is None:
+        return ABSENT
+    text = f"{100 * proportion['rate']:.1f} %"
+    low, high = (100 * bound for bound in proportion["interval95"])
+    return f"{text} ({low:.0f} to {high:.0f})" if interval else text
 
 
 def header(result: dict[str, Any]) -> str:
@@ -92,7 +97,12 @@ def comparison(result: dict[str, Any]) -> str:
             megabytes(row["size_bytes"]),
         ]
         cells += [number(row["load_ms"], digits=0), number(row["first_ms"]), number(row["p50_ms"]), number(row["p90_ms"])]
-        cells += [number(row["speedup"], "x"), megabytes(row["peak_rss_bytes"]), percent(row["agreement"]), percent(row["accuracy"])]
+        cells += [
+            number(row["speedup"], "x"),
+            megabytes(row["peak_rss_bytes"]),
+            percent(row["agreement"], interval=True),
+            percent(row["accuracy"], interval=True),
+        ]
         rows.append(cells)
     text = table(columns, rows)
     if result["recommended"] and result["recommended"]["variant"]:
@@ -104,14 +114,17 @@ def comparison(result: dict[str, Any]) -> str:
 
 
 def _footnote(result: dict[str, Any]) -> str:
-    known = sum(image["label"] is not None for image in result["images"])
-    n = len(result["images"])
+    counted = [image for image in result["images"] if not image["fitted"]]
+    n, known = len(counted), sum(image["label"] is not None for image in counted)
+    left_out = len(result["images"]) - n
     lines = []
-    if not result["bundle"]["figures_absent"]:
+    if left_out:
+        lines.append(f"{left_out} of the pictures were used to calibrate or fit the models and count for no figure.")
+    if n and not result["bundle"]["figures_absent"]:
         lines.append(f"agrees: same top-1 as the baseline on these {n} pictures; top-1: right on the {known} of them with a known class.")
     if any(row["p90_ms"] is None for row in result["variants"]):
         lines.append(f"{ABSENT} in P90: fewer than the 64 runs it needs (more with --budget).")
-    if n < 100 and not result["bundle"]["figures_absent"]:
+    if n and n < 100 and not result["bundle"]["figures_absent"] and any(row["built"] for row in result["variants"]):
         lines.append(f"With {n} pictures these two say little; the table below was measured at build time.")
     return "\n".join(lines)
 

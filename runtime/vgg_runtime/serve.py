@@ -17,7 +17,6 @@ from typing import Any
 
 from . import device, measure, page
 from .errors import ImageError, RuntimeInputError
-from .images import Found
 from .manifest import Manifest, Variant
 from .preprocess import FORMATS
 
@@ -136,7 +135,7 @@ class Server:
     async def _stream(self, variants: Sequence[Variant], pictures: measure.Pictures, receive: Receive, send: Send) -> None:
         """One JSON line per event: start, running, row (with all rows so far), end."""
         options = measure.Options(self.threads, BUDGET_S, MAX_RUNS)
-        result = measure.skeleton(self.folder, self.manifest, self.labels, [(Found(Path("upload"), None), None)], options)
+        result = measure.skeleton(self.folder, self.manifest, self.labels, [measure.Shown(Path("upload"))], options)
         await send({"type": "http.response.start", "status": 200, "headers": _headers("application/x-ndjson")})
         await _line(send, {"event": "start", "result": result})
         gone = asyncio.create_task(_disconnected(receive))
@@ -145,7 +144,7 @@ class Server:
                 await _line(send, {"event": "running", "variant": variant.id})
                 row = await asyncio.to_thread(measure.measure, self.folder, self.manifest, variant, pictures, options, lambda _: None)
                 result["variants"].append(row)
-                measure.finish(result, self.manifest, self.labels, [None])
+                measure.finish(result, self.manifest, self.labels, [measure.Shown(Path("upload"))])
                 result["device"] = device.describe(self.threads).to_json()
                 if gone.done():
                     return  # nobody is looking any more: the next picture's turn
