@@ -185,8 +185,7 @@ def test_ctrl_c_leaves_nothing_half_and_the_same_command_goes_on(weights: Path, 
             env=command_environment(),
             stderr=subprocess.PIPE,
             text=True,
-            start_new_session=True,
-            preexec_fn=interruptible,
+            **interruptible(),
         )
         assert running.stderr is not None
         for line in running.stderr:

@@ -199,7 +199,7 @@ def test_a_slow_upload_is_ended(bundle_folder: Path, monkeypatch: pytest.MonkeyP
         return {"type": "http.request", "body": b"\xff\xd8\xff", "more_body": True}
 
     with pytest.raises(serve.Refused, match=r"took more than 0\.2 seconds") as error:
-        asyncio.run(serve.read_body({"headers": []}, trickle))
+        asyncio.run(serve.read_body({"headers": []}, serve._chunks(trickle)))
     assert error.value.status == 408
 
 

@@ -74,7 +74,7 @@ class Contents:
             raise DataError(f"two models are called {twice[0]!r}; a variant is named after its file, so rename one")
         first = self.entries[0]
         for entry in self.entries[1:]:
-            if entry.info["labels"] != first.info["labels"]:
+            if list(entry.info["labels"]) != list(first.info["labels"]):  # tuples before they have been through JSON
                 raise DataError(
                     f"{entry.id} has {len(entry.info['labels'])} classes, {first.id} has {len(first.info['labels'])} or others;"
                     " the models of a bundle must answer the same question"

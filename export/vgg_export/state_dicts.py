@@ -58,7 +58,7 @@ def _read_pickle(path: Path) -> Any:
         raise CheckpointError(f"{path} is not a PyTorch checkpoint or is truncated ({_brief(error)}); {_EXPECTED}") from error
     except Exception as error:  # a damaged file makes the reader fail in any way there is
         raise CheckpointError(
-            f"{path} cannot be read ({type(error).__name__}: {_brief(error)}); it may be truncated: fetch it again. {_EXPECTED}"
+            f"{path} cannot be read ({type(error).__name__} {_brief(error)}); it may be truncated: fetch it again. {_EXPECTED}"
         ) from error
 
 

@@ -111,11 +111,12 @@ class Server:
         self.waiting += 1
         try:
             variants = self._chosen(scope)
+            chunks = _chunks(receive)
             try:
-                body = await read_body(scope, receive)
+                body = await read_body(scope, chunks)
             except Refused as refused:
                 if refused.status in (413, 415):
-                    await drain(receive)
+                    await drain(chunks)
                 raise
             async with self.busy:
                 pictures = await asyncio.to_thread(decode, body, variants)
@@ -188,7 +189,7 @@ def _name_of(host: str) -> str:
     return host.rpartition(":")[0] if ":" in host else host
 
 
-async def read_body(scope: Message, receive: Receive) -> bytes:
+async def read_body(scope: Message, chunks: AsyncIterator[bytes]) -> bytes:
     """The uploaded file, in memory.
 
     Raises:
@@ -200,7 +201,7 @@ async def read_body(scope: Message, receive: Receive) -> bytes:
     body = bytearray()
     try:
         async with asyncio.timeout(BODY_SECONDS):
-            async for chunk in _chunks(receive):
+            async for chunk in chunks:
                 body += chunk
                 if len(body) > MAX_UPLOAD_BYTES:
                     raise Refused(413, f"the file has more than {MAX_UPLOAD_BYTES} bytes")
@@ -213,12 +214,12 @@ async def read_body(scope: Message, receive: Receive) -> bytes:
     return bytes(body)
 
 
-async def drain(receive: Receive) -> None:
+async def drain(chunks: AsyncIterator[bytes]) -> None:
     """Let a client finish sending what is not wanted, within bounds: one that is cut off in the middle never reads the answer."""
     left = DRAINED_BYTES
     with contextlib.suppress(TimeoutError, Refused):
         async with asyncio.timeout(BODY_SECONDS):
-            async for chunk in _chunks(receive):
+            async for chunk in chunks:
                 left -= len(chunk)
                 if left < 0:
                     return
