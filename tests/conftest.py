@@ -118,6 +118,12 @@ def command_environment() -> dict[str, str]:
     return os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "2"}
 
 
+def readme_table(marker: str) -> list[list[str]]:
+    """The rows of the README's table behind an HTML comment, without its header."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8").split(f"<!-- {marker} -->\n", 1)[1].split("\n\n", 1)[0]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines()[2:]]
+
+
 def interruptible() -> dict[str, Any]:
     """Options of Popen for a group of processes that Ctrl-C reaches even where the tests run in the background, which ignores it."""
     return {"start_new_session": True, "preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}

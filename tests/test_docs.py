@@ -6,7 +6,7 @@ import shlex
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, readme_table
 
 from vgg_export import model, pipeline, prune, weights
 from vgg_export.cli import cli
@@ -14,12 +14,6 @@ from vgg_export.options import TARGETS, AllOptions, PruneOptions
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 CODE = "\n".join(re.findall(r"^    (\S.*)$", README, re.MULTILINE) + re.findall(r"`([^`\n]+)`", README))
-
-
-def table(marker: str) -> list[list[str]]:
-    """The rows of the table behind an HTML comment, without its header."""
-    text = README.split(f"<!-- {marker} -->\n", 1)[1].split("\n\n", 1)[0]
-    return [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines()[2:]]
 
 
 def planned(recipe: pipeline.Recipe) -> model.Plan:
@@ -34,7 +28,7 @@ def planned(recipe: pipeline.Recipe) -> model.Plan:
 
 
 def test_the_full_size_table_is_the_recipes() -> None:
-    rows = table("full-size table")
+    rows = readme_table("full-size table")
     assert [row[0] for row in rows] == [recipe.id for recipe in pipeline.RECIPES]
     baseline_ms = float(rows[0][5].removesuffix(" ms"))
     for row, recipe in zip(rows, pipeline.RECIPES, strict=True):
