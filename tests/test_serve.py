@@ -333,6 +333,9 @@ def test_the_fastest_that_loses_little_is_recommended() -> None:
     assert recommend.recommend(rows, "baseline", 2.5)["variant"] == "fast"
     unlabelled = [row("baseline", 100, built(None, 1)), row("a", 10, built(None, 0.98)), row("b", 20, built(None, 0.995))]
     assert recommend.recommend(unlabelled, "baseline")["variant"] == "b"
+    few = [row("baseline", 100, built(0.9, 1) | {"n": 40}), row("a", 10, built(0.9, 0.5) | {"n": 40})]
+    assert recommend.recommend(few, "baseline")["variant"] is None
+    assert "40 test images are too few" in recommend.recommend(few, "baseline")["reason"]
     nothing = recommend.recommend([row("baseline", 100, None)], "baseline")
     assert nothing["variant"] is None
     assert "no figures on test images" in nothing["reason"]

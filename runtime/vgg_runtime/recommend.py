@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 MAX_LOSS_POINTS = 1.0
+LEAST_IMAGES = 100  # one point is one picture of a hundred: below that the loss cannot be told
 
 
 def recommend(rows: Sequence[dict[str, Any]], baseline: str, max_loss_points: float = MAX_LOSS_POINTS) -> dict[str, Any]:
@@ -19,6 +20,10 @@ def recommend(rows: Sequence[dict[str, Any]], baseline: str, max_loss_points: fl
     fit = [row for row in rows if row["error"] is None and row["p50_ms"] and row["built"]]
     if reference is None or not reference["built"]:
         return _answer(None, max_loss_points, "no figures on test images were recorded when this bundle was made, so none is recommended")
+    if (n := reference["built"]["n"]) < LEAST_IMAGES:
+        return _answer(
+            None, max_loss_points, f"{n} test images are too few to tell a loss of {max_loss_points:g} points (at least {LEAST_IMAGES})"
+        )
     allowed = [row for row in fit if loss_points(row["built"], reference["built"]) <= max_loss_points + 1e-9]
     if not allowed:
         return _answer(None, max_loss_points, f"no variant that ran here stays within {max_loss_points:g} points of the baseline")
