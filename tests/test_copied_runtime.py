@@ -44,7 +44,6 @@ def test_even_with_the_project_installed_the_copy_is_what_runs(bundle_copy: Path
     (bundle_copy / "runtime/vgg_runtime/present.py").write_text("raise SystemExit('this is the copy')\n")
     done = subprocess.run([sys.executable, bundle_copy / "runtime/compare.py"], capture_output=True, text=True, check=False)
     assert "this is the copy" in done.stderr
-    (bundle_copy / "runtime/vgg_runtime/child.py").write_text("raise SystemExit('the child is the copy')\n")
 
 
 def test_the_child_is_the_copys_too(bundle_copy: Path, tmp_path: Path) -> None:

@@ -88,17 +88,7 @@ class Server:
     def _bundle(self) -> Message:
         """What can be compared, and the device's state now."""
         result = measure.skeleton(self.folder, self.manifest, self.labels, [], measure.Options(self.threads))
-        variants = [
-            {
-                "variant": v.id,
-                "title": v.title,
-                "description": v.description,
-                "steps": list(v.steps),
-                "size_bytes": v.model.bytes,
-                "built": v.evaluation,
-            }
-            for v in self.manifest.variants
-        ]
+        variants = [_described(v) for v in self.manifest.variants]
         return {k: result[k] for k in ("schema", "device", "bundle")} | {
             "variants": variants,
             "max_upload_bytes": MAX_UPLOAD_BYTES,
