@@ -1,11 +1,15 @@
 """Real, small things to test on: torchvision VGGs of every family member, drawn signs, a bundle made by the real stages."""
 
+import contextlib
+import http.client
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -148,3 +152,53 @@ def vgg_export(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]
         return done
 
     return run
+
+
+@contextlib.contextmanager
+def served(bundle: Path, *arguments: str, python: str | Path = sys.executable) -> Iterator[tuple[int, subprocess.Popen[str]]]:
+    """``compare.py --serve`` of a bundle on a free port."""
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    with serving([str(python), str(bundle / "runtime/compare.py"), "--serve", "--port", "0", *arguments], environment) as found:
+        yield found
+
+
+@contextlib.contextmanager
+def serving(command: list[str], environment: dict[str, str]) -> Iterator[tuple[int, subprocess.Popen[str]]]:
+    """The port and the process of a command that opens a page."""
+    running = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment)
+    try:
+        assert running.stdout is not None
+        line = running.stdout.readline()
+        found = re.search(r":(\d+)/", line)
+        assert found, line
+        wait_until_up(int(found[1]))
+        yield int(found[1]), running
+    finally:
+        running.terminate()
+        running.wait(timeout=20)
+
+
+def wait_until_up(port: int) -> None:
+    for _ in range(200):
+        with contextlib.suppress(OSError):
+            if ask(port, "GET", "/api/health")[0] == 200:
+                return
+        time.sleep(0.05)
+    raise AssertionError("the server did not come up within ten seconds")
+
+
+def ask(port: int, method: str, path: str, body: object = None, **headers: str) -> tuple[int, bytes, dict[str, str]]:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=120)
+    try:
+        connection.request(method, path, body, {k.replace("_", "-"): v for k, v in headers.items()})
+        answer = connection.getresponse()
+        return answer.status, answer.read(), {k.lower(): v for k, v in answer.getheaders()}
+    finally:
+        connection.close()
+
+
+def status_field(pid: int, name: str) -> int:
+    text = Path(f"/proc/{pid}/status").read_text()
+    found = re.search(rf"^{name}:\s*(\d+) kB", text, re.MULTILINE)
+    assert found
+    return int(found[1]) * 1024

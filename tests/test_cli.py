@@ -91,6 +91,10 @@ def test_all_from_a_state_dict_and_class_folders(vgg_export: Run, weights: Path,
     assert manifest.read_labels(tmp_path / "out", bundle) == tuple(sorted(CLASSES))
     assert all(v.evaluation and v.evaluation["n"] == 42 for v in bundle.variants)
     assert "pruned-quantized-scaled  160 px" in done.stdout
+    report = (tmp_path / "out/report.html").read_text()
+    shown = json.loads(report.split('id="result">', 1)[1].split("</script>", 1)[0])
+    assert [row["variant"] for row in shown["variants"]] == [v.id for v in bundle.variants]
+    assert all(image["thumbnail"].startswith("data:image/jpeg;base64,") for image in shown["images"])
     again = vgg_export(*arguments, "--no-compare")
     assert again.returncode == 0
     assert "bundle: up to date" in again.stderr

@@ -7,6 +7,7 @@ import venv
 from pathlib import Path
 
 import pytest
+from conftest import ROOT, ask, served, status_field
 
 
 @pytest.fixture(scope="module")
@@ -37,6 +38,19 @@ def test_the_copy_runs_its_own_runtime(device_python: Path, bundle_copy: Path, t
     code = f"import sys; sys.path.insert(0, {str(launcher.parent)!r}); import vgg_runtime; print(vgg_runtime.__file__)"
     found = subprocess.run([device_python, "-c", code], capture_output=True, text=True, check=True, cwd="/").stdout.strip()
     assert Path(found).is_relative_to(elsewhere)
+
+
+def test_the_copy_opens_the_page_with_the_web_requirements_alone(device_python: Path, bundle_copy: Path, tmp_path: Path) -> None:
+    elsewhere = bundle_copy.rename(tmp_path / "copied")
+    web = [device_python, "-m", "pip", "install", "-q", "-r", elsewhere / "runtime/requirements-web.txt"]
+    subprocess.run(web, check=True, timeout=300)
+    with served(elsewhere, python=device_python) as (port, running):
+        assert ask(port, "GET", "/")[0] == 200
+        status, content, _ = ask(port, "POST", "/api/compare", (ROOT / "calibration/images/cat.jpg").read_bytes())
+        assert status == 200
+        rows = json.loads(content.splitlines()[-1])["result"]["variants"]
+        assert [(row["variant"], row["error"]) for row in rows] == [("baseline", None), ("quantized", None), ("scaled", None)]
+        assert status_field(running.pid, "VmHWM") <= 60_000_000  # the server itself, after an upload
 
 
 def test_even_with_the_project_installed_the_copy_is_what_runs(bundle_copy: Path) -> None:

@@ -1,5 +1,6 @@
 """The README is true: its commands parse, its tables are those of the code and of the model card."""
 
+import dataclasses
 import json
 import re
 import shlex
@@ -18,8 +19,6 @@ CODE = "\n".join(re.findall(r"^    (\S.*)$", README, re.MULTILINE) + re.findall(
 
 def planned(recipe: pipeline.Recipe) -> model.Plan:
     """The plan of a variant of the full-size VGG19, computed from its recipe."""
-    import dataclasses
-
     plan, options = model.full_width("vgg19"), PruneOptions()
     if "prune" in recipe.steps:
         deep = [tuple(prune.target_width(w, options.ratio, options.multiple) for w in block) for block in plan.blocks[3:]]
@@ -78,12 +77,14 @@ def test_there_are_commands_to_check() -> None:
 
 
 def test_the_result_contract_is_documented() -> None:
-    from vgg_runtime import measure
+    from vgg_runtime import device, measure
 
     source = (ROOT / "runtime/vgg_runtime/measure.py").read_text()
     row = source.split("def _empty_row", 1)[1].split("}", 1)[0]
     for key in re.findall(r'^        "(\w+)":', row, re.MULTILINE):
         assert f'"{key}"' in README, key
+    for field in dataclasses.fields(device.Device):
+        assert f'"{field.name}"' in README, field.name
     assert f'"schema": {measure.RESULT_SCHEMA}' in README
 
 

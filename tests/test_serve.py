@@ -1,8 +1,6 @@
 """The page's server as it runs on the device: a real process, real requests, real pictures."""
 
 import concurrent.futures
-import contextlib
-import http.client
 import io
 import json
 import os
@@ -15,49 +13,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, ask, command_environment, served, serving, status_field
 from PIL import Image
 
 from vgg_runtime import page, recommend, serve
 
 pytest.importorskip("uvicorn")
-
-
-@contextlib.contextmanager
-def served(bundle: Path, *arguments: str) -> Iterator[tuple[int, subprocess.Popen[str]]]:
-    """``compare.py --serve`` of a bundle on a free port."""
-    command = [sys.executable, str(bundle / "runtime/compare.py"), "--serve", "--port", "0", *arguments]
-    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
-    running = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment)
-    try:
-        assert running.stdout is not None
-        line = running.stdout.readline()
-        found = re.search(r":(\d+)/", line)
-        assert found, line
-        wait_until_up(int(found[1]))
-        yield int(found[1]), running
-    finally:
-        running.terminate()
-        running.wait(timeout=20)
-
-
-def wait_until_up(port: int) -> None:
-    for _ in range(200):
-        with contextlib.suppress(OSError):
-            if ask(port, "GET", "/api/health")[0] == 200:
-                return
-        time.sleep(0.05)
-    raise AssertionError("the server did not come up within ten seconds")
-
-
-def ask(port: int, method: str, path: str, body: object = None, **headers: str) -> tuple[int, bytes, dict[str, str]]:
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=120)
-    try:
-        connection.request(method, path, body, {k.replace("_", "-"): v for k, v in headers.items()})
-        answer = connection.getresponse()
-        return answer.status, answer.read(), {k.lower(): v for k, v in answer.getheaders()}
-    finally:
-        connection.close()
 
 
 @pytest.fixture(scope="module")
@@ -224,13 +185,6 @@ def test_beyond_the_queue_is_503(port: int, photo: bytes) -> None:
     assert ask(port, "POST", "/api/compare?variants=scaled", photo)[0] == 200
 
 
-def status_field(pid: int, name: str) -> int:
-    text = Path(f"/proc/{pid}/status").read_text()
-    found = re.search(rf"^{name}:\s*(\d+) kB", text, re.MULTILINE)
-    assert found
-    return int(found[1]) * 1024
-
-
 @pytest.mark.slow
 def test_two_hundred_uploads_from_eight_clients_half_of_them_hostile(bundle_folder: Path, photo: bytes) -> None:
     bodies = list(hostile().values())
@@ -255,6 +209,15 @@ def test_two_hundred_uploads_from_eight_clients_half_of_them_hostile(bundle_fold
         assert status_field(running.pid, "VmRSS") < memory + 40_000_000
         assert not list(Path(f"/proc/{running.pid}/task/{running.pid}/children").read_text().split())
     assert {p for p in bundle_folder.rglob("*") if "__pycache__" not in p.parts} == before
+
+
+def test_the_pc_opens_the_same_page(bundle_folder: Path, photo: bytes) -> None:
+    command = [sys.executable, "-m", "vgg_export", "serve", "--bundle", str(bundle_folder), "--port", "0"]
+    with serving(command, command_environment()) as (number, _):
+        content = ask(number, "GET", "/")[1]
+        status, answer, _ = ask(number, "POST", "/api/compare?variants=scaled", photo)
+    assert content == page.live()[0]
+    assert (status, events(answer)[-1]["event"]) == (200, "end")
 
 
 def test_the_server_itself_is_small(bundle_folder: Path) -> None:
@@ -336,6 +299,8 @@ def test_the_fastest_that_loses_little_is_recommended() -> None:
     few = [row("baseline", 100, built(0.9, 1) | {"n": 40}), row("a", 10, built(0.9, 0.5) | {"n": 40})]
     assert recommend.recommend(few, "baseline")["variant"] is None
     assert "40 test images are too few" in recommend.recommend(few, "baseline")["reason"]
+    alone = recommend.recommend([row("a", 10, built(0.9, 0.98))], "baseline")
+    assert (alone["variant"], "the baseline was not run" in alone["reason"]) == (None, True)
     nothing = recommend.recommend([row("baseline", 100, None)], "baseline")
     assert nothing["variant"] is None
     assert "no figures on test images" in nothing["reason"]

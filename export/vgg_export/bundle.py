@@ -324,5 +324,7 @@ def _readme(entries: Sequence[Entry]) -> str:
         "    python3 -m venv venv && venv/bin/pip install -r runtime/requirements.txt\n"
         "    venv/bin/python runtime/compare.py\n\n"
         "Needs 64-bit Linux and Python 3.11 or newer; `--image FILE` classifies your own picture, `--help` lists the rest.\n"
+        "As a page: `venv/bin/pip install -r runtime/requirements-web.txt`, then `venv/bin/python runtime/compare.py --serve`.\n"
+        f"`{m.REPORT_NAME}`, if it is here, shows what the computer that made this folder measured; its times are not this board's.\n"
         f"Variants: {names}. What each is, and what it lost, is in `manifest.json`.\n"
     )

@@ -259,7 +259,7 @@ def _finetune_options(chosen: dict[str, Any]) -> options.FinetuneOptions:
 @_seed
 @click.option("--no-compare", is_flag=True, help="Do not measure the variants on this machine at the end.")
 def all_(no_compare: bool, **chosen: Any) -> int:
-    """Everything: from a checkpoint to a bundle, then the comparison on this machine.
+    """Everything: from a checkpoint to a bundle, then the comparison on this machine, also as report.html in the bundle.
 
     Example: vgg-export all --weights my_vgg16.pth --data photos/ --target pi4
     """
@@ -274,14 +274,17 @@ def all_(no_compare: bool, **chosen: Any) -> int:
         scaled_px=chosen["scaled_px"],
         variants=tuple(name.strip() for name in chosen["variants"].split(",")) if chosen["variants"] else None,
     )
+    from vgg_runtime.manifest import REPORT_NAME
+
     from . import pipeline
 
     pipeline.run(wanted, TerminalProgress())
     click.echo(f"\nThe bundle is in {wanted.output}; copy that folder to the board and run runtime/compare.py there.\n", err=True)
     if no_compare:
         return 0
-    launcher = wanted.output / "runtime" / "compare.py"
-    return subprocess.run([sys.executable, str(launcher), "--budget", str(COMPARE_BUDGET_S)], check=False).returncode
+    launcher, report = wanted.output / "runtime" / "compare.py", wanted.output / REPORT_NAME
+    command = [sys.executable, str(launcher), "--budget", str(COMPARE_BUDGET_S), "--html", str(report)]
+    return subprocess.run(command, check=False).returncode
 
 
 @cli.command()
@@ -425,6 +428,20 @@ def evaluate(folder: Path, record: bool, json_file: Path | None, **chosen: Any) 
     )
     if json_file:
         write_json(json_file, figures)
+
+
+@cli.command()
+@click.option("--bundle", "folder", type=_FOLDER, default=Path("artifacts"), show_default=True, help="What to compare.")
+@click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="Of the page; 0 for any free one.")
+@click.option("--host", metavar="ADDRESS", help="Open the page to the network, e.g. 0.0.0.0  [default: this machine only]")
+def serve(folder: Path, port: int, host: str | None) -> int:
+    """The device's page on this machine: drop in a picture, see a card per variant.
+
+    Example: vgg-export serve --bundle artifacts --port 8000
+    """
+    from vgg_runtime import compare
+
+    return compare.main(["--bundle", str(folder), "--serve", "--port", str(port), *(["--host", host] if host else [])])
 
 
 @cli.command("draw-signs")

@@ -11,10 +11,15 @@ from typing import Any
 # What decides which int8 kernels onnxruntime picks.
 _FEATURES = ("asimd", "asimddp", "i8mm", "sve", "avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_int8")
 
+# Bits 0 to 3 of the Raspberry Pi's firmware say what happens now, bits 16 to 19 what has happened since boot.
+_THROTTLE_BITS = ("under-voltage", "clock capped", "throttled", "soft temperature limit")
+_THROTTLE_FILES = "sys/devices/platform/soc*/soc*:firmware/get_throttled"
+
 
 @dataclasses.dataclass(frozen=True)
 class Device:
-    """A board or PC; what is not known is None."""
+    """A board or PC; what is not known is None. ``temperature_c``, ``clock_mhz`` and ``throttled`` are its state at that moment;
+    an empty ``throttled`` is a board that says it is not."""
 
     board: str
     machine: str
@@ -26,6 +31,9 @@ class Device:
     os: str | None
     python: str
     onnxruntime: str | None
+    temperature_c: float | None
+    clock_mhz: float | None
+    throttled: tuple[str, ...] | None
 
     def to_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
@@ -53,7 +61,37 @@ def describe(threads: int, root: Path = Path("/")) -> Device:
         os=_first(r'^PRETTY_NAME="?([^"\n]*)', _text(root / "etc/os-release")) or platform.platform(),
         python=platform.python_version(),
         onnxruntime=_installed("onnxruntime"),
+        temperature_c=temperature_c(root),
+        clock_mhz=clock_mhz(root),
+        throttled=throttled(root),
     )
+
+
+def temperature_c(root: Path = Path("/")) -> float | None:
+    """Of the hottest processor sensor, in degrees Celsius."""
+    found = []
+    for zone in sorted(root.glob("sys/class/thermal/thermal_zone*")):
+        kind, value = _text(zone / "type").strip(), _text(zone / "temp").strip()
+        if re.search(r"cpu|soc|pkg|package", kind, re.IGNORECASE) and re.fullmatch(r"-?\d+", value):
+            found.append(int(value) / 1000)
+    return max(found, default=None)
+
+
+def clock_mhz(root: Path = Path("/")) -> float | None:
+    """Of the fastest core now."""
+    values = [_text(path).strip() for path in root.glob("sys/devices/system/cpu/cpu[0-9]*/cpufreq/scaling_cur_freq")]
+    return max((int(v) / 1000 for v in values if v.isdigit()), default=None)
+
+
+def throttled(root: Path = Path("/")) -> tuple[str, ...] | None:
+    """What a Raspberry Pi's firmware holds back now or has held back since boot; None where nobody says."""
+    values = [_text(path).strip() for path in sorted(root.glob(_THROTTLE_FILES))]
+    bits = next((int(v, 16) for v in values if re.fullmatch(r"(0x)?[0-9a-fA-F]+", v)), None)
+    if bits is None:
+        return None
+    now = [name for k, name in enumerate(_THROTTLE_BITS) if bits >> k & 1]
+    before = [f"{name} since boot" for k, name in enumerate(_THROTTLE_BITS) if bits >> (16 + k) & 1 and name not in now]
+    return (*now, *before)
 
 
 def usable_cores() -> int:

@@ -90,6 +90,7 @@ def finish(result: dict[str, Any], manifest: Manifest, labels: Sequence[str], im
         _relate(row, baseline, images, manifest.figures_absent)
         _name(row["predictions"], labels)
     result["recommended"] = recommend(rows, first)
+    result["device"] = device.describe(result["device"]["threads"]).to_json()  # the work may have made it hot
 
 
 def _bundle(folder: Path, manifest: Manifest) -> dict[str, Any]:

@@ -59,9 +59,19 @@ def header(result: dict[str, Any]) -> str:
             f"Device   {device['board']}, {device['cpu'] or device['machine']}, {device['cores']} cores,"
             f" {device['threads']} threads used, {ram}",
             f"         {features}; {device['os']}, Python {device['python']}, onnxruntime {device['onnxruntime'] or 'missing'}",
+            f"State    {state(device)}",
             f"Model    {bundle['family']}, {bundle['weights'].get('what', 'weights of unknown origin')}; int8 made for {bundle['target']}",
         )
     )
+
+
+def state(device: dict[str, Any]) -> str:
+    """Temperature, clock and what is held back, at the end of the measurement; a sensor that is not there is unknown."""
+    held = device["throttled"]
+    throttling = "throttling unknown" if held is None else f"HELD BACK: {', '.join(held)}" if held else "not throttled"
+    heat = "temperature unknown" if device["temperature_c"] is None else f"{device['temperature_c']:.0f} °C"
+    clock = "clock unknown" if device["clock_mhz"] is None else f"{device['clock_mhz']:.0f} MHz"
+    return f"{heat}, {clock}, {throttling}"
 
 
 def notice(result: dict[str, Any]) -> str:

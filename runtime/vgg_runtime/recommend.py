@@ -18,21 +18,22 @@ def recommend(rows: Sequence[dict[str, Any]], baseline: str, max_loss_points: fl
     """
     reference = next((row for row in rows if row["variant"] == baseline), None)
     fit = [row for row in rows if row["error"] is None and row["p50_ms"] and row["built"]]
-    if reference is None or not reference["built"]:
+    if reference is None:
+        return _answer(None, max_loss_points, "the baseline was not run beside these, so there is nothing to compare with")
+    if not reference["built"]:
         return _answer(None, max_loss_points, "no figures on test images were recorded when this bundle was made, so none is recommended")
+    allowance = f"{max_loss_points:g} point{'' if max_loss_points == 1 else 's'}"
     if (n := reference["built"]["n"]) < LEAST_IMAGES:
-        return _answer(
-            None, max_loss_points, f"{n} test images are too few to tell a loss of {max_loss_points:g} points (at least {LEAST_IMAGES})"
-        )
+        return _answer(None, max_loss_points, f"{n} test images are too few to tell a loss of {allowance} (at least {LEAST_IMAGES})")
     allowed = [row for row in fit if loss_points(row["built"], reference["built"]) <= max_loss_points + 1e-9]
     if not allowed:
-        return _answer(None, max_loss_points, f"no variant that ran here stays within {max_loss_points:g} points of the baseline")
+        return _answer(None, max_loss_points, f"no variant that ran here stays within {allowance} of the baseline")
     best = min(allowed, key=lambda row: row["p50_ms"])
     speed = "" if best["speedup"] is None else f" ({best['speedup']:.1f} times the baseline's speed)"
     return _answer(
         best["variant"],
         max_loss_points,
-        f"the fastest here{speed} of those that lose at most {max_loss_points:g} points: {_words(best, reference)}",
+        f"the fastest here{speed} of those that lose at most {allowance}: {_words(best, reference)}",
     )
 
 

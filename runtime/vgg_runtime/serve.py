@@ -15,7 +15,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from . import device, measure, page
+from . import measure, page
 from .errors import ImageError, RuntimeInputError
 from .manifest import Manifest, Variant
 from .preprocess import FORMATS
@@ -136,7 +136,6 @@ class Server:
                 row = await asyncio.to_thread(measure.measure, self.folder, self.manifest, variant, pictures, options, lambda _: None)
                 result["variants"].append(row)
                 measure.finish(result, self.manifest, self.labels, [measure.Shown(Path("upload"))])
-                result["device"] = device.describe(self.threads).to_json()
                 if gone.done():
                     return  # nobody is looking any more: the next picture's turn
                 await _line(send, {"event": "row", "result": result})

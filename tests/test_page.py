@@ -1,0 +1,527 @@
+"""The page in a real browser: headless Chromium, a real server, a real bundle. Screenshots are kept in ``test-output/``."""
+
+import base64
+import itertools
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import ROOT, served
+from selenium import webdriver
+from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
+from selenium.webdriver.remote.webelement import WebElement
+from selenium.webdriver.support.ui import WebDriverWait
+
+OUTPUT = ROOT / "test-output"
+PHOTO = ROOT / "calibration/images/cat.jpg"
+NARROW_PX, WIDE_PX = 360, 1280
+BROWSER, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
+MISSING = "needs chromium and chromedriver (Debian: apt install chromium chromium-driver)"
+
+if not (BROWSER and DRIVER) and os.environ.get("VGG_EXPORT_REQUIRE_BROWSER"):  # .ci/run sets it
+
+    def test_there_is_a_browser() -> None:
+        pytest.fail(MISSING)
+
+
+pytestmark = pytest.mark.skipif(not (BROWSER and DRIVER) and not os.environ.get("VGG_EXPORT_REQUIRE_BROWSER"), reason=MISSING)
+
+
+class Page:
+    """A tab, with what it logged and where it sent requests."""
+
+    def __init__(self, driver: webdriver.Chrome) -> None:
+        self.driver = driver
+
+    def open(self, url: str, width: int = WIDE_PX, **media: str) -> None:
+        self.requests()
+        self.complaints()
+        self.driver.execute_cdp_cmd(
+            "Emulation.setDeviceMetricsOverride", {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 600}
+        )
+        features = [{"name": name.replace("_", "-"), "value": value} for name, value in media.items()]
+        self.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
+        self.driver.get(url)
+
+    def all(self, selector: str) -> list[WebElement]:
+        return self.driver.find_elements(By.CSS_SELECTOR, selector)
+
+    def one(self, selector: str) -> WebElement:
+        return self.driver.find_element(By.CSS_SELECTOR, selector)
+
+    def js(self, code: str, *arguments: object) -> Any:
+        return self.driver.execute_script(code, *arguments)
+
+    def wait(self, condition: Callable[[], object], seconds: float = 120) -> None:
+        WebDriverWait(self.driver, seconds, 0.05).until(lambda _: condition())
+
+    def upload(self, path: Path) -> None:
+        self.one("#file").send_keys(str(path))
+        self.wait(lambda: self.one("#status").text)
+        self.wait(lambda: self.one("body").get_attribute("aria-busy") == "false")
+
+    def complaints(self) -> list[str]:
+        """Errors and warnings of the console since the last call: exceptions, refused resources, policy violations."""
+        return [entry["message"] for entry in self.driver.get_log("browser")]
+
+    def requests(self) -> list[str]:
+        """Addresses asked for since the last call, without data and blob."""
+        found = []
+        for entry in self.driver.get_log("performance"):
+            message = json.loads(entry["message"])["message"]
+            if message["method"] == "Network.requestWillBeSent":
+                found.append(message["params"]["request"]["url"])
+        return [url for url in found if not url.startswith(("data:", "blob:"))]
+
+    def picture(self, name: str) -> None:
+        """Keep the whole page as a PNG."""
+        OUTPUT.mkdir(exist_ok=True)
+        shot = self.driver.execute_cdp_cmd("Page.captureScreenshot", {"format": "png", "captureBeyondViewport": True})
+        (OUTPUT / f"{name}.png").write_bytes(base64.b64decode(shot["data"]))
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
+    options = webdriver.ChromeOptions()
+    options.binary_location = str(BROWSER)
+    profile = tmp_path_factory.mktemp("profile")
+    for argument in (
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-quic",
+        "--disable-dev-shm-usage",
+        "--no-first-run",
+        "--disable-background-networking",
+        "--disable-component-update",
+        "--disable-sync",
+        f"--user-data-dir={profile}",
+        "about:blank",
+    ):
+        options.add_argument(argument)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(str(DRIVER)))
+    try:
+        driver.get("about:blank")  # ends what the browser's own first page loads
+        yield Page(driver)
+    finally:
+        driver.quit()
+
+
+@pytest.fixture(scope="module")
+def port(bundle_folder: Path) -> Iterator[int]:
+    with served(bundle_folder) as (number, _):
+        yield number
+
+
+@pytest.fixture(autouse=True)
+def quiet(page: Page) -> Iterator[None]:
+    """In every test: nothing in the console that the test did not expect, no request but to the page's own server."""
+    yield
+    assert page.complaints() == []
+    assert [url for url in page.requests() if not url.startswith(("http://localhost:", "file://"))] == []
+
+
+def live(page: Page, port: int, width: int = WIDE_PX, **media: str) -> None:
+    page.open(f"http://localhost:{port}/", width, **media)
+    page.wait(lambda: page.all("#boxes input"))
+
+
+def texts(page: Page, selector: str) -> list[str]:
+    return [node.text for node in page.all(selector)]
+
+
+def figures(page: Page, variant: str) -> dict[str, list[str]]:
+    """The table of a card by the name of its line."""
+    lines = [[cell.text for cell in line.find_elements(By.CSS_SELECTOR, "td")] for line in page.all(f"#card-{variant} tbody tr")]
+    return {name: values for name, *values in lines}
+
+
+def ms(value: float) -> str:
+    return f"{value:.2f} ms" if value < 10 else f"{value:.1f} ms"
+
+
+def megabytes(value: int) -> str:
+    return f"{value / 1e6:.1f} MB" if value < 1e8 else f"{value / 1e6:.0f} MB"
+
+
+def ratio(base: float, value: float, better: str, worse: str) -> str:
+    if abs(base / value - 1) < 0.05:
+        return "same"
+    return f"{base / value:.1f}x {better}" if value <= base else f"{value / base:.1f}x {worse}"
+
+
+def check_card(page: Page, row: dict[str, Any], base: dict[str, Any], picture: int = 0) -> None:
+    """What the card of a variant shows is what the document says, in value, baseline and change."""
+    card = page.one(f"#card-{row['variant']}")
+    said, shown = row["predictions"][picture], figures(page, row["variant"])
+    assert card.find_element(By.CSS_SELECTOR, ".says").text == said["labels"][0]
+    bars = [line.text.split("\n") for line in card.find_elements(By.CSS_SELECTOR, ".bars li")]
+    assert bars == [[label, f"{100 * p:.1f} %"] for label, p in zip(said["labels"], said["probabilities"], strict=True)]
+    widths = [float(r.get_dom_attribute("width") or "nan") for r in card.find_elements(By.CSS_SELECTOR, ".bars rect")]
+    assert widths == pytest.approx([100 * p for p in said["probabilities"]], abs=0.006)
+    values = {"Latency (P50)": ms(row["p50_ms"]), "Load": ms(row["load_ms"])}
+    values |= {"File": megabytes(row["size_bytes"]), "Peak memory": megabytes(row["peak_rss_bytes"])}
+    values |= {"Agreement": f"{100 * row['built']['agreement']['rate']:.1f} %"}
+    assert {name: shown[name][0] for name in values} == values
+    if row is base:
+        assert all(len(cells) == 1 for cells in shown.values())
+        return
+    assert shown["Latency (P50)"][1:] == [ms(base["p50_ms"]), ratio(base["p50_ms"], row["p50_ms"], "faster", "slower")]
+    assert shown["File"][1:] == [megabytes(base["size_bytes"]), ratio(base["size_bytes"], row["size_bytes"], "less", "more")]
+    same = base["predictions"][picture]["classes"][0] == said["classes"][0]
+    assert ("✓ the baseline says the same" in card.text) == same
+    assert ("≠ the baseline says " + base["predictions"][picture]["labels"][0] in card.text) == (not same)
+
+
+def test_a_picture_becomes_a_card_per_variant_one_by_one(page: Page, port: int) -> None:
+    live(page, port)
+    assert page.all("#cards .card") == []
+    page.js(
+        "window.steps = []; new MutationObserver(() => steps.push(document.querySelectorAll('#cards table').length))"
+        ".observe(document.getElementById('cards'), {childList: true})"
+    )
+    page.upload(PHOTO)
+    assert page.one("#status").text == "Done: 3 variants."
+    steps = page.js("return steps")
+    assert steps == sorted(steps)
+    assert set(steps) == {0, 1, 2, 3}
+    result = page.js("return state.result")
+    rows = result["variants"]
+    assert [card.get_attribute("id") for card in page.all("#cards .card")] == [f"card-{row['variant']}" for row in rows]
+    for row in rows:
+        check_card(page, row, rows[0])
+    pick = result["recommended"]["variant"]
+    assert texts(page, ".card.pick .tag") == (["★ recommended"] if pick else [])
+    assert result["device"]["cpu"] in page.one("#device").text
+    assert "throttling unknown" in page.one("#state").text or result["device"]["throttled"] is not None
+    page.picture("live-wide")
+
+
+def test_what_is_shown_is_what_the_server_sent(page: Page, port: int) -> None:
+    """The document that the figures were checked against is the last line of the answer itself."""
+    live(page, port)
+    page.js(
+        "const real = window.fetch; window.fetch = async (...a) => { const answer = await real(...a);"
+        " if (String(a[0]).includes('compare')) answer.clone().text().then(text => { window.sent = text; }); return answer; }"
+    )
+    page.upload(PHOTO)
+    page.wait(lambda: page.js("return window.sent"))
+    last = json.loads(page.js("return sent").strip().splitlines()[-1])
+    assert last["event"] == "end"
+    assert last["result"] == page.js("return state.result")
+
+
+def test_a_picture_can_be_dropped_and_pasted(page: Page, port: int) -> None:
+    live(page, port)
+    page.js("for (const box of document.querySelectorAll('#boxes input')) box.checked = box.value === 'scaled'")
+    content = base64.b64encode(PHOTO.read_bytes()).decode()
+    make = (
+        "const bytes = Uint8Array.from(atob(arguments[0]), c => c.charCodeAt(0)); const t = new DataTransfer();"
+        "t.items.add(new File([bytes], 'kitten.jpg', {type: 'image/jpeg'}));"
+    )
+    drop = "document.getElementById('drop').dispatchEvent(new DragEvent('drop', {dataTransfer: t, bubbles: true, cancelable: true}))"
+    paste = "document.dispatchEvent(new ClipboardEvent('paste', {clipboardData: t, bubbles: true}))"
+    for number, how in enumerate((drop, paste), 1):
+        page.js(make + how, content)
+        page.wait(lambda n=number: len(page.all("#history button")) == n)
+        assert page.one("#status").text == "Done: 1 variant."
+    assert page.one("#history img").get_attribute("alt") == "kitten.jpg"
+
+
+def test_variants_are_chosen_and_the_history_comes_back(page: Page, port: int) -> None:
+    live(page, port)
+    page.one("#boxes input[value=quantized]").click()
+    page.upload(PHOTO)
+    assert [card.get_attribute("id") for card in page.all("#cards .card")] == ["card-baseline", "card-scaled"]
+    page.one("#boxes input[value=scaled]").click()
+    page.upload(ROOT / "calibration/images/coffee.jpg")
+    assert len(page.all("#cards .card")) == 1
+    assert len(page.all("#history button")) == 2
+    page.all("#history button")[1].click()
+    assert len(page.all("#cards .card")) == 2
+    page.one("#boxes input[value=baseline]").click()
+    page.one("#file").send_keys(str(PHOTO))
+    assert page.one("#status").text == "Choose at least one variant."
+
+
+def test_a_point_of_the_scatter_finds_its_card(page: Page, port: int) -> None:
+    live(page, port, prefers_reduced_motion="reduce")  # a smooth scroll would move what is to be clicked
+    page.upload(PHOTO)
+    points = page.all("#chart a")
+    assert {p.get_attribute("data-variant") for p in points} == {"baseline", "quantized", "scaled"}
+    page.one("#chart a[data-variant=scaled] text").click()
+    assert page.js("return document.activeElement.id") == "card-scaled"
+    assert "found" in str(page.one("#card-scaled").get_attribute("class"))
+    page.js("document.querySelector('#chart a[data-variant=quantized]').focus()")
+    page.driver.switch_to.active_element.send_keys(Keys.ENTER)
+    assert page.js("return document.activeElement.id") == "card-quantized"
+
+    def places() -> list[str]:
+        """The variants from left to right."""
+        shown = {p.get_dom_attribute("data-variant"): p for p in page.all("#chart a")}
+        centre = {v: p.find_element(By.CSS_SELECTOR, "circle:not(.target)").get_dom_attribute("cx") for v, p in shown.items()}
+        return sorted(map(str, centre), key=lambda variant: float(centre[variant] or "nan"))
+
+    rows = {row["variant"]: row for row in page.js("return state.result.variants")}
+    assert places() == sorted(rows, key=lambda v: rows[v]["p50_ms"])
+    page.one("#by-size").click()
+    assert page.one("#by-size").get_attribute("aria-pressed") == "true"
+    assert places()[0] == "quantized"
+
+
+def test_what_is_refused_says_so_and_leaves_the_page_alive(page: Page, port: int, tmp_path: Path) -> None:
+    live(page, port)
+    (tmp_path / "notes.jpg").write_text("this is no picture, whatever its name says")
+    (tmp_path / "half.jpg").write_bytes(PHOTO.read_bytes()[:9000])
+    for name, sentence, status in (("notes.jpg", "this is not a picture", 415), ("half.jpg", "damaged", 422)):
+        page.upload(tmp_path / name)
+        assert sentence in page.one("#status").text
+        assert "bad" in str(page.one("#status").get_attribute("class"))
+        (complaint,) = page.complaints()  # the browser's own line for a 4xx; nothing else
+        assert f"status of {status}" in complaint
+    with (tmp_path / "huge.jpg").open("wb") as file:
+        file.truncate(20_000_000)
+    page.upload(tmp_path / "huge.jpg")
+    assert "at most 15.0 MB are taken" in page.one("#status").text
+    assert page.all("#cards .card") == []
+    page.picture("refused")
+    page.upload(PHOTO)
+    assert len(page.all("#cards .card")) == 3
+
+
+def test_a_variant_that_dies_is_a_card(page: Page, bundle_copy: Path) -> None:
+    with served(bundle_copy) as (number, _):
+        (bundle_copy / "models/quantized.onnx").write_bytes(b"damaged after the start")
+        live(page, number)
+        page.upload(PHOTO)
+        assert len(page.all("#cards .card")) == 3
+        (error,) = texts(page, ".card .bad:not(.agreement)")
+        assert error.startswith("✗ ")
+        assert "quantized" in str(page.one(".card:has(.bad:not(.agreement))").get_attribute("id"))
+        assert page.one("#card-scaled .says").text
+        assert figures(page, "quantized")["Latency (P50)"][0] == "–"
+        page.picture("failing-variant")
+
+
+def test_when_the_device_goes_away_the_page_says_so(page: Page, bundle_folder: Path) -> None:
+    with served(bundle_folder) as (number, running):
+        live(page, number)
+        running.kill()
+        running.wait()
+        page.upload(PHOTO)
+        assert page.one("#status").text == "The device cannot be reached; is compare.py still running there?"
+    assert all("ERR_CONNECTION" in complaint for complaint in page.complaints())
+
+
+def overflowing(page: Page) -> list[str]:
+    return page.js(
+        "return [...document.querySelectorAll('body *')].filter(n => n.getClientRects().length && !n.closest('.history') &&"
+        " n.getBoundingClientRect().right > document.documentElement.clientWidth + 1).map(n => n.outerHTML.slice(0, 90))"
+    )
+
+
+def test_on_a_phone_nothing_is_cut_off(page: Page, port: int) -> None:
+    live(page, port, NARROW_PX)
+    page.upload(PHOTO)
+    assert page.js("return document.documentElement.scrollWidth") <= NARROW_PX
+    assert overflowing(page) == []
+    assert len({card.rect["x"] for card in page.all("#cards .card")}) == 1  # one below the other
+    small = [n.text or n.get_attribute("id") for n in page.all("button, label, #chart a") if n.is_displayed() and n.rect["height"] < 24]
+    assert small == []  # WCAG 2.2, target size
+    page.picture("live-narrow")
+    chart = page.one("#chart svg")
+    assert float(str(chart.get_dom_attribute("viewBox")).split()[2]) == pytest.approx(chart.rect["width"], abs=1)  # text keeps its size
+    live(page, port, WIDE_PX)
+    page.upload(PHOTO)
+    assert len({card.rect["x"] for card in page.all("#cards .card")}) > 1
+
+
+@pytest.fixture(scope="module")
+def report(bundle_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    """A report and the JSON of the same run."""
+    import subprocess
+    import sys
+
+    folder = tmp_path_factory.mktemp("report")
+    command = [sys.executable, bundle_folder / "runtime/compare.py", "--budget", "0.2"]
+    subprocess.run([*command, "--html", folder / "report.html", "--json", folder / "r.json"], check=True, capture_output=True)
+    return folder / "report.html", json.loads((folder / "r.json").read_text())
+
+
+def test_the_saved_report_opens_from_disk(page: Page, report: tuple[Path, dict[str, Any]]) -> None:
+    path, result = report
+    page.open(path.as_uri())
+    rows = result["variants"]
+    assert [card.get_attribute("id") for card in page.all("#cards .card")] == [f"card-{row['variant']}" for row in rows]
+    assert not page.one("#live").is_displayed()
+    pictures = page.all("#pictures button")
+    assert len(pictures) == len(result["images"]) > 1
+    for k, button in enumerate(pictures):
+        button.click()
+        assert button.get_attribute("aria-pressed") == "true"
+        assert page.js("return arguments[0].querySelector('img').naturalWidth", button) > 0
+        for row in rows:
+            check_card(page, row, rows[0], k)
+    assert [url.rpartition("/")[2] for url in page.requests()] == ["report.html"]
+    page.picture("report")
+
+
+def test_what_a_stranger_wrote_is_shown_as_text(page: Page, report: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+    from vgg_runtime import page as template
+
+    hostile = "<img src=x onerror=window.owned=1></script><script>window.owned=1</script>"
+    result = json.loads(json.dumps(report[1]))
+    for row in result["variants"]:
+        row["title"] = row["description"] = row["error"] = hostile
+        for said in row["predictions"]:
+            said["labels"] = [hostile] * 5
+    for image in result["images"]:
+        image["file"] = image["label"] = hostile
+    result["bundle"]["notice"] = result["bundle"]["weights"]["what"] = hostile
+    (tmp_path / "r.html").write_text(template.report(result, [PHOTO] * len(result["images"])))
+    page.open((tmp_path / "r.html").as_uri())
+    assert len(page.all("#cards .card")) == 3
+    assert set(texts(page, ".says")) == {hostile}
+    assert page.js("return window.owned") is None
+    assert page.all(".card img") == []
+
+
+def test_the_policy_stops_what_is_not_the_pages_own(page: Page, port: int) -> None:
+    live(page, port)
+    page.js("const s = document.createElement('script'); s.textContent = 'window.owned = 1'; document.body.append(s)")
+    page.js("const i = new Image(); i.src = 'http://127.0.0.1:9/x.png'; document.body.append(i)")
+    page.js("fetch('http://127.0.0.1:9/').catch(() => { window.stopped = 1; })")
+    page.wait(lambda: page.js("return window.stopped"))
+    assert page.js("return window.owned") is None
+    complaints = page.complaints()
+    assert len(complaints) >= 3
+    assert all("Content Security Policy" in text for text in complaints)
+    page.requests()
+
+
+# What Lighthouse looks at, looked at here: names, contrast, the order of the focus, motion.
+
+CONTRAST = """
+const linear = v => (v /= 255) <= .03928 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4;
+const luminance = ([r, g, b]) => .2126 * linear(r) + .7152 * linear(g) + .0722 * linear(b);
+const rgb = text => text.match(/[\\d.]+/g).map(Number);
+const behind = node => {
+  for (let n = node; n; n = n.parentElement) {
+    const c = rgb(getComputedStyle(n).backgroundColor);
+    if (c.length < 4 || c[3] > 0) return c;
+  }
+  return [255, 255, 255];
+};
+const bad = [];
+let seen = 0;
+const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+while (walker.nextNode()) {
+  const node = walker.currentNode.parentElement, text = walker.currentNode.data.trim();
+  if (!text || ['SCRIPT', 'STYLE'].includes(node.tagName) || !node.getClientRects().length || node.closest(':disabled')) continue;
+  const style = getComputedStyle(node);
+  const ink = rgb(node.namespaceURI.endsWith('svg') ? style.fill : style.color);
+  const grounds = [behind(node)];
+  if (node.closest('.bars')) grounds.push(rgb(getComputedStyle(document.querySelector('.bars rect')).fill));
+  for (const ground of grounds) {
+    seen++;
+    const [a, b] = [luminance(ink), luminance(ground)].sort((x, y) => y - x);
+    const found = (a + .05) / (b + .05);
+    if (found < 4.5) bad.push(node.tagName + ' ' + text.slice(0, 40) + ' ' + found.toFixed(2));
+  }
+}
+return [seen, bad];
+"""
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_every_text_has_contrast(scheme: str, page: Page, port: int) -> None:
+    live(page, port, prefers_color_scheme=scheme)
+    page.upload(PHOTO)
+    seen, bad = page.js(CONTRAST)
+    assert seen > 80
+    assert bad == []
+    page.picture(f"live-{scheme}")
+    page.js("document.querySelector('h1').style.color = 'gray'; document.body.style.background = 'gray'")
+    assert page.js(CONTRAST)[1]  # the check can fail
+
+
+def accessible(page: Page) -> list[dict[str, Any]]:
+    """The accessibility tree: role, name and whether it can be focused, of what is not ignored."""
+    nodes = page.driver.execute_cdp_cmd("Accessibility.getFullAXTree", {})["nodes"]
+    return [
+        {
+            "role": node.get("role", {}).get("value"),
+            "name": node.get("name", {}).get("value", ""),
+            "focusable": any(p["name"] == "focusable" and p["value"]["value"] for p in node.get("properties", [])),
+        }
+        for node in nodes
+        if not node["ignored"]
+    ]
+
+
+def unnamed(page: Page) -> list[dict[str, Any]]:
+    roles = {"image", "button", "checkbox", "link", "heading", "article", "region", "group", "graphics-document"}
+    return [n for n in accessible(page) if (n["focusable"] or n["role"] in roles) and not n["name"] and n["role"] != "RootWebArea"]
+
+
+def test_everything_has_a_name(page: Page, port: int) -> None:
+    live(page, port)
+    page.upload(PHOTO)
+    found = accessible(page)
+    assert {"main", "banner", "contentinfo", "status", "checkbox", "button", "link", "article", "table"} <= {n["role"] for n in found}
+    assert unnamed(page) == []
+    assert page.js("return document.documentElement.lang") == "en"
+    assert len(page.all("h1")) == 1
+    levels = [int(h.tag_name[1]) for h in page.all("h1, h2, h3") if h.is_displayed()]
+    assert all(b - a <= 1 for a, b in itertools.pairwise(levels))
+    page.js("document.getElementById('choose').textContent = ''")
+    assert [n["role"] for n in unnamed(page)] == ["button"]  # the check can fail
+
+
+def test_the_keyboard_reaches_everything_in_reading_order(page: Page, port: int) -> None:
+    live(page, port)
+    page.upload(PHOTO)
+    page.js("document.activeElement.blur(); window.scrollTo(0, 0)")
+    reached = []
+    for _ in range(40):
+        page.driver.switch_to.active_element.send_keys(Keys.TAB)
+        name = page.js(
+            "const n = document.activeElement; if (n === document.body) return null; const s = getComputedStyle(n);"
+            "if (s.outlineStyle === 'none' || parseFloat(s.outlineWidth) < 2) return 'no outline: ' + n.outerHTML;"
+            "return n.id || n.value || n.dataset.variant || n.getAttribute('aria-label')"
+        )
+        if name is None or name in reached[:1]:
+            break
+        reached.append(name)
+    shown = page.js("return [...document.querySelectorAll('#chart a')].map(n => n.dataset.variant)")
+    boxes = ["baseline", "quantized", "scaled"]
+    assert reached == ["choose", "photograph", *boxes, "Show the results of cat.jpg", "by-speed", "by-size", *shown]
+    assert not page.js("return [...document.querySelectorAll('[tabindex]')].some(n => n.tabIndex > 0)")
+
+
+@pytest.mark.parametrize("motion", ["reduce", "no-preference"])
+def test_nothing_moves_for_those_who_asked_for_that(motion: str, page: Page, port: int) -> None:
+    live(page, port, prefers_reduced_motion=motion)
+    page.upload(PHOTO)
+    moving = page.js(
+        "return [...document.querySelectorAll('*')].filter(n => { const s = getComputedStyle(n);"
+        " return parseFloat(s.transitionDuration) > 0 || s.animationName !== 'none' || s.scrollBehavior === 'smooth' }).length"
+    )
+    assert (moving > 0) == (motion == "no-preference")
+
+
+def test_nothing_is_told_by_colour_alone(page: Page, port: int) -> None:
+    """What stands out by colour also says so in words or by a sign."""
+    live(page, port)
+    page.upload(PHOTO)
+    for mark in page.all("#cards .bad"):
+        assert mark.text[0] in "✗≠"
+    for pick in page.all(".card.pick"):
+        assert "★ recommended" in pick.text
+        assert str(pick.get_attribute("aria-label")).endswith(", recommended")
