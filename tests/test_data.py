@@ -133,10 +133,12 @@ def test_drawn_signs_are_kept_and_foreign_folders_are_not_replaced(tmp_path: Pat
         data.DrawOptions(tmp_path, train=0)
 
 
-def test_the_demos_default_is_drawn_signs(tmp_path: Path) -> None:
+def test_the_demos_default_is_drawn_signs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert data.SIGNS_TRAIN == 1600
+    monkeypatch.setattr(data, "SIGNS_TRAIN", 160)
     found = data.resolve(DataOptions(test_images=40), "demo", signs.CLASSES, None, tmp_path, Quiet())
     assert len(found.test) == 40
-    assert len(found.fit) + len(found.select) == 1600
+    assert len(found.fit) + len(found.select) == 160
     drawn = json.loads((tmp_path / "signs" / "drawn.json").read_text())
     assert drawn["test"] == 40
 
@@ -201,7 +203,8 @@ def test_copies_count_once(tmp_path: Path) -> None:
     assert len(found.fit) + len(found.select) + len(found.test) == 20
 
 
-def test_the_seed_reaches_the_drawn_signs(tmp_path: Path) -> None:
+def test_the_seed_reaches_the_drawn_signs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(data, "SIGNS_TRAIN", 20)
     first, other = (
         data.resolve(DataOptions(test_images=20, seed=seed), "demo", signs.CLASSES, None, tmp_path / str(seed), Quiet()) for seed in (0, 1)
     )

@@ -34,6 +34,7 @@ FIT_SHARE, SELECT_SHARE = 0.5, 0.2  # of a folder without a test set of its own;
 SELECT_OF_TRAIN = 0.2  # where there is a test set
 PARTS = ("fit", "select", "test")
 PART_FOLDERS = {"train": ("train",), "select": ("val", "valid", "validation"), "test": ("test",)}
+SIGNS_TRAIN = 1600  # drawn to fit and select with, where the demo brings no pictures
 SIGNS_TEST_SEED, SIGNS_TRAIN_SEED = 10_000_000, 20_000_000  # above every seed the demo was trained on
 
 
@@ -118,7 +119,7 @@ def resolve(
     """
     spec = options.spec
     if spec is None and weights == "demo":
-        folder = draw_signs(DrawOptions(cache / "signs", train=1600, test=options.test_images, seed=options.seed), progress)
+        folder = draw_signs(DrawOptions(cache / "signs", train=SIGNS_TRAIN, test=options.test_images, seed=options.seed), progress)
         return _from_folder(folder, options, labels, ids, progress, "drawn road signs")
     if spec == "imagenette" or (spec is None and ids and weights != "random"):
         try:
