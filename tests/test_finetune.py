@@ -11,6 +11,7 @@ from vgg_export import data, finetune, model, prune, stage
 from vgg_export.errors import DataError
 from vgg_export.options import FinetuneOptions, OptionsError, PruneOptions
 from vgg_export.progress import Quiet
+from vgg_runtime.preprocess import for_input
 
 
 @pytest.fixture(scope="module")
@@ -52,6 +53,23 @@ def test_it_recovers_without_labels_and_leaves_early_blocks_alone(
     assert torch.equal(before.tensors["conv3_2.weight"], after.tensors["conv3_2.weight"])
     assert not torch.equal(before.tensors["conv4_1.weight"], after.tensors["conv4_1.weight"])
     assert after.source["history"][-1].startswith(f"distilled for {made.measured['kept_epoch']} of 3 epochs")
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_the_teachers_answers_are_its_own_whether_or_not_the_first_blocks_are_shared(
+    same: bool, pair: tuple[stage.Artifact, stage.Artifact], splits: data.Splits, tmp_path: Path
+) -> None:
+    student, teacher = (model.load(artifact.path) for artifact in pair)
+    if not same:
+        student.tensors["conv1_1.bias"] += 0.01
+    frozen, _ = finetune._divide(student.model(), "conv4")
+    assert finetune._begins_with(teacher.model(), frozen) == same
+    items = splits.fit[:5]
+    cached = finetune._cache(items, 224, frozen, teacher, tmp_path / "f", 2, Quiet(), "fitting")
+    x = torch.stack([x for x, _ in data.batches_of(items, for_input(224))])
+    with torch.inference_mode():
+        assert torch.allclose(cached.teacher, teacher.model()(x), rtol=1e-4, atol=1e-5)
+        assert torch.allclose(torch.from_numpy(cached.features[:]), frozen(x), rtol=1e-4, atol=1e-5)
 
 
 def test_it_never_ends_worse_than_it_began(pair: tuple[stage.Artifact, stage.Artifact], splits: data.Splits, tmp_path: Path) -> None:

@@ -151,7 +151,7 @@ def _epochs(
     return losses, kept
 
 
-def _divide(network: "nn.Module", train_from: str) -> "tuple[nn.Module, nn.Module]":
+def _divide(network: "nn.Module", train_from: str) -> "tuple[nn.Sequential, nn.Sequential]":
     """The layers before the first trained block, whose weights stay, and the rest; both share the network's tensors."""
     import torch
 
@@ -178,29 +178,48 @@ class _Cached:
 
 
 def _cache(
-    items: Sequence[Item], px: int, frozen: "nn.Module", teacher: model.Checkpoint, path: Path, batch: int, progress: Progress, name: str
+    items: Sequence[Item],
+    px: int,
+    frozen: "nn.Sequential",
+    teacher: model.Checkpoint,
+    path: Path,
+    batch: int,
+    progress: Progress,
+    name: str,
 ) -> _Cached:
     import torch
 
     # channels-last is what torch's CPU convolutions are fast at: three times here
     fast = torch.channels_last
     reference, frozen = teacher.model().to(memory_format=fast), frozen.to(memory_format=fast)
+    shared = _begins_with(reference, frozen)  # pruning leaves the first blocks alone: no need to compute them twice
+    if shared:
+        reference = reference[len(frozen) :]
     features: npt.NDArray[np.float32] | None = None
     logits, labels, done = [], [], 0
     with torch.inference_mode(), progress.task(f"asking the teacher, {name} pictures", len(items)) as task:
         for x, y in torch.utils.data.DataLoader(batches_of(items, for_input(px)), batch):
             x = x.contiguous(memory_format=fast)
-            found = frozen(x).contiguous().numpy()
+            seen = frozen(x)
+            found = seen.contiguous().numpy()
             if features is None:
                 features = reserved_array(path, (len(items), *found.shape[1:]))
             features[done : done + len(found)] = found
-            logits.append(reference(x))
+            logits.append(reference(seen if shared else x))
             labels.append(y)
             done += len(found)
             task.advance(len(found))
     if features is None:
         raise DataError(f"process {rank()} of {_world()} has no {name} pictures; use fewer processes or more pictures")
     return _Cached(features, torch.cat(logits).clone(), torch.cat(labels))
+
+
+def _begins_with(network: "nn.Sequential", layers: "nn.Sequential") -> bool:
+    """Whether the first layers of a network are these, to the last bit."""
+    import torch
+
+    wanted, found = layers.state_dict().values(), network[: len(layers)].state_dict().values()
+    return len(wanted) == len(found) and all(torch.equal(a, b) for a, b in zip(wanted, found, strict=True))
 
 
 def distance(logits: "torch.Tensor", teacher: "torch.Tensor", labels: "torch.Tensor", temperature: float) -> "torch.Tensor":
