@@ -80,7 +80,7 @@ def test_the_result_contract_is_documented() -> None:
     from vgg_runtime import device, measure
 
     source = (ROOT / "runtime/vgg_runtime/measure.py").read_text()
-    row = source.split("def _empty_row", 1)[1].split("}", 1)[0]
+    row = source.split("def empty_row", 1)[1].split("}", 1)[0]
     for key in re.findall(r'^        "(\w+)":', row, re.MULTILINE):
         assert f'"{key}"' in README, key
     for field in dataclasses.fields(device.Device):

@@ -46,7 +46,7 @@ def test_a_picture_is_answered_variant_by_variant(port: int, photo: bytes, bundl
     status, content, headers = ask(port, "POST", "/api/compare", photo)
     assert (status, headers["content-type"]) == (200, "application/x-ndjson")
     told = events(content)
-    assert [e["event"] for e in told] == ["start", *["running", "row"] * 3, "end"]
+    assert [e["event"] for e in told] == ["start", *["running", "row", "row"] * 3, "end"]
     rows = told[-1]["result"]["variants"]
     assert [row["variant"] for row in rows] == ["baseline", "quantized", "scaled"]
     # the same as the command line says of the same file

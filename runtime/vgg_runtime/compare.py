@@ -17,6 +17,7 @@ from .errors import ImageError, RuntimeInputError
 from .images import find, match_folders
 from .preprocess import open_image
 
+LONGEST_NAME = 255  # bytes of a file name on Linux's file systems
 EXIT_OK, EXIT_FAILED, EXIT_INPUT, EXIT_INTERRUPTED = 0, 1, 2, 130
 
 
@@ -78,22 +79,32 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _whole(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected a whole number, found {text!r}") from None
+
+
 def _positive(text: str) -> int:
-    value = int(text)
+    value = _whole(text)
     if not 1 <= value <= 1024:
         raise argparse.ArgumentTypeError(f"expected 1 to 1024, found {text}")
     return value
 
 
 def _seconds(text: str) -> float:
-    value = float(text)
+    try:
+        value = float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected a number of seconds, found {text!r}") from None
     if not 0 < value <= 86400:
         raise argparse.ArgumentTypeError(f"expected more than 0 and at most 86400 seconds, found {text}")
     return value
 
 
 def _port(text: str) -> int:
-    value = int(text)
+    value = _whole(text)
     if not 0 <= value <= 65535:
         raise argparse.ArgumentTypeError(f"expected 0 to 65535, found {text}")
     return value
@@ -112,8 +123,7 @@ def _run(options: argparse.Namespace) -> int:
     manifest.verify(folder, [*needed, *(s.file for s in bundle.samples if samples)], lambda e: _report(f"checking {e.path}"))
     labels = manifest.read_labels(folder, bundle)
     images = _images(options, folder, bundle, labels)
-    for path in filter(None, (options.json, options.html)):
-        _check_writable(path)
+    _check_writable(*filter(None, (options.json, options.html)))
     settings = measure.Options(threads=options.threads or device.usable_cores(), budget_s=options.budget)
     result = measure.compare(folder, bundle, labels, variants, images, settings, _report)
     _clear_report()
@@ -156,10 +166,7 @@ def default_bundle() -> Path:
 def _chosen(bundle: manifest.Manifest, wanted: str | None) -> list[manifest.Variant]:
     if wanted is None:
         return list(bundle.variants)
-    names = list(dict.fromkeys(name.strip() for name in wanted.split(",") if name.strip()))
-    if not names:
-        raise RuntimeInputError(f"--variants names none; this bundle has {', '.join(v.id for v in bundle.variants)}")
-    return [bundle.variant(name) for name in names]
+    return bundle.chosen(wanted)
 
 
 def _images(options: argparse.Namespace, folder: Path, bundle: manifest.Manifest, labels: Sequence[str]) -> list[measure.Shown]:
@@ -195,21 +202,31 @@ def _short_hash(path: Path) -> str | None:
         return None
 
 
-def _check_writable(path: Path) -> None:
+def _check_writable(*paths: Path) -> None:
     """Fail before the measurement rather than after it."""
-    if not path.parent.is_dir() or path.is_dir() or not os.access(path.parent, os.W_OK):
-        raise RuntimeInputError(f"{path} cannot be written; name a file in an existing folder you may write to")
+    if len({path.resolve() for path in paths}) < len(paths):
+        raise RuntimeInputError(f"--json and --html both name {paths[0]}; give each its own file")
+    for path in paths:
+        writable = os.access(path if path.exists() else path.parent, os.W_OK)
+        if not path.parent.is_dir() or path.is_dir() or not writable or len(os.fsencode(path.name)) > LONGEST_NAME:
+            raise RuntimeInputError(
+                f"{present.printable(str(path), 80)} cannot be written; name a file in an existing folder you may write to"
+            )
 
 
 def _write(path: Path, text: str) -> None:
-    beside = path.with_name(f".{path.name}.partial")
+    path = path.resolve()  # what a link points to is replaced, not the link
+    special = path.exists() and not path.is_file()  # a pipe or a device: written to as it is
+    beside = path if special else path.with_name(f".compare-{os.getpid()}.partial")
     try:
         beside.write_text(text, encoding="utf-8", errors="backslashreplace")
-        beside.replace(path)
+        if not special:
+            beside.replace(path)
     except OSError as error:
         raise RuntimeInputError(f"{path} cannot be written ({error.strerror}); choose another place") from error
     finally:
-        beside.unlink(missing_ok=True)
+        if not special:
+            beside.unlink(missing_ok=True)
 
 
 def _print(result: dict[str, Any], *, top5: bool) -> None:

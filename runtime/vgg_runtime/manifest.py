@@ -101,6 +101,17 @@ class Manifest:
                 return variant
         raise BundleError(f"there is no variant {wanted!r}; this bundle has {', '.join(v.id for v in self.variants)}")
 
+    def chosen(self, wanted: str) -> list[Variant]:
+        """The variants that a list such as "baseline,quantized" names, each once.
+
+        Raises:
+            BundleError: it names none, or one that is not there.
+        """
+        names = list(dict.fromkeys(name.strip() for name in wanted.split(",") if name.strip()))
+        if not names:
+            raise BundleError(f"--variants names none; this bundle has {', '.join(v.id for v in self.variants)}")
+        return [self.variant(name) for name in names]
+
     def all_files(self) -> list[FileEntry]:
         models = [v.model for v in self.variants]
         return [self.labels, self.expected, *models, *(s.file for s in self.samples), *self.files]

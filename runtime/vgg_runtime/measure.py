@@ -13,7 +13,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from . import check, device
 from .manifest import Manifest, Variant
@@ -24,6 +24,7 @@ RESULT_SCHEMA = 1
 MAX_RUNS = 200
 
 Report = Callable[[str], None]
+_RUNNING: "set[subprocess.Popen[bytes]]" = set()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,6 +116,18 @@ class Pictures:
 
 def measure(folder: Path, manifest: Manifest, variant: Variant, pictures: Pictures, options: Options, report: Report) -> dict[str, Any]:
     """One row of the result document, not yet related to the others."""
+    row = empty_row(variant)
+    for event in events(folder, manifest, variant, pictures, options, row):
+        if event["event"] == "predicted" and (event["index"] + 1) % 10 == 0:
+            report(f"  {variant.id}: {event['index'] + 1}/{len(pictures.paths)} pictures")
+    return row
+
+
+def events(
+    folder: Path, manifest: Manifest, variant: Variant, pictures: Pictures, options: Options, row: dict[str, Any]
+) -> Iterator[dict[str, Any]]:
+    """Run a variant in its own process and enter what it says into ``row``; yields each event after that. Closing the iterator
+    ends the process."""
     tensor = pictures.tensors.get(variant.preprocessing.crop_px, b"")
     request = {
         "variant": variant.id,
@@ -128,15 +141,12 @@ def measure(folder: Path, manifest: Manifest, variant: Variant, pictures: Pictur
         "images": [str(path) for path in pictures.paths],
         "tensor_bytes": len(tensor),
     }
-    row = _empty_row(variant)
-    for event in _events(request, tensor, row):
+    for event in _run(request, tensor, row):
         _take(row, event, variant)
-        if event["event"] == "predicted" and (event["index"] + 1) % 10 == 0:
-            report(f"  {variant.id}: {event['index'] + 1}/{len(pictures.paths)} pictures")
-    return row
+        yield event
 
 
-def _empty_row(variant: Variant) -> dict[str, Any]:
+def empty_row(variant: Variant) -> dict[str, Any]:
     return {
         "variant": variant.id,
         "title": variant.title,
@@ -187,12 +197,11 @@ def _take(row: dict[str, Any], event: dict[str, Any], variant: Variant) -> None:
             row["error"] = row["error"] or event["message"]
 
 
-def _events(request: dict[str, Any], tensor: bytes, row: dict[str, Any]) -> Iterator[dict[str, Any]]:
+def _run(request: dict[str, Any], tensor: bytes, row: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """Run the child and yield its events; how it died, if it did, becomes the row's error."""
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parent.parent)}
-    command = [sys.executable, "-P", "-m", "vgg_runtime.child"]
     with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as complaints:
-        child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=complaints, env=environment)
+        child = start("vgg_runtime.child", complaints)
+        _RUNNING.add(child)
         assert child.stdin is not None
         assert child.stdout is not None
         try:
@@ -210,6 +219,20 @@ def _events(request: dict[str, Any], tensor: bytes, row: dict[str, Any]) -> Iter
             child.kill()
             child.wait()
             child.stdout.close()
+            _RUNNING.discard(child)
+
+
+def start(module: str, complaints: IO[str] | int) -> "subprocess.Popen[bytes]":
+    """A child process of this very copy of the runtime, whatever else is installed; spoken to through its standard streams."""
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parent.parent)}
+    command = [sys.executable, "-P", "-m", module]
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=complaints, env=environment)
+
+
+def stop() -> None:
+    """End the variants that are running; whoever waits for them sees them die."""
+    for child in list(_RUNNING):
+        child.kill()
 
 
 def explain_death(code: int, complaint: str) -> str:

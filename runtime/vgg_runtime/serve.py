@@ -8,9 +8,7 @@ import asyncio
 import contextlib
 import dataclasses
 import json
-import os
 import subprocess
-import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -121,10 +119,11 @@ class Server:
         names = parse_qs(scope["query_string"].decode("latin-1")).get("variants")
         if not names:
             return list(self.manifest.variants)
-        return [self.manifest.variant(name) for name in dict.fromkeys(names[0].split(","))]
+        return self.manifest.chosen(names[0])
 
     async def _stream(self, variants: Sequence[Variant], pictures: measure.Pictures, receive: Receive, send: Send) -> None:
-        """One JSON line per event: start, running, row (with all rows so far), end."""
+        """One JSON line per event: start, running, row (with all rows so far; a variant's comes when it has answered, and again
+        when it has been timed), end."""
         options = measure.Options(self.threads, BUDGET_S, MAX_RUNS)
         result = measure.skeleton(self.folder, self.manifest, self.labels, [measure.Shown(Path("upload"))], options)
         await send({"type": "http.response.start", "status": 200, "headers": _headers("application/x-ndjson")})
@@ -133,16 +132,24 @@ class Server:
         try:
             for variant in variants:
                 await _line(send, {"event": "running", "variant": variant.id})
-                row = await asyncio.to_thread(measure.measure, self.folder, self.manifest, variant, pictures, options, lambda _: None)
+                row = measure.empty_row(variant)
+                steps = measure.events(self.folder, self.manifest, variant, pictures, options, row)
                 result["variants"].append(row)
-                measure.finish(result, self.manifest, self.labels, [measure.Shown(Path("upload"))])
+                with contextlib.closing(steps):
+                    while (event := await asyncio.to_thread(next, steps, None)) and not gone.done():
+                        if event["event"] == "predicted":
+                            await self._row(send, result)
                 if gone.done():
                     return  # nobody is looking any more: the next picture's turn
-                await _line(send, {"event": "row", "result": result})
+                await self._row(send, result)
             await _line(send, {"event": "end", "result": result})
             await send({"type": "http.response.body", "body": b"", "more_body": False})
         finally:
             gone.cancel()
+
+    async def _row(self, send: Send, result: Message) -> None:
+        measure.finish(result, self.manifest, self.labels, [measure.Shown(Path("upload"))])
+        await _line(send, {"event": "row", "result": result})
 
 
 def _described(v: Variant) -> Message:
@@ -164,7 +171,7 @@ def check_origin(scope: Message, hosts: Sequence[str]) -> None:
     """
     headers = dict(scope["headers"])
     host = headers.get(b"host", b"").decode("latin-1")
-    if _name_of(host) not in hosts:
+    if _name_of(host).lower() not in {name.lower() for name in hosts}:
         raise Refused(400, f"this server does not answer to {host[:80]!r}; use {hosts[0]}")
     origin = headers.get(b"origin")
     if origin is not None and origin.decode("latin-1") not in (f"http://{host}", f"https://{host}"):
@@ -238,16 +245,16 @@ def decode(body: bytes, variants: Sequence[Variant]) -> measure.Pictures:
     """
     sizes = {v.preprocessing.crop_px: v.preprocessing for v in variants}
     request = json.dumps({"bytes": len(body), "preprocessings": [p.to_json() for p in sizes.values()]}).encode()
-    command = [sys.executable, "-P", "-m", "vgg_runtime.decode"]
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parent.parent)}
+    child = measure.start("vgg_runtime.decode", subprocess.DEVNULL)
     try:
-        done = subprocess.run(
-            command, input=request + b"\n" + body, capture_output=True, env=environment, timeout=DECODE_SECONDS, check=False
-        )
+        output, _ = child.communicate(request + b"\n" + body, timeout=DECODE_SECONDS)
     except subprocess.TimeoutExpired as error:
         raise ImageError(f"the picture could not be decoded within {DECODE_SECONDS:g} seconds; make it smaller first") from error
-    line, _, content = done.stdout.partition(b"\n")
-    if done.returncode or not line:
+    finally:
+        child.kill()
+        child.wait()
+    line, _, content = output.partition(b"\n")
+    if child.returncode or not line:
         raise ImageError("the picture cannot be decoded: it is damaged, or too large for this device's memory")
     answer = json.loads(line)
     if "error" in answer:
@@ -315,6 +322,7 @@ def run(server: Callable[[tuple[str, ...]], Server], host: str, port: int, repor
         lifespan="off",
         timeout_keep_alive=10,
         limit_concurrency=64,
+        ws="none",
         h11_max_incomplete_event_size=16_384,
         server_header=False,
         timeout_graceful_shutdown=2,
