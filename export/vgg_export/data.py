@@ -34,6 +34,7 @@ FIT_SHARE, SELECT_SHARE = 0.5, 0.2  # of a folder without a test set of its own;
 SELECT_OF_TRAIN = 0.2  # where there is a test set
 PARTS = ("fit", "select", "test")
 PART_FOLDERS = {"train": ("train",), "select": ("val", "valid", "validation"), "test": ("test",)}
+HELD_OF_FIT = 0.2  # for repair, where there is no selection set
 SIGNS_TRAIN = 1600  # drawn to fit and select with, where the demo brings no pictures
 SIGNS_TEST_SEED, SIGNS_TRAIN_SEED = 10_000_000, 20_000_000  # above every seed the demo was trained on
 
@@ -379,6 +380,30 @@ def batches_of(items: Sequence[Item], preprocessing: Preprocessing) -> "torch.ut
             return torch.from_numpy(load(item.path, preprocessing)), -1 if item.label is None else item.label
 
     return Pictures()
+
+
+def fit_and_held(splits: Splits, images: int, held_images: int, seed: int) -> tuple[list[Item], list[Item]]:
+    """Pictures to fit layers on, and others, of other sources, that choose the strength of the fit and measure; the second are
+    the selection set's, or a share of the fitting set where there is none.
+
+    Raises:
+        DataError: there are not two sources.
+    """
+    fit, held = list(splits.fit), list(splits.select)
+    if not held:
+        place = choose.spread([i.source for i in fit], seed)
+        edge = sorted(place)[-max(1, round(HELD_OF_FIT * len(fit)))]
+        fit, held = [i for i, p in zip(fit, place, strict=True) if p < edge], [i for i, p in zip(fit, place, strict=True) if p >= edge]
+    if not fit:
+        raise DataError(f"repair needs at least two pictures of different sources, found {len(splits.fit)}; give more with --data")
+    return choose.limit(fit, [i.source for i in fit], images, seed), choose.limit(held, [i.source for i in held], held_images, seed)
+
+
+def stacked(items: Sequence[Item], preprocessing: Preprocessing) -> "torch.Tensor":
+    """Pictures as one tensor [N, 3, px, px]."""
+    import torch
+
+    return torch.stack([torch.from_numpy(load(item.path, preprocessing)) for item in items])
 
 
 def ids_for(source: dict[str, Any]) -> tuple[str, ...] | None:

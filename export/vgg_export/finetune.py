@@ -23,7 +23,7 @@ from vgg_runtime.preprocess import for_input
 from . import model, stage
 from .data import Item, Splits, batches_of
 from .errors import DataError
-from .options import BLOCK_NAMES, FinetuneOptions, as_json
+from .options import FinetuneOptions, as_json
 from .progress import Progress, Quiet
 from .storage import reserved_array
 
@@ -156,7 +156,7 @@ def _divide(network: "nn.Module", train_from: str) -> "tuple[nn.Sequential, nn.S
     import torch
 
     layers = list(network.named_children())
-    first = next(k for k, (name, _) in enumerate(layers) if name.startswith(train_from)) if train_from != BLOCK_NAMES[0] else 0
+    first = next(k for k, (name, _) in enumerate(layers) if name.startswith(train_from))
     frozen, trained = (torch.nn.Sequential(*(layer for _, layer in part)) for part in (layers[:first], layers[first:]))
     frozen.requires_grad_(requires_grad=False)
     return frozen, trained
@@ -240,7 +240,7 @@ def _train_epoch(trained: "nn.Module", cached: _Cached, options: FinetuneOptions
     if _world() > 1:
         tail = torch.nn.parallel.DistributedDataParallel(trained)
     # A new optimizer each epoch: its state would belong to weights that a roll-back forgets.
-    optimizer = torch.optim.Adam(trained.parameters(), lr=options.rate * 0.5 ** (epoch - 1))
+    optimizer = torch.optim.Adam(trained.parameters(), lr=options.rate * options.decay ** (epoch - 1))
     # Every process makes as many steps of as many pictures, as the averaging of gradients needs.
     steps, per_process = -(-_least(len(cached.labels)) // max(1, options.batch // _world())), max(1, options.batch // _world())
     order = torch.randperm(len(cached.labels), generator=torch.Generator().manual_seed(options.seed * 1000 + epoch)).tolist()

@@ -52,11 +52,12 @@ def fold(checkpoint: model.Checkpoint, input_px: int) -> model.Checkpoint:
     if plan.grid_px != model.POOLED_PX:
         raise OptionsError(f"the checkpoint already takes {plan.input_px} px; expected the one for {model.POOLED_PX * model.STRIDE_PX} px")
     smaller = dataclasses.replace(plan, input_px=input_px)
-    weight = checkpoint.tensors["fc1.weight"]
+    name = f"{plan.first_linear()}.weight"
+    weight = checkpoint.tensors[name]
     matrix = pooling_matrix(smaller.grid_px).to(weight.dtype)
     folded = weight.view(weight.shape[0], -1, matrix.shape[0]) @ matrix
     source = checkpoint.source | {"history": [*checkpoint.source.get("history", []), f"adaptive pool folded into fc1 for {input_px} px"]}
-    return model.Checkpoint(smaller, checkpoint.tensors | {"fc1.weight": folded.flatten(1)}, checkpoint.labels, source)
+    return model.Checkpoint(smaller, checkpoint.tensors | {name: folded.flatten(1)}, checkpoint.labels, source)
 
 
 def ensure_same_as_pooled(original: model.Checkpoint, folded: model.Checkpoint) -> float:

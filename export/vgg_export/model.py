@@ -6,6 +6,7 @@ guesses from layer names.
 
 import dataclasses
 import json
+import math
 from collections import OrderedDict
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,12 +23,54 @@ CONVS_PER_BLOCK = {"vgg11": (1, 1, 2, 2, 2), "vgg13": (2, 2, 2, 2, 2), "vgg16": 
 STRIDE_PX = 32  # five 2x2 max-pools
 POOLED_PX = 7  # torchvision's AdaptiveAvgPool2d((7, 7)) in front of fc1
 FORMAT = "vgg-export-checkpoint"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # 2: plans with factorised layers
+
+# How a layer of c inputs and n outputs is replaced by two thinner ones with r between them, without a non-linearity there.
+FACTORS = {
+    "channel": ((3, 3), (1, 1)),  # 3x3 c -> r, then 1x1 r -> n (Zhang et al. 2015)
+    "spatial": ((3, 1), (1, 3)),  # 3x1 c -> r, then 1x3 r -> n (Jaderberg et al. 2014)
+    "linear": (None, None),  # fully connected c -> r, then r -> n
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Factor:
+    """A layer of the plan that is made of two: ``kind`` is a key of FACTORS, ``rank`` the width between them."""
+
+    layer: str
+    kind: str
+    rank: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Layer:
+    """A layer with weights as it is executed; ``kernel`` is None for a fully connected one, ``side_px`` the side of its map."""
+
+    name: str
+    inputs: int
+    outputs: int
+    kernel: tuple[int, int] | None
+    side_px: int
+    bias: bool
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the weight tensor: [n, c, height, width] or [n, c]."""
+        return (self.outputs, self.inputs, *(self.kernel or ()))
+
+    def parameters(self) -> int:
+        """Weights and biases."""
+        return math.prod(self.shape) + (self.outputs if self.bias else 0)
+
+    def macs(self) -> int:
+        """Multiply-accumulates of one inference (biases not counted)."""
+        return math.prod(self.shape) * self.side_px**2
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """The shape of a VGG: output channels of every convolution by block, then three fully connected layers.
+    """The shape of a VGG: output channels of every convolution by block, then three fully connected layers; ``factors`` names
+    the layers that are made of two thinner ones.
 
     ``input_px`` is the side of the square input the network takes. At 224 px the feature map is 7x7 and the adaptive pool
     of torchvision is the identity, so there is no pool in the network at all; for other sizes ``fold`` multiplies the pool
@@ -39,6 +82,7 @@ class Plan:
     hidden: tuple[int, int]
     classes: int
     input_px: int = 224
+    factors: tuple[Factor, ...] = ()
 
     def __post_init__(self) -> None:
         counts = tuple(len(block) for block in self.blocks)
@@ -51,6 +95,13 @@ class Plan:
             )
         if self.input_px < STRIDE_PX:
             raise CheckpointError(f"a VGG halves its input five times: the input must be at least {STRIDE_PX} px, found {self.input_px}")
+        sizes = {name: (c, n) for name, c, n in (*self.convs(), *self.linears())}
+        for factor in self.factors:
+            kinds = ("linear",) if factor.layer.startswith("fc") else ("channel", "spatial")
+            if factor.layer not in sizes or factor.kind not in kinds or factor.rank < 1:
+                raise CheckpointError(f"{factor} is no factorisation of a layer of {self.family}; expected a rank and one of {kinds}")
+        if len({factor.layer for factor in self.factors}) != len(self.factors):
+            raise CheckpointError("a layer is factorised twice in the plan")
 
     @property
     def grid_px(self) -> int:
@@ -71,20 +122,38 @@ class Plan:
         for k in range(3):
             yield f"fc{k + 1}", sizes[k], sizes[k + 1]
 
+    def layers(self) -> Iterator[Layer]:
+        """Every layer with weights as it is executed, input to output."""
+        convs = self.convs()
+        for b, block in enumerate(self.blocks):
+            for _ in block:
+                yield from self.parts(*next(convs), side_px=self.input_px // 2**b)
+        for linear in self.linears():
+            yield from self.parts(*linear, side_px=1)
+
+    def parts(self, name: str, inputs: int, outputs: int, side_px: int) -> tuple[Layer, ...]:
+        """The one or two layers that a layer of the plan is made of; those of a factorised one end in _reduce and _expand."""
+        factor = next((f for f in self.factors if f.layer == name), None)
+        if factor is None:
+            kernel = None if name.startswith("fc") else (3, 3)
+            return (Layer(name, inputs, outputs, kernel, side_px, bias=True),)
+        first, second = FACTORS[factor.kind]
+        return (
+            Layer(f"{name}_reduce", inputs, factor.rank, first, side_px, bias=False),
+            Layer(f"{name}_expand", factor.rank, outputs, second, side_px, bias=True),
+        )
+
+    def first_linear(self) -> str:
+        """The name of the layer that reads the feature map."""
+        return next(layer.name for layer in self.layers() if layer.kernel is None)
+
     def parameters(self) -> int:
         """Weights and biases."""
-        return sum(9 * c * n + n for _, c, n in self.convs()) + sum(c * n + n for _, c, n in self.linears())
+        return sum(layer.parameters() for layer in self.layers())
 
     def macs(self) -> int:
         """Multiply-accumulates of one inference (biases not counted)."""
-        total, side = 0, self.input_px
-        convs = self.convs()
-        for block in self.blocks:
-            for _ in block:
-                _, c, n = next(convs)
-                total += 9 * c * n * side * side
-            side //= 2
-        return total + sum(c * n for _, c, n in self.linears())
+        return sum(layer.macs() for layer in self.layers())
 
     def to_json(self) -> dict[str, Any]:
         """The plan as plain lists and numbers."""
@@ -100,6 +169,7 @@ class Plan:
                 hidden=(int(data["hidden"][0]), int(data["hidden"][1])),
                 classes=int(data["classes"]),
                 input_px=int(data["input_px"]),
+                factors=tuple(Factor(str(f["layer"]), str(f["kind"]), int(f["rank"])) for f in data.get("factors", ())),
             )
         except (KeyError, TypeError, ValueError, IndexError) as error:
             raise CheckpointError(f"the channel plan is damaged ({error!r}); expected family, blocks, hidden, classes, input_px") from error
@@ -114,8 +184,8 @@ def full_width(family: str, classes: int = 1000) -> Plan:
 
 @dataclasses.dataclass(frozen=True)
 class Checkpoint:
-    """A plan, its float32 tensors (``conv1_1.weight`` [n, c, 3, 3], ``fc1.weight`` [n, c*grid*grid], ``*.bias`` [n]), the
-    class names and where the weights came from."""
+    """A plan, its float32 tensors (``conv1_1.weight`` [n, c, 3, 3], ``fc1.weight`` [n, c*grid*grid], ``*.bias`` [n]; the two
+    parts of a factorised layer are ``conv3_1_reduce`` and ``conv3_1_expand``), the class names and where the weights came from."""
 
     plan: Plan
     tensors: "dict[str, torch.Tensor]"
@@ -147,10 +217,10 @@ class Checkpoint:
 def expected_shapes(plan: Plan) -> dict[str, tuple[int, ...]]:
     """The name and shape of every tensor of a plan."""
     shapes: dict[str, tuple[int, ...]] = {}
-    for name, c, n in plan.convs():
-        shapes |= {f"{name}.weight": (n, c, 3, 3), f"{name}.bias": (n,)}
-    for name, c, n in plan.linears():
-        shapes |= {f"{name}.weight": (n, c), f"{name}.bias": (n,)}
+    for layer in plan.layers():
+        shapes[f"{layer.name}.weight"] = layer.shape
+        if layer.bias:
+            shapes[f"{layer.name}.bias"] = (layer.outputs,)
     return shapes
 
 
@@ -163,19 +233,31 @@ def build(plan: Plan, *, batch_norm: bool = False, dropout: float = 0.0) -> "nn.
     for b, block in enumerate(plan.blocks, 1):
         for _ in block:
             name, c, n = next(convs)
-            layers[name] = nn.Conv2d(c, n, 3, padding=1, bias=not batch_norm)
+            for part in plan.parts(name, c, n, plan.input_px):
+                layers[part.name] = module(part, bias=part.bias and not batch_norm)
             if batch_norm:
                 layers[name.replace("conv", "bn")] = nn.BatchNorm2d(n)
             layers[name.replace("conv", "relu")] = nn.ReLU(inplace=True)
         layers[f"pool{b}"] = nn.MaxPool2d(2)
     layers["flatten"] = nn.Flatten()
     for name, c, n in plan.linears():
-        layers[name] = nn.Linear(c, n)
+        for part in plan.parts(name, c, n, 1):
+            layers[part.name] = module(part, bias=part.bias)
         if name != "fc3":
             layers[name.replace("fc", "relu_fc")] = nn.ReLU(inplace=True)
             if dropout:
                 layers[name.replace("fc", "dropout")] = nn.Dropout(dropout)
     return nn.Sequential(layers)
+
+
+def module(layer: Layer, *, bias: bool) -> "nn.Module":
+    """A layer with PyTorch's default initial weights."""
+    from torch import nn
+
+    if layer.kernel is None:
+        return nn.Linear(layer.inputs, layer.outputs, bias=bias)
+    height, width = layer.kernel
+    return nn.Conv2d(layer.inputs, layer.outputs, layer.kernel, padding=(height // 2, width // 2), bias=bias)
 
 
 def fold_batch_norm(

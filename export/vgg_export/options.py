@@ -8,6 +8,7 @@ from .errors import OptionsError
 
 WIDTH_MULTIPLE = 16  # onnxruntime's fast int8 kernels on ARM want channels in multiples of 4 in and 16 out
 BLOCK_NAMES = ("conv1", "conv2", "conv3", "conv4", "conv5")
+TRAINABLE = (*BLOCK_NAMES, "fc1")  # first layers to train: a block of convolutions, or only the classifier
 CRITERIA = ("l2", "l1", "random")
 
 
@@ -61,13 +62,17 @@ class DataOptions:
 
 @dataclasses.dataclass(frozen=True)
 class PruneOptions:
-    """``ratio`` of the filters of every convolution from block ``first_block`` on; widths land on a multiple of ``multiple``."""
+    """``ratio`` of the filters of every convolution from block ``first_block`` on; widths land on a multiple of ``multiple``.
+    ``repair`` fits what is left in closed form to ``images`` pictures, choosing and measuring with ``held_images`` others."""
 
     ratio: float = 0.10
     first_block: str = "conv4"
     criterion: str = "l2"
     multiple: int = WIDTH_MULTIPLE
     seed: int = 0
+    repair: bool = True
+    images: int = 200
+    held_images: int = 60
 
     def __post_init__(self) -> None:
         if not 0 <= self.ratio < 1:
@@ -78,6 +83,8 @@ class PruneOptions:
             raise OptionsError(f"--criterion must be one of {', '.join(CRITERIA)}, found {self.criterion!r}")
         if self.multiple < 1:
             raise OptionsError(f"--width-multiple must be at least 1, found {self.multiple}")
+        if self.images < 1 or self.held_images < 1:
+            raise OptionsError(f"repair needs pictures to fit and to choose with, found {self.images} and {self.held_images}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,6 +93,7 @@ class FinetuneOptions:
 
     epochs: int = 2
     rate: float = 1e-4
+    decay: float = 0.5  # of the rate, each epoch
     batch: int = 16
     temperature: float = 2.0
     train_from: str = "conv4"
@@ -96,10 +104,34 @@ class FinetuneOptions:
     def __post_init__(self) -> None:
         if self.epochs < 0 or self.batch < 1 or self.images < 1 or self.select_images < 1:
             raise OptionsError(f"epochs must not be negative, batch and images must be positive; found {self}")
-        if self.rate <= 0 or self.temperature <= 0:
-            raise OptionsError(f"the learning rate and the temperature must be positive, found {self.rate} and {self.temperature}")
-        if self.train_from not in BLOCK_NAMES:
-            raise OptionsError(f"--train-from must be one of {', '.join(BLOCK_NAMES)}, found {self.train_from!r}")
+        if min(self.rate, self.decay, self.temperature) <= 0:
+            raise OptionsError(f"the learning rate, its decay and the temperature must be positive; found {self}")
+        if self.train_from not in TRAINABLE:
+            raise OptionsError(f"--train-from must be one of {', '.join(TRAINABLE)}, found {self.train_from!r}")
+
+
+def distil_options(epochs: int = 15, images: int = FinetuneOptions.images, seed: int = 0) -> FinetuneOptions:
+    """Of the cheapest recovery: only the classifier, on features that are computed once."""
+    return FinetuneOptions(epochs, decay=0.85, train_from="fc1", images=images, seed=seed)
+
+
+@dataclasses.dataclass(frozen=True)
+class FactoriseOptions:
+    """``conv_share``: what is left of the convolutions' arithmetic at most; ``fc_ranks``: of fc1 and fc2, None for what fits the
+    network; ``images`` to fit on and ``held_images`` to choose and measure with, at most."""
+
+    conv_share: float = 0.5
+    fc_ranks: tuple[int, int] | None = None
+    multiple: int = WIDTH_MULTIPLE
+    images: int = 200
+    held_images: int = 60
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.conv_share < 1:
+            raise OptionsError(f"--conv-share must be above 0 and below 1, found {self.conv_share}")
+        if min(self.multiple, self.images, self.held_images, *(self.fc_ranks or (1,))) < 1:
+            raise OptionsError(f"ranks, their multiple and the numbers of images must be positive; found {self}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,6 +155,8 @@ class AllOptions:
     data: DataOptions = dataclasses.field(default_factory=DataOptions)
     prune: PruneOptions = dataclasses.field(default_factory=PruneOptions)
     finetune: FinetuneOptions = dataclasses.field(default_factory=FinetuneOptions)
+    factorise: FactoriseOptions = dataclasses.field(default_factory=FactoriseOptions)
+    distil: FinetuneOptions = dataclasses.field(default_factory=distil_options)
     quantize: QuantizeOptions = dataclasses.field(default_factory=QuantizeOptions)
     scaled_px: int = 160
     variants: tuple[str, ...] | None = None  # None: all; the baseline is always among them

@@ -1,0 +1,189 @@
+"""Factorised layers: a convolution of n filters becomes one of r filters and a 1x1 convolution, a fully connected layer two
+thinner ones, fitted in closed form to what the original says on a few hundred pictures without labels (``repair``).
+
+The ranks of the convolutions follow from a sensitivity table: the share of the variance of a layer's outputs that its r main
+directions hold. The product of these shares is kept as large as a bound on the arithmetic allows (Zhang et al. 2015).
+"""
+
+import dataclasses
+import itertools
+import logging
+import math
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vgg_runtime.preprocess import for_input
+
+from . import model, repair, stage
+from .data import Item, Splits, fit_and_held, stacked
+from .errors import OptionsError
+from .options import FactoriseOptions, as_json
+from .progress import Progress
+
+if TYPE_CHECKING:
+    import torch
+
+log = logging.getLogger(__name__)
+
+TABLE_PICTURES = 64  # for the sensitivity table: its n x n covariances need fewer than the fit
+TABLE_PLACES = 256  # of each picture
+
+
+def run(checkpoint: stage.Artifact, splits: Splits, output: Path, options: FactoriseOptions, progress: Progress) -> stage.Artifact:
+    """Factorise a checkpoint file; the sidecar holds the plan, the sensitivity table, how each layer was fitted and what was lost."""
+    fit, held = fit_and_held(splits, options.images, options.held_images, options.seed)
+
+    def make(path: Path) -> dict[str, object]:
+        original = model.load(checkpoint.path)
+        made, measured = factorise(original, fit, held, options, path.parent, progress)
+        source = made.source | {"fitted_on": splits.fitted()}
+        model.save(dataclasses.replace(made, source=source), path)
+        before, after = original.plan, made.plan
+        log.info(
+            "factorised %.2f M to %.2f M parameters, %.2f to %.2f GMACs; agrees with the original on %.1f %% of %d held-out pictures",
+            before.parameters() / 1e6,
+            after.parameters() / 1e6,
+            before.macs() / 1e9,
+            after.macs() / 1e9,
+            100 * measured["loss"]["agreement"],
+            len(held),
+        )
+        return measured
+
+    inputs = {"checkpoint": checkpoint, "splits": stage.Artifact(Path("splits"), splits.digest("fit", "select"), {})}
+    return stage.produce("factorise", as_json(options), inputs, output, make)
+
+
+def factorise(
+    original: model.Checkpoint, fit: Sequence[Item], held: Sequence[Item], options: FactoriseOptions, scratch: Path, progress: Progress
+) -> tuple[model.Checkpoint, dict[str, Any]]:
+    """The factorised checkpoint, and what was measured while it was made.
+
+    Raises:
+        OptionsError: the checkpoint is factorised already, or nothing is to be gained.
+        CheckFailedError: the result does not have the arithmetic that was asked for.
+    """
+    if original.plan.factors:
+        raise OptionsError("the checkpoint is factorised already; give the one that it was made from")
+    pictures = repair.Pictures(*(stacked(items, for_input(original.plan.input_px)) for items in (fit, held)))
+    with tempfile.TemporaryDirectory(prefix=".factorise.", dir=scratch) as folder:
+        table = sensitivity(original, pictures.fit[:TABLE_PICTURES], Path(folder), progress)
+        plan = choose_ranks(original.plan, table, options)
+        problem = repair.Problem(original, original.tensors, {}, plan)
+        tensors, fits = repair.repair(problem, pictures, Path(folder), progress)
+    words = (
+        f"factorised to {plan.macs() / original.plan.macs():.0%} of the arithmetic and {plan.parameters() / original.plan.parameters():.0%}"
+        f" of the parameters, fitted on {len(fit)} pictures"
+    )
+    source = original.source | {"history": [*original.source.get("history", []), words]}
+    made = model.Checkpoint(plan, tensors, original.labels, source)
+    measured = {
+        "plan": plan.to_json(),
+        "parameters": {"before": original.plan.parameters(), "after": plan.parameters()},
+        "macs": {"before": original.plan.macs(), "after": plan.macs()},
+        "images": len(fit),
+        "held_images": len(held),
+        "table": {name: [round(share, 6) for share in shares] for name, shares in table.items()},
+        "layers": [f.to_json() for f in fits],
+        "loss": repair.loss(original, made, pictures.held),
+    }
+    return made, measured
+
+
+def sensitivity(original: model.Checkpoint, pictures: "torch.Tensor", scratch: Path, progress: Progress) -> dict[str, list[float]]:
+    """For every convolution, the share of the variance of its outputs that the first 1, 2, ... n main directions hold."""
+    import torch
+
+    table: dict[str, list[float]] = {}
+    maps, names = repair.Maps(pictures, scratch), [name for name, *_ in original.plan.convs()]
+    with torch.inference_mode(), progress.task("measuring the sensitivity of the layers", len(names)) as task:
+        for name in names:
+            weight, bias = original.tensors[f"{name}.weight"], original.tensors[f"{name}.bias"]
+            generator = torch.Generator().manual_seed(0)
+            sums = repair.Sums(len(weight), 1)
+            for a in range(0, len(pictures), repair.CHUNK):
+                x = maps.read(a, min(a + repair.CHUNK, len(pictures)))
+                said = torch.nn.functional.conv2d(x, weight, bias, padding=1).flatten(2)
+                places = torch.randperm(said.shape[2], generator=generator)[:TABLE_PLACES]
+                rows = said[:, :, places].transpose(1, 2).reshape(-1, len(weight))
+                sums.add(rows, rows[:, :1])
+            values = torch.linalg.eigvalsh(sums.moments().xx).flip(0).clamp_min(0)
+            table[name] = (values.cumsum(0) / values.sum().clamp_min(1e-30)).tolist()
+            maps.advance(*repair.forward(original.plan, name, original.tensors))
+            task.advance()
+    return table
+
+
+def choose_ranks(plan: model.Plan, table: dict[str, list[float]], options: FactoriseOptions) -> model.Plan:
+    """The plan with the convolutions' arithmetic at most ``conv_share`` of what it was, and the fully connected ranks.
+
+    Every convolution offers points (arithmetic, -log of the variance kept). On the lower convex hull of these the cheapest
+    step of all layers is taken until the bound is met.
+
+    Raises:
+        OptionsError: the bound cannot be met.
+    """
+    full = {layer.name: layer.macs() for layer in plan.layers() if layer.kernel}
+    bound, total = options.conv_share * sum(full.values()), sum(full.values())
+    steps = []
+    for name, shares in table.items():
+        offers = [(full[name], 0.0, 0), *_offers(plan, name, shares, full[name], options.multiple)]
+        for (more, better, _), (less, worse, rank) in itertools.pairwise(_hull(offers)):
+            steps.append(((worse - better) / (more - less), more - less, name, rank))
+    ranks: dict[str, int] = {}
+    for _, saved, name, rank in sorted(steps):
+        if total <= bound:
+            break
+        total -= saved
+        ranks[name] = rank
+    if total > bound:
+        raise OptionsError(
+            f"the convolutions cannot be factorised to {options.conv_share:.0%} of their arithmetic with ranks in multiples of"
+            f" {options.multiple}; the least is {total / sum(full.values()):.0%}: use a larger --conv-share"
+        )
+    factors = [model.Factor(name, "channel", ranks[name]) for name, *_ in plan.convs() if name in ranks]
+    for (name, c, n), rank in zip(plan.linears(), fc_ranks(plan, options), strict=False):
+        if rank * (c + n) < c * n:
+            factors.append(model.Factor(name, "linear", rank))
+    smaller = dataclasses.replace(plan, factors=tuple(factors))
+    if not factors or smaller.macs() >= plan.macs():
+        raise OptionsError(f"nothing of this {plan.family} is to be gained by factorising it to {options.conv_share:.0%}")
+    return smaller
+
+
+def _offers(plan: model.Plan, name: str, shares: Sequence[float], full: int, multiple: int) -> list[tuple[int, float, int]]:
+    """(arithmetic, loss, rank) of the ranks of a convolution that save anything."""
+    c, n = next((c, n) for known, c, n in plan.convs() if known == name)
+    area = full // (9 * c * n)
+    found = []
+    for rank in range(multiple, n, multiple):
+        macs = area * rank * (9 * c + n)
+        if macs < full:
+            found.append((macs, -math.log(max(shares[rank - 1], 1e-12)), rank))
+    return found
+
+
+def _hull(points: list[tuple[int, float, int]]) -> list[tuple[int, float, int]]:
+    """The lower convex hull of (arithmetic, loss, rank), from the most arithmetic to the least."""
+    hull: list[tuple[int, float, int]] = []
+    for point in sorted(points, reverse=True):
+        while len(hull) > 1 and _slope(hull[-2], hull[-1]) >= _slope(hull[-2], point):
+            hull.pop()
+        hull.append(point)
+    return hull
+
+
+def _slope(a: tuple[int, float, int], b: tuple[int, float, int]) -> float:
+    return (b[1] - a[1]) / max(1, a[0] - b[0])
+
+
+def fc_ranks(plan: model.Plan, options: FactoriseOptions) -> tuple[int, int]:
+    """Ranks of fc1 and fc2: as asked for, or a sixteenth and a thirty-second of the width, more where there are many classes."""
+    if options.fc_ranks:
+        return options.fc_ranks
+    first = max(plan.hidden[0] // 16, min(plan.classes, plan.hidden[0] // 8))
+    second = max(plan.hidden[1] // 32, min(plan.classes // 2, plan.hidden[1] // 16))
+    up = options.multiple
+    return -(-first // up) * up, -(-second // up) * up

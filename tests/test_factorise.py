@@ -1,0 +1,136 @@
+"""Ranks from a sensitivity table, and a factorised VGG through every later stage without special cases."""
+
+import dataclasses
+import itertools
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import small_checkpoint
+
+from vgg_export import data, factorise, finetune, fold, model, prune, quantize, stage, to_onnx
+from vgg_export.errors import CheckpointError, DataError, OptionsError
+from vgg_export.options import FactoriseOptions, FinetuneOptions, PruneOptions, QuantizeOptions
+from vgg_export.progress import Quiet
+
+OPTIONS = FactoriseOptions(conv_share=0.7, fc_ranks=(16, 8), multiple=4, images=30, held_images=10)
+
+
+@pytest.fixture(scope="module")
+def made(splits: data.Splits, tmp_path_factory: pytest.TempPathFactory) -> tuple[stage.Artifact, stage.Artifact]:
+    """(original, factorised): checkpoint files."""
+    folder = tmp_path_factory.mktemp("factorised")
+    model.save(small_checkpoint(), folder / "original.safetensors")
+    original = stage.of(folder / "original.safetensors")
+    return original, factorise.run(original, splits, folder / "compact.safetensors", OPTIONS, Quiet())
+
+
+def test_the_arithmetic_of_a_factorised_plan_by_hand() -> None:
+    plan = model.full_width("vgg11")
+    factors = (model.Factor("conv3_1", "channel", 64), model.Factor("fc1", "linear", 256))
+    compact = dataclasses.replace(plan, factors=factors)
+    assert plan.macs() - compact.macs() == (9 * 128 * 256 - 64 * (9 * 128 + 256)) * 56**2 + 25088 * 4096 - 256 * (25088 + 4096)
+    assert plan.parameters() - compact.parameters() == 9 * 128 * 256 - 64 * (9 * 128 + 256) + 25088 * 4096 - 256 * (25088 + 4096)
+    assert model.Plan.from_json(json.loads(json.dumps(compact.to_json()))) == compact
+    assert compact.first_linear() == "fc1_reduce"
+    shapes = model.expected_shapes(compact)
+    assert shapes["conv3_1_reduce.weight"] == (64, 128, 3, 3)
+    assert shapes["conv3_1_expand.weight"] == (256, 64, 1, 1)
+    assert "conv3_1_reduce.bias" not in shapes
+
+
+@pytest.mark.parametrize(
+    "factors",
+    [
+        (model.Factor("conv9_1", "channel", 4),),
+        (model.Factor("fc1", "channel", 4),),
+        (model.Factor("conv3_1", "channel", 0),),
+        (model.Factor("conv3_1", "channel", 4), model.Factor("conv3_1", "channel", 8)),
+    ],
+)
+def test_a_plan_with_impossible_factors_is_refused(factors: tuple[model.Factor, ...]) -> None:
+    with pytest.raises(CheckpointError):
+        dataclasses.replace(model.full_width("vgg11"), factors=factors)
+
+
+def test_the_chosen_ranks_are_the_best_within_the_bound() -> None:
+    """Against all combinations: nothing with as little arithmetic keeps a larger product of variances."""
+    plan = model.Plan("vgg11", ((16,), (16,), (16, 16), (16, 16), (16, 16)), (8, 8), 4)
+    generator = torch.Generator().manual_seed(1)
+    table = {}
+    for k, (name, *_) in enumerate(plan.convs()):
+        values = torch.exp(-(0.1 + 0.1 * k) * torch.arange(16.0)) + 0.01 * torch.rand(16, generator=generator)
+        table[name] = (values.sort(descending=True).values.cumsum(0) / values.sum()).tolist()
+    options = FactoriseOptions(conv_share=0.6, fc_ranks=(1, 1), multiple=4)
+    chosen = factorise.choose_ranks(plan, table, options)
+    convs = [(name, sum(part.macs() for part in plan.layers() if part.name == name)) for name, *_ in plan.convs()]
+    bound = 0.6 * sum(macs for _, macs in convs)
+    offers = [[(macs, 0.0, 0), *factorise._offers(plan, name, table[name], macs, 4)] for name, macs in convs]
+    best = min(sum(o[1] for o in combination) for combination in itertools.product(*offers) if sum(o[0] for o in combination) <= bound)
+    ranks = {f.layer: f.rank for f in chosen.factors if f.kind == "channel"}
+    found = [next(o for o in offer if o[2] == ranks.get(name, 0)) for (name, _), offer in zip(convs, offers, strict=True)]
+    assert sum(o[0] for o in found) <= bound
+    assert sum(o[1] for o in found) <= 1.5 * best + 1e-9  # the hull leaves at most one step's slack
+
+
+def test_it_halves_the_arithmetic_and_still_agrees(made: tuple[stage.Artifact, stage.Artifact]) -> None:
+    original, compact = made
+    measured = compact.measured
+    assert measured["macs"]["after"] < 0.72 * measured["macs"]["before"]
+    assert measured["parameters"]["after"] < 0.6 * measured["parameters"]["before"]
+    assert measured["loss"]["n"] == 10
+    assert measured["loss"]["agreement"] >= 0.8
+    assert {layer["layer"] for layer in measured["layers"]} >= {"fc1", "fc2", "fc3"}
+    assert all(0 <= layer["error_after"] < 0.5 for layer in measured["layers"])
+    loaded = model.load(compact.path)
+    assert loaded.plan == model.Plan.from_json(measured["plan"])
+    assert loaded.source["history"][-1].startswith("factorised to ")
+    assert len(loaded.source["fitted_on"]) > 0
+    assert model.load(original.path).plan.factors == ()
+
+
+def test_later_stages_need_no_special_case(made: tuple[stage.Artifact, stage.Artifact], splits: data.Splits, tmp_path: Path) -> None:
+    original, compact = made
+    tuned = finetune.run(
+        compact, original, splits, tmp_path / "tuned.safetensors", FinetuneOptions(1, 1e-4, train_from="fc1", images=16), Quiet()
+    )
+    before, after = model.load(compact.path).tensors, model.load(tuned.path).tensors
+    assert all(torch.equal(before[name], after[name]) for name in before if name.startswith("conv"))
+    scaled = fold.run(tuned, tmp_path / "scaled.safetensors", 96, Quiet())
+    exported = to_onnx.run(scaled, tmp_path / "scaled.onnx", Quiet())
+    factors = len(model.load(compact.path).plan.factors)
+    assert exported.measured["ops"]["Conv"] + exported.measured["ops"]["Gemm"] == 8 + 3 + factors
+    quantized = quantize.run(exported, splits, 8, tmp_path / "int8.onnx", QuantizeOptions("pi5"), Quiet())
+    assert quantized.measured["ops"]["QLinearConv"] == exported.measured["ops"]["Conv"]
+    assert quantized.measured["ops"]["QGemm"] == exported.measured["ops"]["Gemm"]
+
+
+def test_the_same_again_is_up_to_date(made: tuple[stage.Artifact, stage.Artifact], splits: data.Splits) -> None:
+    original, compact = made
+    stamp = compact.path.stat().st_mtime_ns
+    factorise.run(original, splits, compact.path, OPTIONS, Quiet())
+    assert compact.path.stat().st_mtime_ns == stamp
+
+
+def test_what_cannot_be_had_is_said(made: tuple[stage.Artifact, stage.Artifact], splits: data.Splits, tmp_path: Path) -> None:
+    original, compact = made
+    with pytest.raises(OptionsError, match="cannot be factorised to 1% of their arithmetic"):
+        factorise.run(original, splits, tmp_path / "x.safetensors", dataclasses.replace(OPTIONS, conv_share=0.01), Quiet())
+    with pytest.raises(OptionsError, match="factorised already"):
+        factorise.run(compact, splits, tmp_path / "x.safetensors", OPTIONS, Quiet())
+    with pytest.raises(OptionsError, match="is factorised; prune the one"):
+        prune.run(compact, splits, tmp_path / "x.safetensors", PruneOptions(), Quiet())
+    one = dataclasses.replace(splits, fit=splits.fit[:1], select=())
+    with pytest.raises(DataError, match="at least two pictures of different sources, found 1"):
+        factorise.run(original, one, tmp_path / "x.safetensors", OPTIONS, Quiet())
+    assert not (tmp_path / "x.safetensors").exists()
+
+
+def test_what_chooses_the_strength_is_never_fitted_on(splits: data.Splits) -> None:
+    for given in (splits, dataclasses.replace(splits, select=())):
+        fit, held = data.fit_and_held(given, 200, 60, 0)
+        assert fit
+        assert held
+        assert not {i.source for i in fit} & {i.source for i in held}
+        assert not {i.source for i in (*fit, *held)} & {i.source for i in splits.test}

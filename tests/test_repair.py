@@ -1,0 +1,154 @@
+"""The closed forms against their definitions, and repair where the right answer is known."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import small_checkpoint
+
+from vgg_export import model, prune, repair
+from vgg_export.options import PruneOptions
+from vgg_export.progress import Quiet
+
+
+def pictures(count: int, px: int = 64, seed: int = 0) -> torch.Tensor:
+    return torch.randn(count, 3, px, px, generator=torch.Generator().manual_seed(seed))
+
+
+def at_64_px(checkpoint: model.Checkpoint) -> model.Checkpoint:
+    """A small checkpoint whose input is 64 px, so that a test is quick."""
+    from vgg_export import fold
+
+    return fold.fold(checkpoint, 64)
+
+
+def everything(checkpoint: model.Checkpoint) -> dict[str, torch.Tensor]:
+    return {name: torch.arange(n) for name, _, n in checkpoint.plan.convs()}
+
+
+def test_patches_are_what_a_convolution_sees() -> None:
+    maps, places = torch.randn(2, 3, 5, 7), torch.tensor([[0, 6, 17], [34, 28, 9]])
+    unfolded = torch.nn.functional.unfold(maps, 3, padding=1)
+    expected = torch.stack([unfolded[k, :, places[k]].T for k in range(2)]).flatten(0, 1)
+    assert torch.equal(repair.patches(maps, places), expected)
+
+
+def test_moments_of_chunks_are_those_of_all_samples() -> None:
+    x, y, w = torch.randn(50, 4) + 3, torch.randn(50, 2), torch.randn(2, 4).double()
+    sums = repair.Sums(4, 2)
+    sums.add(x[:20], y[:20])
+    sums.add(x[20:], y[20:])
+    found = sums.moments()
+    centred_x, centred_y = (x - x.mean(0)).double(), (y - y.mean(0)).double()
+    assert torch.allclose(found.xx, centred_x.T @ centred_x / 50, atol=1e-5)
+    assert torch.allclose(found.yx, centred_y.T @ centred_x / 50, atol=1e-5)
+    assert found.error(w) == pytest.approx(float((centred_y - centred_x @ w.T).square().sum() / 50), rel=1e-4)
+
+
+def moments(x: torch.Tensor, y: torch.Tensor) -> repair.Moments:
+    sums = repair.Sums(x.shape[1], y.shape[1])
+    sums.add(x, y)
+    return sums.moments()
+
+
+def test_ridge_is_anchored_and_its_strength_is_what_does_best_on_other_samples() -> None:
+    torch.manual_seed(0)
+    true, start = torch.randn(3, 6), torch.randn(3, 6).double()
+    x, other = torch.randn(200, 6), torch.randn(80, 6)
+    weight, strength = repair.ridge(start, moments(x, x @ true.T), moments(other, other @ true.T))
+    assert strength == min(repair.STRENGTHS)  # no noise: the least damping is right
+    assert torch.allclose(weight, true.double(), atol=5e-3)
+    noisy = x[:8] @ true.T + 20 * torch.randn(8, 3)
+    assert repair.ridge(true.double(), moments(x[:8], noisy), moments(other, other @ true.T)) == (pytest.approx(true.double()), None)
+
+
+def test_the_dual_form_is_the_primal_one() -> None:
+    torch.manual_seed(0)
+    start, x, y = torch.randn(3, 40), torch.randn(30, 40), torch.randn(30, 3)
+    fit, said = repair.Centred.of(x, 20), repair.Centred.of(y, 20)
+    weight, strength = repair.ridge_by_picture(start, fit, said)
+    if strength is None:
+        strength, weight = repair.STRENGTHS_BY_PICTURE[0], start
+        pytest.fail("the data of this test should make a fit worth while")
+    damping = strength * float((fit.fit @ fit.fit.T).diagonal().mean())
+    primal = start + (said.fit - fit.fit @ start.T).T @ fit.fit @ torch.linalg.inv(fit.fit.T @ fit.fit + damping * torch.eye(40))
+    assert torch.allclose(weight, primal, atol=1e-4)
+
+
+def test_maps_that_are_computed_again_are_those_that_are_stored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoint, x = at_64_px(small_checkpoint()), pictures(11)
+    with torch.inference_mode():
+        expected = checkpoint.model()(x)
+        for limit in (0, 20_000, 10**9):
+            monkeypatch.setattr(repair, "KEPT_BYTES", limit)
+            maps = repair.Maps(x, tmp_path)
+            for name, *_ in (*checkpoint.plan.convs(), *checkpoint.plan.linears()):
+                maps.advance(*repair.forward(checkpoint.plan, name, checkpoint.tensors))
+            assert torch.allclose(maps.read(0, 11), expected, atol=1e-4)
+    assert list(tmp_path.iterdir()) == []  # the files have no names
+
+
+def test_a_filter_that_another_one_repeats_can_go_without_loss(tmp_path: Path) -> None:
+    original = at_64_px(small_checkpoint())
+    for part in ("weight", "bias"):
+        original.tensors[f"conv4_1.{part}"][5] = original.tensors[f"conv4_1.{part}"][9]
+    kept = everything(original)
+    kept["conv4_1"] = torch.tensor([k for k in range(32) if k != 5])
+    left = prune.remove_filters(original, kept)
+    plan = dataclasses.replace(original.plan, blocks=(*original.plan.blocks[:3], (31, 32), original.plan.blocks[4]))
+    shown = repair.Pictures(pictures(40), pictures(10, seed=1))
+    tensors, fits = repair.repair(repair.Problem(original, left, kept, plan), shown, tmp_path, Quiet())
+    before = repair.loss(original, model.Checkpoint(plan, left, original.labels, {}), shown.held)
+    after = repair.loss(original, model.Checkpoint(plan, tensors, original.labels, {}), shown.held)
+    assert before["kl"] > 100 * after["kl"]
+    assert (after["agreement"], after["n"]) == (1.0, 10)
+    assert fits[0].layer == "conv4_2"  # conv4_1 itself sees the same inputs and is left alone
+    assert fits[0].error_after < 0.01 * fits[0].error_before
+    assert torch.equal(tensors["conv3_2.weight"], original.tensors["conv3_2.weight"])
+
+
+@pytest.mark.parametrize("layer", ["conv3_1", "fc1"])
+def test_a_layer_of_low_rank_is_factorised_without_loss(layer: str, tmp_path: Path) -> None:
+    original = at_64_px(small_checkpoint())
+    weight = original.tensors[f"{layer}.weight"]
+    u, s, v = torch.linalg.svd(weight.flatten(1), full_matrices=False)
+    original.tensors[f"{layer}.weight"] = ((u[:, :6] * s[:6]) @ v[:6]).view(weight.shape).contiguous()
+    plan = dataclasses.replace(original.plan, factors=(model.Factor(layer, "linear" if layer == "fc1" else "channel", 6),))
+    shown = repair.Pictures(pictures(40), pictures(10, seed=1))
+    tensors, (fit, *_) = repair.repair(repair.Problem(original, original.tensors, {}, plan), shown, tmp_path, Quiet())
+    made = model.Checkpoint(plan, tensors, original.labels, {})
+    assert (fit.layer, fit.rank) == (layer, 6)
+    assert fit.error_after < 1e-4
+    with torch.inference_mode():
+        assert torch.allclose(made.model()(shown.held), original.model()(shown.held), rtol=1e-2, atol=2e-2)
+
+
+def test_repair_never_leaves_a_layer_worse_than_it_was_on_held_out_pictures(tmp_path: Path) -> None:
+    original = at_64_px(small_checkpoint())
+    pruned, kept = prune.prune(original, PruneOptions(ratio=0.5))
+    shown = repair.Pictures(pictures(2), pictures(10, seed=1))  # far too few to fit on
+    _, fits = repair.repair(repair.Problem(original, pruned.tensors, kept, pruned.plan), shown, tmp_path, Quiet())
+    assert len(fits) >= 6
+    assert all(fit.error_after <= fit.error_before + 1e-9 for fit in fits)
+
+
+def test_the_loss_is_agreement_and_the_kl_in_nats() -> None:
+    original, other = at_64_px(small_checkpoint()), at_64_px(small_checkpoint(seed=1))
+    x = pictures(9)
+    same = repair.loss(original, original, x)
+    assert (same["agreement"], same["kl"], same["n"]) == (1.0, pytest.approx(0, abs=1e-6), 9)
+    with torch.inference_mode():
+        p, q = original.model()(x).softmax(1), other.model()(x).softmax(1)
+    found = repair.loss(original, other, x)
+    assert found["kl"] == pytest.approx(float((p * (p / q).log()).sum(1).mean()), rel=1e-3)
+    assert found["agreement"] == pytest.approx(float((p.argmax(1) == q.argmax(1)).float().mean()))
+
+
+def test_noise_has_the_spectrum_of_photographs() -> None:
+    made = repair.noise(10, 64, 0)
+    assert (len(made.fit), len(made.held)) == (8, 2)
+    power = torch.fft.rfft2(made.fit.mean(1)).abs().square().mean(0)
+    assert float(power[0, 1:3].mean() / power[0, 12:16].mean()) > 30  # falls about as the square of the frequency
+    assert torch.equal(repair.noise(10, 64, 0).fit, made.fit)
+    assert not torch.equal(repair.noise(10, 64, 1).fit, made.fit)
