@@ -62,17 +62,13 @@ class DataOptions:
 
 @dataclasses.dataclass(frozen=True)
 class PruneOptions:
-    """``ratio`` of the filters of every convolution from block ``first_block`` on; widths land on a multiple of ``multiple``.
-    ``repair`` fits what is left in closed form to ``images`` pictures, choosing and measuring with ``held_images`` others."""
+    """``ratio`` of the filters of every convolution from block ``first_block`` on; widths land on a multiple of ``multiple``."""
 
     ratio: float = 0.10
     first_block: str = "conv4"
     criterion: str = "l2"
     multiple: int = WIDTH_MULTIPLE
     seed: int = 0
-    repair: bool = True
-    images: int = 200
-    held_images: int = 60
 
     def __post_init__(self) -> None:
         if not 0 <= self.ratio < 1:
@@ -83,8 +79,6 @@ class PruneOptions:
             raise OptionsError(f"--criterion must be one of {', '.join(CRITERIA)}, found {self.criterion!r}")
         if self.multiple < 1:
             raise OptionsError(f"--width-multiple must be at least 1, found {self.multiple}")
-        if self.images < 1 or self.held_images < 1:
-            raise OptionsError(f"repair needs pictures to fit and to choose with, found {self.images} and {self.held_images}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,11 +102,6 @@ class FinetuneOptions:
             raise OptionsError(f"the learning rate, its decay and the temperature must be positive; found {self}")
         if self.train_from not in TRAINABLE:
             raise OptionsError(f"--train-from must be one of {', '.join(TRAINABLE)}, found {self.train_from!r}")
-
-
-def distil_options(epochs: int = 15, images: int = FinetuneOptions.images, seed: int = 0) -> FinetuneOptions:
-    """Of the cheapest recovery: only the classifier, on features that are computed once."""
-    return FinetuneOptions(epochs, decay=0.85, train_from="fc1", images=images, seed=seed)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -155,8 +144,6 @@ class AllOptions:
     data: DataOptions = dataclasses.field(default_factory=DataOptions)
     prune: PruneOptions = dataclasses.field(default_factory=PruneOptions)
     finetune: FinetuneOptions = dataclasses.field(default_factory=FinetuneOptions)
-    factorise: FactoriseOptions = dataclasses.field(default_factory=FactoriseOptions)
-    distil: FinetuneOptions = dataclasses.field(default_factory=distil_options)
     quantize: QuantizeOptions = dataclasses.field(default_factory=QuantizeOptions)
     scaled_px: int = 160
     variants: tuple[str, ...] | None = None  # None: all; the baseline is always among them
