@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -125,7 +125,7 @@ def measure(folder: Path, manifest: Manifest, variant: Variant, pictures: Pictur
 
 def events(
     folder: Path, manifest: Manifest, variant: Variant, pictures: Pictures, options: Options, row: dict[str, Any]
-) -> Iterator[dict[str, Any]]:
+) -> Generator[dict[str, Any], None, None]:
     """Run a variant in its own process and enter what it says into ``row``; yields each event after that. Closing the iterator
     ends the process."""
     tensor = pictures.tensors.get(variant.preprocessing.crop_px, b"")
