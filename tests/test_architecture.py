@@ -10,7 +10,7 @@ import pytest
 from conftest import ROOT, command_environment
 
 EXPORT, RUNTIME, CALIBRATION = ROOT / "export/vgg_export", ROOT / "runtime/vgg_runtime", ROOT / "calibration/vgg_calibration"
-STAGES = ("prune", "finetune", "fold", "to_onnx", "quantize", "evaluate", "bundle")
+STAGES = ("prune", "factorise", "finetune", "fold", "to_onnx", "quantize", "evaluate", "bundle")
 
 
 def imports(path: Path) -> Iterator[str]:

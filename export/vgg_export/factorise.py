@@ -40,16 +40,9 @@ def run(checkpoint: stage.Artifact, splits: Splits, output: Path, options: Facto
         made, measured = factorise(original, fit, held, options, path.parent, progress)
         source = made.source | {"fitted_on": splits.fitted()}
         model.save(dataclasses.replace(made, source=source), path)
-        before, after = original.plan, made.plan
-        log.info(
-            "factorised %.2f M to %.2f M parameters, %.2f to %.2f GMACs; agrees with the original on %.1f %% of %d held-out pictures",
-            before.parameters() / 1e6,
-            after.parameters() / 1e6,
-            before.macs() / 1e9,
-            after.macs() / 1e9,
-            100 * measured["loss"]["agreement"],
-            len(held),
-        )
+        agreement = 100 * measured["loss"]["agreement"]
+        words = model.sizes_in_words(original.plan, made.plan)
+        log.info("factorised %s; agrees with the original on %.1f %% of %d held-out pictures", words, agreement, len(held))
         return measured
 
     inputs = {"checkpoint": checkpoint, "splits": stage.Artifact(Path("splits"), splits.digest("fit", "select"), {})}
@@ -63,7 +56,6 @@ def factorise(
 
     Raises:
         OptionsError: the checkpoint is factorised already, or nothing is to be gained.
-        CheckFailedError: the result does not have the arithmetic that was asked for.
     """
     if original.plan.factors:
         raise OptionsError("the checkpoint is factorised already; give the one that it was made from")
@@ -81,8 +73,7 @@ def factorise(
     made = model.Checkpoint(plan, tensors, original.labels, source)
     measured = {
         "plan": plan.to_json(),
-        "parameters": {"before": original.plan.parameters(), "after": plan.parameters()},
-        "macs": {"before": original.plan.macs(), "after": plan.macs()},
+        **model.sizes(original.plan, plan),
         "images": len(fit),
         "held_images": len(held),
         "table": {name: [round(share, 6) for share in shares] for name, shares in table.items()},

@@ -175,6 +175,22 @@ class Plan:
             raise CheckpointError(f"the channel plan is damaged ({error!r}); expected family, blocks, hidden, classes, input_px") from error
 
 
+def sizes(before: Plan, after: Plan) -> dict[str, Any]:
+    """Parameters and MACs of two plans, for a sidecar."""
+    return {
+        "parameters": {"before": before.parameters(), "after": after.parameters()},
+        "macs": {"before": before.macs(), "after": after.macs()},
+    }
+
+
+def sizes_in_words(before: Plan, after: Plan) -> str:
+    """The same as a line for a person."""
+    return (
+        f"{before.parameters() / 1e6:.2f} M to {after.parameters() / 1e6:.2f} M parameters,"
+        f" {before.macs() / 1e9:.2f} to {after.macs() / 1e9:.2f} GMACs"
+    )
+
+
 def full_width(family: str, classes: int = 1000) -> Plan:
     """The plan of torchvision's ``family`` (vgg11, vgg13, vgg16 or vgg19)."""
     widths = (64, 128, 256, 512, 512)

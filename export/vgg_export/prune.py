@@ -30,18 +30,8 @@ def run(checkpoint: stage.Artifact, output: Path, options: PruneOptions, progres
             ensure_same_as_masked(original, pruned, kept)
             model.save(pruned, path)
         before, after = original.plan, pruned.plan
-        log.info(
-            "pruned %.2f M to %.2f M parameters, %.2f to %.2f GMACs",
-            before.parameters() / 1e6,
-            after.parameters() / 1e6,
-            before.macs() / 1e9,
-            after.macs() / 1e9,
-        )
-        return {
-            "widths": {"before": before.blocks, "after": after.blocks},
-            "parameters": {"before": before.parameters(), "after": after.parameters()},
-            "macs": {"before": before.macs(), "after": after.macs()},
-        }
+        log.info("pruned %s", model.sizes_in_words(before, after))
+        return {"widths": {"before": before.blocks, "after": after.blocks}, **model.sizes(before, after)}
 
     return stage.produce("prune", as_json(options), {"checkpoint": checkpoint}, output, make)
 

@@ -61,10 +61,13 @@ def describe(threads: int, root: Path = Path("/")) -> Device:
         os=_first(r'^PRETTY_NAME="?([^"\n]*)', _text(root / "etc/os-release")) or platform.platform(),
         python=platform.python_version(),
         onnxruntime=_installed("onnxruntime"),
-        temperature_c=temperature_c(root),
-        clock_mhz=clock_mhz(root),
-        throttled=throttled(root),
+        **state(root),
     )
+
+
+def state(root: Path = Path("/")) -> dict[str, Any]:
+    """What changes while a device works; the rest of its description does not."""
+    return {"temperature_c": temperature_c(root), "clock_mhz": clock_mhz(root), "throttled": throttled(root)}
 
 
 def temperature_c(root: Path = Path("/")) -> float | None:

@@ -24,7 +24,6 @@ RESULT_SCHEMA = 1
 MAX_RUNS = 200
 
 Report = Callable[[str], None]
-_RUNNING: "set[subprocess.Popen[bytes]]" = set()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,7 +90,7 @@ def finish(result: dict[str, Any], manifest: Manifest, labels: Sequence[str], im
         _relate(row, baseline, images, manifest.figures_absent)
         _name(row["predictions"], labels)
     result["recommended"] = recommend(rows, first)
-    result["device"] = device.describe(result["device"]["threads"]).to_json()  # the work may have made it hot
+    result["device"] |= device.state()  # the work may have made it hot
 
 
 def _bundle(folder: Path, manifest: Manifest) -> dict[str, Any]:
@@ -201,7 +200,6 @@ def _run(request: dict[str, Any], tensor: bytes, row: dict[str, Any]) -> Iterato
     """Run the child and yield its events; how it died, if it did, becomes the row's error."""
     with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as complaints:
         child = start("vgg_runtime.child", complaints)
-        _RUNNING.add(child)
         assert child.stdin is not None
         assert child.stdout is not None
         try:
@@ -219,7 +217,6 @@ def _run(request: dict[str, Any], tensor: bytes, row: dict[str, Any]) -> Iterato
             child.kill()
             child.wait()
             child.stdout.close()
-            _RUNNING.discard(child)
 
 
 def start(module: str, complaints: IO[str] | int) -> "subprocess.Popen[bytes]":
@@ -227,12 +224,6 @@ def start(module: str, complaints: IO[str] | int) -> "subprocess.Popen[bytes]":
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parent.parent)}
     command = [sys.executable, "-P", "-m", module]
     return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=complaints, env=environment)
-
-
-def stop() -> None:
-    """End the variants that are running; whoever waits for them sees them die."""
-    for child in list(_RUNNING):
-        child.kill()
 
 
 def explain_death(code: int, complaint: str) -> str:
