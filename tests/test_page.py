@@ -231,7 +231,9 @@ def test_a_picture_can_be_dropped_and_pasted(page: Page, port: int) -> None:
         page.js(make + how, content)
         page.wait(lambda n=number: len(page.all("#history button")) == n)
         assert page.one("#status").text == "Done: 1 variant."
-    assert page.one("#history img").get_attribute("alt") == "kitten.jpg"
+    assert page.one("#history img").get_attribute("alt") == "2: kitten.jpg"
+    page.js("const t = new DataTransfer(); t.setData('text/plain', 'words');" + drop)
+    assert page.one("#status").text == "That was not a file; save the picture first and drop the file."
 
 
 def test_variants_are_chosen_and_the_history_comes_back(page: Page, port: int) -> None:
@@ -243,8 +245,15 @@ def test_variants_are_chosen_and_the_history_comes_back(page: Page, port: int) -
     page.upload(ROOT / "calibration/images/coffee.jpg")
     assert len(page.all("#cards .card")) == 1
     assert len(page.all("#history button")) == 2
+    assert [b.get_attribute("aria-pressed") for b in page.all("#history button")] == ["true", "false"]
     page.all("#history button")[1].click()
     assert len(page.all("#cards .card")) == 2
+    assert page.one("#status").text == "Picture 1: cat.jpg"
+    assert [b.get_attribute("aria-pressed") for b in page.all("#history button")] == ["false", "true"]
+    assert page.js("return document.activeElement.getAttribute('aria-label')") == "Show the results of picture 1: cat.jpg"
+    assert figures(page, "scaled")["File"][1:]  # beside the baseline: value, baseline and change
+    page.all("#history button")[0].click()
+    assert all(len(values) == 1 for values in figures(page, "scaled").values())  # alone: values only
     page.one("#boxes input[value=baseline]").click()
     page.one("#file").send_keys(str(PHOTO))
     assert page.one("#status").text == "Choose at least one variant."
@@ -275,6 +284,32 @@ def test_a_point_of_the_scatter_finds_its_card(page: Page, port: int) -> None:
     assert places()[0] == "quantized"
 
 
+def test_while_it_runs_what_was_found_stays_and_a_second_picture_waits(page: Page, port: int) -> None:
+    live(page, port, prefers_reduced_motion="reduce")
+    page.upload(ROOT / "calibration/images/coffee.jpg")
+    page.one("#file").send_keys(str(PHOTO))
+    page.wait(lambda: page.one("#results").is_displayed() and page.all("#cards .says"))
+    assert not page.one("#history button").is_enabled()
+    page.js("find('baseline')")
+    page.js("compare(new File([new Uint8Array(9)], 'second.png'))")
+    assert page.one("#status").text == "One picture at a time: wait until all variants have answered."
+    page.wait(lambda: page.one("body").get_attribute("aria-busy") == "false")
+    assert page.js("return document.activeElement.id") == "card-baseline"
+    assert "found" in str(page.one("#card-baseline").get_attribute("class"))
+    assert len(page.all("#history button")) == 2
+
+
+def test_a_server_that_is_stopped_says_so(page: Page, bundle_folder: Path) -> None:
+    with served(bundle_folder) as (number, running):
+        live(page, number)
+        page.one("#file").send_keys(str(PHOTO))
+        page.wait(lambda: page.all("#cards .says"))
+        running.terminate()
+        page.wait(lambda: page.one("body").get_attribute("aria-busy") == "false")
+        assert page.one("#status").text == "The comparison ended early: the server was stopped."
+        assert page.one("#card-baseline .says").text  # what was told stays
+
+
 def test_what_is_refused_says_so_and_leaves_the_page_alive(page: Page, port: int, tmp_path: Path) -> None:
     live(page, port)
     (tmp_path / "notes.jpg").write_text("this is no picture, whatever its name says")
@@ -288,7 +323,7 @@ def test_what_is_refused_says_so_and_leaves_the_page_alive(page: Page, port: int
     with (tmp_path / "huge.jpg").open("wb") as file:
         file.truncate(20_000_000)
     page.upload(tmp_path / "huge.jpg")
-    assert "at most 15.0 MB are taken" in page.one("#status").text
+    assert "at most 12.0 MB are taken" in page.one("#status").text
     assert page.all("#cards .card") == []
     page.picture("refused")
     page.upload(PHOTO)
@@ -368,8 +403,32 @@ def test_the_saved_report_opens_from_disk(page: Page, report: tuple[Path, dict[s
         assert page.js("return arguments[0].querySelector('img').naturalWidth", button) > 0
         for row in rows:
             check_card(page, row, rows[0], k)
+        name = Path(result["images"][k]["file"]).name
+        assert page.one("#shown").text.startswith(f"The cards answer for {name}, ")
+    n = rows[0]["agreement"]["n"]
+    assert n > 1
+    for row in rows[1:]:
+        assert figures(page, row["variant"])[f"Agreement on these {n}"][:2] == [f"{100 * row['agreement']['rate']:.1f} %", "100.0 %"]
     assert [url.rpartition("/")[2] for url in page.requests()] == ["report.html"]
     page.picture("report")
+
+
+def test_the_report_names_the_class_and_counts_what_it_leaves_out(
+    page: Page, report: tuple[Path, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from vgg_runtime import page as template
+
+    result = json.loads(json.dumps(report[1]))
+    n = len(result["images"])
+    result["images"][0] |= {"label": "tabby", "fitted": True}
+    for row in result["variants"]:
+        row["accuracy"] = {"rate": 0.5, "n": 4, "interval95": [0.15, 0.85]}
+    monkeypatch.setattr(template, "MAX_PICTURES", 2)
+    (tmp_path / "r.html").write_text(template.report(result, [PHOTO] * n))
+    page.open((tmp_path / "r.html").as_uri())
+    assert page.one("#picker-title").text == f"Pictures: 2 of {n} shown, all counted"
+    assert "of class tabby, used in fitting" in page.one("#shown").text
+    assert figures(page, "scaled")["Top-1 on these 4"] == ["50.0 %", "50.0 %", "same"]
 
 
 def test_what_a_stranger_wrote_is_shown_as_text(page: Page, report: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
@@ -501,7 +560,7 @@ def test_the_keyboard_reaches_everything_in_reading_order(page: Page, port: int)
         reached.append(name)
     shown = page.js("return [...document.querySelectorAll('#chart a')].map(n => n.dataset.variant)")
     boxes = ["baseline", "quantized", "scaled"]
-    assert reached == ["choose", "photograph", *boxes, "Show the results of cat.jpg", "by-speed", "by-size", *shown]
+    assert reached == ["choose", "photograph", *boxes, "Show the results of picture 1: cat.jpg", "by-speed", "by-size", *shown]
     assert not page.js("return [...document.querySelectorAll('[tabindex]')].some(n => n.tabIndex > 0)")
 
 

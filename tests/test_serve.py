@@ -1,22 +1,27 @@
 """The page's server as it runs on the device: a real process, real requests, real pictures."""
 
 import concurrent.futures
+import contextlib
+import http.client
 import io
 import json
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, ask, command_environment, served, serving, status_field
+from conftest import ROOT, ask, command_environment, interruptible, served, serving, status_field, wait_until_up
 from PIL import Image
 
-from vgg_runtime import page, recommend, serve
+from vgg_runtime import page, recommend, serve, uploads
 
 pytest.importorskip("uvicorn")
 
@@ -82,7 +87,7 @@ def test_the_bundle_and_health_are_told(port: int) -> None:
     told = json.loads(content)
     assert status == 200
     assert [v["variant"] for v in told["variants"]] == ["baseline", "quantized", "scaled"]
-    assert told["max_upload_bytes"] == serve.MAX_UPLOAD_BYTES
+    assert told["max_upload_bytes"] == uploads.MAX_UPLOAD_BYTES
     assert json.loads(ask(port, "GET", "/api/health")[1])["status"] == "ok"
 
 
@@ -108,7 +113,10 @@ def test_the_page_carries_a_strict_policy_that_fits_it(port: int) -> None:
     ],
 )
 def test_nothing_else_is_served(method: str, path: str, status: int, port: int) -> None:
-    assert ask(port, method, path)[0] == status
+    found, content, headers = ask(port, method, path)
+    assert found == status
+    assert "Token" not in json.loads(content)["error"]
+    assert headers.get("allow") == {("PUT", "/"): "GET, HEAD", ("GET", "/api/compare"): "POST"}.get((method, path))
 
 
 def hostile() -> dict[str, tuple[bytes, int]]:
@@ -122,7 +130,7 @@ def hostile() -> dict[str, tuple[bytes, int]]:
         "bomb": (encoded(Image.new("1", (20_000, 20_000)), "PNG"), 422),
         "pixels": (encoded(Image.new("1", (9_000, 9_000)), "PNG"), 422),
         "liar": (b"\x89PNG\r\n\x1a\n" + b"\0" * 500, 422),
-        "oversized": (b"\xff\xd8\xff" + b"\0" * serve.MAX_UPLOAD_BYTES, 413),
+        "oversized": (b"\xff\xd8\xff" + b"\0" * uploads.MAX_UPLOAD_BYTES, 413),
     }
 
 
@@ -150,39 +158,179 @@ def test_other_hosts_and_origins_are_refused(port: int, photo: bytes) -> None:
     assert ask(port, "POST", "/api/compare?variants=scaled", photo, Origin=f"http://127.0.0.1:{port}")[0] == 200
 
 
-def test_a_slow_upload_is_ended(bundle_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_slow_upload_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     import asyncio
 
-    monkeypatch.setattr(serve, "BODY_SECONDS", 0.2)
+    monkeypatch.setattr(uploads, "BODY_SECONDS", 0.2)
 
     async def trickle() -> dict[str, object]:
         await asyncio.sleep(0.05)
         return {"type": "http.request", "body": b"\xff\xd8\xff", "more_body": True}
 
-    with pytest.raises(serve.Refused, match=r"took more than 0\.2 seconds") as error:
-        asyncio.run(serve.read_body({"headers": []}, serve._chunks(trickle)))
+    intake = uploads.Intake()
+    with pytest.raises(uploads.Refused, match=r"took more than 0\.2 seconds") as error:
+        asyncio.run(intake.read({"headers": []}, uploads.chunks(trickle)))
     assert error.value.status == 408
+    assert (intake.held_bytes, intake.receiving) == (0, 0)
 
 
-def test_beyond_the_queue_is_503(port: int, photo: bytes) -> None:
-    """Uploads that have begun and do not go on hold the places; the next one is told to come back."""
-    held = []
+def begun_upload(port: int, content: bytes = b"\xff\xd8\xff", length: int = 1000) -> socket.socket:
+    """A connection that has sent the beginning of a picture and no more."""
+    connection = socket.create_connection(("127.0.0.1", port))
+    connection.sendall(f"POST /api/compare HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nContent-Length: {length}\r\n\r\n".encode() + content)
+    return connection
+
+
+def waiting(port: int) -> int:
+    return json.loads(ask(port, "GET", "/api/health")[1])["waiting"]
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    for _ in range(200):
+        if condition():
+            return
+        time.sleep(0.05)
+    raise AssertionError("it did not come about within ten seconds")
+
+
+def test_slow_uploads_do_not_hold_the_places_of_others(port: int, photo: bytes) -> None:
+    """Below their limit they cost nobody anything; beyond it the next one is told to come back."""
+    held = [begun_upload(port) for _ in range(uploads.RECEIVING - 1)]
     try:
-        for _ in range(serve.QUEUE):
-            connection = socket.create_connection(("127.0.0.1", port))
-            head = f"POST /api/compare HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nContent-Length: 1000\r\n\r\n".encode()
-            connection.sendall(head + b"\xff\xd8\xff")
-            held.append(connection)
-        time.sleep(0.5)
+        time.sleep(0.3)
+        assert waiting(port) == 0
+        assert ask(port, "POST", "/api/compare?variants=scaled", photo)[0] == 200
+        held.append(begun_upload(port))
+        time.sleep(0.3)
         status, content, headers = ask(port, "POST", "/api/compare", photo)
-        assert status == 503
-        assert headers["retry-after"] == "60"
-        assert "waiting already" in json.loads(content)["error"]
+        assert (status, headers["retry-after"]) == (503, "60")
+        assert "are being sent already" in json.loads(content)["error"]
     finally:
         for connection in held:
             connection.close()
-    time.sleep(0.5)
+    wait_for(lambda: ask(port, "POST", "/api/compare?variants=scaled", photo)[0] == 200)
+
+
+def test_beyond_the_queue_is_503_and_who_leaves_makes_room(port: int, photo: bytes) -> None:
+    held = [begun_upload(port, photo, len(photo)) for _ in range(serve.QUEUE)]
+    wait_for(lambda: waiting(port) == serve.QUEUE)
+    status, content, _ = ask(port, "POST", "/api/compare", photo)
+    assert status == 503
+    assert "8 pictures are waiting already" in json.loads(content)["error"]
+    began = time.monotonic()
+    for connection in held:
+        connection.close()
+    wait_for(lambda: waiting(port) == 0)
+    assert time.monotonic() - began < 8 * 3 * serve.BUDGET_S / 4  # far less than answering all of them would take
     assert ask(port, "POST", "/api/compare?variants=scaled", photo)[0] == 200
+
+
+def test_all_pictures_together_stay_within_the_memory_kept_for_them(bundle_folder: Path, photo: bytes) -> None:
+    """Eight clients with a large picture each; what does not fit is told to come back, and the server stays small."""
+    large = photo + b"\0" * (uploads.MAX_UPLOAD_BYTES - len(photo))  # what follows a JPEG's end is ignored
+    with served(bundle_folder) as (port, running), concurrent.futures.ThreadPoolExecutor(8) as clients:
+        answers = list(clients.map(lambda _: ask(port, "POST", "/api/compare?variants=scaled", large)[0], range(8)))
+        assert set(answers) <= {200, 503}
+        assert 200 in answers or ask(port, "POST", "/api/compare?variants=scaled", large)[0] == 200
+        assert status_field(running.pid, "VmHWM") <= 72_000_000
+
+
+def test_silent_connections_do_not_block_the_page(bundle_folder: Path) -> None:
+    script = (
+        "import sys; from vgg_runtime import serve; serve.HEADER_SECONDS = 1.0; from vgg_runtime.compare import main;"
+        f"sys.exit(main(['--serve', '--port', '0', '--bundle', {str(bundle_folder)!r}]))"
+    )
+    with serving([sys.executable, "-c", script], command_environment()) as (port, _):
+        silent = [socket.create_connection(("127.0.0.1", port)) for _ in range(30)]
+        half = [socket.create_connection(("127.0.0.1", port)) for _ in range(40)]
+        for connection in half:
+            connection.sendall(b"GET / HTTP/1.1\r\nHost: ")
+        wait_for(lambda: ask(port, "GET", "/api/health")[0] == 200)
+        for connection in (*silent, *half):
+            connection.settimeout(5)
+            assert connection.recv(1000) == b""  # closed by the server
+            connection.close()
+        kept = http.client.HTTPConnection("127.0.0.1", port)
+        for _ in range(3):  # an open connection that goes on asking is not cut
+            kept.request("GET", "/api/health")
+            assert kept.getresponse().read()
+            time.sleep(0.6)
+
+
+def test_an_interrupt_ends_the_running_variant_and_says_so(bundle_folder: Path, photo: bytes) -> None:
+    command = [sys.executable, str(bundle_folder / "runtime/compare.py"), "--serve", "--port", "0"]
+    running = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **interruptible())
+    assert running.stdout is not None
+    found = re.search(r":(\d+)/", running.stdout.readline())
+    assert found
+    port = int(found[1])
+    wait_until_up(port)
+    with concurrent.futures.ThreadPoolExecutor(2) as clients:
+        answers = [clients.submit(ask, port, "POST", "/api/compare", photo) for _ in range(2)]
+        wait_for(lambda: waiting(port) == 2)
+        time.sleep(0.5)  # the first is running, the second waits
+        running.send_signal(signal.SIGINT)
+        _, complaints = running.communicate(timeout=10)
+        told = sorted((a.result()[:2] for a in answers), key=lambda found: found[0])
+    assert running.returncode == 0
+    assert all(line.startswith("checking ") for line in complaints.splitlines()), complaints
+    assert told[0][0] == 200
+    assert events(told[0][1])[-1] == {"event": "error", "error": "the server was stopped"}
+    assert (told[1][0], json.loads(told[1][1])["error"]) == (503, "the server was stopped")
+
+
+@pytest.mark.parametrize(
+    ("host", "here", "right"),
+    [
+        ("192.0.2.7:8000", "192.0.2.7", True),
+        ("192.0.2.8:8000", "192.0.2.7", False),
+        ("192.0.2.7", "::ffff:192.0.2.7", True),
+        ("[fe80::1]:8000", "fe80::1%eth0", True),
+        ("LocalHost:8000", "192.0.2.7", True),
+        ("evil.example", "192.0.2.7", False),
+        ("", "192.0.2.7", False),
+    ],
+)
+def test_the_address_of_the_connection_is_a_right_name(host: str, here: str, right: bool) -> None:
+    scope = {"headers": [(b"host", host.encode())], "server": (here, 8000)}
+    if right:
+        serve.check_origin(scope, serve.LOOPBACK)
+        return
+    with pytest.raises(uploads.Refused, match="use localhost") as error:
+        serve.check_origin(scope, serve.LOOPBACK)
+    assert error.value.status == 400
+
+
+@pytest.mark.parametrize(
+    ("host", "address", "open_to_all"),
+    [("127.0.0.2", "http://127.0.0.2:", False), ("::1", "http://[::1]:", False), ("0.0.0.0", "http://", True)],
+)
+def test_the_address_that_is_told_works(host: str, address: str, open_to_all: bool, bundle_folder: Path) -> None:
+    if ":" in host and not socket.has_ipv6:
+        pytest.skip("this machine has no IPv6")
+    command = [sys.executable, str(bundle_folder / "runtime/compare.py"), "--serve", "--port", "0", "--host", host]
+    running = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        assert running.stdout is not None
+        line = running.stdout.readline()
+        if not line and running.stderr is not None and "cannot listen" in running.stderr.read():
+            pytest.skip(f"this machine has no {host}")
+        assert address in line
+        url = re.search(r"http://\S+", line)
+        assert url
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+
+        def up() -> bool:
+            with contextlib.suppress(urllib.error.URLError):
+                return opener.open(url[0], timeout=5).status == 200
+            return False
+
+        wait_for(up)
+        if open_to_all:
+            assert "Everybody in this network" in running.stdout.readline()
+    finally:
+        running.terminate()
+        assert running.communicate(timeout=20)[0] == ""  # loopback says nothing of a network
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 The document is a contract (schema 1, described in the project's README); what was not measured is None.
 """
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -11,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -115,34 +116,61 @@ class Pictures:
 
 def measure(folder: Path, manifest: Manifest, variant: Variant, pictures: Pictures, options: Options, report: Report) -> dict[str, Any]:
     """One row of the result document, not yet related to the others."""
-    row = empty_row(variant)
-    for event in events(folder, manifest, variant, pictures, options, row):
+    running = Running(folder, manifest, variant, pictures, options)
+    for event in running.events():
         if event["event"] == "predicted" and (event["index"] + 1) % 10 == 0:
             report(f"  {variant.id}: {event['index'] + 1}/{len(pictures.paths)} pictures")
-    return row
+    return running.row
 
 
-def events(
-    folder: Path, manifest: Manifest, variant: Variant, pictures: Pictures, options: Options, row: dict[str, Any]
-) -> Generator[dict[str, Any], None, None]:
-    """Run a variant in its own process and enter what it says into ``row``; yields each event after that. Closing the iterator
-    ends the process."""
-    tensor = pictures.tensors.get(variant.preprocessing.crop_px, b"")
-    request = {
-        "variant": variant.id,
-        "model": str(folder / variant.model.path),
-        "expected": str(folder / manifest.expected.path),
-        "session": dataclasses.asdict(variant.session),
-        "preprocessing": variant.preprocessing.to_json(),
-        "threads": options.threads,
-        "budget_s": options.budget_s,
-        "max_runs": options.max_runs,
-        "images": [str(path) for path in pictures.paths],
-        "tensor_bytes": len(tensor),
-    }
-    for event in _run(request, tensor, row):
-        _take(row, event, variant)
-        yield event
+class Running:
+    """A variant in its own process. ``row`` of the result document grows with what it says."""
+
+    def __init__(self, folder: Path, manifest: Manifest, variant: Variant, pictures: Pictures, options: Options) -> None:
+        tensor = pictures.tensors.get(variant.preprocessing.crop_px, b"")
+        request = {
+            "variant": variant.id,
+            "model": str(folder / variant.model.path),
+            "expected": str(folder / manifest.expected.path),
+            "session": dataclasses.asdict(variant.session),
+            "preprocessing": variant.preprocessing.to_json(),
+            "threads": options.threads,
+            "budget_s": options.budget_s,
+            "max_runs": options.max_runs,
+            "images": [str(path) for path in pictures.paths],
+            "tensor_bytes": len(tensor),
+        }
+        self.row = empty_row(variant)
+        self._variant = variant
+        self._question = json.dumps(request).encode() + b"\n" + tensor
+        self._complaints = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115  closed by events()
+        self._child = start("vgg_runtime.child", self._complaints)
+
+    def events(self) -> Iterator[dict[str, Any]]:
+        """Each thing the variant says, after it was entered into the row; how it died, if it did, becomes the row's error."""
+        child = self._child
+        assert child.stdin is not None
+        assert child.stdout is not None
+        try:
+            with contextlib.suppress(BrokenPipeError):  # it died at once; its exit status says how
+                child.stdin.write(self._question)
+                child.stdin.close()
+            for line in child.stdout:
+                event = json.loads(line)
+                _take(self.row, event, self._variant)
+                yield event
+            if code := child.wait():
+                self._complaints.seek(0)
+                self.row["error"] = self.row["error"] or explain_death(code, self._complaints.read())
+        finally:
+            self.kill()
+            child.wait()
+            child.stdout.close()
+            self._complaints.close()
+
+    def kill(self) -> None:
+        """End the process, from whatever thread; ``events`` then comes to its end."""
+        self._child.kill()
 
 
 def empty_row(variant: Variant) -> dict[str, Any]:
@@ -194,29 +222,6 @@ def _take(row: dict[str, Any], event: dict[str, Any], variant: Variant) -> None:
             row["predictions"].append({"classes": event["classes"], "probabilities": event["probabilities"]})
         case "error":
             row["error"] = row["error"] or event["message"]
-
-
-def _run(request: dict[str, Any], tensor: bytes, row: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """Run the child and yield its events; how it died, if it did, becomes the row's error."""
-    with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as complaints:
-        child = start("vgg_runtime.child", complaints)
-        assert child.stdin is not None
-        assert child.stdout is not None
-        try:
-            try:
-                child.stdin.write(json.dumps(request).encode() + b"\n" + tensor)
-                child.stdin.close()
-            except BrokenPipeError:
-                pass  # it died at once; its exit status says how
-            for line in child.stdout:
-                yield json.loads(line)
-            if code := child.wait():
-                complaints.seek(0)
-                row["error"] = row["error"] or explain_death(code, complaints.read())
-        finally:
-            child.kill()
-            child.wait()
-            child.stdout.close()
 
 
 def start(module: str, complaints: IO[str] | int) -> "subprocess.Popen[bytes]":

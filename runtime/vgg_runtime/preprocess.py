@@ -57,7 +57,7 @@ def open_image(source: Path | bytes) -> Image.Image:
     Raises:
         ImageError: not a picture of the allowed formats, damaged, or more than ``MAX_PIXELS`` (checked before decoding).
     """
-    name = str(source) if isinstance(source, Path) else "the picture"
+    name = str(source) if isinstance(source, Path) else "the file"
     try:
         with Image.open(source if isinstance(source, Path) else io.BytesIO(source), formats=FORMATS) as image:
             if image.width * image.height > MAX_PIXELS:
@@ -74,7 +74,13 @@ def open_image(source: Path | bytes) -> Image.Image:
     except ImageError:
         raise
     except Exception as error:  # a damaged picture makes a decoder fail in any way there is (struct.error, TypeError, ...)
-        raise ImageError(f"{name} cannot be decoded ({error}); it is damaged or not what its name says") from error
+        raise ImageError(f"{name} cannot be decoded ({_in_words(error)}); it is damaged or not what its name says") from error
+
+
+def _in_words(error: Exception) -> str:
+    """What a decoder complains of; some of them raise bytes."""
+    reason = error.args[0] if error.args else type(error).__name__
+    return reason.decode("latin-1") if isinstance(reason, bytes) else str(error)
 
 
 def _to_rgb(image: Image.Image, name: str) -> Image.Image:

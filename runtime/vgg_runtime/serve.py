@@ -7,38 +7,30 @@ variant answers in one of its own, so that whatever dies is a card and not the e
 import asyncio
 import contextlib
 import dataclasses
+import ipaddress
 import json
 import subprocess
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+import threading
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from . import measure, page
+from . import measure, page, patience, uploads
 from .errors import ImageError, RuntimeInputError
 from .manifest import Manifest, Variant
 from .preprocess import FORMATS
+from .uploads import Message, Receive, Refused
 
-Message = dict[str, Any]
-Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 
-MAX_UPLOAD_BYTES = 15_000_000
-DRAINED_BYTES = 60_000_000  # of a refused upload, read and thrown away
-BODY_SECONDS = 15.0  # for a whole upload, however slowly it trickles
 DECODE_SECONDS = 20.0
-QUEUE = 8  # pictures being read, waiting or running
+QUEUE = 8  # pictures that wait or run
 BUDGET_S = 1.0  # of timed runs per variant and picture
 MAX_RUNS = 20
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
-_SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"RIFF", b"BM", b"GIF8", b"II*\x00", b"MM\x00*", *(b"P%d" % k for k in range(1, 7)))
-
-
-class Refused(Exception):  # noqa: N818  it is an answer, not a fault
-    """A request that gets an HTTP status and one sentence."""
-
-    def __init__(self, status: int, sentence: str) -> None:
-        super().__init__(sentence)
-        self.status = status
+HEADER_SECONDS = 10.0  # for a request's first lines
+STOPPED = "the server was stopped"
+LOOPBACK = ("localhost", "127.0.0.1", "::1")
+ROUTES = {"/": "GET, HEAD", "/api/health": "GET, HEAD", "/api/bundle": "GET, HEAD", "/api/compare": "POST"}
 
 
 @dataclasses.dataclass
@@ -53,7 +45,8 @@ class Server:
 
     def __post_init__(self) -> None:
         self.busy = asyncio.Lock()
-        self.waiting = 0
+        self.intake = uploads.Intake()
+        self.work: set[asyncio.Task[None]] = set()  # one per picture that waits or runs
         self.content, self.policy = page.live()
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
@@ -64,22 +57,27 @@ class Server:
             check_origin(scope, self.hosts)
             await self._route(scope, receive, send)
         except Refused as refused:
-            await _answer(send, refused.status, {"error": str(refused)})
+            await _answer(send, refused.status, {"error": str(refused)}, refused.headers)
         except RuntimeInputError as error:
             await _answer(send, 422, {"error": str(error)})
+
+    def stop(self) -> None:
+        """End what runs and what waits, each with an answer."""
+        for work in self.work:
+            work.cancel()
 
     async def _route(self, scope: Message, receive: Receive, send: Send) -> None:
         match (scope["method"], scope["path"]):
             case ("GET" | "HEAD", "/"):
-                await _send(send, 200, self.content, "text/html; charset=utf-8", self.policy)
+                await _send(send, 200, self.content, _headers("text/html; charset=utf-8", self.policy))
             case ("GET" | "HEAD", "/api/health"):
-                await _answer(send, 200, {"status": "ok", "waiting": self.waiting})
+                await _answer(send, 200, {"status": "ok", "waiting": len(self.work)})
             case ("GET" | "HEAD", "/api/bundle"):
                 await _answer(send, 200, self._bundle())
             case ("POST", "/api/compare"):
                 await self._compare(scope, receive, send)
-            case (_, "/" | "/api/health" | "/api/bundle" | "/api/compare"):
-                raise Refused(405, f"{scope['method']} is not possible here")
+            case (method, path) if path in ROUTES:
+                raise Refused(405, f"{method[:20]} is not possible here; {ROUTES[path]} is", allow=ROUTES[path])
             case _:
                 raise Refused(404, f"there is nothing at {scope['path'][:80]}; the page is at /")
 
@@ -89,29 +87,45 @@ class Server:
         variants = [_described(v) for v in self.manifest.variants]
         return {k: result[k] for k in ("schema", "device", "bundle")} | {
             "variants": variants,
-            "max_upload_bytes": MAX_UPLOAD_BYTES,
+            "max_upload_bytes": uploads.MAX_UPLOAD_BYTES,
             "formats": list(FORMATS),
         }
 
     async def _compare(self, scope: Message, receive: Receive, send: Send) -> None:
-        if self.waiting >= QUEUE:
-            raise Refused(503, f"{self.waiting} pictures are waiting already; try again in a minute")
-        self.waiting += 1
+        chunks = uploads.chunks(receive)
         try:
             variants = self._chosen(scope)
-            chunks = _chunks(receive)
+            self._check_queue()
+            upload = await self.intake.read(scope, chunks)
+        except (Refused, RuntimeInputError):
+            await uploads.drain(chunks)
+            raise
+        with contextlib.closing(upload):
+            self._check_queue()
+            work = asyncio.create_task(self._work(upload, variants, send))
+            self.work.add(work)
+            work.add_done_callback(self.work.discard)
+            gone = asyncio.create_task(uploads.disconnected(receive))
             try:
-                body = await read_body(scope, chunks)
-            except Refused as refused:
-                if refused.status in (413, 415):
-                    await drain(chunks)
-                raise
-            async with self.busy:
-                pictures = await asyncio.to_thread(decode, body, variants)
-                del body
-                await self._stream(variants, pictures, receive, send)
-        finally:
-            self.waiting -= 1
+                await asyncio.wait({work, gone}, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                work.cancel()  # if it is not done, nobody is looking any more: the next picture's turn
+                gone.cancel()
+            await asyncio.wait({work})
+        if work.cancelled():
+            raise Refused(503, STOPPED)
+        work.result()
+
+    def _check_queue(self) -> None:
+        if len(self.work) >= QUEUE:
+            raise Refused(503, f"{len(self.work)} pictures are waiting already; try again in a minute")
+
+    async def _work(self, upload: uploads.Upload, variants: Sequence[Variant], send: Send) -> None:
+        """Wait for this picture's turn and answer it."""
+        async with self.busy:
+            pictures = await decode(upload.pieces, variants)
+            upload.close()
+            await self._stream(variants, pictures, send)
 
     def _chosen(self, scope: Message) -> list[Variant]:
         from urllib.parse import parse_qs
@@ -121,31 +135,34 @@ class Server:
             return list(self.manifest.variants)
         return self.manifest.chosen(names[0])
 
-    async def _stream(self, variants: Sequence[Variant], pictures: measure.Pictures, receive: Receive, send: Send) -> None:
+    async def _stream(self, variants: Sequence[Variant], pictures: measure.Pictures, send: Send) -> None:
         """One JSON line per event: start, running, row (with all rows so far; a variant's comes when it has answered, and again
-        when it has been timed), end."""
+        when it has been timed), end; or error, when the server is stopped."""
         options = measure.Options(self.threads, BUDGET_S, MAX_RUNS)
         result = measure.skeleton(self.folder, self.manifest, self.labels, [measure.Shown(Path("upload"))], options)
         await send({"type": "http.response.start", "status": 200, "headers": _headers("application/x-ndjson")})
         await _line(send, {"event": "start", "result": result})
-        gone = asyncio.create_task(_disconnected(receive))
         try:
             for variant in variants:
                 await _line(send, {"event": "running", "variant": variant.id})
-                row = measure.empty_row(variant)
-                steps = measure.events(self.folder, self.manifest, variant, pictures, options, row)
-                result["variants"].append(row)
-                with contextlib.closing(steps):
-                    while (event := await asyncio.to_thread(next, steps, None)) and not gone.done():
-                        if event["event"] == "predicted":
-                            await self._row(send, result)
-                if gone.done():
-                    return  # nobody is looking any more: the next picture's turn
-                await self._row(send, result)
+                await self._variant(variant, pictures, options, result, send)
             await _line(send, {"event": "end", "result": result})
-            await send({"type": "http.response.body", "body": b"", "more_body": False})
+        except asyncio.CancelledError:
+            await _line(send, {"event": "error", "error": STOPPED})
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _variant(self, variant: Variant, pictures: measure.Pictures, options: measure.Options, result: Message, send: Send) -> None:
+        """Run one variant; its process ends with this, however this ends."""
+        running = measure.Running(self.folder, self.manifest, variant, pictures, options)
+        result["variants"].append(running.row)
+        events = running.events()
+        try:
+            while event := await asyncio.to_thread(next, events, None):
+                if event["event"] == "predicted":
+                    await self._row(send, result)
         finally:
-            gone.cancel()
+            running.kill()
+        await self._row(send, result)
 
     async def _row(self, send: Send, result: Message) -> None:
         measure.finish(result, self.manifest, self.labels, [measure.Shown(Path("upload"))])
@@ -164,14 +181,15 @@ def _described(v: Variant) -> Message:
 
 
 def check_origin(scope: Message, hosts: Sequence[str]) -> None:
-    """Refuse names that are not ours (DNS rebinding) and other sites' pages.
+    """Refuse names that are not ours (DNS rebinding) and other sites' pages. The address at which the connection arrived is ours.
 
     Raises:
         Refused: 400 for a wrong Host, 403 for a foreign Origin.
     """
     headers = dict(scope["headers"])
     host = headers.get(b"host", b"").decode("latin-1")
-    if _name_of(host).lower() not in {name.lower() for name in hosts}:
+    name, here = _name_of(host).lower(), (scope.get("server") or ("",))[0]
+    if name not in {known.lower() for known in hosts} and not _same_address(name, here):
         raise Refused(400, f"this server does not answer to {host[:80]!r}; use {hosts[0]}")
     origin = headers.get(b"origin")
     if origin is not None and origin.decode("latin-1") not in (f"http://{host}", f"https://{host}"):
@@ -185,77 +203,31 @@ def _name_of(host: str) -> str:
     return host.rpartition(":")[0] if ":" in host else host
 
 
-async def read_body(scope: Message, chunks: AsyncIterator[bytes]) -> bytes:
-    """The uploaded file, in memory.
-
-    Raises:
-        Refused: 411, 413, 415, 408 or 400, as soon as it is known.
-    """
-    length = dict(scope["headers"]).get(b"content-length")
-    if length is not None and (not length.isdigit() or int(length) > MAX_UPLOAD_BYTES):
-        raise Refused(413, f"the file has {length.decode('latin-1')[:20]} bytes; at most {MAX_UPLOAD_BYTES} are taken")
-    body = bytearray()
+def _same_address(one: str, other: str) -> bool:
+    """Whether two texts are the same IP address; IPv4 within IPv6 (``::ffff:192.0.2.1``) is IPv4."""
     try:
-        async with asyncio.timeout(BODY_SECONDS):
-            async for chunk in chunks:
-                body += chunk
-                if len(body) > MAX_UPLOAD_BYTES:
-                    raise Refused(413, f"the file has more than {MAX_UPLOAD_BYTES} bytes")
-                if len(body) >= 8 and not bytes(body[:8]).startswith(_SIGNATURES):
-                    raise Refused(415, f"this is not a picture; taken are {', '.join(FORMATS)}")
-    except TimeoutError as error:
-        raise Refused(408, f"the upload took more than {BODY_SECONDS:g} seconds") from error
-    if len(body) < 8:
-        raise Refused(415, f"a picture is needed as the body of the request; taken are {', '.join(FORMATS)}")
-    return bytes(body)
+        found = [ipaddress.ip_address(text.partition("%")[0]) for text in (one, other)]
+    except ValueError:
+        return False
+    plain = [address.ipv4_mapped or address if isinstance(address, ipaddress.IPv6Address) else address for address in found]
+    return plain[0] == plain[1]
 
 
-async def drain(chunks: AsyncIterator[bytes]) -> None:
-    """Let a client finish sending what is not wanted, within bounds: one that is cut off in the middle never reads the answer."""
-    left = DRAINED_BYTES
-    with contextlib.suppress(TimeoutError, Refused):
-        async with asyncio.timeout(BODY_SECONDS):
-            async for chunk in chunks:
-                left -= len(chunk)
-                if left < 0:
-                    return
-
-
-async def _chunks(receive: Receive) -> AsyncIterator[bytes]:
-    more = True
-    while more:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            raise Refused(400, "the upload was broken off")
-        yield message.get("body", b"")
-        more = message.get("more_body", False)
-
-
-async def _disconnected(receive: Receive) -> None:
-    """Returns when the client has gone."""
-    while (await receive())["type"] != "http.disconnect":
-        pass
-
-
-def decode(body: bytes, variants: Sequence[Variant]) -> measure.Pictures:
-    """The picture as one tensor per input size, decoded in a process of its own.
+async def decode(pieces: Sequence[bytes], variants: Sequence[Variant]) -> measure.Pictures:
+    """The picture as one tensor per input size, decoded in a process of its own, which ends with this.
 
     Raises:
         ImageError: what is wrong with the picture.
     """
     sizes = {v.preprocessing.crop_px: v.preprocessing for v in variants}
-    request = json.dumps({"bytes": len(body), "preprocessings": [p.to_json() for p in sizes.values()]}).encode()
+    request = json.dumps({"bytes": sum(map(len, pieces)), "preprocessings": [p.to_json() for p in sizes.values()]}).encode() + b"\n"
     child = measure.start("vgg_runtime.decode", subprocess.DEVNULL)
     try:
-        output, _ = child.communicate(request + b"\n" + body, timeout=DECODE_SECONDS)
-    except subprocess.TimeoutExpired as error:
-        raise ImageError(f"the picture could not be decoded within {DECODE_SECONDS:g} seconds; make it smaller first") from error
+        line, content = await asyncio.to_thread(_converse, child, [request, *pieces])
     finally:
         child.kill()
-        child.wait()
-    line, _, content = output.partition(b"\n")
     if child.returncode or not line:
-        raise ImageError("the picture cannot be decoded: it is damaged, or too large for this device's memory")
+        raise ImageError("the picture cannot be decoded: it is damaged, or too much for this device")
     answer = json.loads(line)
     if "error" in answer:
         raise ImageError(answer["error"])
@@ -266,17 +238,35 @@ def decode(body: bytes, variants: Sequence[Variant]) -> measure.Pictures:
     return measure.Pictures(tensors=tensors)
 
 
+def _converse(child: "subprocess.Popen[bytes]", pieces: Sequence[bytes]) -> tuple[bytes, bytes]:
+    """Tell a decoder ``pieces``; the first line of its answer and the rest. The child has ended then."""
+    assert child.stdin is not None
+    assert child.stdout is not None
+    late = threading.Timer(DECODE_SECONDS, child.kill)
+    late.start()
+    try:
+        with contextlib.suppress(BrokenPipeError):  # it died at once; its exit status says so
+            for piece in pieces:
+                child.stdin.write(piece)
+            child.stdin.close()
+        line, content = child.stdout.readline(), child.stdout.read()
+        child.wait()
+    finally:
+        late.cancel()
+        child.stdout.close()
+    return line, content
+
+
 async def _line(send: Send, event: Message) -> None:
     body = json.dumps(event, ensure_ascii=False, allow_nan=False).encode() + b"\n"
     await send({"type": "http.response.body", "body": body, "more_body": True})
 
 
-async def _answer(send: Send, status: int, data: Message) -> None:
-    await _send(send, status, json.dumps(data, ensure_ascii=False).encode() + b"\n", "application/json")
+async def _answer(send: Send, status: int, data: Message, more: dict[str, str] | None = None) -> None:
+    await _send(send, status, json.dumps(data, ensure_ascii=False).encode() + b"\n", _headers("application/json", more=more))
 
 
-async def _send(send: Send, status: int, body: bytes, kind: str, policy: str | None = None) -> None:
-    headers = _headers(kind, policy)
+async def _send(send: Send, status: int, body: bytes, headers: list[tuple[bytes, bytes]]) -> None:
     if status in (408, 413, 415, 503):
         headers.append((b"connection", b"close"))  # the rest of the upload is not read
     if status == 503:
@@ -286,8 +276,9 @@ async def _send(send: Send, status: int, body: bytes, kind: str, policy: str | N
         await send({"type": "http.response.body", "body": body})
 
 
-def _headers(kind: str, policy: str | None = None) -> list[tuple[bytes, bytes]]:
+def _headers(kind: str, policy: str | None = None, more: dict[str, str] | None = None) -> list[tuple[bytes, bytes]]:
     return [
+        *((name.encode(), value.encode()) for name, value in (more or {}).items()),
         (b"content-type", kind.encode()),
         (b"cache-control", b"no-store"),
         (b"x-content-type-options", b"nosniff"),
@@ -302,32 +293,33 @@ def run(server: Callable[[tuple[str, ...]], Server], host: str, port: int, repor
     Raises:
         RuntimeInputError: uvicorn is not installed, or the port is taken.
     """
+    names = LOOPBACK if _is_loopback(host) else (*own_names(host), *LOOPBACK)
     try:
-        import uvicorn
+        serving = patience.server(application := server(names), application.stop, HEADER_SECONDS)
     except ImportError as error:
         raise RuntimeInputError("the page needs uvicorn: pip install -r requirements-web.txt (beside this compare.py)") from error
-    names = (*LOOPBACK, *own_names(host)) if host not in LOOPBACK else LOOPBACK
     try:
         listening = listen(host, port)
     except OSError as error:
         raise RuntimeInputError(f"cannot listen on {host} port {port} ({error.strerror}); choose another --port") from error
-    shown = next((name for name in names if name not in LOOPBACK), "localhost")
-    report(f"The page is at http://{shown}:{listening.getsockname()[1]}/ (Ctrl-C ends it)")
-    if host not in LOOPBACK:
+    shown = host if _is_loopback(host) and host != LOOPBACK[1] else names[0]
+    report(f"The page is at http://{bracketed(shown)}:{listening.getsockname()[1]}/ (Ctrl-C ends it)")
+    if not _is_loopback(host):
         report("Everybody in this network can open it, because of --host.")
-    config = uvicorn.Config(
-        server(names),
-        log_level="warning",
-        access_log=False,
-        lifespan="off",
-        timeout_keep_alive=10,
-        limit_concurrency=64,
-        ws="none",
-        h11_max_incomplete_event_size=16_384,
-        server_header=False,
-        timeout_graceful_shutdown=2,
-    )
-    uvicorn.Server(config).run(sockets=[listening])
+    with contextlib.suppress(KeyboardInterrupt):  # uvicorn raises it again after an orderly end
+        serving.run(sockets=[listening])
+
+
+def bracketed(name: str) -> str:
+    """A host as it stands in an address."""
+    return f"[{name}]" if ":" in name else name
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def listen(host: str, port: int) -> "Any":

@@ -1,0 +1,127 @@
+"""Receives pictures from strangers: bounded in bytes each and in all, in number and in time; nothing is copied, nothing touches the
+disk."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+from .preprocess import FORMATS
+
+Message = dict[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+
+MAX_UPLOAD_BYTES = 12_000_000
+HELD_BYTES = MAX_UPLOAD_BYTES  # of all pictures that are being received or wait: the memory of a small board
+RECEIVING = 16  # at a time
+DRAINED_BYTES = 60_000_000  # of a refused upload, read and thrown away
+BODY_SECONDS = 15.0  # for a whole upload, however slowly it trickles
+_SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"RIFF", b"BM", b"GIF8", b"II*\x00", b"MM\x00*", *(b"P%d" % k for k in range(1, 7)))
+
+
+class Refused(Exception):  # noqa: N818  it is an answer, not a fault
+    """A request that gets an HTTP status and one sentence."""
+
+    def __init__(self, status: int, sentence: str, **headers: str) -> None:
+        super().__init__(sentence)
+        self.status, self.headers = status, headers
+
+
+class Upload:
+    """One picture's file as it came, in pieces: one growing buffer would be copied while it grows. ``close`` gives its bytes back to
+    the intake."""
+
+    def __init__(self, intake: "Intake") -> None:
+        self.pieces: list[bytes] = []
+        self.bytes = 0
+        self._intake = intake
+
+    def take(self, piece: bytes) -> None:
+        """Add what has arrived.
+
+        Raises:
+            Refused: 413 when the picture, 503 when all of them together become too large; 415 for what is no picture.
+        """
+        if self.bytes + len(piece) > MAX_UPLOAD_BYTES:
+            raise Refused(413, f"the file has more than {MAX_UPLOAD_BYTES} bytes")
+        if self._intake.held_bytes + len(piece) > HELD_BYTES:
+            raise Refused(503, "other pictures fill the memory that is kept for them; try again in a minute")
+        self.pieces.append(piece)
+        self.bytes += len(piece)
+        self._intake.held_bytes += len(piece)
+        if self.bytes >= 8 > self.bytes - len(piece) and not b"".join(self.pieces).startswith(_SIGNATURES):
+            raise Refused(415, f"this is not a picture; taken are {', '.join(FORMATS)}")
+
+    def close(self) -> None:
+        self._intake.held_bytes -= self.bytes
+        self.bytes = 0
+        self.pieces = []  # a new one: a thread that feeds a decoder may still go through the old one
+
+
+class Intake:
+    """All uploads of a server. ``held_bytes``: of those that were not closed yet."""
+
+    def __init__(self) -> None:
+        self.held_bytes = 0
+        self.receiving = 0
+
+    async def read(self, scope: Message, chunks: AsyncIterator[bytes]) -> Upload:
+        """The uploaded file, to be closed by the caller.
+
+        Raises:
+            Refused: 400, 408, 413, 415 or 503, as soon as it is known.
+        """
+        if self.receiving >= RECEIVING:
+            raise Refused(503, f"{self.receiving} pictures are being sent already; try again in a minute")
+        length = dict(scope["headers"]).get(b"content-length")
+        if length is not None and (not length.isdigit() or int(length) > MAX_UPLOAD_BYTES):
+            raise Refused(413, f"the file has {length.decode('latin-1')[:20]} bytes; at most {MAX_UPLOAD_BYTES} are taken")
+        upload = Upload(self)
+        self.receiving += 1
+        try:
+            await _fill(upload, chunks)
+        except BaseException:
+            upload.close()
+            raise
+        finally:
+            self.receiving -= 1
+        return upload
+
+
+async def _fill(upload: Upload, chunks: AsyncIterator[bytes]) -> None:
+    try:
+        async with asyncio.timeout(BODY_SECONDS):
+            async for chunk in chunks:
+                upload.take(chunk)
+    except TimeoutError as error:
+        raise Refused(408, f"the upload took more than {BODY_SECONDS:g} seconds") from error
+    if upload.bytes < 8:
+        raise Refused(415, f"a picture is needed as the body of the request; taken are {', '.join(FORMATS)}")
+
+
+async def chunks(receive: Receive) -> AsyncIterator[bytes]:
+    """The body of a request as it arrives."""
+    more = True
+    while more:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise Refused(400, "the upload was broken off")
+        yield message.get("body", b"")
+        more = message.get("more_body", False)
+
+
+async def drain(rest: AsyncIterator[bytes]) -> None:
+    """Let a client finish sending what is not wanted, within bounds: one that is cut off in the middle never reads the answer."""
+    left = DRAINED_BYTES
+    with contextlib.suppress(TimeoutError, Refused):
+        async with asyncio.timeout(BODY_SECONDS):
+            async for chunk in rest:
+                left -= len(chunk)
+                if left < 0:
+                    return
+
+
+async def disconnected(receive: Receive) -> None:
+    """Returns when the client has gone."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
