@@ -178,6 +178,20 @@ _prune = _grouped(
         "--width-multiple", type=int, default=options.PruneOptions.multiple, show_default=True, help="Widths land on a multiple of this."
     ),
 )
+_no_repair = click.option("--no-repair", is_flag=True, help="Prune without the closed-form repair, to see what it buys.")
+_repair_images = click.option(
+    "--repair-images", type=int, default=options.REPAIR_IMAGES, show_default=True, help="At most so many to fit layers on."
+)
+_factorise = _grouped(
+    click.option(
+        "--conv-share",
+        type=float,
+        default=options.FactoriseOptions.conv_share,
+        show_default=True,
+        help="What is left of the convolutions' arithmetic.",
+    ),
+    click.option("--fc-ranks", metavar="A,B", help="Ranks of fc1 and fc2  [default: by their width and the number of classes]"),
+)
 _finetune = _grouped(
     click.option(
         "--finetune-epochs", "epochs", type=int, default=options.FinetuneOptions.epochs, show_default=True, help="0 to leave it out."
@@ -235,7 +249,15 @@ def _ensure_output(output: Path, suffix: str, *inputs: Path | str) -> None:
 
 
 def _prune_options(chosen: dict[str, Any]) -> options.PruneOptions:
-    return options.PruneOptions(chosen["prune_ratio"], chosen["prune_from"], chosen["criterion"], chosen["width_multiple"], chosen["seed"])
+    return options.PruneOptions(
+        chosen["prune_ratio"],
+        chosen["prune_from"],
+        chosen["criterion"],
+        chosen["width_multiple"],
+        chosen["seed"],
+        repair=not chosen["no_repair"],
+        images=chosen["repair_images"],
+    )
 
 
 def _factorise_options(chosen: dict[str, Any]) -> options.FactoriseOptions:
@@ -246,7 +268,7 @@ def _factorise_options(chosen: dict[str, Any]) -> options.FactoriseOptions:
         except ValueError as error:
             raise OptionsError(f"--fc-ranks takes two whole numbers such as 256,128, found {chosen['fc_ranks']!r}") from error
         ranks = (first, second)
-    return options.FactoriseOptions(chosen["conv_share"], ranks, images=chosen["images"], seed=chosen["seed"])
+    return options.FactoriseOptions(chosen["conv_share"], ranks, images=chosen["repair_images"], seed=chosen["seed"])
 
 
 def _finetune_options(chosen: dict[str, Any]) -> options.FinetuneOptions:
@@ -263,7 +285,17 @@ def _finetune_options(chosen: dict[str, Any]) -> options.FinetuneOptions:
 @_calibration
 @_test
 @_prune
+@_no_repair
+@_repair_images
 @_finetune
+@_factorise
+@click.option(
+    "--distil-up-to",
+    type=click.Choice(("none", *options.DISTIL_LEVELS)),
+    default=options.DistilOptions.up_to,
+    show_default=True,
+    help="Of the compact variants: how much is trained again, in increasing cost.",
+)
 @_target
 @click.option("--scaled-px", type=int, default=options.AllOptions.scaled_px, show_default=True, help="Side of the smaller input.")
 @click.option("--variants", metavar="A,B", help="Only these and the baseline  [default: all]")
@@ -281,6 +313,8 @@ def all_(no_compare: bool, **chosen: Any) -> int:
         data=_data_options(chosen),
         prune=_prune_options(chosen),
         finetune=_finetune_options(chosen),
+        factorise=_factorise_options(chosen),
+        distil=options.DistilOptions(chosen["distil_up_to"], chosen["images"], chosen["seed"]),
         quantize=options.QuantizeOptions(chosen["target"]),
         scaled_px=chosen["scaled_px"],
         variants=tuple(name.strip() for name in chosen["variants"].split(",")) if chosen["variants"] else None,
@@ -300,36 +334,37 @@ def all_(no_compare: bool, **chosen: Any) -> int:
 
 @cli.command()
 @_weights
+@_data
 @_prune
+@_no_repair
+@_repair_images
+@click.option("--no-pictures", is_flag=True, help="Repair on noise instead of pictures; --data is not used.")
 @_seed
 @click.option("--output", type=_FILE, required=True, help="The smaller checkpoint (.safetensors).")
-def prune(output: Path, **chosen: Any) -> None:
-    """Remove filters; the tensors get smaller.
+def prune(output: Path, no_pictures: bool, **chosen: Any) -> None:
+    """Remove filters, so that the tensors get smaller, and repair what is left in closed form.
 
-    Example: vgg-export prune --weights my_vgg16.pth --prune-ratio 0.2 --output pruned.safetensors
+    Example: vgg-export prune --weights my_vgg16.pth --data photos/ --prune-ratio 0.2 --output pruned.safetensors
     """
-    wanted = _prune_options(chosen)
+    wanted, pictures = _prune_options(chosen), _data_options(chosen)
+    if no_pictures and (chosen["data"] or chosen["no_repair"]):
+        raise OptionsError("--no-pictures goes neither with --data nor with --no-repair")
     _ensure_output(output, ".safetensors", chosen["weights"])
     from . import pipeline, prune
 
     progress = TerminalProgress()
-    checkpoint = pipeline.checkpoint_file(_weights_options(chosen), None, _work(output), progress)
-    prune.run(checkpoint, output, wanted, progress)
+    checkpoint = pipeline.checkpoint_file(_weights_options(chosen), pictures if chosen["data"] else None, _work(output), progress)
+    needed = wanted.repair and not no_pictures
+    splits = pipeline.splits_for(checkpoint, pictures, _work(output), progress) if needed else None
+    prune.run(checkpoint, splits, output, wanted, progress)
     click.echo(f"wrote {output}")
 
 
 @cli.command()
 @_weights
 @_data
-@click.option(
-    "--conv-share",
-    type=float,
-    default=options.FactoriseOptions.conv_share,
-    show_default=True,
-    help="What is left of the convolutions' arithmetic.",
-)
-@click.option("--fc-ranks", metavar="A,B", help="Ranks of fc1 and fc2  [default: by their width and the number of classes]")
-@click.option("--images", type=int, default=options.FactoriseOptions.images, show_default=True, help="At most so many to fit on.")
+@_factorise
+@_repair_images
 @_seed
 @click.option("--output", type=_FILE, required=True, help="The factorised checkpoint (.safetensors).")
 def factorise(output: Path, **chosen: Any) -> None:

@@ -138,6 +138,10 @@ def choose_ranks(plan: model.Plan, table: dict[str, list[float]], options: Facto
     for (name, c, n), rank in zip(plan.linears(), fc_ranks(plan, options), strict=False):
         if rank * (c + n) < c * n:
             factors.append(model.Factor(name, "linear", rank))
+        elif options.fc_ranks:
+            raise OptionsError(
+                f"--fc-ranks: rank {rank} saves nothing in {name}, which is {c} x {n}; the largest that does is {(c * n - 1) // (c + n)}"
+            )
     smaller = dataclasses.replace(plan, factors=tuple(factors))
     if not factors or smaller.macs() >= plan.macs():
         raise OptionsError(f"nothing of this {plan.family} is to be gained by factorising it to {options.conv_share:.0%}")

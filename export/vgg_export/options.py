@@ -9,6 +9,7 @@ from .errors import OptionsError
 WIDTH_MULTIPLE = 16  # onnxruntime's fast int8 kernels on ARM want channels in multiples of 4 in and 16 out
 BLOCK_NAMES = ("conv1", "conv2", "conv3", "conv4", "conv5")
 TRAINABLE = (*BLOCK_NAMES, "fc1")  # first layers to train: a block of convolutions, or only the classifier
+REPAIR_IMAGES, REPAIR_HELD_IMAGES = 200, 60  # to fit layers on, and to choose and measure with
 CRITERIA = ("l2", "l1", "random")
 
 
@@ -62,13 +63,17 @@ class DataOptions:
 
 @dataclasses.dataclass(frozen=True)
 class PruneOptions:
-    """``ratio`` of the filters of every convolution from block ``first_block`` on; widths land on a multiple of ``multiple``."""
+    """``ratio`` of the filters of every convolution from block ``first_block`` on; widths land on a multiple of ``multiple``.
+    ``repair`` fits what is left in closed form to ``images`` pictures, choosing and measuring with ``held_images`` others."""
 
     ratio: float = 0.10
     first_block: str = "conv4"
     criterion: str = "l2"
     multiple: int = WIDTH_MULTIPLE
     seed: int = 0
+    repair: bool = True
+    images: int = REPAIR_IMAGES
+    held_images: int = REPAIR_HELD_IMAGES
 
     def __post_init__(self) -> None:
         if not 0 <= self.ratio < 1:
@@ -79,6 +84,8 @@ class PruneOptions:
             raise OptionsError(f"--criterion must be one of {', '.join(CRITERIA)}, found {self.criterion!r}")
         if self.multiple < 1:
             raise OptionsError(f"--width-multiple must be at least 1, found {self.multiple}")
+        if min(self.images, self.held_images) < 1:
+            raise OptionsError(f"--repair-images must be at least 1, found {self.images}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,6 +111,33 @@ class FinetuneOptions:
             raise OptionsError(f"--train-from must be one of {', '.join(TRAINABLE)}, found {self.train_from!r}")
 
 
+# The levels of recovery from the cheapest to the dearest: the classifier on features that are computed once, the deeper blocks
+# on inputs that are computed once, the whole network.
+DISTIL_LEVELS = {
+    "classifier": FinetuneOptions(15, decay=0.85, train_from="fc1"),
+    "blocks": FinetuneOptions(3, rate=5e-5, train_from="conv4"),
+    "network": FinetuneOptions(2, rate=2e-5, train_from="conv1"),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class DistilOptions:
+    """``up_to``: the last level of DISTIL_LEVELS to try, or "none"; each goes on from the one before, until one does not help."""
+
+    up_to: str = "classifier"
+    images: int = FinetuneOptions.images
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.up_to not in ("none", *DISTIL_LEVELS):
+            raise OptionsError(f"--distil-up-to must be one of none, {', '.join(DISTIL_LEVELS)}, found {self.up_to!r}")
+
+    def levels(self) -> dict[str, FinetuneOptions]:
+        """The levels to try, by name."""
+        names = [] if self.up_to == "none" else list(DISTIL_LEVELS)[: list(DISTIL_LEVELS).index(self.up_to) + 1]
+        return {name: dataclasses.replace(DISTIL_LEVELS[name], images=self.images, seed=self.seed) for name in names}
+
+
 @dataclasses.dataclass(frozen=True)
 class FactoriseOptions:
     """``conv_share``: what is left of the convolutions' arithmetic at most; ``fc_ranks``: of fc1 and fc2, None for what fits the
@@ -112,8 +146,8 @@ class FactoriseOptions:
     conv_share: float = 0.5
     fc_ranks: tuple[int, int] | None = None
     multiple: int = WIDTH_MULTIPLE
-    images: int = 200
-    held_images: int = 60
+    images: int = REPAIR_IMAGES
+    held_images: int = REPAIR_HELD_IMAGES
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -144,6 +178,8 @@ class AllOptions:
     data: DataOptions = dataclasses.field(default_factory=DataOptions)
     prune: PruneOptions = dataclasses.field(default_factory=PruneOptions)
     finetune: FinetuneOptions = dataclasses.field(default_factory=FinetuneOptions)
+    factorise: FactoriseOptions = dataclasses.field(default_factory=FactoriseOptions)
+    distil: DistilOptions = dataclasses.field(default_factory=DistilOptions)
     quantize: QuantizeOptions = dataclasses.field(default_factory=QuantizeOptions)
     scaled_px: int = 160
     variants: tuple[str, ...] | None = None  # None: all; the baseline is always among them

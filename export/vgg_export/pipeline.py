@@ -9,7 +9,7 @@ from typing import Any
 from vgg_runtime import manifest
 from vgg_runtime.manifest import Manifest
 
-from . import bundle, data, evaluate, finetune, fold, model, prune, quantize, stage, to_onnx, weights
+from . import bundle, data, evaluate, factorise, finetune, fold, model, prune, quantize, stage, to_onnx, weights
 from .errors import DataError, OptionsError
 from .options import AllOptions, DataOptions, WeightsOptions
 from .progress import Progress
@@ -45,6 +45,30 @@ RECIPES = (
         "pruned, fine-tuned, smaller input, 8-bit integers",
         ("prune", "finetune", "fold", "export", "quantize"),
     ),
+    Recipe(
+        "compact",
+        "Compact",
+        "layers factorised and fitted in closed form, classifier distilled, then 8-bit integers",
+        ("factorise", "distil", "export", "quantize"),
+    ),
+    Recipe(
+        "compact-scaled",
+        "Compact, smaller input",
+        "layers factorised and fitted in closed form, classifier distilled, smaller input, 8-bit integers",
+        ("factorise", "distil", "fold", "export", "quantize"),
+    ),
+    Recipe(
+        "compact-fp32",
+        "Compact, fp32",
+        "layers factorised and fitted in closed form, classifier distilled; for boards where integers are no faster",
+        ("factorise", "distil", "export"),
+    ),
+    Recipe(
+        "compact-scaled-fp32",
+        "Compact, smaller input, fp32",
+        "layers factorised and fitted in closed form, classifier distilled, smaller input; for boards where integers are no faster",
+        ("factorise", "distil", "fold", "export"),
+    ),
 )
 
 
@@ -65,10 +89,22 @@ class Steps:
         return self._done[steps]
 
     def _prune(self, before: stage.Artifact, output: Path) -> stage.Artifact:
-        return prune.run(before, output, self.options.prune, self.progress)
+        return prune.run(before, self.splits, output, self.options.prune, self.progress)
 
     def _finetune(self, before: stage.Artifact, output: Path) -> stage.Artifact:
         return finetune.run(before, self.checkpoint, self.splits, output, self.options.finetune, self.progress)
+
+    def _factorise(self, before: stage.Artifact, output: Path) -> stage.Artifact:
+        return factorise.run(before, self.splits, output, self.options.factorise, self.progress)
+
+    def _distil(self, before: stage.Artifact, output: Path) -> stage.Artifact:
+        """Level by level, as long as each helps; what the last one left is the artifact."""
+        for name, level in self.options.distil.levels().items():
+            made = output.with_name(f"{output.stem}-{name}{output.suffix}")
+            before = finetune.run(before, self.checkpoint, self.splits, made, level, self.progress)
+            if not before.measured["kept_epoch"]:
+                break
+        return before
 
     def _fold(self, before: stage.Artifact, output: Path) -> stage.Artifact:
         return fold.run(before, output, self.options.scaled_px, self.progress)
