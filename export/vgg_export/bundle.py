@@ -47,6 +47,7 @@ class Entry:
     description: str
     steps: tuple[str, ...]
     model: stage.Artifact
+    losses: tuple[dict[str, Any], ...] = ()
 
     @property
     def info(self) -> dict[str, Any]:
@@ -254,6 +255,7 @@ def _write_model(folder: Path, entry: Entry, contents: Contents) -> m.Variant:
         session=m.SessionSettings(),
         evaluation=contents.evaluation[entry.id] if contents.evaluation else None,
         evaluation_absent=contents.evaluation_absent,
+        losses=entry.losses,
     )
 
 

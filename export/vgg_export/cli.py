@@ -7,6 +7,7 @@ import contextlib
 import json
 import logging
 import os
+import re
 import subprocess
 import sys
 import time
@@ -224,6 +225,21 @@ _target = click.option(
 )
 
 
+_scaled = click.option("--scaled-px", type=int, default=options.AllOptions.scaled_px, show_default=True, help="Side of the smaller input.")
+_budget = _grouped(
+    click.option("--max-drop", type=float, metavar="POINTS", help="Search the compact variants: lose at most so many points of top-1."),
+    click.option("--target-size", metavar="SIZE", help="Search: a file of at most so much, e.g. 20MB."),
+    click.option("--target-speedup", type=float, metavar="X", help="Search: at least so many times the baseline's speed, here."),
+)
+_distil = click.option(
+    "--distil-up-to",
+    type=click.Choice(("none", *options.DISTIL_LEVELS)),
+    default=options.DistilOptions.up_to,
+    show_default=True,
+    help="Of the compact variants: how much is trained again, in increasing cost.",
+)
+
+
 def _work(output: Path) -> Path:
     """Where a single stage keeps what it converts on the way."""
     return output.parent / f".{output.stem}.work"
@@ -271,6 +287,16 @@ def _factorise_options(chosen: dict[str, Any]) -> options.FactoriseOptions:
     return options.FactoriseOptions(chosen["conv_share"], ranks, images=chosen["repair_images"], seed=chosen["seed"])
 
 
+def _bytes(text: str | None) -> int | None:
+    """ "20MB", "500 kB" or "20000000" in bytes."""
+    if text is None:
+        return None
+    found = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([kKmMgG]?)[bB]?\s*", text)
+    if not found:
+        raise OptionsError(f"--target-size takes a size such as 20MB, found {text!r}")
+    return round(float(found[1]) * {"": 1, "k": 1e3, "m": 1e6, "g": 1e9}[found[2].lower()])
+
+
 def _finetune_options(chosen: dict[str, Any]) -> options.FinetuneOptions:
     return options.FinetuneOptions(
         chosen["epochs"], chosen["rate"], train_from=chosen["train_from"], images=chosen["images"], seed=chosen["seed"]
@@ -289,15 +315,10 @@ def _finetune_options(chosen: dict[str, Any]) -> options.FinetuneOptions:
 @_repair_images
 @_finetune
 @_factorise
-@click.option(
-    "--distil-up-to",
-    type=click.Choice(("none", *options.DISTIL_LEVELS)),
-    default=options.DistilOptions.up_to,
-    show_default=True,
-    help="Of the compact variants: how much is trained again, in increasing cost.",
-)
+@_distil
+@_budget
 @_target
-@click.option("--scaled-px", type=int, default=options.AllOptions.scaled_px, show_default=True, help="Side of the smaller input.")
+@_scaled
 @click.option("--variants", metavar="A,B", help="Only these and the baseline  [default: all]")
 @_seed
 @click.option("--no-compare", is_flag=True, help="Do not measure the variants on this machine at the end.")
@@ -316,6 +337,7 @@ def all_(no_compare: bool, **chosen: Any) -> int:
         factorise=_factorise_options(chosen),
         distil=options.DistilOptions(chosen["distil_up_to"], chosen["images"], chosen["seed"]),
         quantize=options.QuantizeOptions(chosen["target"]),
+        budget=options.Budget(chosen["max_drop"], _bytes(chosen["target_size"]), chosen["target_speedup"]),
         scaled_px=chosen["scaled_px"],
         variants=tuple(name.strip() for name in chosen["variants"].split(",")) if chosen["variants"] else None,
     )
@@ -330,6 +352,49 @@ def all_(no_compare: bool, **chosen: Any) -> int:
     launcher, report = wanted.output / "runtime" / "compare.py", wanted.output / REPORT_NAME
     command = [sys.executable, str(launcher), "--budget", str(COMPARE_BUDGET_S), "--html", str(report)]
     return subprocess.run(command, check=False).returncode
+
+
+@cli.command()
+@_weights
+@_data
+@_calibration
+@_test
+@click.option("--ratios", metavar="A,B", default=",".join(map(str, options.SWEEP_RATIOS)), show_default=True, help="Of filters to remove.")
+@click.option(
+    "--max-drop", type=float, default=options.SweepOptions.max_drop, show_default=True, metavar="POINTS", help="Of the recommended point."
+)
+@_repair_images
+@_distil
+@_target
+@_scaled
+@_seed
+@click.option("--work", type=_FOLDER, help="Intermediate files  [default: .OUTPUT.work beside the output]")
+@click.option("--output", type=_FOLDER, required=True, help="Folder for front.json, front.csv, front.svg and front.png.")
+def sweep(ratios: str, max_drop: float, **chosen: Any) -> None:
+    """The whole trade-off: compact variants of every strength, and what keeps them honest beside them.
+
+    Example: vgg-export sweep --weights my_vgg16.pth --data photos/ --output front
+    """
+    try:
+        asked = options.SweepOptions(tuple(float(part) for part in ratios.split(",")), max_drop)
+    except ValueError as error:
+        raise OptionsError(f"--ratios takes numbers such as 0.1,0.3, found {ratios!r}") from error
+    wanted = options.AllOptions(
+        output=chosen["output"],
+        work=chosen["work"],
+        weights=_weights_options(chosen),
+        data=_data_options(chosen),
+        prune=options.PruneOptions(images=chosen["repair_images"], seed=chosen["seed"]),
+        factorise=options.FactoriseOptions(images=chosen["repair_images"], seed=chosen["seed"]),
+        distil=options.DistilOptions(chosen["distil_up_to"], seed=chosen["seed"]),
+        quantize=options.QuantizeOptions(chosen["target"]),
+        scaled_px=chosen["scaled_px"],
+    )
+    from . import pipeline
+
+    found = pipeline.run_sweep(wanted, asked, TerminalProgress())
+    click.echo(found.reason)
+    click.echo(f"wrote {wanted.output}/front.json, .csv, .svg and .png: {len(found.points)} points")
 
 
 @cli.command()

@@ -68,9 +68,9 @@ def evaluate(subjects: Sequence[Subject], items: Sequence[Item], work: Path, pro
     logits: dict[str, npt.NDArray[np.float32]] = {}
     for preprocessing in dict.fromkeys(s.preprocessing for s in subjects):
         with tempfile.TemporaryDirectory(prefix=".evaluate.", dir=work) as folder:
-            tensors = _tensors(items, preprocessing, Path(folder), progress)
+            tensors = prepared(items, preprocessing, Path(folder), progress)
             for subject in (s for s in subjects if s.preprocessing == preprocessing):
-                logits[subject.id] = _infer(subject, tensors, progress)
+                logits[subject.id] = infer(subject, tensors, progress)
             del tensors
     baseline = logits[subjects[0].id]
     return {s.id: figures(logits[s.id], baseline, labels) for s in subjects}
@@ -98,7 +98,7 @@ def _proportion(hits: npt.NDArray[np.bool_]) -> dict[str, Any] | None:
     return {"rate": right / len(hits), "n": len(hits), "interval95": list(metrics.wilson_interval(right, len(hits)))}
 
 
-def _tensors(items: Sequence[Item], preprocessing: Preprocessing, folder: Path, progress: Progress) -> npt.NDArray[np.float32]:
+def prepared(items: Sequence[Item], preprocessing: Preprocessing, folder: Path, progress: Progress) -> npt.NDArray[np.float32]:
     """All pictures preprocessed once, on disk rather than in memory: [n, 3, px, px]."""
     px = preprocessing.crop_px
     tensors = reserved_array(folder / f"{px}.npy", (len(items), 3, px, px))
@@ -109,7 +109,7 @@ def _tensors(items: Sequence[Item], preprocessing: Preprocessing, folder: Path, 
     return tensors
 
 
-def _infer(subject: Subject, tensors: npt.NDArray[np.float32], progress: Progress) -> npt.NDArray[np.float32]:
+def infer(subject: Subject, tensors: npt.NDArray[np.float32], progress: Progress) -> npt.NDArray[np.float32]:
     """Logits [n, classes], one picture at a time as on the device."""
     session = Model(subject.model.path, subject.session, device.usable_cores())
     rows = []

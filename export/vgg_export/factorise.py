@@ -40,9 +40,10 @@ def run(checkpoint: stage.Artifact, splits: Splits, output: Path, options: Facto
         made, measured = factorise(original, fit, held, options, path.parent, progress)
         source = made.source | {"fitted_on": splits.fitted()}
         model.save(dataclasses.replace(made, source=source), path)
-        agreement = 100 * measured["loss"]["agreement"]
-        words = model.sizes_in_words(original.plan, made.plan)
-        log.info("factorised %s; agrees with the original on %.1f %% of %d held-out pictures", words, agreement, len(held))
+        log.info("factorised %s", model.sizes_in_words(original.plan, made.plan))
+        if losses := measured["losses"]:
+            words = ", ".join(f"{100 * loss['agreement']:.1f} % {name}" for name, loss in losses.items())
+            log.info("agreement with the original on %d held-out pictures: %s", len(held), words)
         return measured
 
     inputs = {"checkpoint": checkpoint, "splits": stage.Artifact(Path("splits"), splits.digest("fit", "select"), {})}
@@ -63,11 +64,13 @@ def factorise(
     with tempfile.TemporaryDirectory(prefix=".factorise.", dir=scratch) as folder:
         table = sensitivity(original, pictures.fit[:TABLE_PICTURES], Path(folder), progress)
         plan = choose_ranks(original.plan, table, options)
-        problem = repair.Problem(original, original.tensors, {}, plan)
-        tensors, fits = repair.repair(problem, pictures, Path(folder), progress)
+        cut = truncated(original, plan)
+        tensors, fits = cut, list[repair.Fit]()
+        if fitted := options.repair and original.has_knowledge:
+            tensors, fits = repair.repair(repair.Problem(original, original.tensors, {}, plan), pictures, Path(folder), progress)
     words = (
         f"factorised to {plan.macs() / original.plan.macs():.0%} of the arithmetic and {plan.parameters() / original.plan.parameters():.0%}"
-        f" of the parameters, fitted on {len(fit)} pictures"
+        f" of the parameters, " + (f"fitted on {len(fit)} pictures" if fitted else "not fitted")
     )
     source = original.source | {"history": [*original.source.get("history", []), words]}
     made = model.Checkpoint(plan, tensors, original.labels, source)
@@ -78,9 +81,29 @@ def factorise(
         "held_images": len(held),
         "table": {name: [round(share, 6) for share in shares] for name, shares in table.items()},
         "layers": [f.to_json() for f in fits],
-        "loss": repair.loss(original, made, pictures.held),
+        "losses": {},
     }
+    if original.has_knowledge:
+        with progress.task("measuring what the factorising cost", None):
+            stages = {"removed": dataclasses.replace(made, tensors=cut)} | ({"repaired": made} if fitted else {})
+            measured["losses"] = {name: repair.loss(original, left, pictures.held) for name, left in stages.items()}
     return made, measured
+
+
+def truncated(original: model.Checkpoint, plan: model.Plan) -> "dict[str, torch.Tensor]":
+    """The tensors of a plan's factors as the weights alone give them, by singular values: what it would be without pictures."""
+    import torch
+
+    tensors = dict(original.tensors)
+    for factor in plan.factors:
+        weight, bias = tensors.pop(f"{factor.layer}.weight"), tensors.pop(f"{factor.layer}.bias")
+        torch.manual_seed(0)  # the randomised method starts from random directions
+        left, values, right = torch.svd_lowrank(weight.flatten(1), q=min(factor.rank + 16, *weight.flatten(1).shape), niter=4)
+        left, right = left[:, : factor.rank], (right * values)[:, : factor.rank].T
+        tensors[f"{factor.layer}_reduce.weight"] = right.reshape(factor.rank, *weight.shape[1:]).contiguous()
+        tensors[f"{factor.layer}_expand.weight"] = left.reshape(*left.shape, *(1,) * (weight.dim() - 2)).contiguous()
+        tensors[f"{factor.layer}_expand.bias"] = bias
+    return tensors
 
 
 def sensitivity(original: model.Checkpoint, pictures: "torch.Tensor", scratch: Path, progress: Progress) -> dict[str, list[float]]:
@@ -181,4 +204,4 @@ def fc_ranks(plan: model.Plan, options: FactoriseOptions) -> tuple[int, int]:
     first = max(plan.hidden[0] // 16, min(plan.classes, plan.hidden[0] // 8))
     second = max(plan.hidden[1] // 32, min(plan.classes // 2, plan.hidden[1] // 16))
     up = options.multiple
-    return -(-first // up) * up, -(-second // up) * up
+    return up * math.ceil(options.fc_share * first / up), up * math.ceil(options.fc_share * second / up)

@@ -89,7 +89,7 @@ def _process_group() -> Iterator[None]:
 
 
 def _nothing_to_do(checkpoint: model.Checkpoint, splits: Splits, options: FinetuneOptions) -> str | None:
-    if checkpoint.source.get("figures_absent"):
+    if not checkpoint.has_knowledge:
         return "random weights have no knowledge to recover"
     if not options.epochs:
         return "no epochs were asked for"
@@ -124,6 +124,7 @@ def tune(
             sets[name] = _cache(chosen, student.plan.input_px, frozen, teacher, Path(scratch) / name, options.batch, shown, name)
         losses, kept = _epochs(trained, sets["fitting"], sets["selection"], options, shown)
         measured = {"selection_loss": losses, "kept_epoch": kept, "processes": _world()}
+        measured["losses"] = {"tuned": _loss(trained, sets["selection"], options.batch)}
         measured |= {"images": _total(len(sets["fitting"].labels)), "select_images": _total(len(sets["selection"].labels))}
     tensors = {name: t.detach().clone() for name, t in network.state_dict().items()}
     words = (
@@ -265,6 +266,22 @@ def _selection_loss(trained: "nn.Module", cached: _Cached, options: FinetuneOpti
             x, teacher, labels = cached.batch(range(start, min(start + options.batch, len(cached.labels))))
             total += float(distance(trained(x), teacher, labels, options.temperature))
     return _total(total) / _total(len(cached.labels))
+
+
+def _loss(trained: "nn.Module", cached: _Cached, batch: int) -> dict[str, Any]:
+    """Agreement with the teacher and mean KL in nats over the selection set of all processes."""
+    import torch
+    from torch.nn import functional
+
+    same, divergence = 0.0, 0.0
+    with torch.inference_mode():
+        for start in range(0, len(cached.labels), batch):
+            x, teacher, _ = cached.batch(range(start, min(start + batch, len(cached.labels))))
+            logits = trained(x)
+            same += float((logits.argmax(1) == teacher.argmax(1)).sum())
+            divergence += float(functional.kl_div(logits.log_softmax(1), teacher.log_softmax(1), reduction="sum", log_target=True))
+    n = int(_total(len(cached.labels)))
+    return {"agreement": _total(same) / n, "kl": _total(divergence) / n, "n": n, "against": "the checkpoint"}
 
 
 def _total(value: float) -> float:

@@ -223,6 +223,11 @@ class Checkpoint:
         if len(self.labels) != self.plan.classes:
             raise CheckpointError(f"{len(self.labels)} labels for {self.plan.classes} classes; they must be as many")
 
+    @property
+    def has_knowledge(self) -> bool:
+        """False for random weights: there is nothing to repair or to recover, and no figure of accuracy means anything."""
+        return not self.source.get("figures_absent")
+
     def model(self) -> "nn.Sequential":
         """The network in evaluation mode, with its own copy of the tensors."""
         model = build(self.plan)

@@ -141,7 +141,8 @@ class DistilOptions:
 @dataclasses.dataclass(frozen=True)
 class FactoriseOptions:
     """``conv_share``: what is left of the convolutions' arithmetic at most; ``fc_ranks``: of fc1 and fc2, None for what fits the
-    network; ``images`` to fit on and ``held_images`` to choose and measure with, at most."""
+    network, times ``fc_share``; ``images`` to fit on and ``held_images`` to choose and measure with, at most; without ``repair``
+    the weights' own singular vectors are taken as they are, to see what the fit buys."""
 
     conv_share: float = 0.5
     fc_ranks: tuple[int, int] | None = None
@@ -149,10 +150,14 @@ class FactoriseOptions:
     images: int = REPAIR_IMAGES
     held_images: int = REPAIR_HELD_IMAGES
     seed: int = 0
+    repair: bool = True
+    fc_share: float = 1.0
 
     def __post_init__(self) -> None:
         if not 0 < self.conv_share < 1:
             raise OptionsError(f"--conv-share must be above 0 and below 1, found {self.conv_share}")
+        if not 0 < self.fc_share <= 1:
+            raise OptionsError(f"the share of the default ranks must be above 0 and at most 1, found {self.fc_share}")
         if min(self.multiple, self.images, self.held_images, *(self.fc_ranks or (1,))) < 1:
             raise OptionsError(f"ranks, their multiple and the numbers of images must be positive; found {self}")
 
@@ -169,6 +174,52 @@ class QuantizeOptions:
 
 
 @dataclasses.dataclass(frozen=True)
+class Budget:
+    """What the compact variants may cost and must reach; None: not asked. ``max_drop``: points of top-1, or of disagreement where
+    there are no labels; ``size_bytes`` of the file; ``speedup`` over the baseline on this machine."""
+
+    max_drop: float | None = None
+    size_bytes: int | None = None
+    speedup: float | None = None
+
+    def __post_init__(self) -> None:
+        for flag, value, low in (
+            ("--max-drop", self.max_drop, 0),
+            ("--target-size", self.size_bytes, 1),
+            ("--target-speedup", self.speedup, 1),
+        ):
+            if value is not None and not low <= value < float("inf"):
+                raise OptionsError(f"{flag} must be at least {low}, found {value:g}")
+
+    @property
+    def asked(self) -> bool:
+        return self != Budget()
+
+    def in_words(self) -> str:
+        """For logs and for the recommendation."""
+        words = [] if self.max_drop is None else [f"a loss of at most {self.max_drop:g} point{'' if self.max_drop == 1 else 's'}"]
+        words += [] if self.size_bytes is None else [f"a file of at most {self.size_bytes / 1e6:g} MB"]
+        words += [] if self.speedup is None else [f"at least {self.speedup:g} times the baseline's speed"]
+        return ", ".join(words)
+
+
+SWEEP_RATIOS = (0.1, 0.3, 0.5)
+
+
+@dataclasses.dataclass(frozen=True)
+class SweepOptions:
+    """``ratios``: of filters, from the first block on, for the families that remove filters; ``max_drop`` of the recommendation."""
+
+    ratios: tuple[float, ...] = SWEEP_RATIOS
+    max_drop: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not all(0 < ratio < 1 for ratio in self.ratios):
+            raise OptionsError(f"--ratios must lie above 0 and below 1, found {self.ratios}")
+        Budget(self.max_drop)
+
+
+@dataclasses.dataclass(frozen=True)
 class AllOptions:
     """Everything that ``vgg-export all`` takes."""
 
@@ -181,6 +232,7 @@ class AllOptions:
     factorise: FactoriseOptions = dataclasses.field(default_factory=FactoriseOptions)
     distil: DistilOptions = dataclasses.field(default_factory=DistilOptions)
     quantize: QuantizeOptions = dataclasses.field(default_factory=QuantizeOptions)
+    budget: Budget = dataclasses.field(default_factory=Budget)
     scaled_px: int = 160
     variants: tuple[str, ...] | None = None  # None: all; the baseline is always among them
 

@@ -1,120 +1,23 @@
 """The order of the stages for ``vgg-export all``. A variant is a list of steps; steps that variants share are done once."""
 
+import contextlib
 import dataclasses
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from vgg_runtime import manifest
 from vgg_runtime.manifest import Manifest
 
-from . import bundle, data, evaluate, factorise, finetune, fold, model, prune, quantize, stage, to_onnx, weights
+from . import bundle, data, evaluate, fold, front, model, search, stage, weights
 from .errors import DataError, OptionsError
-from .options import AllOptions, DataOptions, WeightsOptions
+from .options import AllOptions, DataOptions, SweepOptions, WeightsOptions
 from .progress import Progress
+from .recipes import RECIPES, Recipe, Steps, chosen_recipes
 from .storage import exclusive, explain_write_errors, write_json
 
 log = logging.getLogger(__name__)
-
-
-@dataclasses.dataclass(frozen=True)
-class Recipe:
-    """A variant: the steps that make it out of the checkpoint, in order."""
-
-    id: str
-    title: str
-    description: str
-    steps: tuple[str, ...]
-
-
-RECIPES = (
-    Recipe("baseline", "Baseline", "the checkpoint as it is", ("export",)),
-    Recipe("pruned", "Pruned", "filters removed from the deeper blocks, then fine-tuned", ("prune", "finetune", "export")),
-    Recipe("quantized", "Quantized", "8-bit integers instead of 32-bit floats", ("export", "quantize")),
-    Recipe(
-        "pruned-quantized",
-        "Pruned, quantized",
-        "filters removed, fine-tuned, then 8-bit integers",
-        ("prune", "finetune", "export", "quantize"),
-    ),
-    Recipe("scaled", "Smaller input", "a smaller picture into the same network, not retrained", ("fold", "export")),
-    Recipe(
-        "pruned-quantized-scaled",
-        "All three",
-        "pruned, fine-tuned, smaller input, 8-bit integers",
-        ("prune", "finetune", "fold", "export", "quantize"),
-    ),
-    Recipe(
-        "compact",
-        "Compact",
-        "layers factorised and fitted in closed form, classifier distilled, then 8-bit integers",
-        ("factorise", "distil", "export", "quantize"),
-    ),
-    Recipe(
-        "compact-scaled",
-        "Compact, smaller input",
-        "layers factorised and fitted in closed form, classifier distilled, smaller input, 8-bit integers",
-        ("factorise", "distil", "fold", "export", "quantize"),
-    ),
-    Recipe(
-        "compact-fp32",
-        "Compact, fp32",
-        "layers factorised and fitted in closed form, classifier distilled; for boards where integers are no faster",
-        ("factorise", "distil", "export"),
-    ),
-    Recipe(
-        "compact-scaled-fp32",
-        "Compact, smaller input, fp32",
-        "layers factorised and fitted in closed form, classifier distilled, smaller input; for boards where integers are no faster",
-        ("factorise", "distil", "fold", "export"),
-    ),
-)
-
-
-class Steps:
-    """What each step name of a recipe does to the artifact of the step before."""
-
-    def __init__(self, checkpoint: stage.Artifact, splits: data.Splits, options: AllOptions, progress: Progress) -> None:
-        self.checkpoint, self.splits, self.options, self.progress = checkpoint, splits, options, progress
-        self._done: dict[tuple[str, ...], stage.Artifact] = {(): checkpoint}
-
-    def make(self, steps: tuple[str, ...]) -> stage.Artifact:
-        """The artifact after ``steps``; beginnings that were made before are not made again."""
-        if steps not in self._done:
-            before = self.make(steps[:-1])
-            perform: Callable[[stage.Artifact, Path], stage.Artifact] = getattr(self, f"_{steps[-1]}")
-            suffix = ".onnx" if {"export", "quantize"} & set(steps) else ".safetensors"
-            self._done[steps] = perform(before, self.options.work_folder / ("checkpoint+" + "+".join(steps) + suffix))
-        return self._done[steps]
-
-    def _prune(self, before: stage.Artifact, output: Path) -> stage.Artifact:
-        return prune.run(before, self.splits, output, self.options.prune, self.progress)
-
-    def _finetune(self, before: stage.Artifact, output: Path) -> stage.Artifact:
-        return finetune.run(before, self.checkpoint, self.splits, output, self.options.finetune, self.progress)
-
-    def _factorise(self, before: stage.Artifact, output: Path) -> stage.Artifact:
-        return factorise.run(before, self.splits, output, self.options.factorise, self.progress)
-
-    def _distil(self, before: stage.Artifact, output: Path) -> stage.Artifact:
-        """Level by level, as long as each helps; what the last one left is the artifact."""
-        for name, level in self.options.distil.levels().items():
-            made = output.with_name(f"{output.stem}-{name}{output.suffix}")
-            before = finetune.run(before, self.checkpoint, self.splits, made, level, self.progress)
-            if not before.measured["kept_epoch"]:
-                break
-        return before
-
-    def _fold(self, before: stage.Artifact, output: Path) -> stage.Artifact:
-        return fold.run(before, output, self.options.scaled_px, self.progress)
-
-    def _export(self, before: stage.Artifact, output: Path) -> stage.Artifact:
-        return to_onnx.run(before, output, self.progress)
-
-    def _quantize(self, before: stage.Artifact, output: Path) -> stage.Artifact:
-        chosen = self.options.data
-        return quantize.run(before, self.splits, chosen.calibration_images, output, self.options.quantize, self.progress, chosen.seed)
 
 
 def run(options: AllOptions, progress: Progress) -> Manifest:
@@ -127,26 +30,77 @@ def run(options: AllOptions, progress: Progress) -> Manifest:
 
 def _run(recipes: Sequence[Recipe], options: AllOptions, progress: Progress) -> Manifest:
     checkpoint, splits, ids = prepare(options, progress)
-    steps = Steps(checkpoint, splits, options, progress)
+    steps = compact = Steps(checkpoint, splits, options, progress)
+    found = None
+    if options.budget.asked:
+        found, within = _search(checkpoint, splits, options, progress)
+        compact = Steps(checkpoint, splits, within, progress)
     entries = []
     for recipe in recipes:
         log.info("variant %s: %s", recipe.id, " -> ".join(recipe.steps))
-        entries.append(bundle.Entry(recipe.id, recipe.title, recipe.description, recipe.steps, steps.make(recipe.steps)))
+        maker = compact if "factorise" in recipe.steps else steps
+        made, losses = maker.make(recipe.steps), maker.losses(recipe.steps)
+        entries.append(bundle.Entry(recipe.id, recipe.title, recipe.description, recipe.steps, made, losses))
     figures, absent = _evaluate(entries, splits, options, progress)
     contents = bundle.Contents(tuple(entries), splits, ids, figures, absent)
-    return bundle.run(contents, options.output, progress)
+    made_bundle = bundle.run(contents, options.output, progress)
+    if found:
+        found = _with_test_figures(found, entries, figures)
+        front.write(options.output, found)
+        log.info("%s", found.reason)
+    return made_bundle
 
 
-def chosen_recipes(wanted: Sequence[str] | None) -> tuple[Recipe, ...]:
-    """The recipes of these names, the baseline first and always.
+def _search(checkpoint: stage.Artifact, splits: data.Splits, options: AllOptions, progress: Progress) -> tuple[search.Found, AllOptions]:
+    """The points tried within the budget, and the options that make the compact variants the recommended ones."""
+    with _bench(checkpoint, splits, options, ("select",), progress) as tried:
+        found = search.run(tried, options.budget)
+        return found, tried.at(found.rung)
+
+
+@contextlib.contextmanager
+def _bench(
+    checkpoint: stage.Artifact, splits: data.Splits, options: AllOptions, sets: Sequence[str], progress: Progress
+) -> Iterator[search.Search]:
+    """What a search needs, for as long as it takes.
 
     Raises:
-        OptionsError: a name that is no variant.
+        OptionsError: these weights have no accuracy to lose, or there are no pictures to choose with.
     """
-    known = [recipe.id for recipe in RECIPES]
-    if unknown := [name for name in wanted or () if name not in known]:
-        raise OptionsError(f"there is no variant {unknown[0]!r}; expected some of {', '.join(known)}")
-    return tuple(recipe for recipe in RECIPES if wanted is None or recipe.id in (*wanted, RECIPES[0].id))
+    if absent := _source_and_labels(checkpoint)[0].get("figures_absent"):
+        raise OptionsError(f"points of accuracy cannot be counted: {absent}")
+    if not splits.select:
+        raise OptionsError("a budget needs pictures that nothing is fitted on to choose with; give more than a dozen with --data")
+    baseline = Steps(checkpoint, splits, options, progress).make(("export",))
+    bench = search.Bench(baseline, {name: getattr(splits, name) for name in sets}, options.work_folder, progress)
+    try:
+        yield search.Search(checkpoint, splits, options, bench, progress)
+    finally:
+        bench.close()
+
+
+def _with_test_figures(found: search.Found, entries: Sequence[bundle.Entry], figures: dict[str, Any] | None) -> search.Found:
+    """The points that became variants of the bundle with their figures on the test pictures, and what these say of the budget."""
+    if not figures:
+        return found
+    known = {entry.model.sha256: figures[entry.id] for entry in entries}
+    baseline = dataclasses.replace(found.baseline, test=known[found.baseline.sha256])
+    points = tuple(dataclasses.replace(p, test=known.get(p.sha256)) for p in found.points)
+    best = next((p for p in points if found.recommended and p.sha256 == found.recommended.sha256), None)
+    reason = found.reason
+    if best and best.test:
+        reason += f"; on {best.test['n']} test pictures {search.drop(best, baseline, 'test'):+.1f} points lost"
+    return dataclasses.replace(found, points=points, baseline=baseline, recommended=best, reason=reason)
+
+
+def run_sweep(options: AllOptions, wanted: SweepOptions, progress: Progress) -> search.Found:
+    """Every point of the sweep, and the front as files in ``options.output``."""
+    with exclusive(options.work_folder):
+        checkpoint, splits, _ = prepare(options, progress)
+        with _bench(checkpoint, splits, options, ("select", "test"), progress) as tried:
+            found = search.sweep(tried, wanted)
+    front.write(options.output, found)
+    return found
 
 
 def prepare(options: AllOptions, progress: Progress) -> tuple[stage.Artifact, data.Splits, tuple[str, ...] | None]:

@@ -38,7 +38,7 @@ def run(checkpoint: stage.Artifact, splits: Splits | None, output: Path, options
             pruned, kept = prune(original, options)
             ensure_same_as_masked(original, pruned, kept)
         fitted: dict[str, Any] = {}
-        if options.repair and pruned.plan != original.plan:
+        if options.repair and pruned.plan != original.plan and original.has_knowledge:
             pruned, fitted = _repaired(original, pruned, kept, splits, options, path.parent, progress)
         model.save(pruned, path)
         before, after = original.plan, pruned.plan
@@ -76,15 +76,12 @@ def _repaired(
     measured: dict[str, Any] = {"images": len(pictures.fit), "layers": [fit.to_json() for fit in fits]}
     if splits:
         with progress.task("measuring what the pruning cost", None):
-            measured["loss"] = {
+            measured["losses"] = {
                 "removed": repair.loss(original, pruned, pictures.held),
                 "repaired": repair.loss(original, made, pictures.held),
             }
-        log.info(
-            "agreement with the original on %d held-out pictures: %.1f %% pruned, %.1f %% repaired",
-            len(pictures.held),
-            *(100 * measured["loss"][when]["agreement"] for when in ("removed", "repaired")),
-        )
+        agreement = [100 * loss["agreement"] for loss in measured["losses"].values()]
+        log.info("agreement with the original on %d held-out pictures: %.1f %% pruned, %.1f %% repaired", len(pictures.held), *agreement)
     return made, measured
 
 

@@ -430,4 +430,5 @@ def loss(original: model.Checkpoint, smaller: model.Checkpoint, pictures: "torch
             said.append(torch.cat(parts).log_softmax(1))
     theirs, ours = said
     divergence = torch.nn.functional.kl_div(ours, theirs, reduction="batchmean", log_target=True)
-    return {"agreement": float((theirs.argmax(1) == ours.argmax(1)).float().mean()), "kl": float(divergence), "n": len(pictures)}
+    agreement = float((theirs.argmax(1) == ours.argmax(1)).float().mean())
+    return {"agreement": agreement, "kl": float(divergence), "n": len(pictures), "against": "the checkpoint"}

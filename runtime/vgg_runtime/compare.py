@@ -237,6 +237,7 @@ def _print(result: dict[str, Any], *, top5: bool) -> None:
         present.predictions(result, top5=top5),
         present.comparison(result),
         present.built(result),
+        present.losses(result),
         notice,
     )
     print("\n\n".join(part for part in parts if part))

@@ -56,7 +56,8 @@ class Variant:
     """One model of the bundle.
 
     ``evaluation`` holds what was measured at build time on test images (``top1``, ``top5``, ``agreement``, ``kl_mean``,
-    ``kl_p95``, ``n``, intervals); what could not be measured is None, and ``evaluation_absent`` says why.
+    ``kl_p95``, ``n``, intervals); what could not be measured is None, and ``evaluation_absent`` says why. ``losses``: what each
+    step lost on held-out pictures while it was made, in order (``step``, ``agreement``, ``kl``, ``n``, ``against``).
     """
 
     id: str
@@ -71,6 +72,7 @@ class Variant:
     session: SessionSettings
     evaluation: dict[str, Any] | None = None
     evaluation_absent: str | None = None
+    losses: tuple[dict[str, Any], ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,6 +140,7 @@ def _variant(data: dict[str, Any]) -> Variant:
         "preprocessing": Preprocessing.from_json(data["preprocessing"]),
         "steps": tuple(data["steps"]),
         "session": SessionSettings(**data["session"]),
+        "losses": tuple(data.get("losses", ())),
     }
     return Variant(**{**data, **parsed})
 

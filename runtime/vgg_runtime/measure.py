@@ -197,6 +197,7 @@ def empty_row(variant: Variant) -> dict[str, Any]:
         "agreement": None,
         "predictions": [],
         "built": variant.evaluation,
+        "losses": list(variant.losses),
         "error": None,
     }
 

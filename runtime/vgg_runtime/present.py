@@ -151,6 +151,26 @@ def built(result: dict[str, Any]) -> str:
     )
 
 
+LOSS_COLUMNS = ("removed", "repaired", "tuned", "quantized")
+
+
+def losses(result: dict[str, Any]) -> str:
+    """What each step of the variants cost when they were made; empty when nothing was measured."""
+    rows = [[row["variant"], *loss_cells(row["losses"])] for row in result["variants"] if row["losses"]]
+    if not rows:
+        return ""
+    return (
+        "What each step left, on held-out pictures: agreement with the checkpoint and mean KL; quantized: with its own float model\n"
+        + table(("variant", *LOSS_COLUMNS), rows)
+    )
+
+
+def loss_cells(steps: Sequence[dict[str, Any]]) -> list[str]:
+    """One variant's losses by step as text, a dash for steps it does not have."""
+    found = {step["step"]: f"{100 * step['agreement']:.1f} % {step['kl']:.4f} (n={step['n']})" for step in steps}
+    return [found.get(name, ABSENT) for name in LOSS_COLUMNS]
+
+
 EVALUATION_COLUMNS = ("top-1", "95 % interval", "top-5", "agrees", "95 % interval", "KL mean", "KL p95")
 
 

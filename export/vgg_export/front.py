@@ -1,0 +1,172 @@
+"""The trade-off as files: front.json, front.csv and a picture (SVG and PNG) of every point that was tried, size and speed against
+accuracy, with the points that nothing beats and the recommended one marked."""
+
+import csv
+import io
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .search import Found, Point, drop
+from .storage import atomic_file
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+NAMES = ("front.json", "front.csv", "front.svg", "front.png")
+# Colour and marker of each family of points (Okabe and Ito's colours, which colour-blind readers tell apart), and its legend.
+LOOKS = {
+    "baseline": ("#000000", "*"),
+    "int8 alone": ("#E69F00", "D"),
+    "compact": ("#009E73", "o"),
+    "compact, not fitted": ("#D55E00", "X"),
+    "filters by L2, repaired": ("#0072B2", "s"),
+    "filters by L2, not repaired": ("#56B4E9", "v"),
+    "filters at random, not repaired": ("#CC79A7", "P"),
+}
+WORDS = {"top1": "top-1", "agreement": "agreement with the baseline"}
+UNKNOWN_LOOK = ("#777777", "h")
+COLUMNS = (
+    "family",
+    "name",
+    "input_px",
+    "precision",
+    "bytes",
+    "parameters",
+    "macs",
+    "p50_ms",
+    "baseline_p50_ms",
+    "speedup",
+    "select_n",
+    "select_drop_points",
+    "test_n",
+    "test_top1",
+    "test_top1_low95",
+    "test_top1_high95",
+    "test_agreement",
+    "test_drop_points",
+    "on_front",
+    "recommended",
+)
+
+
+def pareto(points: Sequence[Point], baseline: Point, cost: Callable[[Point], float]) -> list[Point]:
+    """The points that no other beats both in ``cost`` (less is better) and in points lost, by cost; judged on the test pictures
+    where there are any, else on the selection pictures."""
+    which = judged_on(points)
+    found: list[Point] = []
+    for point in sorted(points, key=lambda p: (cost(p), drop(p, baseline, which))):
+        if not found or drop(point, baseline, which) < drop(found[-1], baseline, which) - 1e-9:
+            found.append(point)
+    return found
+
+
+def judged_on(points: Sequence[Point]) -> str:
+    """ "test" when every point was judged on test pictures, else "select"."""
+    return "test" if all(p.test for p in points) else "select"
+
+
+def write(folder: Path, found: Found) -> list[Path]:
+    """The four files of NAMES in a folder."""
+    points = [found.baseline, *found.points]
+    fastest = pareto(points, found.baseline, lambda p: -p.speedup)
+    smallest = pareto(points, found.baseline, lambda p: p.bytes)
+    content = {
+        "judged_on": judged_on(points),
+        "reason": found.reason,
+        "recommended": found.recommended.to_json() if found.recommended else None,
+        "front_by_speed": [[p.family, p.name] for p in fastest],
+        "front_by_size": [[p.family, p.name] for p in smallest],
+        "points": [p.to_json() for p in points],
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = [folder / name for name in NAMES]
+    _write(paths[0], (json.dumps(content, indent=1, allow_nan=False) + "\n").encode())
+    _write(paths[1], table(found, {id(p) for p in (*fastest, *smallest)}).encode())
+    for path in paths[2:]:
+        _write(path, picture(found, fastest, smallest, path.suffix[1:]))
+    return paths
+
+
+def _write(path: Path, content: bytes) -> None:
+    with atomic_file(path) as temporary:
+        temporary.write_bytes(content)
+
+
+def table(found: Found, front: set[int]) -> str:
+    """All points as CSV; an absent figure is an empty cell."""
+    text = io.StringIO()
+    rows = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    rows.writeheader()
+    for p in (found.baseline, *found.points):
+        own: dict[str, Any] = {name: getattr(p, name) for name in COLUMNS[:10]}
+        for which, figures in (("select", p.select), ("test", p.test)):
+            if figures:
+                own |= {f"{which}_n": figures["n"], f"{which}_drop_points": round(drop(p, found.baseline, which), 4)}
+        if p.test:
+            own["test_agreement"] = p.test["agreement"]["rate"]
+            if top1 := p.test["top1"]:
+                low, high = top1["interval95"]
+                own |= {"test_top1": top1["rate"], "test_top1_low95": low, "test_top1_high95": high}
+        own |= {"on_front": int(id(p) in front), "recommended": int(p == found.recommended)}
+        rows.writerow(own)
+    return text.getvalue()
+
+
+def picture(found: Found, fastest: Sequence[Point], smallest: Sequence[Point], kind: str) -> bytes:
+    """Two panels, speed and size, each against accuracy (or agreement without labels) with its 95 % interval."""
+    from matplotlib.figure import Figure
+
+    points = [found.baseline, *found.points]
+    figure = Figure(figsize=(13, 6.4), layout="constrained")
+    panels = figure.subplots(1, 2, sharey=True)
+    which = judged_on(points)
+    n = getattr(points[0], which)["n"]
+    proportion = "top1" if getattr(points[0], which)["top1"] else "agreement"
+    sides: tuple[tuple[Callable[[Point], float], Sequence[Point], str], ...] = (
+        (lambda p: p.speedup, fastest, "times the baseline's speed (right is faster)"),
+        (lambda p: p.bytes / 1e6, smallest, "file, MB (left is smaller)"),
+    )
+    for axes, (where, front, label) in zip(panels, sides, strict=True):
+        _panel(axes, points, front, found.recommended, where, lambda p: _accuracy(p, which, proportion))
+        axes.set_xlabel(label)
+    panels[0].set_ylabel(f"{WORDS[proportion]} on {n} {'test' if which == 'test' else 'selection'} pictures, %")
+    panels[0].legend(fontsize=8, loc="lower left")
+    figure.suptitle("Speed and size against accuracy; bars: 95 % interval; line: what nothing beats", fontsize=11)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format=kind, dpi=120, metadata={"Date": None} if kind == "svg" else {})
+    return buffer.getvalue()
+
+
+def _panel(
+    axes: "Axes",
+    points: Sequence[Point],
+    front: Sequence[Point],
+    recommended: Point | None,
+    where: Callable[[Point], float],
+    height: Callable[[Point], tuple[float, float, float]],
+) -> None:
+    axes.set_xscale("log")
+    axes.grid(visible=True, which="both", alpha=0.25)
+    axes.plot([where(p) for p in front], [height(p)[0] for p in front], color="#999999", linewidth=1, zorder=1)
+    for family in dict.fromkeys(p.family for p in points):
+        colour, marker = LOOKS.get(family, UNKNOWN_LOOK)
+        own = [p for p in points if p.family == family]
+        ys = [height(p) for p in own]
+        bars = [[y - low for y, low, _ in ys], [high - y for y, _, high in ys]]
+        axes.errorbar(
+            [where(p) for p in own], [y for y, *_ in ys], yerr=bars, fmt=marker, color=colour, label=family, capsize=2, markersize=7
+        )
+    for p in front:
+        axes.annotate(p.name, (where(p), height(p)[0]), textcoords="offset points", xytext=(6, 7), fontsize=7)
+    if recommended:
+        axes.plot(where(recommended), height(recommended)[0], "o", markersize=17, fillstyle="none", color="#C00000", label="recommended")
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axes.xaxis.set_minor_formatter(lambda value, _: f"{value:g}" if str(value).lstrip("0.")[:1] in "25" else "")
+
+
+def _accuracy(point: Point, which: str, proportion_of: str) -> tuple[float, float, float]:
+    """In per cent: the rate and the ends of its interval."""
+    proportion = getattr(point, which)[proportion_of]
+    return (100 * proportion["rate"], *(100 * end for end in proportion["interval95"]))

@@ -1,0 +1,358 @@
+"""A budget instead of a ratio: compact variants of several strengths are made, exported, quantized, timed as int8 on this
+machine and judged on the selection pictures; the best of those within the budget is recommended.
+
+A rung is a share of the convolutions' arithmetic and of the default ranks of fc1 and fc2; the ranks of the layers follow from the
+sensitivity table (``factorise``). The search goes down the ladder until the loss is more than it may be, or the targets are met,
+and then looks once between the last rung that held and the first that did not. Every point stays on disk with its files, so that
+an interrupted search goes on where it was. The test pictures are not looked at here.
+"""
+
+import dataclasses
+import json
+import logging
+import math
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from vgg_runtime import device
+from vgg_runtime.preprocess import Preprocessing
+from vgg_runtime.recommend import loss_points
+from vgg_runtime.session import Model
+
+from . import evaluate, stage
+from .data import Item, Splits
+from .errors import OptionsError
+from .options import AllOptions, Budget, PruneOptions, SweepOptions
+from .progress import Progress
+from .recipes import Steps
+
+log = logging.getLogger(__name__)
+
+TIMING_ROUNDS = 3
+TIMING_S = 0.7  # of each model in a round
+FILTER_FAMILIES = (  # name, criterion, repaired
+    ("filters by L2, repaired", "l2", True),
+    ("filters by L2, not repaired", "l2", False),
+    ("filters at random, not repaired", "random", False),
+)
+COMPACT = ("factorise", "distil", "export", "quantize")
+COMPACT_SCALED = ("factorise", "distil", "fold", "export", "quantize")
+
+
+@dataclasses.dataclass(frozen=True)
+class Rung:
+    """``conv_share`` of the convolutions' arithmetic, ``fc_share`` of the default ranks of fc1 and fc2."""
+
+    conv_share: float
+    fc_share: float
+
+    @property
+    def name(self) -> str:
+        return f"conv {self.conv_share:.0%}, fc {self.fc_share:.0%}"
+
+    def between(self, other: "Rung") -> "Rung":
+        """The geometric middle."""
+        return Rung(round(math.sqrt(self.conv_share * other.conv_share), 3), round(math.sqrt(self.fc_share * other.fc_share), 3))
+
+
+LADDER = (Rung(0.7, 1.0), Rung(0.5, 1.0), Rung(0.35, 1.0), Rung(0.25, 0.5), Rung(0.18, 0.5), Rung(0.125, 0.25))
+
+
+@dataclasses.dataclass(frozen=True)
+class Point:
+    """A model that was tried. ``model``: its file, relative to the work folder. ``select`` and ``test``: figures as ``evaluate``
+    gives them, on the selection and the test pictures, None where these are absent. ``speedup``: median latency of the baseline
+    over this one's, both timed in turn."""
+
+    family: str
+    name: str
+    steps: tuple[str, ...]
+    model: str
+    sha256: str
+    input_px: int
+    precision: str
+    bytes: int
+    parameters: int
+    macs: int
+    p50_ms: float
+    baseline_p50_ms: float
+    select: dict[str, Any] | None
+    test: dict[str, Any] | None = None
+    setting: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    @property
+    def speedup(self) -> float:
+        return self.baseline_p50_ms / self.p50_ms
+
+    def to_json(self) -> dict[str, Any]:
+        return dataclasses.asdict(self) | {"speedup": self.speedup}
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Self:
+        return cls(**{**{k: v for k, v in data.items() if k != "speedup"}, "steps": tuple(data["steps"])})
+
+
+@dataclasses.dataclass(frozen=True)
+class Found:
+    """The end of a search: every point tried, the recommended one (None: nothing is within the budget) and why, the rung of the
+    compact variants to be made."""
+
+    points: tuple[Point, ...]
+    baseline: Point
+    recommended: Point | None
+    reason: str
+    rung: Rung
+
+
+class Bench:
+    """Times and judges models against the baseline: one set of pictures, tensors and the baseline's logits computed once."""
+
+    def __init__(self, baseline: stage.Artifact, sets: dict[str, Sequence[Item]], work: Path, progress: Progress) -> None:
+        self.baseline, self.work, self.progress = baseline, work, progress
+        self._sets = {name: list(items) for name, items in sets.items() if items}
+        self._tensors: dict[tuple[str, int], npt.NDArray[np.float32]] = {}
+        self._said: dict[str, npt.NDArray[np.float32]] = {}
+        self._scratch = tempfile.TemporaryDirectory(prefix=".bench.", dir=work)
+
+    def close(self) -> None:
+        """Forget the tensors on disk."""
+        self._tensors.clear()
+        self._scratch.cleanup()
+
+    def point(self, family: str, name: str, steps: tuple[str, ...], made: stage.Artifact, setting: dict[str, Any]) -> Point:
+        """Judge a model, unless that was done before with just these pictures."""
+        info = made.measured["model"]
+        known: dict[str, Any] = {"family": family, "name": name, "steps": steps, "setting": setting}
+        options = known | {which: [[i.sha256, i.label] for i in items] for which, items in self._sets.items()}
+
+        def make(path: Path) -> dict[str, Any]:
+            p50_ms, baseline_p50_ms = self.time(made, name)
+            found = Point(
+                **known,
+                model=os.path.relpath(made.path, self.work),
+                sha256=made.sha256,
+                input_px=info["plan"]["input_px"],
+                precision=info["precision"],
+                bytes=made.path.stat().st_size,
+                parameters=info["parameters"],
+                macs=info["macs"],
+                p50_ms=p50_ms,
+                baseline_p50_ms=baseline_p50_ms,
+                select=self.figures("select", made, name),
+                test=self.figures("test", made, name),
+            )
+            path.write_text(json.dumps(found.to_json(), indent=1))
+            return found.to_json()
+
+        inputs = {"model": made, "baseline": self.baseline}
+        recorded = stage.produce("point", options, inputs, made.path.with_name(made.path.stem + ".point.json"), make)
+        return Point.from_json(recorded.measured)
+
+    def figures(self, which: str, made: stage.Artifact, name: str) -> dict[str, Any] | None:
+        """Accuracy and agreement of a model on a set of pictures, None where there are none."""
+        if which not in self._sets:
+            return None
+        if which not in self._said:
+            self._said[which] = self._ask(which, self.baseline, "baseline")
+        logits = self._said[which] if made.sha256 == self.baseline.sha256 else self._ask(which, made, name)
+        labels = np.array([-1 if i.label is None else i.label for i in self._sets[which]])
+        return evaluate.figures(logits, self._said[which], labels)
+
+    def _ask(self, which: str, made: stage.Artifact, name: str) -> npt.NDArray[np.float32]:
+        subject = evaluate.Subject(name, made, Preprocessing.from_json(made.measured["model"]["preprocessing"]))
+        key = (which, subject.preprocessing.crop_px)
+        if key not in self._tensors:
+            folder = Path(tempfile.mkdtemp(dir=self._scratch.name))
+            self._tensors[key] = evaluate.prepared(self._sets[which], subject.preprocessing, folder, self.progress)
+        return evaluate.infer(subject, self._tensors[key], self.progress)
+
+    def time(self, made: stage.Artifact, name: str) -> tuple[float, float]:
+        """Median latencies in ms of a model and of the baseline, loaded and run in turn: other work on the machine meets both."""
+        own: list[float] = []
+        reference: list[float] = []
+        with self.progress.task(f"timing {name}", TIMING_ROUNDS) as task:
+            for _ in range(TIMING_ROUNDS):
+                reference += timed(self.baseline)
+                own += timed(made)
+                task.advance()
+        return statistics.median(own), statistics.median(reference)
+
+
+def timed(made: stage.Artifact) -> list[float]:
+    """Latencies in ms of a model in a session of its own, after a warm-up."""
+    info = made.measured["model"]
+    side = info["plan"]["input_px"]
+    x = np.random.default_rng(0).standard_normal((1, 3, side, side), np.float32)
+    settings = evaluate.Subject("", made, Preprocessing.from_json(info["preprocessing"])).session
+    session, samples = Model(made.path, settings, device.usable_cores()), list[float]()
+    session(x)
+    session(x)
+    end = time.perf_counter() + TIMING_S
+    while len(samples) < 3 or time.perf_counter() < end:
+        start = time.perf_counter()
+        session(x)
+        samples.append((time.perf_counter() - start) * 1e3)
+    return samples
+
+
+class Search:
+    """The points of one checkpoint and one set of options, made on demand."""
+
+    def __init__(self, checkpoint: stage.Artifact, splits: Splits, options: AllOptions, bench: Bench, progress: Progress) -> None:
+        self.checkpoint, self.splits, self.options, self.bench, self.progress = checkpoint, splits, options, bench, progress
+
+    def rung(self, rung: Rung, *, fitted: bool = True) -> list[Point]:
+        """The int8 points of a rung at both input sizes; not ``fitted``: from the weights alone, and not distilled.
+
+        Raises:
+            OptionsError: the network is too narrow to be factorised so far.
+        """
+        log.info("rung: %s%s", rung.name, "" if fitted else ", not fitted")
+        options, setting = self.at(rung), dataclasses.asdict(rung)
+        if fitted:
+            return self.points("compact", rung.name, (COMPACT, COMPACT_SCALED), options, setting)
+        options = dataclasses.replace(options, factorise=dataclasses.replace(options.factorise, repair=False))
+        return self.points("compact, not fitted", rung.name, (("factorise", "export", "quantize"),), options, setting)
+
+    def at(self, rung: Rung) -> AllOptions:
+        """The options that make the compact variants those of a rung, from the files that its points left."""
+        wanted = dataclasses.replace(self.options.factorise, conv_share=rung.conv_share, fc_share=rung.fc_share)
+        return dataclasses.replace(self.options, factorise=wanted, work=self._folder("compact", rung.name))
+
+    def filters(self, family: str, options: PruneOptions) -> list[Point]:
+        """An int8 point of a network that lost filters and was not tuned."""
+        setting = {"ratio": options.ratio, "first_block": options.first_block}
+        asked = dataclasses.replace(self.options, prune=options)
+        return self.points(family, f"{options.ratio:.0%} of the filters", (("prune", "export", "quantize"),), asked, setting)
+
+    def alone(self) -> list[Point]:
+        """int8 and the smaller input without anything else: what any budget is compared with."""
+        return self.points("int8 alone", "int8", (("export", "quantize"), ("fold", "export", "quantize")), self.options, {})
+
+    def points(
+        self, family: str, name: str, chains: Sequence[tuple[str, ...]], options: AllOptions, setting: dict[str, Any]
+    ) -> list[Point]:
+        """One point per chain of steps, its files in a folder named after the point."""
+        folder = self._folder(family, name)
+        folder.mkdir(parents=True, exist_ok=True)
+        steps = Steps(self.checkpoint, self.splits, dataclasses.replace(options, work=folder), self.progress)
+        found = []
+        for chain in chains:
+            made = steps.make(chain)
+            px = made.measured["model"]["plan"]["input_px"]
+            point = self.bench.point(family, f"{name}, {px} px", chain, made, setting)
+            log.info("%s, %s: %s", family, point.name, in_words(point, self.baseline()))
+            found.append(point)
+        return found
+
+    def _folder(self, family: str, name: str) -> Path:
+        return self.options.work_folder / "points" / "".join(c if c.isalnum() else "-" for c in f"{family} {name}")
+
+    def baseline(self) -> Point:
+        """The baseline as a point."""
+        return self.bench.point("baseline", "fp32", ("export",), self.bench.baseline, {})
+
+
+def run(search: Search, budget: Budget, ladder: Sequence[Rung] = LADDER) -> Found:
+    """Go down the ladder as far as the budget allows; see the module's head.
+
+    Raises:
+        OptionsError: not even the first rung can be made.
+    """
+    baseline = search.baseline()
+    points = search.alone()
+    tried: dict[Rung, list[Point]] = {}
+    above = below = None  # the last rung that went well, the first that was too much
+    for rung in walk(ladder):
+        try:
+            tried[rung] = search.rung(rung)
+        except OptionsError as error:
+            log.info("the ladder ends here: %s", error)
+            break
+        if too_much(tried[rung], baseline, budget):
+            below = rung
+            break
+        above = rung
+        if budget.max_drop is None and any(reaches(p, budget) for p in tried[rung]):
+            break  # further down there is only more loss
+    if above and below:
+        middle = above.between(below)
+        tried[middle] = search.rung(middle)
+    if not tried:
+        raise OptionsError("this network is too narrow to be factorised; use --prune-ratio instead of a budget")
+    points += [p for found in tried.values() for p in found]
+    return conclude(points, baseline, budget, tried)
+
+
+def sweep(search: Search, options: SweepOptions, ladder: Sequence[Rung] = LADDER) -> Found:
+    """Every rung, and beside it what keeps it honest: int8 alone, the same rung not fitted, filters by L2 with and without repair
+    and filters at random, at the same ratios. The recommendation is made on the selection pictures as in ``run``."""
+    points, tried = search.alone(), dict[Rung, list[Point]]()
+    for rung in walk(ladder):
+        try:
+            tried[rung] = search.rung(rung)
+        except OptionsError as error:
+            log.info("the ladder ends here: %s", error)
+            break
+        points += [*tried[rung], *search.rung(rung, fitted=False)]
+    base = dataclasses.replace(search.options.prune, first_block="conv1")
+    for ratio in options.ratios:
+        for family, criterion, repaired in FILTER_FAMILIES:
+            points += search.filters(family, dataclasses.replace(base, ratio=ratio, criterion=criterion, repair=repaired))
+    return conclude(points, search.baseline(), Budget(options.max_drop), tried)
+
+
+def walk(ladder: Sequence[Rung]) -> Iterator[Rung]:
+    """From the least compressed rung on."""
+    yield from sorted(ladder, key=lambda rung: -rung.conv_share)
+
+
+def too_much(points: Iterable[Point], baseline: Point, budget: Budget) -> bool:
+    """Whether none of the points keeps the loss within the budget."""
+    return budget.max_drop is not None and all(drop(p, baseline) > budget.max_drop + 1e-9 for p in points)
+
+
+def reaches(point: Point, budget: Budget) -> bool:
+    """Whether a point meets the targets of size and speed."""
+    small = budget.size_bytes is None or point.bytes <= budget.size_bytes
+    return small and (budget.speedup is None or point.speedup >= budget.speedup)
+
+
+def drop(point: Point, baseline: Point, which: str = "select") -> float:
+    """Points lost against the baseline on the selection (or test) pictures: of top-1, or of agreement without labels."""
+    own, reference = getattr(point, which), getattr(baseline, which)
+    return loss_points(own, reference)
+
+
+def conclude(points: list[Point], baseline: Point, budget: Budget, tried: dict[Rung, list[Point]]) -> Found:
+    """The recommendation: within the budget the fastest, or, when only targets were set, the one that loses least."""
+    fit = [p for p in points if reaches(p, budget) and not too_much([p], baseline, budget)]
+    if fit and budget.max_drop is not None:
+        best, why = max(fit, key=lambda p: p.speedup), "the fastest point tried"
+    elif fit:
+        best, why = min(fit, key=lambda p: (drop(p, baseline), -p.speedup)), "the point that loses least"
+    else:
+        nearest = min(points, key=lambda p: (max(0.0, drop(p, baseline) - (budget.max_drop or 0.0)), -p.speedup))
+        reason = f"the budget ({budget.in_words()}) cannot be met; the nearest is {nearest.name}: {in_words(nearest, baseline)}"
+        return Found(tuple(points), baseline, None, reason, _rung_of(nearest, tried))
+    reason = f"{why} with {budget.in_words()} on {best.select['n'] if best.select else 0} selection pictures: {in_words(best, baseline)}"
+    return Found(tuple(points), baseline, best, reason, _rung_of(best, tried))
+
+
+def _rung_of(point: Point, tried: dict[Rung, list[Point]]) -> Rung:
+    """The rung of a point; of one that has none (int8 alone) the least compressed, so that there are compact variants to look at."""
+    return next((rung for rung, found in tried.items() if point in found), next(iter(tried), LADDER[0]))
+
+
+def in_words(point: Point, baseline: Point) -> str:
+    """Size, speed and loss in a line."""
+    lost = "" if point.select is None or baseline.select is None else f", {drop(point, baseline):+.1f} points lost"
+    return f"{point.bytes / 1e6:.1f} MB (1/{baseline.bytes / point.bytes:.0f}), {point.speedup:.1f}x{lost}"

@@ -1,0 +1,230 @@
+"""The search for a budget: its decisions on made-up points, and one real search on a small network."""
+
+import csv
+import dataclasses
+import io
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import small_checkpoint
+
+from vgg_export import data, evaluate, front, model, search, stage, to_onnx
+from vgg_export.errors import OptionsError
+from vgg_export.options import AllOptions, Budget, DataOptions, DistilOptions, FactoriseOptions, SweepOptions
+from vgg_export.progress import Quiet
+from vgg_runtime.metrics import wilson_interval
+from vgg_runtime.preprocess import for_input
+
+BASE_MS, BASE_BYTES, N = 100.0, 500_000_000, 1000
+
+
+def figures(top1: float | None, agreement: float = 0.99) -> dict[str, Any]:
+    def proportion(rate: float) -> dict[str, Any]:
+        return {"rate": rate, "n": N, "interval95": list(wilson_interval(round(rate * N), N))}
+
+    return {"n": N, "top1": None if top1 is None else proportion(top1), "agreement": proportion(agreement)}
+
+
+def point(name: str, top1: float | None, speed: float, size: float, family: str = "compact", **more: Any) -> search.Point:
+    """``size``: how many times smaller than the baseline."""
+    return search.Point(
+        family, name, ("export",), f"{name}.onnx", name, 160, "int8", round(BASE_BYTES / size), 1, 1, BASE_MS / speed, BASE_MS,
+        figures(top1, more.get("agreement", 0.99)), more.get("test"), {}
+    )  # fmt: skip
+
+
+BASE = point("fp32", 0.95, 1, 1, "baseline", agreement=1.0)
+
+
+class Scripted:
+    """What each rung would give: lost points, speed and how many times smaller."""
+
+    def __init__(self, rungs: dict[float, tuple[float, float, float]], least: float = 0.0) -> None:
+        self.rungs, self.least, self.asked = rungs, least, list[float]()
+
+    def baseline(self) -> search.Point:
+        return BASE
+
+    def alone(self) -> list[search.Point]:
+        return [point("int8", 0.95, 4, 4, "int8 alone")]
+
+    def rung(self, rung: search.Rung) -> list[search.Point]:
+        if rung.conv_share < self.least:
+            raise OptionsError("too narrow")
+        self.asked.append(rung.conv_share)
+        lost, speed, size = self.rungs.get(rung.conv_share) or (0.9, 17.0, 45.0)  # the one between
+        return [point(rung.name, 0.95 - lost / 100, speed, size)]
+
+
+LADDER = tuple(search.Rung(share, 1.0) for share in (0.25, 0.7, 0.5, 0.35))
+RUNGS = {0.7: (0.0, 8.0, 30.0), 0.5: (0.2, 12.0, 35.0), 0.35: (0.8, 16.0, 40.0), 0.25: (3.0, 20.0, 50.0)}
+
+
+def test_it_goes_down_as_far_as_the_loss_allows_and_looks_once_in_between() -> None:
+    scripted = Scripted(RUNGS)
+    found = search.run(scripted, Budget(max_drop=1.0), LADDER)  # type: ignore[arg-type]
+    assert scripted.asked == [0.7, 0.5, 0.35, 0.25, 0.296]  # rolled back from 0.25, and the geometric middle tried
+    assert found.recommended is not None
+    assert found.recommended.speedup == pytest.approx(17.0)
+    assert found.rung.conv_share == 0.296
+    assert "the fastest point tried with a loss of at most 1 point on 1000 selection pictures" in found.reason
+    assert "17.0x, +0.9 points lost" in found.reason
+    assert len(found.points) == 6
+
+
+def test_what_lies_between_does_not_count_when_it_loses_too_much() -> None:
+    scripted = Scripted(RUNGS | {0.296: (1.2, 18.0, 46.0)})
+    found = search.run(scripted, Budget(max_drop=1.0), LADDER)  # type: ignore[arg-type]
+    assert found.recommended is not None
+    assert found.recommended.speedup == pytest.approx(16.0)  # the last that held
+    assert found.rung.conv_share == 0.35
+
+
+def test_targets_alone_stop_as_soon_as_they_are_met_and_keep_the_least_loss() -> None:
+    scripted = Scripted(RUNGS)
+    found = search.run(scripted, Budget(speedup=10, size_bytes=20_000_000), LADDER)  # type: ignore[arg-type]
+    assert scripted.asked == [0.7, 0.5]
+    assert found.recommended is not None
+    assert found.recommended.name == "conv 50%, fc 100%"
+    assert "the point that loses least" in found.reason
+
+
+def test_a_budget_that_cannot_be_met_says_so_and_names_the_nearest() -> None:
+    found = search.run(Scripted(RUNGS), Budget(max_drop=0.5, speedup=30), LADDER)  # type: ignore[arg-type]
+    assert found.recommended is None
+    assert "cannot be met; the nearest is" in found.reason
+    nothing = search.run(Scripted({0.7: (5.0, 8.0, 30.0)}), Budget(max_drop=0.5, size_bytes=1000), LADDER[1:2])  # type: ignore[arg-type]
+    assert "the nearest is int8" in nothing.reason
+    assert nothing.rung.conv_share == 0.7
+
+
+def test_the_ladder_ends_where_the_network_is_too_narrow() -> None:
+    scripted = Scripted(RUNGS, least=0.4)
+    found = search.run(scripted, Budget(max_drop=1.0), LADDER)  # type: ignore[arg-type]
+    assert scripted.asked == [0.7, 0.5]
+    assert found.rung.conv_share == 0.5
+    with pytest.raises(OptionsError, match="too narrow to be factorised"):
+        search.run(Scripted(RUNGS, least=0.9), Budget(max_drop=1.0), LADDER)  # type: ignore[arg-type]
+
+
+def test_without_labels_the_loss_is_disagreement() -> None:
+    base = dataclasses.replace(BASE, select=figures(None, 1.0))
+    assert search.drop(point("a", None, 2, 2, agreement=0.97), base) == pytest.approx(3.0)
+
+
+@pytest.mark.parametrize(("field", "value"), [("max_drop", -1.0), ("size_bytes", 0), ("speedup", 0.5), ("max_drop", float("nan"))])
+def test_impossible_budgets_are_refused(field: str, value: float) -> None:
+    with pytest.raises(OptionsError, match="must be at least"):
+        Budget(**{field: value})  # type: ignore[arg-type]
+
+
+POINTS = (
+    point("int8", 0.950, 4, 4, "int8 alone"),
+    point("a", 0.945, 10, 35),
+    point("worse than a", 0.940, 9, 30),
+    point("b", 0.900, 20, 60),
+    point("random", 0.500, 10, 35, "filters at random, not repaired"),
+)
+
+
+def test_the_front_is_what_nothing_beats() -> None:
+    assert [p.name for p in front.pareto(POINTS, BASE, lambda p: -p.speedup)] == ["b", "a", "int8"]
+    assert [p.name for p in front.pareto([*POINTS, BASE], BASE, lambda p: p.bytes)] == ["b", "a", "int8"]  # as good and smaller
+    assert [p.name for p in front.pareto(POINTS[2:], BASE, lambda p: p.bytes)] == ["b", "worse than a"]
+
+
+def test_the_front_is_written_as_json_csv_and_pictures(tmp_path: Path) -> None:
+    found = search.Found(POINTS, BASE, POINTS[1], "because", LADDER[0])
+    paths = front.write(tmp_path, found)
+    assert [p.name for p in paths] == list(front.NAMES)
+    content = json.loads(paths[0].read_text())
+    assert content["front_by_speed"] == [["compact", "b"], ["compact", "a"], ["int8 alone", "int8"]]
+    assert content["judged_on"] == "select"  # the test pictures were not asked
+    assert search.Point.from_json(content["recommended"]) == POINTS[1]
+    rows = list(csv.DictReader(io.StringIO(paths[1].read_text())))
+    assert [row["name"] for row in rows] == ["fp32", *(p.name for p in POINTS)]
+    assert [row["select_drop_points"] for row in rows] == ["0.0", "0.0", "0.5", "1.0", "5.0", "45.0"]
+    assert [row["on_front"] for row in rows] == ["0", "1", "1", "0", "1", "0"]
+    assert [row["recommended"] for row in rows] == ["0", "0", "1", "0", "0", "0"]
+    assert rows[0]["test_top1"] == ""  # absent, not nought
+    assert paths[2].read_text().startswith("<?xml")
+    assert paths[3].read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
+
+
+def test_the_front_is_judged_on_test_pictures_where_all_points_have_them(tmp_path: Path) -> None:
+    points = tuple(dataclasses.replace(p, test=figures(0.7 if p.name == "a" else 0.8)) for p in POINTS)
+    base = dataclasses.replace(BASE, test=figures(0.8))
+    assert front.judged_on([*points, base]) == "test"
+    assert "a" not in [p.name for p in front.pareto([*points, base], base, lambda p: p.bytes)]
+
+
+@pytest.fixture
+def searching(splits: data.Splits, tmp_path: Path) -> Callable[[], search.Search]:
+    """A search on a small network, as ``all`` sets it up."""
+    model.save(small_checkpoint(), tmp_path / "checkpoint.safetensors")
+    checkpoint = stage.of(tmp_path / "checkpoint.safetensors")
+    options = AllOptions(
+        output=tmp_path / "out",
+        work=tmp_path / "work",
+        data=DataOptions(calibration_images=8),
+        factorise=FactoriseOptions(images=16, multiple=4),
+        distil=DistilOptions("none"),
+        scaled_px=96,
+    )
+    baseline = to_onnx.run(checkpoint, tmp_path / "baseline.onnx", Quiet())
+
+    def make() -> search.Search:
+        bench = search.Bench(baseline, {"select": splits.select, "test": splits.test[:7]}, tmp_path, Quiet())
+        return search.Search(checkpoint, splits, options, bench, Quiet())
+
+    return make
+
+
+def test_a_real_search_leaves_its_points_on_disk_and_goes_on_from_them(
+    searching: Callable[[], search.Search], splits: data.Splits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(search, "TIMING_S", 0.05)
+    ladder = (search.Rung(0.7, 1.0), search.Rung(0.45, 0.5))
+    found = search.run(searching(), Budget(max_drop=100.0), ladder)
+    assert [(p.family, p.input_px) for p in found.points] == [("int8 alone", 224), ("int8 alone", 96)] + 2 * [
+        ("compact", 224),
+        ("compact", 96),
+    ]
+    for p in found.points:
+        assert p.bytes == (tmp_path / p.model).stat().st_size
+        assert p.select is not None
+        assert p.select["n"] == len(splits.select)
+        assert p.p50_ms > 0
+    first, second = (next(p for p in found.points if p.name.startswith(r.name) and p.input_px == 224) for r in ladder)
+    assert second.macs < first.macs < found.points[0].macs
+    assert second.bytes < first.bytes < found.points[0].bytes < found.baseline.bytes
+    # what a model says does not depend on who asks
+    baseline, made = (evaluate.Subject(name, stage.of(tmp_path / name), for_input(224)) for name in ("baseline.onnx", second.model))
+    assert second.select == evaluate.evaluate([baseline, made], splits.select, tmp_path, Quiet())[second.model]
+    timed: list[str] = []
+    monkeypatch.setattr(search.Bench, "time", lambda *_: timed.append("again") or (1.0, 1.0))
+    again = search.run(searching(), Budget(max_drop=100.0), ladder)
+    assert again.points == found.points
+    assert not timed  # an interrupted search goes on where it was
+
+
+def test_a_sweep_brings_what_keeps_it_honest(
+    searching: Callable[[], search.Search], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(search, "TIMING_S", 0.02)
+    found = search.sweep(searching(), SweepOptions(ratios=(0.5,)), (search.Rung(0.6, 1.0),))
+    families: Sequence[str] = [p.family for p in found.points]
+    assert sorted(set(families)) == sorted(set(front.LOOKS) - {"baseline"})
+    sizes = {p.family: p.parameters for p in found.points if p.family.startswith("filters")}
+    assert len(set(sizes.values())) == 1  # the same size, chosen and repaired differently
+    fitted, not_fitted = (next(p for p in found.points if p.family == f and p.input_px == 224) for f in ("compact", "compact, not fitted"))
+    assert fitted.macs == not_fitted.macs
+    assert fitted.select is not None
+    assert not_fitted.select is not None
+    assert fitted.select["kl_mean"] < not_fitted.select["kl_mean"]
+    assert all(p.test and p.test["n"] == 7 for p in found.points)
+    assert front.judged_on(found.points) == "test"
+    front.write(tmp_path / "front", found)
