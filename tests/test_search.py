@@ -4,7 +4,7 @@ import csv
 import dataclasses
 import io
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -183,48 +183,34 @@ def searching(splits: data.Splits, tmp_path: Path) -> Callable[[], search.Search
     return make
 
 
-def test_a_real_search_leaves_its_points_on_disk_and_goes_on_from_them(
+def test_a_sweep_brings_what_keeps_it_honest_and_a_search_goes_on_from_its_points(
     searching: Callable[[], search.Search], splits: data.Splits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(search, "TIMING_S", 0.05)
-    ladder = (search.Rung(0.7, 1.0), search.Rung(0.45, 0.5))
-    found = search.run(searching(), Budget(max_drop=100.0), ladder)
-    assert [(p.family, p.input_px) for p in found.points] == [("int8 alone", 224), ("int8 alone", 96)] + 2 * [
-        ("compact", 224),
-        ("compact", 96),
-    ]
+    monkeypatch.setattr(search, "TIMING_S", 0.02)
+    ladder = (search.Rung(0.5, 0.5),)
+    found = search.sweep(searching(), SweepOptions(ratios=(0.5,)), ladder)
+    by_family = {p.family: p for p in found.points if p.input_px == 224}
+    assert set(by_family) == set(front.LOOKS) - {"baseline"}
+    assert [p.input_px for p in found.points if p.family in ("int8 alone", "compact")] == [224, 96, 224, 96]
+    assert len({p.parameters for family, p in by_family.items() if family.startswith("filters")}) == 1  # the same size, chosen otherwise
+    compact, not_fitted = by_family["compact"], by_family["compact, not fitted"]
+    assert compact.macs == not_fitted.macs < by_family["int8 alone"].macs
+    assert compact.bytes < by_family["int8 alone"].bytes < found.baseline.bytes
+    assert compact.select is not None
+    assert not_fitted.select is not None
+    assert compact.select["kl_mean"] < not_fitted.select["kl_mean"]
     for p in found.points:
         assert p.bytes == (tmp_path / p.model).stat().st_size
-        assert p.select is not None
-        assert p.select["n"] == len(splits.select)
         assert p.p50_ms > 0
-    first, second = (next(p for p in found.points if p.name.startswith(r.name) and p.input_px == 224) for r in ladder)
-    assert second.macs < first.macs < found.points[0].macs
-    assert second.bytes < first.bytes < found.points[0].bytes < found.baseline.bytes
+        assert p.test is not None
+        assert p.test["n"] == 7
+    assert front.judged_on(found.points) == "test"
+    front.write(tmp_path / "front", found)
     # what a model says does not depend on who asks
-    baseline, made = (evaluate.Subject(name, stage.of(tmp_path / name), for_input(224)) for name in ("baseline.onnx", second.model))
-    assert second.select == evaluate.evaluate([baseline, made], splits.select, tmp_path, Quiet())[second.model]
+    subjects = [evaluate.Subject(name, stage.of(tmp_path / name), for_input(224)) for name in ("baseline.onnx", compact.model)]
+    assert compact.select == evaluate.evaluate(subjects, splits.select, tmp_path, Quiet())[compact.model]
     timed: list[str] = []
     monkeypatch.setattr(search.Bench, "time", lambda *_: timed.append("again") or (1.0, 1.0))
     again = search.run(searching(), Budget(max_drop=100.0), ladder)
-    assert again.points == found.points
-    assert not timed  # an interrupted search goes on where it was
-
-
-def test_a_sweep_brings_what_keeps_it_honest(
-    searching: Callable[[], search.Search], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(search, "TIMING_S", 0.02)
-    found = search.sweep(searching(), SweepOptions(ratios=(0.5,)), (search.Rung(0.6, 1.0),))
-    families: Sequence[str] = [p.family for p in found.points]
-    assert sorted(set(families)) == sorted(set(front.LOOKS) - {"baseline"})
-    sizes = {p.family: p.parameters for p in found.points if p.family.startswith("filters")}
-    assert len(set(sizes.values())) == 1  # the same size, chosen and repaired differently
-    fitted, not_fitted = (next(p for p in found.points if p.family == f and p.input_px == 224) for f in ("compact", "compact, not fitted"))
-    assert fitted.macs == not_fitted.macs
-    assert fitted.select is not None
-    assert not_fitted.select is not None
-    assert fitted.select["kl_mean"] < not_fitted.select["kl_mean"]
-    assert all(p.test and p.test["n"] == 7 for p in found.points)
-    assert front.judged_on(found.points) == "test"
-    front.write(tmp_path / "front", found)
+    assert list(again.points) == [p for p in found.points if p.family in ("int8 alone", "compact")]
+    assert not timed  # what was tried is not tried again
