@@ -48,7 +48,7 @@ def test_one_stage_after_the_other_by_hand(vgg_export: Run, weights: Path, signs
     (tmp_path / "names.txt").write_text("\n".join(sorted(CLASSES)))
     given = ("--weights", weights, "--labels", "names.txt")
     steps = [
-        ("prune", *given, "--prune-ratio", "0.5", "--output", "pruned.safetensors"),
+        ("prune", *given, *data, "--prune-ratio", "0.5", "--repair-images", "12", "--output", "pruned.safetensors"),
         (
             "finetune",
             "--weights",
@@ -77,6 +77,7 @@ def test_one_stage_after_the_other_by_hand(vgg_export: Run, weights: Path, signs
     assert bundle.variant("small").evaluation == json.loads((tmp_path / "figures.json").read_text())["small"]
     history = bundle.variant("small-int8").steps
     assert history[0].startswith("pruned about 50%")
+    assert history[1] == "repaired in closed form on 12 pictures"
     assert history[-2:] == ("adaptive pool folded into fc1 for 160 px", "quantized to int8")
     manifest.verify(tmp_path / "mine", bundle.all_files())
 
@@ -156,6 +157,14 @@ BAD = [
     (("all", "--weights", "random", "--output", "text.pth"), "is a file"),
     (("all", "--weights", "random", "--output", "/proc/nothing/here"), "cannot be written|No such file"),
     (("prune", "--weights", "mine.pth", "--prune-ratio", "0.01", "--output", "p.safetensors"), "removes nothing"),
+    (
+        ("prune", "--weights", "mine.pth", "--prune-widths", "sensitivity", "--output", "p.safetensors"),
+        "--prune-widths sensitivity needs costs .* use --criterion obs",
+    ),
+    (
+        ("prune", "--weights", "mine.pth", "--no-pictures", "--no-repair", "--output", "p.safetensors"),
+        "--no-pictures goes neither with --data nor, unless --criterion is obs, with --no-repair",
+    ),
     (("quantize", "--model", "nowhere.onnx", "--output", "q.onnx"), "there is no file nowhere.onnx"),
     (("quantize", "--model", "text.pth", "--output", "q.onnx"), "has no sidecar"),
     (("evaluate", "--bundle", "nowhere"), "there is no bundle in nowhere"),

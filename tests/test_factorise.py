@@ -120,7 +120,7 @@ def test_what_cannot_be_had_is_said(made: tuple[stage.Artifact, stage.Artifact],
     with pytest.raises(OptionsError, match="factorised already"):
         factorise.run(compact, splits, tmp_path / "x.safetensors", OPTIONS, Quiet())
     with pytest.raises(OptionsError, match="is factorised; prune the one"):
-        prune.run(compact, tmp_path / "x.safetensors", PruneOptions(), Quiet())
+        prune.run(compact, None, tmp_path / "x.safetensors", PruneOptions(), Quiet())
     one = dataclasses.replace(splits, fit=splits.fit[:1], select=())
     with pytest.raises(DataError, match="at least two pictures of different sources, found 1"):
         factorise.run(original, one, tmp_path / "x.safetensors", OPTIONS, Quiet())

@@ -20,8 +20,8 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[stage.Artifact, stag
     folder = tmp_path_factory.mktemp("pair")
     model.save(small_checkpoint(), folder / "teacher.safetensors")
     teacher = stage.of(folder / "teacher.safetensors")
-    options = PruneOptions(ratio=0.5, first_block="conv4")
-    return prune.run(teacher, folder / "student.safetensors", options, Quiet()), teacher
+    options = PruneOptions(ratio=0.5, first_block="conv4", repair=False)
+    return prune.run(teacher, None, folder / "student.safetensors", options, Quiet()), teacher
 
 
 def unlabelled(splits: data.Splits) -> data.Splits:

@@ -5,10 +5,11 @@ import pytest
 import torch
 from conftest import small_checkpoint
 
-from vgg_export import model, prune, stage
+from vgg_export import data, model, prune, repair, stage
 from vgg_export.errors import CheckFailedError, OptionsError
 from vgg_export.options import PruneOptions
 from vgg_export.progress import Quiet
+from vgg_runtime.preprocess import for_input
 
 HALF = PruneOptions(ratio=0.5, first_block="conv4")
 
@@ -88,8 +89,78 @@ def test_the_check_notices_mixed_up_channels(checkpoint: model.Checkpoint) -> No
 
 
 def test_the_stage_writes_a_smaller_checkpoint(saved: stage.Artifact, tmp_path: Path) -> None:
-    made = prune.run(saved, tmp_path / "pruned.safetensors", HALF, Quiet())
+    made = prune.run(saved, None, tmp_path / "pruned.safetensors", dataclasses.replace(HALF, repair=False), Quiet())
     small = model.load(made.path)
     assert made.path.stat().st_size < saved.path.stat().st_size
     assert made.measured["macs"] == {"before": model.load(saved.path).plan.macs(), "after": small.plan.macs()}
     assert small.source["history"] == ["pruned about 50% of the filters from conv4 on by l2"]
+    assert "layers" not in made.measured
+    removed, _ = prune.prune(model.load(saved.path), HALF)
+    assert all(torch.equal(small.tensors[name], tensor) for name, tensor in removed.tensors.items())
+
+
+def test_what_is_left_is_repaired_on_pictures(saved: stage.Artifact, splits: data.Splits, tmp_path: Path) -> None:
+    original, options = model.load(saved.path), dataclasses.replace(HALF, images=30, held_images=10)
+    made = prune.run(saved, splits, tmp_path / "pruned.safetensors", options, Quiet())
+    loss, small = made.measured["loss"], model.load(made.path)
+    assert (made.measured["images"], loss["removed"]["n"], loss["repaired"]["n"]) == (30, 10, 10)
+    assert loss["repaired"]["kl"] < 0.3 * loss["removed"]["kl"]
+    assert loss["repaired"]["agreement"] > loss["removed"]["agreement"]
+    assert small.source["history"][1:] == ["repaired in closed form on 30 pictures"]
+    assert small.source["fitted_on"] == splits.fitted()
+    assert torch.equal(small.tensors["conv3_2.weight"], original.tensors["conv3_2.weight"])
+    # on pictures that neither fitted nor chose anything
+    unseen = data.stacked(splits.test, for_input(224))
+    removed, _ = prune.prune(original, options)
+    before, after = repair.loss(original, removed, unseen), repair.loss(original, small, unseen)
+    assert after["kl"] < 0.3 * before["kl"]
+    assert after["agreement"] > before["agreement"]
+
+
+def test_noise_repairs_too_but_claims_nothing(
+    saved: stage.Artifact, splits: data.Splits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(prune, "NOISE_IMAGES", 20)
+    original = model.load(saved.path)
+    made = prune.run(saved, None, tmp_path / "pruned.safetensors", HALF, Quiet())
+    small = model.load(made.path)
+    assert made.measured["images"] == 16
+    assert "loss" not in made.measured
+    assert "fitted_on" not in small.source
+    assert small.source["history"][1:] == ["repaired in closed form on noise, without pictures"]
+    unseen = data.stacked(splits.test, for_input(224))
+    removed, _ = prune.prune(original, HALF)
+    assert repair.loss(original, small, unseen)["kl"] < 0.85 * repair.loss(original, removed, unseen)["kl"]
+
+
+def test_the_surgeon_chooses_on_pictures_and_says_what_it_cost(saved: stage.Artifact, splits: data.Splits, tmp_path: Path) -> None:
+    options = PruneOptions(0.5, "conv4", "obs", repair=False, allocation="sensitivity", multiple=8, images=20, held_images=5)
+    made = prune.run(saved, splits, tmp_path / "pruned.safetensors", options, Quiet())
+    small, original = model.load(made.path), model.load(saved.path)
+    assert (made.sidecar["options"]["criterion"], made.sidecar["options"]["allocation"]) == ("obs", "sensitivity")
+    costs = made.measured["costs"]
+    assert list(costs) == [name for name, *_ in original.plan.convs()]
+    assert [found["filters"] for found in costs.values()] == [n for *_, n in small.plan.convs()]
+    assert costs["conv3_1"]["cost"] == 0
+    for found in costs.values():
+        assert found["cost"] == found["curve"][str(found["filters"])]
+    assert small.plan.macs() <= prune.uniform_plan(original.plan, options).macs()
+    assert small.source["history"] == ["pruned about 50% of the filters from conv4 on by obs, more where they are missed less"]
+    assert small.source["fitted_on"] == splits.fitted()  # they chose, so no figure may come from them
+    assert "loss" not in made.measured
+
+
+def test_the_surgeon_manages_with_noise(saved: stage.Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prune, "NOISE_IMAGES", 5)
+    options = dataclasses.replace(HALF, criterion="obs", repair=False)
+    made = prune.run(saved, None, tmp_path / "pruned.safetensors", options, Quiet())
+    assert model.load(made.path).plan == prune.uniform_plan(model.load(saved.path).plan, options)
+    assert 0 < made.measured["costs"]["conv5_2"]["cost"] < 1
+
+
+def test_costs_that_cannot_be_compared_choose_no_widths() -> None:
+    for criterion in ("l2", "l1", "random"):
+        with pytest.raises(OptionsError, match=f"--criterion {criterion} does not measure; use --criterion obs"):
+            PruneOptions(criterion=criterion, allocation="sensitivity")
+    with pytest.raises(OptionsError, match="must be one of uniform, sensitivity"):
+        PruneOptions(allocation="greedy")

@@ -178,6 +178,13 @@ _prune = _grouped(
     click.option(
         "--width-multiple", type=int, default=options.PruneOptions.multiple, show_default=True, help="Widths land on a multiple of this."
     ),
+    click.option(
+        "--prune-widths",
+        type=click.Choice(options.ALLOCATIONS),
+        default=options.PruneOptions.allocation,
+        show_default=True,
+        help="The same ratio everywhere, or more where filters are missed less (needs obs).",
+    ),
 )
 _no_repair = click.option("--no-repair", is_flag=True, help="Prune without the closed-form repair, to see what it buys.")
 _repair_images = click.option(
@@ -273,6 +280,7 @@ def _prune_options(chosen: dict[str, Any]) -> options.PruneOptions:
         chosen["seed"],
         repair=not chosen["no_repair"],
         images=chosen["repair_images"],
+        allocation=chosen["prune_widths"],
     )
 
 
@@ -403,7 +411,7 @@ def sweep(ratios: str, max_drop: float, **chosen: Any) -> None:
 @_prune
 @_no_repair
 @_repair_images
-@click.option("--no-pictures", is_flag=True, help="Repair on noise instead of pictures; --data is not used.")
+@click.option("--no-pictures", is_flag=True, help="Noise instead of pictures; --data is not used.")
 @_seed
 @click.option("--output", type=_FILE, required=True, help="The smaller checkpoint (.safetensors).")
 def prune(output: Path, no_pictures: bool, **chosen: Any) -> None:
@@ -412,14 +420,14 @@ def prune(output: Path, no_pictures: bool, **chosen: Any) -> None:
     Example: vgg-export prune --weights my_vgg16.pth --data photos/ --prune-ratio 0.2 --output pruned.safetensors
     """
     wanted, pictures = _prune_options(chosen), _data_options(chosen)
-    if no_pictures and (chosen["data"] or chosen["no_repair"]):
-        raise OptionsError("--no-pictures goes neither with --data nor with --no-repair")
+    if no_pictures and (chosen["data"] or not wanted.sees_pictures):
+        raise OptionsError("--no-pictures goes neither with --data nor, unless --criterion is obs, with --no-repair")
     _ensure_output(output, ".safetensors", chosen["weights"])
     from . import pipeline, prune
 
     progress = TerminalProgress()
     checkpoint = pipeline.checkpoint_file(_weights_options(chosen), pictures if chosen["data"] else None, _work(output), progress)
-    needed = wanted.repair and not no_pictures
+    needed = wanted.sees_pictures and not no_pictures
     splits = pipeline.splits_for(checkpoint, pictures, _work(output), progress) if needed else None
     prune.run(checkpoint, splits, output, wanted, progress)
     click.echo(f"wrote {output}")

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from vgg_runtime.preprocess import for_input
 
-from . import model, repair, stage
+from . import allocate, model, repair, stage
 from .data import Item, Splits, fit_and_held, stacked
 from .errors import OptionsError
 from .options import FactoriseOptions, as_json
@@ -143,8 +143,8 @@ def choose_ranks(plan: model.Plan, table: dict[str, list[float]], options: Facto
     bound, total = options.conv_share * sum(full.values()), sum(full.values())
     steps = []
     for name, shares in table.items():
-        offers = [(full[name], 0.0, 0), *_offers(plan, name, shares, full[name], options.multiple)]
-        for (more, better, _), (less, worse, rank) in itertools.pairwise(_hull(offers)):
+        offers = [allocate.Point(full[name], 0.0, 0), *_offers(plan, name, shares, full[name], options.multiple)]
+        for (more, better, _), (less, worse, rank) in itertools.pairwise(allocate.hull(offers)):
             steps.append(((worse - better) / (more - less), more - less, name, rank))
     ranks: dict[str, int] = {}
     for _, saved, name, rank in sorted(steps):
@@ -171,7 +171,7 @@ def choose_ranks(plan: model.Plan, table: dict[str, list[float]], options: Facto
     return smaller
 
 
-def _offers(plan: model.Plan, name: str, shares: Sequence[float], full: int, multiple: int) -> list[tuple[int, float, int]]:
+def _offers(plan: model.Plan, name: str, shares: Sequence[float], full: int, multiple: int) -> list[allocate.Point]:
     """(arithmetic, loss, rank) of the ranks of a convolution that save anything."""
     c, n = next((c, n) for known, c, n in plan.convs() if known == name)
     area = full // (9 * c * n)
@@ -179,22 +179,8 @@ def _offers(plan: model.Plan, name: str, shares: Sequence[float], full: int, mul
     for rank in range(multiple, n, multiple):
         macs = area * rank * (9 * c + n)
         if macs < full:
-            found.append((macs, -math.log(max(shares[rank - 1], 1e-12)), rank))
+            found.append(allocate.Point(macs, -math.log(max(shares[rank - 1], 1e-12)), rank))
     return found
-
-
-def _hull(points: list[tuple[int, float, int]]) -> list[tuple[int, float, int]]:
-    """The lower convex hull of (arithmetic, loss, rank), from the most arithmetic to the least."""
-    hull: list[tuple[int, float, int]] = []
-    for point in sorted(points, reverse=True):
-        while len(hull) > 1 and _slope(hull[-2], hull[-1]) >= _slope(hull[-2], point):
-            hull.pop()
-        hull.append(point)
-    return hull
-
-
-def _slope(a: tuple[int, float, int], b: tuple[int, float, int]) -> float:
-    return (b[1] - a[1]) / max(1, a[0] - b[0])
 
 
 def fc_ranks(plan: model.Plan, options: FactoriseOptions) -> tuple[int, int]:

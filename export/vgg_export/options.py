@@ -10,7 +10,8 @@ WIDTH_MULTIPLE = 16  # onnxruntime's fast int8 kernels on ARM want channels in m
 BLOCK_NAMES = ("conv1", "conv2", "conv3", "conv4", "conv5")
 TRAINABLE = (*BLOCK_NAMES, "fc1")  # first layers to train: a block of convolutions, or only the classifier
 REPAIR_IMAGES, REPAIR_HELD_IMAGES = 200, 60  # to fit layers on, and to choose and measure with
-CRITERIA = ("l2", "l1", "random")
+CRITERIA = ("l2", "l1", "random", "obs")
+ALLOCATIONS = ("uniform", "sensitivity")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,6 +65,7 @@ class DataOptions:
 @dataclasses.dataclass(frozen=True)
 class PruneOptions:
     """``ratio`` of the filters of every convolution from block ``first_block`` on; widths land on a multiple of ``multiple``.
+    ``allocation`` "sensitivity" takes as much arithmetic away, but more filters where they are missed less.
     ``repair`` fits what is left in closed form to ``images`` pictures, choosing and measuring with ``held_images`` others."""
 
     ratio: float = 0.10
@@ -74,6 +76,7 @@ class PruneOptions:
     repair: bool = True
     images: int = REPAIR_IMAGES
     held_images: int = REPAIR_HELD_IMAGES
+    allocation: str = "uniform"
 
     def __post_init__(self) -> None:
         if not 0 <= self.ratio < 1:
@@ -82,10 +85,22 @@ class PruneOptions:
             raise OptionsError(f"--prune-from must be one of {', '.join(BLOCK_NAMES)}, found {self.first_block!r}")
         if self.criterion not in CRITERIA:
             raise OptionsError(f"--criterion must be one of {', '.join(CRITERIA)}, found {self.criterion!r}")
+        if self.allocation not in ALLOCATIONS:
+            raise OptionsError(f"--prune-widths must be one of {', '.join(ALLOCATIONS)}, found {self.allocation!r}")
+        if self.allocation == "sensitivity" and self.criterion != "obs":
+            raise OptionsError(
+                f"--prune-widths sensitivity needs costs that can be compared between layers, which --criterion {self.criterion} does not"
+                " measure; use --criterion obs or --prune-widths uniform"
+            )
         if self.multiple < 1:
             raise OptionsError(f"--width-multiple must be at least 1, found {self.multiple}")
         if min(self.images, self.held_images) < 1:
             raise OptionsError(f"--repair-images must be at least 1, found {self.images}")
+
+    @property
+    def sees_pictures(self) -> bool:
+        """Whether pictures choose filters or repair what is left."""
+        return self.repair or self.criterion == "obs"
 
 
 @dataclasses.dataclass(frozen=True)

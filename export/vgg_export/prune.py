@@ -3,12 +3,13 @@
 import dataclasses
 import logging
 import tempfile
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vgg_runtime.preprocess import for_input
 
-from . import model, repair, stage
+from . import allocate, model, obs, repair, stage
 from .data import Splits, fit_and_held, stacked
 from .errors import CheckFailedError, OptionsError
 from .options import BLOCK_NAMES, PruneOptions, as_json
@@ -26,62 +27,82 @@ NOISE_IMAGES = 60
 
 
 def run(checkpoint: stage.Artifact, splits: Splits | None, output: Path, options: PruneOptions, progress: Progress) -> stage.Artifact:
-    """Prune a checkpoint file and repair what is left; the sidecar records widths, parameters and MACs before and after, how each
-    layer was fitted, and what was lost before and after the repair.
+    """Prune a checkpoint file and repair what is left; the sidecar records widths, parameters and MACs before and after, what the
+    removed filters cost (criterion obs), how each layer was fitted, and what was lost before and after the repair.
 
-    Without pictures (``splits`` is None) the repair is fitted on noise with the spectrum of photographs, and no loss is claimed.
+    Without pictures (``splits`` is None) filters are chosen and layers fitted on noise with the spectrum of photographs, and no
+    loss is claimed.
     """
+    pictured = splits if options.sees_pictures else None
 
     def make(path: Path) -> dict[str, object]:
-        with progress.task("pruning filters", None):
-            original = model.load(checkpoint.path)
-            pruned, kept = prune(original, options)
-            ensure_same_as_masked(original, pruned, kept)
-        fitted: dict[str, Any] = {}
-        if options.repair and pruned.plan != original.plan and original.has_knowledge:
-            pruned, fitted = _repaired(original, pruned, kept, splits, options, path.parent, progress)
-        model.save(pruned, path)
-        before, after = original.plan, pruned.plan
+        original = model.load(checkpoint.path)
+        shrinks = uniform_plan(original.plan, options) != original.plan  # what cannot be done is said before pictures are read
+        shown = _pictures(original.plan.input_px, pictured, options) if shrinks and _needs_pictures(original, options) else None
+        with tempfile.TemporaryDirectory(prefix=".prune.", dir=path.parent) as folder:
+            removals = obs.removals(original, shown.fit, Path(folder), progress) if shown and options.criterion == "obs" else None
+            with progress.task("pruning filters", None):
+                made, kept = prune(original, options, removals)
+                ensure_same_as_masked(original, made, kept)
+            measured: dict[str, Any] = {"costs": _costs(made.plan, removals, options.multiple)} if removals else {}
+            if shown and options.repair and original.has_knowledge:
+                problem = repair.Problem(original, made.tensors, kept, made.plan)
+                made, fitted = _repaired(problem, made, shown, pictured, Path(folder), progress)
+                measured |= fitted
+        if shown and pictured:
+            made = dataclasses.replace(made, source=made.source | {"fitted_on": pictured.fitted()})
+        model.save(made, path)
+        before, after = original.plan, made.plan
         log.info("pruned %s", model.sizes_in_words(before, after))
-        return {"widths": {"before": before.blocks, "after": after.blocks}, **model.sizes(before, after), **fitted}
+        return {"widths": {"before": before.blocks, "after": after.blocks}, **model.sizes(before, after), **measured}
 
     inputs = {"checkpoint": checkpoint}
-    if options.repair and splits:
-        inputs["splits"] = stage.Artifact(Path("splits"), splits.digest("fit", "select"), {})
+    if pictured:
+        inputs["splits"] = stage.Artifact(Path("splits"), pictured.digest("fit", "select"), {})
     return stage.produce("prune", as_json(options), inputs, output, make)
 
 
+def _needs_pictures(original: model.Checkpoint, options: PruneOptions) -> bool:
+    """Random weights have nothing to repair, and only the criterion obs looks at pictures then."""
+    return options.sees_pictures and (original.has_knowledge or options.criterion == "obs")
+
+
+def _pictures(px: int, splits: Splits | None, options: PruneOptions) -> repair.Pictures:
+    if splits is None:
+        return repair.noise(NOISE_IMAGES, px, options.seed)
+    sets = fit_and_held(splits, options.images, options.held_images, options.seed)
+    return repair.Pictures(*(stacked(items, for_input(px)) for items in sets))
+
+
+def _costs(plan: model.Plan, removals: dict[str, obs.Removal], multiple: int) -> dict[str, Any]:
+    """For a sidecar, by convolution: what its removed filters cost, and what they would at other widths."""
+    return {
+        name: {
+            "filters": width,
+            "cost": round(removals[name].costs[-1 - width], 6),
+            "curve": {str(w): round(cost, 6) for w, cost in removals[name].at_widths(multiple).items()},
+        }
+        for name, _, width in plan.convs()
+    }
+
+
 def _repaired(
-    original: model.Checkpoint,
-    pruned: model.Checkpoint,
-    kept: "dict[str, torch.Tensor]",
-    splits: Splits | None,
-    options: PruneOptions,
-    scratch: Path,
-    progress: Progress,
+    problem: repair.Problem, pruned: model.Checkpoint, shown: repair.Pictures, splits: Splits | None, scratch: Path, progress: Progress
 ) -> tuple[model.Checkpoint, dict[str, Any]]:
     """The pruned checkpoint with its layers fitted again, and what that did."""
-    px = original.plan.input_px
-    if splits:
-        sets = fit_and_held(splits, options.images, options.held_images, options.seed)
-        pictures = repair.Pictures(*(stacked(items, for_input(px)) for items in sets))
-        words = f"repaired in closed form on {len(sets[0])} pictures"
-    else:
-        pictures = repair.noise(NOISE_IMAGES, px, options.seed)
-        words = "repaired in closed form on noise, without pictures"
-    with tempfile.TemporaryDirectory(prefix=".repair.", dir=scratch) as folder:
-        tensors, fits = repair.repair(repair.Problem(original, pruned.tensors, kept, pruned.plan), pictures, Path(folder), progress)
-    source = pruned.source | {"history": [*pruned.source["history"], words]} | ({"fitted_on": splits.fitted()} if splits else {})
+    tensors, fits = repair.repair(problem, shown, scratch, progress)
+    words = f"repaired in closed form on {len(shown.fit)} pictures" if splits else "repaired in closed form on noise, without pictures"
+    source = pruned.source | {"history": [*pruned.source["history"], words]}
     made = model.Checkpoint(pruned.plan, tensors, pruned.labels, source)
-    measured: dict[str, Any] = {"images": len(pictures.fit), "layers": [fit.to_json() for fit in fits]}
+    measured: dict[str, Any] = {"images": len(shown.fit), "layers": [fit.to_json() for fit in fits]}
     if splits:
         with progress.task("measuring what the pruning cost", None):
             measured["losses"] = {
-                "removed": repair.loss(original, pruned, pictures.held),
-                "repaired": repair.loss(original, made, pictures.held),
+                "removed": repair.loss(problem.original, pruned, shown.held),
+                "repaired": repair.loss(problem.original, made, shown.held),
             }
         agreement = [100 * loss["agreement"] for loss in measured["losses"].values()]
-        log.info("agreement with the original on %d held-out pictures: %.1f %% pruned, %.1f %% repaired", len(pictures.held), *agreement)
+        log.info("agreement with the original on %d held-out pictures: %.1f %% pruned, %.1f %% repaired", len(shown.held), *agreement)
     return made, measured
 
 
@@ -92,8 +113,44 @@ def target_width(width: int, ratio: float, multiple: int) -> int:
     return min(width, max(multiple, multiple * round(width * (1 - ratio) / multiple)))
 
 
-def prune(checkpoint: model.Checkpoint, options: PruneOptions) -> "tuple[model.Checkpoint, dict[str, torch.Tensor]]":
+def uniform_plan(plan: model.Plan, options: PruneOptions) -> model.Plan:
+    """The plan with the same ratio of filters removed from every convolution from ``first_block`` on.
+
+    Raises:
+        OptionsError: the ratio removes nothing after rounding, or the checkpoint is factorised.
+    """
+    if plan.factors:
+        raise OptionsError("the checkpoint is factorised; prune the one that it was made from, then factorise")
+    first = BLOCK_NAMES.index(options.first_block)
+    smaller = dataclasses.replace(plan, blocks=(*plan.blocks[:first], *(tuple(_targets(block, options)) for block in plan.blocks[first:])))
+    if options.ratio > 0 and smaller == plan:
+        raise OptionsError(
+            f"a ratio of {options.ratio} from {options.first_block} on removes nothing of {plan.blocks}"
+            f" when widths are rounded to {options.multiple};"
+            " use a larger --prune-ratio or a smaller --width-multiple"
+        )
+    return smaller
+
+
+def _targets(block: Iterable[int], options: PruneOptions) -> Iterator[int]:
+    return (target_width(width, options.ratio, options.multiple) for width in block)
+
+
+def sensitive_plan(plan: model.Plan, removals: dict[str, obs.Removal], options: PruneOptions) -> model.Plan:
+    """The plan with at most the arithmetic of the uniform one and the removed filters where they cost least, from ``first_block``
+    on. Raises what ``uniform_plan`` raises."""
+    chosen = BLOCK_NAMES[BLOCK_NAMES.index(options.first_block) :]
+    curves = {name: removals[name].at_widths(options.multiple) for name, *_ in plan.convs() if name[:5] in chosen}
+    return allocate.with_widths(plan, allocate.widths(plan, curves, uniform_plan(plan, options).macs()))
+
+
+def prune(
+    checkpoint: model.Checkpoint, options: PruneOptions, removals: dict[str, obs.Removal] | None = None
+) -> "tuple[model.Checkpoint, dict[str, torch.Tensor]]":
     """The smaller checkpoint, and the sorted indices of the filters kept per convolution.
+
+    Args:
+        removals: what ``obs.removals`` measured; the criterion obs needs it where anything is removed.
 
     Raises:
         OptionsError: the ratio removes nothing after rounding, or the checkpoint is factorised.
@@ -101,33 +158,32 @@ def prune(checkpoint: model.Checkpoint, options: PruneOptions) -> "tuple[model.C
     import torch
 
     plan = checkpoint.plan
-    if plan.factors:
-        raise OptionsError("the checkpoint is factorised; prune the one that it was made from, then factorise")
+    smaller = uniform_plan(plan, options)
+    if removals and options.ratio > 0 and options.allocation == "sensitivity":
+        smaller = sensitive_plan(plan, removals, options)
     generator = torch.Generator().manual_seed(options.seed)
     kept: dict[str, torch.Tensor] = {}
-    for name, _, width in plan.convs():
-        chosen = name[:5] in BLOCK_NAMES[BLOCK_NAMES.index(options.first_block) :]
-        count = target_width(width, options.ratio, options.multiple) if chosen else width
-        score = _scores(checkpoint.tensors[f"{name}.weight"], options.criterion, generator)
-        kept[name] = score.argsort(descending=True, stable=True)[:count].sort().values
-    blocks = tuple(tuple(len(kept[f"conv{b}_{j}"]) for j in range(1, len(block) + 1)) for b, block in enumerate(plan.blocks, 1))
-    if options.ratio > 0 and blocks == plan.blocks:
-        raise OptionsError(
-            f"a ratio of {options.ratio} from {options.first_block} on removes nothing of {plan.blocks}"
-            f" when widths are rounded to {options.multiple};"
-            " use a larger --prune-ratio or a smaller --width-multiple"
-        )
+    for (name, _, before), (*_, count) in zip(plan.convs(), smaller.convs(), strict=True):
+        if count == before:
+            kept[name] = torch.arange(before)
+        elif options.criterion == "obs":
+            assert removals  # as the docstring says
+            kept[name] = removals[name].order[-count:].sort().values
+        else:
+            score = _scores(checkpoint.tensors[f"{name}.weight"], options.criterion, generator)
+            kept[name] = score.argsort(descending=True, stable=True)[:count].sort().values
     source = checkpoint.source | {"history": [*checkpoint.source.get("history", []), _words(options)]}
-    smaller = dataclasses.replace(plan, blocks=blocks)
     return model.Checkpoint(smaller, remove_filters(checkpoint, kept), checkpoint.labels, source), kept
 
 
 def _words(options: PruneOptions) -> str:
-    return f"pruned about {options.ratio:.0%} of the filters from {options.first_block} on by {options.criterion}"
+    where = ", more where they are missed less" if options.allocation == "sensitivity" else ""
+    return f"pruned about {options.ratio:.0%} of the filters from {options.first_block} on by {options.criterion}{where}"
 
 
 def _scores(weight: "torch.Tensor", criterion: str, generator: "torch.Generator") -> "torch.Tensor":
-    """Importance of each filter of [n, c, 3, 3]: its norm (Li et al. 2017), or chance as the baseline to be beaten."""
+    """Importance of each filter of [n, c, 3, 3]: its norm (Li et al. 2017), or chance as the baseline to be beaten. The
+    importance that the criterion obs measures is in ``obs``."""
     import torch
 
     if criterion == "random":

@@ -1,0 +1,110 @@
+"""Which filters the next layer misses least: the optimal brain surgeon on channels (Hassibi & Stork 1993), with the
+reconstruction of the next layer's outputs as the loss (He et al. 2017).
+
+With W_:,c all weights of the consumer that read channel c and G = Cov(x) + lambda I of its input channels over pictures and
+positions, what removing c costs after the consumer is fitted again to the channels that are left is
+
+    rho_c = ||W_:,c||^2 / [G^-1]_cc.
+
+The covariance is centred because the repair that follows corrects the bias. The cheapest channel is removed, G^-1 and W become
+those of the refit, and so on: of two channels that say the same the first is free, and the second then is not. The form is
+exact for a fully connected consumer of one position; for others it takes the taps of a channel as uncorrelated, each with the
+channel's covariance, which is what keeps it C x C.
+"""
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from . import model, repair
+from .progress import Progress
+
+if TYPE_CHECKING:
+    import torch
+
+DAMPING = repair.STRENGTHS[0]  # lambda as a share of the mean variance of a channel: the least that the repair tries
+
+
+@dataclasses.dataclass(frozen=True)
+class Removal:
+    """The channels [C] of a convolution in the order in which they go, and what the first 0, 1, ... C of them cost together:
+    a share of the variance of the consumer's outputs, 0 for none and 1 for all."""
+
+    order: "torch.Tensor"
+    costs: tuple[float, ...]
+
+    def at_widths(self, multiple: int) -> dict[int, float]:
+        """What is lost at every width that is a multiple, and 0 at the full one."""
+        full = len(self.order)
+        return {width: self.costs[full - width] for width in (*range(multiple, full, multiple), full)}
+
+
+def removals(original: model.Checkpoint, pictures: "torch.Tensor", scratch: Path, progress: Progress) -> dict[str, Removal]:
+    """The order of removal of every convolution's filters, in one pass of pictures [N, 3, px, px] through the original.
+
+    ``scratch`` is a folder for maps that do not fit into memory.
+    """
+    import torch
+
+    names = [name for name, *_ in original.plan.convs()]
+    maps, found = repair.Maps(pictures, scratch), {}
+    with torch.inference_mode(), progress.task("measuring what each filter costs", len(names)) as task:
+        for name, consumer in zip(names, [*names[1:], "fc1"], strict=True):
+            maps.advance(*repair.forward(original.plan, name, original.tensors))
+            weight = original.tensors[f"{consumer}.weight"]
+            channels = len(original.tensors[f"{name}.bias"])
+            found[name] = removal(_covariance(maps, len(pictures), channels), gram(weight, channels), DAMPING)
+            task.advance()
+    return found
+
+
+def _covariance(maps: repair.Maps, count: int, channels: int) -> "torch.Tensor":
+    """Of the channels over all pictures and positions, [C, C] in float64; fc1's inputs are channel * positions + position."""
+    sums = repair.Sums(channels, 1)
+    for a in range(0, count, repair.CHUNK):
+        x = maps.read(a, min(a + repair.CHUNK, count))
+        rows = x.view(len(x), channels, -1).transpose(1, 2).reshape(-1, channels)
+        sums.add(rows, rows[:, :1])
+    return sums.moments().xx
+
+
+def gram(weight: "torch.Tensor", channels: int) -> "torch.Tensor":
+    """Products of what reads channel c and what reads channel d, [C, C] in float64: over the outputs and taps of a convolution
+    [n, C, 3, 3], or the outputs and positions of fc1 [n, C * positions]."""
+    import torch
+
+    total = torch.zeros(channels, channels, dtype=torch.float64)
+    for tap in weight.view(len(weight), channels, -1).unbind(2):
+        total += tap.double().T @ tap.double()
+    return total
+
+
+def removal(covariance: "torch.Tensor", readers: "torch.Tensor", damping: float) -> Removal:
+    """Remove the cheapest channel, fit again, and so on until none is left.
+
+    Args:
+        covariance: of the channels, [C, C] float64.
+        readers: ``gram`` of the consumer's weights, [C, C] float64. All that the costs need of W, and small even for fc1.
+        damping: lambda as a share of the mean variance.
+    """
+    import torch
+
+    variance = max(1e-30, float((readers * covariance).sum()))
+    damped = covariance.clone()
+    damped.diagonal().add_(damping * float(covariance.diagonal().mean()) + 1e-12)
+    inverse, readers = torch.linalg.inv(damped), readers.clone()
+    there = torch.ones(len(damped), dtype=torch.bool)
+    order, costs, total = [], [0.0], 0.0
+    for _ in range(len(damped)):
+        diagonal = torch.where(there, inverse.diagonal(), 1.0)
+        each = torch.where(there, readers.diagonal().clamp_min(0) / diagonal, torch.inf)
+        c = int(each.argmin())
+        total += float(each[c])
+        order.append(c)
+        costs.append(min(1.0, total / variance))
+        # the refit gives what reads c to the others: W - W_c g, with g the row of G^-1 relative to its diagonal
+        share, column = inverse[c] / inverse[c, c], readers[c].clone()
+        readers += torch.outer(share, share) * column[c] - torch.outer(column, share) - torch.outer(share, column)
+        inverse -= torch.outer(inverse[:, c].clone(), share)
+        there[c] = False
+    return Removal(torch.tensor(order), tuple(costs))

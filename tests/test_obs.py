@@ -1,0 +1,190 @@
+"""The cost of a channel against the refit that it stands for, and what it sees that a norm does not."""
+
+import dataclasses
+import itertools
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import small_checkpoint
+
+from vgg_export import allocate, fold, model, obs, prune, repair
+from vgg_export.options import PruneOptions
+from vgg_export.progress import Quiet
+
+PLAN = model.Plan("vgg11", ((64,), (64,), (64, 64), (64, 64), (64, 64)), (8, 8), 4, 64)
+
+
+def pictures(count: int) -> torch.Tensor:
+    return torch.randn(count, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+
+
+def at_64_px(checkpoint: model.Checkpoint) -> model.Checkpoint:
+    return fold.fold(checkpoint, 64)
+
+
+def refit_error(x: torch.Tensor, y: torch.Tensor) -> float:
+    """Mean squared error of the best linear map from x to y, both centred."""
+    x, y = x - x.mean(0), y - y.mean(0)
+    solution = torch.linalg.lstsq(x, y).solution
+    return float((y - x @ solution).square().sum() / len(x))
+
+
+def test_the_cost_is_what_the_refit_without_the_channels_loses() -> None:
+    generator = torch.Generator().manual_seed(0)
+    mixed = torch.randn(10, 10, generator=generator, dtype=torch.float64)
+    x = torch.randn(300, 10, generator=generator, dtype=torch.float64).relu() @ mixed + 2
+    weight = torch.randn(6, 10, generator=generator, dtype=torch.float64)
+    y = x @ weight.T
+    sums = repair.Sums(10, 6)
+    sums.add(x, y)
+    moments = sums.moments()
+    found = obs.removal(moments.xx, obs.gram(weight, 10), 0.0)
+    assert sorted(found.order.tolist()) == list(range(10))
+    for k in range(1, 10):
+        left = found.order[k:]
+        assert found.costs[k] * moments.yy == pytest.approx(refit_error(x[:, left], y), rel=1e-9)
+    assert (found.costs[0], found.costs[10]) == (0, pytest.approx(1, rel=1e-9))
+    # and each step is the cheapest that there was
+    for k in range(9):
+        left = found.order[k:].tolist()
+        each = {c: refit_error(x[:, [d for d in left if d != c]], y) for c in left}
+        assert min(each, key=each.__getitem__) == int(found.order[k])
+
+
+def test_the_weights_that_read_a_channel_are_all_its_taps_and_positions() -> None:
+    conv, linear = torch.randn(5, 4, 3, 3), torch.randn(7, 4 * 6)
+    for weight, columns in ((conv, conv.flatten(2)), (linear, linear.view(7, 4, 6))):
+        expected = torch.einsum("nct,ndt->cd", columns.double(), columns.double())
+        assert torch.allclose(obs.gram(weight, 4), expected)
+
+
+def test_the_covariance_is_that_of_what_the_consumer_reads(tmp_path: Path) -> None:
+    original, x = at_64_px(small_checkpoint()), pictures(11)
+    with torch.inference_mode():
+        network, maps = original.model(), repair.Maps(x, tmp_path)
+        names = [name for name, *_ in original.plan.convs()]
+        for name in names:
+            maps.advance(*repair.forward(original.plan, name, original.tensors))
+        features = network[: list(dict(network.named_children())).index("flatten")](x)
+    rows = features.transpose(0, 1).flatten(1).double()
+    assert torch.allclose(obs._covariance(maps, 11, len(rows)), torch.cov(rows, correction=0), rtol=1e-4, atol=1e-6)
+
+
+def kept_of(original: model.Checkpoint, criterion: str, scratch: Path) -> list[int]:
+    """The filters of conv4_1 that are kept when 4 of the 32 go."""
+    options = PruneOptions(1 / 8, "conv4", criterion, multiple=1)
+    measured = obs.removals(original, pictures(12), scratch, Quiet()) if criterion == "obs" else None
+    return prune.prune(original, options, measured)[1]["conv4_1"].tolist()
+
+
+def test_a_large_filter_that_another_repeats_goes_before_a_small_one_that_is_missed(tmp_path: Path) -> None:
+    original = at_64_px(small_checkpoint())
+    for part in ("weight", "bias"):
+        tensor = original.tensors[f"conv4_1.{part}"]
+        tensor[9] *= 3
+        tensor[5] = tensor[9]
+        tensor[20] *= 0.8  # the smallest
+    original.tensors["conv4_2.weight"][:, 20] *= 5  # but much is made of it
+    large = kept_of(original, "l2", tmp_path)
+    missed = kept_of(original, "obs", tmp_path)
+    assert {5, 9} <= set(large)
+    assert 20 not in large
+    assert len({5, 9} & set(missed)) == 1
+    assert 20 in missed
+
+
+def test_a_large_filter_that_nothing_reads_goes_first(tmp_path: Path) -> None:
+    original = at_64_px(small_checkpoint())
+    original.tensors["conv4_1.weight"][7] *= 3
+    original.tensors["conv4_2.weight"][:, 7] = 0
+    assert 7 in kept_of(original, "l2", tmp_path)
+    assert 7 not in kept_of(original, "obs", tmp_path)
+
+
+def repeated(original: model.Checkpoint, layer: str) -> None:
+    """Half of a layer's filters say what the other half says."""
+    for part in ("weight", "bias"):
+        tensor = original.tensors[f"{layer}.{part}"]
+        tensor[len(tensor) // 2 :] = tensor[: len(tensor) // 2]
+
+
+@pytest.mark.parametrize("layer", ["conv3_1", "conv4_2", "conv5_2"])
+def test_a_layer_made_redundant_loses_more_filters(layer: str, tmp_path: Path) -> None:
+    options = PruneOptions(0.25, "conv3", "obs", allocation="sensitivity", multiple=4)
+    plain, original = at_64_px(small_checkpoint()), at_64_px(small_checkpoint())
+    repeated(original, layer)
+    before = prune.prune(plain, options, obs.removals(plain, pictures(12), tmp_path, Quiet()))[0].plan
+    measured = obs.removals(original, pictures(12), tmp_path, Quiet())
+    assert measured[layer].costs[16] < 2e-3
+    pruned, kept = prune.prune(original, options, measured)
+    widths = {name: n for name, _, n in pruned.plan.convs()}
+    assert widths[layer] <= 20
+    assert widths[layer] < next(n for name, _, n in before.convs() if name == layer)
+    assert pruned.plan.blocks[:2] == original.plan.blocks[:2]
+    assert all(n % 4 == 0 for n in widths.values())
+    uniform = prune.uniform_plan(original.plan, options)
+    assert pruned.plan.macs() <= uniform.macs()
+    lost, uniformly = (sum(measured[name].costs[-1 - n] for name, _, n in plan.convs()) for plan in (pruned.plan, uniform))
+    assert lost < 0.8 * uniformly
+    prune.ensure_same_as_masked(original, pruned, kept)
+
+
+def curves(seed: int) -> dict[str, dict[int, float]]:
+    generator = torch.Generator().manual_seed(seed)
+    found = {}
+    for name, _, n in PLAN.convs():
+        steep = float(torch.rand(1, generator=generator)) * 4 + 0.5
+        bumps = torch.rand(4, generator=generator).mul(0.1).cumsum(0).flip(0)
+        found[name] = {w: ((n - w) / n) ** steep + (float(bumps[w // 16 - 1]) if w < n else 0) for w in range(16, n + 1, 16)}
+    return found
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_widths_are_near_the_best_of_all_within_the_bound(seed: int) -> None:
+    """Against all combinations."""
+    offered, bound = curves(seed), PLAN.macs() // 3
+    chosen = allocate.widths(PLAN, offered, bound)
+    assert allocate.with_widths(PLAN, chosen).macs() <= bound
+    best = float("inf")
+    for widths in itertools.product(*(offered[name] for name, *_ in PLAN.convs())):
+        loss = sum(offered[name][w] for (name, *_), w in zip(PLAN.convs(), widths, strict=True))
+        if loss < best and macs(widths) <= bound:
+            best = loss
+    assert sum(offered[name][w] for name, w in chosen.items()) <= 1.05 * best
+
+
+def macs(widths: tuple[int, ...]) -> int:
+    """Of PLAN with other widths, quicker than by way of a plan."""
+    sides = (64, 32, 16, 16, 8, 8, 4, 4)
+    convs = sum(9 * c * n * side**2 for c, n, side in zip((3, *widths), widths, sides, strict=False))
+    return convs + widths[-1] * 4 * 8 + 8 * 8 + 8 * 4
+
+
+def test_the_arithmetic_of_these_tests_is_the_plans() -> None:
+    for widths in ((64,) * 8, (16, 32, 48, 64, 16, 32, 48, 64)):
+        names = [name for name, *_ in PLAN.convs()]
+        assert macs(widths) == allocate.with_widths(PLAN, dict(zip(names, widths, strict=True))).macs()
+
+
+def test_no_bound_removes_nothing_and_one_that_cannot_be_met_everything_that_may_go() -> None:
+    offered = curves(0)
+    assert set(allocate.widths(PLAN, offered, PLAN.macs()).values()) == {64}
+    assert set(allocate.widths(PLAN, offered, 0).values()) == {16}
+    assert allocate.with_widths(PLAN, {}) == PLAN
+
+
+def test_the_hull_leaves_out_what_a_step_over_it_beats() -> None:
+    points = [allocate.Point(size, loss, size) for size, loss in ((40, 0.0), (30, 0.5), (20, 0.6), (10, 2.0))]
+    assert [p.size for p in allocate.hull(points)] == [40, 20, 10]
+
+
+def test_noise_gives_costs_too(tmp_path: Path) -> None:
+    original = at_64_px(small_checkpoint())
+    measured = obs.removals(original, repair.noise(5, 64, 0).fit, tmp_path, Quiet())
+    for (name, _, n), removal in zip(original.plan.convs(), measured.values(), strict=True):
+        assert len(removal.order) == n, name
+        assert all(a <= b for a, b in itertools.pairwise(removal.costs))
+        assert removal.at_widths(16)[n] == 0
+    assert dataclasses.is_dataclass(measured["conv1_1"])
+    assert list(tmp_path.iterdir()) == []
