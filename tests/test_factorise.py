@@ -79,8 +79,8 @@ def test_it_halves_the_arithmetic_and_still_agrees(made: tuple[stage.Artifact, s
     measured = compact.measured
     assert measured["macs"]["after"] < 0.72 * measured["macs"]["before"]
     assert measured["parameters"]["after"] < 0.6 * measured["parameters"]["before"]
-    assert measured["loss"]["n"] == 10
-    assert measured["loss"]["agreement"] >= 0.8
+    assert measured["losses"]["repaired"]["n"] == 10
+    assert measured["losses"]["repaired"]["agreement"] >= 0.8
     assert {layer["layer"] for layer in measured["layers"]} >= {"fc1", "fc2", "fc3"}
     assert all(0 <= layer["error_after"] < 0.5 for layer in measured["layers"])
     loaded = model.load(compact.path)

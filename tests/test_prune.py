@@ -102,7 +102,7 @@ def test_the_stage_writes_a_smaller_checkpoint(saved: stage.Artifact, tmp_path: 
 def test_what_is_left_is_repaired_on_pictures(saved: stage.Artifact, splits: data.Splits, tmp_path: Path) -> None:
     original, options = model.load(saved.path), dataclasses.replace(HALF, images=30, held_images=10)
     made = prune.run(saved, splits, tmp_path / "pruned.safetensors", options, Quiet())
-    loss, small = made.measured["loss"], model.load(made.path)
+    loss, small = made.measured["losses"], model.load(made.path)
     assert (made.measured["images"], loss["removed"]["n"], loss["repaired"]["n"]) == (30, 10, 10)
     assert loss["repaired"]["kl"] < 0.3 * loss["removed"]["kl"]
     assert loss["repaired"]["agreement"] > loss["removed"]["agreement"]
