@@ -49,6 +49,7 @@ PEERS = (
     _peer("ncnn fp32 file, default precision", "Ncnn", "ncnn_fp32", "ncnn pnnx"),
     _peer("ncnn int8", "Ncnn", "ncnn_int8", "ncnn pnnx"),
     _peer("LiteRT fp32 (XNNPACK)", "LiteRt", "litert_fp32", "ai-edge-litert litert-torch"),
+    _peer("LiteRT int8 (XNNPACK)", "LiteRt", "litert_int8", "ai-edge-litert litert-torch ai-edge-quantizer"),
 )
 
 

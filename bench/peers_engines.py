@@ -257,19 +257,56 @@ def litert_fp32(sources: Sources, folder: Path) -> list[Path]:
     return [made]
 
 
+def litert_int8(sources: Sources, folder: Path) -> list[Path]:
+    """The quantizer's recipe with static ranges for weights and activations of 8 bit."""
+    from ai_edge_quantizer import quantizer, recipe
+
+    made, source = folder / "int8.tflite", str(litert_fp32(sources, folder)[0])
+    signature, names = next(iter(_interpreter(source, sources.threads).get_signature_list().items()))
+    pictures = [{names["inputs"][0]: np.ascontiguousarray(picture[None])} for picture in sources.pictures()]
+    work = quantizer.Quantizer(source)
+    work.load_quantization_recipe(recipe.static_wi8_ai8())
+    work.quantize(work.calibrate({signature: pictures})).export_model(str(made))
+    return [made]
+
+
+def _interpreter(path: str, threads: int) -> Any:
+    from ai_edge_litert.interpreter import Interpreter
+
+    return Interpreter(path, num_threads=threads)
+
+
 class LiteRt(Engine):
+    """Its int8 file takes and gives integers; to convert them is a part of each inference."""
+
     modules = ("ai_edge_litert.interpreter",)
 
     def __init__(self, files: Sequence[Path], threads: int, settings: dict[str, Any]) -> None:
-        from ai_edge_litert.interpreter import Interpreter
-
-        self._interpreter = Interpreter(str(files[0]), num_threads=threads)
+        self._interpreter = _interpreter(str(files[0]), threads)
         self._interpreter.allocate_tensors()
-        self._input = self._interpreter.get_input_details()[0]["index"]
-        self._output = self._interpreter.get_output_details()[0]["index"]
+        self._input = self._interpreter.get_input_details()[0]
+        self._output = self._interpreter.get_output_details()[0]
 
     def __call__(self, batch: Tensor) -> Tensor:
-        self._interpreter.set_tensor(self._input, batch)
+        self._interpreter.set_tensor(self._input["index"], _to_integers(batch, self._input))
         self._interpreter.invoke()
-        logits: Tensor = self._interpreter.get_tensor(self._output)
-        return logits
+        return _to_floats(self._interpreter.get_tensor(self._output["index"]), self._output)
+
+
+def _to_integers(batch: Tensor, details: dict[str, Any]) -> npt.NDArray[Any]:
+    """As a LiteRT tensor wants it: unchanged where it takes floats."""
+    if details["dtype"] == np.float32:
+        return batch
+    scale, zero_point = details["quantization"]
+    limits = np.iinfo(details["dtype"])
+    integers: npt.NDArray[Any] = np.clip(np.rint(batch / scale) + zero_point, limits.min, limits.max).astype(details["dtype"])
+    return integers
+
+
+def _to_floats(values: npt.NDArray[Any], details: dict[str, Any]) -> Tensor:
+    """The other way round."""
+    if details["dtype"] == np.float32:
+        return values
+    scale, zero_point = details["quantization"]
+    floats: Tensor = (values.astype(np.float32) - np.float32(zero_point)) * np.float32(scale)
+    return floats
