@@ -248,7 +248,7 @@ def facts(result: dict[str, Any]) -> list[str]:
         f"{options['threads']} threads, one picture at a time; P50 of {options['rounds']} rounds of {options['runs']} runs,"
         " the order rotated from round to round, the other contenders stopped meanwhile",
         f"{result['bundle']['family']}, {result['bundle']['weights'].get('what', 'weights of unknown origin')};"
-        f" {result['calibration_images']} calibration pictures",
+        f" {result['calibration_images']} calibration pictures; vgg-export's int8 made for {result['bundle']['target']}",
         f"no agreement: {result['figures_absent']}" if result["figures_absent"] else agreement,
         "file: what must be shipped; load: with the file in the system's cache, without importing the engine; peak: VmHWM of the"
         " contender's process, Python included; bf16: whether the engine may compute in bfloat16",

@@ -224,7 +224,7 @@ def result_of(rows: list[dict]) -> dict:
         "device": device,
         "versions": {"onnxruntime": "1.2.3", "ncnn": None},
         "options": {"threads": 2, "rounds": 3, "runs": 4},
-        "bundle": {"family": "vgg19", "weights": {"what": "some weights"}, "notice": "A NOTICE"},
+        "bundle": {"family": "vgg19", "weights": {"what": "some weights"}, "target": "x86 (a reason)", "notice": "A NOTICE"},
         "figures_absent": None,
         "calibration_images": 5,
         "test_images": 6,
@@ -237,7 +237,16 @@ def test_the_tables_show_a_failed_contender_with_its_reason() -> None:
     result = result_of([good, row("bad", error="not installed: no | such engine")])
     text, page = peers.terminal(result), peers.markdown(result)
     for shown in (text, page):
-        for fact in ("A CPU", "2026-01-02", "onnxruntime 1.2.3", "ncnn not installed", "2 threads", "3 rounds of 4 runs", "A NOTICE"):
+        for fact in (
+            "A CPU",
+            "2026-01-02",
+            "onnxruntime 1.2.3",
+            "ncnn not installed",
+            "2 threads",
+            "3 rounds of 4 runs",
+            "A NOTICE",
+            "made for x86",
+        ):
             assert fact in shown
     assert "✗ bad: not installed: no | such engine" in text
     assert "· good: a remark" in text
