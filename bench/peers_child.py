@@ -48,6 +48,8 @@ def _in_words(error: Exception) -> str:
         return f"not installed: {text}"
     if isinstance(error, MemoryError) or "bad_alloc" in text:
         return "did not fit: out of memory"
+    if isinstance(error, FileNotFoundError) and error.errno is None:  # a sentence of peers_engines, not the system's
+        return text
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
