@@ -1,0 +1,281 @@
+"""Beside what a user would pick instead: the variants of a bundle and other ways to run the same network, on one machine, on the
+same pictures, in turns. ``python bench/peers.py --help`` explains."""
+
+import argparse
+import dataclasses
+import importlib.metadata
+import platform
+import shutil
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import vgg_calibration.choose as choose
+from peers_contenders import PEERS, Contender, chosen, of_bundle
+from peers_measure import Options, Pictures, measure
+from vgg_export import data
+from vgg_export.errors import DataError, VggExportError
+from vgg_export.options import DataOptions
+from vgg_export.progress import Quiet
+from vgg_export.storage import exclusive, write_json
+from vgg_runtime import device, manifest, present
+from vgg_runtime.errors import RuntimeInputError
+from vgg_runtime.preprocess import Preprocessing, load
+
+SCHEMA = 1
+TIMED_PICTURES = 4
+COLUMNS = ("contender", "input", "file MB", "load ms", "first ms", "P50 ms", "speed", "peak MB", "agrees", "bf16")
+HELP = """Run the variants of a finished bundle beside what a user would pick instead, made from the same baseline: torch,
+onnxruntime's own quantize_static, OpenVINO and NNCF, ncnn, LiteRT. All on this machine, with the same number of threads, one picture
+at a time, with the same preprocessing, test pictures and calibration pictures, in turns. A contender that is not installed, cannot
+be converted or does not run is a row with the reason."""
+EXAMPLE = """example:
+  pip install -e . -r bench/requirements.txt
+  vgg-export all --weights demo --output artifacts
+  python bench/peers.py --bundle artifacts --json peers.json --markdown peers.md
+
+The checkpoint is taken from the work folder that 'vgg-export all' leaves beside the bundle (.artifacts.work/checkpoint.safetensors).
+The pictures are those the bundle was made with: --data as it was given to 'vgg-export all'. Nothing that was used to fit, select or
+calibrate is a test picture. ncnn's int8 needs its tools ncnn2table and ncnn2int8 on the PATH. torch.compile needs a C++ compiler.
+What the engines print is in log.txt files below --work."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    wanted = _parser().parse_args(arguments)
+    try:
+        result = run(wanted)
+    except (VggExportError, RuntimeInputError) as error:
+        print(f"Error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    print(terminal(result))
+    if wanted.json:
+        write_json(wanted.json, result)
+    if wanted.markdown:
+        wanted.markdown.write_text(markdown(result), encoding="utf-8")
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="peers.py", description=HELP, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--bundle", type=Path, default=Path("artifacts"), metavar="DIR", help="what 'vgg-export all' wrote (default: artifacts)")
+    add("--data", metavar="imagenette|DIR|none", help="pictures, as they were given to 'vgg-export all' (default: what fits the weights)")
+    add("--checkpoint", type=Path, metavar="FILE", help="the baseline's .safetensors (default: the one in the bundle's work folder)")
+    add("--calibration-images", type=_positive, default=DataOptions.calibration_images, metavar="N", help="at most (default: %(default)s)")
+    add("--test-images", type=_positive, default=DataOptions.test_images, metavar="N", help="at most (default: %(default)s)")
+    add("--threads", type=_positive, default=2, metavar="N", help="of every engine (default: %(default)s)")
+    add("--rounds", type=_positive, default=Options.rounds, metavar="N", help="turns of every contender (default: %(default)s)")
+    add("--runs", type=_positive, default=Options.runs, metavar="N", help="timed inferences in a turn (default: %(default)s)")
+    add("--only", metavar="A,B", help="only contenders whose name holds one of these, and the baseline; e.g. --only openvino,scaled")
+    add("--work", type=Path, metavar="DIR", help="converted files and logs (default: .BUNDLE.peers beside the bundle; made anew)")
+    add("--json", type=Path, metavar="FILE", help="write everything, with every single time")
+    add("--markdown", type=Path, metavar="FILE", help="write the table for a README")
+    return parser
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"expected at least 1, found {number}")
+    return number
+
+
+def run(wanted: argparse.Namespace) -> dict[str, Any]:
+    """Measure and return the result document.
+
+    Raises:
+        VggExportError, RuntimeInputError: the bundle or the pictures cannot be used.
+    """
+    folder = wanted.bundle.resolve()
+    bundle = manifest.read(folder)
+    manifest.verify(folder, bundle.all_files())
+    contenders = chosen((*of_bundle(folder, bundle), *PEERS), wanted.only)
+    work = _emptied(wanted.work or folder.parent / f".{folder.name}.peers")
+    sets = gather(folder, bundle, DataOptions(wanted.data, 0, wanted.calibration_images, wanted.test_images))
+    baseline = bundle.variants[0]
+    _report(f"preprocessing {len(sets.calibration)} calibration and {len(sets.test)} test pictures")
+    sources = {
+        "onnx": str(folder / baseline.model.path),
+        "checkpoint": str((wanted.checkpoint or _work_of(folder) / "checkpoint.safetensors").resolve()),
+        "calibration": str(_tensors(sets.calibration, baseline.preprocessing, work / "calibration.npy")),
+        "px": baseline.preprocessing.crop_px,
+        "threads": wanted.threads,
+    }
+    options = Options(wanted.threads, wanted.rounds, wanted.runs)
+    rows = measure(contenders, sources, _pictures(contenders, sets, work), work, options, _report)
+    return document(bundle, contenders, rows, sets, options)
+
+
+@dataclasses.dataclass(frozen=True)
+class Sets:
+    """Pictures to calibrate with, and others to test on."""
+
+    calibration: tuple[data.Item, ...]
+    test: tuple[data.Item, ...]
+
+
+def gather(folder: Path, bundle: manifest.Manifest, options: DataOptions) -> Sets:
+    """The bundle's own fitting pictures, and pictures that nothing in it was fitted to or selected on, as 'vgg-export evaluate' takes.
+
+    Raises:
+        DataError: the pictures that the bundle was fitted on are not among them.
+    """
+    kind, labels, ids = bundle.weights["weights"], manifest.read_labels(folder, bundle), bundle.class_ids
+    cache, progress = _work_of(folder), Quiet()
+    fitted = manifest.read_fitted(folder)
+    with exclusive(cache):  # drawn signs are kept there
+        splits = data.resolve(options, kind, labels, ids, cache, progress)
+        test = () if bundle.figures_absent else data.unseen(options, kind, labels, ids, fitted, cache, progress)
+    recorded = {item["sha256"] for item in _recorded_fit(folder)}
+    fit = [item for item in (*splits.fit, *splits.select, *splits.test) if item.sha256 in recorded]
+    if not fit:
+        raise DataError(f"{splits.origin}: none of these pictures is one the bundle was fitted on; give --data as 'vgg-export all' had it")
+    return Sets(tuple(choose.limit(fit, [i.source for i in fit], options.calibration_images, options.seed)), tuple(test))
+
+
+def _recorded_fit(folder: Path) -> list[dict[str, Any]]:
+    import json
+
+    recorded: list[dict[str, Any]] = json.loads((folder / manifest.SPLITS_NAME).read_text(encoding="utf-8"))["fit"]
+    return recorded
+
+
+def _work_of(folder: Path) -> Path:
+    """What 'vgg-export all' leaves beside a bundle."""
+    return folder.parent / f".{folder.name}.work"
+
+
+def _emptied(work: Path) -> Path:
+    """A work folder that holds nothing; one that something else wrote is not touched.
+
+    Raises:
+        DataError: it is not empty and not ours.
+    """
+    mark = work / ".peers"
+    if work.exists() and any(work.iterdir()) and not mark.exists():
+        raise DataError(f"{work} is not empty and was not made by this program; name another folder with --work")
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir(parents=True)
+    mark.touch()
+    return work.resolve()
+
+
+def _pictures(contenders: Sequence[Contender], sets: Sets, work: Path) -> Pictures:
+    """Preprocessed once for all who see them alike."""
+    kinds = {c.preprocessing for c in contenders if c.preprocessing}
+    timed = (sets.test or sets.calibration)[:TIMED_PICTURES]
+    return Pictures(
+        {kind: _tensors(timed, kind, work / f"timed-{kind.crop_px}.npy") for kind in kinds},
+        {kind: _tensors(sets.test, kind, work / f"test-{kind.crop_px}.npy") for kind in kinds if sets.test},
+    )
+
+
+def _tensors(items: Sequence[data.Item], preprocessing: Preprocessing, path: Path) -> Path:
+    """The pictures as one .npy file [n, 3, px, px], written picture by picture."""
+    shape = (len(items), 3, preprocessing.crop_px, preprocessing.crop_px)
+    tensors = np.lib.format.open_memmap(path, "w+", np.float32, shape)
+    for row, item in enumerate(items):
+        tensors[row] = load(item.path, preprocessing)
+    tensors.flush()
+    return path
+
+
+def document(
+    bundle: manifest.Manifest, contenders: Sequence[Contender], rows: list[dict[str, Any]], sets: Sets, options: Options
+) -> dict[str, Any]:
+    """Everything that was measured, and on what."""
+    packages = dict.fromkeys(package for contender in contenders for package in contender.packages)
+    return {
+        "schema": SCHEMA,
+        "measured_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "device": device.describe(options.threads).to_json(),
+        "kernel": platform.release(),
+        "versions": {package: _version(package) for package in packages},
+        "options": dataclasses.asdict(options),
+        "bundle": {"family": bundle.family, "weights": bundle.weights, "target": bundle.target, "notice": bundle.notice},
+        "figures_absent": bundle.figures_absent or (None if sets.test else "there are no test pictures"),
+        "calibration_images": len(sets.calibration),
+        "test_images": len(sets.test),
+        "contenders": rows,
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def cells(row: dict[str, Any], default_px: int) -> list[str]:
+    """A row of the table as text; what was not measured is a dash."""
+    bfloat16 = {None: present.ABSENT, True: "yes", False: "no"}[row["bfloat16"]]
+    return [
+        row["contender"],
+        f"{row['input_px'] or default_px} px",
+        present.megabytes(row["size_bytes"]),
+        present.number(row["load_ms"], digits=0),
+        present.number(row["first_ms"], digits=0),
+        present.number(row["p50_ms"]),
+        present.number(row["speedup"], "x", 2),
+        present.megabytes(row["peak_rss_bytes"]),
+        present.percent(row["agreement"], interval=True),
+        bfloat16,
+    ]
+
+
+def _remark(row: dict[str, Any]) -> str:
+    return str(row["error"] or row["remark"])
+
+
+def facts(result: dict[str, Any]) -> list[str]:
+    """On what, with what and how it was measured, a sentence each."""
+    machine, options = result["device"], result["options"]
+    versions = ", ".join(f"{name} {version or 'not installed'}" for name, version in result["versions"].items())
+    agreement = f"agrees: same top-1 as the baseline on {result['test_images']} test pictures, with the 95 % interval"
+    return [
+        f"{machine['cpu'] or machine['machine']} ({' '.join(machine['features']) or 'no int8 instructions known'}),"
+        f" {machine['cores']} cores, {machine['os']}, Python {machine['python']}; {result['measured_at'][:10]}",
+        f"{versions}",
+        f"{options['threads']} threads, one picture at a time; P50 of {options['rounds']} rounds of {options['runs']} runs,"
+        " the order rotated from round to round, the other contenders stopped meanwhile",
+        f"{result['bundle']['family']}, {result['bundle']['weights'].get('what', 'weights of unknown origin')};"
+        f" {result['calibration_images']} calibration pictures; vgg-export's int8 made for {result['bundle']['target']}",
+        f"no agreement: {result['figures_absent']}" if result["figures_absent"] else agreement,
+        "file: what must be shipped; load: with the file in the system's cache, without importing the engine; peak: VmHWM of the"
+        " contender's process, Python included; bf16: whether the engine may compute in bfloat16",
+    ]
+
+
+def terminal(result: dict[str, Any]) -> str:
+    """The aligned table, the reasons and remarks below it."""
+    rows = result["contenders"]
+    lines = [*facts(result), *([f"!! {result['bundle']['notice']}"] if result["bundle"]["notice"] else []), ""]
+    lines.append(present.table(COLUMNS, [cells(row, rows[0]["input_px"]) for row in rows]))
+    lines += [f"{'✗' if row['error'] else '·'} {row['contender']}: {_remark(row)}" for row in rows if _remark(row)]
+    return "\n".join(lines)
+
+
+def markdown(result: dict[str, Any]) -> str:
+    """The table for a README, each reason in its row, and the facts as a list."""
+    rows = [[*cells(row, result["contenders"][0]["input_px"]), _remark(row)] for row in result["contenders"]]
+    lines = [[*COLUMNS, "remark"], ["---"] * (len(COLUMNS) + 1), *rows]
+    table = "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+    notice = [f"- {result['bundle']['notice']}"] if result["bundle"]["notice"] else []
+    return "\n".join([table, "", *(f"- {fact}" for fact in facts(result)), *notice]) + "\n"
+
+
+def _report(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

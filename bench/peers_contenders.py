@@ -1,0 +1,74 @@
+"""Who takes part: contenders as data. What they do is named, not imported, so that an engine that is not installed is a row."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from vgg_runtime.manifest import Manifest
+from vgg_runtime.preprocess import Preprocessing
+
+ENGINES = "peers_engines"
+
+
+@dataclasses.dataclass(frozen=True)
+class Contender:
+    """A way to run the network.
+
+    ``prepare`` and ``engine`` are ``module:name``. The first makes the ``files`` that would be shipped out of the baseline, in a
+    process of its own (conversions need much memory); the second loads and runs them with ``settings``. A contender whose files
+    are there already has no ``prepare``. ``packages`` are the distributions whose versions matter.
+    """
+
+    name: str
+    engine: str
+    packages: tuple[str, ...]
+    prepare: str | None = None
+    settings: dict[str, Any] = dataclasses.field(default_factory=dict)
+    files: tuple[Path, ...] = ()
+    preprocessing: Preprocessing | None = None  # None: the baseline's
+
+
+def _peer(name: str, engine: str, prepare: str, packages: str, **settings: Any) -> Contender:
+    return Contender(name, f"{ENGINES}:{engine}", tuple(packages.split()), f"{ENGINES}:{prepare}", settings)
+
+
+# Engines that may compute in less than single precision where the CPU can, unless they are told not to, are asked both ways.
+_F32 = {"INFERENCE_PRECISION_HINT": "f32"}
+_NO_FP16 = dict.fromkeys(("use_fp16_packed", "use_fp16_storage", "use_fp16_arithmetic"), False)
+
+PEERS = (
+    _peer("torch eager", "TorchEager", "checkpoint_as_it_is", "torch"),
+    _peer("torch.compile", "TorchCompiled", "checkpoint_as_it_is", "torch"),
+    _peer("onnxruntime quantize_static, defaults", "OnnxRuntime", "onnxruntime_int8", "onnxruntime"),
+    _peer("OpenVINO fp32", "OpenVino", "openvino_fp32", "openvino", **_F32),
+    _peer("OpenVINO fp32 file, default precision", "OpenVino", "openvino_fp32", "openvino"),
+    _peer("OpenVINO int8 (NNCF), rest in fp32", "OpenVino", "openvino_int8", "openvino nncf", **_F32),
+    _peer("OpenVINO int8 (NNCF), default precision", "OpenVino", "openvino_int8", "openvino nncf"),
+    _peer("ncnn fp32", "Ncnn", "ncnn_fp32", "ncnn pnnx", **_NO_FP16),
+    _peer("ncnn fp32 file, default precision", "Ncnn", "ncnn_fp32", "ncnn pnnx"),
+    _peer("ncnn int8", "Ncnn", "ncnn_int8", "ncnn pnnx"),
+    _peer("LiteRT fp32 (XNNPACK)", "LiteRt", "litert_fp32", "ai-edge-litert litert-torch"),
+    _peer("LiteRT int8 (XNNPACK)", "LiteRt", "litert_int8", "ai-edge-litert litert-torch ai-edge-quantizer"),
+)
+
+
+def of_bundle(folder: Path, manifest: Manifest) -> tuple[Contender, ...]:
+    """The variants of a bundle, the baseline first: it is the fp32 model under onnxruntime."""
+    return tuple(
+        Contender(
+            name=f"vgg-export {variant.id}" + (" = onnxruntime fp32" if number == 0 else ""),
+            engine=f"{ENGINES}:OnnxRuntime",
+            packages=("onnxruntime",),
+            settings=dataclasses.asdict(variant.session),
+            files=(folder / variant.model.path,),
+            preprocessing=variant.preprocessing,
+        )
+        for number, variant in enumerate(manifest.variants)
+    )
+
+
+def chosen(contenders: Sequence[Contender], wanted: str | None) -> tuple[Contender, ...]:
+    """Those whose name holds one of the comma-separated parts of ``wanted``, and always the first, which the others are compared with."""
+    parts = [part.strip().casefold() for part in (wanted or "").split(",") if part.strip()]
+    return tuple(c for number, c in enumerate(contenders) if number == 0 or not parts or any(part in c.name.casefold() for part in parts))

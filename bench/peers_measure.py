@@ -1,0 +1,276 @@
+"""Measures contenders side by side: every one in a process of its own that stays alive, a few runs each in turn, in rotated order.
+
+Only one process works at a time. The others are stopped (SIGSTOP): the threads of most engines keep spinning for a while after a
+run, which would be measured as the next contender's slowness.
+"""
+
+import contextlib
+import dataclasses
+import json
+import os
+import select
+import signal
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Self, TypeVar
+
+from peers_contenders import Contender
+from vgg_runtime.metrics import wilson_interval
+from vgg_runtime.preprocess import Preprocessing
+
+Report = Callable[[str], None]
+T = TypeVar("T")
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """``runs`` timed inferences per contender in each of ``rounds``, after ``warm_up`` untimed ones (the others have had the caches
+    since). ``patience_s``: the longest that one answer may take, a conversion included."""
+
+    threads: int
+    rounds: int = 12
+    runs: int = 5
+    warm_up: int = 1
+    patience_s: float = 1800
+
+
+@dataclasses.dataclass(frozen=True)
+class Pictures:
+    """.npy files of preprocessed pictures by preprocessing: a few to be timed, and those to be classified, if any."""
+
+    timed: dict[Preprocessing, Path]
+    test: dict[Preprocessing, Path]
+
+
+class ContenderError(Exception):
+    """Why a contender has no figures, in one sentence."""
+
+
+class Child:
+    """A contender's process, stopped whenever it has nothing to do."""
+
+    def __init__(self, folder: Path, threads: int, patience_s: float) -> None:
+        self._patience_s = patience_s
+        self._log = (folder / "log.txt").open("a+", encoding="utf-8", errors="replace")
+        environment = os.environ | {
+            "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+            "OMP_NUM_THREADS": str(threads),
+            "TORCHINDUCTOR_CACHE_DIR": str(folder / "inductor"),  # not the user's, where an earlier run may have left its work
+            "TORCHINDUCTOR_COMPILE_THREADS": "1",  # no further processes, whose memory would not be counted
+        }
+        command = [sys.executable, "-P", "-m", "peers_child"]
+        # a session of its own, so that a converter it started is stopped and ended with it
+        self._process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._log,
+            text=True,
+            env=environment,
+            start_new_session=True,
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.end()
+
+    def end(self) -> None:
+        """End the process and all that it started; it may be gone already."""
+        self._signal(signal.SIGKILL)
+        self._process.wait()
+        for stream in (self._process.stdin, self._process.stdout, self._log):
+            with contextlib.suppress(BrokenPipeError):
+                if stream:
+                    stream.close()
+
+    def _signal(self, number: int) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, number)
+
+    def ask(self, do: str, **fields: Any) -> dict[str, Any]:
+        """The answer to a request.
+
+        Raises:
+            ContenderError: what it complained of, how it died, or that it took too long.
+        """
+        line = self._line(json.dumps({"do": do, **fields}) + "\n")
+        if not line:
+            raise ContenderError(f"while it was to {do}: {self._death()}")
+        self._signal(signal.SIGSTOP)
+        answer: dict[str, Any] = json.loads(line)
+        if "error" in answer:
+            raise ContenderError(answer["error"])
+        return answer
+
+    def _line(self, question: str) -> str:
+        """One line of answer, empty when the process is gone."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._signal(signal.SIGCONT)
+        try:
+            self._process.stdin.write(question)
+            self._process.stdin.flush()
+        except BrokenPipeError:
+            return ""
+        if not select.select([self._process.stdout], [], [], self._patience_s)[0]:
+            self._signal(signal.SIGKILL)
+            raise ContenderError(f"no answer within {self._patience_s:.0f} s")
+        return self._process.stdout.readline()
+
+    def _death(self) -> str:
+        code = self._process.wait()
+        self._log.seek(0)
+        said = self._log.read().strip().splitlines()
+        last = said[-1][:200] if said else "it said nothing"
+        if code == -signal.SIGKILL:
+            return "the process was killed, as the system does when memory runs out"
+        how = f"died of {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
+        return f"the process {how}: {last}"
+
+
+def rotated(items: Sequence[T], number: int) -> list[T]:
+    """The items in the order of round ``number``: each round begins with the next one."""
+    start = number % len(items) if items else 0
+    return [*items[start:], *items[:start]]
+
+
+def measure(
+    contenders: Sequence[Contender], sources: dict[str, Any], pictures: Pictures, work: Path, options: Options, report: Report
+) -> list[dict[str, Any]]:
+    """A row per contender, in their order; the first is what the others are compared with."""
+    rows = [empty_row(contender) for contender in contenders]
+    field = Field(contenders, rows, pictures, options, report)
+    field.prepare(sources, work)
+    with contextlib.ExitStack() as stack:
+        field.load(work, stack)
+        field.take_turns()
+        field.classify()
+    relate(rows)
+    return rows
+
+
+def empty_row(contender: Contender) -> dict[str, Any]:
+    """What is not measured is None."""
+    return {
+        "contender": contender.name,
+        "packages": list(contender.packages),
+        "settings": contender.settings,
+        "input_px": contender.preprocessing.crop_px if contender.preprocessing else None,
+        "size_bytes": None,
+        "load_ms": None,
+        "first_ms": None,
+        "p50_ms": None,
+        "samples_ms": [],
+        "speedup": None,
+        "peak_rss_bytes": None,
+        "agreement": None,
+        "classes": [],
+        "bfloat16": None,
+        "remark": "",
+        "error": None,
+    }
+
+
+class Field:
+    """The contenders with their rows; one that fails gets its reason into its row and takes no further part."""
+
+    def __init__(
+        self, contenders: Sequence[Contender], rows: list[dict[str, Any]], pictures: Pictures, options: Options, report: Report
+    ) -> None:
+        self._contenders, self._rows = contenders, rows
+        self._pictures, self._options, self._report = pictures, options, report
+        self._files: dict[int, list[str]] = {}
+        self._children: dict[int, Child] = {}
+
+    def prepare(self, sources: dict[str, Any], work: Path) -> None:
+        """Make the files; contenders with the same ``prepare`` share them, and share its failure."""
+        made: dict[str, list[str] | ContenderError] = {}
+        for number, contender in enumerate(self._contenders):
+            if contender.prepare and contender.prepare not in made:
+                self._report(f"preparing {contender.name}")
+                made[contender.prepare] = self._made(contender.prepare, sources, work)
+            files = made[contender.prepare] if contender.prepare else [str(path) for path in contender.files]
+            if isinstance(files, ContenderError):
+                self._fail(number, files)
+                continue
+            self._files[number] = files
+            self._rows[number]["size_bytes"] = sum(Path(file).stat().st_size for file in files)
+
+    def _made(self, prepare: str, sources: dict[str, Any], work: Path) -> list[str] | ContenderError:
+        folder = work / prepare.split(":")[1]
+        folder.mkdir(parents=True, exist_ok=True)
+        with Child(folder, self._options.threads, self._options.patience_s) as child:
+            try:
+                files: list[str] = child.ask("prepare", function=prepare, sources=sources, folder=str(folder))["files"]
+            except ContenderError as error:
+                return error
+            return files
+
+    def load(self, work: Path, stack: contextlib.ExitStack) -> None:
+        """Start a process for each that is ready; ``stack`` ends them."""
+        for number, files in self._files.items():
+            contender = self._contenders[number]
+            self._report(f"loading {contender.name}")
+            folder = work / f"run-{number}"
+            folder.mkdir(parents=True, exist_ok=True)
+            child = stack.enter_context(Child(folder, self._options.threads, self._options.patience_s))
+            self._children[number] = child
+            request = {"engine": contender.engine, "files": files, "settings": contender.settings, "threads": self._options.threads}
+            self._ask(number, "load", **request, pictures=str(self._pictures.timed[_preprocessing(contender, self._contenders)]))
+
+    def take_turns(self) -> None:
+        """The timed runs."""
+        for number in range(self._options.rounds):
+            self._report(f"round {number + 1} of {self._options.rounds}")
+            for k in rotated(list(self._children), number):
+                before = self._rows[k]["samples_ms"]
+                self._ask(k, "run", runs=self._options.runs, warm_up=self._options.warm_up)
+                self._rows[k]["samples_ms"] = before + self._rows[k]["samples_ms"]
+        for k in self._children:
+            self._rows[k]["p50_ms"] = statistics.median(self._rows[k]["samples_ms"])
+
+    def classify(self) -> None:
+        """What each says of the test pictures, where there are any."""
+        for k in list(self._children):
+            preprocessing = _preprocessing(self._contenders[k], self._contenders)
+            if preprocessing in self._pictures.test:
+                self._report(f"classifying with {self._contenders[k].name}")
+                self._ask(k, "classify", pictures=str(self._pictures.test[preprocessing]))
+
+    def _ask(self, number: int, do: str, **fields: Any) -> None:
+        """Enter the answer into the row."""
+        try:
+            self._rows[number] |= self._children[number].ask(do, **fields)
+        except ContenderError as error:
+            self._fail(number, error)
+
+    def _fail(self, number: int, error: ContenderError) -> None:
+        """Half-measured figures are no figures; only what is known of the file stays."""
+        kept = {"size_bytes": self._rows[number]["size_bytes"], "error": str(error)}
+        self._rows[number] |= empty_row(self._contenders[number]) | kept
+        if child := self._children.pop(number, None):
+            child.end()
+        self._report(f"  {self._contenders[number].name}: {error}")
+
+
+def _preprocessing(contender: Contender, contenders: Sequence[Contender]) -> Preprocessing:
+    """Its own, or the first contender's, which is the baseline."""
+    found = contender.preprocessing or contenders[0].preprocessing
+    assert found is not None
+    return found
+
+
+def relate(rows: Sequence[dict[str, Any]]) -> None:
+    """Speed against and agreement with the first row, where both have been measured."""
+    first = rows[0]
+    for row in rows:
+        if row["p50_ms"] and first["p50_ms"]:
+            row["speedup"] = first["p50_ms"] / row["p50_ms"]
+        if (n := len(row["classes"])) and n == len(first["classes"]):
+            same = sum(a == b for a, b in zip(row["classes"], first["classes"], strict=True))
+            row["agreement"] = {"rate": same / n, "n": n, "interval95": list(wilson_interval(same, n))}
