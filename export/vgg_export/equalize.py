@@ -60,9 +60,9 @@ def channel_maxima(layer: chain.Layer, before: chain.Layer | None, tensors: "dic
     """Largest |weight| between channels: [outputs, channels of the layer before]."""
     weight = np.abs(array(tensors[layer.weight]))
     if layer.kind == "Conv":
-        return weight.max((2, 3)).astype(np.float64)
+        return np.asarray(weight.max((2, 3)), np.float64)
     channels = len(weight) if before is None else channels_of(before, tensors)
-    return weight.reshape(channels, -1, weight.shape[1]).max(1).T.astype(np.float64)
+    return np.asarray(weight.reshape(channels, -1, weight.shape[1]).max(1).T, np.float64)
 
 
 def channels_of(layer: chain.Layer, tensors: "dict[str, onnx.TensorProto]") -> int:
