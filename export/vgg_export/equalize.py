@@ -14,6 +14,8 @@ import numpy.typing as npt
 import vgg_calibration.chain as chain
 from vgg_calibration.observe import Seen
 
+from .errors import CheckFailedError
+
 if TYPE_CHECKING:
     import onnx
 
@@ -21,6 +23,7 @@ Array = npt.NDArray[np.float64]
 
 ROUNDS = 100  # at most; a pair that is equalized disturbs its neighbours, so that it takes some
 SETTLED = 1e-3  # largest relative change of a channel at which it ends
+TOLERANCE = 1e-4  # of the path norm: the weights are rounded to fp32, twice each
 
 
 def equalize(model: "onnx.ModelProto") -> dict[str, Array]:
@@ -28,13 +31,50 @@ def equalize(model: "onnx.ModelProto") -> dict[str, Array]:
 
     Returns:
         What each channel was divided by [C], by the name of the tensor behind the layer (and its ReLU).
+
+    Raises:
+        CheckFailedError: the function is not the same afterwards.
     """
     layers = chain.layers(model)
     tensors = {tensor.name: tensor for tensor in model.graph.initializer}
-    scales = solve([channel_maxima(layer, before, tensors) for layer, before in zip(layers, [None, *layers], strict=False)])
+    before = maxima(layers, tensors)
+    norm, scales = path_norm(before, biases(layers, tensors)), solve(before)
     for k, layer in enumerate(layers):
         rescale(layer, tensors, scales[k - 1] if k else None, scales[k] if k < len(scales) else None)
+    ensure_unchanged(norm, path_norm(maxima(layers, tensors), biases(layers, tensors)))
     return {layer.output: scale for layer, scale in zip(layers, scales, strict=False)}
+
+
+def maxima(layers: list[chain.Layer], tensors: "dict[str, onnx.TensorProto]") -> list[Array]:
+    """Largest |weight| between the channels of every layer: [outputs, inputs] each."""
+    return [channel_maxima(layer, before, tensors) for layer, before in zip(layers, [None, *layers], strict=False)]
+
+
+def biases(layers: list[chain.Layer], tensors: "dict[str, onnx.TensorProto]") -> list[Array]:
+    """|bias| of every layer [outputs], zeros where it has none."""
+    return [
+        np.abs(array(tensors[layer.bias])).astype(np.float64) if layer.bias else np.zeros(channels_of(layer, tensors)) for layer in layers
+    ]
+
+
+def path_norm(largest: list[Array], offsets: list[Array]) -> Array:
+    """For each logit the sum over all paths from the input of the product of the weights on it (Neyshabur et al. 2015), which
+    scaling channels between layers does not change."""
+    reached = np.ones(largest[0].shape[1])
+    for weight, offset in zip(largest, offsets, strict=True):
+        reached = weight @ reached + offset
+    return reached
+
+
+def ensure_unchanged(before: Array, after: Array) -> None:
+    """Check that the path norms [classes] are the same.
+
+    Raises:
+        CheckFailedError: a channel was not multiplied on one side by what it was divided by on the other.
+    """
+    difference = float(np.abs(after / np.maximum(before, 1e-300) - 1).max())
+    if not difference <= TOLERANCE:
+        raise CheckFailedError(f"equalizing changed the function: its path norm by {difference:.2g}, at most {TOLERANCE:g} allowed")
 
 
 def solve(maxima: "list[Array]") -> list[Array]:
