@@ -2,16 +2,22 @@
 
 import collections
 import tempfile
+from collections.abc import Collection
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .errors import CheckFailedError
+
+if TYPE_CHECKING:
+    import onnx
 
 EXPORTED_OPS = frozenset({"Conv", "Relu", "MaxPool", "Gemm", "Flatten", "Reshape"})
 # What may be left of a quantized VGG after onnxruntime's optimizer; a float Conv, Gemm or Relu means that a layer was not fused.
 INT8_OPS = frozenset(
     {"QuantizeLinear", "QLinearConv", "MaxPool", "QGemm", "DequantizeLinear", "Flatten", "Reshape", "Squeeze", "Unsqueeze"}
 )
+# What a layer that was kept in float may have become.
+FLOAT_OPS = frozenset({"Conv", "FusedConv", "Gemm", "FusedGemm"})
 
 
 def count_ops(path: Path) -> dict[str, int]:
@@ -40,23 +46,32 @@ def audit_exported(path: Path) -> dict[str, int]:
     return ops
 
 
-def audit_quantized(path: Path) -> dict[str, int]:
-    """Count the operators that onnxruntime executes for an int8 model.
+def audit_quantized(path: Path, kept: Collection[str] = ()) -> dict[str, int]:
+    """Count the operators that onnxruntime executes for an int8 model; ``kept`` names the layers that are to be float.
 
     Raises:
-        CheckFailedError: a float Conv, Gemm or anything else that is not an int8 operator is left.
+        CheckFailedError: a float Conv, Gemm or anything else that is not an int8 operator is left, or a layer that was to stay
+            float is not.
     """
-    ops = optimized_ops(path)
-    if extra := sorted(ops.keys() - INT8_OPS):
+    nodes = _optimized(path).graph.node
+    weights = {node.input[1].removesuffix(".weight") for node in nodes if node.op_type in FLOAT_OPS}
+    ops = dict(sorted(collections.Counter(node.op_type for node in nodes).items()))
+    allowed = INT8_OPS | ((FLOAT_OPS | {"Relu"}) if kept else set())
+    if extra := sorted(ops.keys() - allowed):
         counted = ", ".join(f"{ops[name]} {name}" for name in extra)
         raise CheckFailedError(
-            f"after onnxruntime's optimizer the int8 graph still holds {counted}; expected only {', '.join(sorted(INT8_OPS))}"
+            f"after onnxruntime's optimizer the int8 graph still holds {counted}; expected only {', '.join(sorted(allowed))}"
+        )
+    if weights != set(kept):
+        raise CheckFailedError(
+            f"after onnxruntime's optimizer the float layers are {', '.join(sorted(weights)) or 'none'}; expected {', '.join(sorted(kept))}"
         )
     return ops
 
 
-def optimized_ops(path: Path) -> dict[str, int]:
-    """Operators after onnxruntime's own optimizer, from the graph it saves."""
+def _optimized(path: Path) -> "onnx.ModelProto":
+    """The graph that onnxruntime's own optimizer makes, without its weights."""
+    import onnx
     import onnxruntime as ort
 
     with tempfile.TemporaryDirectory() as folder:
@@ -68,4 +83,4 @@ def optimized_ops(path: Path) -> dict[str, int]:
         options.add_session_config_entry("session.optimized_model_external_initializers_min_size_in_bytes", "1024")
         options.log_severity_level = 3
         ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        return count_ops(Path(folder) / "optimized.onnx")
+        return onnx.load(Path(folder) / "optimized.onnx", load_external_data=False)

@@ -178,14 +178,51 @@ class FactoriseOptions:
 
 
 @dataclasses.dataclass(frozen=True)
+class Int8Form:
+    """A way to make int8 of a float graph, beginning with the plain one: ranges from the least to the largest value seen.
+    ``equalized``: channels scaled between layers first; ``clipped``: the part of each range with the least squared error;
+    ``corrected``: biases without the mean shift that rounding the weights brings."""
+
+    name: str
+    equalized: bool = False
+    clipped: bool = False
+    corrected: bool = False
+
+
+INT8_FORMS = {
+    form.name: form
+    for form in (
+        Int8Form("minmax"),
+        Int8Form("minmax-corrected", corrected=True),
+        Int8Form("clipped", clipped=True),
+        Int8Form("clipped-corrected", clipped=True, corrected=True),
+        Int8Form("equalized", equalized=True),
+        Int8Form("equalized-corrected", equalized=True, corrected=True),
+    )
+}
+
+
+@dataclasses.dataclass(frozen=True)
 class QuantizeOptions:
-    """``target``: a key of TARGETS."""
+    """``target``: a key of TARGETS; ``method``: a key of INT8_FORMS, or "auto" for the one that is closest to the float model on
+    ``held_images`` pictures at most that nothing was calibrated on. Where fewer than ``min_agreement`` of those get the float
+    model's class, up to ``float_layers`` layers stay float."""
 
     target: str = "pi5"
+    method: str = "auto"
+    min_agreement: float = 0.98
+    float_layers: int = 3
+    held_images: int = 60
 
     def __post_init__(self) -> None:
         if self.target not in TARGETS:
             raise OptionsError(f"--target must be one of {', '.join(TARGETS)}, found {self.target!r}")
+        if self.method not in ("auto", *INT8_FORMS):
+            raise OptionsError(f"--int8-method must be one of auto, {', '.join(INT8_FORMS)}, found {self.method!r}")
+        if not 0 <= self.min_agreement <= 1:
+            raise OptionsError(f"--min-agreement must be from 0 to 1, found {self.min_agreement}")
+        if self.float_layers < 0 or self.held_images < 1:
+            raise OptionsError(f"the number of float layers must not be negative, that of held-out pictures positive; found {self}")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,86 +1,161 @@
-"""Static int8: QDQ nodes, per-channel weights, ranges from calibration images through the device's own preprocessing."""
+"""Static int8: QDQ nodes, per-channel weights, ranges from calibration images through the device's own preprocessing.
 
-import contextlib
+The plain form (ranges from the least to the largest value seen) is enough for most networks. Where it is not, others are tried
+on pictures that nothing was calibrated on, and the closest to the float model is kept; where that is still too far away, the
+most sensitive layers stay float, and what that costs is said.
+"""
+
 import logging
+import math
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import vgg_calibration.choose as choose
-from vgg_calibration.reader import ImageReader
 from vgg_runtime.preprocess import Preprocessing
 
 from . import graph, stage
 from .data import Splits, short_hash
 from .errors import DataError
-from .options import TARGETS, QuantizeOptions, as_json
+from .options import INT8_FORMS, TARGETS, QuantizeOptions, as_json
 from .progress import Progress
+from .trial import Bench, Trial
 
 log = logging.getLogger(__name__)
+
+PLAIN = INT8_FORMS["minmax"]
+# Where the plain form is at least this close to the float model, no other is tried.
+ENOUGH_KL, ENOUGH_AGREEMENT = 0.002, 0.995
+MARGIN = 0.05  # a form must lower the mean KL by this share of it ...
+ERRORS = 2.0  # ... and by this many standard errors of the difference, to be preferred to the plain one
 
 
 def run(
     exported: stage.Artifact, splits: Splits, count: int, output: Path, options: QuantizeOptions, progress: Progress, seed: int = 0
 ) -> stage.Artifact:
-    """Quantize an exported model with at most ``count`` pictures of the fitting set."""
+    """Quantize an exported model with at most ``count`` pictures of the fitting set; the selection set decides between forms.
+
+    The sidecar says under ``loss`` how far the result is from the float model (agreement and mean KL on n held-out pictures, the
+    ones that chose the form; None where there are none), and under ``int8`` what was tried and why this was chosen.
+    """
     info = exported.measured.get("model")
     if info is None:
         raise DataError(
             f"{exported.path} has no sidecar {stage.sidecar_path(exported.path).name}; expected a model that 'vgg-export export' wrote"
         )
     items = choose.limit(splits.fit, [i.source for i in splits.fit], count, seed)
+    # Agreement with a network of random weights says nothing.
+    wanted = [] if info["source"].get("figures_absent") else splits.select
+    held = choose.limit(wanted, [i.source for i in wanted], options.held_images, seed)
 
     def make(path: Path) -> dict[str, object]:
-        preprocessing = Preprocessing.from_json(info["preprocessing"])
-        quantize(exported.path, path, [i.path for i in items], preprocessing, options, progress)
-        with progress.task("auditing the int8 graph", None):
-            ops = graph.audit_quantized(path)
+        with tempfile.TemporaryDirectory(prefix=".quantize.", dir=path.parent) as scratch:
+            bench = Bench(exported.path, TARGETS[options.target], Preprocessing.from_json(info["preprocessing"]), Path(scratch), progress)
+            bench.calibrate([i.path for i in items], [i.path for i in held])
+            made, told = choose_form(bench, options)
+            with progress.task("auditing the int8 graph", None):
+                ops = graph.audit_quantized(made.path, bench.parts(made.kept))
+            made.path.replace(path)
         return {
             "ops": ops,
             "calibration_images": [i.sha256 for i in items],
             "target": options.target,
-            "model": info | {"precision": "int8", "calibrated_on": [short_hash(i.sha256) for i in items]},
+            "loss": made.loss(),
+            "int8": told,
+            "model": info | {"precision": "int8", "calibrated_on": [short_hash(i.sha256) for i in (*items, *held)]},
         }
 
-    calibrated_on = {"seed": seed, "images": [i.sha256 for i in items]}
-    return stage.produce("quantize", as_json(options) | calibrated_on, {"model": exported}, output, make)
+    used = {"seed": seed, "images": [i.sha256 for i in items], "held": [i.sha256 for i in held]}
+    return stage.produce("quantize", as_json(options) | used, {"model": exported}, output, make)
 
 
-def quantize(
-    source: Path, output: Path, pictures: list[Path], preprocessing: Preprocessing, options: QuantizeOptions, progress: Progress
-) -> None:
-    """Write the int8 QDQ model of the float model ``source``.
+def choose_form(bench: Bench, options: QuantizeOptions) -> tuple[Trial, dict[str, Any]]:
+    """The int8 graph to keep, and what was tried: ``{"chosen", "why", "tried", "float_layers"}``."""
+    trials = [bench.make(INT8_FORMS.get(options.method, PLAIN))]
+    why = reason_for_one(trials[0], options)
+    if why is None:
+        trials += [bench.make(form) for form in INT8_FORMS.values() if form != PLAIN]
+    best = closest(trials)
+    if why is None:
+        changed = best is not trials[0]
+        why = "closest to the float model of those tried" if changed else "none of the others is closer by more than chance"
+    kept, told = keep_layers(bench, best, options)
+    log.info("int8: %s; %s", in_words(best), why)
+    log_float_layers(best, kept, told, options)
+    tried = [{"form": t.form.name, **(t.loss() or {})} for t in trials]
+    return kept, {"chosen": best.form.name, "why": why, "tried": tried, "float_layers": told}
 
-    MinMax ranges: the only method whose memory stays flat in the number of pictures. ``CalibMaxIntermediateOutputs`` is not
-    set, because it drops data (microsoft/onnxruntime#20226), and activations are asymmetric, because symmetric ones keep
-    ReLU from folding into the convolution.
+
+def reason_for_one(first: Trial, options: QuantizeOptions) -> str | None:
+    """Why nothing but the first form needs to be tried, or None."""
+    loss = first.loss()
+    if options.method != "auto":
+        return "asked for"
+    if loss is None:
+        return "there are no held-out pictures to compare forms on"
+    if loss["kl"] <= ENOUGH_KL and loss["agreement"] >= ENOUGH_AGREEMENT:
+        return f"enough: mean KL at most {ENOUGH_KL} and agreement at least {100 * ENOUGH_AGREEMENT:g} %"
+    return None
+
+
+def closest(trials: list[Trial]) -> Trial:
+    """The one with the least mean KL of those that are clearly better than the first, else the first."""
+    better = [t for t in trials[1:] if clearly_better(t, trials[0])]
+    return min(better, key=lambda t: float(t.divergence.mean()), default=trials[0])
+
+
+def clearly_better(trial: Trial, plain: Trial) -> bool:
+    """Whether the mean KL is lower by more than the margin and more than noise: the same pictures are compared in pairs."""
+    gain = plain.divergence - trial.divergence
+    noise = ERRORS * float(gain.std(ddof=1)) / math.sqrt(len(gain)) if len(gain) > 1 else math.inf
+    return float(gain.mean()) > max(MARGIN * float(plain.divergence.mean()), noise)
+
+
+def keep_layers(bench: Bench, best: Trial, options: QuantizeOptions) -> tuple[Trial, list[dict[str, Any]]]:
+    """Keep the most sensitive layers in float, one more at a time, as long as the agreement is below what was asked for.
+
+    Returns:
+        ``best`` or what is better, and for every layer that is float in it ``{"layer", "kl_alone", "why", "bytes"}``.
     """
-    from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
+    if meets(best, options.min_agreement) or not options.float_layers:
+        return best, []
+    cost = bench.sensitivity(best.form)
+    trials = [best]
+    for count in range(1, min(options.float_layers, len(cost)) + 1):
+        trials.append(bench.make(best.form, tuple(cost)[:count]))
+        if meets(trials[-1], options.min_agreement):
+            break
+    chosen = max(trials, key=lambda t: int(t.same.sum()))  # of equal ones the first, which keeps the fewest
+    why = f"agreement of {100 * best.same.mean():.1f} % on {len(best.same)} held-out pictures, {100 * options.min_agreement:g} % asked for"
+    sizes = [t.path.stat().st_size for t in trials]
+    told = [{"layer": name, "kl_alone": cost[name], "why": why, "bytes": sizes[k + 1] - sizes[k]} for k, name in enumerate(chosen.kept)]
+    return chosen, told
 
-    target = TARGETS[options.target]
-    # It calibrates in one pass over the pictures and then writes; the bar counts the pictures.
-    with _own_temporary_folder(output.parent), progress.task(f"calibrating and quantizing for {target.name}", len(pictures)) as task:
-        quantize_static(
-            str(source),
-            str(output),
-            ImageReader(pictures, preprocessing, "input", task.advance),
-            quant_format=QuantFormat.QDQ,
-            activation_type=QuantType.QInt8 if target.signed_activations else QuantType.QUInt8,
-            weight_type=QuantType.QInt8,
-            per_channel=True,
-            reduce_range=target.reduce_range,
-            calibrate_method=CalibrationMethod.MinMax,
-            extra_options={"ActivationSymmetric": False, "WeightSymmetric": True},
+
+def meets(trial: Trial, agreement: float) -> bool:
+    """Whether no more pictures disagree than allowed; one alone is no evidence."""
+    missed = int((~trial.same).sum())
+    return missed <= max(1, (1 - agreement) * len(trial.same) + 1e-9)
+
+
+def in_words(trial: Trial) -> str:
+    """A form and how it did."""
+    if not (loss := trial.loss()):
+        return trial.form.name
+    agreement, kl, n = 100 * loss["agreement"], loss["kl"], loss["n"]
+    return f"{trial.form.name} agrees with the float model on {agreement:.1f} % of {n} held-out pictures, mean KL {kl:.4f}"
+
+
+def log_float_layers(before: Trial, after: Trial, told: list[dict[str, Any]], options: QuantizeOptions) -> None:
+    """Say which layers stay float, why, and what that costs; and when what was asked for is not reached."""
+    now = 100 * after.same.mean() if len(after.same) else 100.0
+    if told:
+        added = (after.path.stat().st_size - before.path.stat().st_size) / 1e6
+        names = ", ".join(entry["layer"] for entry in told)
+        log.info("%s in float, because of an %s: now %.1f %%, for %.2f MB more", names, told[0]["why"], now, added)
+    if not meets(after, options.min_agreement):
+        log.warning(
+            "the int8 model agrees with the float model on only %.1f %% of the held-out pictures, %g %% asked for",
+            now,
+            100 * options.min_agreement,
         )
-
-
-@contextlib.contextmanager
-def _own_temporary_folder(parent: Path) -> Iterator[None]:
-    """onnxruntime puts copies of the model into the system's temporary folder, which on many systems is memory."""
-    with tempfile.TemporaryDirectory(prefix=".quantize.", dir=parent) as folder:
-        before = tempfile.tempdir
-        tempfile.tempdir = folder
-        try:
-            yield
-        finally:
-            tempfile.tempdir = before

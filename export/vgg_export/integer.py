@@ -1,0 +1,149 @@
+"""A float graph and the ranges of its tensors -> the int8 QDQ graph, layers that stay float, and the correction of its biases."""
+
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from vgg_calibration.chain import Layer
+from vgg_calibration.observe import Seen
+
+from .equalize import Array, array, store
+from .options import Target
+
+if TYPE_CHECKING:
+    import onnx
+
+OPS = ["Conv", "Gemm", "Relu", "MaxPool", "Reshape", "Flatten"]
+INT32 = np.iinfo(np.int32)
+
+
+def ranges(layers: Sequence[Layer], seen: Mapping[str, Seen], *, clipped: bool) -> dict[str, tuple[float, float]]:
+    """Lowest and highest value of every tensor that is quantized; a tensor behind a pool has the range of the one before it,
+    and one before a ReLU that of the one behind it."""
+    before = layers[0].input
+    found = {before: seen[before].range()}  # pictures have known limits
+    for layer in layers:
+        found[layer.input] = found[before]
+        found[layer.output] = found[layer.sum] = seen[layer.output].clipped() if clipped else seen[layer.output].range()
+        before = layer.output
+    return found
+
+
+def write(
+    model: "onnx.ModelProto",
+    layers: Sequence[Layer],
+    limits: Mapping[str, tuple[float, float]],
+    target: Target,
+    output: Path,
+    *,
+    kept: Collection[str] = (),
+    only: Collection[str] = (),
+) -> None:
+    """Write the int8 QDQ graph of the float ``model``, which is used up.
+
+    Activations are asymmetric, because symmetric ones keep ReLU from folding into the convolution. Layers in ``kept`` stay
+    float; if there are any in ``only``, all others do.
+    """
+    from onnxruntime.quantization import CalibrationMethod, QDQQuantizer, QuantType, TensorData, TensorsData
+
+    _keep_float(model, layers, kept)
+    # Its shapes are there; without this mark they would be inferred again, through two copies of the model.
+    model.metadata_props.add(key="onnx.infer", value="onnxruntime.quant")
+    data = {name: TensorData(lowest=np.array(low, np.float32), highest=np.array(high, np.float32)) for name, (low, high) in limits.items()}
+    quantizer: Any = QDQQuantizer(
+        model,
+        per_channel=True,
+        reduce_range=target.reduce_range,
+        weight_qType=QuantType.QInt8,
+        activation_qType=QuantType.QInt8 if target.signed_activations else QuantType.QUInt8,
+        tensors_range=TensorsData(CalibrationMethod.MinMax, data),
+        nodes_to_quantize=[node for layer in layers if layer.name in only for node in layer.nodes],
+        nodes_to_exclude=[node for layer in layers if layer.name in kept for node in (*layer.nodes, _guard(layer))],
+        op_types_to_quantize=OPS,
+        extra_options={"ActivationSymmetric": False, "WeightSymmetric": True},
+    )
+    quantizer.quantize_model()
+    quantizer.model.save_model_to_file(str(output), False)
+
+
+def _guard(layer: Layer) -> str:
+    return f"{layer.name}_stays_float"
+
+
+def _keep_float(model: "onnx.ModelProto", layers: Sequence[Layer], kept: Collection[str]) -> None:
+    """Put a ReLU before layers that are to stay float.
+
+    Leaving a layer out of the quantization is not enough: onnxruntime's optimizer quantizes any Conv or Gemm between a
+    DequantizeLinear and a QuantizeLinear. A second ReLU behind the first changes nothing and comes between.
+    """
+    import onnx
+
+    rectified = ""
+    for layer in layers:
+        if layer.name in kept and rectified:
+            at = next(k for k, node in enumerate(model.graph.node) if node.name == layer.nodes[0])
+            model.graph.node[at].input[0] = guarded = f"{layer.input}_float"
+            model.graph.node.insert(at, onnx.helper.make_node("Relu", [layer.input], [guarded], name=_guard(layer)))
+        rectified = layer.output if layer.output != layer.sum else ""
+
+
+def correct_biases(
+    floating: "onnx.ModelProto", layers: Sequence[Layer], seen: Mapping[str, Seen], integer: "onnx.ModelProto"
+) -> dict[str, Array]:
+    """Take from the int32 biases of ``integer``, in place, what the rounding of the weights adds to each channel on average.
+
+    E[W_q x] - E[W x] (Nagel et al. 2019) with the means of x over the calibration pictures, padding included. A layer without
+    bias hands its shift on to the next one. The biases have steps of input scale times weight scale, hundreds of times finer
+    than a step of the output, so that nothing is gained by correcting the float biases and quantizing all of it again.
+
+    Returns:
+        The shift of every corrected channel [outputs], by the layer's name.
+    """
+    weights = {tensor.name: tensor for tensor in floating.graph.initializer}
+    quantized = {tensor.name: tensor for tensor in integer.graph.initializer}
+    shifts: dict[str, Array] = {}
+    handed_on: Array | None = None
+    for layer in layers:
+        if f"{layer.weight}_quantized" not in quantized:
+            handed_on = None
+            continue
+        mean = seen[layer.input].mean
+        exact, rounded = array(weights[layer.weight]), dequantized(layer, quantized)
+        shift = mean_output(layer, rounded - exact, mean)
+        if handed_on is not None:
+            shift += mean_output(layer, rounded, np.broadcast_to(handed_on.reshape(-1, *(1,) * (mean.ndim - 1)), mean.shape))
+        handed_on = None if layer.bias else shift
+        if layer.bias:
+            shifts[layer.name] = shift
+            bias, steps = quantized[f"{layer.bias}_quantized"], array(quantized[f"{layer.bias}_quantized_scale"])
+            changed = array(bias).astype(np.float64) - np.round(shift / steps)
+            store(bias, changed.clip(INT32.min + 1, INT32.max).astype(np.int32))
+    return shifts
+
+
+def dequantized(layer: Layer, tensors: "Mapping[str, onnx.TensorProto]") -> npt.NDArray[np.float32]:
+    """The weight as the int8 graph has it, in float32; zero-points are zero."""
+    values, scale = (array(tensors[f"{layer.weight}_{part}"]) for part in ("quantized", "scale"))
+    return values.astype(np.float32) * scale.reshape((-1, 1, 1, 1) if layer.kind == "Conv" else (1, -1))
+
+
+def mean_output(layer: Layer, weight: npt.NDArray[np.float32], mean: npt.NDArray[np.floating[Any]]) -> Array:
+    """What a layer of stride 1 and 'same' padding, without bias, gives per channel on average over pictures and places, [outputs].
+
+    Args:
+        weight: [n, c, height, width], or [inputs, n] of a fully connected layer.
+        mean: of its input over the pictures, [c, H, W] or [inputs].
+    """
+    if layer.kind == "Gemm":
+        return mean.astype(np.float64) @ weight
+    height, width = weight.shape[2:]
+    padded = np.pad(mean, ((0, 0), (height // 2,) * 2, (width // 2,) * 2))
+    total = np.zeros(len(weight))
+    for dy in range(height):
+        for dx in range(width):
+            seen = padded[:, dy : dy + mean.shape[1], dx : dx + mean.shape[2]].mean((1, 2), dtype=np.float64)
+            total += weight[:, :, dy, dx] @ seen
+    return total

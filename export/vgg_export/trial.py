@@ -1,0 +1,138 @@
+"""Makes int8 graphs of one float graph and tells how far each is from it on held-out pictures."""
+
+import dataclasses
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+import vgg_calibration.chain as chain
+from vgg_calibration.observe import Seen, observe
+from vgg_runtime import device
+from vgg_runtime.manifest import SessionSettings
+from vgg_runtime.metrics import kl_divergence
+from vgg_runtime.preprocess import Preprocessing, load
+from vgg_runtime.session import Model
+
+from . import equalize, integer
+from .options import Int8Form, Target
+from .progress import Progress
+
+if TYPE_CHECKING:
+    import onnx
+
+RANKED_IMAGES = 16  # held-out pictures that layers are ranked with: each layer takes a pass of the float network
+
+
+@dataclasses.dataclass(frozen=True)
+class Trial:
+    """An int8 graph, the layers of the plan that are ``kept`` in float in it, and per held-out picture [n] the KL divergence from
+    the float model in nats and whether the class is the same."""
+
+    form: Int8Form
+    kept: tuple[str, ...]
+    path: Path
+    divergence: npt.NDArray[np.float64]
+    same: npt.NDArray[np.bool_]
+
+    def loss(self) -> dict[str, Any] | None:
+        """Agreement and mean KL over n pictures, None where there are none."""
+        if not len(self.same):
+            return None
+        return {"agreement": float(self.same.mean()), "kl": float(self.divergence.mean()), "n": len(self.same)}
+
+
+class Bench:
+    """One float graph, what its tensors hold over the calibration pictures, and what it says of the held-out ones.
+
+    ``scratch`` is a folder for the graphs that are tried; they stay until the caller removes it.
+    """
+
+    def __init__(self, source: Path, target: Target, preprocessing: Preprocessing, scratch: Path, progress: Progress) -> None:
+        import onnx
+
+        self.source, self.target, self.preprocessing, self.scratch, self.progress = source, target, preprocessing, scratch, progress
+        self.layers = chain.layers(onnx.load(source))
+        self.seen: dict[str, Seen] = {}
+        self.inputs: list[npt.NDArray[np.float32]] = []
+        self.expected = np.zeros((0, 1), np.float32)
+
+    def calibrate(self, pictures: Sequence[Path], held: Sequence[Path]) -> None:
+        """One pass over the calibration pictures and one over the held-out ones."""
+        with self.progress.task(f"calibrating for {self.target.name}", len(pictures)) as task:
+            self.seen = observe(self.source, self.layers, pictures, self.preprocessing, self.scratch, task.advance)
+        self.inputs = [load(path, self.preprocessing)[None] for path in held]
+        if held:
+            self.expected = self._logits(self.source, "asking the float model", self.inputs)
+
+    def make(self, form: Int8Form, kept: Collection[str] = ()) -> Trial:
+        """Write the int8 graph of a form, ``kept`` layers of the plan in float, and try it."""
+        path = self._write(form, kept)
+        if not self.inputs:
+            return Trial(form, tuple(kept), path, np.zeros(0), np.zeros(0, bool))
+        found = self._logits(path, f"trying {form.name}" + "".join(f", {name} in float" for name in kept), self.inputs)
+        same = found.argmax(1) == self.expected.argmax(1)
+        return Trial(form, tuple(kept), path, kl_divergence(self.expected, found), same)
+
+    def parts(self, names: Collection[str]) -> list[str]:
+        """The layers of the graph that layers of the plan are made of."""
+        return [layer.name for layer in self.layers if layer.part_of in names]
+
+    def sensitivity(self, form: Int8Form) -> dict[str, float]:
+        """Mean KL that each layer of the plan costs when it alone is quantized, the dearest first."""
+        names = dict.fromkeys(layer.part_of for layer in self.layers)
+        inputs, expected, path = self.inputs[:RANKED_IMAGES], self.expected[:RANKED_IMAGES], self.scratch / "alone.onnx"
+        cost = {}
+        with self.progress.task("ranking the layers", len(names)) as task:
+            for name in names:
+                floating, seen = self._floating(form)
+                limits = integer.ranges(self.layers, seen, clipped=form.clipped)
+                integer.write(floating, self.layers, limits, self.target, path, only=self.parts([name]))
+                del floating
+                cost[name] = float(kl_divergence(expected, self._logits(path, None, inputs)).mean())
+                task.advance()
+        path.unlink()
+        return dict(sorted(cost.items(), key=lambda item: -item[1]))
+
+    def _write(self, form: Int8Form, kept: Collection[str]) -> Path:
+        import onnx
+
+        path = self.scratch / ("+".join([form.name, *kept]) + ".onnx")
+        with self.progress.task(f"quantizing: {form.name}", None):
+            if not form.corrected:
+                floating, seen = self._floating(form)
+                limits = integer.ranges(self.layers, seen, clipped=form.clipped)
+                integer.write(floating, self.layers, limits, self.target, path, kept=self.parts(kept))
+                return path
+        uncorrected = dataclasses.replace(form, name=form.name.removesuffix("-corrected"), corrected=False)
+        before = self.scratch / ("+".join([uncorrected.name, *kept]) + ".onnx")
+        if not before.is_file():
+            self._write(uncorrected, kept)
+        floating, seen = self._floating(form)
+        made = onnx.load(before)
+        integer.correct_biases(floating, self.layers, seen, made)
+        onnx.save(made, path)
+        return path
+
+    def _floating(self, form: Int8Form) -> "tuple[onnx.ModelProto, dict[str, Seen]]":
+        """The float graph that a form begins with, in memory only, and what its tensors hold."""
+        import onnx
+
+        floating = onnx.load(self.source)
+        if not form.equalized:
+            return floating, self.seen
+        return floating, equalize.rescaled(self.seen, self.layers, equalize.equalize(floating))
+
+    def _logits(self, path: Path, label: str | None, inputs: Sequence[npt.NDArray[np.float32]]) -> npt.NDArray[np.float32]:
+        """[n, classes], one picture at a time as on the device; not reported without a label."""
+        session = Model(path, SessionSettings(), device.usable_cores())
+        if label is None:
+            return np.concatenate([session(x) for x in inputs])
+        rows = []
+        with self.progress.task(label, len(inputs)) as task:
+            for x in inputs:
+                rows.append(session(x))
+                task.advance()
+        return np.concatenate(rows)
