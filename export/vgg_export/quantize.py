@@ -35,8 +35,8 @@ def run(
 ) -> stage.Artifact:
     """Quantize an exported model with at most ``count`` pictures of the fitting set; the selection set decides between forms.
 
-    The sidecar says under ``loss`` how far the result is from the float model (agreement and mean KL on n held-out pictures, the
-    ones that chose the form; None where there are none), and under ``int8`` what was tried and why this was chosen.
+    The sidecar says under ``losses`` how far the result is from the float model (agreement and mean KL on n held-out pictures, the
+    ones that chose the form; nothing where there are none), and under ``int8`` what was tried and why this was chosen.
     """
     info = exported.measured.get("model")
     if info is None:
@@ -60,7 +60,7 @@ def run(
             "ops": ops,
             "calibration_images": [i.sha256 for i in items],
             "target": options.target,
-            "loss": made.loss(),
+            "losses": {"quantized": {**loss, "against": "its float model"}} if (loss := made.loss()) else {},
             "int8": told,
             "model": info | {"precision": "int8", "calibrated_on": [short_hash(i.sha256) for i in (*items, *held)]},
         }
