@@ -88,6 +88,7 @@ def test_all_from_a_state_dict_and_class_folders(vgg_export: Run, weights: Path,
     assert done.returncode == 0, done.stderr
     bundle = manifest.read(tmp_path / "out")
     assert [v.id for v in bundle.variants] == ["baseline", "pruned", "quantized", "pruned-quantized", "scaled", "pruned-quantized-scaled"]
+    assert "compact is left out: the convolutions cannot be factorised to 50% of their arithmetic" in done.stderr  # too narrow
     assert bundle.target.startswith("pi4")
     assert manifest.read_labels(tmp_path / "out", bundle) == tuple(sorted(CLASSES))
     assert all(v.evaluation and v.evaluation["n"] == 42 for v in bundle.variants)
@@ -150,6 +151,10 @@ BAD = [
     (("all", "--weights", "random", "--prune-ratio", "1.5"), "--prune-ratio must be at least 0 and below 1, found 1.5"),
     (("all", "--weights", "random", "--scaled-px", "300"), "--scaled-px must be at least 32 and below 224"),
     (("all", "--weights", "random", "--variants", "tiny"), "there is no variant 'tiny'"),
+    (("all", "--weights", "mine.pth", "--variants", "compact"), "cannot be factorised"),
+    (("all", "--weights", "mine.pth", "--labels", "names.txt", "--max-drop", "1"), "a budget needs pictures that nothing is fitted on"),
+    (("all", "--weights", "mine.pth", "--max-drop", "-1"), "--max-drop must be at least 0"),
+    (("all", "--weights", "mine.pth", "--target-size", "small"), "--target-size takes a size such as 20MB"),
     (("all", "--weights", "random", "--output", "."), "contains the current folder"),
     (("all", "--weights", "random", "--output", "three"), "is not empty and not a readable bundle"),
     (("all", "--weights", "random", "--output", "a", "--work", "a/b"), "lies inside --output"),

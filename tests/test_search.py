@@ -12,7 +12,7 @@ import pytest
 from conftest import small_checkpoint
 
 from vgg_export import data, evaluate, front, model, search, stage, to_onnx
-from vgg_export.errors import OptionsError
+from vgg_export.errors import NothingToGainError, OptionsError
 from vgg_export.options import AllOptions, Budget, DataOptions, DistilOptions, FactoriseOptions, SweepOptions
 from vgg_export.progress import Quiet
 from vgg_runtime.metrics import wilson_interval
@@ -53,7 +53,7 @@ class Scripted:
 
     def rung(self, rung: search.Rung) -> list[search.Point]:
         if rung.conv_share < self.least:
-            raise OptionsError("too narrow")
+            raise NothingToGainError("too narrow")
         self.asked.append(rung.conv_share)
         lost, speed, size = self.rungs.get(rung.conv_share) or (0.9, 17.0, 45.0)  # the one between
         return [point(rung.name, 0.95 - lost / 100, speed, size)]

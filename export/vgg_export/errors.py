@@ -25,6 +25,10 @@ class OptionsError(VggExportError):
     exit_code = 2
 
 
+class NothingToGainError(OptionsError):
+    """The network is too narrow to be factorised as far as was asked."""
+
+
 class OutputError(VggExportError):
     """An output cannot be written."""
 

@@ -18,7 +18,7 @@ from vgg_runtime.preprocess import for_input
 
 from . import allocate, model, repair, stage
 from .data import Item, Splits, fit_and_held, stacked
-from .errors import OptionsError
+from .errors import NothingToGainError, OptionsError
 from .options import FactoriseOptions, as_json
 from .progress import Progress
 
@@ -60,6 +60,8 @@ def factorise(
     """
     if original.plan.factors:
         raise OptionsError("the checkpoint is factorised already; give the one that it was made from")
+    # what cannot be done is said before any picture is read: as if every direction held everything
+    choose_ranks(original.plan, {name: [1.0] * n for name, _, n in original.plan.convs()}, options)
     pictures = repair.Pictures(*(stacked(items, for_input(original.plan.input_px)) for items in (fit, held)))
     with tempfile.TemporaryDirectory(prefix=".factorise.", dir=scratch) as folder:
         table = sensitivity(original, pictures.fit[:TABLE_PICTURES], Path(folder), progress)
@@ -137,7 +139,8 @@ def choose_ranks(plan: model.Plan, table: dict[str, list[float]], options: Facto
     step of all layers is taken until the bound is met.
 
     Raises:
-        OptionsError: the bound cannot be met.
+        NothingToGainError: the bound cannot be met, or nothing would become smaller.
+        OptionsError: a rank that was asked for saves nothing.
     """
     full = {layer.name: layer.macs() for layer in plan.layers() if layer.kernel}
     bound, total = options.conv_share * sum(full.values()), sum(full.values())
@@ -153,7 +156,7 @@ def choose_ranks(plan: model.Plan, table: dict[str, list[float]], options: Facto
         total -= saved
         ranks[name] = rank
     if total > bound:
-        raise OptionsError(
+        raise NothingToGainError(
             f"the convolutions cannot be factorised to {options.conv_share:.0%} of their arithmetic with ranks in multiples of"
             f" {options.multiple}; the least is {total / sum(full.values()):.0%}: use a larger --conv-share"
         )
@@ -167,7 +170,7 @@ def choose_ranks(plan: model.Plan, table: dict[str, list[float]], options: Facto
             )
     smaller = dataclasses.replace(plan, factors=tuple(factors))
     if not factors or smaller.macs() >= plan.macs():
-        raise OptionsError(f"nothing of this {plan.family} is to be gained by factorising it to {options.conv_share:.0%}")
+        raise NothingToGainError(f"nothing of this {plan.family} is to be gained by factorising it to {options.conv_share:.0%}")
     return smaller
 
 

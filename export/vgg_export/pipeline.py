@@ -11,7 +11,7 @@ from vgg_runtime import manifest
 from vgg_runtime.manifest import Manifest
 
 from . import bundle, data, evaluate, fold, front, model, search, stage, weights
-from .errors import DataError, OptionsError
+from .errors import DataError, NothingToGainError, OptionsError
 from .options import AllOptions, DataOptions, SweepOptions, WeightsOptions
 from .progress import Progress
 from .recipes import RECIPES, Recipe, Steps, chosen_recipes
@@ -39,7 +39,13 @@ def _run(recipes: Sequence[Recipe], options: AllOptions, progress: Progress) -> 
     for recipe in recipes:
         log.info("variant %s: %s", recipe.id, " -> ".join(recipe.steps))
         maker = compact if "factorise" in recipe.steps else steps
-        made, losses = maker.make(recipe.steps), maker.losses(recipe.steps)
+        try:
+            made, losses = maker.make(recipe.steps), maker.losses(recipe.steps)
+        except NothingToGainError as error:
+            if options.variants:  # it was asked for by name
+                raise
+            log.warning("%s is left out: %s", recipe.id, error)
+            continue
         entries.append(bundle.Entry(recipe.id, recipe.title, recipe.description, recipe.steps, made, losses))
     figures, absent = _evaluate(entries, splits, options, progress)
     contents = bundle.Contents(tuple(entries), splits, ids, figures, absent)

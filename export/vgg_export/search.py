@@ -29,7 +29,7 @@ from vgg_runtime.session import Model
 
 from . import evaluate, stage
 from .data import Item, Splits
-from .errors import OptionsError
+from .errors import NothingToGainError, OptionsError
 from .options import AllOptions, Budget, PruneOptions, SweepOptions
 from .progress import Progress
 from .recipes import Steps
@@ -213,7 +213,7 @@ class Search:
         """The int8 points of a rung at both input sizes; not ``fitted``: from the weights alone, and not distilled.
 
         Raises:
-            OptionsError: the network is too narrow to be factorised so far.
+            NothingToGainError: the network is too narrow to be factorised so far.
         """
         log.info("rung: %s%s", rung.name, "" if fitted else ", not fitted")
         options, setting = self.at(rung), dataclasses.asdict(rung)
@@ -274,7 +274,7 @@ def run(search: Search, budget: Budget, ladder: Sequence[Rung] = LADDER) -> Foun
     for rung in walk(ladder):
         try:
             tried[rung] = search.rung(rung)
-        except OptionsError as error:
+        except NothingToGainError as error:
             log.info("the ladder ends here: %s", error)
             break
         if too_much(tried[rung], baseline, budget):
@@ -299,7 +299,7 @@ def sweep(search: Search, options: SweepOptions, ladder: Sequence[Rung] = LADDER
     for rung in walk(ladder):
         try:
             tried[rung] = search.rung(rung)
-        except OptionsError as error:
+        except NothingToGainError as error:
             log.info("the ladder ends here: %s", error)
             break
         points += [*tried[rung], *search.rung(rung, fitted=False)]
