@@ -48,7 +48,7 @@ def test_calibration_knows_the_runtime_but_not_the_exporter(path: Path) -> None:
     assert not top(imports(path)) & {"torch", "torchvision", "vgg_export", "click"}
 
 
-@pytest.mark.parametrize("name", ["quantize", "bundle", "evaluate", "graph", "storage", "stage"])
+@pytest.mark.parametrize("name", ["quantize", "trial", "integer", "equalize", "bundle", "evaluate", "graph", "storage", "stage"])
 def test_these_stages_do_not_import_torch(name: str) -> None:
     assert not top(imports(EXPORT / f"{name}.py")) & {"torch", "torchvision"}
 

@@ -60,6 +60,16 @@ def test_all_of_the_demo_from_start_to_end(tmp_path: Path) -> None:
     assert top1["pruned"] >= top1["baseline"] - 1.0
     assert top1["quantized"] >= top1["baseline"] - 1.0
     assert top1["pruned-quantized"] >= top1["pruned"] - 1.0
+    for compact, parent, points in (("compact", "baseline", 1.0), ("compact-scaled", "scaled", 2.0)):
+        small, large = bundle.variant(compact), bundle.variant(parent)
+        assert small.preprocessing == large.preprocessing
+        assert large.macs >= 2.5 * small.macs
+        assert large.parameters >= 4 * small.parameters
+        assert top1[compact] >= top1[parent] - points
+    steps = [loss["step"] for loss in bundle.variant("compact-scaled").losses]
+    assert steps == ["removed", "repaired", "tuned", "quantized"]
+    removed, repaired, *_ = (loss["kl"] for loss in bundle.variant("compact").losses)
+    assert repaired < 0.3 * removed
     for name, accuracy, _, agreement, _ in readme_table("demo table"):  # another CPU rounds differently: six of 1,200 signs
         found = evaluation[name]
         assert found is not None
@@ -71,4 +81,4 @@ def test_all_of_the_demo_from_start_to_end(tmp_path: Path) -> None:
     again = subprocess.run([*command, "--no-compare"], cwd=tmp_path, env=command_environment(), capture_output=True, text=True, check=False)
     assert again.returncode == 0
     assert "bundle: up to date" in again.stderr
-    assert again.stderr.count("up to date") == 14  # weights, eleven steps of the recipes, evaluation, bundle
+    assert again.stderr.count("up to date") == 21  # weights, eighteen steps of the recipes, evaluation, bundle

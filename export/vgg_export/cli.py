@@ -223,12 +223,28 @@ _finetune = _grouped(
         help="First layers whose weights move; fc1: only the classifier.",
     ),
 )
-_target = click.option(
-    "--target",
-    type=click.Choice(tuple(options.TARGETS)),
-    default=options.QuantizeOptions.target,
-    show_default=True,
-    help="The core that int8 is made for.",
+_quantize = _grouped(
+    click.option(
+        "--target",
+        type=click.Choice(tuple(options.TARGETS)),
+        default=options.QuantizeOptions.target,
+        show_default=True,
+        help="The core that int8 is made for.",
+    ),
+    click.option(
+        "--int8-method",
+        type=click.Choice(("auto", *options.INT8_FORMS)),
+        default=options.QuantizeOptions.method,
+        show_default=True,
+        help="How int8 is made; auto: the plain minmax, or what is closer to the float model where that is not close enough.",
+    ),
+    click.option(
+        "--min-agreement",
+        type=float,
+        default=options.QuantizeOptions.min_agreement,
+        show_default=True,
+        help="With the float model; below it the most sensitive layers stay float. 0: none ever.",
+    ),
 )
 
 
@@ -269,6 +285,10 @@ def _ensure_output(output: Path, suffix: str, *inputs: Path | str) -> None:
     for given in inputs:
         if Path(given).exists() and output.exists() and Path(given).samefile(output):
             raise OptionsError(f"--output {output} is also an input and would be overwritten; name another file")
+
+
+def _quantize_options(chosen: dict[str, Any]) -> options.QuantizeOptions:
+    return options.QuantizeOptions(chosen["target"], chosen["int8_method"], chosen["min_agreement"])
 
 
 def _prune_options(chosen: dict[str, Any]) -> options.PruneOptions:
@@ -323,10 +343,22 @@ def _finetune_options(chosen: dict[str, Any]) -> options.FinetuneOptions:
 @_repair_images
 @_finetune
 @_factorise
+<<<<<<< HEAD
 @_distil
 @_budget
 @_target
 @_scaled
+=======
+@click.option(
+    "--distil-up-to",
+    type=click.Choice(("none", *options.DISTIL_LEVELS)),
+    default=options.DistilOptions.up_to,
+    show_default=True,
+    help="Of the compact variants: how much is trained again, in increasing cost.",
+)
+@_quantize
+@click.option("--scaled-px", type=int, default=options.AllOptions.scaled_px, show_default=True, help="Side of the smaller input.")
+>>>>>>> int8
 @click.option("--variants", metavar="A,B", help="Only these and the baseline  [default: all]")
 @_seed
 @click.option("--no-compare", is_flag=True, help="Do not measure the variants on this machine at the end.")
@@ -344,8 +376,12 @@ def all_(no_compare: bool, **chosen: Any) -> int:
         finetune=_finetune_options(chosen),
         factorise=_factorise_options(chosen),
         distil=options.DistilOptions(chosen["distil_up_to"], chosen["images"], chosen["seed"]),
+<<<<<<< HEAD
         quantize=options.QuantizeOptions(chosen["target"]),
         budget=options.Budget(chosen["max_drop"], _bytes(chosen["target_size"]), chosen["target_speedup"]),
+=======
+        quantize=_quantize_options(chosen),
+>>>>>>> int8
         scaled_px=chosen["scaled_px"],
         variants=tuple(name.strip() for name in chosen["variants"].split(",")) if chosen["variants"] else None,
     )
@@ -515,15 +551,15 @@ def export(output: Path, input_px: int, **chosen: Any) -> None:
 @click.option("--model", "source", type=_FILE, required=True, help="A float model that 'vgg-export export' wrote.")
 @_data
 @_calibration
-@_target
+@_quantize
 @_seed
 @click.option("--output", type=_FILE, required=True, help="The int8 model (.onnx).")
-def quantize(source: Path, output: Path, target: str, **chosen: Any) -> None:
-    """Static int8, calibrated on pictures.
+def quantize(source: Path, output: Path, **chosen: Any) -> None:
+    """Static int8, calibrated on pictures; where the plain way is not close to the float model, others are tried on held-out ones.
 
     Example: vgg-export quantize --model tuned.onnx --data photos/ --target pi4 --output tuned-int8.onnx
     """
-    wanted, pictures = options.QuantizeOptions(target), _data_options(chosen)
+    wanted, pictures = _quantize_options(chosen), _data_options(chosen)
     _ensure_output(output, ".onnx", source)
     from . import pipeline, quantize
 

@@ -6,81 +6,49 @@ channel is the same on both sides. With weights quantized per channel the gain i
 their common range more evenly; it may also be a loss, so it is tried rather than done.
 """
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 import vgg_calibration.chain as chain
-from vgg_calibration.observe import Seen
+from vgg_calibration.observe import Array, Seen
 
 from .errors import CheckFailedError
 
 if TYPE_CHECKING:
     import onnx
 
-Array = npt.NDArray[np.float64]
+    Tensors = dict[str, onnx.TensorProto]
+
+Floats = npt.NDArray[np.float32]
 
 ROUNDS = 100  # at most; a pair that is equalized disturbs its neighbours, so that it takes some
 SETTLED = 1e-3  # largest relative change of a channel at which it ends
 TOLERANCE = 1e-4  # of the path norm: the weights are rounded to fp32, twice each
 
 
-def equalize(model: "onnx.ModelProto") -> dict[str, Array]:
-    """Equalize the weights of an exported float graph in place; the channels of the input and the logits stay as they are.
+def find_scales(model: "onnx.ModelProto") -> list[Array]:
+    """What to divide the channels [C] behind every layer but the last by."""
+    return solve(maxima(chain.layers(model), tensors_of(model)))
 
-    Returns:
-        What each channel was divided by [C], by the name of the tensor behind the layer (and its ReLU).
+
+def equalize(model: "onnx.ModelProto", scales: list[Array]) -> None:
+    """Apply what ``find_scales`` found, in place; the channels of the input and the logits stay as they are.
 
     Raises:
         CheckFailedError: the function is not the same afterwards.
     """
-    layers = chain.layers(model)
-    tensors = {tensor.name: tensor for tensor in model.graph.initializer}
-    before = maxima(layers, tensors)
-    norm, scales = path_norm(before, biases(layers, tensors)), solve(before)
-    for k, layer in enumerate(layers):
-        rescale(layer, tensors, scales[k - 1] if k else None, scales[k] if k < len(scales) else None)
-    ensure_unchanged(norm, path_norm(maxima(layers, tensors), biases(layers, tensors)))
-    return {layer.output: scale for layer, scale in zip(layers, scales, strict=False)}
+    layers, tensors = chain.layers(model), tensors_of(model)
+    norm = path_norm(layers, tensors)
+    for layer, read, written in zip(layers, [None, *scales], [*scales, None], strict=True):
+        rescale(layer, tensors, read, written)
+    ensure_unchanged(norm, path_norm(layers, tensors))
 
 
-def maxima(layers: list[chain.Layer], tensors: "dict[str, onnx.TensorProto]") -> list[Array]:
-    """Largest |weight| between the channels of every layer: [outputs, inputs] each."""
-    return [channel_maxima(layer, before, tensors) for layer, before in zip(layers, [None, *layers], strict=False)]
-
-
-def biases(layers: list[chain.Layer], tensors: "dict[str, onnx.TensorProto]") -> list[Array]:
-    """|bias| of every layer [outputs], zeros where it has none."""
-    return [
-        np.abs(array(tensors[layer.bias])).astype(np.float64) if layer.bias else np.zeros(channels_of(layer, tensors)) for layer in layers
-    ]
-
-
-def path_norm(largest: list[Array], offsets: list[Array]) -> Array:
-    """For each logit the sum over all paths from the input of the product of the weights on it (Neyshabur et al. 2015), which
-    scaling channels between layers does not change."""
-    reached = np.ones(largest[0].shape[1])
-    for weight, offset in zip(largest, offsets, strict=True):
-        reached = weight @ reached + offset
-    return reached
-
-
-def ensure_unchanged(before: Array, after: Array) -> None:
-    """Check that the path norms [classes] are the same.
-
-    Raises:
-        CheckFailedError: a channel was not multiplied on one side by what it was divided by on the other.
-    """
-    difference = float(np.abs(after / np.maximum(before, 1e-300) - 1).max())
-    if not difference <= TOLERANCE:
-        raise CheckFailedError(f"equalizing changed the function: its path norm by {difference:.2g}, at most {TOLERANCE:g} allowed")
-
-
-def solve(maxima: "list[Array]") -> list[Array]:
-    """The factors for layers with the largest weights ``maxima[k]`` [outputs, inputs]: one array less than there are layers."""
-    largest = [m.copy() for m in maxima]
-    scales = [np.ones(len(m)) for m in largest[:-1]]
+def solve(largest: list[Floats]) -> list[Array]:
+    """The scales for layers whose largest weights between channels are ``largest`` [outputs, inputs] each, which is used up."""
+    scales = [np.ones(len(weight)) for weight in largest[:-1]]
     for _ in range(ROUNDS):
         change = 0.0
         for k in range(len(scales)):
@@ -96,52 +64,85 @@ def solve(maxima: "list[Array]") -> list[Array]:
     return scales
 
 
-def channel_maxima(layer: chain.Layer, before: chain.Layer | None, tensors: "dict[str, onnx.TensorProto]") -> Array:
-    """Largest |weight| between channels: [outputs, channels of the layer before]."""
-    weight = np.abs(array(tensors[layer.weight]))
-    if layer.kind == "Conv":
-        return np.asarray(weight.max((2, 3)), np.float64)
-    channels = len(weight) if before is None else channels_of(before, tensors)
-    return np.asarray(weight.reshape(channels, -1, weight.shape[1]).max(1).T, np.float64)
+def maxima(layers: list[chain.Layer], tensors: "Tensors") -> list[Floats]:
+    """Largest |weight| between the channels of every layer: [outputs, inputs] each."""
+    return [_channel_maxima(layer, before, tensors) for layer, before in zip(layers, [None, *layers], strict=False)]
 
 
-def channels_of(layer: chain.Layer, tensors: "dict[str, onnx.TensorProto]") -> int:
-    """How many channels a layer writes."""
-    return int(tensors[layer.weight].dims[0 if layer.kind == "Conv" else 1])
-
-
-def rescale(layer: chain.Layer, tensors: "dict[str, onnx.TensorProto]", read: Array | None, written: Array | None) -> None:
-    """Multiply what a layer reads of a channel by ``read`` and divide what it writes by ``written``, in place."""
+def _channel_maxima(layer: chain.Layer, before: chain.Layer | None, tensors: "Tensors") -> Floats:
     weight = array(tensors[layer.weight])
-    axes = (0, 1) if layer.kind == "Conv" else (1, 0)
-    by = np.ones(weight.shape[axes[1]]) if read is None else np.repeat(read, weight.shape[axes[1]] // len(read))
-    out = np.ones(weight.shape[axes[0]]) if written is None else 1 / written
-    shape = [[-1 if k == axis else 1 for k in range(weight.ndim)] for axis in axes]
-    store(tensors[layer.weight], weight * out.reshape(shape[0]).astype(np.float32) * by.reshape(shape[1]).astype(np.float32))
-    if layer.bias:
-        store(tensors[layer.bias], (array(tensors[layer.bias]) * out).astype(np.float32))
+    if layer.kind == "Conv":
+        return np.asarray(np.abs(weight).max((2, 3)))
+    channels = len(weight) if before is None else tensors[before.weight].dims[0 if before.kind == "Conv" else 1]
+    by_channel = weight.reshape(channels, -1, weight.shape[1])
+    return np.ascontiguousarray(np.maximum(by_channel.max(1), -by_channel.min(1)).T)
 
 
-def rescaled(seen: dict[str, Seen], layers: list[chain.Layer], scales: dict[str, Array]) -> dict[str, Seen]:
+def path_norm(layers: list[chain.Layer], tensors: "Tensors") -> Array:
+    """For each logit the sum over all paths, from the input or a bias, of the product of the largest weights on it (after
+    Neyshabur et al. 2015). Scaling a channel on one side and undoing it on the other does not change it."""
+    largest = maxima(layers, tensors)
+    reached = np.ones(largest[0].shape[1])
+    for layer, weight in zip(layers, largest, strict=True):
+        reached = weight @ reached
+        if layer.bias:
+            reached += np.abs(array(tensors[layer.bias]))
+    return reached
+
+
+def ensure_unchanged(before: Array, after: Array) -> None:
+    """Check that the path norms [classes] are the same.
+
+    Raises:
+        CheckFailedError: a channel was not multiplied on one side by what it was divided by on the other.
+    """
+    difference = float((np.abs(after - before) / np.maximum(before, np.finfo(np.float64).tiny)).max())
+    if not difference <= TOLERANCE:
+        raise CheckFailedError(f"equalizing changed the function: its path norm by {difference:.2g}, at most {TOLERANCE:g} allowed")
+
+
+def rescale(layer: chain.Layer, tensors: "Tensors", read: Array | None, written: Array | None) -> None:
+    """Multiply what a layer reads of a channel by ``read`` and divide what it writes by ``written``, in place."""
+    weight = array(tensors[layer.weight]).copy()
+    outputs, inputs = (0, 1) if layer.kind == "Conv" else (1, 0)
+    if read is not None:
+        _multiply(weight, np.repeat(read, weight.shape[inputs] // len(read)), inputs)
+    if written is not None:
+        _multiply(weight, 1 / written, outputs)
+        if layer.bias:
+            store(tensors[layer.bias], (array(tensors[layer.bias]) / written).astype(np.float32))
+    store(tensors[layer.weight], weight)
+
+
+def _multiply(weight: Floats, factors: Array, axis: int) -> None:
+    weight *= factors.astype(np.float32).reshape([-1 if k == axis else 1 for k in range(weight.ndim)])
+
+
+def rescaled(seen: dict[str, Seen], layers: list[chain.Layer], scales: list[Array]) -> dict[str, Seen]:
     """What was seen in the tensors of a graph, as it would have been seen after ``equalize``."""
-    found, scale = dict(seen), None
-    for layer in layers:
-        for name, factor in ((layer.input, scale), (layer.output, scales.get(layer.output))):
-            if factor is not None:
-                found[name] = seen[name].divided(factor)
-        scale = scales.get(layer.output)
+    found = dict(seen)
+    for layer, read, written in zip(layers, [None, *scales], [*scales, None], strict=True):
+        if read is not None:
+            found[layer.input] = seen[layer.input].divided(read)
+        if written is not None:
+            found[layer.output] = seen[layer.output].divided(written)
     return found
 
 
-def array(tensor: "onnx.TensorProto") -> npt.NDArray[np.float32]:
+def tensors_of(model: "onnx.ModelProto") -> "Tensors":
+    return {tensor.name: tensor for tensor in model.graph.initializer}
+
+
+def array(tensor: "onnx.TensorProto") -> npt.NDArray[Any]:
+    """A tensor's values; not to be written to."""
     import onnx
 
-    result: npt.NDArray[np.float32] = onnx.numpy_helper.to_array(tensor)
+    result: npt.NDArray[Any] = onnx.numpy_helper.to_array(tensor)
     return result
 
 
-def store(tensor: "onnx.TensorProto", values: npt.NDArray[np.generic]) -> None:
-    """Replace a tensor's values, its name, type and shape kept."""
-    import onnx
-
-    tensor.CopyFrom(onnx.numpy_helper.from_array(values.astype(array(tensor).dtype, copy=False), tensor.name))
+def store(tensor: "onnx.TensorProto", values: npt.NDArray[Any]) -> None:
+    """Replace a tensor's values by others of the same type and shape, without a second copy on the way."""
+    for field in ("float_data", "int32_data"):
+        tensor.ClearField(field)
+    tensor.raw_data = values.tobytes()

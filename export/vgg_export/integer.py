@@ -8,9 +8,9 @@ import numpy as np
 import numpy.typing as npt
 
 from vgg_calibration.chain import Layer
-from vgg_calibration.observe import Seen
+from vgg_calibration.observe import Array, Seen
 
-from .equalize import Array, array, store
+from .equalize import array, store, tensors_of
 from .options import Target
 
 if TYPE_CHECKING:
@@ -102,8 +102,7 @@ def correct_biases(
     Returns:
         The shift of every corrected channel [outputs], by the layer's name.
     """
-    weights = {tensor.name: tensor for tensor in floating.graph.initializer}
-    quantized = {tensor.name: tensor for tensor in integer.graph.initializer}
+    weights, quantized = tensors_of(floating), tensors_of(integer)
     shifts: dict[str, Array] = {}
     handed_on: Array | None = None
     for layer in layers:
@@ -111,23 +110,30 @@ def correct_biases(
             handed_on = None
             continue
         mean = seen[layer.input].mean
-        exact, rounded = array(weights[layer.weight]), dequantized(layer, quantized)
-        shift = mean_output(layer, rounded - exact, mean)
+        error = dequantized(layer, quantized)
+        error -= array(weights[layer.weight])
+        shift = mean_output(layer, error, mean)
         if handed_on is not None:
-            shift += mean_output(layer, rounded, np.broadcast_to(handed_on.reshape(-1, *(1,) * (mean.ndim - 1)), mean.shape))
+            everywhere = np.broadcast_to(handed_on.reshape(-1, *(1,) * (mean.ndim - 1)), mean.shape)
+            shift += mean_output(layer, dequantized(layer, quantized), everywhere)
         handed_on = None if layer.bias else shift
         if layer.bias:
             shifts[layer.name] = shift
-            bias, steps = quantized[f"{layer.bias}_quantized"], array(quantized[f"{layer.bias}_quantized_scale"])
-            changed = array(bias).astype(np.float64) - np.round(shift / steps)
-            store(bias, changed.clip(INT32.min + 1, INT32.max).astype(np.int32))
+            _subtract(quantized[f"{layer.bias}_quantized"], shift / array(quantized[f"{layer.bias}_quantized_scale"]))
     return shifts
+
+
+def _subtract(bias: "onnx.TensorProto", steps: Array) -> None:
+    changed = array(bias).astype(np.float64) - np.round(steps)
+    store(bias, changed.clip(INT32.min + 1, INT32.max).astype(np.int32))
 
 
 def dequantized(layer: Layer, tensors: "Mapping[str, onnx.TensorProto]") -> npt.NDArray[np.float32]:
     """The weight as the int8 graph has it, in float32; zero-points are zero."""
     values, scale = (array(tensors[f"{layer.weight}_{part}"]) for part in ("quantized", "scale"))
-    return values.astype(np.float32) * scale.reshape((-1, 1, 1, 1) if layer.kind == "Conv" else (1, -1))
+    weight = values.astype(np.float32)
+    weight *= scale.reshape((-1, 1, 1, 1) if layer.kind == "Conv" else (1, -1))
+    return weight
 
 
 def mean_output(layer: Layer, weight: npt.NDArray[np.float32], mean: npt.NDArray[np.floating[Any]]) -> Array:
@@ -138,7 +144,7 @@ def mean_output(layer: Layer, weight: npt.NDArray[np.float32], mean: npt.NDArray
         mean: of its input over the pictures, [c, H, W] or [inputs].
     """
     if layer.kind == "Gemm":
-        return mean.astype(np.float64) @ weight
+        return (mean.astype(np.float32) @ weight).astype(np.float64)  # fc1 in float64 would be 800 MB
     height, width = weight.shape[2:]
     padded = np.pad(mean, ((0, 0), (height // 2,) * 2, (width // 2,) * 2))
     total = np.zeros(len(weight))

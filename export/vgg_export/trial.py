@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 import vgg_calibration.chain as chain
-from vgg_calibration.observe import Seen, observe
+from vgg_calibration.observe import Array, Seen, observe
 from vgg_runtime import device
 from vgg_runtime.manifest import SessionSettings
 from vgg_runtime.metrics import kl_divergence
@@ -56,6 +56,7 @@ class Bench:
         self.source, self.target, self.preprocessing, self.scratch, self.progress = source, target, preprocessing, scratch, progress
         self.layers = chain.layers(onnx.load(source))
         self.seen: dict[str, Seen] = {}
+        self.scales: list[Array] | None = None  # of the equalized form, found when it is first needed
         self.inputs: list[npt.NDArray[np.float32]] = []
         self.expected = np.zeros((0, 1), np.float32)
 
@@ -123,7 +124,10 @@ class Bench:
         floating = onnx.load(self.source)
         if not form.equalized:
             return floating, self.seen
-        return floating, equalize.rescaled(self.seen, self.layers, equalize.equalize(floating))
+        if self.scales is None:
+            self.scales = equalize.find_scales(floating)
+        equalize.equalize(floating, self.scales)
+        return floating, equalize.rescaled(self.seen, self.layers, self.scales)
 
     def _logits(self, path: Path, label: str | None, inputs: Sequence[npt.NDArray[np.float32]]) -> npt.NDArray[np.float32]:
         """[n, classes], one picture at a time as on the device; not reported without a label."""
