@@ -88,7 +88,7 @@ def test_all_from_a_state_dict_and_class_folders(vgg_export: Run, weights: Path,
     assert done.returncode == 0, done.stderr
     bundle = manifest.read(tmp_path / "out")
     assert [v.id for v in bundle.variants] == ["baseline", "pruned", "quantized", "pruned-quantized", "scaled", "pruned-quantized-scaled"]
-    assert "compact is left out: the convolutions cannot be factorised to 50% of their arithmetic" in done.stderr  # too narrow
+    assert "compact is left out: the convolutions cannot be factorised to 38% of their arithmetic" in done.stderr  # too narrow
     assert bundle.target.startswith("pi4")
     assert manifest.read_labels(tmp_path / "out", bundle) == tuple(sorted(CLASSES))
     assert all(v.evaluation and v.evaluation["n"] == 42 for v in bundle.variants)

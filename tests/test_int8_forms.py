@@ -13,18 +13,13 @@ from conftest import small_checkpoint
 from onnx import numpy_helper
 
 from vgg_calibration import chain, observe
-<<<<<<< HEAD
-from vgg_export import data, equalize, factorise, fold, model, prune, stage, to_onnx
-from vgg_export.errors import CheckFailedError
-from vgg_export.options import INT8_FORMS, TARGETS, FactoriseOptions, PruneOptions
-=======
 from vgg_export import data, equalize, factorise, fold, graph, integer, model, prune, quantize, stage, storage, to_onnx
 from vgg_export.errors import CheckFailedError, OptionsError
 from vgg_export.options import INT8_FORMS, TARGETS, FactoriseOptions, PruneOptions, QuantizeOptions
->>>>>>> int8
 from vgg_export.progress import Quiet
-from vgg_export.trial import Bench
+from vgg_export.trial import Bench, Trial
 from vgg_runtime.manifest import SessionSettings
+from vgg_runtime.metrics import kl_divergence
 from vgg_runtime.preprocess import for_input, load
 from vgg_runtime.session import Model
 

@@ -343,22 +343,10 @@ def _finetune_options(chosen: dict[str, Any]) -> options.FinetuneOptions:
 @_repair_images
 @_finetune
 @_factorise
-<<<<<<< HEAD
 @_distil
 @_budget
-@_target
-@_scaled
-=======
-@click.option(
-    "--distil-up-to",
-    type=click.Choice(("none", *options.DISTIL_LEVELS)),
-    default=options.DistilOptions.up_to,
-    show_default=True,
-    help="Of the compact variants: how much is trained again, in increasing cost.",
-)
 @_quantize
-@click.option("--scaled-px", type=int, default=options.AllOptions.scaled_px, show_default=True, help="Side of the smaller input.")
->>>>>>> int8
+@_scaled
 @click.option("--variants", metavar="A,B", help="Only these and the baseline  [default: all]")
 @_seed
 @click.option("--no-compare", is_flag=True, help="Do not measure the variants on this machine at the end.")
@@ -376,12 +364,8 @@ def all_(no_compare: bool, **chosen: Any) -> int:
         finetune=_finetune_options(chosen),
         factorise=_factorise_options(chosen),
         distil=options.DistilOptions(chosen["distil_up_to"], chosen["images"], chosen["seed"]),
-<<<<<<< HEAD
-        quantize=options.QuantizeOptions(chosen["target"]),
-        budget=options.Budget(chosen["max_drop"], _bytes(chosen["target_size"]), chosen["target_speedup"]),
-=======
         quantize=_quantize_options(chosen),
->>>>>>> int8
+        budget=options.Budget(chosen["max_drop"], _bytes(chosen["target_size"]), chosen["target_speedup"]),
         scaled_px=chosen["scaled_px"],
         variants=tuple(name.strip() for name in chosen["variants"].split(",")) if chosen["variants"] else None,
     )
@@ -409,7 +393,7 @@ def all_(no_compare: bool, **chosen: Any) -> int:
 )
 @_repair_images
 @_distil
-@_target
+@_quantize
 @_scaled
 @_seed
 @click.option("--work", type=_FOLDER, help="Intermediate files  [default: .OUTPUT.work beside the output]")
@@ -431,7 +415,7 @@ def sweep(ratios: str, max_drop: float, **chosen: Any) -> None:
         prune=options.PruneOptions(images=chosen["repair_images"], seed=chosen["seed"]),
         factorise=options.FactoriseOptions(images=chosen["repair_images"], seed=chosen["seed"]),
         distil=options.DistilOptions(chosen["distil_up_to"], seed=chosen["seed"]),
-        quantize=options.QuantizeOptions(chosen["target"]),
+        quantize=_quantize_options(chosen),
         scaled_px=chosen["scaled_px"],
     )
     from . import pipeline

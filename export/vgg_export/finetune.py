@@ -7,6 +7,8 @@ or under ``torchrun`` (DistributedDataParallel, gloo on CPU): each process then 
 import contextlib
 import copy
 import dataclasses
+import hashlib
+import json
 import logging
 import os
 import tempfile
@@ -25,7 +27,7 @@ from .data import Item, Splits, batches_of
 from .errors import DataError
 from .options import FinetuneOptions, as_json
 from .progress import Progress, Quiet
-from .storage import reserved_array
+from .storage import atomic_file, reserved_array
 
 if TYPE_CHECKING:
     import torch
@@ -35,9 +37,17 @@ log = logging.getLogger(__name__)
 
 
 def run(
-    student: stage.Artifact, teacher: stage.Artifact, splits: Splits, output: Path, options: FinetuneOptions, progress: Progress
+    student: stage.Artifact,
+    teacher: stage.Artifact,
+    splits: Splits,
+    output: Path,
+    options: FinetuneOptions,
+    progress: Progress,
+    answers: Path | None = None,
 ) -> stage.Artifact:
     """Fine-tune a checkpoint file towards another; the sidecar records the selection loss of every epoch.
+
+    ``answers``: a folder where the teacher's answers are kept for other students; asking it is most of the time.
 
     Without fitting or selection pictures, or for random weights, the student is passed on unchanged and the sidecar says
     why. Under torchrun the first process alone writes.
@@ -51,7 +61,8 @@ def run(
             if rank() == 0:
                 model.save(checkpoint, path)
             return {"skipped": reason, "epochs": [], "kept_epoch": 0}
-        tuned, measured = tune(checkpoint, model.load(teacher.path), splits, options, path.parent, progress)
+        kept = Answers(answers, teacher.sha256) if answers and _world() == 1 else None
+        tuned, measured = tune(checkpoint, model.load(teacher.path), splits, options, path.parent, progress, kept)
         if rank() == 0:
             model.save(tuned, path)
         return measured
@@ -99,7 +110,13 @@ def _nothing_to_do(checkpoint: model.Checkpoint, splits: Splits, options: Finetu
 
 
 def tune(
-    student: model.Checkpoint, teacher: model.Checkpoint, splits: Splits, options: FinetuneOptions, folder: Path, progress: Progress
+    student: model.Checkpoint,
+    teacher: model.Checkpoint,
+    splits: Splits,
+    options: FinetuneOptions,
+    folder: Path,
+    progress: Progress,
+    answers: "Answers | None" = None,
 ) -> tuple[model.Checkpoint, dict[str, Any]]:
     """The best of the start and every epoch by the loss on the selection set; never worse than the start.
 
@@ -121,7 +138,11 @@ def tune(
         sets = {}
         for name, items, limit in (("fitting", splits.fit, options.images), ("selection", splits.select, options.select_images)):
             chosen = choose.limit(items, [i.source for i in items], limit, options.seed)[rank() :: _world()]
-            sets[name] = _cache(chosen, student.plan.input_px, frozen, teacher, Path(scratch) / name, options.batch, shown, name)
+            known = answers.read(chosen, student.plan.input_px) if answers else None
+            found = _cache(chosen, student.plan.input_px, frozen, teacher, known, Path(scratch) / name, options.batch, shown, name)
+            if answers and known is None:
+                answers.write(chosen, student.plan.input_px, found.teacher)
+            sets[name] = found
         losses, kept = _epochs(trained, sets["fitting"], sets["selection"], options, shown)
         measured = {"selection_loss": losses, "kept_epoch": kept, "processes": _world()}
         measured["losses"] = {"tuned": _loss(trained, sets["selection"], options.batch)}
@@ -178,16 +199,43 @@ class _Cached:
         return torch.from_numpy(self.features[list(rows)]), self.teacher[list(rows)], self.labels[list(rows)]
 
 
+class Answers:
+    """Logits of a teacher on sets of pictures, kept as files in a folder and found by what they depend on."""
+
+    def __init__(self, folder: Path, teacher_sha256: str) -> None:
+        self._folder, self._teacher = folder, teacher_sha256
+
+    def _path(self, items: Sequence[Item], px: int) -> Path:
+        asked = json.dumps([self._teacher, px, stage.versions(), stage.source_digest(), [i.sha256 for i in items]])
+        return self._folder / f"answers-{hashlib.sha256(asked.encode()).hexdigest()[:16]}.npy"
+
+    def read(self, items: Sequence[Item], px: int) -> "torch.Tensor | None":
+        """[n, classes], or None when they are not known."""
+        import torch
+
+        try:
+            found: npt.NDArray[np.float32] = np.load(self._path(items, px), allow_pickle=False)
+        except (OSError, ValueError):
+            return None  # not there or damaged: the teacher is asked again
+        return torch.from_numpy(found) if len(found) == len(items) else None
+
+    def write(self, items: Sequence[Item], px: int, logits: "torch.Tensor") -> None:
+        with atomic_file(self._path(items, px)) as temporary, temporary.open("wb") as file:
+            np.save(file, logits.numpy())
+
+
 def _cache(
     items: Sequence[Item],
     px: int,
     frozen: "nn.Sequential",
     teacher: model.Checkpoint,
+    known: "torch.Tensor | None",
     path: Path,
     batch: int,
     progress: Progress,
     name: str,
 ) -> _Cached:
+    """``known``: the teacher's logits where it was asked before."""
     import torch
 
     # channels-last is what torch's CPU convolutions are fast at: three times here
@@ -198,7 +246,8 @@ def _cache(
         reference = reference[len(frozen) :]
     features: npt.NDArray[np.float32] | None = None
     logits, labels, done = [], [], 0
-    with torch.inference_mode(), progress.task(f"asking the teacher, {name} pictures", len(items)) as task:
+    words = f"asking the teacher, {name} pictures" if known is None else f"computing features, {name} pictures"
+    with torch.inference_mode(), progress.task(words, len(items)) as task:
         for x, y in torch.utils.data.DataLoader(batches_of(items, for_input(px)), batch):
             x = x.contiguous(memory_format=fast)
             seen = frozen(x)
@@ -206,13 +255,14 @@ def _cache(
             if features is None:
                 features = reserved_array(path, (len(items), *found.shape[1:]))
             features[done : done + len(found)] = found
-            logits.append(reference(seen if shared else x))
+            if known is None:
+                logits.append(reference(seen if shared else x))
             labels.append(y)
             done += len(found)
             task.advance(len(found))
     if features is None:
         raise DataError(f"process {rank()} of {_world()} has no {name} pictures; use fewer processes or more pictures")
-    return _Cached(features, torch.cat(logits).clone(), torch.cat(labels))
+    return _Cached(features, torch.cat(logits).clone() if known is None else known, torch.cat(labels))
 
 
 def _begins_with(network: "nn.Sequential", layers: "nn.Sequential") -> bool:

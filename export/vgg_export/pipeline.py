@@ -34,7 +34,7 @@ def _run(recipes: Sequence[Recipe], options: AllOptions, progress: Progress) -> 
     found = None
     if options.budget.asked:
         found, within = _search(checkpoint, splits, options, progress)
-        compact = Steps(checkpoint, splits, within, progress)
+        compact = Steps(checkpoint, splits, within, progress, options.work_folder)
     entries = []
     for recipe in recipes:
         log.info("variant %s: %s", recipe.id, " -> ".join(recipe.steps))

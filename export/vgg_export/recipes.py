@@ -68,8 +68,12 @@ RECIPES = (
 class Steps:
     """What each step name of a recipe does to the artifact of the step before."""
 
-    def __init__(self, checkpoint: stage.Artifact, splits: data.Splits, options: AllOptions, progress: Progress) -> None:
+    def __init__(
+        self, checkpoint: stage.Artifact, splits: data.Splits, options: AllOptions, progress: Progress, answers: Path | None = None
+    ) -> None:
+        """``answers``: where the teacher's answers are kept, if not in the work folder."""
         self.checkpoint, self.splits, self.options, self.progress = checkpoint, splits, options, progress
+        self._answers = answers or options.work_folder
         self._done: dict[tuple[str, ...], stage.Artifact] = {(): checkpoint}
 
     def make(self, steps: tuple[str, ...]) -> stage.Artifact:
@@ -93,7 +97,7 @@ class Steps:
         return prune.run(before, self.splits, output, self.options.prune, self.progress)
 
     def _finetune(self, before: stage.Artifact, output: Path) -> stage.Artifact:
-        return finetune.run(before, self.checkpoint, self.splits, output, self.options.finetune, self.progress)
+        return finetune.run(before, self.checkpoint, self.splits, output, self.options.finetune, self.progress, self._answers)
 
     def _factorise(self, before: stage.Artifact, output: Path) -> stage.Artifact:
         return factorise.run(before, self.splits, output, self.options.factorise, self.progress)
@@ -102,7 +106,7 @@ class Steps:
         """Level by level, as long as each helps; what the last one left is the artifact."""
         for name, level in self.options.distil.levels().items():
             made = output.with_name(f"{output.stem}-{name}{output.suffix}")
-            before = finetune.run(before, self.checkpoint, self.splits, made, level, self.progress)
+            before = finetune.run(before, self.checkpoint, self.splits, made, level, self.progress, self._answers)
             if not before.measured["kept_epoch"]:
                 break
         return before

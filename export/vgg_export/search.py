@@ -243,7 +243,7 @@ class Search:
         """One point per chain of steps, its files in a folder named after the point."""
         folder = self._folder(family, name)
         folder.mkdir(parents=True, exist_ok=True)
-        steps = Steps(self.checkpoint, self.splits, dataclasses.replace(options, work=folder), self.progress)
+        steps = Steps(self.checkpoint, self.splits, dataclasses.replace(options, work=folder), self.progress, self.options.work_folder)
         found = []
         for chain in chains:
             made = steps.make(chain)
