@@ -69,6 +69,30 @@ def write(
     quantizer.model.save_model_to_file(str(output), False)
 
 
+def share_weights(model: "onnx.ModelProto", folder: Path) -> Path:
+    """Write a graph with its weights in a file beside it, so that many graphs can be made that differ in one layer."""
+    import onnx
+
+    path = folder / "shared.onnx"
+    onnx.save(model, path, save_as_external_data=True, location="shared.bin", size_threshold=1024)
+    return path
+
+
+def with_weights_of(shared: Path, layers: Sequence[Layer]) -> "onnx.ModelProto":
+    """The graph that ``share_weights`` wrote, with the weights of only these layers in memory."""
+    import onnx
+    from onnx.external_data_helper import load_external_data_for_tensor
+
+    model = onnx.load(shared, load_external_data=False)
+    wanted = {name for layer in layers for name in (layer.weight, layer.bias)}
+    for tensor in model.graph.initializer:
+        if tensor.name in wanted and tensor.external_data:
+            load_external_data_for_tensor(tensor, str(shared.parent))
+            tensor.data_location = onnx.TensorProto.DEFAULT
+            tensor.ClearField("external_data")
+    return model
+
+
 def _guard(layer: Layer) -> str:
     return f"{layer.name}_stays_float"
 

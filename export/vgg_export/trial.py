@@ -23,7 +23,7 @@ from .progress import Progress
 if TYPE_CHECKING:
     import onnx
 
-RANKED_IMAGES = 16  # held-out pictures that layers are ranked with: each layer takes a pass of the float network
+RANKED_IMAGES = 10  # held-out pictures that layers are ranked with: each layer takes a pass of the float network
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,17 +84,20 @@ class Bench:
     def sensitivity(self, form: Int8Form) -> dict[str, float]:
         """Mean KL that each layer of the plan costs when it alone is quantized, the dearest first."""
         names = dict.fromkeys(layer.part_of for layer in self.layers)
-        inputs, expected, path = self.inputs[:RANKED_IMAGES], self.expected[:RANKED_IMAGES], self.scratch / "alone.onnx"
+        inputs, expected = self.inputs[:RANKED_IMAGES], self.expected[:RANKED_IMAGES]
+        floating, seen = self._floating(form)
+        limits = integer.ranges(self.layers, seen, clipped=form.clipped)
+        shared = integer.share_weights(floating, self.scratch)
+        del floating
         cost = {}
         with self.progress.task("ranking the layers", len(names)) as task:
             for name in names:
-                floating, seen = self._floating(form)
-                limits = integer.ranges(self.layers, seen, clipped=form.clipped)
-                integer.write(floating, self.layers, limits, self.target, path, only=self.parts([name]))
-                del floating
+                parts = self.parts([name])
+                path = self.scratch / "alone.onnx"
+                one = integer.with_weights_of(shared, [layer for layer in self.layers if layer.name in parts])
+                integer.write(one, self.layers, limits, self.target, path, only=parts)
                 cost[name] = float(kl_divergence(expected, self._logits(path, None, inputs)).mean())
                 task.advance()
-        path.unlink()
         return dict(sorted(cost.items(), key=lambda item: -item[1]))
 
     def _write(self, form: Int8Form, kept: Collection[str]) -> Path:
