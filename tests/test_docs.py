@@ -40,10 +40,10 @@ def test_the_full_size_table_is_the_recipes() -> None:
             assert million < plan.parameters() / 3e6
         else:
             assert row[2:4] == [f"{plan.parameters() / 1e6:.2f} M", f"{plan.macs() / 1e9:.2f}"]
-        assert float(row[4].removesuffix(" MB")) == pytest.approx(
-            million * (1 if "quantize" in recipe.steps else 4), rel=0.02
-        )  # scales, biases
-        assert float(row[6].removesuffix("x")) == pytest.approx(baseline_ms / float(row[5].removesuffix(" ms")), abs=0.06)
+        size = million * (1 if "quantize" in recipe.steps else 4)
+        assert float(row[4].removesuffix(" MB")) == pytest.approx(size, rel=0.02)  # a small int8 file's scales count
+        speedup = baseline_ms / float(row[5].removesuffix(" ms"))
+        assert float(row[6].removesuffix("x")) == pytest.approx(speedup, abs=0.05 + 0.006 * speedup)  # both are rounded
 
 
 def test_the_shares_it_names_are_right() -> None:
