@@ -150,7 +150,10 @@ def test_the_front_is_written_as_json_csv_and_pictures(tmp_path: Path) -> None:
     assert [row["on_front"] for row in rows] == ["0", "1", "1", "0", "1", "0"]
     assert [row["recommended"] for row in rows] == ["0", "0", "1", "0", "0", "0"]
     assert rows[0]["test_top1"] == ""  # absent, not nought
-    assert paths[2].read_text().startswith("<?xml")
+    drawn = paths[2].read_text()
+    assert drawn.startswith("<?xml")
+    for text in ("1: int8 alone, int8", "2: compact, a", "3: compact, b", "filters at random, not repaired", "recommended"):
+        assert text in drawn
     assert paths[3].read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
 
 

@@ -128,11 +128,19 @@ def picture(found: Found, fastest: Sequence[Point], smallest: Sequence[Point], k
         (lambda p: p.speedup, fastest, "times the baseline's speed (right is faster)"),
         (lambda p: p.bytes / 1e6, smallest, "file, MB (left is smaller)"),
     )
+    numbers = {id(p): k for k, p in enumerate(sorted((p for p in points if p in (*fastest, *smallest)), key=lambda p: p.speedup), 1)}
     for axes, (where, front, label) in zip(panels, sides, strict=True):
         _panel(axes, points, front, found.recommended, where, lambda p: _accuracy(p, which, proportion))
+        for p in front:
+            place = (0, 10 if numbers[id(p)] % 2 else -16)  # neighbours above and below in turn
+            axes.annotate(
+                str(numbers[id(p)]), (where(p), _accuracy(p, which, proportion)[0]), place, textcoords="offset points", ha="center"
+            )
         axes.set_xlabel(label)
     panels[0].set_ylabel(f"{WORDS[proportion]} on {n} {'test' if which == 'test' else 'selection'} pictures, %")
     panels[0].legend(fontsize=8, loc="lower left")
+    names = [f"{numbers[id(p)]}: {p.family}, {p.name}" for p in sorted(points, key=lambda p: numbers.get(id(p), 0)) if id(p) in numbers]
+    figure.supxlabel("\n".join("     ".join(names[k : k + 3]) for k in range(0, len(names), 3)), fontsize=8, x=0.02, ha="left")
     figure.suptitle("Speed and size against accuracy; bars: 95 % interval; line: what nothing beats", fontsize=11)
     buffer = io.BytesIO()
     figure.savefig(buffer, format=kind, dpi=120, metadata={"Date": None} if kind == "svg" else {})
@@ -158,8 +166,6 @@ def _panel(
         axes.errorbar(
             [where(p) for p in own], [y for y, *_ in ys], yerr=bars, fmt=marker, color=colour, label=family, capsize=2, markersize=7
         )
-    for p in front:
-        axes.annotate(p.name, (where(p), height(p)[0]), textcoords="offset points", xytext=(6, 7), fontsize=7)
     if recommended:
         axes.plot(where(recommended), height(recommended)[0], "o", markersize=17, fillstyle="none", color="#C00000", label="recommended")
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
