@@ -65,7 +65,18 @@ def test_the_teachers_answers_are_its_own_whether_or_not_the_first_blocks_are_sh
     frozen, _ = finetune._divide(student.model(), "conv4")
     assert finetune._begins_with(teacher.model(), frozen) == same
     items = splits.fit[:5]
-    cached = finetune._cache(items, 224, frozen, teacher, tmp_path / "f", 2, Quiet(), "fitting")
+    answers = finetune.Answers(tmp_path, pair[1].sha256)
+    assert answers.read(items, 224) is None
+    cached = finetune._cache(items, 224, frozen, teacher, None, tmp_path / "f", 2, Quiet(), "fitting")
+    answers.write(items, 224, cached.teacher)
+    known = answers.read(items, 224)
+    assert known is not None
+    assert torch.equal(known, cached.teacher)
+    assert answers.read(items, 160) is None  # another question
+    assert answers.read(items[:4], 224) is None
+    assert finetune.Answers(tmp_path, "another teacher").read(items, 224) is None
+    again = finetune._cache(items, 224, frozen, teacher, known, tmp_path / "g", 2, Quiet(), "fitting")
+    assert torch.equal(torch.from_numpy(again.features[:]), torch.from_numpy(cached.features[:]))
     x = torch.stack([x for x, _ in data.batches_of(items, for_input(224))])
     with torch.inference_mode():
         assert torch.allclose(cached.teacher, teacher.model()(x), rtol=1e-4, atol=1e-5)

@@ -322,11 +322,11 @@ def test_the_form_that_is_closest_on_unseen_pictures_is_kept(
 ) -> None:
     source = settled(exported["plain"], uneven, tmp_path / "uneven.onnx")
     made = quantize.run(source, splits, 16, tmp_path / "q.onnx", QuantizeOptions("x86"), Quiet())
-    told, loss = made.measured["int8"], made.measured["loss"]
+    told, loss = made.measured["int8"], made.measured["losses"]["quantized"]
     tried = {entry["form"]: entry for entry in told["tried"]}
     assert list(tried) == list(INT8_FORMS)
     assert told["chosen"].startswith("equalized")
-    assert tried[told["chosen"]] == {"form": told["chosen"], **loss}
+    assert tried[told["chosen"]] == {"form": told["chosen"]} | {key: loss[key] for key in ("agreement", "kl", "n")}
     assert loss["kl"] == min(entry["kl"] for entry in tried.values()) < 0.05 * tried["minmax"]["kl"]
     x = pictures(splits.select)
     expected, found = logits(source.path, x), logits(made.path, x)
@@ -345,7 +345,7 @@ def test_without_unseen_pictures_the_plain_form_is_taken_and_the_reason_told(
     source = settled(exported["plain"], uneven, tmp_path / "uneven.onnx")
     none = dataclasses.replace(splits, select=())
     made = quantize.run(source, none, 8, tmp_path / "a.onnx", QuantizeOptions(), Quiet())
-    assert made.measured["loss"] is None
+    assert made.measured["losses"] == {}
     assert made.measured["int8"] == {
         "chosen": "minmax",
         "why": "there are no held-out pictures to compare forms on",
@@ -354,11 +354,11 @@ def test_without_unseen_pictures_the_plain_form_is_taken_and_the_reason_told(
     }
     asked = quantize.run(source, splits, 8, tmp_path / "b.onnx", QuantizeOptions(method="minmax", min_agreement=0), Quiet())
     assert asked.sha256 == made.sha256
-    assert asked.measured["loss"]["kl"] > 0.1
+    assert asked.measured["losses"]["quantized"]["kl"] > 0.1
     info = source.sidecar["measured"]["model"]
     random = {"measured": {"model": info | {"source": info["source"] | {"figures_absent": "random weights"}}}}
     made = quantize.run(dataclasses.replace(source, sidecar=random), splits, 8, tmp_path / "c.onnx", QuantizeOptions(), Quiet())
-    assert (made.measured["loss"], made.sha256) == (None, asked.sha256)
+    assert (made.measured["losses"], made.sha256) == ({}, asked.sha256)
 
 
 def trial(divergence: Floats, same: int | None = None) -> Trial:
@@ -432,7 +432,7 @@ def test_the_layer_that_8_bits_ruin_is_found_and_stays_float(
     assert layer["kl_alone"] > 0.1
     assert "98 % asked for" in layer["why"]
     assert made.measured["int8"]["tried"][0]["agreement"] < 0.9
-    assert made.measured["loss"]["agreement"] >= 0.9
+    assert made.measured["losses"]["quantized"]["agreement"] >= 0.9
     assert made.measured["ops"]["Conv"] == 1
     without = quantize.run(source, splits, 16, tmp_path / "w.onnx", dataclasses.replace(options, float_layers=0), Quiet())
     assert without.measured["int8"]["float_layers"] == []

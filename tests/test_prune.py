@@ -125,7 +125,7 @@ def test_noise_repairs_too_but_claims_nothing(
     made = prune.run(saved, None, tmp_path / "pruned.safetensors", HALF, Quiet())
     small = model.load(made.path)
     assert made.measured["images"] == 16
-    assert "loss" not in made.measured
+    assert "losses" not in made.measured
     assert "fitted_on" not in small.source
     assert small.source["history"][1:] == ["repaired in closed form on noise, without pictures"]
     unseen = data.stacked(splits.test, for_input(224))
@@ -147,7 +147,7 @@ def test_the_surgeon_chooses_on_pictures_and_says_what_it_cost(saved: stage.Arti
     assert small.plan.macs() <= prune.uniform_plan(original.plan, options).macs()
     assert small.source["history"] == ["pruned about 50% of the filters from conv4 on by obs, more where they are missed less"]
     assert small.source["fitted_on"] == splits.fitted()  # they chose, so no figure may come from them
-    assert "loss" not in made.measured
+    assert "losses" not in made.measured
 
 
 def test_the_surgeon_manages_with_noise(saved: stage.Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

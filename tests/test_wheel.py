@@ -1,6 +1,7 @@
 """The built wheel, installed where the checkout is not."""
 
 import json
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -16,7 +17,12 @@ from vgg_runtime import __version__
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("wheel")
-    command = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--wheel-dir", folder, ROOT]
+    source = folder / "source"  # setuptools writes beside what it builds, and two processes may build at once
+    source.mkdir()
+    for name in ("export", "runtime", "calibration", "setup.cfg", "pyproject.toml", "README.md", "LICENSE"):
+        copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
+        copy(ROOT / name, source / name)
+    command = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--wheel-dir", folder, source]
     subprocess.run(command, check=True, timeout=500)
     (built,) = folder.glob("*.whl")
     return built
