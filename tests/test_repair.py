@@ -1,15 +1,17 @@
 """The closed forms against their definitions, and repair where the right answer is known."""
 
+import contextlib
 import dataclasses
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import small_checkpoint
 
-from vgg_export import model, prune, repair
-from vgg_export.options import PruneOptions
-from vgg_export.progress import Quiet
+from vgg_export import data, factorise, model, prune, repair, stage
+from vgg_export.options import FactoriseOptions, PruneOptions
+from vgg_export.progress import Progress, Quiet
 
 
 def pictures(count: int, px: int = 64, seed: int = 0) -> torch.Tensor:
@@ -98,7 +100,7 @@ def test_a_filter_that_another_one_repeats_can_go_without_loss(tmp_path: Path) -
     left = prune.remove_filters(original, kept)
     plan = dataclasses.replace(original.plan, blocks=(*original.plan.blocks[:3], (31, 32), original.plan.blocks[4]))
     shown = repair.Pictures(pictures(40), pictures(10, seed=1))
-    tensors, fits = repair.repair(repair.Problem(original, left, kept, plan), shown, tmp_path, Quiet())
+    tensors, fits = repair.repair(repair.Problem(original, left, kept, plan), shown, repair.Folders(tmp_path), Quiet())
     before = repair.loss(original, model.Checkpoint(plan, left, original.labels, {}), shown.held)
     after = repair.loss(original, model.Checkpoint(plan, tensors, original.labels, {}), shown.held)
     assert before["kl"] > 100 * after["kl"]
@@ -116,7 +118,7 @@ def test_a_layer_of_low_rank_is_factorised_without_loss(layer: str, tmp_path: Pa
     original.tensors[f"{layer}.weight"] = ((u[:, :6] * s[:6]) @ v[:6]).view(weight.shape).contiguous()
     plan = dataclasses.replace(original.plan, factors=(model.Factor(layer, "linear" if layer == "fc1" else "channel", 6),))
     shown = repair.Pictures(pictures(40), pictures(10, seed=1))
-    tensors, (fit, *_) = repair.repair(repair.Problem(original, original.tensors, {}, plan), shown, tmp_path, Quiet())
+    tensors, (fit, *_) = repair.repair(repair.Problem(original, original.tensors, {}, plan), shown, repair.Folders(tmp_path), Quiet())
     made = model.Checkpoint(plan, tensors, original.labels, {})
     assert (fit.layer, fit.rank) == (layer, 6)
     assert fit.error_after < 1e-4
@@ -124,11 +126,67 @@ def test_a_layer_of_low_rank_is_factorised_without_loss(layer: str, tmp_path: Pa
         assert torch.allclose(made.model()(shown.held), original.model()(shown.held), rtol=1e-2, atol=2e-2)
 
 
+class Interrupted(Quiet):
+    """Stops the work after some layers were fitted."""
+
+    def __init__(self, layers: int) -> None:
+        self._left, self._label = layers, ""
+
+    @contextlib.contextmanager
+    def task(self, label: str, total: int | None) -> Iterator[Quiet]:
+        self._label = label
+        yield self
+
+    def advance(self, steps: int = 1) -> None:
+        self._left -= self._label == "fitting the layers"
+        if not self._left:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("which", ["prune", "factorise"])
+def test_interrupted_work_goes_on_behind_the_last_finished_layer(
+    which: str, splits: data.Splits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model.save(small_checkpoint(), tmp_path / "checkpoint.safetensors")
+    source = stage.of(tmp_path / "checkpoint.safetensors")
+
+    def run(name: str, progress: Progress, images: int = 16) -> stage.Artifact:
+        output = tmp_path / name
+        if which == "prune":
+            return prune.run(source, splits, output, PruneOptions(ratio=0.5, images=images, held_images=8), progress)
+        return factorise.run(source, splits, output, FactoriseOptions(images=images, held_images=8, multiple=4), progress)
+
+    whole = run("whole.safetensors", Quiet())
+    layers = [fit["layer"] for fit in whole.measured["layers"]]
+    steps = [name for name, *_ in model.load(source.path).plan.convs()].index(layers[1]) + 1
+    with pytest.raises(KeyboardInterrupt):
+        run("again.safetensors", Interrupted(steps))
+    (parts,) = tmp_path.glob(".again.safetensors.*.parts")
+    assert sorted(p.stem for p in parts.glob("*.safetensors")) == sorted(layers[:2])
+    fitted: list[str] = []
+    for kind in ("_conv", "_linear"):
+        fit = getattr(repair._Walk, kind)
+        monkeypatch.setattr(repair._Walk, kind, lambda walk, name, *rest, fit=fit: fitted.append(name) or fit(walk, name, *rest))
+    again = run("again.safetensors", Quiet())
+    assert fitted == layers[2:]
+    wanted, found = (model.load(made.path).tensors for made in (whole, again))
+    assert all(torch.allclose(found[name], tensor, rtol=1e-2, atol=1e-3) for name, tensor in wanted.items())
+    assert [fit["error_after"] for fit in again.measured["layers"]] == pytest.approx([fit["error_after"] for fit in whole.measured["layers"]])
+    assert again.measured["losses"]["repaired"]["kl"] == pytest.approx(whole.measured["losses"]["repaired"]["kl"], rel=1e-2)
+    assert not list(tmp_path.glob(".*.parts"))
+    with pytest.raises(KeyboardInterrupt):
+        run("again.safetensors", Interrupted(steps), images=12)
+    fitted.clear()
+    run("again.safetensors", Quiet(), images=14)  # other pictures: nothing of that can be used
+    assert fitted == layers
+    assert not list(tmp_path.glob(".*.parts"))
+
+
 def test_repair_never_leaves_a_layer_worse_than_it_was_on_held_out_pictures(tmp_path: Path) -> None:
     original = at_64_px(small_checkpoint())
     pruned, kept = prune.prune(original, PruneOptions(ratio=0.5))
     shown = repair.Pictures(pictures(2), pictures(10, seed=1))  # far too few to fit on
-    _, fits = repair.repair(repair.Problem(original, pruned.tensors, kept, pruned.plan), shown, tmp_path, Quiet())
+    _, fits = repair.repair(repair.Problem(original, pruned.tensors, kept, pruned.plan), shown, repair.Folders(tmp_path), Quiet())
     assert len(fits) >= 6
     assert all(fit.error_after <= fit.error_before + 1e-9 for fit in fits)
 

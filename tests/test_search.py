@@ -63,16 +63,23 @@ LADDER = tuple(search.Rung(share, 1.0) for share in (0.25, 0.7, 0.5, 0.35))
 RUNGS = {0.7: (0.0, 8.0, 30.0), 0.5: (0.2, 12.0, 35.0), 0.35: (0.8, 16.0, 40.0), 0.25: (3.0, 20.0, 50.0)}
 
 
-def test_it_goes_down_as_far_as_the_loss_allows_and_looks_once_in_between() -> None:
+def test_it_halves_the_ladder_as_far_as_the_loss_allows_and_looks_once_in_between() -> None:
     scripted = Scripted(RUNGS)
     found = search.run(scripted, Budget(max_drop=1.0), LADDER)  # type: ignore[arg-type]
-    assert scripted.asked == [0.7, 0.5, 0.35, 0.25, 0.296]  # rolled back from 0.25, and the geometric middle tried
+    assert scripted.asked == [0.5, 0.35, 0.25, 0.296]  # rolled back from 0.25, and the geometric middle tried
     assert found.recommended is not None
     assert found.recommended.speedup == pytest.approx(17.0)
     assert found.rung.conv_share == 0.296
     assert "the fastest point tried with a loss of at most 1 point on 1000 selection pictures" in found.reason
     assert "17.0x, +0.9 points lost" in found.reason
-    assert len(found.points) == 6
+    assert len(found.points) == 5
+
+
+def test_where_the_middle_loses_too_much_it_goes_back_up() -> None:
+    scripted = Scripted(RUNGS | {0.5: (2.0, 12.0, 35.0), 0.592: (0.7, 9.0, 32.0)})
+    found = search.run(scripted, Budget(max_drop=1.0), LADDER)  # type: ignore[arg-type]
+    assert scripted.asked == [0.5, 0.7, 0.592]
+    assert found.rung.conv_share == 0.592
 
 
 def test_what_lies_between_does_not_count_when_it_loses_too_much() -> None:
@@ -83,10 +90,10 @@ def test_what_lies_between_does_not_count_when_it_loses_too_much() -> None:
     assert found.rung.conv_share == 0.35
 
 
-def test_targets_alone_stop_as_soon_as_they_are_met_and_keep_the_least_loss() -> None:
+def test_targets_alone_are_met_as_high_up_as_possible_and_keep_the_least_loss() -> None:
     scripted = Scripted(RUNGS)
     found = search.run(scripted, Budget(speedup=10, size_bytes=20_000_000), LADDER)  # type: ignore[arg-type]
-    assert scripted.asked == [0.7, 0.5]
+    assert scripted.asked == [0.5, 0.7, 0.592]  # met, not met, met with more loss
     assert found.recommended is not None
     assert found.recommended.name == "conv 50%, fc 100%"
     assert "the point that loses least" in found.reason
@@ -104,7 +111,7 @@ def test_a_budget_that_cannot_be_met_says_so_and_names_the_nearest() -> None:
 def test_the_ladder_ends_where_the_network_is_too_narrow() -> None:
     scripted = Scripted(RUNGS, least=0.4)
     found = search.run(scripted, Budget(max_drop=1.0), LADDER)  # type: ignore[arg-type]
-    assert scripted.asked == [0.7, 0.5]
+    assert scripted.asked == [0.5]  # 0.35 cannot be made
     assert found.rung.conv_share == 0.5
     with pytest.raises(OptionsError, match="too narrow to be factorised"):
         search.run(Scripted(RUNGS, least=0.9), Budget(max_drop=1.0), LADDER)  # type: ignore[arg-type]

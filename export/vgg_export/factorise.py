@@ -34,10 +34,12 @@ TABLE_PLACES = 256  # of each picture
 def run(checkpoint: stage.Artifact, splits: Splits, output: Path, options: FactoriseOptions, progress: Progress) -> stage.Artifact:
     """Factorise a checkpoint file; the sidecar holds the plan, the sensitivity table, how each layer was fitted and what was lost."""
     fit, held = fit_and_held(splits, options.images, options.held_images, options.seed)
+    inputs = {"checkpoint": checkpoint, "splits": stage.Artifact(Path("splits"), splits.digest("fit", "select"), {})}
 
     def make(path: Path) -> dict[str, object]:
         original = model.load(checkpoint.path)
-        made, measured = factorise(original, fit, held, options, path.parent, progress)
+        with stage.unfinished("factorise", as_json(options), inputs, output) as parts:
+            made, measured = factorise(original, fit, held, options, parts, progress)
         source = made.source | {"fitted_on": splits.fitted()}
         model.save(dataclasses.replace(made, source=source), path)
         log.info("factorised %s", model.sizes_in_words(original.plan, made.plan))
@@ -46,14 +48,13 @@ def run(checkpoint: stage.Artifact, splits: Splits, output: Path, options: Facto
             log.info("agreement with the original on %d held-out pictures: %s", len(held), words)
         return measured
 
-    inputs = {"checkpoint": checkpoint, "splits": stage.Artifact(Path("splits"), splits.digest("fit", "select"), {})}
     return stage.produce("factorise", as_json(options), inputs, output, make)
 
 
 def factorise(
-    original: model.Checkpoint, fit: Sequence[Item], held: Sequence[Item], options: FactoriseOptions, scratch: Path, progress: Progress
+    original: model.Checkpoint, fit: Sequence[Item], held: Sequence[Item], options: FactoriseOptions, parts: Path, progress: Progress
 ) -> tuple[model.Checkpoint, dict[str, Any]]:
-    """The factorised checkpoint, and what was measured while it was made.
+    """The factorised checkpoint, and what was measured while it was made. ``parts``: a folder that keeps each fitted layer.
 
     Raises:
         OptionsError: the checkpoint is factorised already, or nothing is to be gained.
@@ -63,13 +64,14 @@ def factorise(
     # what cannot be done is said before any picture is read: as if every direction held everything
     choose_ranks(original.plan, {name: [1.0] * n for name, _, n in original.plan.convs()}, options)
     pictures = repair.Pictures(*(stacked(items, for_input(original.plan.input_px)) for items in (fit, held)))
-    with tempfile.TemporaryDirectory(prefix=".factorise.", dir=scratch) as folder:
+    with tempfile.TemporaryDirectory(prefix=".factorise.", dir=parts) as folder:
         table = sensitivity(original, pictures.fit[:TABLE_PICTURES], Path(folder), progress)
         plan = choose_ranks(original.plan, table, options)
         cut = truncated(original, plan)
         tensors, fits = cut, list[repair.Fit]()
         if fitted := options.repair and original.has_knowledge:
-            tensors, fits = repair.repair(repair.Problem(original, original.tensors, {}, plan), pictures, Path(folder), progress)
+            problem = repair.Problem(original, original.tensors, {}, plan)
+            tensors, fits = repair.repair(problem, pictures, repair.Folders(Path(folder), parts), progress)
     words = (
         f"factorised to {plan.macs() / original.plan.macs():.0%} of the arithmetic and {plan.parameters() / original.plan.parameters():.0%}"
         f" of the parameters, " + (f"fitted on {len(fit)} pictures" if fitted else "not fitted")

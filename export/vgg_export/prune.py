@@ -34,6 +34,9 @@ def run(checkpoint: stage.Artifact, splits: Splits | None, output: Path, options
     loss is claimed.
     """
     pictured = splits if options.sees_pictures else None
+    inputs = {"checkpoint": checkpoint}
+    if pictured:
+        inputs["splits"] = stage.Artifact(Path("splits"), pictured.digest("fit", "select"), {})
 
     def make(path: Path) -> dict[str, object]:
         original = model.load(checkpoint.path)
@@ -47,7 +50,8 @@ def run(checkpoint: stage.Artifact, splits: Splits | None, output: Path, options
             measured: dict[str, Any] = {"costs": _costs(made.plan, removals, options.multiple)} if removals else {}
             if shown and options.repair and original.has_knowledge:
                 problem = repair.Problem(original, made.tensors, kept, made.plan)
-                made, fitted = _repaired(problem, made, shown, pictured, Path(folder), progress)
+                with stage.unfinished("prune", as_json(options), inputs, output) as parts:
+                    made, fitted = _repaired(problem, made, shown, pictured, repair.Folders(Path(folder), parts), progress)
                 measured |= fitted
         if shown and pictured:
             made = dataclasses.replace(made, source=made.source | {"fitted_on": pictured.fitted()})
@@ -56,9 +60,6 @@ def run(checkpoint: stage.Artifact, splits: Splits | None, output: Path, options
         log.info("pruned %s", model.sizes_in_words(before, after))
         return {"widths": {"before": before.blocks, "after": after.blocks}, **model.sizes(before, after), **measured}
 
-    inputs = {"checkpoint": checkpoint}
-    if pictured:
-        inputs["splits"] = stage.Artifact(Path("splits"), pictured.digest("fit", "select"), {})
     return stage.produce("prune", as_json(options), inputs, output, make)
 
 
@@ -87,10 +88,15 @@ def _costs(plan: model.Plan, removals: dict[str, obs.Removal], multiple: int) ->
 
 
 def _repaired(
-    problem: repair.Problem, pruned: model.Checkpoint, shown: repair.Pictures, splits: Splits | None, scratch: Path, progress: Progress
+    problem: repair.Problem,
+    pruned: model.Checkpoint,
+    shown: repair.Pictures,
+    splits: Splits | None,
+    folders: repair.Folders,
+    progress: Progress,
 ) -> tuple[model.Checkpoint, dict[str, Any]]:
     """The pruned checkpoint with its layers fitted again, and what that did."""
-    tensors, fits = repair.repair(problem, shown, scratch, progress)
+    tensors, fits = repair.repair(problem, shown, folders, progress)
     words = f"repaired in closed form on {len(shown.fit)} pictures" if splits else "repaired in closed form on noise, without pictures"
     source = pruned.source | {"history": [*pruned.source["history"], words]}
     made = model.Checkpoint(pruned.plan, tensors, pruned.labels, source)

@@ -11,6 +11,7 @@ of products are kept, never all patches.
 """
 
 import dataclasses
+import json
 import math
 import tempfile
 from collections.abc import Callable
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import model
 from .progress import Progress
+from .storage import atomic_file
 
 if TYPE_CHECKING:
     import torch
@@ -53,6 +55,15 @@ class Pictures:
 
 
 @dataclasses.dataclass(frozen=True)
+class Folders:
+    """``scratch``: for maps that do not fit into memory; ``parts``: where each fitted layer is kept, so that interrupted work goes
+    on behind the last one (``stage.unfinished``); None: nowhere."""
+
+    scratch: Path
+    parts: Path | None = None
+
+
+@dataclasses.dataclass(frozen=True)
 class Fit:
     """How a layer was fitted. Errors are on held-out pictures, as a share of the variance of what the original says there:
     ``error_before`` with the old weights and a corrected bias, ``error_after`` with the new ones. ``strength``: lambda, None
@@ -69,11 +80,11 @@ class Fit:
         return dataclasses.asdict(self)
 
 
-def repair(problem: Problem, pictures: Pictures, scratch: Path, progress: Progress) -> "tuple[dict[str, torch.Tensor], list[Fit]]":
-    """The tensors of the plan, and how each fitted layer did. ``scratch`` is a folder for maps that do not fit into memory."""
+def repair(problem: Problem, pictures: Pictures, folders: Folders, progress: Progress) -> "tuple[dict[str, torch.Tensor], list[Fit]]":
+    """The tensors of the plan, and how each fitted layer did. Layers that ``folders.parts`` holds are not fitted again."""
     import torch
 
-    walk = _Walk(problem, pictures, scratch)
+    walk = _Walk(problem, pictures, folders)
     tensors: dict[str, torch.Tensor] = {}
     fits: list[Fit] = []
     names = [name for name, *_ in (*problem.plan.convs(), *problem.plan.linears())]
@@ -89,12 +100,12 @@ def repair(problem: Problem, pictures: Pictures, scratch: Path, progress: Progre
 class _Walk:
     """The original and the smaller network side by side, as far as they have been walked."""
 
-    def __init__(self, problem: Problem, pictures: Pictures, scratch: Path) -> None:
+    def __init__(self, problem: Problem, pictures: Pictures, folders: Folders) -> None:
         import torch
 
-        self.problem = problem
+        self.problem, self.parts = problem, folders.parts
         self.counts = (len(pictures.fit), len(pictures.held))
-        self.theirs = Maps(torch.cat([pictures.fit, pictures.held]), scratch)
+        self.theirs = Maps(torch.cat([pictures.fit, pictures.held]), folders.scratch)
         self.ours = self.theirs  # until a layer differs
 
     def layer(self, name: str) -> "tuple[dict[str, torch.Tensor], Fit | None]":
@@ -104,12 +115,27 @@ class _Walk:
         rank = next((f.rank for f in plan.factors if f.layer == name), None)
         tensors, fit = {f"{name}.weight": start, f"{name}.bias": bias}, None
         if rank or self.ours is not self.theirs:
-            tensors, fit = (self._conv if start.dim() == 4 else self._linear)(name, start, rank)
+            tensors, fit = self._fitted(name, start, rank)
         if self.ours is self.theirs and (rank or len(start) < len(old.tensors[f"{name}.weight"])):
             self.ours = self.theirs.fork()
         if self.ours is not self.theirs:
             self.ours.advance(*forward(plan, name, tensors))
         self.theirs.advance(*forward(old.plan, name, old.tensors))
+        return tensors, fit
+
+    def _fitted(self, name: str, start: "torch.Tensor", rank: int | None) -> "tuple[dict[str, torch.Tensor], Fit]":
+        """The layer as an interrupted run left it, or fitted now and kept."""
+        from safetensors import safe_open
+        from safetensors.torch import load_file, save_file
+
+        part = self.parts / f"{name}.safetensors" if self.parts else None
+        if part and part.is_file():
+            with safe_open(part, framework="pt") as file:
+                return load_file(part), Fit(**json.loads(file.metadata()["fit"]))
+        tensors, fit = (self._conv if start.dim() == 4 else self._linear)(name, start, rank)
+        if part:
+            with atomic_file(part) as temporary:
+                save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, temporary, {"fit": json.dumps(fit.to_json())})
         return tensors, fit
 
     def _conv(self, name: str, start: "torch.Tensor", rank: int | None) -> "tuple[dict[str, torch.Tensor], Fit]":

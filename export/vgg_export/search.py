@@ -2,9 +2,9 @@
 machine and judged on the selection pictures; the best of those within the budget is recommended.
 
 A rung is a share of the convolutions' arithmetic and of the default ranks of fc1 and fc2; the ranks of the layers follow from the
-sensitivity table (``factorise``). The search goes down the ladder until the loss is more than it may be, or the targets are met,
-and then looks once between the last rung that held and the first that did not. Every point stays on disk with its files, so that
-an interrupted search goes on where it was. The test pictures are not looked at here.
+sensitivity table (``factorise``). The search halves the ladder: down where the loss is within the budget (or, without one, the
+targets are not met), back up where it is not, and then looks once between the last rung that held and the first that did not. Every
+point stays on disk with its files, so that an interrupted search goes on where it was. The test pictures are not looked at here.
 """
 
 import dataclasses
@@ -262,29 +262,28 @@ class Search:
 
 
 def run(search: Search, budget: Budget, ladder: Sequence[Rung] = LADDER) -> Found:
-    """Go down the ladder as far as the budget allows; see the module's head.
+    """Halve the ladder until the last rung within the budget and the first beyond it are neighbours; see the module's head.
 
     Raises:
         OptionsError: not even the first rung can be made.
     """
-    baseline = search.baseline()
-    points = search.alone()
-    tried: dict[Rung, list[Point]] = {}
-    above = below = None  # the last rung that went well, the first that was too much
-    for rung in walk(ladder):
+    baseline, points = search.baseline(), search.alone()
+    rungs, tried = list(walk(ladder)), dict[Rung, list[Point]]()
+    upper, lower = -1, len(rungs)  # the answer lies between these two
+    while lower - upper > 1:
+        k = (upper + lower) // 2
         try:
-            tried[rung] = search.rung(rung)
+            tried[rungs[k]] = search.rung(rungs[k])
         except NothingToGainError as error:
-            log.info("the ladder ends here: %s", error)
-            break
-        if too_much(tried[rung], baseline, budget):
-            below = rung
-            break
-        above = rung
-        if budget.max_drop is None and any(reaches(p, budget) for p in tried[rung]):
-            break  # further down there is only more loss
-    if above and below:
-        middle = above.between(below)
+            log.info("not further down: %s", error)
+            lower = k
+            continue
+        if far_enough(tried[rungs[k]], baseline, budget):
+            lower = k
+        else:
+            upper = k
+    if upper >= 0 and lower < len(rungs) and rungs[lower] in tried:
+        middle = rungs[upper].between(rungs[lower])
         tried[middle] = search.rung(middle)
     if not tried:
         raise OptionsError("this network is too narrow to be factorised; use --prune-ratio instead of a budget")
@@ -320,6 +319,13 @@ def too_much(points: Iterable[Point], baseline: Point, budget: Budget) -> bool:
     return budget.max_drop is not None and all(drop(p, baseline) > budget.max_drop + 1e-9 for p in points)
 
 
+def far_enough(points: Sequence[Point], baseline: Point, budget: Budget) -> bool:
+    """Whether nothing is to be looked for further down: too much is lost, or, with targets alone, these are reached."""
+    if budget.max_drop is None:
+        return any(reaches(p, budget) for p in points)
+    return too_much(points, baseline, budget)
+
+
 def reaches(point: Point, budget: Budget) -> bool:
     """Whether a point meets the targets of size and speed."""
     small = budget.size_bytes is None or point.bytes <= budget.size_bytes
@@ -349,7 +355,8 @@ def conclude(points: list[Point], baseline: Point, budget: Budget, tried: dict[R
 
 def _rung_of(point: Point, tried: dict[Rung, list[Point]]) -> Rung:
     """The rung of a point; of one that has none (int8 alone) the least compressed, so that there are compact variants to look at."""
-    return next((rung for rung, found in tried.items() if point in found), next(iter(tried), LADDER[0]))
+    least = max(tried, key=lambda rung: rung.conv_share)
+    return next((rung for rung, found in tried.items() if point in found), least)
 
 
 def in_words(point: Point, baseline: Point) -> str:

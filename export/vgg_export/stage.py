@@ -4,22 +4,25 @@ A stage's work is keyed by content: its options, the hashes of the files it read
 source of this program. Nothing depends on file times.
 """
 
+import contextlib
 import dataclasses
 import functools
+import glob
 import hashlib
 import importlib.metadata
 import json
 import logging
 import platform
+import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import vgg_calibration
 import vgg_runtime
 
-from .storage import atomic_file, sha256, write_json
+from .storage import atomic_file, explain_write_errors, sha256, write_json
 
 log = logging.getLogger(__name__)
 
@@ -78,6 +81,20 @@ def produce(
     }
     write_json(sidecar_path(output), sidecar)
     return Artifact(output, digest, sidecar)
+
+
+@contextlib.contextmanager
+def unfinished(stage: str, options: dict[str, Any], inputs: dict[str, Artifact], output: Path) -> Iterator[Path]:
+    """A folder beside ``output`` for the finished parts of it. It goes when the block ends well and stays when it does not, so
+    that the next attempt at just the same goes on from there; what other attempts left is removed."""
+    folder = output.with_name(f".{output.name}.{_key(stage, options, inputs)[:16]}.parts")
+    with explain_write_errors(folder):
+        for left in output.parent.glob(f".{glob.escape(output.name)}.*.parts"):
+            if left != folder:
+                shutil.rmtree(left)
+        folder.mkdir(parents=True, exist_ok=True)
+    yield folder
+    shutil.rmtree(folder)
 
 
 def current(stage: str, options: dict[str, Any], inputs: dict[str, Artifact], output: Path) -> Artifact | None:
