@@ -54,24 +54,28 @@ def test_a_plan_with_impossible_factors_is_refused(factors: tuple[model.Factor, 
         dataclasses.replace(model.full_width("vgg11"), factors=factors)
 
 
-def test_the_chosen_ranks_are_the_best_within_the_bound() -> None:
+def test_the_chosen_forms_and_ranks_are_the_best_within_the_bound() -> None:
     """Against all combinations: nothing with as little arithmetic keeps a larger product of variances."""
     plan = model.Plan("vgg11", ((16,), (16,), (16, 16), (16, 16), (16, 16)), (8, 8), 4)
     generator = torch.Generator().manual_seed(1)
-    table = {}
-    for k, (name, *_) in enumerate(plan.convs()):
-        values = torch.exp(-(0.1 + 0.1 * k) * torch.arange(16.0)) + 0.01 * torch.rand(16, generator=generator)
-        table[name] = (values.sort(descending=True).values.cumsum(0) / values.sum()).tolist()
-    options = FactoriseOptions(conv_share=0.6, fc_ranks=(1, 1), multiple=4)
+
+    def shares(fall: float) -> list[float]:
+        values = torch.exp(-fall * torch.arange(16.0)) + 0.01 * torch.rand(16, generator=generator)
+        return (values.sort(descending=True).values.cumsum(0) / values.sum()).tolist()
+
+    names = [name for name, *_ in plan.convs()]
+    table = {name: {"channel": shares(2 - 0.25 * k), "spatial": shares(0.05 + 0.1 * k)} for k, name in enumerate(names)}
+    options = FactoriseOptions(conv_share=0.5, fc_ranks=(1, 1), multiple=5)
     chosen = factorise.choose_ranks(plan, table, options)
-    convs = [(name, sum(part.macs() for part in plan.layers() if part.name == name)) for name, *_ in plan.convs()]
-    bound = 0.6 * sum(macs for _, macs in convs)
-    offers = [[(macs, 0.0, 0), *factorise._offers(plan, name, table[name], macs, 4)] for name, macs in convs]
+    whole = {layer.name: layer.macs() for layer in plan.layers()}
+    bound = 0.5 * sum(whole[name] for name in names)
+    offers = [[(whole[name], 0.0, None), *factorise._offers(plan, name, table[name], 5)] for name in names]
     best = min(sum(o[1] for o in combination) for combination in itertools.product(*offers) if sum(o[0] for o in combination) <= bound)
-    ranks = {f.layer: f.rank for f in chosen.factors if f.kind == "channel"}
-    found = [next(o for o in offer if o[2] == ranks.get(name, 0)) for (name, _), offer in zip(convs, offers, strict=True)]
+    factors = {f.layer: f for f in chosen.factors}
+    found = [next(o for o in offer if o[2] == factors.get(name)) for name, offer in zip(names, offers, strict=True)]
     assert sum(o[0] for o in found) <= bound
     assert sum(o[1] for o in found) <= 1.5 * best + 1e-9  # the hull leaves at most one step's slack
+    assert {f.kind for f in chosen.factors} == {"channel", "spatial", "linear"}
 
 
 def test_it_halves_the_arithmetic_and_still_agrees(made: tuple[stage.Artifact, stage.Artifact]) -> None:

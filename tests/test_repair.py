@@ -9,7 +9,7 @@ import pytest
 import torch
 from conftest import small_checkpoint
 
-from vgg_export import data, factorise, model, prune, repair, stage
+from vgg_export import data, factorise, model, prune, repair, separable, stage
 from vgg_export.options import FactoriseOptions, PruneOptions
 from vgg_export.progress import Progress, Quiet
 
@@ -110,13 +110,17 @@ def test_a_filter_that_another_one_repeats_can_go_without_loss(tmp_path: Path) -
     assert torch.equal(tensors["conv3_2.weight"], original.tensors["conv3_2.weight"])
 
 
-@pytest.mark.parametrize("layer", ["conv3_1", "fc1"])
-def test_a_layer_of_low_rank_is_factorised_without_loss(layer: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("layer", "kind"), [("conv3_1", "channel"), ("conv3_1", "spatial"), ("fc1", "linear")])
+def test_a_layer_of_low_rank_is_factorised_without_loss(layer: str, kind: str, tmp_path: Path) -> None:
     original = at_64_px(small_checkpoint())
     weight = original.tensors[f"{layer}.weight"]
-    u, s, v = torch.linalg.svd(weight.flatten(1), full_matrices=False)
-    original.tensors[f"{layer}.weight"] = ((u[:, :6] * s[:6]) @ v[:6]).view(weight.shape).contiguous()
-    plan = dataclasses.replace(original.plan, factors=(model.Factor(layer, "linear" if layer == "fc1" else "channel", 6),))
+    if kind == "spatial":
+        low = separable.joined(torch.randn(6, weight.shape[1], 3), 0.1 * torch.randn(len(weight), 6, 3))
+    else:
+        u, s, v = torch.linalg.svd(weight.flatten(1), full_matrices=False)
+        low = ((u[:, :6] * s[:6]) @ v[:6]).view(weight.shape)
+    original.tensors[f"{layer}.weight"] = low.contiguous()
+    plan = dataclasses.replace(original.plan, factors=(model.Factor(layer, kind, 6),))
     shown = repair.Pictures(pictures(40), pictures(10, seed=1))
     tensors, (fit, *_) = repair.repair(repair.Problem(original, original.tensors, {}, plan), shown, repair.Folders(tmp_path), Quiet())
     made = model.Checkpoint(plan, tensors, original.labels, {})
@@ -171,7 +175,8 @@ def test_interrupted_work_goes_on_behind_the_last_finished_layer(
     assert fitted == layers[2:]
     wanted, found = (model.load(made.path).tensors for made in (whole, again))
     assert all(torch.allclose(found[name], tensor, rtol=1e-2, atol=1e-3) for name, tensor in wanted.items())
-    assert [fit["error_after"] for fit in again.measured["layers"]] == pytest.approx([fit["error_after"] for fit in whole.measured["layers"]])
+    errors = [[fit["error_after"] for fit in made.measured["layers"]] for made in (again, whole)]
+    assert errors[0] == pytest.approx(errors[1], rel=1e-2, abs=1e-6)
     assert again.measured["losses"]["repaired"]["kl"] == pytest.approx(whole.measured["losses"]["repaired"]["kl"], rel=1e-2)
     assert not list(tmp_path.glob(".*.parts"))
     with pytest.raises(KeyboardInterrupt):

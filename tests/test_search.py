@@ -187,8 +187,8 @@ def searching(splits: data.Splits, tmp_path: Path) -> Callable[[], search.Search
     baseline = to_onnx.run(checkpoint, tmp_path / "baseline.onnx", Quiet())
 
     def make() -> search.Search:
-        bench = search.Bench(baseline, {"select": splits.select, "test": splits.test[:7]}, tmp_path, Quiet())
-        return search.Search(checkpoint, splits, options, bench, Quiet())
+        judge = search.Judge(baseline, {"select": splits.select, "test": splits.test[:7]}, tmp_path, Quiet())
+        return search.Search(checkpoint, splits, options, judge, Quiet())
 
     return make
 
@@ -220,7 +220,7 @@ def test_a_sweep_brings_what_keeps_it_honest_and_a_search_goes_on_from_its_point
     subjects = [evaluate.Subject(name, stage.of(tmp_path / name), for_input(224)) for name in ("baseline.onnx", compact.model)]
     assert compact.select == evaluate.evaluate(subjects, splits.select, tmp_path, Quiet())[compact.model]
     timed: list[str] = []
-    monkeypatch.setattr(search.Bench, "time", lambda *_: timed.append("again") or (1.0, 1.0))
+    monkeypatch.setattr(search.Judge, "time", lambda *_: timed.append("again") or (1.0, 1.0))
     again = search.run(searching(), Budget(max_drop=100.0), ladder)
     assert list(again.points) == [p for p in found.points if p.family in ("int8 alone", "compact")]
     assert not timed  # what was tried is not tried again

@@ -1,8 +1,8 @@
-"""Factorised layers: a convolution of n filters becomes one of r filters and a 1x1 convolution, a fully connected layer two
-thinner ones, fitted in closed form to what the original says on a few hundred pictures without labels (``repair``).
+"""Factorised layers: a 3x3 convolution becomes one of 3x1 and one of 1x3, or one of fewer filters and one of 1x1; a fully connected
+layer becomes two thinner ones; fitted in closed form to what the original says on a few hundred pictures without labels (``repair``).
 
-The ranks of the convolutions follow from a sensitivity table: the share of the variance of a layer's outputs that its r main
-directions hold. The product of these shares is kept as large as a bound on the arithmetic allows (Zhang et al. 2015).
+The forms and ranks of the convolutions follow from a sensitivity table: the share of the variance of a layer's outputs that each
+form keeps at each rank. The product of these shares is kept as large as a bound on the arithmetic allows (Zhang et al. 2015).
 """
 
 import dataclasses
@@ -12,11 +12,11 @@ import math
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vgg_runtime.preprocess import for_input
 
-from . import allocate, model, repair, stage
+from . import allocate, model, repair, separable, stage
 from .data import Item, Splits, fit_and_held, stacked
 from .errors import NothingToGainError, OptionsError
 from .options import FactoriseOptions, as_json
@@ -27,7 +27,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-TABLE_PICTURES = 64  # for the sensitivity table: its n x n covariances need fewer than the fit
+Table = dict[str, dict[str, list[float]]]  # of shares of variance at rank 1, 2, ..., by layer and form
+CONV_FORMS = ("channel", "spatial")
+TABLE_PICTURES = 64  # for the sensitivity table, which needs fewer than the fit
 TABLE_PLACES = 256  # of each picture
 
 
@@ -62,7 +64,7 @@ def factorise(
     if original.plan.factors:
         raise OptionsError("the checkpoint is factorised already; give the one that it was made from")
     # what cannot be done is said before any picture is read: as if every direction held everything
-    choose_ranks(original.plan, {name: [1.0] * n for name, _, n in original.plan.convs()}, options)
+    choose_ranks(original.plan, {name: dict.fromkeys(CONV_FORMS, [1.0] * 3 * n) for name, _, n in original.plan.convs()}, options)
     pictures = repair.Pictures(*(stacked(items, for_input(original.plan.input_px)) for items in (fit, held)))
     with tempfile.TemporaryDirectory(prefix=".factorise.", dir=parts) as folder:
         table = sensitivity(original, pictures.fit[:TABLE_PICTURES], Path(folder), progress)
@@ -83,7 +85,7 @@ def factorise(
         **model.sizes(original.plan, plan),
         "images": len(fit),
         "held_images": len(held),
-        "table": {name: [round(share, 6) for share in shares] for name, shares in table.items()},
+        "table": {name: {kind: _at_ranks(shares, options.multiple) for kind, shares in forms.items()} for name, forms in table.items()},
         "layers": [f.to_json() for f in fits],
         "losses": {},
     }
@@ -94,6 +96,10 @@ def factorise(
     return made, measured
 
 
+def _at_ranks(shares: Sequence[float], multiple: int) -> dict[str, float]:
+    return {str(rank): round(shares[rank - 1], 6) for rank in range(multiple, len(shares) + 1, multiple)}
+
+
 def truncated(original: model.Checkpoint, plan: model.Plan) -> "dict[str, torch.Tensor]":
     """The tensors of a plan's factors as the weights alone give them, by singular values: what it would be without pictures."""
     import torch
@@ -101,40 +107,61 @@ def truncated(original: model.Checkpoint, plan: model.Plan) -> "dict[str, torch.
     tensors = dict(original.tensors)
     for factor in plan.factors:
         weight, bias = tensors.pop(f"{factor.layer}.weight"), tensors.pop(f"{factor.layer}.bias")
-        torch.manual_seed(0)  # the randomised method starts from random directions
-        left, values, right = torch.svd_lowrank(weight.flatten(1), q=min(factor.rank + 16, *weight.flatten(1).shape), niter=4)
-        left, right = left[:, : factor.rank], (right * values)[:, : factor.rank].T
-        tensors[f"{factor.layer}_reduce.weight"] = right.reshape(factor.rank, *weight.shape[1:]).contiguous()
-        tensors[f"{factor.layer}_expand.weight"] = left.reshape(*left.shape, *(1,) * (weight.dim() - 2)).contiguous()
+        if factor.kind == "spatial":
+            vertical, horizontal = separable.by_weights(weight, factor.rank)
+            reduce, expand = vertical[..., None], horizontal[:, :, None]
+        else:
+            torch.manual_seed(0)  # the randomised method starts from random directions
+            left, values, right = torch.svd_lowrank(weight.flatten(1), q=min(factor.rank + 16, *weight.flatten(1).shape), niter=4)
+            reduce = (right * values)[:, : factor.rank].T.reshape(factor.rank, *weight.shape[1:])
+            expand = left[:, : factor.rank].reshape(len(weight), factor.rank, *(1,) * (weight.dim() - 2))
+        tensors[f"{factor.layer}_reduce.weight"], tensors[f"{factor.layer}_expand.weight"] = reduce.contiguous(), expand.contiguous()
         tensors[f"{factor.layer}_expand.bias"] = bias
     return tensors
 
 
-def sensitivity(original: model.Checkpoint, pictures: "torch.Tensor", scratch: Path, progress: Progress) -> dict[str, list[float]]:
-    """For every convolution, the share of the variance of its outputs that the first 1, 2, ... n main directions hold."""
+def sensitivity(original: model.Checkpoint, pictures: "torch.Tensor", scratch: Path, progress: Progress) -> Table:
+    """For every convolution and form, the share of the variance of its outputs that is kept at rank 1, 2, ..."""
     import torch
 
-    table: dict[str, list[float]] = {}
+    table: Table = {}
     maps, names = repair.Maps(pictures, scratch), [name for name, *_ in original.plan.convs()]
     with torch.inference_mode(), progress.task("measuring the sensitivity of the layers", len(names)) as task:
         for name in names:
-            weight, bias = original.tensors[f"{name}.weight"], original.tensors[f"{name}.bias"]
-            generator = torch.Generator().manual_seed(0)
-            sums = repair.Sums(len(weight), 1)
-            for a in range(0, len(pictures), repair.CHUNK):
-                x = maps.read(a, min(a + repair.CHUNK, len(pictures)))
-                said = torch.nn.functional.conv2d(x, weight, bias, padding=1).flatten(2)
-                places = torch.randperm(said.shape[2], generator=generator)[:TABLE_PLACES]
-                rows = said[:, :, places].transpose(1, 2).reshape(-1, len(weight))
-                sums.add(rows, rows[:, :1])
-            values = torch.linalg.eigvalsh(sums.moments().xx).flip(0).clamp_min(0)
-            table[name] = (values.cumsum(0) / values.sum().clamp_min(1e-30)).tolist()
+            table[name] = _shares(original.tensors[f"{name}.weight"].double(), _moments(maps, len(pictures)))
             maps.advance(*repair.forward(original.plan, name, original.tensors))
             task.advance()
     return table
 
 
-def choose_ranks(plan: model.Plan, table: dict[str, list[float]], options: FactoriseOptions) -> model.Plan:
+def _moments(maps: repair.Maps, count: int) -> "torch.Tensor":
+    """Centred second moments of the 3x3 patches at some places of the pictures, [9 c, 9 c]."""
+    import torch
+
+    generator, sums = torch.Generator().manual_seed(0), None
+    for a in range(0, count, repair.CHUNK):
+        x = maps.read(a, min(a + repair.CHUNK, count))
+        area = x.shape[2] * x.shape[3]
+        places = torch.stack([torch.randperm(area, generator=generator)[:TABLE_PLACES] for _ in range(len(x))])
+        rows = repair.patches(x, places)
+        sums = sums or repair.Sums(rows.shape[1], 1)
+        sums.add(rows, rows[:, :1])
+    assert sums is not None  # there are pictures
+    return sums.moments().xx
+
+
+def _shares(weight: "torch.Tensor", xx: "torch.Tensor") -> dict[str, list[float]]:
+    """By form, the share of the variance of a convolution's outputs that is kept at rank 1, 2, ... up to the last that saves anything."""
+    import torch
+
+    flat = weight.flatten(1)
+    values = torch.linalg.eigvalsh(flat @ xx @ flat.T).flip(0).clamp_min(0)
+    (n, c), made = weight.shape[:2], {"channel": (values.cumsum(0) / values.sum().clamp_min(1e-30)).tolist()}
+    made["spatial"] = separable.separate(weight, xx, max(1, 3 * c * n // (c + n))).shares()
+    return made
+
+
+def choose_ranks(plan: model.Plan, table: Table, options: FactoriseOptions) -> model.Plan:
     """The plan with the convolutions' arithmetic at most ``conv_share`` of what it was, and the fully connected ranks.
 
     Every convolution offers points (arithmetic, -log of the variance kept). On the lower convex hull of these the cheapest
@@ -147,22 +174,23 @@ def choose_ranks(plan: model.Plan, table: dict[str, list[float]], options: Facto
     full = {layer.name: layer.macs() for layer in plan.layers() if layer.kernel}
     bound, total = options.conv_share * sum(full.values()), sum(full.values())
     steps = []
-    for name, shares in table.items():
-        offers = [allocate.Point(full[name], 0.0, 0), *_offers(plan, name, shares, full[name], options.multiple)]
-        for (more, better, _), (less, worse, rank) in itertools.pairwise(allocate.hull(offers)):
-            steps.append(((worse - better) / (more - less), more - less, name, rank))
-    ranks: dict[str, int] = {}
-    for _, saved, name, rank in sorted(steps):
+    for name, forms in table.items():
+        offers = _offers(plan, name, forms, options.multiple)
+        points = [allocate.Point(full[name], 0.0, -1), *(allocate.Point(macs, loss, k) for k, (macs, loss, _) in enumerate(offers))]
+        for (more, better, _), (less, worse, k) in itertools.pairwise(allocate.hull(points)):
+            steps.append(((worse - better) / (more - less), more - less, name, offers[k].factor))
+    chosen: dict[str, model.Factor] = {}
+    for _, saved, name, factor in sorted(steps, key=lambda step: step[:3]):
         if total <= bound:
             break
         total -= saved
-        ranks[name] = rank
+        chosen[name] = factor
     if total > bound:
         raise NothingToGainError(
             f"the convolutions cannot be factorised to {options.conv_share:.0%} of their arithmetic with ranks in multiples of"
             f" {options.multiple}; the least is {total / sum(full.values()):.0%}: use a larger --conv-share"
         )
-    factors = [model.Factor(name, "channel", ranks[name]) for name, *_ in plan.convs() if name in ranks]
+    factors = [chosen[name] for name, *_ in plan.convs() if name in chosen]
     for (name, c, n), rank in zip(plan.linears(), fc_ranks(plan, options), strict=False):
         if rank * (c + n) < c * n:
             factors.append(model.Factor(name, "linear", rank))
@@ -176,15 +204,25 @@ def choose_ranks(plan: model.Plan, table: dict[str, list[float]], options: Facto
     return smaller
 
 
-def _offers(plan: model.Plan, name: str, shares: Sequence[float], full: int, multiple: int) -> list[allocate.Point]:
-    """(arithmetic, loss, rank) of the ranks of a convolution that save anything."""
-    c, n = next((c, n) for known, c, n in plan.convs() if known == name)
-    area = full // (9 * c * n)
+class Offer(NamedTuple):
+    """What a convolution may become: its multiply-accumulates, what is lost then, and how."""
+
+    macs: int
+    loss: float
+    factor: model.Factor
+
+
+def _offers(plan: model.Plan, name: str, forms: dict[str, list[float]], multiple: int) -> list[Offer]:
+    """The forms and ranks of a convolution that save anything."""
+    layer = next(layer for layer in plan.layers() if layer.name == name)
     found = []
-    for rank in range(multiple, n, multiple):
-        macs = area * rank * (9 * c + n)
-        if macs < full:
-            found.append(allocate.Point(macs, -math.log(max(shares[rank - 1], 1e-12)), rank))
+    for kind, shares in forms.items():
+        for rank in range(multiple, len(shares) + 1, multiple):
+            factor = model.Factor(name, kind, rank)
+            parts = dataclasses.replace(plan, factors=(factor,)).parts(name, layer.inputs, layer.outputs, layer.side_px)
+            macs = sum(part.macs() for part in parts)
+            if macs < layer.macs():
+                found.append(Offer(macs, -math.log(max(shares[rank - 1], 1e-12)), factor))
     return found
 
 

@@ -59,13 +59,13 @@ def _run(recipes: Sequence[Recipe], options: AllOptions, progress: Progress) -> 
 
 def _search(checkpoint: stage.Artifact, splits: data.Splits, options: AllOptions, progress: Progress) -> tuple[search.Found, AllOptions]:
     """The points tried within the budget, and the options that make the compact variants the recommended ones."""
-    with _bench(checkpoint, splits, options, ("select",), progress) as tried:
+    with _search_in(checkpoint, splits, options, ("select",), progress) as tried:
         found = search.run(tried, options.budget)
         return found, tried.at(found.rung)
 
 
 @contextlib.contextmanager
-def _bench(
+def _search_in(
     checkpoint: stage.Artifact, splits: data.Splits, options: AllOptions, sets: Sequence[str], progress: Progress
 ) -> Iterator[search.Search]:
     """What a search needs, for as long as it takes.
@@ -78,11 +78,11 @@ def _bench(
     if not splits.select:
         raise OptionsError("a budget needs pictures that nothing is fitted on to choose with; give more than a dozen with --data")
     baseline = Steps(checkpoint, splits, options, progress).make(("export",))
-    bench = search.Bench(baseline, {name: getattr(splits, name) for name in sets}, options.work_folder, progress)
+    judge = search.Judge(baseline, {name: getattr(splits, name) for name in sets}, options.work_folder, progress)
     try:
-        yield search.Search(checkpoint, splits, options, bench, progress)
+        yield search.Search(checkpoint, splits, options, judge, progress)
     finally:
-        bench.close()
+        judge.close()
 
 
 def _with_test_figures(found: search.Found, entries: Sequence[bundle.Entry], figures: dict[str, Any] | None) -> search.Found:
@@ -103,7 +103,7 @@ def run_sweep(options: AllOptions, wanted: SweepOptions, progress: Progress) -> 
     """Every point of the sweep, and the front as files in ``options.output``."""
     with exclusive(options.work_folder):
         checkpoint, splits, _ = prepare(options, progress)
-        with _bench(checkpoint, splits, options, ("select", "test"), progress) as tried:
+        with _search_in(checkpoint, splits, options, ("select", "test"), progress) as tried:
             found = search.sweep(tried, wanted)
     front.write(options.output, found)
     return found

@@ -6,8 +6,8 @@ network and Y what the original layer computes from the original's own inputs (H
     W' = W_S + (Y - W_S X~) X~^T (X~ X~^T + lambda I)^-1,  centred;  b' = mean(Y) - W' mean(X~)
 
 a ridge regression anchored at the old weights W_S of the inputs that are left. lambda is chosen on pictures that were not used
-for the fit. A factorised layer keeps the r directions of W' X~ with the largest variance (reduced-rank regression). Only sums
-of products are kept, never all patches.
+for the fit. A factorised layer keeps the r directions of W' X~ with the largest variance (reduced-rank regression), or the r
+vertical filters of ``separable``. Only sums of products are kept, never all patches.
 """
 
 import dataclasses
@@ -18,7 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from . import model
+from . import model, separable
 from .progress import Progress
 from .storage import atomic_file
 
@@ -112,18 +112,18 @@ class _Walk:
         """Fit one layer of the plan, and move both networks past it."""
         old, plan = self.problem.original, self.problem.plan
         start, bias = self.problem.left[f"{name}.weight"], self.problem.left[f"{name}.bias"]
-        rank = next((f.rank for f in plan.factors if f.layer == name), None)
+        factor = next((f for f in plan.factors if f.layer == name), None)
         tensors, fit = {f"{name}.weight": start, f"{name}.bias": bias}, None
-        if rank or self.ours is not self.theirs:
-            tensors, fit = self._fitted(name, start, rank)
-        if self.ours is self.theirs and (rank or len(start) < len(old.tensors[f"{name}.weight"])):
+        if factor or self.ours is not self.theirs:
+            tensors, fit = self._fitted(name, start, factor)
+        if self.ours is self.theirs and (factor or len(start) < len(old.tensors[f"{name}.weight"])):
             self.ours = self.theirs.fork()
         if self.ours is not self.theirs:
             self.ours.advance(*forward(plan, name, tensors))
         self.theirs.advance(*forward(old.plan, name, old.tensors))
         return tensors, fit
 
-    def _fitted(self, name: str, start: "torch.Tensor", rank: int | None) -> "tuple[dict[str, torch.Tensor], Fit]":
+    def _fitted(self, name: str, start: "torch.Tensor", factor: model.Factor | None) -> "tuple[dict[str, torch.Tensor], Fit]":
         """The layer as an interrupted run left it, or fitted now and kept."""
         from safetensors import safe_open
         from safetensors.torch import load_file, save_file
@@ -132,24 +132,23 @@ class _Walk:
         if part and part.is_file():
             with safe_open(part, framework="pt") as file:
                 return load_file(part), Fit(**json.loads(file.metadata()["fit"]))
-        tensors, fit = (self._conv if start.dim() == 4 else self._linear)(name, start, rank)
+        tensors, fit = (self._conv if start.dim() == 4 else self._linear)(name, start, factor)
         if part:
             with atomic_file(part) as temporary:
                 save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, temporary, {"fit": json.dumps(fit.to_json())})
         return tensors, fit
 
-    def _conv(self, name: str, start: "torch.Tensor", rank: int | None) -> "tuple[dict[str, torch.Tensor], Fit]":
+    def _conv(self, name: str, start: "torch.Tensor", factor: model.Factor | None) -> "tuple[dict[str, torch.Tensor], Fit]":
         fitting, held = self._moments(name, start.shape[1])
         weight, strength = ridge(start.flatten(1).double(), fitting, held)
-        tensors, effective = {f"{name}.weight": weight.view(start.shape).float()}, weight
-        if rank:
-            basis = main_directions(weight @ fitting.xx @ weight.T, rank)
-            reduced = basis.T @ weight
-            tensors = {f"{name}_reduce.weight": reduced.view(rank, *start.shape[1:]).float()}
-            tensors[f"{name}_expand.weight"], effective = basis.float()[:, :, None, None], basis @ reduced
-        tensors[f"{name}_expand.bias" if rank else f"{name}.bias"] = (fitting.mean_y - effective @ fitting.mean_x).float()
+        last = f"{name}_expand" if factor else name
+        if factor:
+            tensors, effective = in_two(name, weight.view(start.shape), fitting.xx, factor)
+        else:
+            tensors, effective = {f"{name}.weight": weight.view(start.shape).float()}, weight
+        tensors[f"{last}.bias"] = (fitting.mean_y - effective @ fitting.mean_x).float()
         errors = [held.error(w) / max(held.yy, 1e-30) for w in (start.flatten(1).double(), effective)]
-        return tensors, Fit(name, fitting.n, strength, rank, *errors)
+        return tensors, Fit(name, fitting.n, strength, factor.rank if factor else None, *errors)
 
     def _moments(self, name: str, inputs: int) -> "tuple[Moments, Moments]":
         """Of the patches that the smaller network sees and what the original says at those places; fitting and held-out apart."""
@@ -174,7 +173,7 @@ class _Walk:
             first += count
         return found[0], found[1]
 
-    def _linear(self, name: str, start: "torch.Tensor", rank: int | None) -> "tuple[dict[str, torch.Tensor], Fit]":
+    def _linear(self, name: str, start: "torch.Tensor", factor: model.Factor | None) -> "tuple[dict[str, torch.Tensor], Fit]":
         import torch
 
         weight, bias = (self.problem.original.tensors[f"{name}.{part}"] for part in ("weight", "bias"))
@@ -184,8 +183,8 @@ class _Walk:
         x, y = Centred.of(seen, fitted), Centred.of(said, fitted)
         new, strength = ridge_by_picture(start, x, y)
         first = second = None
-        if rank:
-            second = main_directions_by_picture(new, x, y, rank)
+        if factor:
+            second = main_directions_by_picture(new, x, y, factor.rank)
             first = second.T @ new
         outputs = [linear_in_parts(x.held, w, second if k else None) for k, w in enumerate((start, new if first is None else first))]
         errors = [float((y.held - out).square().sum() / y.held_variance()) for out in outputs]
@@ -194,7 +193,27 @@ class _Walk:
             tensors = {f"{name}.weight": new, f"{name}.bias": shift}
         else:
             tensors = {f"{name}_reduce.weight": first, f"{name}_expand.weight": second, f"{name}_expand.bias": shift}
-        return tensors, Fit(name, fitted, strength, rank, *errors)
+        return tensors, Fit(name, fitted, strength, factor.rank if factor else None, *errors)
+
+
+def in_two(name: str, weight: "torch.Tensor", xx: "torch.Tensor", factor: model.Factor) -> "tuple[dict[str, torch.Tensor], torch.Tensor]":
+    """The weights of the two parts of a factorised convolution, and what they are together, [n, 9 c].
+
+    Args:
+        weight: [n, c, 3, 3], float64; xx: centred second moments of its patches [9 c, 9 c].
+    """
+    if factor.kind == "spatial":
+        made = separable.separate(weight, xx, factor.rank)
+        horizontal = made.horizontal()
+        tensors = {f"{name}_reduce.weight": made.vertical[..., None], f"{name}_expand.weight": horizontal[:, :, None]}
+        effective = separable.joined(made.vertical, horizontal).flatten(1)
+    else:
+        flat = weight.flatten(1)
+        basis = main_directions(flat @ xx @ flat.T, factor.rank)
+        reduced = basis.T @ flat
+        tensors = {f"{name}_reduce.weight": reduced.view(-1, *weight.shape[1:]), f"{name}_expand.weight": basis[:, :, None, None]}
+        effective = basis @ reduced
+    return {key: tensor.float().contiguous() for key, tensor in tensors.items()}, effective
 
 
 def forward(plan: model.Plan, name: str, tensors: "dict[str, torch.Tensor]") -> "tuple[Step, int]":

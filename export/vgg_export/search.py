@@ -112,7 +112,7 @@ class Found:
     rung: Rung
 
 
-class Bench:
+class Judge:
     """Times and judges models against the baseline: one set of pictures, tensors and the baseline's logits computed once."""
 
     def __init__(self, baseline: stage.Artifact, sets: dict[str, Sequence[Item]], work: Path, progress: Progress) -> None:
@@ -120,7 +120,7 @@ class Bench:
         self._sets = {name: list(items) for name, items in sets.items() if items}
         self._tensors: dict[tuple[str, int], npt.NDArray[np.float32]] = {}
         self._said: dict[str, npt.NDArray[np.float32]] = {}
-        self._scratch = tempfile.TemporaryDirectory(prefix=".bench.", dir=work)
+        self._scratch = tempfile.TemporaryDirectory(prefix=".judge.", dir=work)
 
     def close(self) -> None:
         """Forget the tensors on disk."""
@@ -206,8 +206,8 @@ def timed(made: stage.Artifact) -> list[float]:
 class Search:
     """The points of one checkpoint and one set of options, made on demand."""
 
-    def __init__(self, checkpoint: stage.Artifact, splits: Splits, options: AllOptions, bench: Bench, progress: Progress) -> None:
-        self.checkpoint, self.splits, self.options, self.bench, self.progress = checkpoint, splits, options, bench, progress
+    def __init__(self, checkpoint: stage.Artifact, splits: Splits, options: AllOptions, judge: Judge, progress: Progress) -> None:
+        self.checkpoint, self.splits, self.options, self.judge, self.progress = checkpoint, splits, options, judge, progress
 
     def rung(self, rung: Rung, *, fitted: bool = True) -> list[Point]:
         """The int8 points of a rung at both input sizes; not ``fitted``: from the weights alone, and not distilled.
@@ -248,7 +248,7 @@ class Search:
         for chain in chains:
             made = steps.make(chain)
             px = made.measured["model"]["plan"]["input_px"]
-            point = self.bench.point(family, f"{name}, {px} px", chain, made, setting)
+            point = self.judge.point(family, f"{name}, {px} px", chain, made, setting)
             log.info("%s, %s: %s", family, point.name, in_words(point, self.baseline()))
             found.append(point)
         return found
@@ -258,7 +258,7 @@ class Search:
 
     def baseline(self) -> Point:
         """The baseline as a point."""
-        return self.bench.point("baseline", "fp32", ("export",), self.bench.baseline, {})
+        return self.judge.point("baseline", "fp32", ("export",), self.judge.baseline, {})
 
 
 def run(search: Search, budget: Budget, ladder: Sequence[Rung] = LADDER) -> Found:

@@ -1,0 +1,92 @@
+"""A 3x3 convolution as one of 3x1 and one of 1x3 (Jaderberg et al. 2014), in closed form and aware of its inputs.
+
+The vertical filters are the main directions of what the columns of a patch contribute to the output, the covariance of a column
+being the mean over the three places it can have. Given these, the horizontal filters are the least-squares solution on the whole
+patch, with all that the columns have in common. Everything follows from the second moments of the patches; the vertical filters
+come most important first, so that one solution serves every rank.
+"""
+
+import dataclasses
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+DAMPING = 1e-6  # of the mean variance: inputs that are always zero have none
+
+
+@dataclasses.dataclass(frozen=True)
+class Separable:
+    """``vertical`` [rank, c, 3], whose outputs have the same variance. Of their outputs in the three columns, z [rank * 3]: ``zz``
+    the second moments and ``yz`` [n, rank * 3] those with the convolution's outputs, whose variance in all is ``yy``."""
+
+    vertical: "torch.Tensor"
+    zz: "torch.Tensor"
+    yz: "torch.Tensor"
+    yy: float
+
+    def shares(self) -> list[float]:
+        """The share of the variance of the outputs that the first 1, 2, ... vertical filters keep."""
+        import torch
+
+        whitened = torch.linalg.solve_triangular(torch.linalg.cholesky(self.zz), self.yz.T, upper=False)
+        kept = whitened.square().sum(1).view(-1, 3).sum(1).cumsum(0)
+        return [min(1.0, float(share)) for share in kept / max(self.yy, 1e-30)]
+
+    def horizontal(self) -> "torch.Tensor":
+        """[n, rank, 3]: the best for these vertical filters."""
+        import torch
+
+        solved = torch.cholesky_solve(self.yz.T, torch.linalg.cholesky(self.zz)).T
+        return solved.reshape(len(self.yz), -1, 3)
+
+
+def separate(weight: "torch.Tensor", xx: "torch.Tensor", rank: int) -> Separable:
+    """The best ``rank`` vertical filters of a convolution.
+
+    Args:
+        weight: [n, c, 3, 3], float64.
+        xx: centred second moments of its 3x3 patches [9 c, 9 c], in the order of ``repair.patches``.
+        rank: at most 3 * min(c, n).
+    """
+    import torch
+
+    n, c = weight.shape[:2]
+    moments = xx.view(c, 3, 3, c, 3, 3)
+
+    def between(h: int, g: int) -> torch.Tensor:
+        return moments[:, :, h, :, :, g].reshape(3 * c, 3 * c)
+
+    column = sum((between(h, h) for h in range(3)), torch.zeros(()).double()) / 3
+    column.diagonal().add_(DAMPING * float(column.diagonal().mean()) + 1e-12)
+    root = torch.linalg.cholesky(column)
+    contributed = root.T @ weight.permute(1, 2, 0, 3).reshape(3 * c, 3 * n)
+    directions = torch.linalg.eigh(contributed @ contributed.T).eigenvectors.flip(1)[:, :rank]
+    vertical = torch.linalg.solve_triangular(root.T, directions, upper=True).T
+    zz = torch.stack([torch.stack([vertical @ between(h, g) @ vertical.T for g in range(3)], 2) for h in range(3)], 1)
+    zz = zz.reshape(3 * rank, 3 * rank)
+    zz.diagonal().add_(DAMPING * float(zz.diagonal().mean()) + 1e-12)
+    flat = weight.reshape(n, -1)
+    yx = flat @ xx
+    columns = yx.view(n, c, 3, 3)
+    yz = torch.stack([columns[..., h].reshape(n, 3 * c) @ vertical.T for h in range(3)], 2).reshape(n, 3 * rank)
+    return Separable(vertical.view(rank, c, 3), zz, yz, float((yx * flat).sum()))
+
+
+def joined(vertical: "torch.Tensor", horizontal: "torch.Tensor") -> "torch.Tensor":
+    """The one convolution [n, c, 3, 3] that vertical [rank, c, 3] and horizontal filters [n, rank, 3] are together."""
+    import torch
+
+    return torch.einsum("rcv,nrh->ncvh", vertical, horizontal)
+
+
+def by_weights(weight: "torch.Tensor", rank: int) -> "tuple[torch.Tensor, torch.Tensor]":
+    """Vertical [rank, c, 3] and horizontal filters [n, rank, 3] as the weights alone give them, by singular values."""
+    import torch
+
+    n, c = weight.shape[:2]
+    torch.manual_seed(0)  # the randomised method starts from random directions
+    unfolded = weight.permute(1, 2, 0, 3).reshape(3 * c, 3 * n)
+    left, values, right = torch.svd_lowrank(unfolded, q=min(rank + 16, *unfolded.shape), niter=4)
+    roots = values[:rank].sqrt()
+    return (left[:, :rank] * roots).T.reshape(rank, c, 3), (right[:, :rank] * roots).view(n, 3, rank).transpose(1, 2)
