@@ -159,7 +159,7 @@ class FactoriseOptions:
     network, times ``fc_share``; ``images`` to fit on and ``held_images`` to choose and measure with, at most; without ``repair``
     the weights' own singular vectors are taken as they are, to see what the fit buys."""
 
-    conv_share: float = 0.38
+    conv_share: float = 0.28
     fc_ranks: tuple[int, int] | None = None
     multiple: int = WIDTH_MULTIPLE
     images: int = REPAIR_IMAGES

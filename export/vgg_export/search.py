@@ -63,7 +63,7 @@ class Rung:
         return Rung(round(math.sqrt(self.conv_share * other.conv_share), 3), round(math.sqrt(self.fc_share * other.fc_share), 3))
 
 
-LADDER = (Rung(0.7, 1.0), Rung(0.5, 1.0), Rung(0.35, 1.0), Rung(0.25, 0.5), Rung(0.18, 0.5), Rung(0.125, 0.25))
+LADDER = (Rung(0.5, 1.0), Rung(0.35, 1.0), Rung(0.25, 1.0), Rung(0.18, 0.5), Rung(0.125, 0.5), Rung(0.09, 0.25))
 
 
 @dataclasses.dataclass(frozen=True)
