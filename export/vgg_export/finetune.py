@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+BACK_OFF = 0.3  # of the rate, after an epoch that did not help and was rolled back
+
 
 def run(
     student: stage.Artifact,
@@ -125,11 +127,8 @@ def tune(
     """
     import torch
 
-    if student.plan.classes != teacher.plan.classes or student.plan.input_px != teacher.plan.input_px:
-        raise DataError(
-            f"the student has {student.plan.classes} classes at {student.plan.input_px} px,"
-            f" the teacher {teacher.plan.classes} at {teacher.plan.input_px} px; expected the same"
-        )
+    if student.plan.classes != teacher.plan.classes:
+        raise DataError(f"the student has {student.plan.classes} classes, the teacher {teacher.plan.classes}; expected the same")
     torch.manual_seed(options.seed)
     network = student.model()
     frozen, trained = _divide(network, options.train_from)
@@ -138,10 +137,12 @@ def tune(
         sets = {}
         for name, items, limit in (("fitting", splits.fit, options.images), ("selection", splits.select, options.select_images)):
             chosen = choose.limit(items, [i.source for i in items], limit, options.seed)[rank() :: _world()]
-            known = answers.read(chosen, student.plan.input_px) if answers else None
+            known = before = answers.read(chosen, teacher.plan.input_px) if answers else None
+            if known is None and teacher.plan.input_px != student.plan.input_px:  # each sees the pictures at its own size
+                known = _ask(chosen, teacher, options.batch, shown, name)
             found = _cache(chosen, student.plan.input_px, frozen, teacher, known, Path(scratch) / name, options.batch, shown, name)
-            if answers and known is None:
-                answers.write(chosen, student.plan.input_px, found.teacher)
+            if answers and before is None:
+                answers.write(chosen, teacher.plan.input_px, found.teacher)
             sets[name] = found
         losses, kept = _epochs(trained, sets["fitting"], sets["selection"], options, shown)
         measured = {"selection_loss": losses, "kept_epoch": kept, "processes": _world()}
@@ -162,13 +163,17 @@ def _epochs(
 ) -> tuple[list[float], int]:
     """Train; leaves the best weights in ``trained`` and returns the selection loss of the start and every epoch, and the kept one."""
     losses, kept = [_selection_loss(trained, selection, options)], 0
-    best = copy.deepcopy(trained.state_dict())
+    best, rate = copy.deepcopy(trained.state_dict()), options.rate
     for epoch in range(1, options.epochs + 1):
-        _train_epoch(trained, fitting, options, epoch, progress)
+        _train_epoch(trained, fitting, options, epoch, rate, progress)
         losses.append(_selection_loss(trained, selection, options))
-        log.info("epoch %d: selection loss %.4f (start %.4f)", epoch, losses[-1], losses[0])
+        log.info("epoch %d: selection loss %.4f (start %.4f) at a rate of %.1e", epoch, losses[-1], losses[0], rate)
+        rate *= options.decay
         if losses[-1] < losses[kept]:
             best, kept = copy.deepcopy(trained.state_dict()), epoch
+        else:  # too large a step: a wide layer needs a smaller rate than a narrow one
+            trained.load_state_dict(best)
+            rate *= BACK_OFF
     trained.load_state_dict(best)
     return losses, kept
 
@@ -265,6 +270,18 @@ def _cache(
     return _Cached(features, torch.cat(logits).clone() if known is None else known, torch.cat(labels))
 
 
+def _ask(items: Sequence[Item], teacher: model.Checkpoint, batch: int, progress: Progress, name: str) -> "torch.Tensor":
+    """The teacher's logits [n, classes] at its own input size."""
+    import torch
+
+    network, logits = teacher.model().to(memory_format=torch.channels_last), []
+    with torch.inference_mode(), progress.task(f"asking the teacher, {name} pictures", len(items)) as task:
+        for x, _ in torch.utils.data.DataLoader(batches_of(items, for_input(teacher.plan.input_px)), batch):
+            logits.append(network(x.contiguous(memory_format=torch.channels_last)))
+            task.advance(len(x))
+    return torch.cat(logits).clone() if logits else torch.zeros(0, teacher.plan.classes)
+
+
 def _begins_with(network: "nn.Sequential", layers: "nn.Sequential") -> bool:
     """Whether the first layers of a network are these, to the last bit."""
     import torch
@@ -284,14 +301,14 @@ def distance(logits: "torch.Tensor", teacher: "torch.Tensor", labels: "torch.Ten
     return loss
 
 
-def _train_epoch(trained: "nn.Module", cached: _Cached, options: FinetuneOptions, epoch: int, progress: Progress) -> None:
+def _train_epoch(trained: "nn.Module", cached: _Cached, options: FinetuneOptions, epoch: int, rate: float, progress: Progress) -> None:
     import torch
 
     tail: nn.Module = trained.train()
     if _world() > 1:
         tail = torch.nn.parallel.DistributedDataParallel(trained)
     # A new optimizer each epoch: its state would belong to weights that a roll-back forgets.
-    optimizer = torch.optim.Adam(trained.parameters(), lr=options.rate * options.decay ** (epoch - 1))
+    optimizer = torch.optim.Adam(trained.parameters(), lr=rate)
     # Every process makes as many steps of as many pictures, as the averaging of gradients needs.
     steps, per_process = -(-_least(len(cached.labels)) // max(1, options.batch // _world())), max(1, options.batch // _world())
     order = torch.randperm(len(cached.labels), generator=torch.Generator().manual_seed(options.seed * 1000 + epoch)).tolist()

@@ -47,8 +47,8 @@ RECIPES = (
     Recipe(
         "compact-scaled",
         "Compact, smaller input",
-        "layers factorised and fitted in closed form, classifier distilled, smaller input, 8-bit integers",
-        ("factorise", "distil", "fold", "export", "quantize"),
+        "layers factorised and fitted in closed form, smaller input, classifier distilled at that size, 8-bit integers",
+        ("factorise", "fold", "distil", "export", "quantize"),
     ),
     Recipe(
         "compact-fp32",
@@ -59,8 +59,9 @@ RECIPES = (
     Recipe(
         "compact-scaled-fp32",
         "Compact, smaller input, fp32",
-        "layers factorised and fitted in closed form, classifier distilled, smaller input; for boards where integers are no faster",
-        ("factorise", "distil", "fold", "export"),
+        "layers factorised and fitted in closed form, smaller input, classifier distilled at that size; for boards where integers"
+        " are no faster",
+        ("factorise", "fold", "distil", "export"),
     ),
 )
 

@@ -6,8 +6,9 @@ network and Y what the original layer computes from the original's own inputs (H
     W' = W_S + (Y - W_S X~) X~^T (X~ X~^T + lambda I)^-1,  centred;  b' = mean(Y) - W' mean(X~)
 
 a ridge regression anchored at the old weights W_S of the inputs that are left. lambda is chosen on pictures that were not used
-for the fit. A factorised layer keeps the r directions of W' X~ with the largest variance (reduced-rank regression), or the r
-vertical filters of ``separable``. Only sums of products are kept, never all patches.
+for the fit. A factorised convolution keeps the r directions of W' X~ with the largest variance (reduced-rank regression), or the r
+vertical filters of ``separable``; a fully connected layer those that matter to the logits. Only sums of products are kept, never all
+patches.
 """
 
 import dataclasses
@@ -29,7 +30,9 @@ if TYPE_CHECKING:
 
 STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0)  # lambda as a share of the mean variance of an input
 STRENGTHS_BY_PICTURE = (1e-3, 1e-2, 1e-1, 1.0)  # the same where there are fewer pictures than inputs: of the mean eigenvalue
-PRIORS = (0.0, 0.1, 0.5)  # share of uncorrelated inputs in the covariance that a fully connected layer's rank is chosen by
+PRIORS = (0.0, 0.1, 0.5)  # share of uncorrelated inputs in the covariance that a fully connected layer's directions are chosen by
+DAMPINGS = (0.01, 0.1, 1.0)  # share of all directions beside those that the logits are sensitive to
+COMBINATIONS = 16  # of the logits per picture, whose gradients stand for all
 SAMPLES = 40_000  # places of the pictures that a convolution is fitted on, at most
 CHUNK = 8  # pictures at a time
 KEPT_BYTES = 4_000_000  # a map larger than this per picture is computed again instead of stored
@@ -65,8 +68,9 @@ class Folders:
 
 @dataclasses.dataclass(frozen=True)
 class Fit:
-    """How a layer was fitted. Errors are on held-out pictures, as a share of the variance of what the original says there:
-    ``error_before`` with the old weights and a corrected bias, ``error_after`` with the new ones. ``strength``: lambda, None
+    """How a layer was fitted. Errors are on held-out pictures, as a share of the variance of what the original says there (of a fully
+    connected layer: of the logits that the original's later layers make of it): ``error_before`` with the old weights and a
+    corrected bias, ``error_after`` with the new ones. ``strength``: lambda, None
     where the old weights were better than any fit."""
 
     layer: str
@@ -176,23 +180,24 @@ class _Walk:
     def _linear(self, name: str, start: "torch.Tensor", factor: model.Factor | None) -> "tuple[dict[str, torch.Tensor], Fit]":
         import torch
 
-        weight, bias = (self.problem.original.tensors[f"{name}.{part}"] for part in ("weight", "bias"))
-        fitted, total = self.counts[0], sum(self.counts)
+        original, (fitted, total) = self.problem.original, (self.counts[0], sum(self.counts))
+        weight, bias = (original.tensors[f"{name}.{part}"] for part in ("weight", "bias"))
         said = torch.nn.functional.linear(self.theirs.read(0, total), weight, bias)
         seen = self.ours.read(0, total)
         x, y = Centred.of(seen, fitted), Centred.of(said, fitted)
         new, strength = ridge_by_picture(start, x, y)
-        first = second = None
+        judge = Behind(original, name, said[fitted:])
+        tensors: dict[str, torch.Tensor] = {f"{name}.weight": new}
+        effective: tuple[torch.Tensor, torch.Tensor | None] = (new, None)
         if factor:
-            second = main_directions_by_picture(new, x, y, factor.rank)
-            first = second.T @ new
-        outputs = [linear_in_parts(x.held, w, second if k else None) for k, w in enumerate((start, new if first is None else first))]
-        errors = [float((y.held - out).square().sum() / y.held_variance()) for out in outputs]
-        shift = y.mean - linear_in_parts(x.mean[None], new if first is None else first, second)[0]
-        if first is None or second is None:
-            tensors = {f"{name}.weight": new, f"{name}.bias": shift}
-        else:
-            tensors = {f"{name}_reduce.weight": first, f"{name}_expand.weight": second, f"{name}_expand.bias": shift}
+            rows = important(original, name, said[:fitted])
+            first, second = in_two_by_picture(
+                new, x, rows, factor.rank, lambda *parts: judge.divergence(y.mean + linear_in_parts(x.held, *parts))
+            )
+            tensors, effective = {f"{name}_reduce.weight": first, f"{name}_expand.weight": second}, (first, second)
+        last = f"{name}_expand" if factor else name
+        tensors[f"{last}.bias"] = y.mean - linear_in_parts(x.mean[None], *effective)[0]
+        errors = [judge.error(y.mean + linear_in_parts(x.held, *parts)) for parts in ((start, None), effective)]
         return tensors, Fit(name, fitted, strength, factor.rank if factor else None, *errors)
 
 
@@ -430,22 +435,95 @@ def ridge_by_picture(start: "torch.Tensor", x: Centred, y: Centred) -> "tuple[to
     return start + best[0].float().T @ x.fit, best[1]
 
 
-def main_directions_by_picture(weight: "torch.Tensor", x: Centred, y: Centred, rank: int) -> "torch.Tensor":
-    """The directions [n, rank] of a fully connected layer's outputs to keep. A few hundred pictures span fewer directions than
-    that, so a share of the covariance that uncorrelated inputs would give joins; how much, the held-out pictures say."""
+@dataclasses.dataclass(frozen=True)
+class Behind:
+    """What the original's later layers make of a fully connected layer's outputs on the held-out pictures: ``said`` [N, n] are the
+    original's."""
+
+    original: model.Checkpoint
+    layer: str
+    said: "torch.Tensor"
+
+    def logits(self, outputs: "torch.Tensor") -> "torch.Tensor":
+        """[N, classes] of outputs [N, n] before the ReLU."""
+        from torch.nn.functional import linear, relu
+
+        for name in _later(self.layer):
+            outputs = linear(relu(outputs), *(self.original.tensors[f"{name}.{part}"] for part in ("weight", "bias")))
+        return outputs
+
+    def error(self, outputs: "torch.Tensor") -> float:
+        """Squared distance of the logits from the original's, as a share of their variance."""
+        wanted = self.logits(self.said)
+        return float((self.logits(outputs) - wanted).square().sum() / (wanted - wanted.mean(0)).square().sum().clamp_min(1e-30))
+
+    def divergence(self, outputs: "torch.Tensor") -> float:
+        """Mean KL from the original's answers, in nats."""
+        from torch.nn.functional import kl_div
+
+        found, wanted = (self.logits(of).log_softmax(1) for of in (outputs, self.said))
+        return float(kl_div(found, wanted, reduction="batchmean", log_target=True))
+
+
+def _later(layer: str) -> tuple[str, ...]:
+    """The fully connected layers behind one."""
+    names = ("fc1", "fc2", "fc3")
+    return names[names.index(layer) + 1 :]
+
+
+def important(original: model.Checkpoint, layer: str, said: "torch.Tensor") -> "torch.Tensor":
+    """Directions [m, n] in which the logits are sensitive to a fully connected layer's outputs ``said`` [N, n] before the ReLU:
+    the gradients, at each picture, of random combinations of the centred logits (their second moments are what a change of the
+    outputs does to the logits, to first order)."""
+    import torch
+
+    tensors = original.tensors
+    alive, x = [said > 0], said.relu()
+    for name in _later(layer)[:-1]:
+        x = torch.nn.functional.linear(x, tensors[f"{name}.weight"], tensors[f"{name}.bias"])
+        alive.append(x > 0)
+        x = x.relu()
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randn(len(said), COMBINATIONS, original.plan.classes, generator=generator)
+    rows -= rows.mean(2, keepdim=True)
+    for name, mask in zip(_later(layer)[::-1], alive[::-1], strict=True):
+        rows = rows @ tensors[f"{name}.weight"] * mask[:, None]
+    return rows.flatten(0, 1)
+
+
+def in_two_by_picture(
+    weight: "torch.Tensor", x: Centred, rows: "torch.Tensor", rank: int, cost: "Callable[[torch.Tensor, torch.Tensor], float]"
+) -> "tuple[torch.Tensor, torch.Tensor]":
+    """The two parts [rank, d] and [n, rank] of a fully connected layer, which keep the directions of its outputs that vary most where
+    the logits are sensitive to them.
+
+    With G the second moments of ``rows`` (``important``), damped, and C the covariance of the outputs, the best for
+    tr (W - W') C_x (W - W')^T G are the main directions of G^1/2 C G^1/2. A few hundred pictures say too little of either: a share
+    of what uncorrelated inputs would give joins C, all directions join G; how much, ``cost`` of the parts on held-out pictures says.
+    """
+    import torch
 
     said = x.fit @ weight.T
     seen = said.T @ said
     uncorrelated = (weight * x.fit.square().mean(0)) @ weight.T
-    best_error, best = math.inf, None
-    for prior in PRIORS:
-        covariance = seen * ((1 - prior) / float(seen.trace())) + uncorrelated * (prior / float(uncorrelated.trace()))
-        basis = main_directions(covariance, rank)
-        error = float((y.held - x.held @ weight.T @ basis @ basis.T).square().sum())
-        if error < best_error:
-            best_error, best = error, basis
-    assert best is not None  # there are priors
-    return best.contiguous()
+    sensitive = rows.T @ rows
+    sensitive /= sensitive.diagonal().mean().clamp_min(1e-30)
+    best_cost, best = math.inf, None
+    for damping in DAMPINGS:
+        root = torch.linalg.cholesky(sensitive + damping * torch.eye(len(sensitive)))
+        for prior in PRIORS:
+            covariance = seen * ((1 - prior) / float(seen.trace())) + uncorrelated * (prior / float(uncorrelated.trace()))
+            torch.manual_seed(0)  # the randomised method starts from random directions
+            weighted = root.T @ covariance @ root
+            directions, *_ = torch.svd_lowrank(weighted, q=min(rank + 32, len(weighted)), niter=4)
+            directions = directions[:, :rank]
+            first = directions.T @ root.T @ weight
+            second = torch.linalg.solve_triangular(root.T, directions, upper=True)
+            found = cost(first, second)
+            if found < best_cost:
+                best_cost, best = found, (first, second)
+    assert best is not None  # there are candidates
+    return best[0].contiguous(), best[1].contiguous()
 
 
 def noise(count: int, px: int, seed: int) -> Pictures:

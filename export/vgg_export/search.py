@@ -44,7 +44,7 @@ FILTER_FAMILIES = (  # name, criterion, repaired
     ("filters at random, not repaired", "random", False),
 )
 COMPACT = ("factorise", "distil", "export", "quantize")
-COMPACT_SCALED = ("factorise", "distil", "fold", "export", "quantize")
+COMPACT_SCALED = ("factorise", "fold", "distil", "export", "quantize")
 
 
 @dataclasses.dataclass(frozen=True)
