@@ -7,7 +7,8 @@ import pytest
 import torch
 from conftest import CLASSES, command_environment, small_checkpoint
 
-from vgg_export import data, finetune, model, prune, stage
+from vgg_calibration import choose
+from vgg_export import data, finetune, fold, model, prune, stage
 from vgg_export.errors import DataError
 from vgg_export.options import FinetuneOptions, OptionsError, PruneOptions
 from vgg_export.progress import Quiet
@@ -53,6 +54,39 @@ def test_it_recovers_without_labels_and_leaves_early_blocks_alone(
     assert torch.equal(before.tensors["conv3_2.weight"], after.tensors["conv3_2.weight"])
     assert not torch.equal(before.tensors["conv4_1.weight"], after.tensors["conv4_1.weight"])
     assert after.source["history"][-1].startswith(f"distilled for {made.measured['kept_epoch']} of 3 epochs")
+
+
+def test_too_large_a_step_is_rolled_back_and_made_smaller(
+    pair: tuple[stage.Artifact, stage.Artifact], splits: data.Splits, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    student, teacher = pair
+    options = FinetuneOptions(epochs=6, rate=0.3, decay=1.0, train_from="fc1")
+    with caplog.at_level("INFO"):
+        made = finetune.run(student, teacher, splits, tmp_path / "tuned.safetensors", options, Quiet())
+    losses, kept = made.measured["selection_loss"], made.measured["kept_epoch"]
+    assert losses[1] > losses[0]  # such a step makes it worse
+    assert kept > 1
+    assert losses[kept] < 0.9 * losses[0]
+    assert "(start" in caplog.text
+    rates = [float(line.rsplit(" ", 1)[1]) for line in caplog.messages if line.startswith("epoch")]
+    assert rates[:2] == [0.3, pytest.approx(0.09)]
+
+
+def test_teacher_and_student_see_the_pictures_at_their_own_size(
+    pair: tuple[stage.Artifact, stage.Artifact], splits: data.Splits, tmp_path: Path
+) -> None:
+    _, teacher = pair
+    smaller = fold.run(teacher, tmp_path / "smaller.safetensors", 96, Quiet())
+    options = FinetuneOptions(epochs=1, rate=1e-4, train_from="fc1", images=12)
+    made = finetune.run(smaller, teacher, splits, tmp_path / "tuned.safetensors", options, Quiet(), tmp_path)
+    assert model.load(made.path).plan.input_px == 96
+    assert made.measured["kept_epoch"] == 1
+    chosen = choose.limit(splits.select, [i.source for i in splits.select], options.select_images, options.seed)
+    known = finetune.Answers(tmp_path, teacher.sha256).read(chosen, 224)
+    assert known is not None  # and not of 96 px
+    with torch.inference_mode():
+        expected = model.load(teacher.path).model()(data.stacked(chosen, for_input(224)))
+    assert torch.allclose(known, expected, rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize("same", [True, False])

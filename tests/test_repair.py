@@ -130,6 +130,41 @@ def test_a_layer_of_low_rank_is_factorised_without_loss(layer: str, kind: str, t
         assert torch.allclose(made.model()(shown.held), original.model()(shown.held), rtol=1e-2, atol=2e-2)
 
 
+@pytest.mark.parametrize("layer", ["fc1", "fc2"])
+def test_the_important_directions_are_the_gradients_of_the_logits(layer: str) -> None:
+    original = small_checkpoint()
+    width = {name: n for name, _, n in original.plan.linears()}[layer]
+    said = torch.randn(3, width, generator=torch.Generator().manual_seed(2)) * 3
+    rows = repair.important(original, layer, said).view(3, repair.COMBINATIONS, width)
+    mixed = torch.randn(3, repair.COMBINATIONS, original.plan.classes, generator=torch.Generator().manual_seed(0))
+    mixed -= mixed.mean(2, keepdim=True)
+    outputs = said.clone().requires_grad_(True)
+    logits = repair.Behind(original, layer, said).logits(outputs)
+    for k in (0, repair.COMBINATIONS - 1):
+        (gradient,) = torch.autograd.grad((logits * mixed[:, k]).sum(), outputs, retain_graph=True)
+        assert torch.allclose(rows[:, k], gradient, rtol=1e-4, atol=1e-5)
+
+
+def test_a_thin_layer_keeps_what_the_logits_need_rather_than_what_varies_most() -> None:
+    """A layer whose largest variances are in directions that the later layers do not look at."""
+    original, generator = small_checkpoint(), torch.Generator().manual_seed(3)
+    (_, _, n) = next(linear for linear in original.plan.linears() if linear[0] == "fc1")
+    original.tensors["fc2.weight"][:, : n // 2] = 0  # nobody reads the first half
+    x = torch.randn(120, 64, generator=generator)
+    weight = torch.randn(n, 64, generator=generator) * torch.cat([torch.full((n // 2,), 8.0), torch.ones(n - n // 2)])[:, None]
+    said = x @ weight.T
+    inputs, judge = repair.Centred.of(x, 80), repair.Behind(original, "fc1", said[80:])
+
+    def cost(first: torch.Tensor, second: torch.Tensor) -> float:
+        return judge.divergence(said[:80].mean(0) + repair.linear_in_parts(inputs.held, first, second))
+
+    aware = repair.in_two_by_picture(weight, inputs, repair.important(original, "fc1", said[:80]), 6, cost)
+    basis = repair.main_directions(weight @ weight.T, 6)
+    assert cost(*aware) < 0.5 * cost(basis.T @ weight, basis)
+    whole = repair.in_two_by_picture(weight, inputs, repair.important(original, "fc1", said[:80]), n, cost)
+    assert torch.allclose(whole[1] @ whole[0], weight, atol=1e-2)  # at full rank nothing changes
+
+
 class Interrupted(Quiet):
     """Stops the work after some layers were fitted."""
 
