@@ -31,7 +31,7 @@ CHILD = Path(__file__).resolve().with_name("instructions_child.py")
 REQUIREMENTS = "runtime/requirements.txt"  # of the bundle
 EXIT_OK, EXIT_FAILED, EXIT_INPUT, EXIT_INTERRUPTED = 0, 1, 2, 130
 REMARKS = """needs qemu-aarch64 with plugins and gcc (Debian: apt-get install qemu-user gcc libc6-dev); what else it needs is fetched once
-with apt-get and pip. The full-size baseline takes a minute or two per inference."""
+with apt-get and pip. Ten full-size variants take tens of minutes."""
 
 Report = Callable[[str], None]
 
