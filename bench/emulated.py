@@ -23,6 +23,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+from vgg_export.errors import VggExportError
 from vgg_export.storage import exclusive
 
 HERE = Path(__file__).resolve().parent
@@ -38,7 +39,7 @@ FETCH_S = 900
 Report = Callable[[str], None]
 
 
-class EmulationError(Exception):
+class EmulationError(VggExportError):
     """Why a board cannot be emulated here, or what went wrong in one, in one sentence."""
 
 
@@ -170,6 +171,7 @@ def prepare(cache: Path | None = None, requirements: Path = REQUIREMENTS, report
 
     Raises:
         EmulationError: a program is missing, or something could not be fetched or made.
+        OutputError: the cache cannot be written.
     """
     _require()
     cache = (cache or cache_folder()).resolve()

@@ -21,7 +21,8 @@ from typing import Any
 
 import emulated
 from emulated import EmulationError, Pi
-from vgg_export.storage import write_json
+from vgg_export.errors import VggExportError
+from vgg_export.storage import explain_write_errors, write_json
 from vgg_runtime import check, manifest, present
 from vgg_runtime.errors import RuntimeInputError
 
@@ -44,8 +45,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if wanted.json:
             write_json(wanted.json, result)
         if wanted.markdown:
-            wanted.markdown.write_text(markdown(result), encoding="utf-8")
-    except (EmulationError, RuntimeInputError) as error:
+            with explain_write_errors(wanted.markdown):
+                wanted.markdown.write_text(markdown(result), encoding="utf-8")
+    except (VggExportError, RuntimeInputError) as error:
         print(f"Error: {error}", file=sys.stderr)
         return EXIT_INPUT
     except KeyboardInterrupt:

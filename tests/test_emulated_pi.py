@@ -18,6 +18,7 @@ from test_compare import rewrite
 import emulated
 import instructions
 from emulated import BOARDS, Count, EmulationError, Pi
+from vgg_export.errors import VggExportError
 from vgg_runtime import check, manifest
 
 REQUIRED = "VGG_EXPORT_REQUIRE_EMULATION"  # .ci/run sets it
@@ -28,7 +29,7 @@ def boards() -> dict[str, Pi]:
     """Every board; without emulation the test is skipped, or fails where it is required."""
     try:
         return emulated.prepare()
-    except EmulationError as error:
+    except VggExportError as error:
         (pytest.fail if os.environ.get(REQUIRED) else pytest.skip)(str(error))
 
 
@@ -154,16 +155,21 @@ def test_the_plugin_counts_between_marks(pis: dict[str, Pi]) -> None:
     assert counts[0] == Count(nothing, 0)
 
 
-def test_what_goes_wrong_on_the_board_is_one_sentence(pis: dict[str, Pi], bundle_copy: Path) -> None:
+def test_what_goes_wrong_on_the_board_is_one_sentence(
+    pis: dict[str, Pi], bundle_copy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     pi = pis["cortex-a72"]
     with pytest.raises(EmulationError, match="Cortex-A72: the program ended with code 3: broken here"):
         pi.count("-c", "import sys; print('broken here', file=sys.stderr); sys.exit(3)")
     with pytest.raises(EmulationError, match="the program set 0 marks, expected at least 2"):
         pi.count("-c", "pass")
-    (bundle_copy / "models/scaled.onnx").write_bytes(b"not an onnx file")
-    row = instructions.counted(task(bundle_copy, "scaled", pi), lambda _: None)
-    assert row["instructions"] is None
-    assert "Cortex-A72: the program ended with code 1: " in row["error"]
+    rewrite(bundle_copy, "models/scaled.onnx", b"not an onnx file")
+    table = tmp_path / "missing" / "table.md"
+    wanted = ("--bundle", str(bundle_copy), "--variants", "scaled", "--cores", "cortex-a72")
+    assert instructions.main(wanted) == 1
+    assert "✗ scaled on cortex-a72: Cortex-A72: the program ended with code 1: onnxruntime" in capsys.readouterr().out
+    assert instructions.main([*wanted, "--markdown", str(table)]) == 2
+    assert f"{table} cannot be written" in capsys.readouterr().err
     with pytest.raises(EmulationError, match="Cortex-A72: the program took longer than 1 s and was ended"):
         dataclasses.replace(pi, patience_s=1).run("-c", "import time; time.sleep(60)")
 
