@@ -92,7 +92,7 @@ BOARDS = {
 
 @dataclasses.dataclass(frozen=True)
 class Count:
-    """Executed since the mark before; ``dot_products`` are among the ``instructions``."""
+    """Executed by the marking thread since the mark before; ``dot_products`` are among the ``instructions``."""
 
     instructions: int
     dot_products: int

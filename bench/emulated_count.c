@@ -1,6 +1,7 @@
 /* A plugin of QEMU's user-mode emulation that counts what the emulated processor executes: instructions, and among them the integer
  * dot products that decide whether int8 pays. Whenever the program calls getpriority(MARK, k), which the system refuses without any
- * effect, a line "k instructions dot-products" with the counts so far goes into the file of the argument out=.
+ * effect, a line "k instructions dot-products" with the counts of that thread so far goes into the file of the argument out=. Other
+ * threads are left out: onnxruntime has some that wake up now and then, a percent of a small inference, whenever the system lets them.
  *
  * Debian's qemu-user comes without qemu-plugin.h. The few functions needed are declared here; these have not changed from version 1 of
  * the interface (QEMU 7.2) to version 2 (QEMU 9), so the version is the compiler's -DPLUGIN_VERSION.
@@ -30,7 +31,7 @@ void qemu_plugin_register_vcpu_syscall_cb(qemu_plugin_id_t, called_callback *);
 
 int qemu_plugin_version = PLUGIN_VERSION;
 
-static uint64_t instructions, dot_products;
+static _Thread_local uint64_t instructions, dot_products; /* an emulated thread is a thread of the emulator */
 static FILE *out;
 
 /* SDOT or UDOT, of two vectors or of a vector and an element (Arm Architecture Reference Manual, C4.1, Advanced SIMD): each adds
@@ -43,8 +44,8 @@ static int is_dot_product(uint32_t word) {
 static void executed(unsigned cpu, void *packed) {
     uint64_t counts = (uint64_t)(uintptr_t)packed;
     (void)cpu;
-    __atomic_fetch_add(&instructions, counts & 0xFFFFFFFFu, __ATOMIC_RELAXED);
-    __atomic_fetch_add(&dot_products, counts >> 32, __ATOMIC_RELAXED);
+    instructions += counts & 0xFFFFFFFFu;
+    dot_products += counts >> 32;
 }
 
 static void translated(qemu_plugin_id_t id, struct qemu_plugin_tb *block) {

@@ -155,6 +155,13 @@ def test_the_plugin_counts_between_marks(pis: dict[str, Pi]) -> None:
     assert counts[0] == Count(nothing, 0)
 
 
+def test_other_threads_are_not_counted(pis: dict[str, Pi]) -> None:
+    beside = "import threading\nthread = threading.Thread(target=work, args=(50_000,))\nthread.start()\nmark(10)\nthread.join()\nmark(11)"
+    _, counts = pis["cortex-a72"].count("-c", ADDITIONS + beside)
+    once = counts[1].instructions - counts[0].instructions
+    assert counts[-1].instructions < 5 * once  # fifty times as much was done meanwhile
+
+
 def test_what_goes_wrong_on_the_board_is_one_sentence(
     pis: dict[str, Pi], bundle_copy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
