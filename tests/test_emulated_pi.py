@@ -163,7 +163,7 @@ def test_other_threads_are_not_counted(pis: dict[str, Pi]) -> None:
 
 
 def test_what_goes_wrong_on_the_board_is_one_sentence(
-    pis: dict[str, Pi], bundle_copy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    pis: dict[str, Pi], bundle_copy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pi = pis["cortex-a72"]
     with pytest.raises(EmulationError, match="Cortex-A72: the program ended with code 3: broken here"):
@@ -173,8 +173,9 @@ def test_what_goes_wrong_on_the_board_is_one_sentence(
     rewrite(bundle_copy, "models/scaled.onnx", b"not an onnx file")
     table = tmp_path / "missing" / "table.md"
     wanted = ("--bundle", str(bundle_copy), "--variants", "scaled", "--cores", "cortex-a72")
-    assert instructions.main(wanted) == 1
+    assert instructions.main([*wanted, "--json", str(tmp_path / "i.json")]) == 1
     assert "✗ scaled on cortex-a72: Cortex-A72: the program ended with code 1: onnxruntime" in capsys.readouterr().out
+    monkeypatch.setattr(instructions, "run", lambda *_: json.loads((tmp_path / "i.json").read_text()))
     assert instructions.main([*wanted, "--markdown", str(table)]) == 2
     assert f"{table} cannot be written" in capsys.readouterr().err
     with pytest.raises(EmulationError, match="Cortex-A72: the program took longer than 1 s and was ended"):
