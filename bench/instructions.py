@@ -1,0 +1,232 @@
+"""How much work a variant is on a Raspberry Pi, counted where there is none: instructions per inference on the emulated core.
+
+    python bench/instructions.py --bundle artifacts --cores cortex-a72,cortex-a76 --markdown instructions.md
+
+This is the project's deterministic measure of work on a Pi until somebody runs it on one: the real aarch64 wheels with the kernels
+that they pick for that core, one thread, an inference after a first one, so that loading and first-time allocations do not count. It
+is not time. One instruction may be an addition or sixteen multiplications, and waiting for memory is not an instruction at all.
+"""
+
+import argparse
+import dataclasses
+import json
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import emulated
+from emulated import EmulationError, Pi
+from vgg_export.errors import VggExportError
+from vgg_export.storage import explain_write_errors, write_json
+from vgg_runtime import check, manifest, present
+from vgg_runtime.errors import RuntimeInputError
+
+SCHEMA = 1
+WARM_UP = 1
+CHILD = Path(__file__).resolve().with_name("instructions_child.py")
+REQUIREMENTS = "runtime/requirements.txt"  # of the bundle
+EXIT_OK, EXIT_FAILED, EXIT_INPUT, EXIT_INTERRUPTED = 0, 1, 2, 130
+REMARKS = """needs qemu-aarch64 with plugins and gcc (Debian: apt-get install qemu-user gcc libc6-dev); what else it needs is fetched once
+with apt-get and pip. Ten full-size variants take tens of minutes."""
+
+Report = Callable[[str], None]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    wanted = _parser().parse_args(arguments)
+    try:
+        result = run(wanted, _report)
+        print(terminal(result))
+        if wanted.json:
+            write_json(wanted.json, result)
+        if wanted.markdown:
+            with explain_write_errors(wanted.markdown):
+                wanted.markdown.write_text(markdown(result), encoding="utf-8")
+    except (VggExportError, RuntimeInputError) as error:
+        print(f"Error: {error}", file=sys.stderr)
+        return EXIT_INPUT
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+    return EXIT_FAILED if any(row["error"] for row in result["counts"]) else EXIT_OK
+
+
+def _parser() -> argparse.ArgumentParser:
+    description, example = (__doc__ or "").split("\n\n")[:2]
+    epilog = f"example:\n{example}\n\n{REMARKS}"
+    formatter = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(prog="instructions.py", description=description, epilog=epilog, formatter_class=formatter)
+    add = parser.add_argument
+    add("--bundle", type=Path, default=Path("artifacts"), metavar="DIR", help="what 'vgg-export all' wrote (default: artifacts)")
+    add("--cores", default="cortex-a72,cortex-a76", metavar="A,B", help=f"of {', '.join(emulated.BOARDS)} (default: %(default)s)")
+    add("--variants", metavar="A,B", help="only these, by name (default: all)")
+    add(
+        "--inferences", type=_positive, default=1, metavar="N", help="counted after a first one; the median is shown (default: %(default)s)"
+    )
+    add("--jobs", type=_positive, default=os.cpu_count() or 1, metavar="N", help="variants counted at a time (default: %(default)s)")
+    add("--cache", type=Path, metavar="DIR", help="for what is fetched (default: vgg-export/emulated in the user's cache)")
+    add("--json", type=Path, metavar="FILE", help="write everything, with the count of every single inference")
+    add("--markdown", type=Path, metavar="FILE", help="write the table for a README")
+    return parser
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"expected at least 1, found {number}")
+    return number
+
+
+def run(wanted: argparse.Namespace, report: Report) -> dict[str, Any]:
+    """Count and return the result document.
+
+    Raises:
+        EmulationError: the boards cannot be emulated here.
+        RuntimeInputError: the bundle cannot be used.
+    """
+    folder = wanted.bundle.resolve()
+    bundle = manifest.read(folder)
+    variants = bundle.chosen(wanted.variants) if wanted.variants is not None else list(bundle.variants)
+    boards = emulated.chosen(wanted.cores)
+    manifest.verify(folder, [bundle.expected, *bundle.files, *(variant.model for variant in variants)])
+    pis = emulated.prepare(wanted.cache, folder / REQUIREMENTS, report)
+    tasks = [Task(folder, bundle, variant, pis[board.core], wanted.inferences) for board in boards for variant in variants]
+    pool = ThreadPoolExecutor(wanted.jobs)
+    try:
+        counts = list(pool.map(lambda task: counted(task, report), tasks))
+    finally:
+        pool.shutdown(cancel_futures=True)  # Ctrl-C must not have the waiting ones started
+    relate(counts, bundle.variants[0].id)
+    return document(bundle, [pis[board.core] for board in boards], counts)
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """A variant to be counted on a board; ``inferences`` counted ones."""
+
+    folder: Path
+    bundle: manifest.Manifest
+    variant: manifest.Variant
+    pi: Pi
+    inferences: int = 1
+
+    def request(self) -> str:
+        """What instructions_child reads."""
+        variant = self.variant
+        fields = {
+            "variant": variant.id,
+            "model": str(self.folder / variant.model.path),
+            "expected": str(self.folder / self.bundle.expected.path),
+            "input_px": variant.preprocessing.crop_px,
+            "session": dataclasses.asdict(variant.session),
+            "inferences": WARM_UP + self.inferences,
+        }
+        return json.dumps(fields)
+
+
+def counted(task: Task, report: Report) -> dict[str, Any]:
+    """One entry of the result document; an inference that says something else than recorded is not counted."""
+    variant, board = task.variant, task.pi.board
+    row: dict[str, Any] = {
+        "variant": variant.id,
+        "core": board.core,
+        "input_px": variant.preprocessing.crop_px,
+        "macs": variant.macs,
+        "instructions": None,
+        "dot_products": None,
+        "samples": [],
+        "fewer": None,
+        "deviation": None,
+        "error": None,
+    }
+    try:
+        said, counts = task.pi.count(CHILD, task.request(), PYTHONPATH=str(task.folder / "runtime"))
+    except EmulationError as error:
+        return row | {"error": str(error)}
+    row["deviation"] = json.loads(said.splitlines()[-1])["deviation"]
+    if row["deviation"] > check.TOLERANCE[variant.precision]:
+        limit = check.TOLERANCE[variant.precision]
+        return row | {"error": f"logits differ by {row['deviation']:.2g} of their spread from those recorded, at most {limit:g} allowed"}
+    samples = [dataclasses.asdict(count) for count in counts[WARM_UP:]]
+    row["samples"] = samples
+    row |= {key: int(statistics.median(sample[key] for sample in samples)) for key in ("instructions", "dot_products")}
+    report(f"{board.name} {variant.id}: {row['instructions'] / 1e9:.3f} x 10^9 instructions")
+    return row
+
+
+def relate(counts: Sequence[dict[str, Any]], baseline: str) -> None:
+    """How many times fewer than the baseline on the same core."""
+    of_baseline = {row["core"]: row["instructions"] for row in counts if row["variant"] == baseline}
+    for row in counts:
+        if row["instructions"] and of_baseline.get(row["core"]):
+            row["fewer"] = of_baseline[row["core"]] / row["instructions"]
+
+
+def document(bundle: manifest.Manifest, pis: Sequence[Pi], counts: list[dict[str, Any]]) -> dict[str, Any]:
+    """Everything that was counted, and on what."""
+    versions = "import json, platform, onnxruntime; print(json.dumps([platform.python_version(), onnxruntime.__version__]))"
+    python, onnxruntime = json.loads(pis[0].run("-c", versions).stdout)
+    return {
+        "schema": SCHEMA,
+        "measured_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "emulator": emulated.emulator(),
+        "python": python,
+        "onnxruntime": onnxruntime,
+        "boards": {pi.board.core: pi.board.model for pi in pis},
+        "bundle": {"family": bundle.family, "weights": bundle.weights, "target": bundle.target, "notice": bundle.notice},
+        "counts": counts,
+    }
+
+
+def rows(result: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of the table: a variant a row, two columns a core."""
+    header = ["variant", "input", "GMACs"]
+    for core in result["boards"]:
+        header += [f"{core.title()}, 10^9 instructions", "fewer"]
+    by_variant: dict[str, list[str]] = {}
+    for row in result["counts"]:  # core after core, each with the same variants
+        start = [row["variant"], f"{row['input_px']} px", f"{row['macs'] / 1e9:.2f}"]
+        billions = present.ABSENT if row["instructions"] is None else f"{row['instructions'] / 1e9:.3g}"
+        by_variant.setdefault(row["variant"], start).extend([billions, present.number(row["fewer"], "x")])
+    return header, list(by_variant.values())
+
+
+def facts(result: dict[str, Any]) -> list[str]:
+    """On what and how it was counted, a sentence each."""
+    boards = ", ".join(f"{core.title()} as in a {model}" for core, model in result["boards"].items())
+    found = [
+        f"{result['emulator']} as {boards}; onnxruntime {result['onnxruntime']}, Python {result['python']}; {result['measured_at'][:10]}",
+        f"{result['bundle']['family']}, {result['bundle']['weights'].get('what', 'weights of unknown origin')};"
+        f" int8 made for {result['bundle']['target']}",
+        "one inference on one thread, loading not counted; instructions are work done and not time, which only a board can tell",
+    ]
+    return found + ([result["bundle"]["notice"]] if result["bundle"]["notice"] else [])
+
+
+def _failures(result: dict[str, Any]) -> list[str]:
+    return [f"{row['variant']} on {row['core']}: {row['error']}" for row in result["counts"] if row["error"]]
+
+
+def terminal(result: dict[str, Any]) -> str:
+    """The aligned table below the facts, what failed below it."""
+    return "\n".join([*facts(result), "", present.table(*rows(result)), *(f"✗ {failure}" for failure in _failures(result))])
+
+
+def markdown(result: dict[str, Any]) -> str:
+    """The table for a README, the facts as a list."""
+    header, body = rows(result)
+    lines = [header, ["---"] * len(header), *body]
+    table = "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+    return "\n".join([table, "", *(f"- {fact}" for fact in [*facts(result), *_failures(result)])]) + "\n"
+
+
+def _report(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

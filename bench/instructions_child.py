@@ -1,0 +1,44 @@
+"""Runs on the emulated board, beside a copy of the runtime: loads one variant as compare.py does and infers a few times, a mark for
+the counting plugin before, between and after. ``python instructions_child.py REQUEST`` prints how far the logits are from the
+recorded ones; ``instructions.py`` is the other end.
+
+The recorded inputs take turns, so that all are checked at no cost: how many instructions an inference takes does not depend on what
+is in the picture.
+"""
+
+import contextlib
+import json
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from vgg_runtime import check
+from vgg_runtime.manifest import SessionSettings
+from vgg_runtime.session import Model
+
+MARK = 0x7667  # as in emulated_count.c: a getpriority that the system refuses
+
+
+def main() -> None:
+    request = json.loads(sys.argv[1])
+    inputs, expected = check.load_expected(Path(request["expected"]), request["variant"], request["input_px"])
+    model = Model(Path(request["model"]), SessionSettings(**request["session"]), threads=1)
+    found = []
+    for turn in range(request["inferences"]):
+        batch = inputs[turn % len(inputs)][None]
+        mark(turn)
+        found.append(model(batch))
+    mark(request["inferences"])
+    replayed = np.concatenate(found[: len(inputs)])
+    print(json.dumps({"deviation": min(check.deviation(replayed, expected[: len(replayed)]), 1e9)}))
+
+
+def mark(turn: int) -> None:
+    with contextlib.suppress(OSError):
+        os.getpriority(MARK, turn)
+
+
+if __name__ == "__main__":
+    main()
