@@ -12,12 +12,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from . import __version__, device, manifest, measure, present
+from . import __version__, device, manifest, measure, output, present
 from .errors import ImageError, RuntimeInputError
 from .images import find, match_folders
 from .preprocess import open_image
 
-LONGEST_NAME = 255  # bytes of a file name on Linux's file systems
 EXIT_OK, EXIT_FAILED, EXIT_INPUT, EXIT_INTERRUPTED = 0, 1, 2, 130
 
 
@@ -123,17 +122,17 @@ def _run(options: argparse.Namespace) -> int:
     manifest.verify(folder, [*needed, *(s.file for s in bundle.samples if samples)], lambda e: _report(f"checking {e.path}"))
     labels = manifest.read_labels(folder, bundle)
     images = _images(options, folder, bundle, labels)
-    _check_writable(*filter(None, (options.json, options.html)))
+    output.check_writable(*filter(None, (options.json, options.html)))
     settings = measure.Options(threads=options.threads or device.usable_cores(), budget_s=options.budget)
     result = measure.compare(folder, bundle, labels, variants, images, settings, _report)
     _clear_report()
     _print(result, top5=options.top5)  # first: a full disk must not lose the measurement
     if options.json:
-        _write(options.json, json.dumps(result, indent=1, allow_nan=False))
+        output.write(options.json, json.dumps(result, indent=1, allow_nan=False))
     if options.html:
         from . import page
 
-        _write(options.html, page.report(result, [image.path for image in images]))
+        output.write(options.html, page.report(result, [image.path for image in images]))
     return EXIT_FAILED if any(row["error"] for row in result["variants"]) else EXIT_OK
 
 
@@ -200,33 +199,6 @@ def _short_hash(path: Path) -> str | None:
             return hashlib.file_digest(file, "sha256").hexdigest()[:16]
     except OSError:
         return None
-
-
-def _check_writable(*paths: Path) -> None:
-    """Fail before the measurement rather than after it."""
-    if len({path.resolve() for path in paths}) < len(paths):
-        raise RuntimeInputError(f"--json and --html both name {paths[0]}; give each its own file")
-    for path in paths:
-        writable = os.access(path if path.exists() else path.parent, os.W_OK)
-        if not path.parent.is_dir() or path.is_dir() or not writable or len(os.fsencode(path.name)) > LONGEST_NAME:
-            raise RuntimeInputError(
-                f"{present.printable(str(path), 80)} cannot be written; name a file in an existing folder you may write to"
-            )
-
-
-def _write(path: Path, text: str) -> None:
-    path = path.resolve()  # what a link points to is replaced, not the link
-    special = path.exists() and not path.is_file()  # a pipe or a device: written to as it is
-    beside = path if special else path.with_name(f".compare-{os.getpid()}.partial")
-    try:
-        beside.write_text(text, encoding="utf-8", errors="backslashreplace")
-        if not special:
-            beside.replace(path)
-    except OSError as error:
-        raise RuntimeInputError(f"{path} cannot be written ({error.strerror}); choose another place") from error
-    finally:
-        if not special:
-            beside.unlink(missing_ok=True)
 
 
 def _print(result: dict[str, Any], *, top5: bool) -> None:
