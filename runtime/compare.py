@@ -9,7 +9,9 @@ if sys.version_info < (3, 11):
 try:
     from vgg_runtime.compare import main
 except ModuleNotFoundError as missing:
-    sys.exit("Error: the package %s is missing; in a virtual environment run: pip install -r requirements.txt" % missing.name)  # noqa: UP031
+    if "--doctor" not in sys.argv[1:]:
+        sys.exit("Error: the package %s is missing; in a virtual environment run: pip install -r requirements.txt" % missing.name)  # noqa: UP031
+    from vgg_runtime.doctor import main
 
 except KeyboardInterrupt:
     sys.exit(130)

@@ -8,7 +8,7 @@ DOT_PRODUCT = ("asimddp", "i8mm", "avx512_vnni", "avx_vnni", "amx_int8")
 NO_DOT_PRODUCT = "this core has no dot product{missing}: int8 saves memory here, not time"
 WORTH_IT = 1.5  # times the speed of its float form; an int8 variant below that is a disappointment
 NEARLY_FULL = 0.9  # of the available memory; beyond it the system swaps, or drops file pages that it reads again
-HOT_C = 80.0  # a Raspberry Pi begins to lower its clock here (85 °C: all of it)
+HOT_C = 80.0  # here a Raspberry Pi begins to lower its clock
 
 SUPPLY = "use the board's own power supply (5 V 3 A for a Pi 4, 5 V 5 A for a Pi 5) and a short thick cable, and reboot"
 COOLING = "give it a heat sink or a fan, wait until it is cool, and measure again"
@@ -76,7 +76,8 @@ def _for_time(rows: Sequence[dict[str, Any]]) -> str:
     light = min(floats, key=lambda row: row["p50_ms"])
     heavy = max(row["macs"] for row in floats)
     if light["macs"] < heavy:
-        return f"for time use {light['variant']} ({light['input_px']} px, {light['p50_ms']:.1f} ms, {heavy / light['macs']:.1f}x less to do)"
+        less = f"{light['p50_ms']:.1f} ms, {heavy / light['macs']:.1f}x less arithmetic"
+        return f"for time use {light['variant']} ({light['input_px']} px, {less})"
     return "for time use fewer pixels (160 px) or factorised layers (compact-fp32)"
 
 

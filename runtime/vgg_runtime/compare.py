@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from . import __version__, device, manifest, measure, output, present
+from . import __version__, device, doctor, manifest, measure, output, present
 from .errors import ImageError, RuntimeInputError
 from .images import find, match_folders
 from .preprocess import open_image
@@ -71,6 +71,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--top5", action="store_true", help="show the five most probable classes")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the whole result, raw samples included")
     parser.add_argument("--html", type=Path, metavar="FILE", help="write the result as a page that needs no server")
+    parser.add_argument("--doctor", action="store_true", help="measure nothing; say what this board and the bundle have and lack")
     parser.add_argument("--serve", action="store_true", help="open a page: drop in a picture, see a card per variant")
     parser.add_argument("--port", type=_port, metavar="N", help="of the page (default: 8000)")
     parser.add_argument("--host", metavar="ADDRESS", help="open the page to the network, e.g. 0.0.0.0 (default: this machine only)")
@@ -111,6 +112,8 @@ def _port(text: str) -> int:
 
 def _run(options: argparse.Namespace) -> int:
     folder = options.bundle or default_bundle()
+    if options.doctor:
+        return _doctor(options, folder)
     bundle = manifest.read(folder)
     if options.serve:
         return _serve(options, folder, bundle)
@@ -134,6 +137,15 @@ def _run(options: argparse.Namespace) -> int:
 
         output.write(options.html, page.report(result, [image.path for image in images]))
     return EXIT_FAILED if any(row["error"] for row in result["variants"]) else EXIT_OK
+
+
+def _doctor(options: argparse.Namespace, folder: Path) -> int:
+    misplaced = [name for name in ("image", "images", "html", "variants", "top5", "serve", "host", "port") if getattr(options, name)]
+    if misplaced:
+        raise RuntimeInputError(f"--{misplaced[0]} does not go with --doctor, which looks at the board and the whole bundle")
+    return doctor.command(
+        folder, options.threads or device.usable_cores(), options.json, lambda line: _report(line) if line else _clear_report()
+    )
 
 
 def _serve(options: argparse.Namespace, folder: Path, bundle: manifest.Manifest) -> int:
@@ -208,6 +220,7 @@ def _print(result: dict[str, Any], *, top5: bool) -> None:
         present.header(result),
         present.predictions(result, top5=top5),
         present.comparison(result),
+        present.explanations(result),
         present.built(result),
         present.losses(result),
         notice,

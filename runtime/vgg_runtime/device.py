@@ -13,6 +13,7 @@ _FEATURES = ("asimd", "asimddp", "i8mm", "sve", "avx2", "avx512f", "avx512_vnni"
 
 # Bits 0 to 3 of the Raspberry Pi's firmware say what happens now, bits 16 to 19 what has happened since boot.
 _THROTTLE_BITS = ("under-voltage", "clock capped", "throttled", "soft temperature limit")
+UNKNOWN_BOARD = "unknown board"
 _OWN_CHOICE = ("intel_pstate", "amd-pstate-epp")
 _THROTTLE_FILES = "sys/devices/platform/soc*/soc*:firmware/get_throttled"
 
@@ -50,7 +51,7 @@ def describe(threads: int, root: Path = Path("/")) -> Device:
     board = (
         _text(root / "proc/device-tree/model").strip("\0 \n")
         or _text(root / "sys/devices/virtual/dmi/id/product_name").strip()
-        or "unknown board"
+        or UNKNOWN_BOARD
     )
     memory = _first(r"^MemTotal:\s*(\d+) kB", _text(root / "proc/meminfo"))
     return Device(
