@@ -9,7 +9,7 @@ import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from . import manifest, measure, probe
 from .device import Device
 from .doctor import FAILS, INSTALL, OK, UNKNOWN, WARNING, Check, Report
 from .errors import BundleError
-from .manifest import Manifest, Variant
+from .manifest import FileEntry, Manifest, Variant
 
 IMPORT_SECONDS = 120.0  # ten from the memory card of a Zero 2 W
 RUN_SECONDS = 600.0
@@ -41,13 +41,14 @@ def examine(folder: Path, threads: int, board: Device, report: Report) -> list[C
         bundle = manifest.read(folder)
     except BundleError as error:
         return [*checks, _as_check("bundle", error)]
-    checks.append(hashes(folder, bundle, report))
+    wrong = differing(folder, bundle.all_files(), report)
+    checks.append(hashes(bundle.all_files(), wrong))
     recorded = recorded_peaks(folder, bundle)
     checks.append(memory(bundle.variants, recorded, board.available_bytes))
     for variant in bundle.variants:
         if variant.precision == "int8":
             report(f"running {variant.id}")
-            why_not = "onnxruntime cannot be imported" if not runs else _too_large(variant, recorded, board.available_bytes)
+            why_not = _reason_not_to_run(variant, wrong, recorded, board.available_bytes, runs=runs)
             checks.append(fused(folder, variant, threads, bundle) if why_not is None else _untried(variant, why_not))
     return checks
 
@@ -76,8 +77,8 @@ def ask(request: dict[str, Any], seconds: float) -> tuple[dict[str, dict[str, An
     with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as complaints:
         child = measure.start("vgg_runtime.probe", complaints)
         timer = threading.Timer(seconds, child.kill)
-        timer.start()
         end = time.monotonic() + seconds
+        timer.start()
         try:
             answer = _converse(child, json.dumps(request).encode() + b"\n")
             code = child.wait()
@@ -103,19 +104,25 @@ def _converse(child: "subprocess.Popen[bytes]", question: bytes) -> bytes:
         return child.stdout.read()
 
 
-def hashes(folder: Path, bundle: Manifest, report: Report) -> Check:
-    """Every file that the manifest lists, not only the first that differs."""
-    files, wrong = bundle.all_files(), []
+def differing(folder: Path, files: Sequence[FileEntry], report: Report) -> dict[str, BundleError]:
+    """By path, all the files that are missing or not as they were written, not only the first."""
+    wrong = {}
     for entry in files:
         report(f"checking {entry.path}")
         try:
             manifest.verify(folder, [entry])
         except BundleError as error:
-            wrong.append(_as_check("hashes", error))
+            wrong[entry.path] = error
+    return wrong
+
+
+def hashes(files: Sequence[FileEntry], wrong: dict[str, BundleError]) -> Check:
+    """The line for what ``differing`` found among the files that the manifest lists."""
     if not wrong:
         return Check("hashes", OK, f"{len(files)} files, {sum(e.bytes for e in files) / 1e6:.0f} MB, as they were written")
-    more = f" (and {len(wrong) - 1} more files)" if len(wrong) > 1 else ""
-    return dataclasses.replace(wrong[0], found=wrong[0].found + more)
+    first = _as_check("hashes", next(iter(wrong.values())))
+    others = list(wrong)[1:]
+    return dataclasses.replace(first, found=first.found + (f"; {len(others)} more: {', '.join(others[:5])}" if others else ""))
 
 
 def recorded_peaks(folder: Path, bundle: Manifest) -> Recorded:
@@ -169,8 +176,12 @@ def _need(variant: Variant, recorded: Recorded) -> str:
     return f"{variant.id} ({size / 1e6:.0f} MB, {f'its peak on {recorded.cpu}' if measured else 'the size of its file'})"
 
 
-def _too_large(variant: Variant, recorded: Recorded, available: int | None) -> str | None:
-    """Why a variant is better not loaded by a mere check; None when nothing speaks against it."""
+def _reason_not_to_run(variant: Variant, wrong: Collection[str], recorded: Recorded, available: int | None, *, runs: bool) -> str | None:
+    """Why a mere check had better not load a variant; None when nothing speaks against it."""
+    if not runs:
+        return "onnxruntime cannot be imported"
+    if variant.model.path in wrong:
+        return f"{variant.model.path} is not as it was written"
     if available is not None and _needed(variant, recorded)[0] > available:
         return f"of {available / 1e6:.0f} MB available memory it needs {_need(variant, recorded)}"
     return None

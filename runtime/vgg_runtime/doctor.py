@@ -87,7 +87,8 @@ def requirements(error: ImportError) -> Check:
     if isinstance(error, ModuleNotFoundError):
         found = f"the package {error.name} is missing, so that nothing can be run and the bundle was not looked at"
     else:
-        found = f"{error.name or 'a package'} cannot be imported ({' '.join(str(error).split())[:160]})"
+        reason = " ".join(str(error.__cause__ or error).split())[:160]  # numpy puts a page of advice around the cause
+        found = f"{error.name or 'a package'} cannot be imported ({reason})"
     return Check("numpy, Pillow", FAILS, found, INSTALL)
 
 
