@@ -8,8 +8,12 @@ if sys.version_info < (3, 11):
 
 try:
     from vgg_runtime.compare import main
-except ModuleNotFoundError as missing:
-    sys.exit("Error: the package %s is missing; in a virtual environment run: pip install -r requirements.txt" % missing.name)  # noqa: UP031
+except ImportError as missing:
+    if "--doctor" not in sys.argv[1:]:
+        if not isinstance(missing, ModuleNotFoundError):  # it is there, and a shared library of its own is not
+            sys.exit("Error: a package cannot be imported; compare.py --doctor says which and why")
+        sys.exit("Error: the package %s is missing; in a virtual environment run: pip install -r requirements.txt" % missing.name)  # noqa: UP031
+    from vgg_runtime.doctor import main
 
 except KeyboardInterrupt:
     sys.exit(130)

@@ -48,7 +48,7 @@ def result(bundle_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dic
 
 def test_the_json_is_the_documented_contract(result: dict, bundle_folder: Path) -> None:
     assert result["schema"] == 1
-    assert {"device", "bundle", "images", "variants"} <= result.keys()
+    assert {"device", "bundle", "images", "variants", "explanations"} <= result.keys()
     assert [row["variant"] for row in result["variants"]] == ["baseline", "quantized", "scaled"]
     keys = "variant size_bytes load_ms first_ms p50_ms p90_ms runs samples_ms speedup peak_rss_bytes accuracy agreement predictions error"
     for row in result["variants"]:
@@ -99,6 +99,7 @@ def test_the_terminal_shows_device_predictions_and_table(result: dict) -> None:
     assert result["device"]["cpu"] in text
     for expected in ("P50 ms", "peak MB", "agrees", "quantized", "Measured at build time on 42 test images", "160 px"):
         assert expected in text
+    assert all(f"→ {sentence}." in text for sentence in result["explanations"])
     lines = [line for line in text.splitlines() if line.startswith(("baseline ", "quantized ", "scaled ")) and " px" in line]
     assert len({len(line) for line in lines}) == 1  # aligned
 

@@ -12,12 +12,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from . import __version__, device, manifest, measure, present
+from . import __version__, device, doctor, manifest, measure, output, present
 from .errors import ImageError, RuntimeInputError
 from .images import find, match_folders
 from .preprocess import open_image
 
-LONGEST_NAME = 255  # bytes of a file name on Linux's file systems
 EXIT_OK, EXIT_FAILED, EXIT_INPUT, EXIT_INTERRUPTED = 0, 1, 2, 130
 
 
@@ -72,6 +71,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--top5", action="store_true", help="show the five most probable classes")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the whole result, raw samples included")
     parser.add_argument("--html", type=Path, metavar="FILE", help="write the result as a page that needs no server")
+    parser.add_argument("--doctor", action="store_true", help="measure nothing; say what this board and the bundle have and lack")
     parser.add_argument("--serve", action="store_true", help="open a page: drop in a picture, see a card per variant")
     parser.add_argument("--port", type=_port, metavar="N", help="of the page (default: 8000)")
     parser.add_argument("--host", metavar="ADDRESS", help="open the page to the network, e.g. 0.0.0.0 (default: this machine only)")
@@ -112,6 +112,8 @@ def _port(text: str) -> int:
 
 def _run(options: argparse.Namespace) -> int:
     folder = options.bundle or default_bundle()
+    if options.doctor:
+        return _doctor(options, folder)
     bundle = manifest.read(folder)
     if options.serve:
         return _serve(options, folder, bundle)
@@ -123,18 +125,27 @@ def _run(options: argparse.Namespace) -> int:
     manifest.verify(folder, [*needed, *(s.file for s in bundle.samples if samples)], lambda e: _report(f"checking {e.path}"))
     labels = manifest.read_labels(folder, bundle)
     images = _images(options, folder, bundle, labels)
-    _check_writable(*filter(None, (options.json, options.html)))
+    output.check_writable(*filter(None, (options.json, options.html)))
     settings = measure.Options(threads=options.threads or device.usable_cores(), budget_s=options.budget)
     result = measure.compare(folder, bundle, labels, variants, images, settings, _report)
     _clear_report()
     _print(result, top5=options.top5)  # first: a full disk must not lose the measurement
     if options.json:
-        _write(options.json, json.dumps(result, indent=1, allow_nan=False))
+        output.write(options.json, json.dumps(result, indent=1, allow_nan=False))
     if options.html:
         from . import page
 
-        _write(options.html, page.report(result, [image.path for image in images]))
+        output.write(options.html, page.report(result, [image.path for image in images]))
     return EXIT_FAILED if any(row["error"] for row in result["variants"]) else EXIT_OK
+
+
+def _doctor(options: argparse.Namespace, folder: Path) -> int:
+    misplaced = [name for name in ("image", "images", "html", "variants", "top5", "serve", "host", "port") if getattr(options, name)]
+    if misplaced:
+        raise RuntimeInputError(f"--{misplaced[0]} does not go with --doctor, which looks at the board and the whole bundle")
+    return doctor.command(
+        folder, options.threads or device.usable_cores(), options.json, lambda line: _report(line) if line else _clear_report()
+    )
 
 
 def _serve(options: argparse.Namespace, folder: Path, bundle: manifest.Manifest) -> int:
@@ -202,33 +213,6 @@ def _short_hash(path: Path) -> str | None:
         return None
 
 
-def _check_writable(*paths: Path) -> None:
-    """Fail before the measurement rather than after it."""
-    if len({path.resolve() for path in paths}) < len(paths):
-        raise RuntimeInputError(f"--json and --html both name {paths[0]}; give each its own file")
-    for path in paths:
-        writable = os.access(path if path.exists() else path.parent, os.W_OK)
-        if not path.parent.is_dir() or path.is_dir() or not writable or len(os.fsencode(path.name)) > LONGEST_NAME:
-            raise RuntimeInputError(
-                f"{present.printable(str(path), 80)} cannot be written; name a file in an existing folder you may write to"
-            )
-
-
-def _write(path: Path, text: str) -> None:
-    path = path.resolve()  # what a link points to is replaced, not the link
-    special = path.exists() and not path.is_file()  # a pipe or a device: written to as it is
-    beside = path if special else path.with_name(f".compare-{os.getpid()}.partial")
-    try:
-        beside.write_text(text, encoding="utf-8", errors="backslashreplace")
-        if not special:
-            beside.replace(path)
-    except OSError as error:
-        raise RuntimeInputError(f"{path} cannot be written ({error.strerror}); choose another place") from error
-    finally:
-        if not special:
-            beside.unlink(missing_ok=True)
-
-
 def _print(result: dict[str, Any], *, top5: bool) -> None:
     notice = present.notice(result)
     parts = (
@@ -236,6 +220,7 @@ def _print(result: dict[str, Any], *, top5: bool) -> None:
         present.header(result),
         present.predictions(result, top5=top5),
         present.comparison(result),
+        present.explanations(result),
         present.built(result),
         present.losses(result),
         notice,

@@ -13,13 +13,15 @@ _FEATURES = ("asimd", "asimddp", "i8mm", "sve", "avx2", "avx512f", "avx512_vnni"
 
 # Bits 0 to 3 of the Raspberry Pi's firmware say what happens now, bits 16 to 19 what has happened since boot.
 _THROTTLE_BITS = ("under-voltage", "clock capped", "throttled", "soft temperature limit")
+UNKNOWN_BOARD = "unknown board"
+_OWN_CHOICE = ("intel_pstate", "amd-pstate-epp")
 _THROTTLE_FILES = "sys/devices/platform/soc*/soc*:firmware/get_throttled"
 
 
 @dataclasses.dataclass(frozen=True)
 class Device:
-    """A board or PC; what is not known is None. ``temperature_c``, ``clock_mhz`` and ``throttled`` are its state at that moment;
-    an empty ``throttled`` is a board that says it is not."""
+    """A board or PC; what is not known is None. From ``temperature_c`` on it is the state at that moment; an empty ``throttled`` is
+    a board that says it is not."""
 
     board: str
     machine: str
@@ -34,6 +36,8 @@ class Device:
     temperature_c: float | None
     clock_mhz: float | None
     throttled: tuple[str, ...] | None
+    governor: str | None
+    available_bytes: int | None
 
     def to_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
@@ -47,7 +51,7 @@ def describe(threads: int, root: Path = Path("/")) -> Device:
     board = (
         _text(root / "proc/device-tree/model").strip("\0 \n")
         or _text(root / "sys/devices/virtual/dmi/id/product_name").strip()
-        or "unknown board"
+        or UNKNOWN_BOARD
     )
     memory = _first(r"^MemTotal:\s*(\d+) kB", _text(root / "proc/meminfo"))
     return Device(
@@ -67,7 +71,13 @@ def describe(threads: int, root: Path = Path("/")) -> Device:
 
 def state(root: Path = Path("/")) -> dict[str, Any]:
     """What changes while a device works; the rest of its description does not."""
-    return {"temperature_c": temperature_c(root), "clock_mhz": clock_mhz(root), "throttled": throttled(root)}
+    return {
+        "temperature_c": temperature_c(root),
+        "clock_mhz": clock_mhz(root),
+        "throttled": throttled(root),
+        "governor": governor(root),
+        "available_bytes": available_bytes(root),
+    }
 
 
 def temperature_c(root: Path = Path("/")) -> float | None:
@@ -95,6 +105,24 @@ def throttled(root: Path = Path("/")) -> tuple[str, ...] | None:
     now = [name for k, name in enumerate(_THROTTLE_BITS) if bits >> k & 1]
     before = [f"{name} since boot" for k, name in enumerate(_THROTTLE_BITS) if bits >> (16 + k) & 1 and name not in now]
     return (*now, *before)
+
+
+def governor(root: Path = Path("/")) -> str | None:
+    """What chooses the clock, of the first core; with the driver where that one chooses itself: "powersave" of intel_pstate and of
+    amd-pstate-epp goes up to the highest clock, that of a Raspberry Pi stays at the lowest."""
+    folders = sorted(root.glob("sys/devices/system/cpu/cpu[0-9]*/cpufreq"))
+    names = [_text(folder / "scaling_governor").strip() for folder in folders]
+    drivers = [_text(folder / "scaling_driver").strip() for folder in folders]
+    found = next(((name, driver) for name, driver in zip(names, drivers, strict=True) if name), None)
+    if found is None:
+        return None
+    return f"{found[0]} ({found[1]})" if found[1] in _OWN_CHOICE else found[0]
+
+
+def available_bytes(root: Path = Path("/")) -> int | None:
+    """Memory that programs can still get without swapping."""
+    kilobytes = _first(r"^MemAvailable:\s*(\d+) kB", _text(root / "proc/meminfo"))
+    return int(kilobytes) * 1024 if kilobytes else None
 
 
 def usable_cores() -> int:

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-from . import check, device
+from . import advice, check, device
 from .manifest import Manifest, Variant
 from .metrics import percentile, wilson_interval
 from .recommend import recommend
@@ -76,6 +76,7 @@ def skeleton(folder: Path, manifest: Manifest, labels: Sequence[str], images: Se
         "images": [_named(image, labels) for image in images],
         "variants": [],
         "recommended": None,
+        "explanations": [],
     }
 
 
@@ -92,6 +93,7 @@ def finish(result: dict[str, Any], manifest: Manifest, labels: Sequence[str], im
         _name(row["predictions"], labels)
     result["recommended"] = recommend(rows, first)
     result["device"] |= device.state()  # the work may have made it hot
+    result["explanations"] = advice.explanations(result)
 
 
 def _bundle(folder: Path, manifest: Manifest) -> dict[str, Any]:

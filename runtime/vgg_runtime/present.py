@@ -74,6 +74,25 @@ def state(device: dict[str, Any]) -> str:
     return f"{heat}, {clock}, {throttling}"
 
 
+def explanations(result: dict[str, Any]) -> str:
+    """Why rows disappoint, a paragraph each; empty when none does."""
+    return "\n".join(f"→ {sentence}." for sentence in result["explanations"])
+
+
+def checks(document: dict[str, Any]) -> str:
+    """The doctor's document: a line per check, below it what to do, and a verdict."""
+    rows = document["checks"]
+    width = max(_width(row["check"]) for row in rows)
+    lines = []
+    for row in rows:
+        lines.append(f"{row['mark']:<8} {_pad(row['check'], width, flush_left=True)}  {printable(row['found'], 400)}")
+        if row["remedy"]:
+            lines.append(f"{'':<8} {'':<{width}}  → {printable(row['remedy'], 400)}")
+    counts = {mark: sum(row["mark"] == mark for row in rows) for mark in ("fails", "warning", "unknown")}
+    verdict = f"{counts['fails']} of {len(rows)} checks fail" if counts["fails"] else f"None of {len(rows)} checks fails"
+    return "\n".join((*lines, "", f"{verdict}; warnings: {counts['warning']}, unknown: {counts['unknown']}."))
+
+
 def notice(result: dict[str, Any]) -> str:
     """What must be said with every table, framed; empty when there is nothing to say."""
     lines = [result["bundle"][key] for key in ("notice", "figures_absent") if result["bundle"][key]]

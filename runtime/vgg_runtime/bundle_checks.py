@@ -1,0 +1,222 @@
+"""The doctor's checks of a bundle, and of onnxruntime with it. What may die (onnxruntime) is tried in a child process."""
+
+import contextlib
+import dataclasses
+import json
+import re
+import signal
+import subprocess
+import tempfile
+import threading
+import time
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import Any
+
+from . import manifest, measure, probe
+from .device import Device
+from .doctor import FAILS, INSTALL, OK, UNKNOWN, WARNING, Check, Report
+from .errors import BundleError
+from .manifest import FileEntry, Manifest, Variant
+
+IMPORT_SECONDS = 120.0  # ten from the memory card of a Zero 2 W
+RUN_SECONDS = 600.0
+_RESULT = re.compile(r'<script type="application/json" id="result">(.*?)</script>', re.DOTALL)  # as page.py writes it
+
+
+@dataclasses.dataclass(frozen=True)
+class Recorded:
+    """Peak memory by variant in bytes, as measured on the processor ``cpu``."""
+
+    peaks: dict[str, int]
+    cpu: str
+
+
+def examine(folder: Path, threads: int, board: Device, report: Report) -> list[Check]:
+    """onnxruntime, then what can be said of the bundle in ``folder``."""
+    report("importing onnxruntime")
+    checks = [runtime(board)]
+    runs = checks[0].mark in (OK, WARNING)
+    try:
+        bundle = manifest.read(folder)
+    except BundleError as error:
+        return [*checks, _as_check("bundle", error)]
+    wrong = differing(folder, bundle.all_files(), report)
+    checks.append(hashes(bundle.all_files(), wrong))
+    recorded = recorded_peaks(folder, bundle)
+    checks.append(memory(bundle.variants, recorded, board.available_bytes))
+    for variant in bundle.variants:
+        if variant.precision == "int8":
+            report(f"running {variant.id}")
+            why_not = _reason_not_to_run(variant, wrong, recorded, board.available_bytes, runs=runs)
+            checks.append(fused(folder, variant, threads, bundle) if why_not is None else _untried(variant, why_not))
+    return checks
+
+
+def _as_check(name: str, error: BundleError) -> Check:
+    """The runtime's errors say what was found, a semicolon, and what to do."""
+    found, _, remedy = str(error).rpartition("; ")
+    return Check(name, FAILS, found or remedy, remedy)
+
+
+def runtime(board: Device) -> Check:
+    """Whether onnxruntime can be imported, in a child: 1.21.0 dies of an illegal instruction on a Pi 4."""
+    name = "onnxruntime"
+    if board.onnxruntime is None:
+        return Check(name, FAILS, "the package is not installed", INSTALL)
+    events, death = ask({}, IMPORT_SECONDS)
+    if "imported" in events:
+        return Check(name, OK, f"{events['imported']['version']} can be imported")
+    why = death or events.get("error", {}).get("message", "it said nothing")
+    remedy = "venv/bin/pip install --upgrade 'onnxruntime!=1.21.0', in the virtual environment that runs this"
+    return Check(name, FAILS, f"{board.onnxruntime} is installed and cannot be imported: {why}", remedy)
+
+
+def ask(request: dict[str, Any], seconds: float) -> tuple[dict[str, dict[str, Any]], str | None]:
+    """What ``probe.py`` says to a request, by the name of the event, and how it died if it did."""
+    with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as complaints:
+        child = measure.start("vgg_runtime.probe", complaints)
+        timer = threading.Timer(seconds, child.kill)
+        end = time.monotonic() + seconds
+        timer.start()
+        try:
+            answer = _converse(child, json.dumps(request).encode() + b"\n")
+            code = child.wait()
+        finally:
+            timer.cancel()
+            child.kill()
+            child.wait()
+        complaints.seek(0)
+        whole_lines = answer.rpartition(b"\n")[0]  # a killed process may leave half of one
+        events = {event["event"]: event for event in map(json.loads, whole_lines.splitlines())}
+        if code == -signal.SIGKILL and time.monotonic() >= end:
+            return events, f"it did not end within {seconds:.0f} seconds"
+        return events, measure.explain_death(code, complaints.read()) if code else None
+
+
+def _converse(child: "subprocess.Popen[bytes]", question: bytes) -> bytes:
+    assert child.stdin is not None
+    assert child.stdout is not None
+    with contextlib.suppress(BrokenPipeError):  # it died at once; its exit status says how
+        child.stdin.write(question)
+        child.stdin.close()
+    with child.stdout:
+        return child.stdout.read()
+
+
+def differing(folder: Path, files: Sequence[FileEntry], report: Report) -> dict[str, BundleError]:
+    """By path, all the files that are missing or not as they were written, not only the first."""
+    wrong = {}
+    for entry in files:
+        report(f"checking {entry.path}")
+        try:
+            manifest.verify(folder, [entry])
+        except BundleError as error:
+            wrong[entry.path] = error
+    return wrong
+
+
+def hashes(files: Sequence[FileEntry], wrong: dict[str, BundleError]) -> Check:
+    """The line for what ``differing`` found among the files that the manifest lists."""
+    if not wrong:
+        return Check("hashes", OK, f"{len(files)} files, {sum(e.bytes for e in files) / 1e6:.0f} MB, as they were written")
+    first = _as_check("hashes", next(iter(wrong.values())))
+    others = list(wrong)[1:]
+    return dataclasses.replace(first, found=first.found + (f"; {len(others)} more: {', '.join(others[:5])}" if others else ""))
+
+
+def recorded_peaks(folder: Path, bundle: Manifest) -> Recorded:
+    """Peaks from the report that ``vgg-export all`` leaves in the bundle; empty without one.
+
+    The manifest has no hash of the report, so that only numbers of models of the very size are taken from it.
+    """
+    sizes = {variant.id: variant.model.bytes for variant in bundle.variants}
+    try:
+        found = _RESULT.search((folder / manifest.REPORT_NAME).read_text(encoding="utf-8"))
+        result = json.loads(found[1] if found else "")
+        rows = [row for row in result["variants"] if row["size_bytes"] == sizes.get(row["variant"]) and row["peak_rss_bytes"]]
+        return Recorded({row["variant"]: int(row["peak_rss_bytes"]) for row in rows}, str(result["device"]["cpu"]))
+    except (OSError, ValueError, KeyError, TypeError):
+        return Recorded({}, "unknown")
+
+
+def memory(variants: Sequence[Variant], recorded: Recorded, available: int | None) -> Check:
+    """Whether the variants fit into what is available, as far as it is known what they need."""
+    name = "memory"
+    if available is None:
+        return Check(name, UNKNOWN, "this system does not say how much memory is available (MemAvailable in /proc/meminfo)")
+    free = f"{available / 1e6:.0f} MB available"
+    too_large = [v for v in variants if _needed(v, recorded)[0] > available]
+    if too_large:
+        return _too_little(free, variants, too_large, recorded)
+    largest = max(variants, key=lambda v: _needed(v, recorded)[0])
+    if len(recorded.peaks) < len(variants):
+        found = f"{free}; the bundle has no record of what its variants need: at least {_need(largest, recorded)}"
+        return Check(name, UNKNOWN, found, "the column 'peak MB' of the comparison says it for this board")
+    return Check(name, OK, f"{free}; the most is {_need(largest, recorded)}")
+
+
+def _too_little(free: str, variants: Sequence[Variant], too_large: Sequence[Variant], recorded: Recorded) -> Check:
+    found = f"{free}; too little for {', '.join(_need(v, recorded) for v in too_large)}"
+    rest = [v.id for v in variants if v not in too_large]
+    if not rest:
+        least = min(variants, key=lambda v: _needed(v, recorded)[0])
+        return Check("memory", FAILS, found, f"close other programs, or take a board with more memory than {_need(least, recorded)}")
+    return Check("memory", WARNING, found, f"close other programs, or leave these out: --variants {','.join(rest)}")
+
+
+def _needed(variant: Variant, recorded: Recorded) -> tuple[int, bool]:
+    """Bytes of memory, and whether that is a measured peak; else it is the model's file, the least that can be."""
+    peak = recorded.peaks.get(variant.id)
+    return (variant.model.bytes, False) if peak is None else (peak, True)
+
+
+def _need(variant: Variant, recorded: Recorded) -> str:
+    size, measured = _needed(variant, recorded)
+    return f"{variant.id} ({size / 1e6:.0f} MB, {f'its peak on {recorded.cpu}' if measured else 'the size of its file'})"
+
+
+def _reason_not_to_run(variant: Variant, wrong: Collection[str], recorded: Recorded, available: int | None, *, runs: bool) -> str | None:
+    """Why a mere check had better not load a variant; None when nothing speaks against it."""
+    if not runs:
+        return "onnxruntime cannot be imported"
+    if variant.model.path in wrong:
+        return f"{variant.model.path} is not as it was written"
+    if available is not None and _needed(variant, recorded)[0] > available:
+        return f"of {available / 1e6:.0f} MB available memory it needs {_need(variant, recorded)}"
+    return None
+
+
+def _untried(variant: Variant, why: str) -> Check:
+    return Check(f"int8 of {variant.id}", UNKNOWN, f"not tried: {why}")
+
+
+def fused(folder: Path, variant: Variant, threads: int, bundle: Manifest) -> Check:
+    """Whether this board's onnxruntime runs an int8 variant in int8; layers that were kept in float are meant to be."""
+    name = f"int8 of {variant.id}"
+    request = {
+        "model": str(folder / variant.model.path),
+        "session": dataclasses.asdict(variant.session),
+        "threads": threads,
+        "input_px": variant.preprocessing.crop_px,
+    }
+    events, death = ask(request, RUN_SECONDS)
+    if "executed" not in events:
+        why = death or events.get("error", {}).get("message", "it said nothing")
+        return Check(name, FAILS, f"cannot be run: {why}", f"leave it out with --variants, or copy {variant.model.path} again")
+    ran = events["executed"]
+    return judged(name, ran["ops"], ran["float_layers"], ran["peak_rss_bytes"], bundle.created_by.get("onnxruntime", "unknown"))
+
+
+def judged(name: str, ops: dict[str, int], kept: int, peak_bytes: int | None, made_with: str) -> Check:
+    """The line for the operators that were executed; ``kept`` layers are float by intention."""
+    integer = sum(ops.get(op, 0) for op in probe.INTEGER_LAYERS)
+    left = {op: count for op, count in ops.items() if op in probe.FLOAT_LAYERS}
+    relus = {} if kept else {op: count for op, count in ops.items() if op == "Relu"}  # a kept layer has its own, and a guard before it
+    peak = "" if peak_bytes is None else f"; its process took {peak_bytes / 1e6:.0f} MB"
+    intended = f", {kept} in float as intended" if kept else ""
+    if sum(left.values()) <= kept and not relus:
+        return Check(name, OK, f"{integer} layers run as int8{intended}{peak}")
+    named = ", ".join(f"{count} {op}" for op, count in (left | relus).items())
+    found = f"{named} run in float, expected {kept or 'none'}; {integer} layers run as int8{peak}"
+    return Check(name, FAILS, found, f"install the onnxruntime that the bundle was made with ({made_with}), or use a float variant")

@@ -1,0 +1,133 @@
+"""What the doctor tries in a process of its own: importing onnxruntime, and running a variant to see which operators it executes.
+
+``python -m vgg_runtime.probe`` reads one JSON request line from standard input and writes one JSON event a line to standard
+output; ``bundle_checks.py`` is the other end. The operators come from onnxruntime's own profile of one inference: what this
+board executes, after every optimization for its core, in a text of some kilobytes. (Saving the optimized graph would write the
+weights a second time, on many boards into memory.)
+"""
+
+import collections
+import json
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from . import device
+from .manifest import SessionSettings
+from .session import session_options
+
+# Layers that multiply, in float, under the names that onnxruntime's optimizers give them; a ReLU is one that was not folded.
+FLOAT_LAYERS = frozenset({"Conv", "FusedConv", "NhwcFusedConv", "Gemm", "FusedGemm", "MatMul", "FusedMatMul"})
+INTEGER_LAYERS = frozenset({"QLinearConv", "QGemm", "QLinearMatMul", "MatMulIntegerToFloat", "ConvInteger"})
+_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5  # wire types of protobuf
+
+
+def main() -> int:
+    request = json.loads(sys.stdin.buffer.readline())
+    try:
+        import onnxruntime as ort
+
+        _emit("imported", version=ort.__version__)
+        if request:
+            model = Path(request["model"])
+            executed = executed_ops(model, SessionSettings(**request["session"]), request["threads"], request["input_px"])
+            _emit("executed", ops=executed, float_layers=float_layers(model), peak_rss_bytes=device.peak_rss_bytes())
+    except KeyboardInterrupt:
+        return 130
+    except (Exception, MemoryError) as error:  # whatever onnxruntime raises becomes a line of the doctor's, with its own words
+        _emit("error", message=" ".join(str(error).split())[:300] or type(error).__name__)
+    return 0
+
+
+def executed_ops(model: Path, settings: SessionSettings, threads: int, input_px: int) -> dict[str, int]:
+    """How often each operator runs in one inference of [1, 3, input_px, input_px]."""
+    import onnxruntime as ort
+
+    with tempfile.TemporaryDirectory() as folder:
+        options = session_options(settings, threads)
+        options.enable_profiling = True
+        options.profile_file_prefix = str(Path(folder) / "profile")
+        session: Any = ort.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
+        session.run(None, {session.get_inputs()[0].name: np.zeros((1, 3, input_px, input_px), np.float32)})
+        events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
+    # Before 1.21 a node has two more events, of the fences around it.
+    ran = [e["args"]["op_name"] for e in events if e.get("cat") == "Node" and e["name"].endswith("_kernel_time")]
+    return dict(sorted(collections.Counter(ran).items()))
+
+
+def float_layers(model: Path) -> int:
+    """How many Conv, Gemm and MatMul of a quantized ONNX file are meant to run in float: those whose weights are not dequantized."""
+    weights, dequantized = [], set()
+    for kind, inputs, outputs in nodes(model):
+        if kind == "DequantizeLinear":
+            dequantized |= set(outputs)
+        elif kind in FLOAT_LAYERS:
+            weights.append(inputs[1])
+    return sum(name not in dequantized for name in weights)
+
+
+def nodes(model: Path) -> Iterator[tuple[str, list[str], list[str]]]:
+    """Operator, inputs and outputs of every node of an ONNX file; its weights are passed over without being read.
+
+    The package onnx, which is not on the board, is 40 MB. Field numbers: onnx.proto.
+    """
+    with model.open("rb") as file:
+        for graph, start, end in _fields(file, 0, model.stat().st_size):
+            if graph != 7:  # ModelProto.graph
+                continue
+            for node, first, last in _fields(file, start, end):
+                if node == 1:  # GraphProto.node
+                    yield _node(file, first, last)
+
+
+def _node(file: IO[bytes], start: int, end: int) -> tuple[str, list[str], list[str]]:
+    texts: dict[int, list[str]] = collections.defaultdict(list)
+    for number, first, last in _fields(file, start, end):
+        if number in (1, 2, 4):  # NodeProto.input, output, op_type
+            file.seek(first)
+            texts[number].append(file.read(last - first).decode())
+    return "".join(texts[4]), texts[1], texts[2]
+
+
+def _fields(file: IO[bytes], start: int, end: int) -> Iterator[tuple[int, int, int]]:
+    """Number, first and last+1 position of every field of the message that lies between two positions of a file."""
+    while start < end:
+        file.seek(start)
+        tag = _varint(file)
+        match tag & 7:
+            case wire if wire == _BYTES:
+                length = _varint(file)
+            case wire if wire in (_FIXED64, _FIXED32):
+                length = 8 if wire == _FIXED64 else 4
+            case wire if wire == _VARINT:
+                first = file.tell()
+                _varint(file)
+                length = file.tell() - first
+                file.seek(first)
+            case wire:
+                raise ValueError(f"not an ONNX file: wire type {wire} at byte {start}")
+        first = file.tell()
+        start = first + length
+        yield tag >> 3, first, start
+
+
+def _varint(file: IO[bytes]) -> int:
+    value = shift = 0
+    while byte := file.read(1):
+        value |= (byte[0] & 0x7F) << shift
+        if byte[0] < 0x80:
+            return value
+        shift += 7
+    raise ValueError("not an ONNX file: it ends in the middle of a number")
+
+
+def _emit(event: str, **fields: Any) -> None:
+    print(json.dumps({"event": event, **fields}), flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
