@@ -13,6 +13,7 @@ _FEATURES = ("asimd", "asimddp", "i8mm", "sve", "avx2", "avx512f", "avx512_vnni"
 
 # Bits 0 to 3 of the Raspberry Pi's firmware say what happens now, bits 16 to 19 what has happened since boot.
 _THROTTLE_BITS = ("under-voltage", "clock capped", "throttled", "soft temperature limit")
+SINCE_BOOT = " since boot"
 _THROTTLE_FILES = "sys/devices/platform/soc*/soc*:firmware/get_throttled"
 
 
@@ -93,7 +94,7 @@ def throttled(root: Path = Path("/")) -> tuple[str, ...] | None:
     if bits is None:
         return None
     now = [name for k, name in enumerate(_THROTTLE_BITS) if bits >> k & 1]
-    before = [f"{name} since boot" for k, name in enumerate(_THROTTLE_BITS) if bits >> (16 + k) & 1 and name not in now]
+    before = [f"{name}{SINCE_BOOT}" for k, name in enumerate(_THROTTLE_BITS) if bits >> (16 + k) & 1 and name not in now]
     return (*now, *before)
 
 
