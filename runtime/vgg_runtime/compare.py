@@ -91,6 +91,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--top5", action="store_true", help="show the five most probable classes")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the whole result, raw samples included")
     parser.add_argument("--html", type=Path, metavar="FILE", help="write the result as a page that needs no server")
+    parser.add_argument("--diff", type=Path, nargs=2, metavar=("A.json", "B.json"), help="compare two results and do nothing else")
     parser.add_argument("--serve", action="store_true", help="open a page: drop in a picture, see a card per variant")
     parser.add_argument("--port", type=_port, metavar="N", help="of the page (default: 8000)")
     parser.add_argument("--host", metavar="ADDRESS", help="open the page to the network, e.g. 0.0.0.0 (default: this machine only)")
@@ -135,6 +136,11 @@ def _port(text: str) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
+    if options.diff:
+        from . import across
+
+        print(across.diff(*(across.read(path) for path in options.diff)))
+        return EXIT_OK
     folder = options.bundle or default_bundle()
     bundle = manifest.read(folder)
     if options.serve:
