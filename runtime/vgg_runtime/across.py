@@ -64,9 +64,8 @@ def _remarks(before: dict[str, Any], after: dict[str, Any], first: dict[str, Any
     for key, name in (("board", "boards"), ("onnxruntime", "versions of onnxruntime"), ("threads", "numbers of threads")):
         if before["device"][key] != after["device"][key]:
             found.append(f"\nThese are different {name}: {before['device'][key]} and {after['device'][key]}.")
-    for name in first.keys() & second.keys():
-        if first[name]["size_bytes"] != second[name]["size_bytes"]:
-            found.append(f"\n{name} is another model: the file has another size.")
+    other = [name for name in first if name in second and first[name]["size_bytes"] != second[name]["size_bytes"]]
+    found += [f"\n{name} is another model: the file has another size." for name in other]
     for letter, rows in (("A", first), ("B", second)):
         found += [f"\n{letter} {MARK} {name}: {mark}" for name, row in rows.items() for mark in row.get("marks", ())]
         found += [f"\n{letter} ✗ {name}: {row['error']}" for name, row in rows.items() if row["error"]]
