@@ -279,7 +279,7 @@ def test_ctrl_c_ends_it_at_once(bundle_folder: Path, tmp_path: Path) -> None:
     running = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **interruptible())
     assert running.stderr is not None
     for line in running.stderr:
-        if line.startswith("1/3"):
+        if line.startswith("round 1/3, 1/3"):
             break
     os.killpg(running.pid, signal.SIGINT)
     _, errors = running.communicate(timeout=20)

@@ -613,6 +613,18 @@ def serve(folder: Path, port: int, host: str | None) -> int:
     return compare.main(["--bundle", str(folder), "--serve", "--port", str(port), *(["--host", host] if host else [])])
 
 
+@cli.command()
+@click.argument("results", nargs=-1, required=True, type=_FILE)
+def report(results: tuple[Path, ...]) -> None:
+    """Results of several boards in one table, each board named.
+
+    Example: vgg-export report pi4.json pi5.json
+    """
+    from vgg_runtime import across
+
+    click.echo(across.boards([across.read(path) for path in results]))
+
+
 @cli.command("draw-signs")
 @click.option("--output", type=_FOLDER, required=True, help="A new folder; train/CLASS and test/CLASS are made in it.")
 @click.option("--train", type=int, default=1200, show_default=True, help="Pictures to draw for training.")

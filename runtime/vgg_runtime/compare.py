@@ -66,12 +66,32 @@ def _parser() -> argparse.ArgumentParser:
     )
     what.add_argument("--images", type=Path, metavar="DIR", help="a folder of pictures; class folders give an accuracy")
     parser.add_argument("--variants", metavar="A,B", help="only these, by name (default: all)")
-    parser.add_argument("--threads", type=_positive, metavar="N", help="threads of onnxruntime (default: the cores this process may use)")
+    parser.add_argument(
+        "--threads",
+        type=_threads,
+        metavar="N",
+        help="threads of onnxruntime (default: the cores this process may use); auto: 1, 2 and 4 are tried for each variant",
+    )
     parser.add_argument("--budget", type=_seconds, default=10.0, metavar="SECONDS", help="of timed runs per variant (default: 10)")
+    parser.add_argument(
+        "--rounds", type=_positive, default=3, metavar="N", help="turns that the variants take, so that heat does not decide (default: 3)"
+    )
+    parser.add_argument(
+        "--cool-down",
+        type=_seconds,
+        default=30.0,
+        metavar="SECONDS",
+        help="longest wait before a turn for the board to be as cool as at the start (default: 30)",
+    )
+    parser.add_argument(
+        "--silence", type=_seconds, default=300.0, metavar="SECONDS", help="a variant that says nothing for so long is ended (default: 300)"
+    )
+    parser.add_argument("--root", type=Path, default=Path("/"), help=argparse.SUPPRESS)  # /proc and /sys of another board, for tests
     parser.add_argument("--top5", action="store_true", help="show the five most probable classes")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the whole result, raw samples included")
     parser.add_argument("--html", type=Path, metavar="FILE", help="write the result as a page that needs no server")
     parser.add_argument("--doctor", action="store_true", help="measure nothing; say what this board and the bundle have and lack")
+    parser.add_argument("--diff", type=Path, nargs=2, metavar=("A.json", "B.json"), help="compare two results and do nothing else")
     parser.add_argument("--serve", action="store_true", help="open a page: drop in a picture, see a card per variant")
     parser.add_argument("--port", type=_port, metavar="N", help="of the page (default: 8000)")
     parser.add_argument("--host", metavar="ADDRESS", help="open the page to the network, e.g. 0.0.0.0 (default: this machine only)")
@@ -93,6 +113,11 @@ def _positive(text: str) -> int:
     return value
 
 
+def _threads(text: str) -> int:
+    """0 is auto."""
+    return 0 if text == "auto" else _positive(text)
+
+
 def _seconds(text: str) -> float:
     try:
         value = float(text)
@@ -111,6 +136,11 @@ def _port(text: str) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
+    if options.diff:
+        from . import across
+
+        print(across.diff(*(across.read(path) for path in options.diff)))
+        return EXIT_OK
     folder = options.bundle or default_bundle()
     if options.doctor:
         return _doctor(options, folder)
@@ -126,7 +156,14 @@ def _run(options: argparse.Namespace) -> int:
     labels = manifest.read_labels(folder, bundle)
     images = _images(options, folder, bundle, labels)
     output.check_writable(*filter(None, (options.json, options.html)))
-    settings = measure.Options(threads=options.threads or device.usable_cores(), budget_s=options.budget)
+    settings = measure.Options(
+        threads=device.usable_cores() if options.threads is None else options.threads or None,
+        budget_s=options.budget,
+        rounds=options.rounds,
+        cool_down_s=options.cool_down,
+        silence_s=options.silence,
+        root=options.root,
+    )
     result = measure.compare(folder, bundle, labels, variants, images, settings, _report)
     _clear_report()
     _print(result, top5=options.top5)  # first: a full disk must not lose the measurement

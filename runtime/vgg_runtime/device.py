@@ -15,6 +15,7 @@ _FEATURES = ("asimd", "asimddp", "i8mm", "sve", "avx2", "avx512f", "avx512_vnni"
 _THROTTLE_BITS = ("under-voltage", "clock capped", "throttled", "soft temperature limit")
 UNKNOWN_BOARD = "unknown board"
 _OWN_CHOICE = ("intel_pstate", "amd-pstate-epp")
+SINCE_BOOT = " since boot"
 _THROTTLE_FILES = "sys/devices/platform/soc*/soc*:firmware/get_throttled"
 
 
@@ -103,7 +104,7 @@ def throttled(root: Path = Path("/")) -> tuple[str, ...] | None:
     if bits is None:
         return None
     now = [name for k, name in enumerate(_THROTTLE_BITS) if bits >> k & 1]
-    before = [f"{name} since boot" for k, name in enumerate(_THROTTLE_BITS) if bits >> (16 + k) & 1 and name not in now]
+    before = [f"{name}{SINCE_BOOT}" for k, name in enumerate(_THROTTLE_BITS) if bits >> (16 + k) & 1 and name not in now]
     return (*now, *before)
 
 

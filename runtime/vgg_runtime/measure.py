@@ -11,29 +11,42 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Self
 
-from . import advice, check, device
+from . import advice, check, device, rounds, watch
 from .manifest import Manifest, Variant
 from .metrics import percentile, wilson_interval
 from .recommend import recommend
 
 RESULT_SCHEMA = 1
-MAX_RUNS = 200
+MAX_RUNS = 1000
+SWEPT_THREADS = (1, 2, 4)
 
 Report = Callable[[str], None]
 
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """``budget_s``: seconds of timed runs per variant. ``threads``: of onnxruntime."""
+    """``threads``: of onnxruntime; None tries 1, 2 and 4 and takes what is fastest for each variant. ``budget_s``: seconds of timed
+    runs per variant, divided into ``rounds``, with at most ``cool_down_s`` of waiting before each. A variant that says nothing for
+    ``silence_s`` beyond its budget is ended. The board's state is read below ``root``."""
 
-    threads: int
+    threads: int | None
     budget_s: float = 10.0
     max_runs: int = MAX_RUNS
+    rounds: int = 3
+    cool_down_s: float = 30.0
+    silence_s: float = 300.0
+    root: Path = Path("/")
+
+    def of_a_round(self, threads: int) -> Self:
+        """One round's share of time and runs."""
+        budget_s, max_runs = self.budget_s / self.rounds, max(1, self.max_runs // self.rounds)
+        return dataclasses.replace(self, threads=threads, rounds=1, budget_s=budget_s, max_runs=max_runs)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,15 +68,50 @@ def compare(
     options: Options,
     report: Report,
 ) -> dict[str, Any]:
-    """Measure ``variants`` on ``images`` (with class indices where known) and return the result document."""
+    """Measure ``variants`` on ``images`` (with class indices where known) in rounds and return the result document."""
     result = skeleton(folder, manifest, labels, images, options)
-    rows = result["variants"]
-    for number, variant in enumerate(variants, 1):
-        report(f"{number}/{len(variants)} {variant.id}")
-        pictures = Pictures([image.path for image in images])
-        rows.append(measure(folder, manifest, variant, pictures, options, report))
-        finish(result, manifest, labels, images)
+    start = watch.State.now(options.root)
+    rows = result["variants"] = [empty_row(variant) for variant in variants]
+    pictures = Pictures([image.path for image in images])
+    for turn in range(options.rounds):
+        for number, k in enumerate(rounds.order(len(variants), turn), 1):
+            variant, row = variants[k], rows[k]
+            if row["error"]:
+                continue  # it failed in the first round
+            report(f"round {turn + 1}/{options.rounds}, {number}/{len(variants)} {variant.id}")
+            if not turn:
+                row["threads"] = options.threads or _best_threads(folder, manifest, variant, row, options, report)
+            watch.cool_down(start, options.cool_down_s, options.root)
+            share = options.of_a_round(row["threads"])
+            _add(row, measure(folder, manifest, variant, pictures if not turn else Pictures(), share, report))
+    highest = max((mhz for row in rows for found in row["rounds"] if (mhz := found["state"]["during"]["clock_mhz"])), default=None)
+    for row in rows:
+        rounds.settle(row, highest)
+    finish(result, manifest, labels, images, options.root)
     return result
+
+
+def _add(row: dict[str, Any], found: dict[str, Any]) -> None:
+    """Enter one round into the row; what is asked once (the check, the pictures) comes from the first."""
+    peaks = [peak for peak in (row["peak_rss_bytes"], found["peak_rss_bytes"]) if peak is not None]
+    row["rounds"].append({key: found[key] for key in ("load_ms", "first_ms", "samples_ms", "state")})
+    row |= {"peak_rss_bytes": max(peaks, default=None), "error": row["error"] or found["error"]}
+    if found["self_check_deviation"] is not None:
+        row["self_check_deviation"] = max(found["self_check_deviation"], row["self_check_deviation"] or 0.0)
+    for key in ("predictions", "prepare_ms", "end_to_end_ms"):
+        row[key] = row[key] or found[key]
+
+
+def _best_threads(folder: Path, manifest: Manifest, variant: Variant, row: dict[str, Any], options: Options, report: Report) -> int:
+    """How many threads suit a variant: the least P90, or P50 where too few runs were made; what was seen goes into the row."""
+    usable = device.usable_cores()
+    for threads in [n for n in SWEPT_THREADS if n <= usable]:
+        report(f"  {variant.id}: trying {threads} thread{'s' if threads > 1 else ''}")
+        found = measure(folder, manifest, variant, Pictures(), options.of_a_round(threads), report)
+        row["thread_sweep"].append({"threads": threads, **{key: found[key] for key in ("p50_ms", "p90_ms", "runs", "error")}})
+    worked = [tried for tried in row["thread_sweep"] if tried["p50_ms"]]
+    key = "p90_ms" if worked and all(tried["p90_ms"] for tried in worked) else "p50_ms"
+    return min(worked, key=lambda tried: tried[key])["threads"] if worked else usable
 
 
 def skeleton(folder: Path, manifest: Manifest, labels: Sequence[str], images: Sequence[Shown], options: Options) -> dict[str, Any]:
@@ -71,7 +119,7 @@ def skeleton(folder: Path, manifest: Manifest, labels: Sequence[str], images: Se
     return {
         "schema": RESULT_SCHEMA,
         "measured_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "device": device.describe(options.threads).to_json(),
+        "device": device.describe(options.threads or device.usable_cores(), options.root).to_json(),
         "bundle": _bundle(folder, manifest),
         "images": [_named(image, labels) for image in images],
         "variants": [],
@@ -84,7 +132,7 @@ def _named(image: Shown, labels: Sequence[str]) -> dict[str, Any]:
     return {"file": str(image.path), "label": None if image.label is None else labels[image.label], "fitted": image.fitted}
 
 
-def finish(result: dict[str, Any], manifest: Manifest, labels: Sequence[str], images: Sequence[Shown]) -> None:
+def finish(result: dict[str, Any], manifest: Manifest, labels: Sequence[str], images: Sequence[Shown], root: Path = Path("/")) -> None:
     """Relate the rows so far to the baseline, name their classes, and recommend one of them."""
     rows, first = result["variants"], manifest.variants[0].id
     baseline = next((row for row in rows if row["variant"] == first and row["error"] is None), None)
@@ -92,7 +140,7 @@ def finish(result: dict[str, Any], manifest: Manifest, labels: Sequence[str], im
         _relate(row, baseline, images, manifest.figures_absent)
         _name(row["predictions"], labels)
     result["recommended"] = recommend(rows, first)
-    result["device"] |= device.state()  # the work may have made it hot
+    result["device"] |= device.state(root)  # the work may have made it hot
     result["explanations"] = advice.explanations(result)
 
 
@@ -122,11 +170,12 @@ def measure(folder: Path, manifest: Manifest, variant: Variant, pictures: Pictur
     for event in running.events():
         if event["event"] == "predicted" and (event["index"] + 1) % 10 == 0:
             report(f"  {variant.id}: {event['index'] + 1}/{len(pictures.paths)} pictures")
-    return running.row
+    return running.row | {"state": running.state}
 
 
 class Running:
-    """A variant in its own process. ``row`` of the result document grows with what it says."""
+    """A variant in its own process. ``row`` of the result document grows with what it says; ``state``, at its end, is how the board
+    was meanwhile."""
 
     def __init__(self, folder: Path, manifest: Manifest, variant: Variant, pictures: Pictures, options: Options) -> None:
         tensor = pictures.tensors.get(variant.preprocessing.crop_px, b"")
@@ -142,8 +191,8 @@ class Running:
             "images": [str(path) for path in pictures.paths],
             "tensor_bytes": len(tensor),
         }
-        self.row = empty_row(variant)
-        self._variant = variant
+        self.row, self.state = empty_row(variant), dict[str, Any]()
+        self._variant, self._options, self._hung = variant, options, False
         self._question = json.dumps(request).encode() + b"\n" + tensor
         self._complaints = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115  closed by events()
         self._child = start("vgg_runtime.child", self._complaints)
@@ -153,22 +202,50 @@ class Running:
         child = self._child
         assert child.stdin is not None
         assert child.stdout is not None
+        found = watch.Watch(self._options.root)
         try:
-            with contextlib.suppress(BrokenPipeError):  # it died at once; its exit status says how
-                child.stdin.write(self._question)
-                child.stdin.close()
-            for line in child.stdout:
-                event = json.loads(line)
-                _take(self.row, event, self._variant)
-                yield event
-            if code := child.wait():
+            with found:
+                with contextlib.suppress(BrokenPipeError):  # it died at once; its exit status says how
+                    child.stdin.write(self._question)
+                    child.stdin.close()
+                for line in self._lines(child.stdout):
+                    event = json.loads(line)
+                    _take(self.row, event, self._variant)
+                    yield event
+                code = child.wait()
+            if code:
                 self._complaints.seek(0)
-                self.row["error"] = self.row["error"] or explain_death(code, self._complaints.read())
+                self.row["error"] = self.row["error"] or self._how_it_ended(code)
         finally:
             self.kill()
             child.wait()
             child.stdout.close()
             self._complaints.close()
+            self.state = found.to_json()
+
+    def _lines(self, stream: IO[bytes]) -> Iterator[bytes]:
+        """What the child writes; one that is silent for too long is ended."""
+        patience_s = self._options.silence_s + self._options.budget_s
+        while True:
+            timer = threading.Timer(patience_s, self._give_up)
+            timer.start()
+            try:
+                line = stream.readline()
+            finally:
+                timer.cancel()
+            if not line:
+                return
+            yield line
+
+    def _give_up(self) -> None:
+        self._hung = True
+        self.kill()
+
+    def _how_it_ended(self, code: int) -> str:
+        if self._hung:
+            limit = self._options.silence_s
+            return f"it hangs: it said nothing for {limit:g} s beyond its time and was ended; a slow board may need more (--silence)"
+        return explain_death(code, self._complaints.read())
 
     def kill(self) -> None:
         """End the process, from whatever thread; ``events`` then comes to its end."""
@@ -190,8 +267,15 @@ def empty_row(variant: Variant) -> dict[str, Any]:
         "first_ms": None,
         "p50_ms": None,
         "p90_ms": None,
+        "p99_ms": None,
+        "threads": None,
+        "thread_sweep": [],
         "runs": 0,
         "samples_ms": [],
+        "rounds": [],
+        "marks": [],
+        "prepare_ms": None,
+        "end_to_end_ms": None,
         "speedup": None,
         "peak_rss_bytes": None,
         "self_check_deviation": None,
@@ -220,9 +304,11 @@ def _take(row: dict[str, Any], event: dict[str, Any], variant: Variant) -> None:
         case "timed":
             samples = event["samples_ms"]
             row |= {"samples_ms": samples, "runs": len(samples), "peak_rss_bytes": event["peak_rss_bytes"]}
-            row |= {"p50_ms": percentile(samples, 50), "p90_ms": percentile(samples, 90)}
+            row |= {f"p{q}_ms": percentile(samples, q) for q in (50, 90, 99)}
         case "predicted":
             row["predictions"].append({"classes": event["classes"], "probabilities": event["probabilities"]})
+        case "answered":
+            row |= {key: percentile(event[key], 50) for key in ("prepare_ms", "end_to_end_ms")}
         case "error":
             row["error"] = row["error"] or event["message"]
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 ABSENT = "–"
+MARK = "!"  # behind a figure that has to be read with what is said below the table
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> str:
@@ -111,6 +112,8 @@ def comparison(result: dict[str, Any]) -> str:
         "first ms",
         "P50 ms",
         "P90 ms",
+        "prepare",
+        "total ms",
         "speed",
         "peak MB",
         "agrees",
@@ -125,7 +128,9 @@ def comparison(result: dict[str, Any]) -> str:
             f"{row['macs'] / 1e9:.2f}",
             megabytes(row["size_bytes"]),
         ]
-        cells += [number(row["load_ms"], digits=0), number(row["first_ms"]), number(row["p50_ms"]), number(row["p90_ms"])]
+        mark = MARK if row["marks"] else ""
+        cells += [number(row["load_ms"], digits=0), number(row["first_ms"]), number(row["p50_ms"], mark), number(row["p90_ms"], mark)]
+        cells += [number(row["prepare_ms"]), number(row["end_to_end_ms"])]
         cells += [
             number(row["speedup"], "x"),
             megabytes(row["peak_rss_bytes"]),
@@ -137,9 +142,26 @@ def comparison(result: dict[str, Any]) -> str:
     if result["recommended"] and result["recommended"]["variant"]:
         text += f"\n★ {result['recommended']['variant']} is recommended: {result['recommended']['reason']}"
     for row in result["variants"]:
+        text += "".join(f"\n{MARK} {row['variant']}: {mark}" for mark in row["marks"])
         if row["error"]:
             text += f"\n✗ {row['variant']}: {row['error']}"
+    text += _threads(result)
     return text + "\n" + _footnote(result)
+
+
+def _threads(result: dict[str, Any]) -> str:
+    """What each number of threads gave, where that was tried."""
+    swept = [row for row in result["variants"] if row["thread_sweep"]]
+    if not swept:
+        return ""
+    counts = [tried["threads"] for tried in swept[0]["thread_sweep"]]
+    rows = []
+    for row in swept:
+        figures = [tried["p90_ms"] or tried["p50_ms"] for tried in row["thread_sweep"]]
+        rows.append([row["variant"], *(number(ms) for ms in figures), str(row["threads"])])
+    return "\n\nMilliseconds (P90; P50 where fewer than 64 runs were made) by threads\n" + table(
+        ("variant", *(f"{n} thread{'s' if n > 1 else ''}" for n in counts), "used"), rows
+    )
 
 
 def _footnote(result: dict[str, Any]) -> str:

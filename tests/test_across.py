@@ -1,0 +1,82 @@
+"""Results side by side: changes by hand, devices always named, and files that are no results."""
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_compare import compare
+
+from vgg_export.cli import main
+from vgg_runtime import across
+
+
+@pytest.fixture(scope="module")
+def result(bundle_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    path = tmp_path_factory.mktemp("across") / "a.json"
+    done = compare("--budget", "0.3", "--rounds", "1", "--json", path, bundle=bundle_folder)
+    assert done.returncode == 0, done.stderr
+    found: dict[str, Any] = json.loads(path.read_text())
+    return found
+
+
+@pytest.fixture
+def changed(result: dict[str, Any]) -> dict[str, Any]:
+    """The baseline twice as fast, the quantized one gone, on another board."""
+    other = copy.deepcopy(result)
+    other["device"] |= {"board": "Raspberry Pi 5 Model B", "threads": 4}
+    other["variants"][0]["p50_ms"] /= 2
+    other["variants"][0]["marks"] = ["held back (throttled) in every round"]
+    del other["variants"][1]
+    other["variants"][1] |= {"error": "did not fit", "p50_ms": None, "size_bytes": 1}
+    return other
+
+
+def test_a_change_is_in_per_cent_and_small_ones_have_no_arrow() -> None:
+    assert [across.change(10, after) for after in (10, 10.9, 12, 8)] == ["+0 %", "+9 %", "+20 % ▲", "-20 % ▼"]
+    assert across.change(None, 1) == across.change(1, None) == across.ABSENT
+
+
+def test_the_difference_of_two_results(result: dict[str, Any], changed: dict[str, Any], tmp_path: Path) -> None:
+    paths = [tmp_path / "a.json", tmp_path / "b.json"]
+    for path, content in zip(paths, (result, changed), strict=True):
+        path.write_text(json.dumps(content))
+    done = compare("--diff", *paths)
+    assert done.returncode == 0, done.stderr
+    rows = {line.split()[0]: line for line in done.stdout.splitlines() if line and line.split()[0] in ("baseline", "quantized", "scaled")}
+    assert "-50 % ▼" in rows["baseline"]
+    assert rows["quantized"].count("–") == 6
+    assert "A  " + across.device_words(result) in done.stdout
+    assert "Raspberry Pi 5 Model B" in done.stdout
+    assert "These are different boards" in done.stdout
+    assert "B ! baseline: held back (throttled) in every round" in done.stdout
+    assert "B ✗ scaled: did not fit" in done.stdout
+    assert "scaled is another model" in done.stdout
+    same = across.diff(result, result)
+    assert "different" not in same
+    assert "▲" not in same
+
+
+def test_several_boards_in_one_table(result: dict[str, Any], changed: dict[str, Any]) -> None:
+    text = across.boards([result, changed])
+    assert "2  Raspberry Pi 5 Model B" in text
+    (row,) = [line.split() for line in text.splitlines() if line.startswith("baseline")]
+    assert float(row[1]) == pytest.approx(result["variants"][0]["p50_ms"], abs=0.051)
+    assert float(row[4].rstrip("!")) == pytest.approx(changed["variants"][0]["p50_ms"], abs=0.051)
+    assert row[4].endswith("!")
+
+
+@pytest.mark.parametrize(("content", "said"), [("", "cannot be read"), ("[1]", "is no result"), ('{"schema": 1}', "is no result")])
+def test_what_is_no_result_is_said(content: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "x.json"
+    path.write_text(content)
+    assert main(["report", str(path)]) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_a_newer_schema_is_refused(result: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "x.json"
+    path.write_text(json.dumps(result | {"schema": 99}))
+    assert main(["report", str(path)]) == 2
+    assert "schema 99" in capsys.readouterr().err
