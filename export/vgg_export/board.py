@@ -47,7 +47,8 @@ class Board:
     rsync: bool
 
     def in_words(self) -> str:
-        return f"{self.model or self.machine}, {self.machine}, Python {'.'.join(map(str, self.version))}"
+        model = f"{self.model}, " if self.model else ""
+        return f"{model}{self.machine}, Python {'.'.join(map(str, self.version))}"
 
 
 def survey(connection: Connection) -> Board:

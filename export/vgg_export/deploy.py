@@ -163,11 +163,11 @@ def _measure(place: Place, options: DeployOptions, show: Show) -> tuple[int, tup
     if "--doctor" in helped.out:
         code = _doctor(place, options, show)
         written.append(options.output_folder / DOCTOR)
-    compared = _compare(place, options, show)
+    compared, said = _compare(place, options, show)
     for name in (RESULT, REPORT):
         text = place.ask("fetch", path=f"{on_board.OWN}/{name}")[-1]["text"]
         if text is None:
-            raise DeployError(f"the comparison on {place.name} left no {name}; see what it printed above")
+            raise DeployError(f"the comparison on {place.name} left no {name}: {said or 'it printed no reason'}")
         written.append(_save(options.output_folder / name, text))
     return max(code, compared), tuple(written)
 
@@ -180,8 +180,8 @@ def _doctor(place: Place, options: DeployOptions, show: Show) -> int:
     return EXIT_FAILED if done.code else EXIT_OK
 
 
-def _compare(place: Place, options: DeployOptions, show: Show) -> int:
-    """The comparison; 0, or 1 when a variant or a self-check failed there.
+def _compare(place: Place, options: DeployOptions, show: Show) -> tuple[int, str]:
+    """The comparison: 0, or 1 when a variant or a self-check failed there; and its last complaint.
 
     Raises:
         DeployError: it could not be made.
@@ -190,11 +190,12 @@ def _compare(place: Place, options: DeployOptions, show: Show) -> int:
     command += ["--variants", options.variants] if options.variants else []
     command += ["--budget", f"{options.budget_s:g}"] if options.budget_s else []
     done = place.connection.work(place.root, command, show, _complain)
+    said = ssh.last_line(done.err).removeprefix("Error: ")
     if done.code in (EXIT_OK, EXIT_FAILED):
-        return done.code
+        return done.code, said
     if done.code == EXIT_INTERRUPTED:
         raise KeyboardInterrupt
-    reason = ssh.last_line(done.err).removeprefix("Error: ") or f"exit code {done.code}"
+    reason = said or f"exit code {done.code}"
     if done.code > 128:  # the kernel's signal, most often for want of memory
         reason = f"it was killed by signal {done.code - 128}, most often because memory ran out; choose smaller --variants"
     raise DeployError(f"the comparison on {place.name} could not be made: {reason}")

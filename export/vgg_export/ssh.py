@@ -46,11 +46,11 @@ REASONS = (
     (
         r"identification has changed",
         "the host key of {name} is not the one that this computer remembers; if the board was set up anew, run 'ssh-keygen -R {known}' and"
-        " connect once with 'ssh {host}', otherwise find out who answers there",
+        " connect once with 'ssh {login}', otherwise find out who answers there",
     ),
     (
         r"host key verification failed|authenticity of host",
-        "the host key of {name} is not known here; connect once with 'ssh {host}' and confirm it",
+        "the host key of {name} is not known here; connect once with 'ssh {login}' and confirm it",
     ),
     (
         r"too many authentication failures",
@@ -60,7 +60,7 @@ REASONS = (
     (
         r"permission denied",
         "{name} refused the login: no key and no password was accepted; check the user name in {host}, copy a key there with"
-        " 'ssh-copy-id {host}', or name one with --identity FILE",
+        " 'ssh-copy-id {login}', or name one with --identity FILE",
     ),
 )
 
@@ -76,11 +76,12 @@ class Answer:
 
 def explain(error: str, options: DeployOptions) -> str:
     """One sentence for what ssh printed when it did not connect."""
-    known = f"[{options.name}]:{options.port}" if options.port else options.name
+    known = f'"[{options.name}]:{options.port}"' if options.port else options.name
+    login = f"-p {options.port} {options.host}" if options.port else options.host
     for pattern, sentence in REASONS:
         if re.search(pattern, error, re.IGNORECASE):
-            return sentence.format(name=options.name, host=options.host, known=known)
-    return f"no connection to {options.name}: {last_line(error) or 'ssh gave no reason'}; 'ssh -v {options.host}' shows more"
+            return sentence.format(name=options.name, host=options.host, login=login, known=known)
+    return f"no connection to {options.name}: {last_line(error) or 'ssh gave no reason'}; 'ssh -v {login}' shows more"
 
 
 def last_line(text: str) -> str:
