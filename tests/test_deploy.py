@@ -189,16 +189,18 @@ def test_only_the_chosen_variants_are_needed_there(root: Path, bundle_copy: Path
     shutil.rmtree(root / "models")
     (root / "mine.txt").write_text("a note")
     done = to_board("--bundle", bundle_copy, "--path", HOSTILE, "--variants", "quantized", "--output", "out", *QUICK)
-    assert copied(done) == 2
-    assert [v.id for v in manifest.read(root).variants] == ["quantized"]
-    assert [row["variant"] for row in json.loads((tmp_path / "out/result.json").read_text())["variants"]] == ["quantized"]
-    done = to_board("--bundle", bundle_copy, "--path", HOSTILE, "--no-run", "--variants", "quantized,scaled")
-    assert {p.name for p in (root / "models").iterdir()} == {"quantized.onnx", "scaled.onnx"}
+    assert copied(done) == 3  # the first stays: the others are related to it
+    assert [v.id for v in manifest.read(root).variants] == ["baseline", "quantized"]
+    rows = json.loads((tmp_path / "out/result.json").read_text())["variants"]
+    assert [row["variant"] for row in rows] == ["baseline", "quantized"]
+    assert rows[0]["speedup"] == 1
+    done = to_board("--bundle", bundle_copy, "--path", HOSTILE, "--no-run", "--variants", "scaled")
+    assert {p.name for p in (root / "models").iterdir()} == {"baseline.onnx", "quantized.onnx", "scaled.onnx"}
     whole = manifest.read(bundle_copy)
     less = dataclasses.replace(whole, variants=tuple(v for v in whole.variants if v.id != "scaled"))
     (bundle_copy / manifest.FILE_NAME).write_text(json.dumps(less.to_json()))
     done = to_board("--bundle", bundle_copy, "--path", HOSTILE, "--no-run")
-    assert copied(done) == 2  # the baseline and the manifest
+    assert copied(done) == 1  # the manifest
     assert {p.name for p in (root / "models").iterdir()} == {"baseline.onnx", "quantized.onnx"}
     assert (root / "mine.txt").read_text() == "a note"
 
@@ -239,12 +241,13 @@ def test_a_failed_self_check_is_brought_back_with_exit_code_1(root: Path, bundle
 def test_a_doctor_is_asked_where_there_is_one(root: Path, bundle_copy: Path, to_board: Deploy, tmp_path: Path) -> None:
     real = (bundle_copy / "runtime/compare.py").read_bytes()
     doctor = b"import sys\nif '--help' in sys.argv:\n    sys.exit(print('--doctor'))\n"
-    doctor += b"if '--doctor' in sys.argv:\n    print('fails: no cooling')\n    sys.exit(1)\n"
+    doctor += b"if '--doctor' in sys.argv:\n    print('fails: no cooling')\n    open(sys.argv[-1], 'w').write('{}')\n    sys.exit(1)\n"
     change(bundle_copy, "runtime/compare.py", doctor + real)
     done = to_board("--bundle", bundle_copy, "--path", HOSTILE, "--variants", "quantized", *QUICK)
     assert done.returncode == 1, done.stderr
     assert "fails: no cooling" in done.stdout
     assert (tmp_path / "results/127.0.0.1/doctor.txt").read_text() == "fails: no cooling\n"
+    assert (tmp_path / "results/127.0.0.1/doctor.json").read_text() == "{}"
     assert (tmp_path / "results/127.0.0.1/result.json").is_file()
 
 

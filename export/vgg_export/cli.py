@@ -620,7 +620,7 @@ def serve(folder: Path, port: int, host: str | None) -> int:
 @click.option("--port", type=click.IntRange(1, 65535), help="Of the ssh server  [default: what ssh says, most often 22]")
 @click.option("--identity", type=_FILE, metavar="FILE", help="The private key to log in with  [default: what ssh finds]")
 @click.option("--path", default=options.DeployOptions.path, show_default=True, help="Folder on the board, from the home folder on.")
-@click.option("--variants", metavar="A,B", help="Bring and run only these  [default: all]")
+@click.option("--variants", metavar="A,B", help="Bring and run only these and the baseline  [default: all]")
 @click.option("--wheels", is_flag=True, help="Bring the Python packages along: the board needs no internet.")
 @click.option("--web", is_flag=True, help="Install what the page (compare.py --serve) needs, too.")
 @click.option("--budget", "budget_s", type=float, metavar="SECONDS", help="Of timed runs per variant  [default: compare.py's own]")

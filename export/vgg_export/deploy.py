@@ -5,7 +5,7 @@ import hashlib
 import json
 import logging
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from vgg_runtime import manifest as m
@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 ENVIRONMENT_BYTES = 350_000_000  # of a virtual environment with onnxruntime, numpy and Pillow, and pip's copies meanwhile
 PYTHON = "venv/bin/python"
-RESULT, REPORT, DOCTOR = "result.json", "report.html", "doctor.txt"
+RESULT, REPORT, DOCTOR, DOCTOR_TEXT = "result.json", "report.html", "doctor.json", "doctor.txt"
 EXIT_OK, EXIT_FAILED, EXIT_INTERRUPTED = 0, 1, 130
 
 Show = Callable[[str], None]
@@ -50,7 +50,7 @@ def run(options: DeployOptions, show: Show, progress: Progress) -> Deployed:
         DeployError: something failed there.
     """
     whole = m.read(options.bundle)
-    chosen = dataclasses.replace(whole, variants=tuple(whole.chosen(options.variants))) if options.variants is not None else whole
+    chosen = _chosen(whole, options.variants)
     _verify(options.bundle, chosen, progress)
     if options.run:
         with explain_write_errors(options.output_folder):
@@ -69,8 +69,16 @@ def run(options: DeployOptions, show: Show, progress: Progress) -> Deployed:
             log.info("the virtual environment is up to date")
         else:
             _install(place, board, options, progress, works=environment["works"])
-        code, written = _measure(place, options, show) if options.run else (EXIT_OK, ())
+        code, written = _measure(place, chosen, options, show) if options.run else (EXIT_OK, ())
     return Deployed(place.root, tuple(file.path for file in copied), code, written)
+
+
+def _chosen(whole: m.Manifest, wanted: str | None) -> m.Manifest:
+    """A bundle of fewer variants. Its first stays: it is what the others are related to."""
+    if wanted is None:
+        return whole
+    names = {whole.variants[0].id, *(variant.id for variant in whole.chosen(wanted))}
+    return dataclasses.replace(whole, variants=tuple(variant for variant in whole.variants if variant.id in names))
 
 
 def _verify(bundle: Path, chosen: m.Manifest, progress: Progress) -> None:
@@ -155,15 +163,15 @@ def _bring_wheels(place: Place, board: Board, options: DeployOptions, progress: 
     return folder
 
 
-def _measure(place: Place, options: DeployOptions, show: Show) -> tuple[int, tuple[Path, ...]]:
+def _measure(place: Place, chosen: m.Manifest, options: DeployOptions, show: Show) -> tuple[int, tuple[Path, ...]]:
     """The doctor if this bundle has one, then the comparison; the worse exit code, and the files that were written."""
-    place.ask("forget", paths=[f"{on_board.OWN}/{name}" for name in (RESULT, REPORT)])
-    code, written = EXIT_OK, []
+    place.ask("forget", paths=[f"{on_board.OWN}/{name}" for name in (RESULT, REPORT, DOCTOR)])
+    code = EXIT_OK
+    written: list[Path] = []
     helped = place.connection.work(place.root, [PYTHON, "runtime/compare.py", "--help"])
     if "--doctor" in helped.out:
-        code = _doctor(place, options, show)
-        written.append(options.output_folder / DOCTOR)
-    compared, said = _compare(place, options, show)
+        code, written = _doctor(place, options, show)
+    compared, said = _compare(place, chosen.variants, options, show)
     for name in (RESULT, REPORT):
         text = place.ask("fetch", path=f"{on_board.OWN}/{name}")[-1]["text"]
         if text is None:
@@ -172,22 +180,29 @@ def _measure(place: Place, options: DeployOptions, show: Show) -> tuple[int, tup
     return max(code, compared), tuple(written)
 
 
-def _doctor(place: Place, options: DeployOptions, show: Show) -> int:
+def _doctor(place: Place, options: DeployOptions, show: Show) -> tuple[int, list[Path]]:
     """What the board lacks; a doctor that finds something does not keep the comparison from being tried."""
-    done = place.connection.work(place.root, [PYTHON, "runtime/compare.py", "--doctor"], show, _complain)
-    _save(options.output_folder / DOCTOR, done.out + "\n")
+    command = [PYTHON, "runtime/compare.py", "--doctor", "--json", f"{on_board.OWN}/{DOCTOR}"]
+    done = place.connection.work(place.root, command, show, _complain)
+    if done.code == EXIT_INTERRUPTED:
+        raise KeyboardInterrupt
     show("")
-    return EXIT_FAILED if done.code else EXIT_OK
+    written = [_save(options.output_folder / DOCTOR_TEXT, done.out + "\n")]
+    if (text := place.ask("fetch", path=f"{on_board.OWN}/{DOCTOR}")[-1]["text"]) is not None:
+        written.append(_save(options.output_folder / DOCTOR, text))
+    if done.code not in (EXIT_OK, EXIT_FAILED):
+        log.warning("the doctor could not finish: %s", ssh.last_line(done.err).removeprefix("Error: ") or f"exit code {done.code}")
+    return (EXIT_FAILED if done.code else EXIT_OK), written
 
 
-def _compare(place: Place, options: DeployOptions, show: Show) -> tuple[int, str]:
+def _compare(place: Place, variants: Sequence[m.Variant], options: DeployOptions, show: Show) -> tuple[int, str]:
     """The comparison: 0, or 1 when a variant or a self-check failed there; and its last complaint.
 
     Raises:
         DeployError: it could not be made.
     """
     command = [PYTHON, "runtime/compare.py", "--json", f"{on_board.OWN}/{RESULT}", "--html", f"{on_board.OWN}/{REPORT}"]
-    command += ["--variants", options.variants] if options.variants else []
+    command += ["--variants", ",".join(variant.id for variant in variants)] if options.variants is not None else []
     command += ["--budget", f"{options.budget_s:g}"] if options.budget_s else []
     done = place.connection.work(place.root, command, show, _complain)
     said = ssh.last_line(done.err).removeprefix("Error: ")
