@@ -37,6 +37,8 @@ Host *
     UserKnownHostsFile {folder}/known_hosts
     IdentityAgent none
     UpdateHostKeys no
+    RemoteCommand top
+    RequestTTY force
 """
 
 

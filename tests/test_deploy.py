@@ -19,7 +19,7 @@ from conftest import command_environment, interruptible
 from loopback import MISSING, TOOLS, Loopback, loopback, script
 
 from vgg_export import board, deploy, ssh, transfer, wheels
-from vgg_export.errors import BoardError, DeployError, OptionsError
+from vgg_export.errors import BoardError, DeployError, HubError, OptionsError
 from vgg_export.options import DeployOptions
 from vgg_export.progress import Quiet
 from vgg_runtime import manifest
@@ -561,7 +561,8 @@ def test_what_ssh_says_is_explained(said: str, sentence: str) -> None:
         ("ERROR: Could not install packages due to an OSError: [Errno 28] No space left on device", "the disk of pi is full"),
         ("SSLError(SSLCertVerificationError(1, '[SSL: CERTIFICATE_VERIFY_FAILED] certificate is not yet valid'))", "its clock is wrong"),
         ("Max retries exceeded ... Temporary failure in name resolution\nERROR: No matching distribution found for numpy", "--wheels"),
-        ("ERROR: No matching distribution found for onnxruntime\n", "pip failed on pi: ERROR: No matching distribution found for onn"),
+        ("ERROR: No matching distribution found for onnxruntime\n", "pip found no onnxruntime for the Python of pi; use one there"),
+        ("ERROR: Wheel is invalid\n", "pip failed on pi: ERROR: Wheel is invalid; run the same command again"),
     ],
 )
 def test_what_pip_says_is_explained(said: str, sentence: str) -> None:
@@ -590,3 +591,23 @@ def test_wheels_for_another_machine_are_fetched_once(bundle_folder: Path, tmp_pa
     monkeypatch.setenv("PATH", "")
     monkeypatch.setattr(wheels, "_download", None)  # not needed again
     assert [path.name for path in wheels.fetch(pi(), requirements, tmp_path / "wheels", Quiet())] == names
+
+
+@pytest.mark.parametrize(("version", "error"), [((3, 11, 2), HubError), ((3, 7, 0), DeployError)])
+def test_wheels_that_cannot_be_had(
+    version: tuple[int, int, int], error: type[Exception], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without internet on the PC either, and for a Python that nothing is made for."""
+    (tmp_path / "requirements.txt").write_text("onnxruntime>=1.20\n")
+    if error is HubError:
+        for name, value in {
+            "CONFIG_FILE": "/dev/null",
+            "INDEX_URL": "http://127.0.0.1:9/simple",
+            "FIND_LINKS": "",
+            "EXTRA_INDEX_URL": "",
+        }.items():
+            monkeypatch.setenv(f"PIP_{name}", value)
+    old = dataclasses.replace(pi(), version=version)
+    with pytest.raises(error, match=r"cannot reach the package index either|no wheels for the board's system and Python"):
+        wheels.fetch(old, [tmp_path / "requirements.txt"], tmp_path / "wheels", Quiet())
+    assert not list((tmp_path / "wheels").iterdir())

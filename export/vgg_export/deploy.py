@@ -217,8 +217,9 @@ def _compare(place: Place, variants: Sequence[m.Variant], options: DeployOptions
 
 
 def _complain(line: str) -> None:
-    """What the board's program says of its progress; its error becomes the sentence that this program ends with."""
-    if line and not line.startswith("Error: "):
+    """What the board's program says of its progress, without each file that it checks; its error becomes the sentence that this
+    program ends with."""
+    if line and not line.startswith(("Error: ", "checking ")):
         log.info("  %s", line)
 
 

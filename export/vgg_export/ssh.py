@@ -118,7 +118,8 @@ class Connection:
     def __init__(self, options: DeployOptions, folder: Path) -> None:
         self.options, self.folder = options, folder
         socket = str(folder / "s").replace("%", "%%")
-        self._shared = ["ssh", "-o", f"ControlPath={socket}"]
+        own = ("RemoteCommand=none", "ClearAllForwardings=yes", f"ControlPath={socket}")  # what a config may have for other occasions
+        self._shared = ["ssh", "-T", *(argument for option in own for argument in ("-o", option))]
 
     def open(self) -> Self:
         """Log in. ssh asks on the terminal what it wants to know: a password, or whether a new host key is right."""

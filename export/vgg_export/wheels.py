@@ -3,6 +3,7 @@
 import hashlib
 import importlib.util
 import logging
+import re
 import shutil
 import subprocess
 import sys
@@ -57,15 +58,18 @@ def fetch(board: Board, requirements: Sequence[Path], cache: Path, progress: Pro
 def _download(arguments: Sequence[str], requirements: Sequence[Path], folder: Path) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".fetching.", dir=folder.parent) as new:
-        command = [sys.executable, "-m", "pip", "download", "-q", "--disable-pip-version-check", "--no-input", *arguments, "-d", new]
-        command += [argument for path in requirements for argument in ("-r", str(path))]
+        command = [sys.executable, "-m", "pip", "download", "-q", "--disable-pip-version-check", "--no-input", "--retries", "2", *arguments]
+        command += ["-d", new, *(argument for path in requirements for argument in ("-r", str(path)))]
         done = subprocess.run(command, capture_output=True, text=True, errors="replace", stdin=subprocess.DEVNULL, check=False)
         if done.returncode:
             if any(sign in done.stderr for sign in _NO_ROOM):
                 raise OSError(28, "No space left on device")
             if any(sign in done.stderr for sign in _NO_NETWORK):
                 raise HubError("this computer cannot reach the package index either; connect it to the internet for --wheels")
-            raise DeployError(f"pip found no wheels for the board: {last_line(done.stderr)}")
+            raise DeployError(
+                f"there are no wheels for the board's system and Python ({last_line(done.stderr)}); use a Python there that onnxruntime"
+                " has wheels for, such as Raspberry Pi OS's own"
+            )
         shutil.copytree(new, folder.with_suffix(".partial"), dirs_exist_ok=True)
     folder.with_suffix(".partial").rename(folder)
     log.info("fetched %d wheels", len(list(folder.glob("*.whl"))))
@@ -81,4 +85,8 @@ def explain_install(name: str, error: str, *, wheels: bool) -> Exception:
         )
     if any(sign in error for sign in _NO_NETWORK) and not wheels:
         return BoardError(f"{name} cannot reach the package index: it has no internet; use --wheels to bring the packages along")
-    return DeployError(f"pip failed on {name}: {last_line(error)}")
+    if found := re.search(r"No matching distribution found for (\S+)", error):
+        return DeployError(
+            f"pip found no {found[1]} for the Python of {name}; use one there that it has wheels for, such as Raspberry Pi OS's own"
+        )
+    return DeployError(f"pip failed on {name}: {last_line(error) or 'it gave no reason'}; run the same command again")
