@@ -69,6 +69,16 @@ def test_a_stage_does_not_import_another_stage(name: str) -> None:
     assert not set(imports(EXPORT / f"{name}.py")) & others
 
 
+def test_what_is_sent_to_a_board_as_text_needs_nothing_there() -> None:
+    assert top(imports(EXPORT / "on_board.py")) <= set(sys.stdlib_module_names)
+
+
+@pytest.mark.parametrize("name", ["deploy", "ssh", "transfer", "board", "wheels"])
+def test_deploying_takes_no_torch(name: str) -> None:
+    assert not top(imports(EXPORT / f"{name}.py")) & {"torch", "torchvision", "onnx"}
+    assert not set(imports(EXPORT / f"{name}.py")) & {"vgg_export.pipeline", "vgg_export.cli", *(f"vgg_export.{s}" for s in STAGES)}
+
+
 def test_preprocessing_exists_once() -> None:
     resizing = []
     for folder in (EXPORT, RUNTIME, CALIBRATION):

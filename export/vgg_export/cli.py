@@ -625,6 +625,33 @@ def report(results: tuple[Path, ...]) -> None:
     click.echo(across.boards([across.read(path) for path in results]))
 
 
+@cli.command()
+@click.argument("host", metavar="USER@HOST")
+@click.option("--bundle", type=_FOLDER, default=options.DeployOptions.bundle, show_default=True, help="What to bring there.")
+@click.option("--output", type=_FOLDER, help="Where the results go  [default: results/HOST]")
+@click.option("--port", type=click.IntRange(1, 65535), help="Of the ssh server  [default: what ssh says, most often 22]")
+@click.option("--identity", type=_FILE, metavar="FILE", help="The private key to log in with  [default: what ssh finds]")
+@click.option("--path", default=options.DeployOptions.path, show_default=True, help="Folder on the board, from the home folder on.")
+@click.option("--variants", metavar="A,B", help="Bring and run only these and the baseline  [default: all]")
+@click.option("--wheels", is_flag=True, help="Bring the Python packages along: the board needs no internet.")
+@click.option("--web", is_flag=True, help="Install what the page (compare.py --serve) needs, too.")
+@click.option("--budget", "budget_s", type=float, metavar="SECONDS", help="Of timed runs per variant  [default: compare.py's own]")
+@click.option("--no-run", is_flag=True, help="Copy and install, but run nothing.")
+def deploy(no_run: bool, **chosen: Any) -> int:
+    """Bring a bundle to a board over ssh, run it there, and bring the results back.
+
+    Example: vgg-export deploy pi@raspberrypi.local --bundle artifacts --wheels
+    """
+    wanted = options.DeployOptions(run=not no_run, **chosen)
+    from . import deploy
+
+    done = deploy.run(wanted, click.echo, TerminalProgress())
+    for path in done.written:
+        click.echo(f"wrote {path}", err=True)
+    click.echo(f"The bundle is in {done.root} on {wanted.name}.", err=True)
+    return done.code
+
+
 @cli.command("draw-signs")
 @click.option("--output", type=_FOLDER, required=True, help="A new folder; train/CLASS and test/CLASS are made in it.")
 @click.option("--train", type=int, default=1200, show_default=True, help="Pictures to draw for training.")

@@ -43,3 +43,13 @@ class HubError(VggExportError):
 
 class CheckFailedError(VggExportError):
     """A transformation's own check (parity, audit) found a wrong result; nothing was written."""
+
+
+class BoardError(VggExportError):
+    """The board cannot be reached, or not be used as it is."""
+
+    exit_code = 2
+
+
+class DeployError(VggExportError):
+    """A step on the board failed."""

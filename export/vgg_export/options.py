@@ -1,6 +1,7 @@
 """What can be asked of each stage: frozen dataclasses, validated when made, defaults stated once."""
 
 import dataclasses
+import re
 from pathlib import Path
 from typing import Any
 
@@ -301,6 +302,52 @@ class AllOptions:
     def work_folder(self) -> Path:
         """Where intermediate files stay, so that a second run skips what is up to date."""
         return self.work or self.output.resolve().parent / f".{self.output.resolve().name}.work"
+
+
+@dataclasses.dataclass(frozen=True)
+class DeployOptions:
+    """``host``: HOST or USER@HOST, as ssh takes it; ``path`` of the bundle on the board, from the home folder on; ``wheels``: this
+    computer brings the packages along; ``web``: those of the page too; ``run``: doctor and comparison there, with ``budget_s``
+    seconds per variant if that is not None."""
+
+    host: str
+    bundle: Path = Path("artifacts")
+    output: Path | None = None
+    port: int | None = None
+    identity: Path | None = None
+    path: str = "vgg-export"
+    variants: str | None = None
+    wheels: bool = False
+    web: bool = False
+    run: bool = True
+    budget_s: float | None = None
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"([^\s@/:\[\]-][^\s@/:\[\]]*@)?[^\s@/\[\]-][^\s@/\[\]]*", self.host) or not self.host.isprintable():
+            raise OptionsError(f"expected HOST or USER@HOST such as pi@raspberrypi.local, found {self.host!r}")
+        if self.name.count(":") == 1:  # more of them are an IPv6 address
+            raise OptionsError(f"{self.host} has a colon in it; a port goes into --port, a folder on the board into --path")
+        if self.identity and not self.identity.is_file():
+            raise OptionsError(f"there is no key file {self.identity}; --identity takes the private key")
+        if not self.path.strip() or not self.path.isprintable() or ":" in self.path:
+            raise OptionsError(f"--path takes a folder on the board without colons and control characters, found {self.path!r}")
+        if self.budget_s is not None and not 0 < self.budget_s <= 86400:
+            raise OptionsError(f"--budget must be above 0 and at most 86400 seconds, found {self.budget_s:g}")
+
+    @property
+    def name(self) -> str:
+        """The host without the user."""
+        return self.host.rpartition("@")[2]
+
+    @property
+    def output_folder(self) -> Path:
+        """Where the results go on this computer."""
+        return self.output or Path("results") / self.name
+
+    @property
+    def root(self) -> str:
+        """The folder on the board, absolute or from the home folder on."""
+        return self.path[2:] if self.path.startswith("~/") else self.path
 
 
 def as_json(options: Any) -> dict[str, Any]:

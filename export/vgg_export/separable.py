@@ -9,10 +9,12 @@ come most important first, so that one solution serves every rank.
 import dataclasses
 from typing import TYPE_CHECKING
 
+from .errors import CheckFailedError
+
 if TYPE_CHECKING:
     import torch
 
-DAMPING = 1e-6  # of the mean variance: inputs that are always zero have none
+DAMPINGS = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)  # of the mean variance: inputs that are always zero have none
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +31,7 @@ class Separable:
         """The share of the variance of the outputs that the first 1, 2, ... vertical filters keep."""
         import torch
 
-        whitened = torch.linalg.solve_triangular(torch.linalg.cholesky(self.zz), self.yz.T, upper=False)
+        whitened = torch.linalg.solve_triangular(cholesky(self.zz), self.yz.T, upper=False)
         kept = whitened.square().sum(1).view(-1, 3).sum(1).cumsum(0)
         return [min(1.0, float(share)) for share in kept / max(self.yy, 1e-30)]
 
@@ -37,7 +39,7 @@ class Separable:
         """[n, rank, 3]: the best for these vertical filters."""
         import torch
 
-        solved = torch.cholesky_solve(self.yz.T, torch.linalg.cholesky(self.zz)).T
+        solved = torch.cholesky_solve(self.yz.T, cholesky(self.zz)).T
         return solved.reshape(len(self.yz), -1, 3)
 
 
@@ -58,19 +60,36 @@ def separate(weight: "torch.Tensor", xx: "torch.Tensor", rank: int) -> Separable
         return moments[:, :, h, :, :, g].reshape(3 * c, 3 * c)
 
     column = sum((between(h, h) for h in range(3)), torch.zeros(()).double()) / 3
-    column.diagonal().add_(DAMPING * float(column.diagonal().mean()) + 1e-12)
-    root = torch.linalg.cholesky(column)
+    root = cholesky(column)
     contributed = root.T @ weight.permute(1, 2, 0, 3).reshape(3 * c, 3 * n)
     directions = torch.linalg.eigh(contributed @ contributed.T).eigenvectors.flip(1)[:, :rank]
     vertical = torch.linalg.solve_triangular(root.T, directions, upper=True).T
     zz = torch.stack([torch.stack([vertical @ between(h, g) @ vertical.T for g in range(3)], 2) for h in range(3)], 1)
     zz = zz.reshape(3 * rank, 3 * rank)
-    zz.diagonal().add_(DAMPING * float(zz.diagonal().mean()) + 1e-12)
     flat = weight.reshape(n, -1)
     yx = flat @ xx
     columns = yx.view(n, c, 3, 3)
     yz = torch.stack([columns[..., h].reshape(n, 3 * c) @ vertical.T for h in range(3)], 2).reshape(n, 3 * rank)
     return Separable(vertical.view(rank, c, 3), zz, yz, float((yx * flat).sum()))
+
+
+def cholesky(moments: "torch.Tensor") -> "torch.Tensor":
+    """The lower Cholesky factor of second moments, damped as little as it takes: where inputs vary little beside their mean, what is
+    left after the subtraction may be negative by rounding.
+
+    Raises:
+        CheckFailedError: these are no second moments.
+    """
+    import torch
+
+    mean = float(moments.diagonal().mean())
+    for damping in DAMPINGS:
+        damped = moments.clone()
+        damped.diagonal().add_(damping * mean + 1e-30)
+        root, failed = torch.linalg.cholesky_ex(damped)
+        if not failed:
+            return root
+    raise CheckFailedError(f"the second moments of a layer's inputs (mean {mean:.3g}) are not positive; its weights or pictures are not finite")
 
 
 def joined(vertical: "torch.Tensor", horizontal: "torch.Tensor") -> "torch.Tensor":

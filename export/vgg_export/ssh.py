@@ -1,0 +1,249 @@
+"""A board over the system's own ssh: one connection that everything goes through, so that a password is asked for at most once.
+
+Host keys, the agent and ~/.ssh/config are ssh's business and stay as they are.
+"""
+
+import contextlib
+import dataclasses
+import json
+import logging
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import tempfile
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import IO, Any, Self
+
+from . import on_board
+from .errors import BoardError, DeployError
+from .options import DeployOptions
+
+log = logging.getLogger(__name__)
+
+CONNECT_S = 15
+IDLE_S = 1800  # the shared connection ends by itself when this program was killed; downloading wheels may take minutes
+SOCKET_BYTES = 90  # of the about 108 that a socket's path may have; ssh appends 17 while it makes it
+LOST = 255  # ssh's own exit code
+PID = f"{on_board.OWN}/pid"
+
+OnLine = Callable[[str], None]
+
+# What ssh says, and what that means to the person who wants to reach a board. The first that fits counts.
+REASONS = (
+    (r"could not resolve hostname", "the name {name} is not known in this network; check its spelling, or give the board's IP address"),
+    (
+        r"connection refused",
+        "{name} is there, but no ssh server answers on that port; switch ssh on (sudo raspi-config, Interface Options) or give --port",
+    ),
+    (
+        r"timed out|no route to host|is unreachable|host is down",
+        "{name} does not answer; is it switched on and in the same network as this computer?",
+    ),
+    (
+        r"identification has changed",
+        "the host key of {name} is not the one that this computer remembers; if the board was set up anew, run 'ssh-keygen -R {known}' and"
+        " connect once with 'ssh {login}', otherwise find out who answers there",
+    ),
+    (
+        r"host key verification failed|authenticity of host",
+        "the host key of {name} is not known here; connect once with 'ssh {login}' and confirm it",
+    ),
+    (
+        r"too many authentication failures",
+        "{name} refused because too many keys were offered; name the right one with --identity FILE",
+    ),
+    (r"unprotected private key", "others can read the key file, so ssh does not use it; run 'chmod 600' on it"),
+    (
+        r"permission denied",
+        "{name} refused the login: no key and no password was accepted; check the user name in {host}, copy a key there with"
+        " 'ssh-copy-id {login}', or name one with --identity FILE",
+    ),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Answer:
+    """What a command on the board said. ``code`` is its exit code."""
+
+    code: int
+    out: str
+    err: str
+
+
+def explain(error: str, options: DeployOptions) -> str:
+    """One sentence for what ssh printed when it did not connect."""
+    known = f'"[{options.name}]:{options.port}"' if options.port else options.name
+    login = f"-p {options.port} {options.host}" if options.port else options.host
+    for pattern, sentence in REASONS:
+        if re.search(pattern, error, re.IGNORECASE):
+            return sentence.format(name=options.name, host=options.host, login=login, known=known)
+    return f"no connection to {options.name}: {last_line(error) or 'ssh gave no reason'}; 'ssh -v {login}' shows more"
+
+
+def last_line(text: str) -> str:
+    """The last line that says anything, printable and of a length for one sentence."""
+    lines = ["".join(c for c in line if c.isprintable()).strip() for line in text.splitlines()]
+    return next((line for line in reversed(lines) if line), "")[:300]
+
+
+@contextlib.contextmanager
+def connect(options: DeployOptions) -> Iterator["Connection"]:
+    """A connection for as long as the block takes.
+
+    Raises:
+        BoardError: there is no ssh here, or the board cannot be reached or refuses.
+    """
+    if not shutil.which("ssh"):
+        raise BoardError("this computer has no ssh; install it (Debian: sudo apt install openssh-client)")
+    with tempfile.TemporaryDirectory(prefix="vgg-", dir=_short_folder()) as folder:
+        connection = Connection(options, Path(folder))
+        try:
+            yield connection.open()
+        finally:
+            connection.close()
+
+
+def _short_folder() -> str | None:
+    """Where a socket's path is short enough; None: the usual place for temporary files."""
+    return None if len(os.fsencode(tempfile.gettempdir())) < SOCKET_BYTES - 30 else "/tmp"
+
+
+class Connection:
+    """Commands on the board, each a session of one shared connection. ``folder`` holds its socket and is for the taking."""
+
+    def __init__(self, options: DeployOptions, folder: Path) -> None:
+        self.options, self.folder = options, folder
+        socket = str(folder / "s").replace("%", "%%")
+        own = ("RemoteCommand=none", "ClearAllForwardings=yes", f"ControlPath={socket}")  # what a config may have for other occasions
+        self._shared = ["ssh", "-T", *(argument for option in own for argument in ("-o", option))]
+
+    def open(self) -> Self:
+        """Log in. ssh asks on the terminal what it wants to know: a password, or whether a new host key is right."""
+        options = self.options
+        command = [*self._shared, "-f", "-N", "-o", "ControlMaster=yes", "-o", f"ControlPersist={IDLE_S}"]
+        command += ["-o", f"ConnectTimeout={CONNECT_S}", "-o", "ServerAliveInterval=15", "-o", "ServerAliveCountMax=4"]
+        command += ["-p", str(options.port)] if options.port else []
+        command += ["-o", "IdentitiesOnly=yes", "-i", str(options.identity)] if options.identity else []
+        complaints = self.folder / "complaints"  # a file: the connection stays in the background and would keep a pipe open
+        with complaints.open("wb") as file:
+            code = subprocess.run([*command, "--", options.host], stdin=subprocess.DEVNULL, stderr=file, check=False).returncode
+        if code:
+            raise BoardError(explain(complaints.read_text(encoding="utf-8", errors="replace"), options))
+        return self
+
+    def close(self) -> None:
+        """Log out."""
+        subprocess.run([*self._shared, "-O", "exit", "--", self.options.host], capture_output=True, check=False)
+
+    def command(self) -> list[str]:
+        """ssh through the shared connection, without the host and what to run there; it asks nothing."""
+        return [*self._shared, "-o", "ControlMaster=no", "-o", "BatchMode=yes"]
+
+    def run(
+        self, script: str, feed: Iterable[bytes] = (), on_line: OnLine | None = None, on_complaint: OnLine | None = None, *, stop: str = ""
+    ) -> Answer:
+        """A script for the board's sh, whatever the login shell is, with ``feed`` on its standard input.
+
+        Args:
+            stop: what to run there when this is interrupted; that ssh ends here does not end what it started.
+
+        Raises:
+            DeployError: the connection broke.
+        """
+        command = [*self.command(), "--", self.options.host, f"sh -c {shlex.quote(script)}"]
+        running = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        assert running.stdin
+        assert running.stdout
+        assert running.stderr
+        complaints: list[str] = []
+        reader = threading.Thread(target=_collect, args=(running.stderr, complaints, on_complaint), daemon=True)
+        lines: list[str] = []
+        try:
+            reader.start()
+            with contextlib.suppress(BrokenPipeError), running.stdin as stdin:  # a program that gave up says why
+                for block in feed:
+                    stdin.write(block)
+            _collect(running.stdout, lines, on_line)
+            code = running.wait()
+            reader.join()
+        except BaseException:
+            running.kill()
+            running.wait()
+            if stop:
+                self.run(stop)
+            raise
+        if code == LOST and not self.alive():
+            raise DeployError(f"the connection to {self.options.name} broke; the same command goes on from there")
+        return Answer(code, "\n".join(lines), "\n".join(complaints))
+
+    def alive(self) -> bool:
+        check = [*self._shared, "-O", "check", "--", self.options.host]
+        return subprocess.run(check, capture_output=True, check=False).returncode == 0
+
+    def work(self, root: str, arguments: Sequence[str], on_line: OnLine | None = None, on_complaint: OnLine | None = None) -> Answer:
+        """A program in a folder of the board that may take long; it is interrupted there when it is interrupted here."""
+        folder = shlex.quote(root)
+        script = f"cd {folder} && echo $$ > {PID} && export LC_ALL=C.UTF-8 && exec {shlex.join(arguments)}"
+        ours = '[ "$(readlink "/proc/$p/cwd")" = "$(pwd -P)" ]'  # the number may have gone to somebody else's process since
+        stop = f"cd {folder} && p=$(cat {PID}) && {ours} && kill -INT $p"
+        return self.run(script, on_line=on_line, on_complaint=on_complaint, stop=stop)
+
+    def ask(
+        self,
+        python: str,
+        request: dict[str, Any],
+        feed: Iterable[bytes] = (),
+        on_answer: Callable[[dict[str, Any]], None] | None = None,
+    ) -> list[dict[str, Any]]:
+        """A request to ``on_board``; its answers.
+
+        Raises:
+            BoardError: the board's disk is full, or a file there cannot be written or read.
+            DeployError: it did not answer.
+        """
+        source = Path(on_board.__file__).read_text(encoding="utf-8")
+        answers: list[dict[str, Any]] = []
+
+        def heard(line: str) -> None:
+            if line.startswith(on_board.MARK):
+                answers.append(json.loads(line.removeprefix(on_board.MARK)))
+                if on_answer:
+                    on_answer(answers[-1])
+
+        def fed() -> Iterator[bytes]:
+            yield json.dumps(request).encode() + b"\n"
+            yield from feed
+
+        done = self.run(f"exec {shlex.join([python, '-c', source])}", fed(), heard)
+        self._raise_for(request, answers, done)
+        return answers
+
+    def _raise_for(self, request: dict[str, Any], answers: Sequence[dict[str, Any]], done: Answer) -> None:
+        for answer in answers:
+            if answer.get("full"):
+                raise disk_full(self.options.name)
+            if "error" in answer:
+                raise BoardError(
+                    f"{answer['file']} on {self.options.name}: {answer['error']}; choose another folder with --path, or see to its owner"
+                )
+        if done.code or not answers:
+            raise DeployError(
+                f"{self.options.name} did not finish '{request['do']}' ({last_line(done.err) or f'exit code {done.code}'}); run the same"
+                " command again"
+            )
+
+
+def disk_full(name: str) -> BoardError:
+    return BoardError(f"the disk of {name} is full; free some space there (df -h shows how much is left), or copy fewer --variants")
+
+
+def _collect(stream: IO[bytes], lines: list[str], on_line: OnLine | None) -> None:
+    for raw in stream:
+        line = raw.decode("utf-8", errors="replace").rstrip("\r\n")
+        lines.append(line)
+        if on_line:
+            on_line(line)
