@@ -8,6 +8,7 @@ import collections
 import contextlib
 import dataclasses
 import json
+import os
 import random
 import select
 import signal
@@ -136,6 +137,7 @@ class Responder:
 
     def __init__(self, folder: Path, bundle: Manifest, variant: Variant, threads: int, interrupt: Interrupt) -> None:
         self._variant, self._interrupt = variant, interrupt
+        self._heard = b""
         self._complaints = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115  closed by close()
         self._child = measure.start("vgg_runtime.responder", self._complaints)
         request = {
@@ -183,18 +185,23 @@ class Responder:
             self._child.stdin.flush()
 
     def _event(self) -> dict[str, Any] | None:
+        """What it says next."""
         assert self._child.stdout is not None
         late = time.monotonic() + PATIENCE_S
-        while not select.select([self._child.stdout], [], [], POLL_S)[0]:
-            if self._interrupt:
+        while b"\n" not in self._heard:  # read past Python's buffer: what select waits for must not be in there
+            if not select.select([self._child.stdout], [], [], POLL_S)[0]:
+                if self._interrupt:
+                    return None
+                if time.monotonic() > late:
+                    raise ModelError(f"the model has not answered for {PATIENCE_S:g} s; the memory may be too small for it")
+                continue
+            piece = os.read(self._child.stdout.fileno(), 1 << 16)
+            if not piece and self._interrupt:  # Ctrl-C reached it before it could ignore that
                 return None
-            if time.monotonic() > late:
-                raise ModelError(f"the model has not answered for {PATIENCE_S:.0f} s; the memory may be too small for it")
-        line = self._child.stdout.readline()
-        if not line and self._interrupt:  # Ctrl-C reached it before it could ignore that
-            return None
-        if not line:
-            raise ModelError(self._death())
+            if not piece:
+                raise ModelError(self._death())
+            self._heard += piece
+        line, _, self._heard = self._heard.partition(b"\n")
         event: dict[str, Any] = json.loads(line)
         if event["event"] == "error":
             raise ModelError(event["message"])
