@@ -35,6 +35,7 @@ BOUNDARY = "frame"
 def main(arguments: Sequence[str] | None = None) -> int:
     wanted = _parser().parse_args(arguments)
     command = [sys.executable, str(LAUNCHER), "--bundle", str(wanted.bundle), "--live", wanted.variant, "--every", "30"]
+    command += ["--threads", str(wanted.threads)] if wanted.threads else []
     with tempfile.TemporaryDirectory() as folder, camera(pictures(), wanted.fps) as url:
         document = Path(folder) / "live.json"
         command += ["--source", url, "--seconds", str(60 * wanted.minutes), "--json", str(document)]
@@ -60,6 +61,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--variant", default="compact-scaled", metavar="NAME", help="default: %(default)s")
     add("--minutes", type=float, default=10.0, metavar="N", help="default: %(default)s")
     add("--fps", type=float, default=60.0, metavar="N", help="of the camera (default: %(default)s)")
+    add("--threads", type=int, metavar="N", help="of onnxruntime (default: what compare.py takes)")
     add("--sample-s", type=float, default=1.0, metavar="SECONDS", help="between two looks at the memory (default: %(default)s)")
     add("--limit-mb", type=float, default=4.0, metavar="MB", help="that each process may grow by (default: %(default)s)")
     add("--json", type=Path, metavar="FILE", help="write every sample and the result of compare.py")

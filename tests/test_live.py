@@ -363,6 +363,42 @@ def test_a_signal_ends_it_with_a_summary(number: int, code: int, word: str, fold
     assert not Path(f"/proc/{running.pid}").exists()
 
 
+def the_model_of(running: subprocess.Popen[str]) -> int:
+    (child,) = Path(f"/proc/{running.pid}/task/{running.pid}/children").read_text().split()
+    return int(child)
+
+
+def ended(pid: int) -> bool:
+    """Whether a process is gone within ten seconds; one that nobody waits for stays behind as a zombie."""
+    for _ in range(200):
+        status = Path(f"/proc/{pid}/status")
+        if not status.exists() or "State:\tZ" in status.read_text():
+            return True
+        time.sleep(0.05)
+    return False
+
+
+def test_the_model_does_not_outlive_it(folder: Path, bundle_folder: Path) -> None:
+    running = start(bundle_folder, "--source", folder)
+    child = the_model_of(running)
+    assert Path(f"/proc/{child}").exists()
+    running.kill()
+    running.communicate(timeout=20)
+    assert ended(child)
+
+
+def test_a_reader_of_its_lines_that_goes_away_ends_it(folder: Path, bundle_folder: Path) -> None:
+    running = start(bundle_folder, "--source", folder)
+    child = the_model_of(running)
+    assert running.stdout is not None
+    assert running.stderr is not None
+    running.stdout.close()
+    assert running.wait(timeout=20) == 2
+    assert "Traceback" not in running.stderr.read()
+    running.stderr.close()
+    assert ended(child)
+
+
 def test_ctrl_c_while_nothing_arrives(bundle_folder: Path, tmp_path: Path) -> None:
     """A pipe that stays silent: the reader waits, the interrupt is heard."""
     os.mkfifo(tmp_path / "pipe")
@@ -379,8 +415,7 @@ def test_ctrl_c_while_nothing_arrives(bundle_folder: Path, tmp_path: Path) -> No
 
 def test_a_killed_model_is_a_sentence(folder: Path, bundle_folder: Path, tmp_path: Path) -> None:
     running = start(bundle_folder, "--source", folder, "--json", tmp_path / "r.json")
-    (child,) = Path(f"/proc/{running.pid}/task/{running.pid}/children").read_text().split()
-    os.kill(int(child), signal.SIGKILL)
+    os.kill(the_model_of(running), signal.SIGKILL)
     output, errors = running.communicate(timeout=20)
     assert running.returncode == 1, errors
     assert "✗ scaled: did not fit: the process was killed" in output
@@ -439,6 +474,13 @@ def test_the_self_check_and_the_hashes_come_first(folder: Path, bundle_copy: Pat
     assert "scaled.onnx differs from the manifest" in done.stderr
 
 
+def test_the_model_is_that_of_the_copy(folder: Path, bundle_copy: Path) -> None:
+    (bundle_copy / "runtime/vgg_runtime/responder.py").write_text("raise SystemExit('this is the copy')\n")
+    done = compare("--live", "scaled", "--source", folder, bundle=bundle_copy, cwd=Path("/"))
+    assert done.returncode == 1
+    assert "the process ended with code 1: this is the copy" in done.stdout
+
+
 # Options
 
 
@@ -482,7 +524,7 @@ def test_random_weights_do_not_speak(folder: Path, bundle_copy: Path) -> None:
     reseal(bundle_copy, figures_absent="random weights: nothing is known")
     done = compare(*arguments, bundle=bundle_copy)
     assert done.returncode == 0
-    assert "!! random weights: nothing is known" in done.stdout
+    assert done.stdout.count("!! random weights: nothing is known") == 2  # before hours of lines and after them
     assert not any(label in done.stdout for label in ("Said ", *CLASSES))
 
 

@@ -204,10 +204,10 @@ def _live(options: argparse.Namespace, folder: Path, bundle: manifest.Manifest) 
     _clear_report()
     labels = manifest.read_labels(folder, bundle)
     settings = live.Settings(options.threads or device.usable_cores(), options.frames, options.seconds, options.every or 5.0)
-    for notice in filter(None, (bundle.notice, bundle.figures_absent)):
-        _report_line(f"!! {notice}")
+    if notice := present.notice({"bundle": {"notice": bundle.notice, "figures_absent": bundle.figures_absent}}):
+        _report_line(notice)
     result = live.run(folder, bundle, labels, variant, source, settings, _report_line)
-    print(f"\n{live_text.summary(result)}", flush=True)
+    print("\n" + "\n\n".join(filter(None, (live_text.summary(result), present.notice(result)))), flush=True)
     if options.json:
         _write(options.json, json.dumps(result, indent=1, allow_nan=False))
     return {"error": EXIT_FAILED, "interrupted": EXIT_INTERRUPTED}.get(result["live"]["ended"], EXIT_OK)
