@@ -41,7 +41,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         command += ["--source", url, "--seconds", str(60 * wanted.minutes), "--json", str(document)]
         code, memory = watch(command, wanted.sample_s)
         result = json.loads(document.read_text()) if document.exists() else None
-    found = {name: growth(samples) for name, samples in memory.items()}
+    try:
+        found = {} if code else {name: growth(samples) for name, samples in memory.items()}
+    except ValueError as error:
+        print(f"FAILED: {error}")
+        return 1
     for name, one in found.items():
         mb = [f"{value / 1e6:.1f}" for value in dataclasses.astuple(one)]
         print(f"{name}: {mb[0]} MB after the first tenth, {mb[1]} at the end, at most {mb[2]}; grew by {one.grown_bytes / 1e6:+.1f} MB")
@@ -70,7 +74,7 @@ def _parser() -> argparse.ArgumentParser:
 
 @dataclasses.dataclass(frozen=True)
 class Memory:
-    """Resident memory of a process in bytes: the median of the second tenth of the run (the first warms up) and of the last, and the
+    """Resident memory of a process in bytes: the mean over the second tenth of the run (the first warms up) and over the last, and the
     most there was."""
 
     start_bytes: int
@@ -91,7 +95,7 @@ def growth(samples: Sequence[int]) -> Memory:
     if len(samples) < 20:
         raise ValueError(f"{len(samples)} looks at the memory are too few to see growth; expected at least 20: let it run for longer")
     tenth = len(samples) // 10
-    return Memory(int(np.median(samples[tenth : 2 * tenth])), int(np.median(samples[-tenth:])), max(samples))
+    return Memory(int(np.mean(samples[tenth : 2 * tenth])), int(np.mean(samples[-tenth:])), max(samples))
 
 
 def verdict(code: int, found: dict[str, Memory], limit_bytes: float) -> str | None:

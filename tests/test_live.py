@@ -641,3 +641,14 @@ def test_the_soak_runs(bundle_folder: Path, tmp_path: Path) -> None:
     found = json.loads((tmp_path / "soak.json").read_text())
     assert found["result"]["live"]["ended"] == "seconds"
     assert len(found["memory_bytes"]["model"]) >= 20
+
+
+@pytest.mark.parametrize(
+    ("bundle", "minutes", "sentence"), [("nowhere", "1", "ended with code 2"), (None, "0.01", "are too few to see growth")]
+)
+def test_a_soak_that_says_nothing_fails(bundle: str | None, minutes: str, sentence: str, bundle_folder: Path, tmp_path: Path) -> None:
+    command = [sys.executable, str(ROOT / "bench/soak.py"), "--bundle", str(bundle_folder if bundle is None else tmp_path / bundle)]
+    done = subprocess.run([*command, "--variant", "scaled", "--minutes", minutes], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 1
+    assert sentence in done.stdout
+    assert "Traceback" not in done.stderr
