@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from vgg_export import repair, separable
+from vgg_export.errors import CheckFailedError
 
 N, C = 10, 4
 
@@ -69,3 +70,13 @@ def test_the_inputs_decide_what_is_kept(weight: torch.Tensor) -> None:
     x[:, 18:] = 0  # two of four channels say nothing
     few = separable.separate(weight, moments(x, y).xx, 6)
     assert few.shares()[-1] == pytest.approx(1.0, abs=1e-4)
+
+
+def test_rounding_does_not_stop_it_and_nonsense_does() -> None:
+    """Inputs that vary a thousandth of their mean leave second moments that are not quite positive."""
+    x = torch.eye(6).double()
+    x[5, 5] = -1e-7
+    root = separable.cholesky(x)
+    assert torch.allclose(root @ root.T, x, atol=1e-4)
+    with pytest.raises(CheckFailedError, match="not positive"):
+        separable.cholesky(-x)

@@ -89,7 +89,9 @@ def cholesky(moments: "torch.Tensor") -> "torch.Tensor":
         root, failed = torch.linalg.cholesky_ex(damped)
         if not failed:
             return root
-    raise CheckFailedError(f"the second moments of a layer's inputs (mean {mean:.3g}) are not positive; its weights or pictures are not finite")
+    raise CheckFailedError(
+        f"the second moments of a layer's inputs (mean {mean:.3g}) are not positive; its weights or pictures are not finite"
+    )
 
 
 def joined(vertical: "torch.Tensor", horizontal: "torch.Tensor") -> "torch.Tensor":

@@ -47,7 +47,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="compare.py",
         description="Run every variant of a bundle side by side: prediction, latency, size, memory, load time, agreement.",
-        epilog="example: python compare.py --image cat.jpg --variants baseline,quantized --json result.json",
+        epilog="examples: python compare.py --image cat.jpg --variants baseline,quantized --json result.json;"
+        " python compare.py --live compact --source http://camera.local:8080/stream",
     )
     parser.add_argument(
         "--bundle",
@@ -95,8 +96,24 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--serve", action="store_true", help="open a page: drop in a picture, see a card per variant")
     parser.add_argument("--port", type=_port, metavar="N", help="of the page (default: 8000)")
     parser.add_argument("--host", metavar="ADDRESS", help="open the page to the network, e.g. 0.0.0.0 (default: this machine only)")
+    _add_live(parser.add_argument_group("live"))
     parser.add_argument("--version", action="version", version=__version__)
     return parser
+
+
+def _add_live(group: "argparse._ArgumentGroup") -> None:
+    add = group.add_argument
+    add("--live", metavar="VARIANT", help="classify a stream with this variant, the newest frame each time, until Ctrl-C")
+    add(
+        "--source",
+        metavar="FROM",
+        help="a folder (over and over), a file or pipe of JPEGs, - for standard input, http://… (MJPEG), /dev/video0 (needs ffmpeg),"
+        " camera (picamera2 or rpicam-vid; default)",
+    )
+    add("--fps", type=_rate, metavar="N", help="frames a second of a folder, a file or a camera (default: 30)")
+    add("--frames", type=_count, metavar="N", help="end after so many classified frames")
+    add("--seconds", type=_duration, metavar="N", help="end after so long")
+    add("--every", type=_seconds, metavar="SECONDS", help="between two lines (default: 5)")
 
 
 def _whole(text: str) -> int:
@@ -118,14 +135,33 @@ def _threads(text: str) -> int:
     return 0 if text == "auto" else _positive(text)
 
 
-def _seconds(text: str) -> float:
+def _count(text: str) -> int:
+    value = _whole(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"expected at least 1, found {text}")
+    return value
+
+
+def _number(text: str, most: float, unit: str) -> float:
     try:
         value = float(text)
     except ValueError:
-        raise argparse.ArgumentTypeError(f"expected a number of seconds, found {text!r}") from None
-    if not 0 < value <= 86400:
-        raise argparse.ArgumentTypeError(f"expected more than 0 and at most 86400 seconds, found {text}")
+        raise argparse.ArgumentTypeError(f"expected a number of {unit}, found {text!r}") from None
+    if not 0 < value <= most:
+        raise argparse.ArgumentTypeError(f"expected more than 0 and at most {most:.0f} {unit}, found {text}")
     return value
+
+
+def _seconds(text: str) -> float:
+    return _number(text, 86400, "seconds")
+
+
+def _duration(text: str) -> float:
+    return _number(text, 366 * 86400, "seconds")
+
+
+def _rate(text: str) -> float:
+    return _number(text, 1000, "frames a second")
 
 
 def _port(text: str) -> int:
@@ -145,6 +181,9 @@ def _run(options: argparse.Namespace) -> int:
     if options.doctor:
         return _doctor(options, folder)
     bundle = manifest.read(folder)
+    if options.live is not None:
+        return _live(options, folder, bundle)
+    _refuse(options, ("source", "fps", "frames", "seconds", "every"), "belongs to --live VARIANT")
     if options.serve:
         return _serve(options, folder, bundle)
     if options.port is not None or options.host:
@@ -199,6 +238,38 @@ def _serve(options: argparse.Namespace, folder: Path, bundle: manifest.Manifest)
     threads = options.threads or device.usable_cores()
     serve.run(lambda hosts: serve.Server(folder, bundle, labels, threads, hosts), options.host or "127.0.0.1", port, _report_line)
     return EXIT_OK
+
+
+def _live(options: argparse.Namespace, folder: Path, bundle: manifest.Manifest) -> int:
+    """One variant on a stream; 0 also when SIGTERM ended it, as a service manager does."""
+    compared = ("image", "images", "variants", "budget", "rounds", "cool_down", "silence", "top5", "html", "serve", "port", "host")
+    _refuse(options, compared, "does not go with --live")
+    if options.threads == 0:
+        raise RuntimeInputError("--threads auto does not go with --live; compare.py --threads auto finds the number, then name it")
+    variant = bundle.variant(options.live)
+    from . import live, live_text, sources
+
+    source = sources.open_source(options.source or "camera", options.fps)
+    output.check_writable(*filter(None, (options.json,)))
+    manifest.verify(folder, [bundle.labels, bundle.expected, variant.model], lambda e: _report(f"checking {e.path}"))
+    _clear_report()
+    labels = manifest.read_labels(folder, bundle)
+    settings = live.Settings(options.threads or device.usable_cores(), options.frames, options.seconds, options.every or 5.0)
+    if notice := present.notice({"bundle": {"notice": bundle.notice, "figures_absent": bundle.figures_absent}}):
+        _report_line(notice)
+    result = live.run(folder, bundle, labels, variant, source, settings, _report_line)
+    print("\n" + "\n\n".join(filter(None, (live_text.summary(result), present.notice(result)))), flush=True)
+    if options.json:
+        output.write(options.json, json.dumps(result, indent=1, allow_nan=False))
+    return {"error": EXIT_FAILED, "interrupted": EXIT_INTERRUPTED}.get(result["live"]["ended"], EXIT_OK)
+
+
+def _refuse(options: argparse.Namespace, names: Sequence[str], reason: str) -> None:
+    """Raise for the first of these options that was given."""
+    parser = _parser()
+    for name in names:
+        if getattr(options, name) != parser.get_default(name):
+            raise RuntimeInputError(f"--{name.replace('_', '-')} {reason}")
 
 
 def _report_line(line: str) -> None:

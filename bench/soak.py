@@ -1,0 +1,181 @@
+"""Hours of ``compare.py --live`` in minutes: a generated MJPEG camera on loopback, and the memory of its processes from outside.
+
+    python bench/soak.py --bundle artifacts --variant compact-scaled --minutes 10
+
+The camera sends pictures that differ, every fiftieth cut off, faster than the model answers. Each second the resident memory of
+compare.py and of the model's process is read from /proc. Ends with 1 when either grew by more than --limit-mb between the first tenth of
+the run and its end, or compare.py failed.
+"""
+
+import argparse
+import contextlib
+import dataclasses
+import io
+import itertools
+import json
+import re
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+LAUNCHER = Path(__file__).resolve().parent.parent / "runtime" / "compare.py"
+CUT_OFF_EVERY = 50
+BOUNDARY = "frame"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    wanted = _parser().parse_args(arguments)
+    command = [sys.executable, str(LAUNCHER), "--bundle", str(wanted.bundle), "--live", wanted.variant, "--every", "30"]
+    command += ["--threads", str(wanted.threads)] if wanted.threads else []
+    with tempfile.TemporaryDirectory() as folder, camera(pictures(), wanted.fps) as url:
+        document = Path(folder) / "live.json"
+        command += ["--source", url, "--seconds", str(60 * wanted.minutes), "--json", str(document)]
+        code, memory = watch(command, wanted.sample_s)
+        result = json.loads(document.read_text()) if document.exists() else None
+    try:
+        found = {} if code else {name: growth(samples) for name, samples in memory.items()}
+    except ValueError as error:
+        print(f"FAILED: {error}")
+        return 1
+    for name, one in found.items():
+        mb = [f"{value / 1e6:.1f}" for value in dataclasses.astuple(one)]
+        print(f"{name}: {mb[0]} MB after the first tenth, {mb[1]} at the end, at most {mb[2]}; grew by {one.grown_bytes / 1e6:+.1f} MB")
+    if wanted.json:
+        wanted.json.write_text(json.dumps({"memory_bytes": memory, "result": result}, indent=1))
+    if failure := verdict(code, found, wanted.limit_mb * 1e6):
+        print(f"FAILED: {failure}")
+        return 1
+    print(f"flat: neither grew by more than {wanted.limit_mb:g} MB")
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="soak.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--bundle", type=Path, default=Path("artifacts"), metavar="DIR", help="what 'vgg-export all' wrote (default: artifacts)")
+    add("--variant", default="compact-scaled", metavar="NAME", help="default: %(default)s")
+    add("--minutes", type=float, default=10.0, metavar="N", help="default: %(default)s")
+    add("--fps", type=float, default=60.0, metavar="N", help="of the camera (default: %(default)s)")
+    add("--threads", type=int, metavar="N", help="of onnxruntime (default: what compare.py takes)")
+    add("--sample-s", type=float, default=1.0, metavar="SECONDS", help="between two looks at the memory (default: %(default)s)")
+    add("--limit-mb", type=float, default=4.0, metavar="MB", help="that each process may grow by (default: %(default)s)")
+    add("--json", type=Path, metavar="FILE", help="write every sample and the result of compare.py")
+    return parser
+
+
+@dataclasses.dataclass(frozen=True)
+class Memory:
+    """Resident memory of a process in bytes: the mean over the second tenth of the run (the first warms up) and over the last, and the
+    most there was."""
+
+    start_bytes: int
+    end_bytes: int
+    most_bytes: int
+
+    @property
+    def grown_bytes(self) -> int:
+        return self.end_bytes - self.start_bytes
+
+
+def growth(samples: Sequence[int]) -> Memory:
+    """What ``samples`` in bytes, evenly spaced, say.
+
+    Raises:
+        ValueError: fewer than twenty of them.
+    """
+    if len(samples) < 20:
+        raise ValueError(f"{len(samples)} looks at the memory are too few to see growth; expected at least 20: let it run for longer")
+    tenth = len(samples) // 10
+    return Memory(int(np.mean(samples[tenth : 2 * tenth])), int(np.mean(samples[-tenth:])), max(samples))
+
+
+def verdict(code: int, found: dict[str, Memory], limit_bytes: float) -> str | None:
+    """What went wrong, or None."""
+    if code:
+        return f"compare.py ended with code {code}"
+    grown = [f"{name} grew by {one.grown_bytes / 1e6:.1f} MB" for name, one in found.items() if one.grown_bytes > limit_bytes]
+    return "; ".join(grown) or None
+
+
+def watch(command: Sequence[str], sample_s: float) -> tuple[int, dict[str, list[int]]]:
+    """Run ``command``: its exit code, and the resident memory in bytes of it and of its child process every ``sample_s`` while both
+    live."""
+    running = subprocess.Popen(list(command))
+    memory: dict[str, list[int]] = {"compare.py": [], "model": []}
+    try:
+        while running.poll() is None:
+            time.sleep(sample_s)
+            with contextlib.suppress(OSError, IndexError):  # it has not begun, or has ended between two looks
+                child = int(Path(f"/proc/{running.pid}/task/{running.pid}/children").read_text().split()[0])
+                sizes = rss_bytes(running.pid), rss_bytes(child)
+                for samples, size in zip(memory.values(), sizes, strict=True):
+                    samples.append(size)
+    finally:
+        running.terminate()
+        running.wait()
+    return running.returncode, memory
+
+
+def rss_bytes(pid: int) -> int:
+    """Resident memory of a process now."""
+    found = re.search(r"^VmRSS:\s*(\d+) kB", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
+    if not found:
+        raise ProcessLookupError(f"process {pid} has ended")
+    return int(found[1]) * 1024
+
+
+def pictures(count: int = 40, size_px: tuple[int, int] = (640, 480)) -> list[bytes]:
+    """JPEGs of coloured noise over a moving bar: different sizes in bytes, as a camera's are."""
+    random = np.random.default_rng(0)
+    found = []
+    for k in range(count):
+        pixels = random.integers(0, 20 + 5 * k, (size_px[1], size_px[0], 3), dtype=np.uint8)
+        pixels[:, 16 * (k % 30) : 16 * (k % 30) + 40] = 255
+        file = io.BytesIO()
+        Image.fromarray(pixels).save(file, "JPEG", quality=80)
+        found.append(file.getvalue())
+    return found
+
+
+@contextlib.contextmanager
+def camera(frames: Sequence[bytes], fps: float, *, limit: int | None = None, cut_off_every: int | None = CUT_OFF_EVERY) -> Iterator[str]:
+    """A server of ``multipart/x-mixed-replace`` on loopback that sends ``frames`` over and over, ``limit`` in all; its address."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.send_header("Content-Type", f"multipart/x-mixed-replace; boundary={BOUNDARY}")
+            self.end_headers()
+            due = time.monotonic()
+            with contextlib.suppress(OSError):  # the other end has seen enough
+                for k, frame in zip(itertools.count(1) if limit is None else range(1, limit + 1), itertools.cycle(frames), strict=False):
+                    sent = frame[: len(frame) // 2] if cut_off_every and k % cut_off_every == 0 else frame
+                    head = f"--{BOUNDARY}\r\nContent-Type: image/jpeg\r\nContent-Length: {len(sent)}\r\n\r\n"
+                    self.wfile.write(head.encode() + sent + b"\r\n")
+                    due += 1 / fps
+                    time.sleep(max(0.0, due - time.monotonic()))
+
+        def log_message(self, *_: Any) -> None:
+            """Not a word a frame."""
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_address[1]}/"
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,92 @@
+"""Cuts a stream of bytes into JPEG files: MJPEG as cameras, ``ffmpeg -f mjpeg`` and ``multipart/x-mixed-replace`` servers send it."""
+
+import re
+
+from .errors import ImageError
+
+MAX_FRAME_BYTES = 12_000_000  # a 50 megapixel photograph; a stream that never ends a picture must not fill the memory
+_START = b"\xff\xd8\xff"
+_MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")  # within compressed data: neither a stuffed 0xFF nor a restart marker
+_SOI, _EOI, _SOS = 0xD8, 0xD9, 0xDA
+_WITHOUT_LENGTH = frozenset((0x01, *range(0xD0, 0xD8)))
+
+
+class Splitter:
+    """``feed`` bytes, get whole JPEGs. What lies between them (a multipart server's headers) is skipped.
+
+    Segments are walked by their lengths: the thumbnail inside a camera's EXIF block ends with the same two bytes as the picture.
+    """
+
+    def __init__(self) -> None:
+        self._buffer = bytearray()
+        self._at = 0  # of the buffer, which begins with a picture: how far that is known; 0 while no picture has begun
+        self._compressed = False  # whether ``_at`` lies in compressed data
+
+    def feed(self, piece: bytes) -> list[bytes | ImageError]:
+        """The pictures that end in ``piece``, in order; one that arrived damaged is an ``ImageError``."""
+        self._buffer += piece
+        found: list[bytes | ImageError] = []
+        while (item := self._next()) is not None:
+            found.append(item)
+        return found
+
+    def end(self) -> list[bytes | ImageError]:
+        """What remains when the stream has ended: nothing, or a picture that was cut off."""
+        return [self._give_up("the stream ended within it")] if self._at else []
+
+    def _next(self) -> bytes | ImageError | None:
+        if not self._at and not self._begin():
+            return None
+        while self._at + 2 <= len(self._buffer):
+            if self._compressed and not self._skip_compressed():
+                break
+            if self._buffer[self._at] != 0xFF:
+                return self._give_up("bytes are missing or wrong")
+            code = self._buffer[self._at + 1]
+            if code == _EOI:
+                return self._take(self._at + 2)
+            if code == _SOI:
+                return self._give_up("the next one began within it")
+            if not self._step_over(code):
+                break
+        if len(self._buffer) > MAX_FRAME_BYTES:
+            self._at = len(self._buffer)
+            return self._give_up(f"it is larger than {MAX_FRAME_BYTES // 1_000_000} MB")
+        return None
+
+    def _begin(self) -> bool:
+        """Drop everything before the next picture; False when none has begun."""
+        start = self._buffer.find(_START)
+        del self._buffer[: start if start >= 0 else max(0, len(self._buffer) - len(_START) + 1)]
+        self._at, self._compressed = (2 if start >= 0 else 0), False
+        return start >= 0
+
+    def _skip_compressed(self) -> bool:
+        """Go to the next marker; False when it has not arrived."""
+        marker = _MARKER.search(self._buffer, self._at)
+        self._at = marker.start() if marker else len(self._buffer) - 1  # a last 0xFF may be half a marker
+        self._compressed = marker is None
+        return marker is not None
+
+    def _step_over(self, code: int) -> bool:
+        """Go behind a segment; False when its length has not arrived."""
+        if code == 0xFF or code in _WITHOUT_LENGTH:
+            self._at += 1 if code == 0xFF else 2  # 0xFF before a marker only fills
+            return True
+        if self._at + 4 > len(self._buffer):
+            return False
+        self._at += 2 + int.from_bytes(self._buffer[self._at + 2 : self._at + 4], "big")
+        self._compressed = code == _SOS
+        return True
+
+    def _take(self, end: int) -> bytes:
+        picture = bytes(self._buffer[:end])
+        del self._buffer[:end]
+        self._at = 0
+        return picture
+
+    def _give_up(self, reason: str) -> ImageError:
+        """Drop the picture up to where it is known, and look for the next one behind that."""
+        del self._buffer[: self._at]
+        self._at = 0
+        return ImageError(f"a frame is damaged: {reason}")

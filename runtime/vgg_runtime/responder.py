@@ -1,0 +1,68 @@
+"""A variant in a process of its own that goes on answering: ``python -m vgg_runtime.responder``; ``live.py`` is the other end.
+
+Standard input: one JSON request line, then tensors float32 [1, 3, px, px] as raw bytes, one after the other, until it is closed.
+Standard output: one JSON event a line: loaded, checked, then one answered per tensor; or error.
+"""
+
+import io
+import json
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from . import check
+from .manifest import SessionSettings
+from .metrics import softmax
+from .session import Model
+
+
+def main() -> int:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process of a terminal; the other end closes the input
+    try:
+        with io.FileIO(0, closefd=False) as raw:
+            answer(io.BufferedReader(raw))
+    except BrokenPipeError:
+        return 0  # the other end is gone
+    except MemoryError:
+        _emit("error", message="did not fit: out of memory")
+    except Exception as error:  # whatever onnxruntime raises, with its own words
+        text = " ".join(str(error).split())
+        short = "did not fit: out of memory" if "bad_alloc" in text or "Failed to allocate" in text else text[:300]
+        _emit("error", message=short or type(error).__name__)
+    return 0
+
+
+def answer(questions: io.BufferedReader) -> None:
+    """Load, replay the recorded inputs, and classify until the input ends."""
+    request = json.loads(questions.readline())
+    inputs, expected = check.load_expected(Path(request["expected"]), request["variant"], request["crop_px"])
+    import onnxruntime as _  # noqa: F401  the import is not part of the load time
+
+    start = time.perf_counter()
+    model = Model(Path(request["model"]), SessionSettings(**request["session"]), request["threads"])
+    loaded = time.perf_counter()
+    first = model(inputs[:1])
+    _emit("loaded", load_ms=(loaded - start) * 1e3, first_ms=(time.perf_counter() - loaded) * 1e3)
+    replayed = np.concatenate([first, *(model(inputs[i : i + 1]) for i in range(1, len(inputs)))])
+    _emit("checked", deviation=min(check.deviation(replayed, expected), 1e9))
+    tensor = np.empty_like(inputs[:1])  # one for all frames
+    del inputs, expected, first, replayed
+    while questions.readinto(tensor.data.cast("B")) == tensor.nbytes:
+        start = time.perf_counter()
+        logits = model(tensor)[0]
+        model_ms = (time.perf_counter() - start) * 1e3
+        best = int(logits.argmax())
+        _emit("answered", model_ms=model_ms, top1=best, probability=float(softmax(logits)[best]))
+
+
+def _emit(event: str, **fields: Any) -> None:
+    sys.stdout.write(json.dumps({"event": event, **fields}) + "\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

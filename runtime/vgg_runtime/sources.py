@@ -1,0 +1,307 @@
+"""Where live frames come from: a folder, a camera, an MJPEG stream. With numpy and Pillow alone there is no video decoder, so a
+camera is read through the system's own programs or through picamera2, each only where it is installed.
+"""
+
+import collections
+import contextlib
+import http.client
+import os
+import select
+import shutil
+import stat
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from PIL import Image
+
+from .errors import ImageError, RuntimeInputError
+from .jpegs import Splitter
+from .preprocess import SUFFIXES
+from .present import printable
+
+Frame = bytes | Path | Image.Image
+Item = Frame | ImageError  # an ImageError is a frame that arrived damaged
+
+DEFAULT_FPS = 30.0
+CAMERA_PX = (640, 480)  # more than a 224 px input can see only costs time
+RESCAN_S = 1.0
+SILENCE_S = 10.0  # of an HTTP server, before it counts as gone
+CHUNK_BYTES = 1 << 16
+PIPE_EXAMPLE = "ffmpeg -i INPUT -an -c:v mjpeg -q:v 3 -f mjpeg - | python compare.py --live VARIANT --source -"
+
+
+class Source(Protocol):
+    """``frames`` ends when the stream does or soon after ``stopped`` is set; it raises RuntimeInputError when the stream cannot be
+    read (any more). ``close`` ends what was started for it, from another thread."""
+
+    name: str
+
+    def frames(self, stopped: threading.Event) -> Iterator[Item]: ...
+
+    def close(self) -> None: ...
+
+
+def open_source(wanted: str, fps: float | None) -> Source:
+    """The source that ``--source`` names. ``fps``: frames a second of one that has no pace of its own.
+
+    Raises:
+        RuntimeInputError: there is no such thing, or what is needed to read it is not installed.
+    """
+    path = Path(wanted)
+    own_pace = wanted == "-" or "://" in wanted or path.is_fifo()
+    if own_pace and fps is not None:
+        raise RuntimeInputError(f"--fps is for a folder, a file or a camera; {printable(wanted, 80)} sends at its own pace")
+    pace = fps or DEFAULT_FPS
+    if wanted == "camera":
+        return _camera(pace)
+    if wanted.startswith(("http://", "https://")):
+        return Http(wanted)
+    if "://" in wanted:
+        raise RuntimeInputError(f"{printable(wanted, 80)} is no http address; other streams can be piped: {PIPE_EXAMPLE}")
+    if wanted == "-":
+        return _standard_input()
+    return _of_path(path, pace, own_pace=own_pace)
+
+
+def _standard_input() -> Source:
+    if sys.stdin is None or os.isatty(0):
+        raise RuntimeInputError(f"--source - expects JPEG pictures on standard input, which is a terminal here; e.g. {PIPE_EXAMPLE}")
+    return Bytes("standard input", None, None)
+
+
+def _of_path(path: Path, fps: float, *, own_pace: bool) -> Source:
+    try:
+        mode = path.stat().st_mode
+    except OSError as error:
+        raise RuntimeInputError(
+            f"{path} cannot be used ({error.strerror}); --source is a folder, a file or pipe of JPEG pictures, - for standard input,"
+            " an http address, a video device such as /dev/video0, or camera"
+        ) from error
+    if stat.S_ISDIR(mode):
+        return Folder(path, fps)
+    if stat.S_ISCHR(mode):
+        return _video_device(path, fps)
+    return Bytes(str(path), path, None if own_pace else fps)
+
+
+class Folder:
+    """Pictures of a folder in the order of their names, over and over; one that appears is the next."""
+
+    def __init__(self, root: Path, fps: float) -> None:
+        self.name = str(root)
+        self._root, self._fps = root, fps
+        if not self._list():
+            raise RuntimeInputError(f"{root} holds no pictures ({', '.join(SUFFIXES)}); expected at least one")
+
+    def frames(self, stopped: threading.Event) -> Iterator[Item]:
+        known: set[str] = set()
+        waiting: collections.deque[str] = collections.deque()
+        listed = -RESCAN_S
+        for now in _ticks(self._fps, stopped):
+            if now - listed >= RESCAN_S or not waiting:
+                listed, names = now, self._list()
+                waiting.extendleft(reversed([name for name in names if name not in known]))
+                known = set(names)
+                waiting.extend(names if not waiting else ())
+            if not waiting:
+                return  # the last picture was taken away
+            if (path := self._root / waiting.popleft()).exists():
+                yield path
+
+    def close(self) -> None:
+        """Nothing was started."""
+
+    def _list(self) -> list[str]:
+        try:
+            with os.scandir(self._root) as entries:
+                return sorted(e.name for e in entries if e.name.lower().endswith(SUFFIXES) and not e.name.startswith(".") and e.is_file())
+        except OSError as error:
+            raise RuntimeInputError(f"{self._root} cannot be read ({error.strerror}); name a folder of pictures") from error
+
+
+class Bytes:
+    """JPEGs one after the other from a file or pipe, or from standard input where ``path`` is None. ``fps``: how fast a file is
+    played; None for what sends at its own pace."""
+
+    def __init__(self, name: str, path: Path | None, fps: float | None) -> None:
+        self.name = name
+        self._path, self._fps = path, fps
+
+    def frames(self, stopped: threading.Event) -> Iterator[Item]:
+        try:
+            # not sys.stdin: its lock, held by a waiting thread, would abort the interpreter at its end
+            descriptor = os.open(self._path, os.O_RDONLY) if self._path else os.dup(0)
+        except OSError as error:
+            raise RuntimeInputError(f"{self.name} cannot be read ({error.strerror})") from error
+        with contextlib.ExitStack() as stack:
+            stack.callback(os.close, descriptor)
+            pictures = _pictures(_pieces(descriptor, stopped))
+            yield from pictures if self._fps is None else _paced(pictures, self._fps, stopped)
+
+    def close(self) -> None:
+        """Nothing was started."""
+
+
+class Http:
+    """A server of ``multipart/x-mixed-replace``, as network cameras are."""
+
+    def __init__(self, url: str) -> None:
+        self.name = self._url = url
+
+    def frames(self, stopped: threading.Event) -> Iterator[Item]:
+        yield from _pictures(self._pieces(stopped))
+
+    def close(self) -> None:
+        """The connection ends with the thread that reads it."""
+
+    def _pieces(self, stopped: threading.Event) -> Iterator[bytes]:
+        name = printable(self._url, 80)
+        try:
+            with self._connect() as response:
+                kind = response.headers.get_content_type()
+                if kind != "multipart/x-mixed-replace":
+                    raise RuntimeInputError(
+                        f"{name} answers with {printable(kind)}; expected multipart/x-mixed-replace, as MJPEG cameras do"
+                    )
+                while not stopped.is_set() and (piece := response.read1(CHUNK_BYTES)):
+                    yield piece
+        except urllib.error.HTTPError as error:
+            raise RuntimeInputError(f"{name} answers {error.code} {printable(str(error.reason))}; check the address") from error
+        except TimeoutError as error:
+            raise RuntimeInputError(f"{name} has sent nothing for {SILENCE_S:.0f} s; is the camera switched on?") from error
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            reason = printable(str(getattr(error, "reason", error)), 120) or type(error).__name__
+            raise RuntimeInputError(f"{name} cannot be read ({reason}); check the address") from error
+
+    def _connect(self) -> Any:
+        # A camera is on the own network: never through the proxy that the environment may name.
+        return urllib.request.build_opener(urllib.request.ProxyHandler({})).open(self._url, timeout=SILENCE_S)
+
+
+class Program:
+    """What a program writes to its standard output: JPEGs one after the other."""
+
+    def __init__(self, name: str, command: Sequence[str]) -> None:
+        self.name = name
+        self._command = list(command)
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def frames(self, stopped: threading.Event) -> Iterator[Item]:
+        pipe = subprocess.PIPE
+        process = self._process = subprocess.Popen(
+            self._command,
+            stdin=subprocess.DEVNULL,
+            stdout=pipe,
+            stderr=pipe,
+            start_new_session=True,  # Ctrl-C is for this program, which then ends that one
+        )
+        assert process.stdout is not None
+        assert process.stderr is not None
+        last: collections.deque[bytes] = collections.deque(maxlen=1)  # of its complaints; read, or a full pipe would stop it
+        listener = threading.Thread(target=last.extend, args=(process.stderr,), daemon=True)
+        listener.start()
+        yield from _pictures(_pieces(process.stdout.fileno(), stopped))
+        if stopped.is_set():
+            return
+        code = process.wait()
+        listener.join(1)
+        if code:
+            said = printable(last[0].decode(errors="replace").strip(), 200) if last else "it said nothing"
+            raise RuntimeInputError(f"{self.name}: {self._command[0]} ended with code {code}: {said}")
+
+    def close(self) -> None:
+        if (process := self._process) is None:
+            return
+        process.terminate()
+        try:
+            process.wait(2)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+class Picamera:
+    """A camera module through picamera2."""
+
+    def __init__(self, picamera2: Any, fps: float) -> None:
+        self.name = "camera (picamera2)"
+        self._picamera2, self._fps = picamera2, fps
+
+    def frames(self, stopped: threading.Event) -> Iterator[Item]:
+        camera = self._picamera2()
+        try:
+            main = {"size": CAMERA_PX, "format": "BGR888"}  # libcamera's name for bytes in the order red, green, blue
+            camera.configure(camera.create_video_configuration(main=main, controls={"FrameRate": self._fps}))
+            camera.start()
+            while not stopped.is_set():
+                yield Image.fromarray(camera.capture_array("main"))
+        finally:
+            camera.close()
+
+    def close(self) -> None:
+        """The camera is released by the thread that reads it."""
+
+
+def _camera(fps: float) -> Source:
+    """A camera module: through picamera2, else through rpicam-vid."""
+    try:
+        from picamera2 import Picamera2
+    except Exception as error:  # not there, or built for another Python or numpy than this environment's
+        reason = printable(str(error), 120)
+    else:
+        return Picamera(Picamera2, fps)
+    for program in ("rpicam-vid", "libcamera-vid"):  # the latter is its name before Bookworm
+        if shutil.which(program):
+            size = ("--width", str(CAMERA_PX[0]), "--height", str(CAMERA_PX[1]))
+            options = ("-n", "-t", "0", "-v", "0", "--codec", "mjpeg", *size, "--framerate", f"{fps:g}", "--flush", "-o", "-")
+            return Program(f"camera ({program})", (program, *options))
+    raise RuntimeInputError(
+        f"no camera module can be read: picamera2 cannot be imported ({reason}), and there is no rpicam-vid. On Raspberry Pi OS:"
+        " sudo apt install rpicam-apps-lite, or python3-picamera2 and a virtual environment made with --system-site-packages"
+    )
+
+
+def _video_device(path: Path, fps: float) -> Source:
+    """A USB camera, through ffmpeg: as most of them do, it must send MJPEG, which is only copied."""
+    if not shutil.which("ffmpeg"):
+        raise RuntimeInputError(f"reading {path} needs ffmpeg: sudo apt install ffmpeg; a camera module is --source camera")
+    camera = ("-f", "v4l2", "-input_format", "mjpeg", "-framerate", f"{fps:g}", "-video_size", "{}x{}".format(*CAMERA_PX))
+    return Program(str(path), ("ffmpeg", "-nostdin", "-loglevel", "error", *camera, "-i", str(path), "-c:v", "copy", "-f", "mjpeg", "-"))
+
+
+def _pieces(descriptor: int, stopped: threading.Event) -> Iterator[bytes]:
+    """What arrives at a file descriptor, until its end."""
+    while not stopped.is_set():
+        ready, _, _ = select.select([descriptor], [], [], 0.2)
+        if ready:
+            if not (piece := os.read(descriptor, CHUNK_BYTES)):
+                return
+            yield piece
+
+
+def _pictures(pieces: Iterator[bytes]) -> Iterator[bytes | ImageError]:
+    splitter = Splitter()
+    for piece in pieces:
+        yield from splitter.feed(piece)
+    yield from splitter.end()
+
+
+def _paced(items: Iterator[bytes | ImageError], fps: float, stopped: threading.Event) -> Iterator[bytes | ImageError]:
+    for _, item in zip(_ticks(fps, stopped), items, strict=False):
+        yield item
+
+
+def _ticks(fps: float, stopped: threading.Event) -> Iterator[float]:
+    """The time in s, ``fps`` times a second; a late one does not make the next ones early. Ends when ``stopped``."""
+    due = time.monotonic()
+    while not stopped.wait(max(0.0, due - time.monotonic())):
+        now = time.monotonic()
+        due = max(due, now - 1 / fps) + 1 / fps
+        yield now
