@@ -86,8 +86,9 @@ def cholesky(moments: "torch.Tensor") -> "torch.Tensor":
     for damping in DAMPINGS:
         damped = moments.clone()
         damped.diagonal().add_(damping * mean + 1e-30)
-        root, failed = torch.linalg.cholesky_ex(damped)
-        if not failed:
+        result = torch.linalg.cholesky_ex(damped)
+        if not result.info:
+            root: torch.Tensor = result.L
             return root
     raise CheckFailedError(
         f"the second moments of a layer's inputs (mean {mean:.3g}) are not positive; its weights or pictures are not finite"
