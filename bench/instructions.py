@@ -23,11 +23,13 @@ import emulated
 from emulated import EmulationError, Pi
 from vgg_export.errors import VggExportError
 from vgg_export.storage import explain_write_errors, write_json
-from vgg_runtime import check, manifest, present
+from vgg_runtime import builds, check, manifest, present
 from vgg_runtime.errors import RuntimeInputError
+from vgg_runtime.targets import TARGETS
 
 SCHEMA = 1
 WARM_UP = 1
+TARGET_OF = {"cortex-a53": "pi3", "cortex-a72": "pi4", "cortex-a76": "pi5"}
 CHILD = Path(__file__).resolve().with_name("instructions_child.py")
 REQUIREMENTS = "runtime/requirements.txt"  # of the bundle
 EXIT_OK, EXIT_FAILED, EXIT_INPUT, EXIT_INTERRUPTED = 0, 1, 2, 130
@@ -64,6 +66,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--bundle", type=Path, default=Path("artifacts"), metavar="DIR", help="what 'vgg-export all' wrote (default: artifacts)")
     add("--cores", default="cortex-a72,cortex-a76", metavar="A,B", help=f"of {', '.join(emulated.BOARDS)} (default: %(default)s)")
     add("--variants", metavar="A,B", help="only these, by name (default: all)")
+    add("--every-build", action="store_true", help="also the builds that were made for other cores")
     add(
         "--inferences", type=_positive, default=1, metavar="N", help="counted after a first one; the median is shown (default: %(default)s)"
     )
@@ -92,16 +95,31 @@ def run(wanted: argparse.Namespace, report: Report) -> dict[str, Any]:
     bundle = manifest.read(folder)
     variants = bundle.chosen(wanted.variants) if wanted.variants is not None else list(bundle.variants)
     boards = emulated.chosen(wanted.cores)
-    manifest.verify(folder, [bundle.expected, *bundle.files, *(variant.model for variant in variants)])
+    manifest.verify(folder, bundle.all_files())
     pis = emulated.prepare(wanted.cache, folder / REQUIREMENTS, report)
-    tasks = [Task(folder, bundle, variant, pis[board.core], wanted.inferences) for board in boards for variant in variants]
+    tasks = [
+        Task(folder, bundle, variant, pis[board.core], wanted.inferences)
+        for board in boards
+        for variant in subjects(bundle, variants, board.core, every=wanted.every_build)
+    ]
     pool = ThreadPoolExecutor(wanted.jobs)
     try:
         counts = list(pool.map(lambda task: counted(task, report), tasks))
     finally:
         pool.shutdown(cancel_futures=True)  # Ctrl-C must not have the waiting ones started
-    relate(counts, bundle.variants[0].id)
+    relate(counts, bundle.variants[0].build.id)
     return document(bundle, [pis[board.core] for board in boards], counts)
+
+
+def subjects(bundle: manifest.Manifest, variants: Sequence[manifest.Variant], core: str, *, every: bool) -> list[manifest.Variant]:
+    """What is counted on a core: of each variant the build for it, or every one, and of the first variant always the build as it was
+    exported, which the others are related to."""
+    first = bundle.variants[0]
+    there = {v.id: v for v in builds.for_core(bundle, TARGETS[TARGET_OF[core]]).variants}
+    found = [first] if first in variants else []
+    for variant in variants:
+        found += [variant.using(build) for build in variant.builds] if every else [there[variant.id]]
+    return list({variant.build.id: variant for variant in found}.values())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,12 +135,8 @@ class Task:
     def request(self) -> str:
         """What instructions_child reads."""
         variant = self.variant
-        fields = {
-            "variant": variant.id,
-            "model": str(self.folder / variant.model.path),
-            "expected": str(self.folder / self.bundle.expected.path),
+        fields = builds.request(self.folder, self.bundle, variant, builds.FAST) | {
             "input_px": variant.preprocessing.crop_px,
-            "session": dataclasses.asdict(variant.session),
             "inferences": WARM_UP + self.inferences,
         }
         return json.dumps(fields)
@@ -133,6 +147,7 @@ def counted(task: Task, report: Report) -> dict[str, Any]:
     variant, board = task.variant, task.pi.board
     row: dict[str, Any] = {
         "variant": variant.id,
+        "build": variant.build.id,
         "core": board.core,
         "input_px": variant.preprocessing.crop_px,
         "macs": variant.macs,
@@ -154,13 +169,13 @@ def counted(task: Task, report: Report) -> dict[str, Any]:
     samples = [dataclasses.asdict(count) for count in counts[WARM_UP:]]
     row["samples"] = samples
     row |= {key: int(statistics.median(sample[key] for sample in samples)) for key in ("instructions", "dot_products")}
-    report(f"{board.name} {variant.id}: {row['instructions'] / 1e9:.3f} x 10^9 instructions")
+    report(f"{board.name} {variant.build.id}: {row['instructions'] / 1e9:.3f} x 10^9 instructions")
     return row
 
 
 def relate(counts: Sequence[dict[str, Any]], baseline: str) -> None:
     """How many times fewer than the baseline on the same core."""
-    of_baseline = {row["core"]: row["instructions"] for row in counts if row["variant"] == baseline}
+    of_baseline = {row["core"]: row["instructions"] for row in counts if row["build"] == baseline}
     for row in counts:
         if row["instructions"] and of_baseline.get(row["core"]):
             row["fewer"] = of_baseline[row["core"]] / row["instructions"]
@@ -184,15 +199,19 @@ def document(bundle: manifest.Manifest, pis: Sequence[Pi], counts: list[dict[str
 
 def rows(result: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     """Header and rows of the table: a variant a row, two columns a core."""
-    header = ["variant", "input", "GMACs"]
+    header = ["build", "input", "GMACs"]
     for core in result["boards"]:
         header += [f"{core.title()}, 10^9 instructions", "fewer"]
-    by_variant: dict[str, list[str]] = {}
-    for row in result["counts"]:  # core after core, each with the same variants
-        start = [row["variant"], f"{row['input_px']} px", f"{row['macs'] / 1e9:.2f}"]
-        billions = present.ABSENT if row["instructions"] is None else f"{row['instructions'] / 1e9:.3g}"
-        by_variant.setdefault(row["variant"], start).extend([billions, present.number(row["fewer"], "x")])
-    return header, list(by_variant.values())
+    found = {(row["build"], row["core"]): row for row in result["counts"]}
+    lines = []
+    for row in {row["build"]: row for row in result["counts"]}.values():
+        cells = [row["build"], f"{row['input_px']} px", f"{row['macs'] / 1e9:.2f}"]
+        for core in result["boards"]:  # not every build is counted on every core
+            there = found.get((row["build"], core), {"instructions": None, "fewer": None})
+            billions = present.ABSENT if there["instructions"] is None else f"{there['instructions'] / 1e9:.3g}"
+            cells += [billions, present.number(there["fewer"], "x")]
+        lines.append(cells)
+    return header, lines
 
 
 def facts(result: dict[str, Any]) -> list[str]:
@@ -208,7 +227,7 @@ def facts(result: dict[str, Any]) -> list[str]:
 
 
 def _failures(result: dict[str, Any]) -> list[str]:
-    return [f"{row['variant']} on {row['core']}: {row['error']}" for row in result["counts"] if row["error"]]
+    return [f"{row['build']} on {row['core']}: {row['error']}" for row in result["counts"] if row["error"]]
 
 
 def terminal(result: dict[str, Any]) -> str:

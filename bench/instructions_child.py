@@ -23,7 +23,7 @@ MARK = 0x7667  # as in emulated_count.c: a getpriority that the system refuses
 
 def main() -> None:
     request = json.loads(sys.argv[1])
-    inputs, expected = check.load_expected(Path(request["expected"]), request["variant"], request["input_px"])
+    inputs, expected = check.load_expected(Path(request["expected"]), request["check"], request["input_px"])
     model = Model(Path(request["model"]), SessionSettings(**request["session"]), threads=1)
     found = []
     for turn in range(request["inferences"]):

@@ -22,7 +22,7 @@ from vgg_export.errors import DataError, VggExportError
 from vgg_export.options import DataOptions
 from vgg_export.progress import Quiet
 from vgg_export.storage import exclusive, write_json
-from vgg_runtime import device, manifest, present
+from vgg_runtime import device, manifest, present, tuning
 from vgg_runtime.errors import RuntimeInputError
 from vgg_runtime.preprocess import Preprocessing, load
 
@@ -95,7 +95,7 @@ def run(wanted: argparse.Namespace) -> dict[str, Any]:
         VggExportError, RuntimeInputError: the bundle or the pictures cannot be used.
     """
     folder = wanted.bundle.resolve()
-    bundle = manifest.read(folder)
+    bundle = tuning.for_here(manifest.read(folder), None)
     manifest.verify(folder, bundle.all_files())
     contenders = chosen((*of_bundle(folder, bundle), *PEERS), wanted.only)
     work = _emptied(wanted.work or folder.parent / f".{folder.name}.peers")
@@ -103,7 +103,7 @@ def run(wanted: argparse.Namespace) -> dict[str, Any]:
     baseline = bundle.variants[0]
     _report(f"preprocessing {len(sets.calibration)} calibration and {len(sets.test)} test pictures")
     sources = {
-        "onnx": str(folder / baseline.model.path),
+        "onnx": str(folder / baseline.build.model.path),
         "checkpoint": str((wanted.checkpoint or _work_of(folder) / "checkpoint.safetensors").resolve()),
         "calibration": str(_tensors(sets.calibration, baseline.preprocessing, work / "calibration.npy")),
         "px": baseline.preprocessing.crop_px,

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from vgg_runtime import builds
 from vgg_runtime.manifest import Manifest
 from vgg_runtime.preprocess import Preprocessing
 
@@ -60,8 +61,8 @@ def of_bundle(folder: Path, manifest: Manifest) -> tuple[Contender, ...]:
             name=f"vgg-export {variant.id}" + (" = onnxruntime fp32" if number == 0 else ""),
             engine=f"{ENGINES}:OnnxRuntime",
             packages=("onnxruntime",),
-            settings=dataclasses.asdict(variant.session),
-            files=(folder / variant.model.path,),
+            settings=dataclasses.asdict(variant.build.sessions[builds.FAST]),
+            files=tuple(folder / entry.path for entry in variant.build.files),
             preprocessing=variant.preprocessing,
         )
         for number, variant in enumerate(manifest.variants)

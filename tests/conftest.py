@@ -100,7 +100,7 @@ def bundle_folder(splits: data.Splits, tmp_path_factory: pytest.TempPathFactory)
     first = stage.of(work / "c.safetensors")
     baseline = to_onnx.run(first, work / "baseline.onnx", Quiet())
     scaled = to_onnx.run(fold.run(first, work / "f.safetensors", 160, Quiet()), work / "scaled.onnx", Quiet())
-    quantized = quantize.run(baseline, splits, 16, work / "quantized.onnx", QuantizeOptions("x86"), Quiet())
+    quantized = quantize.run(baseline, splits, 16, work / "quantized.onnx", QuantizeOptions("x86-vnni"), Quiet())
     entries = tuple(bundle.Entry(a.path.stem, a.path.stem, "for tests", (), a) for a in (baseline, quantized, scaled))
     subjects = [evaluate.Subject(e.id, e.model, e.preprocessing) for e in entries]
     figures = evaluate.run(subjects, splits.test, work / "evaluation.json", Quiet()).measured

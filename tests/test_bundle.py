@@ -38,7 +38,7 @@ def test_the_variants_carry_their_facts(bundle_folder: Path) -> None:
     bundle_ = manifest.read(bundle_folder)
     baseline, quantized, scaled = bundle_.variants
     assert (baseline.precision, quantized.precision, scaled.preprocessing.crop_px) == ("fp32", "int8", 160)
-    assert quantized.model.bytes < baseline.model.bytes / 2
+    assert quantized.build.bytes < baseline.build.bytes / 2
     assert scaled.parameters < baseline.parameters
     assert quantized.steps == ("quantized to int8",)
     assert len(bundle_.samples) == 8
@@ -128,8 +128,10 @@ def read_error(folder: Path) -> str:
 def test_damaged_manifests_are_refused(bundle_copy: Path, tmp_path: Path) -> None:
     path = bundle_copy / "manifest.json"
     good = json.loads(path.read_text())
-    path.write_text(json.dumps(good | {"schema": 2}))
-    assert "has schema 2; this runtime reads up to 1" in read_error(bundle_copy)
+    path.write_text(json.dumps(good | {"schema": manifest.SCHEMA + 1}))
+    assert f"has schema {manifest.SCHEMA + 1}; this runtime reads up to {manifest.SCHEMA}" in read_error(bundle_copy)
+    path.write_text(json.dumps(good | {"schema": 1}))
+    assert "has schema 1, this runtime reads" in read_error(bundle_copy)
     path.write_text(json.dumps(manifest.seal({k: v for k, v in good.items() if k != "variants"})))
     assert "is damaged" in read_error(bundle_copy)
     path.write_text('{"format": ')

@@ -63,7 +63,7 @@ def test_one_stage_after_the_other_by_hand(vgg_export: Run, weights: Path, signs
         ),
         ("export", *given, "--output", "baseline.onnx"),
         ("export", "--weights", "tuned.safetensors", "--input-px", "160", "--output", "small.onnx"),
-        ("quantize", "--model", "small.onnx", *data, "--target", "x86", "--calibration-images", "8", "--output", "small-int8.onnx"),
+        ("quantize", "--model", "small.onnx", *data, "--target", "x86-vnni", "--calibration-images", "8", "--output", "small-int8.onnx"),
         ("bundle", "baseline.onnx", "small.onnx", "small-int8.onnx", *data, "--output", "mine"),
         ("evaluate", "--bundle", "mine", *data, "--record", "--json", "figures.json"),
     ]
@@ -74,7 +74,7 @@ def test_one_stage_after_the_other_by_hand(vgg_export: Run, weights: Path, signs
     bundle = manifest.read(tmp_path / "mine")
     assert [v.id for v in bundle.variants] == ["baseline", "small", "small-int8"]
     assert bundle.variant("small-int8").preprocessing.crop_px == 160
-    assert bundle.variant("small").evaluation == json.loads((tmp_path / "figures.json").read_text())["small"]
+    assert bundle.variant("small").build.evaluation == json.loads((tmp_path / "figures.json").read_text())["small"]
     history = bundle.variant("small-int8").steps
     assert history[0].startswith("pruned about 50%")
     assert history[1] == "repaired in closed form on 12 pictures"
@@ -91,7 +91,7 @@ def test_all_from_a_state_dict_and_class_folders(vgg_export: Run, weights: Path,
     assert "compact is left out: the convolutions cannot be factorised to 38% of their arithmetic" in done.stderr  # too narrow
     assert bundle.target.startswith("pi4")
     assert manifest.read_labels(tmp_path / "out", bundle) == tuple(sorted(CLASSES))
-    assert all(v.evaluation and v.evaluation["n"] == 42 for v in bundle.variants)
+    assert all(v.build.evaluation and v.build.evaluation["n"] == 42 for v in bundle.variants)
     assert "pruned-quantized-scaled  160 px" in done.stdout
     report = (tmp_path / "out/report.html").read_text()
     shown = json.loads(report.split('id="result">', 1)[1].split("</script>", 1)[0])
@@ -112,10 +112,10 @@ def test_unlabelled_photographs_give_agreement_and_no_accuracy(vgg_export: Run, 
     assert done.returncode == 0, done.stderr
     assert "the classes have no names" in done.stderr
     baseline, quantized = manifest.read(tmp_path / "out").variants
-    assert quantized.evaluation is not None
-    assert quantized.evaluation["top1"] is None
-    assert quantized.evaluation["agreement"]["n"] == quantized.evaluation["n"] == 18
-    assert baseline.evaluation is not None
+    assert quantized.build.evaluation is not None
+    assert quantized.build.evaluation["top1"] is None
+    assert quantized.build.evaluation["agreement"]["n"] == quantized.build.evaluation["n"] == 18
+    assert baseline.build.evaluation is not None
 
 
 def test_a_handful_of_photographs_gives_no_figures(vgg_export: Run, weights: Path, tmp_path: Path) -> None:
@@ -134,9 +134,9 @@ def test_a_handful_of_photographs_gives_no_figures(vgg_export: Run, weights: Pat
     done = vgg_export(*arguments)
     assert done.returncode == 0, done.stderr
     variant = manifest.read(tmp_path / "out").variant("quantized")
-    assert variant.evaluation is None
-    assert variant.evaluation_absent is not None
-    assert "too few" in variant.evaluation_absent
+    assert variant.build.evaluation is None
+    assert variant.build.evaluation_absent is not None
+    assert "too few" in variant.build.evaluation_absent
 
 
 BAD = [

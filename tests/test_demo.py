@@ -54,7 +54,7 @@ def test_all_of_the_demo_from_start_to_end(tmp_path: Path) -> None:
     assert done.stdout.count("DEMO WEIGHTS") == 2
     bundle = manifest.read(tmp_path / "artifacts")
     manifest.verify(tmp_path / "artifacts", bundle.all_files())
-    evaluation = {v.id: v.evaluation for v in bundle.variants}
+    evaluation = {v.id: v.build.evaluation for v in bundle.variants}
     top1 = {name: 100 * e["top1"]["rate"] for name, e in evaluation.items() if e}
     assert all(e and e["n"] == e["top1"]["n"] == 1200 for e in evaluation.values())
     assert top1["baseline"] >= 96

@@ -213,7 +213,7 @@ def test_a_report_of_another_bundle_records_nothing(bundle_copy: Path) -> None:
 
 def test_without_a_record_the_file_is_the_least(bundle_folder: Path, tmp_path: Path) -> None:
     baseline = manifest.read(bundle_folder).variant("baseline")
-    found = examined(bundle_folder, with_memory(tmp_path, baseline.model.bytes // 1024 - 1))["memory"]
+    found = examined(bundle_folder, with_memory(tmp_path, baseline.build.bytes // 1024 - 1))["memory"]
     assert found["mark"] == WARNING
     assert "the size of its file" in found["found"]
     assert found["remedy"].endswith("--variants quantized,scaled")

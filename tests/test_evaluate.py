@@ -40,7 +40,7 @@ def test_top5_of_five_classes_is_absent() -> None:
 
 def test_the_exported_files_are_what_is_evaluated(bundle_folder: Path, splits: data.Splits, tmp_path: Path) -> None:
     bundle = manifest.read(bundle_folder)
-    subjects = [evaluate.Subject(v.id, stage.of(bundle_folder / v.model.path), v.preprocessing) for v in bundle.variants]
+    subjects = [evaluate.Subject(v.id, stage.of(bundle_folder / v.build.model.path), v.preprocessing) for v in bundle.variants]
     found = evaluate.evaluate(subjects, splits.test, tmp_path, Quiet())
     session = ort.InferenceSession(bundle_folder / "models" / "scaled.onnx")
     x = np.stack([load(i.path, for_input(160)) for i in splits.test])
@@ -49,7 +49,7 @@ def test_the_exported_files_are_what_is_evaluated(bundle_folder: Path, splits: d
     assert found["baseline"]["agreement"]["rate"] == 1.0
     assert found["baseline"]["kl_mean"] == 0.0
     assert found["quantized"]["kl_mean"] > 0
-    assert bundle.variant("scaled").evaluation == found["scaled"]
+    assert bundle.variant("scaled").build.evaluation == found["scaled"]
     assert list(tmp_path.iterdir()) == []  # the prepared pictures are gone
 
 

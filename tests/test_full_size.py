@@ -30,11 +30,11 @@ def test_the_sizes_are_the_known_ones_and_the_memory_is_bounded(made: Path) -> N
     bundle = manifest.read(made)
     baseline, quantized, scaled = bundle.variants
     assert baseline.parameters == 143_667_240
-    assert baseline.model.bytes == pytest.approx(575e6, rel=0.005)
-    assert quantized.model.bytes <= 150e6
-    assert scaled.model.bytes == pytest.approx(373e6, rel=0.005)
+    assert baseline.build.bytes == pytest.approx(575e6, rel=0.005)
+    assert quantized.build.bytes <= 150e6
+    assert scaled.build.bytes == pytest.approx(373e6, rel=0.005)
     assert bundle.figures_absent is not None
-    assert all(v.evaluation is None and v.evaluation_absent == bundle.figures_absent for v in bundle.variants)
+    assert all(v.build.evaluation is None and v.build.evaluation_absent == bundle.figures_absent for v in bundle.variants)
     # the largest child so far is the export above; ru_maxrss is in KiB on Linux
     assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024 <= PEAK_BYTES
 

@@ -298,7 +298,7 @@ def test_the_plain_form_is_onnxruntimes_own(exported: dict[str, stage.Artifact],
     from vgg_calibration.reader import ImageReader
 
     source = exported["plain"]
-    made = quantize.run(source, splits, 8, tmp_path / "q.onnx", QuantizeOptions("x86", "minmax"), Quiet())
+    made = quantize.run(source, splits, 8, tmp_path / "q.onnx", QuantizeOptions("x86-vnni", "minmax"), Quiet())
     used = [i.path for i in splits.fit if i.sha256 in made.measured["calibration_images"]]
     quantize_static(
         str(source.path),
@@ -321,7 +321,7 @@ def test_the_form_that_is_closest_on_unseen_pictures_is_kept(
     exported: dict[str, stage.Artifact], splits: data.Splits, tmp_path: Path
 ) -> None:
     source = settled(exported["plain"], uneven, tmp_path / "uneven.onnx")
-    made = quantize.run(source, splits, 16, tmp_path / "q.onnx", QuantizeOptions("x86"), Quiet())
+    made = quantize.run(source, splits, 16, tmp_path / "q.onnx", QuantizeOptions("x86-vnni"), Quiet())
     told, loss = made.measured["int8"], made.measured["losses"]["quantized"]
     tried = {entry["form"]: entry for entry in told["tried"]}
     assert list(tried) == list(INT8_FORMS)
@@ -424,7 +424,7 @@ def test_the_layer_that_8_bits_ruin_is_found_and_stays_float(
     exported: dict[str, stage.Artifact], splits: data.Splits, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     source = settled(exported["plain"], drowned, tmp_path / "drowned.onnx")
-    options = QuantizeOptions("x86", "minmax")
+    options = QuantizeOptions("x86-vnni", "minmax")
     with caplog.at_level("INFO"):
         made = quantize.run(source, splits, 16, tmp_path / "q.onnx", options, Quiet())
     (layer,) = made.measured["int8"]["float_layers"]

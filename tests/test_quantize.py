@@ -37,7 +37,7 @@ def test_every_target_gives_a_fully_int8_graph_close_to_float(
 
 def test_the_target_decides_type_and_range(exported: stage.Artifact, splits: data.Splits, tmp_path: Path) -> None:
     kinds, largest = {}, {}
-    for target in ("pi5", "x86", "x86-avx2"):
+    for target in ("pi5", "x86-vnni", "x86-avx2"):
         made = quantize.run(exported, splits, 4, tmp_path / f"{target}.onnx", QuantizeOptions(target), Quiet())
         loaded = onnx.load(made.path)
         tensors = {t.name: t for t in loaded.graph.initializer}
@@ -49,8 +49,8 @@ def test_the_target_decides_type_and_range(exported: stage.Artifact, splits: dat
         assert scales.shape == (64,)  # one per output channel
         zero_points = onnx.numpy_helper.to_array(tensors["conv3_1.weight_zero_point"])
         assert not zero_points.any()
-    assert kinds == {"pi5": TensorProto.INT8, "x86": TensorProto.UINT8, "x86-avx2": TensorProto.UINT8}
-    assert largest["x86"] == 127
+    assert kinds == {"pi5": TensorProto.INT8, "x86-vnni": TensorProto.UINT8, "x86-avx2": TensorProto.UINT8}
+    assert largest["x86-vnni"] == 127
     assert largest["x86-avx2"] <= 64
 
 

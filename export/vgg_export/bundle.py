@@ -18,16 +18,16 @@ from typing import Any
 import numpy as np
 
 import vgg_runtime
-from vgg_runtime import check, device
+from vgg_runtime import builds, check, device
 from vgg_runtime import manifest as m
 from vgg_runtime.errors import BundleError
 from vgg_runtime.preprocess import Preprocessing, load
 from vgg_runtime.session import Model
+from vgg_runtime.targets import TARGETS
 
-from . import stage
+from . import external, stage
 from .data import Item, Splits, short_hash
 from .errors import DataError, OutputError
-from .options import TARGETS
 from .progress import Progress
 from .storage import explain_write_errors, sha256, sync, write_json
 
@@ -38,9 +38,30 @@ CHECKED_SAMPLES = 2  # replayed on the device before anything is measured
 _IGNORED = ("__pycache__", ".mypy_cache", ".DS_Store")
 
 
+SESSIONS = {
+    # A float kernel that packs its weights is no faster here (measured), and unpacked they stay in the file's pages.
+    "fp32": {builds.FAST: m.SessionSettings(), builds.LEAN: m.SessionSettings(config={"session.disable_prepacking": "1"})},
+    # An int8 kernel that does not is 3.5 times slower.
+    "int8": {builds.FAST: m.SessionSettings(), builds.LEAN: m.SessionSettings()},
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Build:
+    """One form of a variant: its model for the cores in ``targets`` (none: any). ``figures``: the id of the build whose figures on test
+    images are its own, too, because it computes the same."""
+
+    id: str
+    form: str
+    targets: tuple[str, ...]
+    model: stage.Artifact
+    figures: str
+
+
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """A variant to be bundled: what it is called and its model, made by ``export`` or ``quantize``."""
+    """A variant to be bundled: what it is called and its model, made by ``export`` or ``quantize``, for the cores in ``targets``
+    (none: any); ``others``: its builds for other cores."""
 
     id: str
     title: str
@@ -48,6 +69,12 @@ class Entry:
     steps: tuple[str, ...]
     model: stage.Artifact
     losses: tuple[dict[str, Any], ...] = ()
+    targets: tuple[str, ...] = ()
+    others: tuple[Build, ...] = ()
+
+    @property
+    def builds(self) -> tuple[Build, ...]:
+        return (Build(self.id, "", self.targets, self.model, self.id), *self.others)
 
     @property
     def info(self) -> dict[str, Any]:
@@ -84,7 +111,8 @@ class Contents:
     @property
     def target(self) -> str:
         """What the int8 models were made for, as their sidecars say."""
-        names = sorted({entry.model.measured["target"] for entry in self.entries if "target" in entry.model.measured})
+        int8 = [build for entry in self.entries if entry.info["precision"] == "int8" for build in entry.builds]
+        names = dict.fromkeys(name for build in int8 for name in build.targets)
         return "; ".join(f"{name} ({TARGETS[name].reason})" for name in names) or "nothing: no int8 model"
 
     def fitted(self) -> list[str]:
@@ -153,7 +181,8 @@ def _key(contents: Contents) -> str:
     import hashlib
 
     parts = [
-        [(e.id, e.title, e.description, e.steps, e.model.sha256, e.info) for e in contents.entries],
+        [(e.id, e.title, e.description, e.steps, e.info, e.losses) for e in contents.entries],
+        [(b.id, b.form, b.targets, b.model.sha256, b.figures) for e in contents.entries for b in e.builds],
         contents.splits.digest(),
         [contents.class_ids, contents.target, contents.evaluation, contents.evaluation_absent],
         [stage.versions(), stage.source_digest(), *(sha256(path) for path in runtime_files())],
@@ -207,13 +236,14 @@ def _write(folder: Path, contents: Contents, key: str, advance: Any) -> m.Manife
     for entry in contents.entries:
         variants.append(_write_model(folder, entry, contents))
         advance()
-    _write_expected(folder, contents.entries, [folder / s.file.path for s in samples[:CHECKED_SAMPLES]])
+    _write_expected(folder, variants, [folder / s.file.path for s in samples[:CHECKED_SAMPLES]])
     advance()
     _write_runtime(folder / "runtime")
     write_json(folder / m.SPLITS_NAME, contents.splits.to_json() | {"fitted": contents.fitted()})
     (folder / "README.md").write_text(_readme(contents.entries), encoding="utf-8")
     source = info["source"]
-    listed = {"labels.txt", "expected.npz", *(v.model.path for v in variants), *(s.file.path for s in samples)}
+    models = {entry.path for variant in variants for build in variant.builds for entry in build.files}
+    listed = {"labels.txt", "expected.npz", *models, *(s.file.path for s in samples)}
     others = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
     written = m.Manifest(
         created_by=stage.versions() | {"key": key},
@@ -240,23 +270,37 @@ def _entry(folder: Path, path: str) -> m.FileEntry:
 
 def _write_model(folder: Path, entry: Entry, contents: Contents) -> m.Variant:
     (folder / "models").mkdir(exist_ok=True)
-    path = f"models/{entry.id}.onnx"
-    shutil.copyfile(entry.model.path, folder / path)
     return m.Variant(
         id=entry.id,
         title=entry.title,
         description=entry.description,
-        model=_entry(folder, path),
         precision=entry.info["precision"],
         parameters=entry.info["parameters"],
         macs=entry.info["macs"],
         preprocessing=entry.preprocessing,
         steps=(*entry.info["source"].get("history", ()), *(("quantized to int8",) if entry.info["precision"] == "int8" else ())),
-        session=m.SessionSettings(),
-        evaluation=contents.evaluation[entry.id] if contents.evaluation else None,
-        evaluation_absent=contents.evaluation_absent,
+        builds=tuple(_write_builds(folder, entry, contents)),
         losses=entry.losses,
     )
+
+
+def _write_builds(folder: Path, entry: Entry, contents: Contents) -> Iterator[m.Build]:
+    """The graphs of a variant; they share their weights where these are the same."""
+    weights = None
+    for build in entry.builds:
+        graph = folder / f"models/{build.id}.onnx"
+        written = external.write(build.model.path, graph, weights)
+        weights = weights or written
+        yield m.Build(
+            id=build.id,
+            form=build.form,
+            targets=build.targets,
+            model=_entry(folder, graph.relative_to(folder).as_posix()),
+            weights=_entry(folder, written.path.relative_to(folder).as_posix()),
+            sessions=SESSIONS[entry.info["precision"]],
+            evaluation=contents.evaluation[build.figures] if contents.evaluation else None,
+            evaluation_absent=contents.evaluation_absent,
+        )
 
 
 def _write_samples(folder: Path, contents: Contents) -> list[m.Sample]:
@@ -285,17 +329,17 @@ def _plain(name: str) -> str:
     return "".join(c if c.isascii() and (c.isalnum() or c in "-_") else "-" for c in name)[:40]
 
 
-def _write_expected(folder: Path, entries: Sequence[Entry], pictures: Sequence[Path]) -> None:
+def _write_expected(folder: Path, variants: Sequence[m.Variant], pictures: Sequence[Path]) -> None:
     """Inputs and logits for the device's self-check, computed here with onnxruntime, one picture at a time."""
     if not pictures:
         raise DataError("a bundle needs at least one sample picture for its self-check")
     arrays = {}
-    for entry in entries:
-        px = entry.preprocessing.crop_px
-        inputs = np.stack([load(picture, entry.preprocessing) for picture in pictures])
-        session = Model(folder / f"models/{entry.id}.onnx", m.SessionSettings(), device.usable_cores())
-        arrays[check.input_key(px)] = inputs
-        arrays[check.logits_key(entry.id)] = np.concatenate([session(inputs[k : k + 1]) for k in range(len(inputs))])
+    for variant in variants:
+        inputs = np.stack([load(picture, variant.preprocessing) for picture in pictures])
+        arrays[check.input_key(variant.preprocessing.crop_px)] = inputs
+        for build in variant.builds:
+            session = Model(folder / build.model.path, build.sessions[builds.FAST], device.usable_cores())
+            arrays[check.logits_key(build.id)] = np.concatenate([session(inputs[k : k + 1]) for k in range(len(inputs))])
     np.savez_compressed(folder / "expected.npz", **arrays)  # type: ignore[arg-type]
 
 

@@ -18,6 +18,8 @@ from typing import Any
 
 import click
 
+from vgg_runtime.targets import TARGETS
+
 from . import __version__, options
 from .errors import OptionsError, VggExportError
 
@@ -176,7 +178,7 @@ _prune = _grouped(
         help="What makes a filter important.",
     ),
     click.option(
-        "--width-multiple", type=int, default=options.PruneOptions.multiple, show_default=True, help="Widths land on a multiple of this."
+        "--width-multiple", type=int, help="Widths land on a multiple of this  [default: what the target's int8 kernels want, 8 or 16]"
     ),
     click.option(
         "--prune-widths",
@@ -223,14 +225,22 @@ _finetune = _grouped(
         help="First layers whose weights move; fc1: only the classifier.",
     ),
 )
+_target = click.option(
+    "--target",
+    type=click.Choice(tuple(TARGETS)),
+    default=options.QuantizeOptions.target,
+    show_default=True,
+    help="The core that int8 is made for.",
+)
+_targets = click.option(
+    "--target",
+    "targets",
+    type=click.Choice(tuple(TARGETS)),
+    multiple=True,
+    help="The core to build for; may be repeated, and then only what is worth it on one of them is made"
+    "  [default: pi5 and this machine, every variant]",
+)
 _quantize = _grouped(
-    click.option(
-        "--target",
-        type=click.Choice(tuple(options.TARGETS)),
-        default=options.QuantizeOptions.target,
-        show_default=True,
-        help="The core that int8 is made for.",
-    ),
     click.option(
         "--int8-method",
         type=click.Choice(("auto", *options.INT8_FORMS)),
@@ -288,7 +298,12 @@ def _ensure_output(output: Path, suffix: str, *inputs: Path | str) -> None:
 
 
 def _quantize_options(chosen: dict[str, Any]) -> options.QuantizeOptions:
-    return options.QuantizeOptions(chosen["target"], chosen["int8_method"], chosen["min_agreement"])
+    return options.QuantizeOptions(_built_for(chosen)[0], chosen["int8_method"], chosen["min_agreement"])
+
+
+def _built_for(chosen: dict[str, Any]) -> tuple[str, ...]:
+    """The cores that a command builds for."""
+    return (chosen["target"],) if "target" in chosen else chosen.get("targets") or options.default_targets()
 
 
 def _prune_options(chosen: dict[str, Any]) -> options.PruneOptions:
@@ -296,7 +311,7 @@ def _prune_options(chosen: dict[str, Any]) -> options.PruneOptions:
         chosen["prune_ratio"],
         chosen["prune_from"],
         chosen["criterion"],
-        chosen["width_multiple"],
+        chosen["width_multiple"] or options.width_multiple(_built_for(chosen)),
         chosen["seed"],
         repair=not chosen["no_repair"],
         images=chosen["repair_images"],
@@ -312,7 +327,8 @@ def _factorise_options(chosen: dict[str, Any]) -> options.FactoriseOptions:
         except ValueError as error:
             raise OptionsError(f"--fc-ranks takes two whole numbers such as 256,128, found {chosen['fc_ranks']!r}") from error
         ranks = (first, second)
-    return options.FactoriseOptions(chosen["conv_share"], ranks, images=chosen["repair_images"], seed=chosen["seed"])
+    multiple = options.width_multiple(_built_for(chosen))
+    return options.FactoriseOptions(chosen["conv_share"], ranks, multiple, chosen["repair_images"], seed=chosen["seed"])
 
 
 def _bytes(text: str | None) -> int | None:
@@ -345,6 +361,7 @@ def _finetune_options(chosen: dict[str, Any]) -> options.FinetuneOptions:
 @_factorise
 @_distil
 @_budget
+@_targets
 @_quantize
 @_scaled
 @click.option("--variants", metavar="A,B", help="Only these and the baseline  [default: all]")
@@ -368,6 +385,7 @@ def all_(no_compare: bool, **chosen: Any) -> int:
         budget=options.Budget(chosen["max_drop"], _bytes(chosen["target_size"]), chosen["target_speedup"]),
         scaled_px=chosen["scaled_px"],
         variants=tuple(name.strip() for name in chosen["variants"].split(",")) if chosen["variants"] else None,
+        targets=chosen["targets"] or None,
     )
     from vgg_runtime.manifest import REPORT_NAME
 
@@ -393,6 +411,7 @@ def all_(no_compare: bool, **chosen: Any) -> int:
 )
 @_repair_images
 @_distil
+@_target
 @_quantize
 @_scaled
 @_seed
@@ -407,16 +426,18 @@ def sweep(ratios: str, max_drop: float, **chosen: Any) -> None:
         asked = options.SweepOptions(tuple(float(part) for part in ratios.split(",")), max_drop)
     except ValueError as error:
         raise OptionsError(f"--ratios takes numbers such as 0.1,0.3, found {ratios!r}") from error
+    multiple = options.width_multiple(_built_for(chosen))
     wanted = options.AllOptions(
         output=chosen["output"],
         work=chosen["work"],
         weights=_weights_options(chosen),
         data=_data_options(chosen),
-        prune=options.PruneOptions(images=chosen["repair_images"], seed=chosen["seed"]),
-        factorise=options.FactoriseOptions(images=chosen["repair_images"], seed=chosen["seed"]),
+        prune=options.PruneOptions(multiple=multiple, images=chosen["repair_images"], seed=chosen["seed"]),
+        factorise=options.FactoriseOptions(multiple=multiple, images=chosen["repair_images"], seed=chosen["seed"]),
         distil=options.DistilOptions(chosen["distil_up_to"], seed=chosen["seed"]),
         quantize=_quantize_options(chosen),
         scaled_px=chosen["scaled_px"],
+        targets=(chosen["target"],),
     )
     from . import pipeline
 
@@ -535,6 +556,7 @@ def export(output: Path, input_px: int, **chosen: Any) -> None:
 @click.option("--model", "source", type=_FILE, required=True, help="A float model that 'vgg-export export' wrote.")
 @_data
 @_calibration
+@_target
 @_quantize
 @_seed
 @click.option("--output", type=_FILE, required=True, help="The int8 model (.onnx).")

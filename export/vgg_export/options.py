@@ -2,8 +2,12 @@
 
 import dataclasses
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from vgg_runtime import device
+from vgg_runtime.targets import TARGETS, of_device
 
 from .errors import OptionsError
 
@@ -13,29 +17,6 @@ TRAINABLE = (*BLOCK_NAMES, "fc1")  # first layers to train: a block of convoluti
 REPAIR_IMAGES, REPAIR_HELD_IMAGES = 200, 60  # to fit layers on, and to choose and measure with
 CRITERIA = ("l2", "l1", "random", "obs")
 ALLOCATIONS = ("uniform", "sensitivity")
-
-
-@dataclasses.dataclass(frozen=True)
-class Target:
-    """How int8 is made for a kind of core. ``signed_activations``: S8 instead of U8; ``reduce_range``: 7-bit weights."""
-
-    name: str
-    signed_activations: bool
-    reduce_range: bool
-    reason: str
-
-
-TARGETS = {
-    t.name: t
-    for t in (
-        Target("pi5", True, False, "Cortex-A76 with dot product: signed activations take 8 % fewer instructions"),
-        Target("pi4", True, False, "Cortex-A72 without dot product: signed activations take 7 % fewer instructions"),
-        Target("pi3", True, False, "Cortex-A53 without dot product, as pi4"),
-        Target("zero2", True, False, "Cortex-A53 without dot product, as pi4"),
-        Target("x86", False, False, "x86 with VNNI: unsigned activations and signed weights are the native form"),
-        Target("x86-avx2", False, True, "x86 without VNNI adds pairs of products in 16 bits: 7-bit weights keep them from saturating"),
-    )
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -256,6 +237,16 @@ class Budget:
         return ", ".join(words)
 
 
+def default_targets() -> tuple[str, ...]:
+    """A Pi 5 and this machine."""
+    return tuple(dict.fromkeys(("pi5", of_device(device.describe(1)).name)))
+
+
+def width_multiple(targets: Sequence[str]) -> int:
+    """Of the channels that are left: what the most demanding of the targets' fast kernels want."""
+    return max(TARGETS[name].width_multiple for name in targets)
+
+
 SWEEP_RATIOS = (0.1, 0.3, 0.5)
 
 
@@ -288,8 +279,13 @@ class AllOptions:
     budget: Budget = dataclasses.field(default_factory=Budget)
     scaled_px: int = 160
     variants: tuple[str, ...] | None = None  # None: all; the baseline is always among them
+    targets: tuple[str, ...] | None = None  # the cores to build for; None: a Pi 5 and this machine, and whatever is worth it anywhere
 
     def __post_init__(self) -> None:
+        if unknown := [name for name in self.targets or () if name not in TARGETS]:
+            raise OptionsError(f"--target must be one of {', '.join(TARGETS)}, found {unknown[0]!r}")
+        if self.quantize.target != self.built_for[0]:
+            raise OptionsError(f"int8 is first made for {self.built_for[0]}, the first target, and not for {self.quantize.target}")
         if not 32 <= self.scaled_px < 224:
             raise OptionsError(f"--scaled-px must be at least 32 and below 224, found {self.scaled_px}")
         folder = self.output.resolve()
@@ -297,6 +293,11 @@ class AllOptions:
             raise OptionsError(f"--output {self.output} contains the current folder; name a folder of its own")
         if self.work and (self.work.resolve() == folder or folder in self.work.resolve().parents):
             raise OptionsError(f"--work {self.work} lies inside --output {self.output}; the output is replaced as a whole")
+
+    @property
+    def built_for(self) -> tuple[str, ...]:
+        """The cores to build for, each once."""
+        return tuple(dict.fromkeys(self.targets or default_targets()))
 
     @property
     def work_folder(self) -> Path:

@@ -7,8 +7,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from vgg_runtime import manifest
+from vgg_runtime import builds, manifest
 from vgg_runtime.manifest import Manifest
+from vgg_runtime.targets import TARGETS
 
 from . import bundle, data, evaluate, fold, front, model, search, stage, weights
 from .errors import DataError, NothingToGainError, OptionsError
@@ -40,13 +41,16 @@ def _run(recipes: Sequence[Recipe], options: AllOptions, progress: Progress) -> 
         log.info("variant %s: %s", recipe.id, " -> ".join(recipe.steps))
         maker = compact if "factorise" in recipe.steps else steps
         try:
-            made, losses = maker.make(recipe.steps), maker.losses(recipe.steps)
+            entry = maker.entry(recipe)
         except NothingToGainError as error:
             if options.variants:  # it was asked for by name
                 raise
             log.warning("%s is left out: %s", recipe.id, error)
             continue
-        entries.append(bundle.Entry(recipe.id, recipe.title, recipe.description, recipe.steps, made, losses))
+        if reason := not_worth_it(entry, options):
+            log.info("%s is left out: %s", recipe.id, reason)
+            continue
+        entries.append(entry)
     figures, absent = _evaluate(entries, splits, options, progress)
     contents = bundle.Contents(tuple(entries), splits, ids, figures, absent)
     made_bundle = bundle.run(contents, options.output, progress)
@@ -180,7 +184,8 @@ def bundle_files(models: Sequence[Path], pictures: DataOptions, output: Path, pr
         name = artifact.path.stem
         steps = tuple(artifact.measured["model"]["source"].get("history", ()))
         recipe = known.get(name) or Recipe(name, name, "; ".join(steps) or "the checkpoint as it is", ())
-        entries.append(bundle.Entry(name, recipe.title, recipe.description, recipe.steps, artifact))
+        targets = (artifact.measured["target"],) if "target" in artifact.measured else ()
+        entries.append(bundle.Entry(name, recipe.title, recipe.description, recipe.steps, artifact, targets=targets))
     splits = splits_for(artifacts[0], pictures, output.parent / f".{output.name}.work", progress)
     absent = source.get("figures_absent") or "not evaluated; run 'vgg-export evaluate --record'"
     return bundle.run(bundle.Contents(tuple(entries), splits, data.ids_for(source), None, absent), output, progress)
@@ -202,17 +207,36 @@ def evaluate_bundle(folder: Path, pictures: DataOptions, progress: Progress, *, 
     work = folder.resolve().parent / f".{folder.resolve().name}.work"
     items = data.unseen(pictures, present.weights["weights"], labels, present.class_ids, fitted, work, progress)
     subjects = [
-        evaluate.Subject(v.id, stage.Artifact(folder / v.model.path, v.model.sha256, {}), v.preprocessing, v.session)
+        evaluate.Subject(b.id, stage.Artifact(folder / b.model.path, b.model.sha256, {}), v.preprocessing, b.sessions[builds.FAST])
         for v in present.variants
+        for b in v.builds
     ]
     with explain_write_errors(work):
         work.mkdir(parents=True, exist_ok=True)
     figures = evaluate.evaluate(subjects, items, work, progress)
     if record:
-        variants = tuple(dataclasses.replace(v, evaluation=figures[v.id], evaluation_absent=None) for v in present.variants)
+        variants = tuple(_with_figures(v, figures) for v in present.variants)
         made_by = present.created_by | {"key": "evaluated later"}  # so that 'all' writes its own figures again
         write_json(folder / manifest.FILE_NAME, dataclasses.replace(present, variants=variants, created_by=made_by).to_json())
     return figures, len(items), present.notice
+
+
+def _with_figures(variant: manifest.Variant, figures: dict[str, Any]) -> manifest.Variant:
+    evaluated = tuple(dataclasses.replace(b, evaluation=figures[b.id], evaluation_absent=None) for b in variant.builds)
+    return dataclasses.replace(variant, builds=evaluated)
+
+
+def not_worth_it(entry: bundle.Entry, options: AllOptions) -> str | None:
+    """Why a variant that was not asked for by name is no use on any of the cores that were; None when it is, or none were."""
+    asked = [TARGETS[name] for name in options.targets or ()]
+    if not asked or options.variants or entry.id == RECIPES[0].id or entry.info["precision"] != "fp32":
+        return None
+    if all(target.ram_bytes and entry.model.path.stat().st_size > target.ram_bytes / 2 for target in asked):
+        return f"its weights alone are more than half the memory of {', '.join(target.name for target in asked)}"
+    has_integer_twin = any(recipe.steps == (*entry.steps, "quantize") for recipe in RECIPES)
+    if all(target.dot_product for target in asked) and entry.id.startswith("compact") and has_integer_twin:
+        return f"int8 is smaller and faster on {', '.join(target.name for target in asked)}"
+    return None
 
 
 def _save(checkpoint: model.Checkpoint, path: Path) -> dict[str, object]:
@@ -228,5 +252,5 @@ def _evaluate(
     if absent:
         log.info("not evaluated: %s", absent)
         return None, absent
-    subjects = [evaluate.Subject(e.id, e.model, e.preprocessing) for e in entries]
+    subjects = [evaluate.Subject(b.id, b.model, e.preprocessing) for e in entries for b in e.builds if b.id == b.figures]
     return evaluate.run(subjects, splits.test, options.work_folder / "evaluation.json", progress).measured, None

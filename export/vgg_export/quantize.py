@@ -13,11 +13,12 @@ from typing import Any
 
 import vgg_calibration.choose as choose
 from vgg_runtime.preprocess import Preprocessing
+from vgg_runtime.targets import TARGETS
 
 from . import graph, stage
 from .data import Splits, short_hash
 from .errors import DataError
-from .options import INT8_FORMS, TARGETS, QuantizeOptions, as_json
+from .options import INT8_FORMS, QuantizeOptions, as_json
 from .progress import Progress
 from .trial import Bench, Trial
 

@@ -5,7 +5,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from . import data, factorise, finetune, fold, prune, quantize, stage, to_onnx
+from vgg_runtime.targets import TARGETS
+
+from . import bundle, data, factorise, finetune, fold, prune, quantize, retype, stage, to_onnx
 from .errors import OptionsError
 from .options import AllOptions
 from .progress import Progress
@@ -118,9 +120,38 @@ class Steps:
     def _export(self, before: stage.Artifact, output: Path) -> stage.Artifact:
         return to_onnx.run(before, output, self.progress)
 
-    def _quantize(self, before: stage.Artifact, output: Path) -> stage.Artifact:
-        chosen = self.options.data
-        return quantize.run(before, self.splits, chosen.calibration_images, output, self.options.quantize, self.progress, chosen.seed)
+    def _quantize(self, before: stage.Artifact, output: Path, target: str | None = None) -> stage.Artifact:
+        chosen, wanted = self.options.data, self.options.quantize
+        if target:
+            wanted = dataclasses.replace(wanted, target=target)
+        return quantize.run(before, self.splits, chosen.calibration_images, output, wanted, self.progress, chosen.seed)
+
+    def entry(self, recipe: Recipe) -> bundle.Entry:
+        """A variant with its builds for all the cores that are asked for."""
+        made, losses = self.make(recipe.steps), self.losses(recipe.steps)
+        targets, others = self._integer_builds(recipe, made) if "quantize" in recipe.steps else ((), ())
+        return bundle.Entry(recipe.id, recipe.title, recipe.description, recipe.steps, made, losses, targets, others)
+
+    def _integer_builds(self, recipe: Recipe, made: stage.Artifact) -> tuple[tuple[str, ...], tuple[bundle.Build, ...]]:
+        """The cores that the recipe's own model is right for, and the builds for the others."""
+        forms: dict[tuple[bool, bool], list[str]] = {}
+        for name in self.options.built_for:
+            forms.setdefault((TARGETS[name].reduce_range, TARGETS[name].signed_activations), []).append(name)
+        (own_range, _), own = next(iter(forms.items()))
+        others, by_range = [], {own_range: (made, recipe.id)}
+        for (reduced, _), names in list(forms.items())[1:]:
+            build_id = f"{recipe.id}.{names[0]}"
+            if reduced not in by_range:
+                by_range[reduced] = (self._quantize(self.make(recipe.steps[:-1]), self._named(made, names[0]), names[0]), build_id)
+            source, figures = by_range[reduced]
+            if TARGETS[source.measured["target"]].signed_activations != TARGETS[names[0]].signed_activations:
+                source = retype.run(source, names[0], self._named(made, f"{names[0]}-retyped"), self.progress)
+            others.append(bundle.Build(build_id, "", tuple(names), source, figures))
+        return tuple(own), tuple(others)
+
+    @staticmethod
+    def _named(made: stage.Artifact, suffix: str) -> Path:
+        return made.path.with_name(f"{made.path.stem}-{suffix}{made.path.suffix}")
 
 
 def chosen_recipes(wanted: Sequence[str] | None) -> tuple[Recipe, ...]:

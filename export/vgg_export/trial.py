@@ -15,9 +15,10 @@ from vgg_runtime.manifest import SessionSettings
 from vgg_runtime.metrics import kl_divergence
 from vgg_runtime.preprocess import Preprocessing, load
 from vgg_runtime.session import Model
+from vgg_runtime.targets import Target
 
 from . import equalize, integer
-from .options import Int8Form, Target
+from .options import Int8Form
 from .progress import Progress
 
 if TYPE_CHECKING:

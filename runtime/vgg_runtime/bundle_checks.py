@@ -13,11 +13,12 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
-from . import manifest, measure, probe
+from . import builds, manifest, measure, probe
 from .device import Device
 from .doctor import FAILS, INSTALL, OK, UNKNOWN, WARNING, Check, Report
 from .errors import BundleError
 from .manifest import FileEntry, Manifest, Variant
+from .targets import of_device
 
 IMPORT_SECONDS = 120.0  # ten from the memory card of a Zero 2 W
 RUN_SECONDS = 600.0
@@ -38,7 +39,7 @@ def examine(folder: Path, threads: int, board: Device, report: Report) -> list[C
     checks = [runtime(board)]
     runs = checks[0].mark in (OK, WARNING)
     try:
-        bundle = manifest.read(folder)
+        bundle = builds.for_core(manifest.read(folder), of_device(board))
     except BundleError as error:
         return [*checks, _as_check("bundle", error)]
     wrong = differing(folder, bundle.all_files(), report)
@@ -130,7 +131,7 @@ def recorded_peaks(folder: Path, bundle: Manifest) -> Recorded:
 
     The manifest has no hash of the report, so that only numbers of models of the very size are taken from it.
     """
-    sizes = {variant.id: variant.model.bytes for variant in bundle.variants}
+    sizes = {variant.id: variant.build.bytes for variant in bundle.variants}
     try:
         found = _RESULT.search((folder / manifest.REPORT_NAME).read_text(encoding="utf-8"))
         result = json.loads(found[1] if found else "")
@@ -168,7 +169,7 @@ def _too_little(free: str, variants: Sequence[Variant], too_large: Sequence[Vari
 def _needed(variant: Variant, recorded: Recorded) -> tuple[int, bool]:
     """Bytes of memory, and whether that is a measured peak; else it is the model's file, the least that can be."""
     peak = recorded.peaks.get(variant.id)
-    return (variant.model.bytes, False) if peak is None else (peak, True)
+    return (variant.build.bytes, False) if peak is None else (peak, True)
 
 
 def _need(variant: Variant, recorded: Recorded) -> str:
@@ -180,8 +181,9 @@ def _reason_not_to_run(variant: Variant, wrong: Collection[str], recorded: Recor
     """Why a mere check had better not load a variant; None when nothing speaks against it."""
     if not runs:
         return "onnxruntime cannot be imported"
-    if variant.model.path in wrong:
-        return f"{variant.model.path} is not as it was written"
+    for entry in variant.build.files:
+        if entry.path in wrong:
+            return f"{entry.path} is not as it was written"
     if available is not None and _needed(variant, recorded)[0] > available:
         return f"of {available / 1e6:.0f} MB available memory it needs {_need(variant, recorded)}"
     return None
@@ -195,15 +197,14 @@ def fused(folder: Path, variant: Variant, threads: int, bundle: Manifest) -> Che
     """Whether this board's onnxruntime runs an int8 variant in int8; layers that were kept in float are meant to be."""
     name = f"int8 of {variant.id}"
     request = {
-        "model": str(folder / variant.model.path),
-        "session": dataclasses.asdict(variant.session),
+        **builds.request(folder, bundle, variant, builds.FAST),
         "threads": threads,
         "input_px": variant.preprocessing.crop_px,
     }
     events, death = ask(request, RUN_SECONDS)
     if "executed" not in events:
         why = death or events.get("error", {}).get("message", "it said nothing")
-        return Check(name, FAILS, f"cannot be run: {why}", f"leave it out with --variants, or copy {variant.model.path} again")
+        return Check(name, FAILS, f"cannot be run: {why}", f"leave it out with --variants, or copy {variant.build.model.path} again")
     ran = events["executed"]
     return judged(name, ran["ops"], ran["float_layers"], ran["peak_rss_bytes"], bundle.created_by.get("onnxruntime", "unknown"))
 

@@ -18,18 +18,18 @@ def input_key(crop_px: int) -> str:
     return f"input_{crop_px}"
 
 
-def logits_key(variant: str) -> str:
-    """Name of a variant's logits [n, classes] in expected.npz."""
-    return f"logits_{variant}"
+def logits_key(build: str) -> str:
+    """Name of a build's logits [n, classes] in expected.npz."""
+    return f"logits_{build}"
 
 
-def load_expected(path: Path, variant: str, crop_px: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+def load_expected(path: Path, build: str, crop_px: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
     """Inputs [n, 3, px, px] and logits [n, classes] recorded when the bundle was built."""
     try:
         with np.load(path, allow_pickle=False) as archive:
-            return archive[input_key(crop_px)], archive[logits_key(variant)]
+            return archive[input_key(crop_px)], archive[logits_key(build)]
     except (OSError, KeyError, ValueError) as error:
-        raise BundleError(f"{path} has no self-check for {variant} ({error}); copy the bundle again") from error
+        raise BundleError(f"{path} has no self-check for {build} ({error}); copy the bundle again") from error
 
 
 def deviation(found: npt.NDArray[np.float32], expected: npt.NDArray[np.float32]) -> float:

@@ -45,7 +45,7 @@ def main() -> int:
 def serve(request: dict[str, Any]) -> None:
     """Answer one request with the events loaded, checked, timed, (per picture) predicted and answered."""
     preprocessing = Preprocessing.from_json(request["preprocessing"])
-    inputs, expected = check.load_expected(Path(request["expected"]), request["variant"], preprocessing.crop_px)
+    inputs, expected = check.load_expected(Path(request["expected"]), request["check"], preprocessing.crop_px)
     import onnxruntime as _  # noqa: F401  the import is not part of the load time of the first variant
 
     start = time.perf_counter()

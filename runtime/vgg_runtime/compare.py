@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from . import __version__, device, doctor, manifest, measure, output, present
+from . import __version__, builds, device, doctor, manifest, measure, output, present, tuning
 from .errors import ImageError, RuntimeInputError
 from .images import find, match_folders
 from .preprocess import open_image
@@ -87,6 +87,14 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--silence", type=_seconds, default=300.0, metavar="SECONDS", help="a variant that says nothing for so long is ended (default: 300)"
     )
+    parser.add_argument(
+        "--memory",
+        choices=builds.MEMORY_MODES,
+        default=builds.AUTO,
+        help="lean: float weights stay in the file's pages, which the system can drop; auto: fast where there is room (default)",
+    )
+    parser.add_argument("--target", metavar="CORE", help="use the builds for another core than this one, e.g. pi4 (default: this one's)")
+    parser.add_argument("--tune", action="store_true", help="time the builds of each variant here first, and remember which is the fastest")
     parser.add_argument("--root", type=Path, default=Path("/"), help=argparse.SUPPRESS)  # /proc and /sys of another board, for tests
     parser.add_argument("--top5", action="store_true", help="show the five most probable classes")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the whole result, raw samples included")
@@ -181,6 +189,7 @@ def _run(options: argparse.Namespace) -> int:
     if options.doctor:
         return _doctor(options, folder)
     bundle = manifest.read(folder)
+    bundle = tuning.for_here(bundle, options.target, options.root)
     if options.live is not None:
         return _live(options, folder, bundle)
     _refuse(options, ("source", "fps", "frames", "seconds", "every"), "belongs to --live VARIANT")
@@ -188,19 +197,26 @@ def _run(options: argparse.Namespace) -> int:
         return _serve(options, folder, bundle)
     if options.port is not None or options.host:
         raise RuntimeInputError("--port and --host belong to --serve")
+    threads = device.usable_cores() if options.threads is None else options.threads or None
+    if options.tune:
+        if options.target:
+            raise RuntimeInputError("--tune finds what is fastest on this core; it does not go with --target")
+        bundle = tuning.tune(folder, bundle, _chosen(bundle, options.variants), threads or device.usable_cores(), options.root, _report)
     variants = _chosen(bundle, options.variants)
-    needed = [bundle.labels, bundle.expected, manifest.splits_entry(bundle), *(v.model for v in variants)]
+    models = [entry for variant in variants for entry in variant.build.files]
+    needed = [bundle.labels, bundle.expected, manifest.splits_entry(bundle), *dict.fromkeys(models)]
     samples = not options.image and not options.images
     manifest.verify(folder, [*needed, *(s.file for s in bundle.samples if samples)], lambda e: _report(f"checking {e.path}"))
     labels = manifest.read_labels(folder, bundle)
     images = _images(options, folder, bundle, labels)
     output.check_writable(*filter(None, (options.json, options.html)))
     settings = measure.Options(
-        threads=device.usable_cores() if options.threads is None else options.threads or None,
+        threads=threads,
         budget_s=options.budget,
         rounds=options.rounds,
         cool_down_s=options.cool_down,
         silence_s=options.silence,
+        memory=options.memory,
         root=options.root,
     )
     result = measure.compare(folder, bundle, labels, variants, images, settings, _report)
@@ -216,7 +232,8 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _doctor(options: argparse.Namespace, folder: Path) -> int:
-    misplaced = [name for name in ("image", "images", "html", "variants", "top5", "serve", "host", "port") if getattr(options, name)]
+    names = ("image", "images", "html", "variants", "top5", "serve", "host", "port", "target", "tune")
+    misplaced = [name for name in names if getattr(options, name)]
     if misplaced:
         raise RuntimeInputError(f"--{misplaced[0]} does not go with --doctor, which looks at the board and the whole bundle")
     return doctor.command(
@@ -226,23 +243,25 @@ def _doctor(options: argparse.Namespace, folder: Path) -> int:
 
 def _serve(options: argparse.Namespace, folder: Path, bundle: manifest.Manifest) -> int:
     """Only what makes sense for a page; the rest is chosen in it."""
-    misplaced = [name for name in ("image", "images", "json", "html", "variants") if getattr(options, name)]
+    misplaced = [name for name in ("image", "images", "json", "html", "variants", "tune") if getattr(options, name)]
     if misplaced:
         raise RuntimeInputError(f"--{misplaced[0]} does not go with --serve; choose pictures and variants on the page")
     from . import serve
 
-    manifest.verify(folder, [bundle.labels, bundle.expected, *(v.model for v in bundle.variants)], lambda e: _report(f"checking {e.path}"))
+    models = dict.fromkeys(entry for variant in bundle.variants for entry in variant.build.files)
+    manifest.verify(folder, [bundle.labels, bundle.expected, *models], lambda e: _report(f"checking {e.path}"))
     _clear_report()
     labels = manifest.read_labels(folder, bundle)
     port = 8000 if options.port is None else options.port
     threads = options.threads or device.usable_cores()
-    serve.run(lambda hosts: serve.Server(folder, bundle, labels, threads, hosts), options.host or "127.0.0.1", port, _report_line)
+    host = options.host or "127.0.0.1"
+    serve.run(lambda hosts: serve.Server(folder, bundle, labels, threads, hosts, options.memory), host, port, _report_line)
     return EXIT_OK
 
 
 def _live(options: argparse.Namespace, folder: Path, bundle: manifest.Manifest) -> int:
     """One variant on a stream; 0 also when SIGTERM ended it, as a service manager does."""
-    compared = ("image", "images", "variants", "budget", "rounds", "cool_down", "silence", "top5", "html", "serve", "port", "host")
+    compared = ("image", "images", "variants", "budget", "rounds", "cool_down", "silence", "top5", "html", "serve", "port", "host", "tune")
     _refuse(options, compared, "does not go with --live")
     if options.threads == 0:
         raise RuntimeInputError("--threads auto does not go with --live; compare.py --threads auto finds the number, then name it")
@@ -251,10 +270,11 @@ def _live(options: argparse.Namespace, folder: Path, bundle: manifest.Manifest) 
 
     source = sources.open_source(options.source or "camera", options.fps)
     output.check_writable(*filter(None, (options.json,)))
-    manifest.verify(folder, [bundle.labels, bundle.expected, variant.model], lambda e: _report(f"checking {e.path}"))
+    manifest.verify(folder, [bundle.labels, bundle.expected, *variant.build.files], lambda e: _report(f"checking {e.path}"))
     _clear_report()
     labels = manifest.read_labels(folder, bundle)
-    settings = live.Settings(options.threads or device.usable_cores(), options.frames, options.seconds, options.every or 5.0)
+    threads = options.threads or device.usable_cores()
+    settings = live.Settings(threads, options.frames, options.seconds, options.every or 5.0, options.memory)
     if notice := present.notice({"bundle": {"notice": bundle.notice, "figures_absent": bundle.figures_absent}}):
         _report_line(notice)
     result = live.run(folder, bundle, labels, variant, source, settings, _report_line)

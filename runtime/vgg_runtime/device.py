@@ -1,7 +1,6 @@
 """What the figures were measured on. Every file is read below ``root``, so that a test can lay out another board."""
 
 import dataclasses
-import importlib.metadata
 import os
 import platform
 import re
@@ -147,6 +146,8 @@ def _arm_core(cpuinfo: str) -> str | None:
 
 
 def _installed(package: str) -> str | None:
+    import importlib.metadata  # 3 MB that a variant's own process can do without
+
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:

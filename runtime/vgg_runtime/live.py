@@ -22,7 +22,7 @@ from typing import Any
 
 from PIL import Image
 
-from . import check, device, live_text, measure, present
+from . import builds, check, device, live_text, measure, present
 from .errors import ImageError, RuntimeInputError
 from .manifest import Manifest, Variant
 from .metrics import percentile
@@ -49,6 +49,7 @@ class Settings:
     frames: int | None = None
     seconds: float | None = None
     every_s: float = 5.0
+    memory: str = builds.AUTO
 
 
 @dataclasses.dataclass
@@ -135,19 +136,13 @@ class Latency:
 class Responder:
     """The other end of ``responder.py``. Its methods raise ModelError; they return None when an interrupt came first."""
 
-    def __init__(self, folder: Path, bundle: Manifest, variant: Variant, threads: int, interrupt: Interrupt) -> None:
+    def __init__(self, folder: Path, bundle: Manifest, variant: Variant, settings: Settings, interrupt: Interrupt) -> None:
         self._variant, self._interrupt = variant, interrupt
         self._heard = b""
         self._complaints = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115  closed by close()
         self._child = measure.start("vgg_runtime.responder", self._complaints)
-        request = {
-            "variant": variant.id,
-            "model": str(folder / variant.model.path),
-            "expected": str(folder / bundle.expected.path),
-            "crop_px": variant.preprocessing.crop_px,
-            "session": dataclasses.asdict(variant.session),
-            "threads": threads,
-        }
+        mode = builds.mode(variant.build, settings.memory, device.available_bytes())
+        request = builds.request(folder, bundle, variant, mode) | {"crop_px": variant.preprocessing.crop_px, "threads": settings.threads}
         self._tell(json.dumps(request).encode() + b"\n")
 
     def load(self) -> dict[str, Any] | None:
@@ -335,7 +330,7 @@ def run(
     with _noticing() as interrupt:
         stream = Stream(variant, settings, interrupt)
         try:
-            with contextlib.closing(Responder(folder, bundle, variant, settings.threads, interrupt)) as model:
+            with contextlib.closing(Responder(folder, bundle, variant, settings, interrupt)) as model:
                 if loaded := model.load():
                     live |= loaded
                     report(live_text.title(variant, source.name, settings.threads))

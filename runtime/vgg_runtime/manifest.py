@@ -3,7 +3,6 @@ classes, the device reads with them.
 """
 
 import dataclasses
-import hashlib
 import json
 from collections.abc import Callable, Iterable
 from pathlib import Path, PurePosixPath
@@ -13,7 +12,7 @@ from .errors import BundleError
 from .preprocess import Preprocessing
 
 FORMAT = "vgg-export-bundle"
-SCHEMA = 1
+SCHEMA = 2  # 2: variants have builds, weights lie beside the graphs
 FILE_NAME = "manifest.json"
 SPLITS_NAME = "splits.json"
 REPORT_NAME = "report.html"  # written after the bundle, by its own runtime; not listed in the manifest
@@ -42,6 +41,34 @@ class SessionSettings:
 
 
 @dataclasses.dataclass(frozen=True)
+class Build:
+    """One form of a variant, for the cores in ``targets`` (empty: any). ``model`` is the graph and ``weights`` the file beside it
+    that holds its large tensors, which several builds may share (None: all are in the graph). ``sessions``: what is asked of
+    onnxruntime to be ``fast`` and to be ``lean`` with memory. ``evaluation`` holds what was measured at build time on test images
+    (``top1``, ``top5``, ``agreement``, ``kl_mean``, ``kl_p95``, ``n``, intervals); what could not be measured is None, and
+    ``evaluation_absent`` says why.
+    """
+
+    id: str
+    form: str
+    targets: tuple[str, ...]
+    model: FileEntry
+    weights: FileEntry | None
+    sessions: dict[str, SessionSettings]
+    evaluation: dict[str, Any] | None = None
+    evaluation_absent: str | None = None
+
+    @property
+    def files(self) -> tuple[FileEntry, ...]:
+        return (self.model,) if self.weights is None else (self.model, self.weights)
+
+    @property
+    def bytes(self) -> int:
+        """Of all that is loaded."""
+        return sum(entry.bytes for entry in self.files)
+
+
+@dataclasses.dataclass(frozen=True)
 class Sample:
     """A picture that travels with the bundle; ``label`` is a class index, None when unknown. ``fitted``: something was
     calibrated or trained on it, so that no figure may come from it."""
@@ -53,26 +80,30 @@ class Sample:
 
 @dataclasses.dataclass(frozen=True)
 class Variant:
-    """One model of the bundle.
+    """One model of the bundle, in one or more builds; the one that is used comes first (``for_core`` puts it there).
 
-    ``evaluation`` holds what was measured at build time on test images (``top1``, ``top5``, ``agreement``, ``kl_mean``,
-    ``kl_p95``, ``n``, intervals); what could not be measured is None, and ``evaluation_absent`` says why. ``losses``: what each
-    step lost on held-out pictures while it was made, in order (``step``, ``agreement``, ``kl``, ``n``, ``against``).
+    ``losses``: what each step lost on held-out pictures while it was made, in order (``step``, ``agreement``, ``kl``, ``n``,
+    ``against``).
     """
 
     id: str
     title: str
     description: str
-    model: FileEntry
     precision: str
     parameters: int
     macs: int
     preprocessing: Preprocessing
     steps: tuple[str, ...]
-    session: SessionSettings
-    evaluation: dict[str, Any] | None = None
-    evaluation_absent: str | None = None
+    builds: tuple[Build, ...]
     losses: tuple[dict[str, Any], ...] = ()
+
+    @property
+    def build(self) -> Build:
+        return self.builds[0]
+
+    def using(self, build: Build) -> Self:
+        """The variant with one of its builds in front."""
+        return dataclasses.replace(self, builds=(build, *(other for other in self.builds if other is not build)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,8 +146,9 @@ class Manifest:
         return [self.variant(name) for name in names]
 
     def all_files(self) -> list[FileEntry]:
-        models = [v.model for v in self.variants]
-        return [self.labels, self.expected, *models, *(s.file for s in self.samples), *self.files]
+        models = [entry for v in self.variants for build in v.builds for entry in build.files]
+        every = [self.labels, self.expected, *models, *(s.file for s in self.samples), *self.files]
+        return list(dict.fromkeys(every))  # builds may share their weights
 
     def to_json(self) -> dict[str, Any]:
         """The content of manifest.json, sealed."""
@@ -136,17 +168,28 @@ class Manifest:
 
 def _variant(data: dict[str, Any]) -> Variant:
     parsed = {
-        "model": FileEntry(**data["model"]),
         "preprocessing": Preprocessing.from_json(data["preprocessing"]),
         "steps": tuple(data["steps"]),
-        "session": SessionSettings(**data["session"]),
+        "builds": tuple(_build(build) for build in data["builds"]),
         "losses": tuple(data.get("losses", ())),
     }
     return Variant(**{**data, **parsed})
 
 
+def _build(data: dict[str, Any]) -> Build:
+    parsed = {
+        "targets": tuple(data["targets"]),
+        "model": FileEntry(**data["model"]),
+        "weights": None if data["weights"] is None else FileEntry(**data["weights"]),
+        "sessions": {mode: SessionSettings(**settings) for mode, settings in data["sessions"].items()},
+    }
+    return Build(**{**data, **parsed})
+
+
 def seal(data: dict[str, Any]) -> dict[str, Any]:
     """``data`` with the hash of everything else in it under ``sha256``, so that a damaged manifest is noticed as a damaged model is."""
+    import hashlib  # OpenSSL takes 4 MB, which would count as a variant's: its process imports this module and hashes nothing
+
     rest = {key: value for key, value in data.items() if key != "sha256"}
     text = json.dumps(rest, sort_keys=True, ensure_ascii=True)
     return {**rest, "sha256": hashlib.sha256(text.encode()).hexdigest()}
@@ -172,6 +215,10 @@ def read(folder: Path) -> Manifest:
     schema = data.get("schema")
     if not isinstance(schema, int) or schema > SCHEMA:
         raise BundleError(f"{path} has schema {schema}; this runtime reads up to {SCHEMA}: use the bundle's own runtime/compare.py")
+    if schema < SCHEMA:
+        raise BundleError(
+            f"{path} has schema {schema}, this runtime reads {SCHEMA}: use the bundle's own runtime/compare.py, or make it again"
+        )
     if data.get("sha256") != seal(data)["sha256"]:
         raise BundleError(f"{path} differs from what was written (its own sha256 does not fit); copy the bundle again")
     try:
@@ -186,6 +233,8 @@ def verify(folder: Path, entries: Iterable[FileEntry], on_file: Callable[[FileEn
     Raises:
         BundleError: the first file that is missing or differs.
     """
+    import hashlib
+
     for entry in entries:
         if on_file:
             on_file(entry)

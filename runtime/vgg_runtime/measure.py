@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any, Self
 
-from . import advice, check, device, rounds, watch
+from . import advice, builds, check, device, rounds, targets, watch
 from .manifest import Manifest, Variant
 from .metrics import percentile, wilson_interval
 from .recommend import recommend
@@ -33,7 +33,7 @@ Report = Callable[[str], None]
 class Options:
     """``threads``: of onnxruntime; None tries 1, 2 and 4 and takes what is fastest for each variant. ``budget_s``: seconds of timed
     runs per variant, divided into ``rounds``, with at most ``cool_down_s`` of waiting before each. A variant that says nothing for
-    ``silence_s`` beyond its budget is ended. The board's state is read below ``root``."""
+    ``silence_s`` beyond its budget is ended. ``memory``: one of builds.MEMORY_MODES. The board's state is read below ``root``."""
 
     threads: int | None
     budget_s: float = 10.0
@@ -41,6 +41,7 @@ class Options:
     rounds: int = 3
     cool_down_s: float = 30.0
     silence_s: float = 300.0
+    memory: str = builds.AUTO
     root: Path = Path("/")
 
     def of_a_round(self, threads: int) -> Self:
@@ -93,9 +94,10 @@ def compare(
 
 def _add(row: dict[str, Any], found: dict[str, Any]) -> None:
     """Enter one round into the row; what is asked once (the check, the pictures) comes from the first."""
-    peaks = [peak for peak in (row["peak_rss_bytes"], found["peak_rss_bytes"]) if peak is not None]
     row["rounds"].append({key: found[key] for key in ("load_ms", "first_ms", "samples_ms", "state")})
-    row |= {"peak_rss_bytes": max(peaks, default=None), "error": row["error"] or found["error"]}
+    for key in ("peak_rss_bytes", "peak_anonymous_bytes", "peak_file_backed_bytes"):
+        row[key] = max((peak for peak in (row[key], found[key]) if peak is not None), default=None)
+    row |= {"memory_mode": found["memory_mode"], "error": row["error"] or found["error"]}
     if found["self_check_deviation"] is not None:
         row["self_check_deviation"] = max(found["self_check_deviation"], row["self_check_deviation"] or 0.0)
     for key in ("predictions", "prepare_ms", "end_to_end_ms"):
@@ -116,10 +118,11 @@ def _best_threads(folder: Path, manifest: Manifest, variant: Variant, row: dict[
 
 def skeleton(folder: Path, manifest: Manifest, labels: Sequence[str], images: Sequence[Shown], options: Options) -> dict[str, Any]:
     """The result document before any variant has been measured."""
+    board = device.describe(options.threads or device.usable_cores(), options.root)
     return {
         "schema": RESULT_SCHEMA,
         "measured_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "device": device.describe(options.threads or device.usable_cores(), options.root).to_json(),
+        "device": board.to_json() | {"target": targets.of_device(board).name},
         "bundle": _bundle(folder, manifest),
         "images": [_named(image, labels) for image in images],
         "variants": [],
@@ -179,11 +182,8 @@ class Running:
 
     def __init__(self, folder: Path, manifest: Manifest, variant: Variant, pictures: Pictures, options: Options) -> None:
         tensor = pictures.tensors.get(variant.preprocessing.crop_px, b"")
-        request = {
-            "variant": variant.id,
-            "model": str(folder / variant.model.path),
-            "expected": str(folder / manifest.expected.path),
-            "session": dataclasses.asdict(variant.session),
+        memory_mode = builds.mode(variant.build, options.memory, device.available_bytes(options.root))
+        request = builds.request(folder, manifest, variant, memory_mode) | {
             "preprocessing": variant.preprocessing.to_json(),
             "threads": options.threads,
             "budget_s": options.budget_s,
@@ -191,7 +191,7 @@ class Running:
             "images": [str(path) for path in pictures.paths],
             "tensor_bytes": len(tensor),
         }
-        self.row, self.state = empty_row(variant), dict[str, Any]()
+        self.row, self.state = empty_row(variant) | {"memory_mode": memory_mode}, dict[str, Any]()
         self._variant, self._options, self._hung = variant, options, False
         self._question = json.dumps(request).encode() + b"\n" + tensor
         self._complaints = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115  closed by events()
@@ -202,14 +202,16 @@ class Running:
         child = self._child
         assert child.stdin is not None
         assert child.stdout is not None
-        found = watch.Watch(self._options.root)
+        found, resident = watch.Watch(self._options.root), builds.Resident(child.pid)
         try:
-            with found:
+            with found, resident:
                 with contextlib.suppress(BrokenPipeError):  # it died at once; its exit status says how
                     child.stdin.write(self._question)
                     child.stdin.close()
                 for line in self._lines(child.stdout):
                     event = json.loads(line)
+                    if event["event"] == "loaded":  # the peak is behind it, and sampling would cost what is timed
+                        resident.stop()
                     _take(self.row, event, self._variant)
                     yield event
                 code = child.wait()
@@ -222,6 +224,7 @@ class Running:
             child.stdout.close()
             self._complaints.close()
             self.state = found.to_json()
+            self.row |= {"peak_anonymous_bytes": resident.anonymous_bytes, "peak_file_backed_bytes": resident.file_bytes}
 
     def _lines(self, stream: IO[bytes]) -> Iterator[bytes]:
         """What the child writes; one that is silent for too long is ended."""
@@ -262,7 +265,8 @@ def empty_row(variant: Variant) -> dict[str, Any]:
         "input_px": variant.preprocessing.crop_px,
         "parameters": variant.parameters,
         "macs": variant.macs,
-        "size_bytes": variant.model.bytes,
+        "build": {"id": variant.build.id, "form": variant.build.form, "targets": list(variant.build.targets)},
+        "size_bytes": variant.build.bytes,
         "load_ms": None,
         "first_ms": None,
         "p50_ms": None,
@@ -277,12 +281,15 @@ def empty_row(variant: Variant) -> dict[str, Any]:
         "prepare_ms": None,
         "end_to_end_ms": None,
         "speedup": None,
+        "memory_mode": None,
         "peak_rss_bytes": None,
+        "peak_anonymous_bytes": None,
+        "peak_file_backed_bytes": None,
         "self_check_deviation": None,
         "accuracy": None,
         "agreement": None,
         "predictions": [],
-        "built": variant.evaluation,
+        "built": variant.build.evaluation,
         "losses": list(variant.losses),
         "error": None,
     }

@@ -59,7 +59,8 @@ def header(result: dict[str, Any]) -> str:
         (
             f"Device   {device['board']}, {device['cpu'] or device['machine']}, {device['cores']} cores,"
             f" {device['threads']} threads used, {ram}",
-            f"         {features}; {device['os']}, Python {device['python']}, onnxruntime {device['onnxruntime'] or 'missing'}",
+            f"         {features}: the builds for {device['target']};"
+            f" {device['os']}, Python {device['python']}, onnxruntime {device['onnxruntime'] or 'missing'}",
             f"State    {state(device)}",
             f"Model    {bundle['family']}, {bundle['weights'].get('what', 'weights of unknown origin')}; int8 made for {bundle['target']}",
         )
@@ -116,6 +117,7 @@ def comparison(result: dict[str, Any]) -> str:
         "total ms",
         "speed",
         "peak MB",
+        "anon MB",
         "agrees",
         "top-1",
     )
@@ -134,6 +136,7 @@ def comparison(result: dict[str, Any]) -> str:
         cells += [
             number(row["speedup"], "x"),
             megabytes(row["peak_rss_bytes"]),
+            megabytes(row["peak_anonymous_bytes"]),
             percent(row["agreement"], interval=True),
             percent(row["accuracy"], interval=True),
         ]
@@ -145,8 +148,27 @@ def comparison(result: dict[str, Any]) -> str:
         text += "".join(f"\n{MARK} {row['variant']}: {mark}" for mark in row["marks"])
         if row["error"]:
             text += f"\n✗ {row['variant']}: {row['error']}"
+    text += "".join(f"\n→ {line}" for line in _builds(result))
     text += _threads(result)
     return text + "\n" + _footnote(result)
+
+
+def _builds(result: dict[str, Any]) -> list[str]:
+    """Which builds were not made for this core, and which sessions were lean."""
+    target, lines = result["device"]["target"], []
+    foreign: dict[str, list[str]] = {}
+    for row in result["variants"]:
+        if row["build"]["targets"] and target not in row["build"]["targets"]:
+            foreign.setdefault(", ".join(row["build"]["targets"]), []).append(row["variant"])
+    for made_for, names in foreign.items():
+        lines.append(
+            f"{', '.join(names)}: no build for {target} was used, but the one for {made_for}; 'vgg-export all --target {target}' makes one."
+        )
+    forms = dict.fromkeys(row["build"]["form"] for row in result["variants"] if row["build"]["form"])
+    lines += [f"{', '.join(row['variant'] for row in result['variants'] if row['build']['form'] == form)}: {form}." for form in forms]
+    if lean := [row["variant"] for row in result["variants"] if row["memory_mode"] == "lean"]:
+        lines.append(f"{', '.join(lean)}: lean with memory; float weights stay in the file's pages, which the system can drop.")
+    return lines
 
 
 def _threads(result: dict[str, Any]) -> str:

@@ -39,7 +39,7 @@ def main() -> int:
 def answer(questions: io.BufferedReader) -> None:
     """Load, replay the recorded inputs, and classify until the input ends."""
     request = json.loads(questions.readline())
-    inputs, expected = check.load_expected(Path(request["expected"]), request["variant"], request["crop_px"])
+    inputs, expected = check.load_expected(Path(request["expected"]), request["check"], request["crop_px"])
     import onnxruntime as _  # noqa: F401  the import is not part of the load time
 
     start = time.perf_counter()

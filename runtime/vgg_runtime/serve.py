@@ -15,7 +15,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from . import measure, page, patience, uploads
+from . import builds, measure, page, patience, uploads
 from .errors import ImageError, RuntimeInputError
 from .manifest import Manifest, Variant
 from .preprocess import FORMATS
@@ -35,13 +35,14 @@ ROUTES = {"/": "GET, HEAD", "/api/health": "GET, HEAD", "/api/bundle": "GET, HEA
 
 @dataclasses.dataclass
 class Server:
-    """A bundle and the state of its page. ``hosts``: names under which the page may be asked for."""
+    """A bundle and the state of its page. ``hosts``: names under which the page may be asked for; ``memory``: as measure.Options."""
 
     folder: Path
     manifest: Manifest
     labels: tuple[str, ...]
     threads: int
     hosts: tuple[str, ...]
+    memory: str = builds.AUTO
 
     def __post_init__(self) -> None:
         self.busy = asyncio.Lock()
@@ -138,7 +139,7 @@ class Server:
     async def _stream(self, variants: Sequence[Variant], pictures: measure.Pictures, send: Send) -> None:
         """One JSON line per event: start, running, row (with all rows so far; a variant's comes when it has answered, and again
         when it has been timed), end; or error, when the server is stopped."""
-        options = measure.Options(self.threads, BUDGET_S, MAX_RUNS)
+        options = measure.Options(self.threads, BUDGET_S, MAX_RUNS, memory=self.memory)
         result = measure.skeleton(self.folder, self.manifest, self.labels, [measure.Shown(Path("upload"))], options)
         await send({"type": "http.response.start", "status": 200, "headers": _headers("application/x-ndjson")})
         await _line(send, {"event": "start", "result": result})
@@ -175,8 +176,8 @@ def _described(v: Variant) -> Message:
         "title": v.title,
         "description": v.description,
         "steps": list(v.steps),
-        "size_bytes": v.model.bytes,
-        "built": v.evaluation,
+        "size_bytes": v.build.bytes,
+        "built": v.build.evaluation,
     }
 
 

@@ -1,0 +1,87 @@
+"""Large tensors in a file beside the graph, where onnxruntime maps them instead of copying them into its own memory, and where the
+graphs of one variant for several cores can share them."""
+
+import dataclasses
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .errors import CheckFailedError
+
+if TYPE_CHECKING:
+    import onnx
+
+SMALLEST_BYTES = 1024  # of a tensor that moves out; scales and biases of a few channels stay in the graph
+INLINE_BYTES = 65536  # of tensors that may stay in a graph which shares all its others
+ALIGNMENT = 65536  # a mapping begins at a page, which has up to 64 KiB on ARM
+
+
+@dataclasses.dataclass(frozen=True)
+class Weights:
+    """A file of tensors: where each begins, by the hash of its bytes."""
+
+    path: Path
+    offsets: Mapping[str, int]
+
+
+def write(source: Path, graph: Path, shared: Weights | None = None) -> Weights:
+    """Write the model ``source``, whose tensors are all in it, as ``graph`` and a file of its large tensors: ``shared`` if that holds
+    them, else a new one named after the graph.
+
+    Raises:
+        CheckFailedError: the tensors of ``source`` are not in it.
+    """
+    import onnx
+
+    model = onnx.load(source, load_external_data=False)
+    tensors = {t.name: _bytes(t) for t in model.graph.initializer}
+    large = {name: content for name, content in tensors.items() if len(content) >= SMALLEST_BYTES}
+    if shared is None or not _holds(shared, large):
+        shared = _store(large, graph.with_suffix(".data"))
+    for tensor in model.graph.initializer:
+        content = large.get(tensor.name)
+        if content is not None and (offset := shared.offsets.get(_digest(content))) is not None:
+            _refer(tensor, shared.path.name, offset, len(content))
+    graph.write_bytes(model.SerializeToString())
+    return shared
+
+
+def _holds(shared: Weights, large: Mapping[str, bytes]) -> bool:
+    """Whether what is not among the shared tensors is little enough to stay in the graph."""
+    return sum(len(content) for content in large.values() if _digest(content) not in shared.offsets) <= INLINE_BYTES
+
+
+def _store(large: Mapping[str, bytes], path: Path) -> Weights:
+    offsets: dict[str, int] = {}
+    with path.open("wb") as file:
+        for content in large.values():
+            file.write(bytes(-file.tell() % (ALIGNMENT if len(content) >= ALIGNMENT else SMALLEST_BYTES)))
+            offsets[_digest(content)] = file.tell()
+            file.write(content)
+    return Weights(path, offsets)
+
+
+def _bytes(tensor: "onnx.TensorProto") -> bytes:
+    import onnx
+
+    if tensor.data_location == onnx.TensorProto.EXTERNAL:
+        raise CheckFailedError(f"the tensor {tensor.name} lies outside its model; expected a model in one file")
+    return bytes(tensor.raw_data) if tensor.HasField("raw_data") else bytes(onnx.numpy_helper.to_array(tensor).tobytes())
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def _refer(tensor: "onnx.TensorProto", location: str, offset: int, length: int) -> None:
+    """Make a tensor one that lies outside."""
+    import onnx
+
+    for field in ("raw_data", "float_data", "int32_data", "int64_data", "double_data", "uint64_data", "string_data"):
+        tensor.ClearField(field)
+    tensor.data_location = onnx.TensorProto.EXTERNAL
+    del tensor.external_data[:]
+    for key, value in (("location", location), ("offset", str(offset)), ("length", str(length))):
+        entry = tensor.external_data.add()
+        entry.key, entry.value = key, value

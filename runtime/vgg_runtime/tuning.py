@@ -1,0 +1,98 @@
+"""``compare.py --tune``: which build of each variant is the fastest on this very board, timed once and remembered.
+
+Counted instructions and tables of cores are a guess at time; only the board knows. What was found is kept in the user's cache, for
+this board, this onnxruntime and these very models.
+"""
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from . import builds, device, measure, output
+from .manifest import Build, Manifest, Variant
+from .targets import Target, of_device, saturates
+
+ROUNDS = 3
+BUDGET_S = 0.6  # of each build in a round
+MARGIN = 1.03  # so much faster than the build for this core another one has to be
+
+Report = Callable[[str], None]
+
+
+def for_here(bundle: Manifest, wanted: str | None, root: Path = Path("/")) -> Manifest:
+    """The bundle with the builds in front that are to run here: those for the target that is asked for, else those that were
+    measured to be the fastest here, else those for this core.
+
+    Raises:
+        BundleError: there is no such target.
+    """
+    if wanted is not None:
+        return builds.for_core(bundle, builds.target_named(wanted))
+    board = device.describe(1, root)
+    return builds.for_core(bundle, of_device(board), remembered(bundle, board))
+
+
+def tune(folder: Path, bundle: Manifest, variants: Sequence[Variant], threads: int, root: Path, report: Report) -> Manifest:
+    """Time the builds of each variant in turn, remember the fastest, and put it in front."""
+    board = device.describe(threads, root)
+    target, options = of_device(board), measure.Options(threads, budget_s=BUDGET_S, rounds=1, root=root)
+    found = remembered(bundle, board)
+    for variant in variants:
+        tried = candidates(variant, target)
+        if len(tried) > 1:
+            report(f"tuning {variant.id}: {len(tried)} builds")
+            found[variant.id] = _fastest(folder, bundle, variant, tried, options)
+    _remember(bundle, board, found)
+    return builds.for_core(bundle, target, found)
+
+
+def candidates(variant: Variant, target: Target) -> list[Build]:
+    """The builds that compute the right thing on a core, the one in front first."""
+    return [build for build in variant.builds if not saturates(target, build.targets)]
+
+
+def _fastest(folder: Path, bundle: Manifest, variant: Variant, tried: Sequence[Build], options: measure.Options) -> str:
+    """The id of the build with the least median latency; of those that are about as fast the first."""
+    times: dict[str, list[float]] = {build.id: [] for build in tried}
+    for _ in range(ROUNDS):
+        for build in tried:
+            row = measure.measure(folder, bundle, variant.using(build), measure.Pictures(), options, lambda _: None)
+            times[build.id].append(row["p50_ms"] if row["error"] is None and row["p50_ms"] else float("inf"))
+    median = {name: sorted(values)[len(values) // 2] for name, values in times.items()}
+    best = min(median, key=lambda name: median[name])
+    return best if median[best] * MARGIN < median[tried[0].id] else tried[0].id
+
+
+def cache_file() -> Path:
+    """Where it is remembered."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vgg-export" / "tuned.json"
+
+
+def remembered(bundle: Manifest, board: device.Device) -> dict[str, str]:
+    """Ids of the builds that were the fastest on this board, by variant; empty when that was never measured."""
+    found = _read().get(_key(bundle, board), {}).get("builds", {})
+    return {str(variant): str(build) for variant, build in found.items()} if isinstance(found, dict) else {}
+
+
+def _remember(bundle: Manifest, board: device.Device, found: dict[str, str]) -> None:
+    known = _read() | {_key(bundle, board): {"board": board.board, "measured_at": time.strftime("%Y-%m-%d"), "builds": found}}
+    cache_file().parent.mkdir(parents=True, exist_ok=True)
+    output.write(cache_file(), json.dumps(known, indent=1))
+
+
+def _read() -> dict[str, Any]:
+    try:
+        known = json.loads(cache_file().read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}  # nothing was measured yet, or the file is damaged: then it is measured again
+    return known if isinstance(known, dict) and all(isinstance(v, dict) for v in known.values()) else {}
+
+
+def _key(bundle: Manifest, board: device.Device) -> str:
+    models = [entry.sha256 for variant in bundle.variants for build in variant.builds for entry in build.files]
+    parts = [sorted(models), board.board, board.cpu, board.cores, board.onnxruntime]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
