@@ -77,7 +77,7 @@ def test_targets_as_options() -> None:
     assert targets.of_device(device.describe(1)).name in AllOptions().built_for
     assert options.width_multiple(("pi4", "zero2")) == 8
     assert options.width_multiple(("pi4", "pi5")) == 16
-    with pytest.raises(OptionsError, match="--target must be one of pi5, .* found 'pi6'"):
+    with pytest.raises(OptionsError, match=r"--target must be one of pi5, .* found 'pi6'"):
         AllOptions(targets=("pi6",))
     with pytest.raises(OptionsError, match="int8 is first made for pi4, the first target, and not for pi5"):
         AllOptions(targets=("pi4", "pi5"))
@@ -86,6 +86,7 @@ def test_targets_as_options() -> None:
 @pytest.fixture(scope="module")
 def exported(splits: data.Splits, tmp_path_factory: pytest.TempPathFactory) -> stage.Artifact:
     from conftest import small_checkpoint
+
     from vgg_export import model
 
     folder = tmp_path_factory.mktemp("exported")
@@ -136,7 +137,7 @@ def test_what_cannot_be_retyped_is_said(exported: stage.Artifact, unsigned: stag
     scale = next(t for t in model.graph.initializer if t.name.startswith("input") and t.name.endswith("_scale"))
     scale.CopyFrom(onnx.numpy_helper.from_array(2 * onnx.numpy_helper.to_array(scale), scale.name))
     onnx.save(model, tmp_path / "wrong.onnx")
-    with pytest.raises(CheckFailedError, match="logits differ by .* of their spread, at most 0.02 allowed"):
+    with pytest.raises(CheckFailedError, match=r"logits differ by .* of their spread, at most 0.02 allowed"):
         retype.ensure_same(unsigned, tmp_path / "wrong.onnx")
 
 
