@@ -108,12 +108,17 @@ def verdict(code: int, found: dict[str, Memory], limit_bytes: float) -> str | No
 
 def watch(command: Sequence[str], sample_s: float) -> tuple[int, dict[str, list[int]]]:
     """Run ``command``: its exit code, and the resident memory in bytes of it and of its child process every ``sample_s`` while both
-    live."""
-    running = subprocess.Popen(list(command))
+    live, from the first line that it prints on: then the model is loaded, however busy the machine is."""
+    running = subprocess.Popen(list(command), stdout=subprocess.PIPE)
     memory: dict[str, list[int]] = {"compare.py": [], "model": []}
+    begun = threading.Event()
+    shown = threading.Thread(target=_pass_on, args=(running, begun), daemon=True)
+    shown.start()
     try:
         while running.poll() is None:
             time.sleep(sample_s)
+            if not begun.is_set():
+                continue
             with contextlib.suppress(OSError, IndexError):  # it has not begun, or has ended between two looks
                 child = int(Path(f"/proc/{running.pid}/task/{running.pid}/children").read_text().split()[0])
                 sizes = rss_bytes(running.pid), rss_bytes(child)
@@ -122,7 +127,17 @@ def watch(command: Sequence[str], sample_s: float) -> tuple[int, dict[str, list[
     finally:
         running.terminate()
         running.wait()
+        shown.join()
     return running.returncode, memory
+
+
+def _pass_on(running: "subprocess.Popen[bytes]", begun: threading.Event) -> None:
+    assert running.stdout is not None
+    with running.stdout:
+        for line in running.stdout:
+            begun.set()
+            sys.stdout.write(line.decode(errors="replace"))
+            sys.stdout.flush()
 
 
 def rss_bytes(pid: int) -> int:

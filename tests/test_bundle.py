@@ -178,7 +178,7 @@ def _with_labels(model: stage.Artifact, labels: list[str]) -> stage.Artifact:
 
 
 def test_what_int8_was_made_for_and_calibrated_on_is_the_sidecars(contents: bundle.Contents, bundle_folder: Path) -> None:
-    assert manifest.read(bundle_folder).target.startswith("x86 (")
+    assert manifest.read(bundle_folder).target.startswith("x86-vnni (")
     calibrated = contents.entries[1].model.measured["calibration_images"]
     assert len(calibrated) == 16
     assert {digest[:16] for digest in calibrated} <= manifest.read_fitted(bundle_folder)

@@ -134,7 +134,7 @@ def test_class_folders_give_an_accuracy(bundle_folder: Path, signs_folder: Path,
     done = compare("--images", signs_folder / "test", "--variants", "baseline", "--json", tmp_path / "r.json", *QUICK, bundle=bundle_folder)
     assert done.returncode == 0, done.stderr
     accuracy = json.loads((tmp_path / "r.json").read_text())["variants"][0]["accuracy"]
-    evaluated = json.loads((bundle_folder / "manifest.json").read_text())["variants"][0]["evaluation"]["top1"]
+    evaluated = json.loads((bundle_folder / "manifest.json").read_text())["variants"][0]["builds"][0]["evaluation"]["top1"]
     assert accuracy == evaluated  # the same pictures as at build time, the same answer
 
 

@@ -244,7 +244,7 @@ def test_no_bundle_is_a_failing_line_and_the_board_is_still_looked_at(tmp_path: 
 def test_int8_that_onnxruntime_does_not_fuse_fails(bundle_copy: Path) -> None:
     """onnxruntime's own switch: the same file, its QDQ pairs left as they are."""
     variants = json.loads((bundle_copy / "manifest.json").read_text())["variants"]
-    variants[1]["session"]["config"] = {"session.disable_quant_qdq": "1"}
+    variants[1]["builds"][0]["sessions"]["fast"]["config"] = {"session.disable_quant_qdq": "1"}
     reseal(bundle_copy, variants=variants)
     found = examined(bundle_copy)["int8 of quantized"]
     assert found["mark"] == FAILS

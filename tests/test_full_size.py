@@ -19,7 +19,7 @@ PEAK_BYTES = 6_000_000_000
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("full")
-    arguments = ["all", "--weights", "random", "--variants", "quantized,scaled", "--output", "big", "--no-compare"]
+    arguments = ["all", "--weights", "random", "--variants", "quantized,scaled,compact-scaled", "--output", "big", "--no-compare"]
     command = [sys.executable, "-m", "vgg_export", *arguments]
     done = subprocess.run(command, cwd=folder, env=command_environment(), capture_output=True, text=True, timeout=580, check=False)
     assert done.returncode == 0, done.stderr
@@ -28,11 +28,12 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_sizes_are_the_known_ones_and_the_memory_is_bounded(made: Path) -> None:
     bundle = manifest.read(made)
-    baseline, quantized, scaled = bundle.variants
+    baseline, quantized, scaled, compact = bundle.variants
     assert baseline.parameters == 143_667_240
     assert baseline.build.bytes == pytest.approx(575e6, rel=0.005)
     assert quantized.build.bytes <= 150e6
     assert scaled.build.bytes == pytest.approx(373e6, rel=0.005)
+    assert compact.build.bytes <= 0.04 * baseline.build.bytes
     assert bundle.figures_absent is not None
     assert all(v.build.evaluation is None and v.build.evaluation_absent == bundle.figures_absent for v in bundle.variants)
     # the largest child so far is the export above; ru_maxrss is in KiB on Linux
@@ -44,6 +45,7 @@ def test_the_graphs_hold_what_they_should(made: Path) -> None:
     floating = {"Conv": 16, "Gemm": 3, "MaxPool": 5, "Relu": 18, "Reshape": 1}
     for name in ("checkpoint+export", "checkpoint+fold+export"):
         assert json.loads((work / f"{name}.onnx.json").read_text())["measured"]["ops"] == floating
+    assert sum(path.stat().st_size for path in (made / "models").glob("*.onnx")) < 1e6  # graphs; the weights lie beside them, once
     integer = json.loads((work / "checkpoint+export+quantize.onnx.json").read_text())["measured"]["ops"]
     assert integer == {"QuantizeLinear": 1, "QLinearConv": 16, "MaxPool": 5, "Reshape": 1, "QGemm": 3, "DequantizeLinear": 1}
 
@@ -74,10 +76,24 @@ def test_it_runs_and_claims_nothing_of_accuracy(made: Path) -> None:
     assert peaks["scaled"] < 0.8 * peaks["baseline"]
 
 
-def test_what_does_not_fit_is_a_row_and_the_others_still_run(made: Path) -> None:
-    code, rows = compare(made, "--threads", "1", limit_bytes=1_200_000 * 1024)
+@pytest.mark.parametrize("memory", ["lean", "fast"])
+def test_in_512_mb_the_baseline_is_a_row_that_did_not_fit_and_int8_runs(made: Path, memory: str) -> None:
+    arguments = ("--threads", "1", "--rounds", "1", "--memory", memory, "--variants", "baseline,quantized,compact-scaled")
+    code, rows = compare(made, *arguments, limit_bytes=512 << 20)
     assert code == 1
     assert rows["baseline"]["error"] == "did not fit: out of memory"
     assert rows["baseline"]["p50_ms"] is None
-    assert rows["quantized"]["error"] is None
-    assert rows["quantized"]["p50_ms"]
+    for name in ("quantized", "compact-scaled"):
+        assert rows[name]["error"] is None
+        assert rows[name]["p50_ms"]
+
+
+def test_lean_keeps_float_weights_in_pages_that_can_be_dropped(made: Path) -> None:
+    """The bounds are those of a board with 512 MB: what cannot be dropped of the baseline, all of what int8 takes."""
+    code, rows = compare(made, "--rounds", "1", "--memory", "lean", "--variants", "baseline,quantized,compact-scaled")
+    assert code == 0
+    assert rows["baseline"]["memory_mode"] == "lean"
+    assert rows["baseline"]["peak_anonymous_bytes"] <= 250e6
+    assert rows["baseline"]["peak_file_backed_bytes"] >= 500e6
+    assert rows["quantized"]["peak_rss_bytes"] <= 260e6
+    assert rows["compact-scaled"]["peak_rss_bytes"] <= 110e6

@@ -429,7 +429,7 @@ def test_two_events_that_arrive_together_are_both_heard(bundle_folder: Path, mon
     from vgg_runtime import manifest
 
     bundle = manifest.read(bundle_folder)
-    responder = live.Responder(bundle_folder, bundle, bundle.variants[0], 1, live.Interrupt())
+    responder = live.Responder(bundle_folder, bundle, bundle.variants[0], live.Settings(1), live.Interrupt())
     monkeypatch.setattr(live, "PATIENCE_S", 20)
     time.sleep(2)  # loaded and checked are both in the pipe by now
     try:
@@ -442,7 +442,7 @@ def test_a_hung_model_is_a_sentence(bundle_folder: Path, folder: Path, monkeypat
     from vgg_runtime import manifest
 
     bundle = manifest.read(bundle_folder)
-    responder = live.Responder(bundle_folder, bundle, bundle.variants[0], 1, live.Interrupt())
+    responder = live.Responder(bundle_folder, bundle, bundle.variants[0], live.Settings(1), live.Interrupt())
     try:
         assert responder.load()
         os.kill(responder._child.pid, signal.SIGSTOP)
@@ -622,7 +622,8 @@ def test_the_soak_sees_growth_and_failure() -> None:
 
 def test_a_process_that_leaks_is_noticed_from_outside(tmp_path: Path) -> None:
     child = (
-        "import time\nkept = []\nfor _ in range(40):\n    kept.append(bytearray(400_000)); kept[-1][::4096] = b'x' * 98; time.sleep(0.02)"
+        "import time\nprint('loaded', flush=True)\nkept = []\n"
+        "for _ in range(40):\n    kept.append(bytearray(400_000)); kept[-1][::4096] = b'x' * 98; time.sleep(0.02)"
     )
     (tmp_path / "leak.py").write_text(child)
     code, memory = soak.watch(

@@ -148,7 +148,7 @@ def test_weights_lie_beside_the_graph_and_are_shared(exported: stage.Artifact, u
     other = external.write(exported.path, tmp_path / "c.onnx", first)
     assert first.path == second.path == tmp_path / "a.data"
     assert other.path == tmp_path / "c.data"  # fp32 weights are not those
-    assert (tmp_path / "a.onnx").stat().st_size < 0.1 * unsigned.path.stat().st_size
+    assert (tmp_path / "a.onnx").stat().st_size < 0.2 * unsigned.path.stat().st_size
     assert all(offset % external.SMALLEST_BYTES == 0 for offset in first.offsets.values())
     x = np.random.default_rng(1).standard_normal((1, 3, 224, 224), np.float32)
     for whole, graph in ((unsigned, "a"), (signed, "b"), (exported, "c")):

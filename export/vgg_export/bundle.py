@@ -61,7 +61,7 @@ class Build:
 @dataclasses.dataclass(frozen=True)
 class Entry:
     """A variant to be bundled: what it is called and its model, made by ``export`` or ``quantize``, for the cores in ``targets``
-    (none: any); ``others``: its builds for other cores."""
+    (none: those that its sidecar says, or any); ``others``: its builds for other cores."""
 
     id: str
     title: str
@@ -74,7 +74,8 @@ class Entry:
 
     @property
     def builds(self) -> tuple[Build, ...]:
-        return (Build(self.id, "", self.targets, self.model, self.id), *self.others)
+        made_for = self.model.measured.get("target")
+        return (Build(self.id, "", self.targets or ((made_for,) if made_for else ()), self.model, self.id), *self.others)
 
     @property
     def info(self) -> dict[str, Any]:

@@ -184,8 +184,7 @@ def bundle_files(models: Sequence[Path], pictures: DataOptions, output: Path, pr
         name = artifact.path.stem
         steps = tuple(artifact.measured["model"]["source"].get("history", ()))
         recipe = known.get(name) or Recipe(name, name, "; ".join(steps) or "the checkpoint as it is", ())
-        targets = (artifact.measured["target"],) if "target" in artifact.measured else ()
-        entries.append(bundle.Entry(name, recipe.title, recipe.description, recipe.steps, artifact, targets=targets))
+        entries.append(bundle.Entry(name, recipe.title, recipe.description, recipe.steps, artifact))
     splits = splits_for(artifacts[0], pictures, output.parent / f".{output.name}.work", progress)
     absent = source.get("figures_absent") or "not evaluated; run 'vgg-export evaluate --record'"
     return bundle.run(bundle.Contents(tuple(entries), splits, data.ids_for(source), None, absent), output, progress)
