@@ -10,7 +10,7 @@ import pytest
 from conftest import ROOT, command_environment
 
 EXPORT, RUNTIME, CALIBRATION = ROOT / "export/vgg_export", ROOT / "runtime/vgg_runtime", ROOT / "calibration/vgg_calibration"
-STAGES = ("prune", "factorise", "finetune", "fold", "to_onnx", "quantize", "evaluate", "bundle")
+STAGES = ("prune", "factorise", "finetune", "fold", "to_onnx", "winograd", "quantize", "evaluate", "bundle")
 
 
 def imports(path: Path) -> Iterator[str]:
@@ -49,7 +49,23 @@ def test_calibration_knows_the_runtime_but_not_the_exporter(path: Path) -> None:
     assert not top(imports(path)) & {"torch", "torchvision", "vgg_export", "click"}
 
 
-@pytest.mark.parametrize("name", ["quantize", "trial", "integer", "equalize", "bundle", "evaluate", "graph", "storage", "stage"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "quantize",
+        "trial",
+        "integer",
+        "equalize",
+        "winograd",
+        "winograd_cost",
+        "cook_toom",
+        "bundle",
+        "evaluate",
+        "graph",
+        "storage",
+        "stage",
+    ],
+)
 def test_these_stages_do_not_import_torch(name: str) -> None:
     assert not top(imports(EXPORT / f"{name}.py")) & {"torch", "torchvision"}
 

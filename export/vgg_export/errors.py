@@ -26,11 +26,17 @@ class OptionsError(VggExportError):
 
 
 class NothingToGainError(OptionsError):
-    """The network is too narrow to be factorised as far as was asked."""
+    """The network is too narrow to be factorised as far as was asked, or for another form of its convolutions to pay."""
 
 
 class OutputError(VggExportError):
     """An output cannot be written."""
+
+    exit_code = 2
+
+
+class RewriteError(VggExportError):
+    """A layer cannot be written in the form that was asked for."""
 
     exit_code = 2
 

@@ -28,18 +28,27 @@ def count_ops(path: Path) -> dict[str, int]:
     return dict(sorted(collections.Counter(node.op_type for node in graph.node).items()))
 
 
+def check(path: Path) -> None:
+    """onnx.checker, with the inference of shapes.
+
+    Raises:
+        CheckFailedError: not valid.
+    """
+    import onnx
+
+    try:
+        onnx.checker.check_model(str(path), full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise CheckFailedError(f"the exported graph is not valid ONNX: {' '.join(str(error).split())[:200]}") from error
+
+
 def audit_exported(path: Path) -> dict[str, int]:
     """Check a float graph with onnx.checker and count its operators.
 
     Raises:
         CheckFailedError: not valid, or holding anything but convolution, ReLU, max-pool, Gemm and a flattening.
     """
-    import onnx
-
-    try:
-        onnx.checker.check_model(str(path), full_check=True)
-    except onnx.checker.ValidationError as error:
-        raise CheckFailedError(f"the exported graph is not valid ONNX: {' '.join(str(error).split())[:200]}") from error
+    check(path)
     ops = count_ops(path)
     if extra := sorted(ops.keys() - EXPORTED_OPS):
         raise CheckFailedError(f"the exported graph holds {', '.join(extra)}; expected only {', '.join(sorted(EXPORTED_OPS))}")
@@ -53,7 +62,7 @@ def audit_quantized(path: Path, kept: Collection[str] = ()) -> dict[str, int]:
         CheckFailedError: a float Conv, Gemm or anything else that is not an int8 operator is left, or a layer that was to stay
             float is not.
     """
-    nodes = _optimized(path).graph.node
+    nodes = optimized(path).graph.node
     weights = {node.input[1].removesuffix(".weight") for node in nodes if node.op_type in FLOAT_OPS}
     ops = dict(sorted(collections.Counter(node.op_type for node in nodes).items()))
     allowed = INT8_OPS | ((FLOAT_OPS | {"Relu"}) if kept else set())
@@ -69,7 +78,7 @@ def audit_quantized(path: Path, kept: Collection[str] = ()) -> dict[str, int]:
     return ops
 
 
-def _optimized(path: Path) -> "onnx.ModelProto":
+def optimized(path: Path) -> "onnx.ModelProto":
     """The graph that onnxruntime's own optimizer makes, without its weights."""
     import onnx
     import onnxruntime as ort

@@ -1,0 +1,172 @@
+"""What a convolution costs on a board's core, as it is and in every form of fewer multiplications, and which of these is the least.
+
+Instructions were counted on the emulated core (``bench/winograd_counts.py`` writes ``assets/winograd.json``), and a small linear
+model of them covers the shapes between. Instructions are not all: a form multiplies less and moves more, windows overlap and the
+transformed weights are larger. So bytes that are written and read count too.
+"""
+
+import dataclasses
+import functools
+import importlib.resources
+import json
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from . import cook_toom
+from .cook_toom import Form
+from .errors import OptionsError
+from .model import Layer
+
+SCHEMA = 1
+TABLE = "winograd.json"
+DIRECT = "direct"  # the convolution as it is, among the forms' names
+CORES = ("cortex-a53", "cortex-a72", "cortex-a76")
+
+MARGIN = 0.05  # what a form must save, so that an error of the model or of what a byte is worth does not make it a loss
+# Instructions that a board's four cores execute while it moves a byte. Of a Pi 4: STREAM 5.5e9 bytes/s (sci-pi.org.uk/bench/stream),
+# Linpack 8e9 (feiereisen.net, ?page_id=924) to 13e9 float64 operations/s, four of them and as many instructions as these products
+# take (1.3 each, counted) making 2.7e9 to 4.3e9 instructions/s: 0.5 to 0.8. Rounded up, against the forms; not measured here.
+PER_BYTE = 1.0
+FLOAT_BYTES = 4
+
+Array = npt.NDArray[np.float64]
+
+
+@dataclasses.dataclass(frozen=True)
+class Cost:
+    """Of one inference: ``instructions`` as the model predicts them, ``moved_bytes`` between the operators and from the weights."""
+
+    instructions: float
+    moved_bytes: float
+
+    def weighed(self, per_byte: float) -> float:
+        return self.instructions + per_byte * self.moved_bytes
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """``forms`` of the layers where one pays, and the predicted costs of all convolutions before and after."""
+
+    forms: dict[str, Form]
+    direct: Cost
+    rewritten: Cost
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "layers": {name: str(form) for name, form in self.forms.items()},
+            "predicted": {"direct": round(self.direct.instructions), "rewritten": round(self.rewritten.instructions)},
+            "moved_bytes": {"direct": round(self.direct.moved_bytes), "rewritten": round(self.rewritten.moved_bytes)},
+        }
+
+
+def choose(layers: Iterable[Layer], core: str, per_byte: float = PER_BYTE) -> Choice:
+    """The cheapest form for every convolution; one that does not clearly pay stays as it is.
+
+    Args:
+        layers: of a plan; those that are no convolution, or that no form is for, are left out of the costs.
+        core: one of CORES.
+        per_byte: what moving a byte costs, in instructions; with 0 these alone decide.
+
+    Raises:
+        OptionsError: there are no counts of this core.
+    """
+    coefficients = of_core(core)
+    forms: dict[str, Form] = {}
+    before, after = [], []
+    for layer in layers:
+        candidates = cook_toom.of_kernel(layer.kernel) if layer.kernel else ()
+        if not candidates:
+            continue
+        costs = {form: predicted(coefficients, layer, form) for form in (None, *candidates)}
+        best = min(costs, key=lambda form: costs[form].weighed(per_byte))
+        if best and costs[best].weighed(per_byte) <= (1 - MARGIN) * costs[None].weighed(per_byte):
+            forms[layer.name] = best
+        before.append(costs[None])
+        after.append(costs[forms.get(layer.name)])
+    return Choice(forms, _sum(before), _sum(after))
+
+
+def _sum(costs: Sequence[Cost]) -> Cost:
+    return Cost(sum(cost.instructions for cost in costs), sum(cost.moved_bytes for cost in costs))
+
+
+def predicted(coefficients: dict[str, list[float]], layer: Layer, form: Form | None) -> Cost:
+    """By the model: ``coefficients`` by form, "direct" and as in "F(4x4)"; None as a form is the convolution as it is."""
+    key = name_of(layer, form)
+    instructions = float(np.array(coefficients[key]) @ features(layer, form))
+    return Cost(instructions, moved_bytes(layer, form))
+
+
+def name_of(layer: Layer, form: Form | None) -> str:
+    """Of the coefficients: a convolution as it is has its own for every kernel."""
+    assert layer.kernel
+    return str(form) if form else f"{DIRECT} {layer.kernel[0]}x{layer.kernel[1]}"
+
+
+def features(layer: Layer, form: Form | None) -> Array:
+    """What instructions are proportional to: products, elements that are gathered or transformed on the way to them and from them,
+    weights that are packed, and a number for what is always there."""
+    assert layer.kernel
+    if form is None:
+        positions, taps = layer.side_px**2, math.prod(layer.kernel)
+        return np.array([taps * positions * layer.inputs * layer.outputs, taps * positions * layer.inputs, positions * layer.outputs, 1.0])
+    window, tiles = math.prod(form.window), math.prod(form.tiles(layer.side_px, layer.side_px))
+    inputs, outputs = window * layer.inputs, window * layer.outputs
+    rows = _steps(tiles)
+    return np.array([rows * inputs * layer.outputs, tiles * inputs, tiles * outputs, inputs * layer.outputs, 1.0])
+
+
+def _steps(rows: int) -> float:
+    """Rows of a product in units of four: onnxruntime's kernels do four at a time, and what is left of them by two and by one, which
+    takes longer by row."""
+    return rows // 4 + (0, 0.45, 0.6, 1.05)[rows % 4]
+
+
+def moved_bytes(layer: Layer, form: Form | None) -> float:
+    """Written by one operator and read by the next, and weights read once; what stays in a cache is not left out."""
+    assert layer.kernel
+    pixels = layer.side_px**2
+    inputs, outputs = pixels * layer.inputs, pixels * layer.outputs
+    if form is None:
+        return FLOAT_BYTES * (inputs + outputs + math.prod(layer.kernel) * layer.inputs * layer.outputs)
+    side = form.covered(layer.side_px, layer.side_px)
+    window, tiles = math.prod(form.window), math.prod(form.tiles(layer.side_px, layer.side_px))
+    covered, gathered = math.prod(side) * layer.inputs, window * tiles * layer.inputs
+    multiplied, tiled = window * tiles * layer.outputs, form.rows * form.columns * tiles * layer.outputs
+    before = 3 * inputs + 2 * covered + 4 * gathered  # channels last, padded, gathered, transformed, multiplied
+    after = 2 * multiplied + 3 * tiled + 6 * outputs  # transformed, placed, with the bias, channels first, and ReLU
+    return FLOAT_BYTES * (before + after + window * layer.inputs * layer.outputs)
+
+
+def fit(layers: Sequence[Layer], form: Form | None, instructions: Sequence[float]) -> list[float]:
+    """The coefficients with the least squares of the relative errors."""
+    rows = np.array([features(layer, form) for layer in layers]) / np.array(instructions)[:, None]
+    scale = np.abs(rows).max(0)
+    solved, *_ = np.linalg.lstsq(rows / scale, np.ones(len(rows)), rcond=None)
+    return [float(value) for value in solved / scale]
+
+
+def of_core(core: str) -> dict[str, list[float]]:
+    """Coefficients by form.
+
+    Raises:
+        OptionsError: there are none for this core.
+    """
+    cores: dict[str, dict[str, list[float]]] = table()["cores"]
+    if core not in cores:
+        raise OptionsError(f"there are no counts of a core {core!r}; known are {', '.join(cores)}: bench/winograd_counts.py makes them")
+    return cores[core]
+
+
+@functools.cache
+def table() -> dict[str, Any]:
+    """What ``bench/winograd_counts.py`` wrote."""
+    path = importlib.resources.files("vgg_export.assets").joinpath(TABLE)
+    data: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    if data.get("schema") != SCHEMA:
+        raise OptionsError(f"{TABLE} has schema {data.get('schema')}; expected {SCHEMA}: make it again with bench/winograd_counts.py")
+    return data
