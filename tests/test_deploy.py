@@ -253,14 +253,14 @@ def test_a_doctor_is_asked_where_there_is_one(root: Path, bundle_copy: Path, to_
 
 @needs_sshd
 def test_a_comparison_that_cannot_be_made_is_one_sentence(root: Path, bundle_copy: Path, to_board: Deploy, tmp_path: Path) -> None:
+    """The doctor, which was asked before, has told what it knows of the board; that is kept."""
     real = (bundle_copy / "runtime/compare.py").read_bytes()
-    change(bundle_copy, "runtime/compare.py", b"import sys\nif '--json' in sys.argv:\n    sys.exit('Error: no such thing')\n" + real)
-    (tmp_path / "results/127.0.0.1").mkdir(parents=True)
+    change(bundle_copy, "runtime/compare.py", b"import sys\nif '--html' in sys.argv:\n    sys.exit('Error: no such thing')\n" + real)
     done = to_board("--bundle", bundle_copy, "--path", HOSTILE, *QUICK)
     assert done.returncode == 1
     assert done.stderr.count("Error: ") == 1
     assert "left no result.json: no such thing" in done.stderr
-    assert not list((tmp_path / "results/127.0.0.1").iterdir())
+    assert {p.name for p in (tmp_path / "results/127.0.0.1").iterdir()} == {"doctor.txt", "doctor.json"}
 
 
 @needs_sshd

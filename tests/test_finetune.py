@@ -59,17 +59,20 @@ def test_it_recovers_without_labels_and_leaves_early_blocks_alone(
 def test_too_large_a_step_is_rolled_back_and_made_smaller(
     pair: tuple[stage.Artifact, stage.Artifact], splits: data.Splits, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
+    """Without labels: a random teacher contradicts them, and the least loss that both allow is hardly below where it begins."""
     student, teacher = pair
     options = FinetuneOptions(epochs=6, rate=0.3, decay=1.0, train_from="fc1")
     with caplog.at_level("INFO"):
-        made = finetune.run(student, teacher, splits, tmp_path / "tuned.safetensors", options, Quiet())
+        made = finetune.run(student, teacher, unlabelled(splits), tmp_path / "tuned.safetensors", options, Quiet())
     losses, kept = made.measured["selection_loss"], made.measured["kept_epoch"]
     assert losses[1] > losses[0]  # such a step makes it worse
     assert kept > 1
-    assert losses[kept] < 0.9 * losses[0]
+    assert losses[kept] == min(losses) < 0.7 * losses[0]  # from weights that such steps have spoilt it does not recover
     assert "(start" in caplog.text
     rates = [float(line.rsplit(" ", 1)[1]) for line in caplog.messages if line.startswith("epoch")]
-    assert rates[:2] == [0.3, pytest.approx(0.09)]
+    for epoch in range(1, options.epochs):
+        helped = losses[epoch] < min(losses[:epoch])
+        assert rates[epoch] == pytest.approx(rates[epoch - 1] * (1 if helped else finetune.BACK_OFF), rel=0.1)  # logged with two digits
 
 
 def test_teacher_and_student_see_the_pictures_at_their_own_size(
