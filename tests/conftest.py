@@ -17,7 +17,7 @@ import pytest
 import torch
 from torchvision.models import vgg as torchvision_vgg
 
-from vgg_export import bundle, data, evaluate, fold, model, quantize, stage, state_dicts, to_onnx
+from vgg_export import bundle, data, evaluate, fold, model, quantize, retype, stage, state_dicts, to_onnx
 from vgg_export.options import QuantizeOptions
 from vgg_export.progress import Quiet
 from vgg_runtime import manifest
@@ -94,14 +94,19 @@ def splits(signs_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> data
 
 @pytest.fixture(scope="session")
 def bundle_folder(splits: data.Splits, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A bundle of a small VGG with the variants baseline, quantized and scaled, evaluated; do not change it."""
+    """A bundle of a small VGG with the variants baseline, quantized (for x86 and for a Raspberry Pi) and scaled, evaluated; do not
+    change it."""
     work = tmp_path_factory.mktemp("bundle")
     model.save(small_checkpoint(), work / "c.safetensors")
     first = stage.of(work / "c.safetensors")
     baseline = to_onnx.run(first, work / "baseline.onnx", Quiet())
     scaled = to_onnx.run(fold.run(first, work / "f.safetensors", 160, Quiet()), work / "scaled.onnx", Quiet())
     quantized = quantize.run(baseline, splits, 16, work / "quantized.onnx", QuantizeOptions("x86-vnni"), Quiet())
-    entries = tuple(bundle.Entry(a.path.stem, a.path.stem, "for tests", (), a) for a in (baseline, quantized, scaled))
+    signed = retype.run(quantized, "pi5", work / "signed.onnx", Quiet())
+    others = {quantized.path: (bundle.Build("quantized.pi5", "", ("pi5", "pi4", "pi3", "zero2"), signed, "quantized"),)}
+    entries = tuple(
+        bundle.Entry(a.path.stem, a.path.stem, "for tests", (), a, others=others.get(a.path, ())) for a in (baseline, quantized, scaled)
+    )
     subjects = [evaluate.Subject(e.id, e.model, e.preprocessing) for e in entries]
     figures = evaluate.run(subjects, splits.test, work / "evaluation.json", Quiet()).measured
     bundle.run(bundle.Contents(entries, splits, None, figures, None), work / "artifacts", Quiet())

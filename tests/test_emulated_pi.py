@@ -72,11 +72,30 @@ def test_a_copied_bundle_says_on_an_emulated_pi_what_it_says_here(
     for row, mine in zip(there["variants"], here["variants"], strict=True):
         assert row["error"] is None
         assert row["self_check_deviation"] <= check.TOLERANCE[row["precision"]]
+        assert row["build"]["id"] == ("quantized.pi5" if row["variant"] == "quantized" else row["variant"])
         (said,), (mine_said,) = row["predictions"], mine["predictions"]
         assert said["labels"][0] == mine_said["labels"][0]
         by_class = dict(zip(said["classes"], said["probabilities"], strict=True))
         expected = dict(zip(mine_said["classes"], mine_said["probabilities"], strict=True))
         assert by_class == pytest.approx(expected, abs=1e-5 if row["precision"] == "fp32" else 0.02)
+
+
+def test_the_doctor_on_a_pi_4_lists_the_board_and_what_it_lacks(pis: dict[str, Pi], bundle_copy: Path, tmp_path: Path) -> None:
+    done = pis["cortex-a72"].run(bundle_copy / "runtime/compare.py", "--doctor", "--json", tmp_path / "doctor.json")
+    found = {check["check"]: check for check in json.loads((tmp_path / "doctor.json").read_text())["checks"]}
+    assert done.returncode == 0, done.stdout
+    assert found["64-bit system"]["found"].startswith("Python is a program for aarch64")
+    assert "Raspberry Pi 4 Model B Rev 1.4" in found["board"]["found"]
+    assert found["int8 instructions"]["mark"] == "warning"
+    assert "asimddp" in found["int8 instructions"]["found"]
+    assert found["onnxruntime"]["found"].endswith("can be imported")
+    assert found["hashes"]["mark"] == "ok"
+    assert "11 layers run as int8" in found["int8 of quantized"]["found"]
+    assert {name for name in ("governor", "power", "temperature") if found[name]["mark"] == "unknown"} == {
+        "governor",
+        "power",
+        "temperature",
+    }
 
 
 def test_outputs_that_differ_from_the_recorded_ones_are_noticed_on_the_board(pis: dict[str, Pi], bundle_copy: Path, tmp_path: Path) -> None:
@@ -102,9 +121,14 @@ def task(bundle: Path, variant: str, pi: Pi) -> instructions.Task:
 def test_the_table_of_instructions(pis: dict[str, Pi], bundle_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """On the Cortex-A76 int8 is done by dot products, on the Cortex-A72 there are none; fp32 is the same work on both."""
     files = ("--json", str(tmp_path / "i.json"), "--markdown", str(tmp_path / "i.md"))
-    assert instructions.main(["--bundle", str(bundle_folder), "--variants", "baseline,quantized", "--inferences", "2", *files]) == 0
+    assert (
+        instructions.main(
+            ["--bundle", str(bundle_folder), "--variants", "baseline,quantized", "--every-build", "--inferences", "2", *files]
+        )
+        == 0
+    )
     document = json.loads((tmp_path / "i.json").read_text())
-    counts = {(row["core"], row["variant"]): row for row in document["counts"]}
+    counts = {(row["core"], row["build"]): row for row in document["counts"]}
     old, new = counts["cortex-a72", "quantized"], counts["cortex-a76", "quantized"]
     assert new["instructions"] < 0.75 * old["instructions"]
     assert old["dot_products"] == 0
@@ -115,6 +139,7 @@ def test_the_table_of_instructions(pis: dict[str, Pi], bundle_folder: Path, tmp_
         assert baseline["dot_products"] == 0
         assert baseline["fewer"] == 1
         assert quantized["fewer"] == pytest.approx(baseline["instructions"] / quantized["instructions"])
+        assert counts[core, "quantized.pi5"]["instructions"] < 0.99 * quantized["instructions"]  # signed activations, the same function
     fp32 = [counts[core, "baseline"]["instructions"] for core in ("cortex-a72", "cortex-a76")]
     assert fp32[0] == pytest.approx(fp32[1], rel=1e-3)
     for row in document["counts"]:

@@ -138,3 +138,21 @@ def test_what_chooses_the_strength_is_never_fitted_on(splits: data.Splits) -> No
         assert held
         assert not {i.source for i in fit} & {i.source for i in held}
         assert not {i.source for i in (*fit, *held)} & {i.source for i in splits.test}
+
+
+def test_the_sensitivity_table_is_measured_once_for_every_share(
+    made: tuple[stage.Artifact, stage.Artifact], splits: data.Splits, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    original, compact = made
+    with caplog.at_level("INFO"):
+        more = dataclasses.replace(OPTIONS, conv_share=0.8)
+        again = factorise.run(original, splits, tmp_path / "more.safetensors", more, Quiet(), compact.path.parent)
+    assert caplog.messages.count("sensitivity: up to date") == 1
+    assert not (tmp_path / "sensitivity.json").exists()
+    assert again.measured["table"] == compact.measured["table"]
+    fewer = dataclasses.replace(OPTIONS, images=4)  # other pictures: another table
+    caplog.clear()
+    with caplog.at_level("INFO"):
+        factorise.run(original, splits, tmp_path / "fewer.safetensors", fewer, Quiet(), tmp_path)
+    assert "sensitivity: up to date" not in caplog.messages
+    assert (tmp_path / "sensitivity.json").is_file()

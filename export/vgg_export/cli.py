@@ -493,7 +493,7 @@ def factorise(output: Path, **chosen: Any) -> None:
     progress = TerminalProgress()
     checkpoint = pipeline.checkpoint_file(_weights_options(chosen), pictures, _work(output), progress)
     splits = pipeline.splits_for(checkpoint, pictures, _work(output), progress)
-    factorise.run(checkpoint, splits, output, wanted, progress)
+    factorise.run(checkpoint, splits, output, wanted, progress, _work(output))
     click.echo(f"wrote {output}")
 
 

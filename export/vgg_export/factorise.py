@@ -7,6 +7,7 @@ form keeps at each rank. The product of these shares is kept as large as a bound
 
 import dataclasses
 import itertools
+import json
 import logging
 import math
 import tempfile
@@ -33,15 +34,21 @@ TABLE_PICTURES = 64  # for the sensitivity table, which needs fewer than the fit
 TABLE_PLACES = 256  # of each picture
 
 
-def run(checkpoint: stage.Artifact, splits: Splits, output: Path, options: FactoriseOptions, progress: Progress) -> stage.Artifact:
-    """Factorise a checkpoint file; the sidecar holds the plan, the sensitivity table, how each layer was fitted and what was lost."""
+def run(
+    checkpoint: stage.Artifact, splits: Splits, output: Path, options: FactoriseOptions, progress: Progress, tables: Path | None = None
+) -> stage.Artifact:
+    """Factorise a checkpoint file; the sidecar holds the plan, the sensitivity table, how each layer was fitted and what was lost.
+
+    ``tables``: a folder where the sensitivity table is kept, which does not depend on how far is factorised.
+    """
     fit, held = fit_and_held(splits, options.images, options.held_images, options.seed)
     inputs = {"checkpoint": checkpoint, "splits": stage.Artifact(Path("splits"), splits.digest("fit", "select"), {})}
 
     def make(path: Path) -> dict[str, object]:
         original = model.load(checkpoint.path)
         with stage.unfinished("factorise", as_json(options), inputs, output) as parts:
-            made, measured = factorise(original, fit, held, options, parts, progress)
+            kept = (tables or output.parent) / "sensitivity.json"
+            made, measured = factorise(original, fit, held, options, Parts(parts, kept, checkpoint), progress)
         source = made.source | {"fitted_on": splits.fitted()}
         model.save(dataclasses.replace(made, source=source), path)
         log.info("factorised %s", model.sizes_in_words(original.plan, made.plan))
@@ -53,10 +60,20 @@ def run(checkpoint: stage.Artifact, splits: Splits, output: Path, options: Facto
     return stage.produce("factorise", as_json(options), inputs, output, make)
 
 
+@dataclasses.dataclass(frozen=True)
+class Parts:
+    """Where finished parts of the work are kept: a folder for each fitted ``layers``, the file of the sensitivity ``table`` and the
+    ``checkpoint`` file that it is of."""
+
+    layers: Path
+    table: Path
+    checkpoint: stage.Artifact
+
+
 def factorise(
-    original: model.Checkpoint, fit: Sequence[Item], held: Sequence[Item], options: FactoriseOptions, parts: Path, progress: Progress
+    original: model.Checkpoint, fit: Sequence[Item], held: Sequence[Item], options: FactoriseOptions, parts: Parts, progress: Progress
 ) -> tuple[model.Checkpoint, dict[str, Any]]:
-    """The factorised checkpoint, and what was measured while it was made. ``parts``: a folder that keeps each fitted layer.
+    """The factorised checkpoint, and what was measured while it was made.
 
     Raises:
         OptionsError: the checkpoint is factorised already, or nothing is to be gained.
@@ -66,14 +83,14 @@ def factorise(
     # what cannot be done is said before any picture is read: as if every direction held everything
     choose_ranks(original.plan, {name: dict.fromkeys(CONV_FORMS, [1.0] * 3 * n) for name, _, n in original.plan.convs()}, options)
     pictures = repair.Pictures(*(stacked(items, for_input(original.plan.input_px)) for items in (fit, held)))
-    with tempfile.TemporaryDirectory(prefix=".factorise.", dir=parts) as folder:
-        table = sensitivity(original, pictures.fit[:TABLE_PICTURES], Path(folder), progress)
+    with tempfile.TemporaryDirectory(prefix=".factorise.", dir=parts.layers) as folder:
+        table = _kept_table(original, [i.sha256 for i in fit[:TABLE_PICTURES]], pictures, parts, Path(folder), progress)
         plan = choose_ranks(original.plan, table, options)
         cut = truncated(original, plan)
         tensors, fits = cut, list[repair.Fit]()
         if fitted := options.repair and original.has_knowledge:
             problem = repair.Problem(original, original.tensors, {}, plan)
-            tensors, fits = repair.repair(problem, pictures, repair.Folders(Path(folder), parts), progress)
+            tensors, fits = repair.repair(problem, pictures, repair.Folders(Path(folder), parts.layers), progress)
     words = (
         f"factorised to {plan.macs() / original.plan.macs():.0%} of the arithmetic and {plan.parameters() / original.plan.parameters():.0%}"
         f" of the parameters, " + (f"fitted on {len(fit)} pictures" if fitted else "not fitted")
@@ -118,6 +135,21 @@ def truncated(original: model.Checkpoint, plan: model.Plan) -> "dict[str, torch.
         tensors[f"{factor.layer}_reduce.weight"], tensors[f"{factor.layer}_expand.weight"] = reduce.contiguous(), expand.contiguous()
         tensors[f"{factor.layer}_expand.bias"] = bias
     return tensors
+
+
+def _kept_table(
+    original: model.Checkpoint, images: list[str], pictures: repair.Pictures, parts: Parts, scratch: Path, progress: Progress
+) -> Table:
+    """The sensitivity table, from its file where it was made before of just these pictures."""
+
+    def make(path: Path) -> dict[str, Any]:
+        table = sensitivity(original, pictures.fit[:TABLE_PICTURES], scratch, progress)
+        path.write_text(json.dumps(table))
+        return {}
+
+    made = stage.produce("sensitivity", {"images": images}, {"checkpoint": parts.checkpoint}, parts.table, make)
+    table: Table = json.loads(made.path.read_text())
+    return table
 
 
 def sensitivity(original: model.Checkpoint, pictures: "torch.Tensor", scratch: Path, progress: Progress) -> Table:

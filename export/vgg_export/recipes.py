@@ -1,5 +1,6 @@
 """Variants as data: a recipe is a list of steps, and steps that variants share are done once."""
 
+import contextlib
 import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -7,8 +8,8 @@ from typing import Any
 
 from vgg_runtime.targets import TARGETS
 
-from . import bundle, data, factorise, finetune, fold, prune, quantize, retype, stage, to_onnx
-from .errors import OptionsError
+from . import bundle, data, factorise, finetune, fold, prune, quantize, retype, stage, to_onnx, winograd
+from .errors import NothingToGainError, OptionsError
 from .options import AllOptions
 from .progress import Progress
 
@@ -72,11 +73,11 @@ class Steps:
     """What each step name of a recipe does to the artifact of the step before."""
 
     def __init__(
-        self, checkpoint: stage.Artifact, splits: data.Splits, options: AllOptions, progress: Progress, answers: Path | None = None
+        self, checkpoint: stage.Artifact, splits: data.Splits, options: AllOptions, progress: Progress, shared: Path | None = None
     ) -> None:
-        """``answers``: where the teacher's answers are kept, if not in the work folder."""
+        """``shared``: where the teacher's answers and the sensitivity table are kept, if not in the work folder."""
         self.checkpoint, self.splits, self.options, self.progress = checkpoint, splits, options, progress
-        self._answers = answers or options.work_folder
+        self._shared = shared or options.work_folder
         self._done: dict[tuple[str, ...], stage.Artifact] = {(): checkpoint}
 
     def make(self, steps: tuple[str, ...]) -> stage.Artifact:
@@ -100,16 +101,16 @@ class Steps:
         return prune.run(before, self.splits, output, self.options.prune, self.progress)
 
     def _finetune(self, before: stage.Artifact, output: Path) -> stage.Artifact:
-        return finetune.run(before, self.checkpoint, self.splits, output, self.options.finetune, self.progress, self._answers)
+        return finetune.run(before, self.checkpoint, self.splits, output, self.options.finetune, self.progress, self._shared)
 
     def _factorise(self, before: stage.Artifact, output: Path) -> stage.Artifact:
-        return factorise.run(before, self.splits, output, self.options.factorise, self.progress)
+        return factorise.run(before, self.splits, output, self.options.factorise, self.progress, self._shared)
 
     def _distil(self, before: stage.Artifact, output: Path) -> stage.Artifact:
         """Level by level, as long as each helps; what the last one left is the artifact."""
         for name, level in self.options.distil.levels().items():
             made = output.with_name(f"{output.stem}-{name}{output.suffix}")
-            before = finetune.run(before, self.checkpoint, self.splits, made, level, self.progress, self._answers)
+            before = finetune.run(before, self.checkpoint, self.splits, made, level, self.progress, self._shared)
             if not before.measured["kept_epoch"]:
                 break
         return before
@@ -129,7 +130,7 @@ class Steps:
     def entry(self, recipe: Recipe) -> bundle.Entry:
         """A variant with its builds for all the cores that are asked for."""
         made, losses = self.make(recipe.steps), self.losses(recipe.steps)
-        targets, others = self._integer_builds(recipe, made) if "quantize" in recipe.steps else ((), ())
+        targets, others = self._integer_builds(recipe, made) if "quantize" in recipe.steps else ((), self._float_builds(recipe, made))
         return bundle.Entry(recipe.id, recipe.title, recipe.description, recipe.steps, made, losses, targets, others)
 
     def _integer_builds(self, recipe: Recipe, made: stage.Artifact) -> tuple[tuple[str, ...], tuple[bundle.Build, ...]]:
@@ -148,6 +149,21 @@ class Steps:
                 source = retype.run(source, names[0], self._named(made, f"{names[0]}-retyped"), self.progress)
             others.append(bundle.Build(build_id, "", tuple(names), source, figures))
         return tuple(own), tuple(others)
+
+    def _float_builds(self, recipe: Recipe, made: stage.Artifact) -> tuple[bundle.Build, ...]:
+        """Builds for the cores whose int8 is no faster than float: with Winograd's convolutions, where any layer gains by it."""
+        others: dict[str, bundle.Build] = {}
+        for name in self.options.built_for:
+            core = TARGETS[name].winograd_core
+            if core is None:
+                continue
+            with contextlib.suppress(NothingToGainError):
+                rewritten = winograd.run(made, core, self._named(made, core), self.progress)
+                count = len(rewritten.measured["winograd"]["layers"])
+                form = f"{count} convolutions as Winograd's, which take fewer instructions on a {core.title()}"
+                known = others.get(rewritten.sha256) or bundle.Build(f"{recipe.id}.{name}", form, (), rewritten, recipe.id)
+                others[rewritten.sha256] = dataclasses.replace(known, targets=(*known.targets, name))
+        return tuple(others.values())
 
     @staticmethod
     def _named(made: stage.Artifact, suffix: str) -> Path:
