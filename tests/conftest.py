@@ -1,6 +1,7 @@
 """Real, small things to test on: torchvision VGGs of every family member, drawn signs, a bundle made by the real stages."""
 
 import contextlib
+import fcntl
 import http.client
 import json
 import os
@@ -8,10 +9,11 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -22,9 +24,46 @@ from vgg_export.options import QuantizeOptions
 from vgg_export.progress import Quiet
 from vgg_runtime import manifest
 
+if TYPE_CHECKING:
+    from xdist.scheduler import LoadFileScheduling
+
 ROOT = Path(__file__).resolve().parent.parent
+# With as many workers as cores, threads that wait for each other by spinning take the cores from those that work: half of the time.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # of the processes that tests start
+if "PYTEST_XDIST_WORKER" in os.environ:
+    torch.set_num_threads(1)  # of this one, which has read its environment already
 CONFIGURATIONS = {"vgg11": "A", "vgg13": "B", "vgg16": "D", "vgg19": "E"}
 CLASSES = ("stop", "yield", "parking", "no entry", "roundabout", "priority road", "ahead only")
+
+# The modules that take longest, the longest first: what is begun last decides how long one worker waits for the other.
+LONGEST = ("test_demo.py", "test_cli.py", "test_full_size.py", "test_deploy.py", "test_live.py", "test_page.py", "test_serve.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    places = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path.name, len(LONGEST)))
+
+
+@pytest.hookimpl(optionalhook=True)  # without pytest-xdist nobody asks
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> "LoadFileScheduling | None":
+    """Each module goes to one worker as a whole, so that what its tests share is made once, unless another --dist is asked for."""
+    from xdist.scheduler import LoadFileScheduling
+
+    config.option.loadscopereorder = False  # it would begin with the modules that have the most tests
+    return LoadFileScheduling(config, log) if config.getoption("dist") == "load" else None
+
+
+def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Path:
+    """A folder that all workers of a run share; the first one that wants it fills it while the others wait."""
+    base = factory.getbasetemp()
+    folder = (base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base) / f"shared-{name}"
+    with folder.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not folder.exists():
+            growing = Path(tempfile.mkdtemp(dir=folder.parent))
+            make(growing)
+            growing.rename(folder)  # whole or not there
+    return folder
 
 
 def small_torchvision_vgg(family: str, batch_norm: bool, classes: int = len(CLASSES), seed: int = 0) -> torch.nn.Module:
@@ -74,16 +113,18 @@ def saved(checkpoint: model.Checkpoint, tmp_path: Path) -> stage.Artifact:
 
 @pytest.fixture(scope="session")
 def signs_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Class folders of the seven CLASSES below train/ and test/, 64 and 40 pictures at 128 px."""
-    root = tmp_path_factory.mktemp("signs") / "seven"
+    """Class folders of the seven CLASSES below train/ and test/, 63 and 42 pictures at 128 px."""
+    return made_once(tmp_path_factory, "signs", draw_signs) / "seven"
+
+
+def draw_signs(folder: Path) -> None:
     from vgg_export import signs
 
     for part, count, base in (("train", 63, 0), ("test", 42, 1000)):
         for k in range(count):
-            path = root / part / CLASSES[k % 7] / f"{base + k}.png"
+            path = folder / "seven" / part / CLASSES[k % 7] / f"{base + k}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
             signs.draw(CLASSES[k % 7], base + k, 128).save(path)
-    return root
 
 
 @pytest.fixture(scope="session")
@@ -96,7 +137,10 @@ def splits(signs_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> data
 def bundle_folder(splits: data.Splits, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A bundle of a small VGG with the variants baseline, quantized (for x86 and for a Raspberry Pi) and scaled, evaluated; do not
     change it."""
-    work = tmp_path_factory.mktemp("bundle")
+    return made_once(tmp_path_factory, "bundle", lambda work: make_bundle(splits, work)) / "artifacts"
+
+
+def make_bundle(splits: data.Splits, work: Path) -> None:
     model.save(small_checkpoint(), work / "c.safetensors")
     first = stage.of(work / "c.safetensors")
     baseline = to_onnx.run(first, work / "baseline.onnx", Quiet())
@@ -110,7 +154,6 @@ def bundle_folder(splits: data.Splits, tmp_path_factory: pytest.TempPathFactory)
     subjects = [evaluate.Subject(e.id, e.model, e.preprocessing) for e in entries]
     figures = evaluate.run(subjects, splits.test, work / "evaluation.json", Quiet()).measured
     bundle.run(bundle.Contents(entries, splits, None, figures, None), work / "artifacts", Quiet())
-    return work / "artifacts"
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """The PC's command line as a user runs it: every command, and every kind of bad input."""
 
 import json
+import logging
 import os
 import re
 import shutil
@@ -17,18 +18,39 @@ from conftest import CLASSES, ROOT, command_environment, interruptible, small_ch
 from PIL import Image
 
 from vgg_export import model
-from vgg_export.cli import cli
+from vgg_export.cli import cli, main
 from vgg_export.options import FactoriseOptions
 from vgg_runtime import manifest
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
-@pytest.fixture
-def weights(tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def saved_state(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A vgg16_bn state dict of seven classes, as torchvision's training scripts save it."""
-    torch.save({"state_dict": small_torchvision_vgg("vgg16", True).state_dict(), "epoch": 3}, tmp_path / "mine.pth")
-    return tmp_path / "mine.pth"
+    path = tmp_path_factory.mktemp("state") / "mine.pth"
+    torch.save({"state_dict": small_torchvision_vgg("vgg16", True).state_dict(), "epoch": 3}, path)
+    return path
+
+
+@pytest.fixture
+def weights(saved_state: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copy(saved_state, tmp_path))
+
+
+@pytest.fixture
+def in_this_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Run:
+    """The command line without a process of its own, which would spend seconds on loading torch before it refuses."""
+
+    def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+        monkeypatch.chdir(tmp_path)
+        code = main([*map(str, arguments)])
+        logging.basicConfig(handlers=[logging.NullHandler()], force=True)  # the one it left writes where this test is captured
+        out, err = capfd.readouterr()
+        assert "Traceback" not in err + out
+        return subprocess.CompletedProcess(arguments, code, out, err)
+
+    return run
 
 
 def refused(done: subprocess.CompletedProcess[str], sentence: str, code: int = 2) -> None:
@@ -182,7 +204,7 @@ BAD = [
 
 
 @pytest.mark.parametrize(("arguments", "sentence"), BAD, ids=[" ".join(a) for a, _ in BAD])
-def test_bad_input_is_one_sentence(arguments: tuple[str, ...], sentence: str, vgg_export: Run, weights: Path, tmp_path: Path) -> None:
+def test_bad_input_is_one_sentence(arguments: tuple[str, ...], sentence: str, in_this_process: Run, weights: Path, tmp_path: Path) -> None:
     (tmp_path / "text.pth").write_text("hello\n")
     (tmp_path / "empty").mkdir()
     (tmp_path / "names.txt").write_text("\n".join(CLASSES))
@@ -190,7 +212,7 @@ def test_bad_input_is_one_sentence(arguments: tuple[str, ...], sentence: str, vg
         (tmp_path / "three" / name).mkdir(parents=True)
         Image.new("RGB", (40, 40), (name == "elk" and "red") or "blue").save(tmp_path / "three" / name / f"{name}.png")
     before = sorted(p for p in tmp_path.rglob("*") if ".work" not in str(p))
-    refused(vgg_export(*arguments), sentence)
+    refused(in_this_process(*arguments), sentence)
     assert sorted(p for p in tmp_path.rglob("*") if ".work" not in str(p)) == before
     assert weights.is_file()
 

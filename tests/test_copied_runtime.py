@@ -31,7 +31,7 @@ def test_there_is_no_torch(device_python: Path) -> None:
 def test_the_copy_runs_its_own_runtime(device_python: Path, bundle_copy: Path, tmp_path: Path) -> None:
     elsewhere = bundle_copy.rename(tmp_path / "somewhere else")
     launcher = elsewhere / "runtime/compare.py"
-    command = [device_python, launcher, "--budget", "0.2", "--json", tmp_path / "result.json"]
+    command = [device_python, launcher, "--budget", "0.2", "--rounds", "1", "--json", tmp_path / "result.json"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd="/", timeout=300)
     assert done.returncode == 0, done.stderr
     assert [row["error"] for row in json.loads((tmp_path / "result.json").read_text())["variants"]] == [None] * 3
@@ -75,7 +75,8 @@ def test_importing_torch_on_the_device_would_be_noticed(bundle_copy: Path, tmp_p
         (trap / package).mkdir(parents=True)
         (trap / package / "__init__.py").write_text("raise SystemExit('imported what a board does not have')\n")
     code = f"import sys; sys.path.insert(0, {str(trap)!r}); sys.path.insert(0, {str(bundle_copy / 'runtime')!r})\n"
-    run = "import vgg_runtime.child, vgg_runtime.check\nfrom vgg_runtime.compare import main\nsys.exit(main(['--budget', '0.1']))"
+    run = "import vgg_runtime.child, vgg_runtime.check\nfrom vgg_runtime.compare import main\n"
+    run += "sys.exit(main(['--budget', '0.1', '--rounds', '1']))"
     done = subprocess.run([sys.executable, "-c", code + run], capture_output=True, text=True, check=False, cwd=bundle_copy)
     assert done.returncode == 0, done.stderr
     caught = subprocess.run([sys.executable, "-c", code + "import torch"], capture_output=True, text=True, check=False)

@@ -40,7 +40,8 @@ def pis() -> dict[str, Pi]:
 
 def compare(bundle: Path, result: Path, variants: str, pi: Pi | None = None) -> tuple[subprocess.CompletedProcess[str], dict[str, Any]]:
     """compare.py of a bundle on a board or on this machine: what it printed, and its JSON."""
-    arguments = (bundle / "runtime/compare.py", "--budget", "0.01", "--threads", "1", "--image", PHOTO, "--variants", variants)
+    briefly = ("--budget", "0.01", "--rounds", "1", "--threads", "1")
+    arguments = (bundle / "runtime/compare.py", *briefly, "--image", PHOTO, "--variants", variants)
     if pi:
         done = pi.run(*arguments, "--json", result)
     else:

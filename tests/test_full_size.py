@@ -69,7 +69,7 @@ def compare(made: Path, *arguments: str, limit_bytes: int | None = None) -> tupl
     """Exit code and rows by variant of compare.py, its address space limited for real."""
     result = made.parent / "result.json"
     done = subprocess.run(
-        [sys.executable, made / "runtime/compare.py", "--budget", "0.5", "--json", result, *arguments],
+        [sys.executable, made / "runtime/compare.py", "--budget", "0.5", "--rounds", "1", "--json", result, *arguments],
         capture_output=True,
         text=True,
         timeout=300,

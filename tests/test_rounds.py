@@ -158,7 +158,7 @@ def test_a_thread_sweep_takes_what_is_fastest(bundle_folder: Path, tmp_path: Pat
 
 def test_a_variant_that_hangs_is_a_row_and_the_others_run(bundle_folder: Path, tmp_path: Path) -> None:
     """The first variant's process is stopped dead; it is ended after the silence that is allowed."""
-    command = [sys.executable, str(bundle_folder / "runtime/compare.py"), "--budget", "3", "--silence", "2", "--rounds", "1"]
+    command = [sys.executable, str(bundle_folder / "runtime/compare.py"), "--budget", "0.2", "--silence", "2", "--rounds", "1"]
     running = subprocess.Popen([*command, "--json", str(tmp_path / "r.json")], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     victim = None
     while victim is None and running.poll() is None:

@@ -63,6 +63,8 @@ def test_a_picture_is_answered_variant_by_variant(port: int, photo: bytes, bundl
         tmp_path / "cat.jpg",
         "--budget",
         "0.1",
+        "--rounds",
+        "1",
         "--json",
         tmp_path / "r.json",
     ]
