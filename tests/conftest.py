@@ -147,13 +147,19 @@ def make_bundle(splits: data.Splits, work: Path) -> None:
     scaled = to_onnx.run(fold.run(first, work / "f.safetensors", 160, Quiet()), work / "scaled.onnx", Quiet())
     quantized = quantize.run(baseline, splits, 16, work / "quantized.onnx", QuantizeOptions("x86-vnni"), Quiet())
     signed = retype.run(quantized, "pi5", work / "signed.onnx", Quiet())
-    others = {quantized.path: (bundle.Build("quantized.pi5", "", ("pi5", "pi4", "pi3", "zero2"), signed, "quantized"),)}
-    entries = tuple(
-        bundle.Entry(a.path.stem, a.path.stem, "for tests", (), a, others=others.get(a.path, ())) for a in (baseline, quantized, scaled)
-    )
+    entries = entries_of(baseline, quantized, scaled, signed)
     subjects = [evaluate.Subject(e.id, e.model, e.preprocessing) for e in entries]
     figures = evaluate.run(subjects, splits.test, work / "evaluation.json", Quiet()).measured
     bundle.run(bundle.Contents(entries, splits, None, figures, None), work / "artifacts", Quiet())
+
+
+def entries_of(
+    baseline: stage.Artifact, quantized: stage.Artifact, scaled: stage.Artifact, signed: stage.Artifact
+) -> tuple[bundle.Entry, ...]:
+    """The variants of the bundle; the second has a build for a Raspberry Pi, too."""
+    other = bundle.Build("quantized.pi5", "", ("pi5", "pi4", "pi3", "zero2"), signed, "quantized")
+    several = ((baseline, ()), (quantized, (other,)), (scaled, ()))
+    return tuple(bundle.Entry(made.path.stem, made.path.stem, "for tests", (), made, others=others) for made, others in several)
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT
+from conftest import ROOT, entries_of
 
 from vgg_export import bundle, data, stage
 from vgg_export.errors import DataError, OutputError
@@ -18,8 +18,7 @@ from vgg_runtime.errors import BundleError
 def contents(bundle_folder: Path, splits: data.Splits) -> bundle.Contents:
     """What the session's bundle was made of."""
     work = bundle_folder.parent
-    names = ("baseline", "quantized", "scaled")
-    entries = tuple(bundle.Entry(n, n, "for tests", (), stage.of(work / f"{n}.onnx")) for n in names)
+    entries = entries_of(*(stage.of(work / f"{name}.onnx") for name in ("baseline", "quantized", "scaled", "signed")))
     figures = json.loads((work / "evaluation.json").read_text())
     return bundle.Contents(entries, splits, None, figures, None)
 

@@ -189,19 +189,22 @@ def test_only_the_chosen_variants_are_needed_there(root: Path, bundle_copy: Path
     shutil.rmtree(root / "models")
     (root / "mine.txt").write_text("a note")
     done = to_board("--bundle", bundle_copy, "--path", HOSTILE, "--variants", "quantized", "--output", "out", *QUICK)
-    assert copied(done) == 3  # the first stays: the others are related to it
+    assert (
+        copied(done) == 6
+    )  # graphs and weights of two, a graph for other cores, the manifest; the first stays: the others are related to it
     assert [v.id for v in manifest.read(root).variants] == ["baseline", "quantized"]
     rows = json.loads((tmp_path / "out/result.json").read_text())["variants"]
     assert [row["variant"] for row in rows] == ["baseline", "quantized"]
     assert rows[0]["speedup"] == 1
+    names = {"baseline.onnx", "baseline.data", "quantized.onnx", "quantized.data", "quantized.pi5.onnx"}
     done = to_board("--bundle", bundle_copy, "--path", HOSTILE, "--no-run", "--variants", "scaled")
-    assert {p.name for p in (root / "models").iterdir()} == {"baseline.onnx", "quantized.onnx", "scaled.onnx"}
+    assert {p.name for p in (root / "models").iterdir()} == names | {"scaled.onnx", "scaled.data"}
     whole = manifest.read(bundle_copy)
     less = dataclasses.replace(whole, variants=tuple(v for v in whole.variants if v.id != "scaled"))
     (bundle_copy / manifest.FILE_NAME).write_text(json.dumps(less.to_json()))
     done = to_board("--bundle", bundle_copy, "--path", HOSTILE, "--no-run")
     assert copied(done) == 1  # the manifest
-    assert {p.name for p in (root / "models").iterdir()} == {"baseline.onnx", "quantized.onnx"}
+    assert {p.name for p in (root / "models").iterdir()} == names
     assert (root / "mine.txt").read_text() == "a note"
 
 
@@ -364,8 +367,9 @@ def test_an_interrupted_copy_goes_on(root: Path, bundle_copy: Path, there: Loopb
     sent = []
     monkeypatch.setattr(transfer, "_stream", lambda place, files, counted: (sent.extend(files), stream(place, files, counted)))
     done = in_process(there, bundle_copy, monkeypatch)
-    assert [file.path for file in sent] == ["models/scaled.onnx"]
-    assert len(done.copied) == 3
+    models = [entry.path for entry in manifest.read(bundle_copy).all_files() if entry.path.startswith("models/")]
+    assert [file.path for file in sent] == models[2:]  # the first two had arrived
+    assert len(done.copied) == len(models) == 7
     manifest.verify(root, manifest.read(bundle_copy).all_files())
 
 

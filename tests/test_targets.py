@@ -15,7 +15,7 @@ from conftest import reseal
 from test_compare import compare
 
 from vgg_export import bundle as bundling
-from vgg_export import data, external, options, pipeline, quantize, retype, stage, to_onnx
+from vgg_export import data, external, integer, options, pipeline, quantize, retype, stage, to_onnx
 from vgg_export.errors import CheckFailedError, OptionsError
 from vgg_export.options import AllOptions, QuantizeOptions
 from vgg_export.progress import Quiet
@@ -73,14 +73,13 @@ def test_only_seven_bits_do_not_saturate_without_vnni() -> None:
 
 
 def test_targets_as_options() -> None:
-    assert AllOptions().built_for[0] == "pi5"
-    assert targets.of_device(device.describe(1)).name in AllOptions().built_for
+    assert AllOptions().built_for == (targets.of_device(device.describe(1)).name, "pi5")
     assert options.width_multiple(("pi4", "zero2")) == 8
     assert options.width_multiple(("pi4", "pi5")) == 16
     with pytest.raises(OptionsError, match=r"--target must be one of pi5, .* found 'pi6'"):
         AllOptions(targets=("pi6",))
     with pytest.raises(OptionsError, match="int8 is first made for pi4, the first target, and not for pi5"):
-        AllOptions(targets=("pi4", "pi5"))
+        AllOptions(targets=("pi4", "pi5"), quantize=QuantizeOptions("pi5"))
 
 
 @pytest.fixture(scope="module")
@@ -130,9 +129,9 @@ def test_signed_activations_are_the_same_function(unsigned: stage.Artifact, tmp_
 
 def test_what_cannot_be_retyped_is_said(exported: stage.Artifact, unsigned: stage.Artifact, tmp_path: Path) -> None:
     with pytest.raises(CheckFailedError, match="has no QuantizeLinear"):
-        retype.retype(onnx.load(exported.path), signed=True)
+        integer.retype(onnx.load(exported.path), signed=True)
     with pytest.raises(CheckFailedError, match="is uint8; expected int8"):
-        retype.retype(onnx.load(unsigned.path), signed=False)
+        integer.retype(onnx.load(unsigned.path), signed=False)
     model = onnx.load(unsigned.path)
     scale = next(t for t in model.graph.initializer if t.name.startswith("input") and t.name.endswith("_scale"))
     scale.CopyFrom(onnx.numpy_helper.from_array(2 * onnx.numpy_helper.to_array(scale), scale.name))
@@ -313,7 +312,7 @@ def test_what_is_worth_shipping(tmp_path: Path) -> None:
     baseline = entry_of(575_000_000, "baseline", "fp32", ("export",), tmp_path / "c")
 
     def reason(entry: bundling.Entry, *names: str, variants: tuple[str, ...] | None = None) -> str | None:
-        wanted = QuantizeOptions(names[0] if names else "pi5")
+        wanted = QuantizeOptions(names[0] if names else options.default_targets()[0])
         return pipeline.not_worth_it(entry, AllOptions(targets=names or None, quantize=wanted, variants=variants))
 
     assert reason(compact, "pi5") == "int8 is smaller and faster on pi5"

@@ -238,7 +238,7 @@ _targets = click.option(
     type=click.Choice(tuple(TARGETS)),
     multiple=True,
     help="The core to build for; may be repeated, and then only what is worth it on one of them is made"
-    "  [default: pi5 and this machine, every variant]",
+    "  [default: this machine and pi5, every variant]",
 )
 _quantize = _grouped(
     click.option(

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 EXPORTED_OPS = frozenset({"Conv", "Relu", "MaxPool", "Gemm", "Flatten", "Reshape"})
 # What may be left of a quantized VGG after onnxruntime's optimizer; a float Conv, Gemm or Relu means that a layer was not fused.
 INT8_OPS = frozenset(
-    {"QuantizeLinear", "QLinearConv", "MaxPool", "QGemm", "DequantizeLinear", "Flatten", "Reshape", "Squeeze", "Unsqueeze"}
+    {"QuantizeLinear", "QLinearConv", "MaxPool", "QGemm", "DequantizeLinear", "QLinearConcat", "Flatten", "Reshape", "Squeeze", "Unsqueeze"}
 )
 # What a layer that was kept in float may have become.
 FLOAT_OPS = frozenset({"Conv", "FusedConv", "Gemm", "FusedGemm"})

@@ -12,6 +12,7 @@ from vgg_calibration.observe import Array, Seen
 from vgg_runtime.targets import Target
 
 from .equalize import array, store, tensors_of
+from .errors import CheckFailedError
 
 if TYPE_CHECKING:
     import onnx
@@ -177,3 +178,28 @@ def mean_output(layer: Layer, weight: npt.NDArray[np.float32], mean: npt.NDArray
             seen = padded[:, dy : dy + mean.shape[1], dx : dx + mean.shape[2]].mean((1, 2), dtype=np.float64)
             total += weight[:, :, dy, dx] @ seen
     return total
+
+
+def retype(model: "onnx.ModelProto", *, signed: bool) -> None:
+    """Signed activations instead of unsigned ones, or the other way round, in place: the same function, other kernels.
+
+    x = scale (q - zero_point) stays the same when 128 is taken from q and from the zero point. Scales, weights and int32 biases are
+    those that were calibrated.
+
+    Raises:
+        CheckFailedError: they are of that type already, or of another than 8 bits.
+    """
+    import onnx
+
+    tensors = {t.name: t for t in model.graph.initializer}
+    names = {node.input[2] for node in model.graph.node if node.op_type == "QuantizeLinear"}
+    if not names:
+        raise CheckFailedError("the graph has no QuantizeLinear; expected a file that 'vgg-export quantize' wrote")
+    before, after, offset = (np.uint8, np.int8, -128) if signed else (np.int8, np.uint8, 128)
+    for name in sorted(names):
+        value = onnx.numpy_helper.to_array(tensors[name])
+        if value.dtype != before:
+            raise CheckFailedError(f"the zero point {name} is {value.dtype}; expected {np.dtype(before)}")
+        changed = onnx.numpy_helper.from_array((value.astype(np.int32) + offset).astype(after), name)
+        tensors[name].CopyFrom(changed)
+    del model.graph.value_info[:]  # it names the types of the activations

@@ -238,8 +238,8 @@ class Budget:
 
 
 def default_targets() -> tuple[str, ...]:
-    """A Pi 5 and this machine."""
-    return tuple(dict.fromkeys(("pi5", of_device(device.describe(1)).name)))
+    """This machine, where the variants are evaluated and timed, and a Pi 5."""
+    return tuple(dict.fromkeys((of_device(device.describe(1)).name, "pi5")))
 
 
 def width_multiple(targets: Sequence[str]) -> int:
@@ -275,11 +275,11 @@ class AllOptions:
     finetune: FinetuneOptions = dataclasses.field(default_factory=FinetuneOptions)
     factorise: FactoriseOptions = dataclasses.field(default_factory=FactoriseOptions)
     distil: DistilOptions = dataclasses.field(default_factory=DistilOptions)
-    quantize: QuantizeOptions = dataclasses.field(default_factory=QuantizeOptions)
+    quantize: QuantizeOptions = dataclasses.field(default_factory=lambda: QuantizeOptions(default_targets()[0]))
     budget: Budget = dataclasses.field(default_factory=Budget)
     scaled_px: int = 160
     variants: tuple[str, ...] | None = None  # None: all; the baseline is always among them
-    targets: tuple[str, ...] | None = None  # the cores to build for; None: a Pi 5 and this machine, and whatever is worth it anywhere
+    targets: tuple[str, ...] | None = None  # the cores to build for; None: this machine and a Pi 5, and whatever is worth it anywhere
 
     def __post_init__(self) -> None:
         if unknown := [name for name in self.targets or () if name not in TARGETS]:

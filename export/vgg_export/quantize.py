@@ -5,6 +5,7 @@ on pictures that nothing was calibrated on, and the closest to the float model i
 most sensitive layers stay float, and what that costs is said.
 """
 
+import dataclasses
 import logging
 import math
 import tempfile
@@ -13,9 +14,9 @@ from typing import Any
 
 import vgg_calibration.choose as choose
 from vgg_runtime.preprocess import Preprocessing
-from vgg_runtime.targets import TARGETS
+from vgg_runtime.targets import TARGETS, Target
 
-from . import graph, stage
+from . import graph, halve, integer, stage
 from .data import Splits, short_hash
 from .errors import DataError
 from .options import INT8_FORMS, QuantizeOptions, as_json
@@ -51,12 +52,15 @@ def run(
 
     def make(path: Path) -> dict[str, object]:
         with tempfile.TemporaryDirectory(prefix=".quantize.", dir=path.parent) as scratch:
-            bench = Bench(exported.path, TARGETS[options.target], Preprocessing.from_json(info["preprocessing"]), Path(scratch), progress)
+            # Unsigned first: on x86 onnxruntime rewrites signed activations pair by pair, which an audit there would stumble over.
+            target = dataclasses.replace(TARGETS[options.target], signed_activations=False)
+            bench = Bench(exported.path, target, Preprocessing.from_json(info["preprocessing"]), Path(scratch), progress)
             bench.calibrate([i.path for i in items], [i.path for i in held])
             made, told = choose_form(bench, options)
+            whole = _in_halves(made.path, bench.preprocessing.crop_px)
             with progress.task("auditing the int8 graph", None):
-                ops = graph.audit_quantized(made.path, bench.parts(made.kept))
-            made.path.replace(path)
+                ops = graph.audit_quantized(whole, bench.parts(made.kept))
+            _write_for(TARGETS[options.target], whole, path)
         return {
             "ops": ops,
             "calibration_images": [i.sha256 for i in items],
@@ -68,6 +72,29 @@ def run(
 
     used = {"seed": seed, "images": [i.sha256 for i in items], "held": [i.sha256 for i in held]}
     return stage.produce("quantize", as_json(options) | used, {"model": exported}, output, make)
+
+
+def _in_halves(path: Path, px: int) -> Path:
+    """The int8 graph with its largest fully connected layer in halves; itself where none is large."""
+    import onnx
+
+    model = onnx.load(path)
+    if not halve.halve(model):
+        return path
+    halved = path.with_name("halved.onnx")
+    onnx.save(model, halved)
+    del model
+    halve.ensure_equal(path, halved, px)
+    return halved
+
+
+def _write_for(target: Target, unsigned: Path, path: Path) -> None:
+    import onnx
+
+    model = onnx.load(unsigned)
+    if target.signed_activations:
+        integer.retype(model, signed=True)
+    onnx.save(model, path)
 
 
 def choose_form(bench: Bench, options: QuantizeOptions) -> tuple[Trial, dict[str, Any]]:

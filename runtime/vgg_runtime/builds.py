@@ -43,6 +43,8 @@ def target_named(name: str) -> Target:
 
 def mode(build: Build, wanted: str, available_bytes: int | None) -> str:
     """Fast or lean: as it is wanted, or by whether a fast session leaves room in what is available."""
+    if build.sessions[FAST] == build.sessions[LEAN]:
+        return FAST  # there is nothing to be leaner with
     if wanted != AUTO:
         return wanted
     needed = ENGINE_BYTES + PACKED_TWICE * build.bytes

@@ -1,0 +1,114 @@
+"""The largest fully connected layer of an int8 graph as two of half as many outputs, so that loading it takes less memory.
+
+onnxruntime packs a weight into a buffer of its own while the file's pages of it are still mapped: for a moment fc1 of a VGG, two
+thirds of the model, is there twice. Of two halves only one is there twice at a time. The sums of each output are the same, and putting
+the halves together is a copy of some kilobytes.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from vgg_runtime import device
+from vgg_runtime.manifest import SessionSettings
+from vgg_runtime.session import Model
+
+from .errors import CheckFailedError
+
+if TYPE_CHECKING:
+    import onnx
+
+LARGE_BYTES = 32_000_000  # of a weight; below, a second copy for a moment is not what the memory goes to
+PARTS = 2
+
+
+def halve(model: "onnx.ModelProto", large_bytes: int = LARGE_BYTES) -> list[str]:
+    """Replace every Gemm of an int8 QDQ graph whose weight [inputs, outputs] is large, in place; the weights' names.
+
+    Raises:
+        CheckFailedError: such a Gemm is not what 'vgg-export quantize' writes: weight and bias dequantized along the outputs, the
+            result quantized.
+    """
+    nodes, tensors = model.graph.node, {t.name: t for t in model.graph.initializer}
+    makers = {node.output[0]: node for node in nodes}
+    done = []
+    for gemm in [node for node in nodes if node.op_type == "Gemm"]:
+        inputs = [makers.get(name) for name in gemm.input]
+        if any(node is None or node.op_type != "DequantizeLinear" for node in inputs):
+            continue  # it stays float
+        weight, bias = inputs[1:]
+        assert weight is not None
+        if np.prod(tensors[weight.input[0]].dims) < large_bytes:
+            continue
+        quantizer = next((node for node in nodes if gemm.output[0] in node.input), None)
+        if bias is None or quantizer is None or quantizer.op_type != "QuantizeLinear":
+            raise CheckFailedError(
+                f"{gemm.name} is large and its result or bias is not in integers; expected a layer that is int8 as a whole"
+            )
+        at = list(nodes).index(quantizer)
+        for node in reversed(list(_halves(model, gemm, (weight, bias), quantizer))):
+            nodes.insert(at, node)
+        for node in (gemm, weight, bias, quantizer):
+            nodes.remove(node)
+        for name in (*weight.input, *bias.input):
+            model.graph.initializer.remove(tensors[name])
+        done.append(weight.input[0])
+    return done
+
+
+def _halves(
+    model: "onnx.ModelProto", gemm: "onnx.NodeProto", constants: "tuple[onnx.NodeProto, onnx.NodeProto]", quantizer: "onnx.NodeProto"
+) -> "Iterator[onnx.NodeProto]":
+    """The nodes in place of a Gemm, of what dequantizes its weight and bias, and of what quantizes its result."""
+    from onnx.helper import make_node
+
+    results = []
+    for part in range(PARTS):
+        inputs = [gemm.input[0]]
+        for constant in constants:
+            names = [_part(model, name, part) for name in constant.input]
+            inputs.append(f"{constant.output[0]}_part{part}")
+            yield make_node(
+                "DequantizeLinear",
+                names,
+                inputs[-1:],
+                f"{constant.name}_part{part}",
+                axis=next(a.i for a in constant.attribute if a.name == "axis"),
+            )
+        summed, integer, result = (f"{name}_part{part}" for name in (gemm.output[0], quantizer.output[0], f"{gemm.output[0]}_rounded"))
+        half = make_node("Gemm", inputs, [summed], f"{gemm.name}_part{part}")
+        half.attribute.extend(gemm.attribute)
+        yield half
+        yield make_node("QuantizeLinear", [summed, *quantizer.input[1:]], [integer], f"{quantizer.name}_part{part}")
+        # Back to float and to integers again behind the Concat, which changes nothing: onnxruntime knows how to take away what stands
+        # between such pairs, and on x86 turns signed activations into unsigned ones pair by pair.
+        yield make_node("DequantizeLinear", [integer, *quantizer.input[1:]], [result], f"{result}_DequantizeLinear")
+        results.append(result)
+    yield make_node("Concat", results, [f"{gemm.output[0]}_joined"], f"{gemm.name}_joined", axis=1)
+    yield make_node("QuantizeLinear", [f"{gemm.output[0]}_joined", *quantizer.input[1:]], quantizer.output, f"{quantizer.name}_joined")
+
+
+def _part(model: "onnx.ModelProto", name: str, part: int) -> str:
+    """The name of a part, along the outputs, of a tensor that is added to the graph."""
+    from onnx import numpy_helper
+
+    whole = numpy_helper.to_array(next(t for t in model.graph.initializer if t.name == name))
+    made = np.ascontiguousarray(np.array_split(whole, PARTS, axis=-1)[part])
+    model.graph.initializer.append(numpy_helper.from_array(made, f"{name}_part{part}"))
+    return f"{name}_part{part}"
+
+
+def ensure_equal(before: Path, after: Path, px: int) -> None:
+    """The same logits to the last bit, on noise.
+
+    Raises:
+        CheckFailedError: they differ.
+    """
+    x = np.random.default_rng(0).standard_normal((1, 3, px, px), np.float32)
+    expected, found = (Model(path, SessionSettings(), device.usable_cores())(x) for path in (before, after))
+    if not np.array_equal(expected, found):
+        raise CheckFailedError(
+            f"with its largest layer in halves the int8 model's logits differ by up to {np.abs(found - expected).max():.2g}"
+        )

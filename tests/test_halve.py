@@ -1,0 +1,64 @@
+"""A large fully connected layer of an int8 graph in halves: the same numbers, less memory while it is loaded."""
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from conftest import small_checkpoint
+
+from vgg_export import data, graph, halve, model, quantize, stage, to_onnx
+from vgg_export.errors import CheckFailedError
+from vgg_export.options import QuantizeOptions
+from vgg_export.progress import Quiet
+
+LARGE = 50_000  # bytes; of the small network's layers only fc1 has more
+
+
+@pytest.fixture(scope="module")
+def quantized(splits: data.Splits, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("halve")
+    model.save(small_checkpoint(), folder / "c.safetensors")
+    exported = to_onnx.run(stage.of(folder / "c.safetensors"), folder / "float.onnx", Quiet())
+    return quantize.run(exported, splits, 8, folder / "int8.onnx", QuantizeOptions("x86-vnni", "minmax"), Quiet()).path
+
+
+def test_the_halves_say_what_the_whole_said(quantized: Path, tmp_path: Path) -> None:
+    whole = onnx.load(quantized)
+    before = {t.name: onnx.numpy_helper.to_array(t) for t in whole.graph.initializer}
+    assert halve.halve(whole, LARGE) == ["fc1.weight_quantized"]
+    onnx.save(whole, tmp_path / "halved.onnx")
+    onnx.checker.check_model(str(tmp_path / "halved.onnx"), full_check=True)
+    halve.ensure_equal(quantized, tmp_path / "halved.onnx", 224)
+    after = {t.name: onnx.numpy_helper.to_array(t) for t in whole.graph.initializer}
+    for name in ("weight_quantized", "weight_scale", "bias_quantized"):
+        parts = [after[f"fc1.{name}_part{k}"] for k in range(2)]
+        np.testing.assert_array_equal(np.concatenate(parts, axis=-1), before[f"fc1.{name}"])
+        assert f"fc1.{name}" not in after
+    assert (tmp_path / "halved.onnx").stat().st_size < quantized.stat().st_size + 3000
+    ops = graph.audit_quantized(tmp_path / "halved.onnx")
+    assert (ops["QGemm"], ops["QLinearConcat"]) == (4, 1)
+
+
+def test_what_is_small_or_float_stays_as_it_is(quantized: Path) -> None:
+    whole = onnx.load(quantized)
+    assert halve.halve(whole) == []
+    assert whole == onnx.load(quantized)
+    floating = onnx.load(quantized.with_name("float.onnx"))
+    assert halve.halve(floating, LARGE) == []
+
+
+def test_other_numbers_and_half_quantized_layers_are_noticed(quantized: Path, tmp_path: Path) -> None:
+    whole = onnx.load(quantized)
+    halve.halve(whole, LARGE)
+    scale = next(t for t in whole.graph.initializer if t.name == "fc1.weight_scale_part1")
+    scale.CopyFrom(onnx.numpy_helper.from_array(2 * onnx.numpy_helper.to_array(scale), scale.name))
+    onnx.save(whole, tmp_path / "wrong.onnx")
+    with pytest.raises(CheckFailedError, match="logits differ by up to"):
+        halve.ensure_equal(quantized, tmp_path / "wrong.onnx", 224)
+    partly = onnx.load(quantized)
+    gemm = next(node for node in partly.graph.node if node.op_type == "Gemm")
+    quantizer = next(node for node in partly.graph.node if gemm.output[0] in node.input)
+    quantizer.op_type = "Identity"
+    with pytest.raises(CheckFailedError, match="its result or bias is not in integers"):
+        halve.halve(partly, LARGE)
