@@ -99,7 +99,7 @@ def test_a_whole_network_with_mixed_forms(exported: Path) -> None:
     winograd.rewrite_file(exported, result, forms)
     assert winograd.ensure(exported, result, forms) < winograd.TOLERANCE
     assert graph.count_ops(result)["Conv"] == 1
-    assert result.stat().st_size - exported.stat().st_size < len(forms) * winograd.GROWTH_BYTES
+    assert result.stat().st_size - exported.stat().st_size < winograd.allowed_growth_bytes(len(forms))
     products = [node for node in graph.optimized(result).graph.node if node.name.endswith(".multiplied")]
     assert len(products) == len(forms)
 
@@ -140,7 +140,7 @@ def test_weights_in_another_file_stay_there(exported: Path, tmp_path: Path) -> N
     winograd.ensure(outside, result, forms)
     after = (tmp_path / "weights.bin").stat()
     assert (after.st_mtime_ns, after.st_size) == (before.st_mtime_ns, before.st_size)
-    assert result.stat().st_size < outside.stat().st_size + len(forms) * winograd.GROWTH_BYTES < 200_000 < after.st_size
+    assert result.stat().st_size < outside.stat().st_size + winograd.allowed_growth_bytes(len(forms)) < 200_000 < after.st_size
     (tmp_path / "elsewhere").mkdir()
     with pytest.raises(RewriteError, match=r"has weights in weights\.bin; write the output into the same folder"):
         winograd.rewrite_file(outside, tmp_path / "elsewhere/w.onnx", forms)
@@ -202,7 +202,7 @@ def test_the_checks_notice_a_file_that_grew(exported: Path, rewritten: Path) -> 
     made = onnx.load(rewritten)
     made.graph.initializer.append(numpy_helper.from_array(np.zeros(100_000, np.float32), "transformed"))
     onnx.save(made, rewritten)
-    with pytest.raises(CheckFailedError, match=r"the rewritten file grew by \d+ bytes for 7 layers; at most 12000 each expected"):
+    with pytest.raises(CheckFailedError, match=r"the rewritten file grew by \d+ bytes for 7 layers; at most 55000 expected"):
         winograd.ensure(exported, rewritten, mixed(exported))
 
 
@@ -241,8 +241,8 @@ def test_the_checks_notice_other_numbers(exported: Path, rewritten: Path) -> Non
         winograd.ensure(exported, rewritten, mixed(exported))
 
 
-def wide(tmp_path: Path, side: int = 32) -> stage.Artifact:
-    """A VGG11 with random weights at 32 px whose deeper convolutions gain."""
+def wide(tmp_path: Path, side: int = 64) -> stage.Artifact:
+    """A VGG11 with random weights at 64 px whose deeper convolutions gain."""
     import torch
 
     plan = model.Plan("vgg11", ((16,), (32,), (128, 128), (128, 128), (128, 128)), (16, 16), 7, side)

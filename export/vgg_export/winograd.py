@@ -35,11 +35,12 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 MARK = ".winograd."  # in the names of what a layer is made of
-# Largest |difference of logits| relative to the largest |logit|. Both are fp32; the transforms of F(4x4) add and subtract numbers up to
-# a hundred times as large as the result, so that a layer loses some 1e-6 of its largest output and not 1e-7, and layers add up.
+# Largest |difference of logits| relative to the largest |logit|, as for the export itself. Both are fp32; the transforms of F(4x4) add and
+# subtract numbers up to a hundred times as large as the result, so that a layer is off by some 1e-6 of its largest output and not 1e-7.
+# Of a whole VGG19 with all of its convolutions in F(4x4), 1.4e-6 was the most that was seen.
 TOLERANCE = 1e-4
-# The names of some twenty nodes of a layer, and the matrices and positions that layers share.
-GROWTH_BYTES = 12_000
+# The matrices and positions, which layers share, and the names of some twenty nodes for each layer.
+GROWTH_BYTES, GROWTH_BYTES_PER_LAYER = 20_000, 5_000
 
 
 def run(exported: stage.Artifact, core: str, output: Path, progress: Progress) -> stage.Artifact:
@@ -107,9 +108,13 @@ def ensure(source: Path, result: Path, forms: Mapping[str, Form]) -> float:
 
 def ensure_small(source: Path, result: Path, forms: Collection[str]) -> None:
     """The transformed weights are not in the file."""
-    growth = result.stat().st_size - source.stat().st_size
-    if growth > GROWTH_BYTES * len(forms):
-        raise CheckFailedError(f"the rewritten file grew by {growth} bytes for {len(forms)} layers; at most {GROWTH_BYTES} each expected")
+    growth, expected = result.stat().st_size - source.stat().st_size, allowed_growth_bytes(len(forms))
+    if growth > expected:
+        raise CheckFailedError(f"the rewritten file grew by {growth} bytes for {len(forms)} layers; at most {expected} expected")
+
+
+def allowed_growth_bytes(layers: int) -> int:
+    return GROWTH_BYTES + GROWTH_BYTES_PER_LAYER * layers
 
 
 def ensure_same_interface(source: Path, result: Path) -> None:
