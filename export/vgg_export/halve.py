@@ -5,7 +5,7 @@ thirds of the model, is there twice. Of two halves only one is there twice at a 
 the halves together is a copy of some kilobytes.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -35,33 +35,30 @@ def halve(model: "onnx.ModelProto", large_bytes: int = LARGE_BYTES) -> list[str]
     makers = {node.output[0]: node for node in nodes}
     done = []
     for gemm in [node for node in nodes if node.op_type == "Gemm"]:
-        inputs = [makers.get(name) for name in gemm.input]
-        if any(node is None or node.op_type != "DequantizeLinear" for node in inputs):
+        constants = [node for name in gemm.input[1:] if (node := makers.get(name)) is not None and node.op_type == "DequantizeLinear"]
+        if len(constants) != len(gemm.input) - 1:
             continue  # it stays float
-        weight, bias = inputs[1:]
-        assert weight is not None
+        weight = constants[0]  # and the bias, where there is one
         if np.prod(tensors[weight.input[0]].dims) < large_bytes:
             continue
         quantizer = next((node for node in nodes if gemm.output[0] in node.input), None)
-        if bias is None or quantizer is None or quantizer.op_type != "QuantizeLinear":
-            raise CheckFailedError(
-                f"{gemm.name} is large and its result or bias is not in integers; expected a layer that is int8 as a whole"
-            )
+        if quantizer is None or quantizer.op_type != "QuantizeLinear":
+            raise CheckFailedError(f"{gemm.name} is large and its result is not in integers; expected a layer that is int8 as a whole")
         at = list(nodes).index(quantizer)
-        for node in reversed(list(_halves(model, gemm, (weight, bias), quantizer))):
+        for node in reversed(list(_halves(model, gemm, constants, quantizer))):
             nodes.insert(at, node)
-        for node in (gemm, weight, bias, quantizer):
+        for node in (gemm, *constants, quantizer):
             nodes.remove(node)
-        for name in (*weight.input, *bias.input):
+        for name in (name for node in constants for name in node.input):
             model.graph.initializer.remove(tensors[name])
         done.append(weight.input[0])
     return done
 
 
 def _halves(
-    model: "onnx.ModelProto", gemm: "onnx.NodeProto", constants: "tuple[onnx.NodeProto, onnx.NodeProto]", quantizer: "onnx.NodeProto"
+    model: "onnx.ModelProto", gemm: "onnx.NodeProto", constants: "Sequence[onnx.NodeProto]", quantizer: "onnx.NodeProto"
 ) -> "Iterator[onnx.NodeProto]":
-    """The nodes in place of a Gemm, of what dequantizes its weight and bias, and of what quantizes its result."""
+    """The nodes in place of a Gemm, of what dequantizes its weight and bias if it has one, and of what quantizes its result."""
     from onnx.helper import make_node
 
     results = []
