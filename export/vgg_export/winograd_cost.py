@@ -38,10 +38,12 @@ Array = npt.NDArray[np.float64]
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-    """Of one inference: ``instructions`` as the model predicts them, ``moved_bytes`` between the operators and from the weights."""
+    """Of one inference: ``instructions`` as the model predicts them, ``moved_bytes`` between the operators and from the weights;
+    ``weight_bytes``, which these and the memory hold."""
 
     instructions: float
     moved_bytes: float
+    weight_bytes: float
 
     def weighed(self, per_byte: float) -> float:
         return self.instructions + per_byte * self.moved_bytes
@@ -56,10 +58,14 @@ class Choice:
     rewritten: Cost
 
     def to_json(self) -> dict[str, Any]:
+        def both(what: str) -> dict[str, int]:
+            return {"direct": round(getattr(self.direct, what)), "rewritten": round(getattr(self.rewritten, what))}
+
         return {
             "layers": {name: str(form) for name, form in self.forms.items()},
-            "predicted": {"direct": round(self.direct.instructions), "rewritten": round(self.rewritten.instructions)},
-            "moved_bytes": {"direct": round(self.direct.moved_bytes), "rewritten": round(self.rewritten.moved_bytes)},
+            "predicted": both("instructions"),
+            "moved_bytes": both("moved_bytes"),
+            "weight_bytes": both("weight_bytes"),
         }
 
 
@@ -91,14 +97,15 @@ def choose(layers: Iterable[Layer], core: str, per_byte: float = PER_BYTE) -> Ch
 
 
 def _sum(costs: Sequence[Cost]) -> Cost:
-    return Cost(sum(cost.instructions for cost in costs), sum(cost.moved_bytes for cost in costs))
+    parts = [dataclasses.astuple(cost) for cost in costs]
+    return Cost(*map(sum, zip(*parts, strict=True))) if parts else Cost(0, 0, 0)
 
 
 def predicted(coefficients: dict[str, list[float]], layer: Layer, form: Form | None) -> Cost:
     """By the model: ``coefficients`` by form, "direct" and as in "F(4x4)"; None as a form is the convolution as it is."""
     key = name_of(layer, form)
     instructions = float(np.array(coefficients[key]) @ features(layer, form))
-    return Cost(instructions, moved_bytes(layer, form))
+    return Cost(instructions, moved_bytes(layer, form), weight_bytes(layer, form))
 
 
 def name_of(layer: Layer, form: Form | None) -> str:
@@ -132,14 +139,20 @@ def moved_bytes(layer: Layer, form: Form | None) -> float:
     pixels = layer.side_px**2
     inputs, outputs = pixels * layer.inputs, pixels * layer.outputs
     if form is None:
-        return FLOAT_BYTES * (inputs + outputs + math.prod(layer.kernel) * layer.inputs * layer.outputs)
+        return FLOAT_BYTES * (inputs + outputs) + weight_bytes(layer, None)
     side = form.covered(layer.side_px, layer.side_px)
     window, tiles = math.prod(form.window), math.prod(form.tiles(layer.side_px, layer.side_px))
     covered, gathered = math.prod(side) * layer.inputs, window * tiles * layer.inputs
     multiplied, tiled = window * tiles * layer.outputs, form.rows * form.columns * tiles * layer.outputs
     before = 3 * inputs + 2 * covered + 4 * gathered  # channels last, padded, gathered, transformed, multiplied
     after = 2 * multiplied + 3 * tiled + 6 * outputs  # transformed, placed, with the bias, channels first, and ReLU
-    return FLOAT_BYTES * (before + after + window * layer.inputs * layer.outputs)
+    return FLOAT_BYTES * (before + after) + weight_bytes(layer, form)
+
+
+def weight_bytes(layer: Layer, form: Form | None) -> float:
+    """Of the weights as they are multiplied, in memory: a form's are four times as large with F(4x4), and never in the file."""
+    assert layer.kernel
+    return FLOAT_BYTES * math.prod(form.window if form else layer.kernel) * layer.inputs * layer.outputs
 
 
 def fit(layers: Sequence[Layer], form: Form | None, instructions: Sequence[float]) -> list[float]:
