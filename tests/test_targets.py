@@ -331,3 +331,21 @@ def test_measure_counts_no_memory_of_a_child_that_never_ran(several: Path) -> No
     row = measure.measure(several, found, broken.using(wrong), measure.Pictures(), measure.Options(1, 0.1), lambda _: None)
     assert row["error"]
     assert row["p50_ms"] is None
+
+
+def test_transformed_weights_must_leave_a_board_room(tmp_path: Path) -> None:
+    from vgg_export import recipes
+
+    path = tmp_path / "model.onnx"
+    with path.open("wb") as file:
+        file.truncate(200_000_000)  # sparse
+    made = stage.Artifact(path, "", {"measured": {}})
+
+    def rewritten(growth: int) -> stage.Artifact:
+        weights = {"direct": 10_000_000, "rewritten": 10_000_000 + growth}
+        return stage.Artifact(path, "", {"measured": {"winograd": {"weight_bytes": weights}}})
+
+    assert recipes._has_room(TARGETS["zero2"], made, rewritten(60_000_000))
+    assert not recipes._has_room(TARGETS["zero2"], made, rewritten(70_000_000))
+    assert recipes._has_room(TARGETS["pi4"], made, rewritten(300_000_000))
+    assert recipes._has_room(TARGETS["x86-vnni"], made, rewritten(10**12))

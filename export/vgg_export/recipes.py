@@ -2,16 +2,20 @@
 
 import contextlib
 import dataclasses
+import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from vgg_runtime.targets import TARGETS
+from vgg_runtime.targets import TARGETS, Target
 
 from . import bundle, data, factorise, finetune, fold, prune, quantize, retype, stage, to_onnx, winograd
 from .errors import NothingToGainError, OptionsError
 from .options import AllOptions
 from .progress import Progress
+
+
+log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,6 +163,9 @@ class Steps:
                 continue
             with contextlib.suppress(NothingToGainError):
                 rewritten = winograd.run(made, core, self._named(made, core), self.progress)
+                if not _has_room(TARGETS[name], made, rewritten):
+                    log.info("%s: no Winograd build for %s, whose memory is too small for the transformed weights", recipe.id, name)
+                    continue
                 count = len(rewritten.measured["winograd"]["layers"])
                 form = f"{count} convolutions as Winograd's, which take fewer instructions on a {core.title()}"
                 known = others.get(rewritten.sha256) or bundle.Build(f"{recipe.id}.{name}", form, (), rewritten, recipe.id)
@@ -168,6 +175,13 @@ class Steps:
     @staticmethod
     def _named(made: stage.Artifact, suffix: str) -> Path:
         return made.path.with_name(f"{made.path.stem}-{suffix}{made.path.suffix}")
+
+
+def _has_room(target: Target, made: stage.Artifact, rewritten: stage.Artifact) -> bool:
+    """Whether weights that are transformed while they are loaded leave half of a board's memory free."""
+    weights = rewritten.measured["winograd"]["weight_bytes"]
+    needed = made.path.stat().st_size + weights["rewritten"] - weights["direct"]
+    return target.ram_bytes is None or needed <= target.ram_bytes / 2
 
 
 def chosen_recipes(wanted: Sequence[str] | None) -> tuple[Recipe, ...]:
