@@ -14,7 +14,6 @@ from .errors import NothingToGainError, OptionsError
 from .options import AllOptions
 from .progress import Progress
 
-
 log = logging.getLogger(__name__)
 
 
