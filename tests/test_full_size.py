@@ -54,16 +54,16 @@ def test_the_graphs_hold_what_they_should(made: Path) -> None:
 
 def test_the_builds_of_a_variant_share_its_weights(made: Path) -> None:
     bundle = manifest.read(made)
-    for name in ("baseline", "scaled"):
-        direct, winograd = bundle.variant(name).builds
-        assert (direct.targets, winograd.targets) == ((), ("pi4",))
-        assert winograd.weights == direct.weights
-        assert winograd.model.bytes < 300_000
-        assert "convolutions as Winograd's" in winograd.form
+    direct, winograd = bundle.variant("scaled").builds
+    assert (direct.targets, winograd.targets) == ((), ("pi4",))
+    assert winograd.weights == direct.weights
+    assert winograd.model.bytes < 300_000
+    assert "convolutions as Winograd's" in winograd.form
+    assert len(bundle.variant("baseline").builds) == 1  # its transformed weights would fill a Pi 4 of 1 GB
     assert [build.targets for build in bundle.variant("quantized").builds] == [("x86-vnni",), ("pi4",)]
-    code, rows = compare(made, "--target", "pi4", "--rounds", "1", "--variants", "baseline,scaled")
+    code, rows = compare(made, "--target", "pi4", "--rounds", "1", "--variants", "quantized,scaled")
     assert code == 0  # they say what was recorded when the bundle was made
-    assert {row["build"]["id"] for row in rows.values()} == {"baseline.pi4", "scaled.pi4"}
+    assert {row["build"]["id"] for row in rows.values()} == {"quantized.pi4", "scaled.pi4"}
 
 
 def compare(made: Path, *arguments: str, limit_bytes: int | None = None) -> tuple[int, dict[str, dict[str, object]]]:
