@@ -131,11 +131,11 @@ def recorded_peaks(folder: Path, bundle: Manifest) -> Recorded:
 
     The manifest has no hash of the report, so that only numbers of models of the very size are taken from it.
     """
-    sizes = {variant.id: variant.build.bytes for variant in bundle.variants}
+    sizes = {variant.id: {build.bytes for build in variant.builds} for variant in bundle.variants}
     try:
         found = _RESULT.search((folder / manifest.REPORT_NAME).read_text(encoding="utf-8"))
         result = json.loads(found[1] if found else "")
-        rows = [row for row in result["variants"] if row["size_bytes"] == sizes.get(row["variant"]) and row["peak_rss_bytes"]]
+        rows = [row for row in result["variants"] if row["size_bytes"] in sizes.get(row["variant"], ()) and row["peak_rss_bytes"]]
         return Recorded({row["variant"]: int(row["peak_rss_bytes"]) for row in rows}, str(result["device"]["cpu"]))
     except (OSError, ValueError, KeyError, TypeError):
         return Recorded({}, "unknown")
