@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 SMALLEST_BYTES = 1024  # of a tensor that moves out; scales and biases of a few channels stay in the graph
 INLINE_BYTES = 65536  # of tensors that may stay in a graph which shares all its others
-ALIGNMENT = 65536  # a mapping begins at a page, which has up to 64 KiB on ARM
+ALIGNMENT = 4096  # of a tensor of a page or more, so that few pages hold the end of another one
 
 
 @dataclasses.dataclass(frozen=True)
