@@ -36,7 +36,7 @@ CONFIGURATIONS = {"vgg11": "A", "vgg13": "B", "vgg16": "D", "vgg19": "E"}
 CLASSES = ("stop", "yield", "parking", "no entry", "roundabout", "priority road", "ahead only")
 
 # The modules that take longest, the longest first: what is begun last decides how long one worker waits for the other.
-LONGEST = ("test_demo.py", "test_cli.py", "test_full_size.py", "test_deploy.py", "test_live.py", "test_page.py", "test_serve.py")
+LONGEST = ("test_demo.py", "test_cli.py", "test_deploy.py", "test_emulated_pi.py", "test_serve.py", "test_full_size.py", "test_page.py")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -195,6 +195,14 @@ def wait_for(condition: Callable[[], bool]) -> None:
     raise AssertionError("it did not come about within ten seconds")
 
 
+def measuring(pid: int) -> bool:
+    """Whether the server ``pid`` has a process that runs a variant."""
+    with contextlib.suppress(OSError):  # one that ends while it is looked at
+        children = [child for listed in Path(f"/proc/{pid}/task").glob("*/children") for child in listed.read_text().split()]
+        return any(b"vgg_runtime.child" in Path(f"/proc/{child}/cmdline").read_bytes() for child in children)
+    return False
+
+
 def test_slow_uploads_do_not_hold_the_places_of_others(port: int, photo: bytes) -> None:
     """Below their limit they cost nobody anything; beyond it the next one is told to come back."""
     held = [begun_upload(port) for _ in range(uploads.RECEIVING - 1)]
@@ -270,7 +278,7 @@ def test_an_interrupt_ends_the_running_variant_and_says_so(bundle_folder: Path, 
     with concurrent.futures.ThreadPoolExecutor(2) as clients:
         answers = [clients.submit(ask, port, "POST", "/api/compare", photo) for _ in range(2)]
         wait_for(lambda: waiting(port) == 2)
-        time.sleep(0.5)  # the first is running, the second waits
+        wait_for(lambda: measuring(running.pid))  # the first; the second waits
         running.send_signal(signal.SIGINT)
         _, complaints = running.communicate(timeout=10)
         told = sorted((a.result()[:2] for a in answers), key=lambda found: found[0])
