@@ -601,10 +601,10 @@ def test_picamera2_gives_pictures_in_red_green_blue(tmp_path: Path, monkeypatch:
 def test_some_hundred_frames_leave_the_memory_flat(bundle_folder: Path, tmp_path: Path) -> None:
     with soak.camera(soak.pictures(10, (320, 240)), 200) as url:
         command = [sys.executable, str(bundle_folder / "runtime/compare.py"), "--live", "scaled", "--source", url, "--threads", "1"]
-        command += ["--every", "0.2", "--frames", "600", "--json", str(tmp_path / "r.json")]
+        command += ["--every", "0.2", "--frames", "1500", "--json", str(tmp_path / "r.json")]
         code, memory = soak.watch(command, 0.1)
     assert code == 0
-    assert live_json(tmp_path / "r.json")["frames"]["classified"] == 600
+    assert live_json(tmp_path / "r.json")["frames"]["classified"] == 1500
     found = {name: soak.growth(samples) for name, samples in memory.items()}
     assert soak.verdict(0, found, 3e6) is None, found
     assert all(10e6 < one.most_bytes < 300e6 for one in found.values()), found
