@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -213,7 +214,7 @@ def test_tuning_is_remembered_for_this_board_and_these_models(several: Path, tmp
     found = manifest.read(several)
     done = compare("--tune", "--budget", "0.1", "--rounds", "1", bundle=several, XDG_CACHE_HOME=str(tmp_path))
     assert done.returncode == 0, done.stderr
-    assert "tuning quantized: " in done.stderr
+    assert re.search(r"tuned quantized: quantized \d+\.\d ms, .* is used", done.stdout)
     remembered = json.loads((tmp_path / "vgg-export/tuned.json").read_text())
     (entry,) = remembered.values()
     assert entry["builds"].keys() == {"quantized"}  # the baseline has one build only
@@ -229,6 +230,19 @@ def test_tuning_is_remembered_for_this_board_and_these_models(several: Path, tmp
     assert compare(*arguments, bundle=several, XDG_CACHE_HOME=str(tmp_path)).returncode == 0
     assert json.loads((tmp_path / "r.json").read_text())["variants"][1]["build"]["id"] != "quantized.pi4"
     assert compare("--tune", "--target", "pi4", bundle=several).returncode == 2
+    (tmp_path / "file").write_text("")
+    done = compare("--tune", "--budget", "0.1", "--rounds", "1", bundle=several, XDG_CACHE_HOME=str(tmp_path / "file"))
+    assert (done.returncode, "not remembered (" in done.stdout) == (0, True)
+    for command in (("--doctor", "--memory", "lean"), ("--diff", tmp_path / "r.json", tmp_path / "r.json", "--tune")):
+        assert compare(*command, bundle=several).returncode == 2
+
+
+def test_the_fastest_build_is_one_that_ran() -> None:
+    inf = float("inf")
+    assert tuning._fastest({"a": 10.0, "b": 9.9}) == "a"  # about as fast
+    assert tuning._fastest({"a": 10.0, "b": 5.0}) == "b"
+    assert tuning._fastest({"a": inf, "b": 5.0}) == "b"
+    assert tuning._fastest({"a": inf, "b": inf}) is None
 
 
 def test_what_saturates_is_never_tuned_to(several: Path) -> None:

@@ -181,10 +181,7 @@ def _port(text: str) -> int:
 
 def _run(options: argparse.Namespace) -> int:
     if options.diff:
-        from . import across
-
-        print(across.diff(*(across.read(path) for path in options.diff)))
-        return EXIT_OK
+        return _diff(options)
     folder = options.bundle or default_bundle()
     if options.doctor:
         return _doctor(options, folder)
@@ -198,18 +195,19 @@ def _run(options: argparse.Namespace) -> int:
     if options.port is not None or options.host:
         raise RuntimeInputError("--port and --host belong to --serve")
     threads = device.usable_cores() if options.threads is None else options.threads or None
-    if options.tune:
-        if options.target:
-            raise RuntimeInputError("--tune finds what is fastest on this core; it does not go with --target")
-        bundle = tuning.tune(folder, bundle, _chosen(bundle, options.variants), threads or device.usable_cores(), options.root, _report)
+    if options.target:
+        _refuse(options, ("tune",), "finds what is fastest on this core; it does not go with --target")
     variants = _chosen(bundle, options.variants)
-    models = [entry for variant in variants for entry in variant.build.files]
+    models = [entry for variant in variants for build in (variant.builds if options.tune else (variant.build,)) for entry in build.files]
     needed = [bundle.labels, bundle.expected, manifest.splits_entry(bundle), *dict.fromkeys(models)]
     samples = not options.image and not options.images
     manifest.verify(folder, [*needed, *(s.file for s in bundle.samples if samples)], lambda e: _report(f"checking {e.path}"))
     labels = manifest.read_labels(folder, bundle)
     images = _images(options, folder, bundle, labels)
     output.check_writable(*filter(None, (options.json, options.html)))
+    if options.tune:
+        bundle = tuning.tune(folder, bundle, variants, threads or device.usable_cores(), options.root, _report_line)
+        variants = _chosen(bundle, options.variants)
     settings = measure.Options(
         threads=threads,
         budget_s=options.budget,
@@ -231,8 +229,17 @@ def _run(options: argparse.Namespace) -> int:
     return EXIT_FAILED if any(row["error"] for row in result["variants"]) else EXIT_OK
 
 
+def _diff(options: argparse.Namespace) -> int:
+    _refuse(options, ("target", "tune", "memory"), "does not go with --diff, which measures nothing")
+    from . import across
+
+    print(across.diff(*(across.read(path) for path in options.diff)))
+    return EXIT_OK
+
+
 def _doctor(options: argparse.Namespace, folder: Path) -> int:
     names = ("image", "images", "html", "variants", "top5", "serve", "host", "port", "target", "tune")
+    _refuse(options, ("memory",), "does not go with --doctor, which measures nothing")
     misplaced = [name for name in names if getattr(options, name)]
     if misplaced:
         raise RuntimeInputError(f"--{misplaced[0]} does not go with --doctor, which looks at the board and the whole bundle")

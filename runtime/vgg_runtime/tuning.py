@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from . import builds, device, measure, output
+from .errors import RuntimeInputError
 from .manifest import Build, Manifest, Variant
 from .targets import Target, of_device, saturates
 
@@ -44,9 +45,15 @@ def tune(folder: Path, bundle: Manifest, variants: Sequence[Variant], threads: i
     for variant in variants:
         tried = candidates(variant, target)
         if len(tried) > 1:
-            report(f"tuning {variant.id}: {len(tried)} builds")
-            found[variant.id] = _fastest(folder, bundle, variant, tried, options)
-    _remember(bundle, board, found)
+            times = _timed(folder, bundle, variant, tried, options)
+            if best := _fastest(times):
+                found[variant.id] = best
+            told = ", ".join(f"{name} {'failed' if ms == float('inf') else f'{ms:.1f} ms'}" for name, ms in times.items())
+            report(f"tuned {variant.id}: {told}; {found.get(variant.id, 'none')} is used")
+    try:
+        _remember(bundle, board, found)
+    except (OSError, RuntimeInputError) as error:
+        report(f"not remembered ({error}); set XDG_CACHE_HOME to a folder that can be written")
     return builds.for_core(bundle, target, found)
 
 
@@ -55,16 +62,22 @@ def candidates(variant: Variant, target: Target) -> list[Build]:
     return [build for build in variant.builds if not saturates(target, build.targets)]
 
 
-def _fastest(folder: Path, bundle: Manifest, variant: Variant, tried: Sequence[Build], options: measure.Options) -> str:
-    """The id of the build with the least median latency; of those that are about as fast the first."""
+def _timed(folder: Path, bundle: Manifest, variant: Variant, tried: Sequence[Build], options: measure.Options) -> dict[str, float]:
+    """Median latency in ms by the build's id, infinite for one that fails; the builds take turns."""
     times: dict[str, list[float]] = {build.id: [] for build in tried}
     for _ in range(ROUNDS):
         for build in tried:
             row = measure.measure(folder, bundle, variant.using(build), measure.Pictures(), options, lambda _: None)
             times[build.id].append(row["p50_ms"] if row["error"] is None and row["p50_ms"] else float("inf"))
-    median = {name: sorted(values)[len(values) // 2] for name, values in times.items()}
-    best = min(median, key=lambda name: median[name])
-    return best if median[best] * MARGIN < median[tried[0].id] else tried[0].id
+    return {name: sorted(values)[len(values) // 2] for name, values in times.items()}
+
+
+def _fastest(times: dict[str, float]) -> str | None:
+    """The id of the build with the least latency; the first where it is about as fast, none where all failed."""
+    best, first = min(times, key=lambda name: times[name]), next(iter(times))
+    if times[best] == float("inf"):
+        return None
+    return best if times[best] * MARGIN < times[first] else first
 
 
 def cache_file() -> Path:
