@@ -247,6 +247,25 @@ def test_ctrl_c_leaves_nothing_half_and_the_same_command_goes_on(weights: Path, 
     manifest.verify(tmp_path / "out", manifest.read(tmp_path / "out").all_files())
 
 
+def test_an_interrupt_inside_an_executed_string_ends_with_the_documented_code(tmp_path: Path) -> None:
+    """Otherwise one run in many of the test above ends as killed by SIGINT, and so does a user's."""
+    (tmp_path / "interrupted.py").write_text(
+        "import runpy\n"
+        "from vgg_export import cli\n"
+        "def main(*arguments, **options):\n"
+        "    exec('raise KeyboardInterrupt')\n"
+        "cli.cli.main = main\n"
+        "runpy.run_module('vgg_export', run_name='__main__')\n"
+    )
+    environment = command_environment()
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, (str(tmp_path), environment.get("PYTHONPATH"))))
+    done = subprocess.run(
+        [sys.executable, "-m", "interrupted"], env=environment, capture_output=True, text=True, check=False, **interruptible()
+    )
+    assert done.returncode == 130, done.stderr
+    assert "Interrupted" in done.stderr
+
+
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A real file system of 24 MB; where none can be mounted the tests that fill it cannot run."""
