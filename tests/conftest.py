@@ -113,14 +113,14 @@ def saved(checkpoint: model.Checkpoint, tmp_path: Path) -> stage.Artifact:
 
 @pytest.fixture(scope="session")
 def signs_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Class folders of the seven CLASSES below train/ and test/, 63 and 42 pictures at 128 px."""
+    """Class folders of the seven CLASSES below train/, val/ and test/, 49, 14 and 42 pictures at 128 px."""
     return made_once(tmp_path_factory, "signs", draw_signs) / "seven"
 
 
 def draw_signs(folder: Path) -> None:
     from vgg_export import signs
 
-    for part, count, base in (("train", 63, 0), ("test", 42, 1000)):
+    for part, count, base in (("train", 49, 0), ("val", 14, 2000), ("test", 42, 1000)):
         for k in range(count):
             path = folder / "seven" / part / CLASSES[k % 7] / f"{base + k}.png"
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -3,6 +3,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import CLASSES
 from PIL import Image
 
@@ -11,6 +12,7 @@ from vgg_export import data, signs, weights
 from vgg_export.errors import DataError, HubError, OptionsError
 from vgg_export.options import DataOptions
 from vgg_export.progress import Quiet
+from vgg_runtime.preprocess import for_input, open_image, to_tensor
 
 
 def resolve(spec: Path | str | None, labels: tuple[str, ...] = CLASSES, *, kind: str = "file", **options: int) -> data.Splits:
@@ -28,7 +30,7 @@ def pictures(folder: Path, count: int, first: int = 0) -> Path:
 def test_the_three_sets_are_disjoint_and_labelled(splits: data.Splits) -> None:
     hashes = [{i.sha256 for i in part} for part in (splits.fit, splits.select, splits.test)]
     assert [len(h) for h in hashes][2] == 42
-    assert len(hashes[0]) + len(hashes[1]) == 63
+    assert len(hashes[0]) + len(hashes[1]) == 63  # 49 in train, 14 in val
     assert not hashes[0] & hashes[1]
     assert not (hashes[0] | hashes[1]) & hashes[2]
     assert all(CLASSES[i.label] == i.path.parent.name for i in (*splits.fit, *splits.test) if i.label is not None)
@@ -118,10 +120,11 @@ def test_unusable_folders_are_refused(tmp_path: Path) -> None:
 
 
 def test_drawn_signs_are_kept_and_foreign_folders_are_not_replaced(tmp_path: Path) -> None:
-    wanted = data.DrawOptions(tmp_path / "drawn", train=40, test=20, size_px=48)
+    wanted = data.DrawOptions(tmp_path / "drawn", train=40, test=20, size_px=48, val=20)
     data.draw_signs(wanted, Quiet())
     files = sorted((tmp_path / "drawn").rglob("*.jpg"))
-    assert len(files) == 60
+    assert len(files) == 80
+    assert len(list((tmp_path / "drawn" / "val").rglob("*.jpg"))) == 20
     assert Image.open(files[0]).size == (48, 48)
     times = [f.stat().st_mtime_ns for f in files]
     data.draw_signs(wanted, Quiet())
@@ -129,16 +132,20 @@ def test_drawn_signs_are_kept_and_foreign_folders_are_not_replaced(tmp_path: Pat
     pictures(tmp_path / "mine", 1)
     with pytest.raises(DataError, match="was not drawn by this program"):
         data.draw_signs(data.DrawOptions(tmp_path / "mine", 20, 20, 48), Quiet())
-    with pytest.raises(OptionsError):
-        data.DrawOptions(tmp_path, train=0)
+    for bad in ({"train": 0}, {"val": -1}):
+        with pytest.raises(OptionsError):
+            data.DrawOptions(tmp_path, **bad)
+    data.draw_signs(data.DrawOptions(tmp_path / "two", train=20, test=20, size_px=48), Quiet())
+    assert not (tmp_path / "two" / "val").exists()
 
 
 def test_the_demos_default_is_drawn_signs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert data.SIGNS_TRAIN == 1600
+    assert (data.SIGNS_TRAIN, data.SIGNS_VAL) == (1280, 320)
     monkeypatch.setattr(data, "SIGNS_TRAIN", 160)
+    monkeypatch.setattr(data, "SIGNS_VAL", 20)
     found = data.resolve(DataOptions(test_images=40), "demo", signs.CLASSES, None, tmp_path, Quiet())
     assert len(found.test) == 40
-    assert len(found.fit) + len(found.select) == 160
+    assert (len(found.fit), len(found.select)) == (160, 20)
     drawn = json.loads((tmp_path / "signs" / "drawn.json").read_text())
     assert drawn["test"] == 40
 
@@ -185,10 +192,19 @@ def test_a_class_may_be_called_train(tmp_path: Path) -> None:
         resolve(tmp_path / "odd")
 
 
-def test_validation_is_a_test_set_and_val_alone_is_split(tmp_path: Path) -> None:
+def test_one_folder_beside_train_is_divided_and_so_is_val_alone(tmp_path: Path) -> None:
     for k, part in enumerate(("train", "validation")):
         pictures(tmp_path / "a" / part / "stop", 20, first=100 * k)
-    assert len(resolve(tmp_path / "a").test) == 20
+    found = resolve(tmp_path / "a")
+    assert (len(found.fit), len(found.select), len(found.test)) == (20, 7, 13)
+    assert {i.path.parent.parent.name for i in found.select} == {"validation"}  # a checkpoint knows train by heart
+    for k in range(9):
+        (tmp_path / "a" / "validation" / "stop" / f"{100 + k}.png").unlink()
+    found = resolve(tmp_path / "a")  # eleven are too few to be divided
+    assert len(found.test) == 11
+    assert found.select
+    assert {i.path.parent.parent.name for i in found.select} == {"train"}
+    assert len(found.fit) + len(found.select) == 20
     pictures(tmp_path / "b" / "val" / "stop", 20)
     found = resolve(tmp_path / "b")
     assert (len(found.fit), len(found.select), len(found.test)) == (10, 4, 6)
@@ -205,6 +221,7 @@ def test_copies_count_once(tmp_path: Path) -> None:
 
 def test_the_seed_reaches_the_drawn_signs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(data, "SIGNS_TRAIN", 20)
+    monkeypatch.setattr(data, "SIGNS_VAL", 20)
     first, other = (
         data.resolve(DataOptions(test_images=20, seed=seed), "demo", signs.CLASSES, None, tmp_path / str(seed), Quiet()) for seed in (0, 1)
     )
@@ -215,3 +232,30 @@ def test_the_digest_of_what_is_fitted_does_not_know_the_test_set(signs_folder: P
     few, all_ = resolve(signs_folder, test_images=5), resolve(signs_folder)
     assert few.digest("fit", "select") == all_.digest("fit", "select")
     assert few.digest() != all_.digest()
+
+
+def test_a_part_of_a_picture_is_as_large_as_asked_and_always_the_same() -> None:
+    size, areas, shapes = (400, 300), [], []
+    for k in range(200):
+        left, upper, right, lower = box = data.part_of(size, 0.4, str(k))
+        assert box == data.part_of(size, 0.4, str(k))
+        assert 0 <= left < right <= 400
+        assert 0 <= upper < lower <= 300
+        areas.append((right - left) * (lower - upper) / (400 * 300))
+        shapes.append((right - left) / (lower - upper) / (400 / 300))
+    assert min(areas) > 0.38  # rounded to pixels, and cut off where it would be wider than the picture
+    assert 0.6 < sum(areas) / 200 < 0.75
+    assert max(areas) > 0.95
+    assert 0.6 < min(shapes) < 0.85 < 1.2 < max(shapes) < 1.6
+    assert data.part_of((1, 1), 0.4, "x") == (0, 0, 1, 1)
+
+
+def test_what_is_learned_from_is_that_part_and_what_is_judged_the_whole(splits: data.Splits) -> None:
+    item = splits.fit[0]
+    (whole, label), (part, _) = (data.batches_of([item], for_input(64), least)[0] for least in (1.0, 0.4))
+    assert label == item.label
+    image = open_image(item.path)
+    assert torch.equal(whole, torch.from_numpy(to_tensor(image, for_input(64))))
+    box = data.part_of(image.size, 0.4, item.sha256)
+    assert torch.equal(part, torch.from_numpy(to_tensor(image.crop(box), for_input(64))))
+    assert not torch.equal(part, whole)

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import subprocess
 import sys
@@ -8,7 +9,7 @@ import torch
 from conftest import CLASSES, command_environment, small_checkpoint
 
 from vgg_calibration import choose
-from vgg_export import data, finetune, fold, model, prune, stage
+from vgg_export import data, finetune, fold, model, options, prune, recipes, stage
 from vgg_export.errors import DataError
 from vgg_export.options import FinetuneOptions, OptionsError, PruneOptions
 from vgg_export.progress import Quiet
@@ -26,8 +27,6 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[stage.Artifact, stag
 
 
 def unlabelled(splits: data.Splits) -> data.Splits:
-    import dataclasses
-
     parts = {n: tuple(dataclasses.replace(i, label=None) for i in getattr(splits, n)) for n in ("fit", "select", "test")}
     return data.Splits(splits.origin, **parts)
 
@@ -45,7 +44,7 @@ def test_it_recovers_without_labels_and_leaves_early_blocks_alone(
     pair: tuple[stage.Artifact, stage.Artifact], splits: data.Splits, tmp_path: Path
 ) -> None:
     student, teacher = pair
-    options = FinetuneOptions(epochs=3, rate=1e-3)
+    options = FinetuneOptions(epochs=3, rate=1e-2)
     made = finetune.run(student, teacher, unlabelled(splits), tmp_path / "tuned.safetensors", options, Quiet())
     losses = made.measured["selection_loss"]
     assert made.measured["kept_epoch"] > 0
@@ -61,7 +60,7 @@ def test_too_large_a_step_is_rolled_back_and_made_smaller(
 ) -> None:
     """Without labels: a random teacher contradicts them, and the least loss that both allow is hardly below where it begins."""
     student, teacher = pair
-    options = FinetuneOptions(epochs=6, rate=0.3, decay=1.0, train_from="fc1")
+    options = FinetuneOptions(epochs=6, rate=10.0, decay=1.0, train_from="fc1")
     with caplog.at_level("INFO"):
         made = finetune.run(student, teacher, unlabelled(splits), tmp_path / "tuned.safetensors", options, Quiet())
     losses, kept = made.measured["selection_loss"], made.measured["kept_epoch"]
@@ -85,7 +84,7 @@ def test_teacher_and_student_see_the_pictures_at_their_own_size(
     assert model.load(made.path).plan.input_px == 96
     assert made.measured["kept_epoch"] == 1
     chosen = choose.limit(splits.select, [i.source for i in splits.select], options.select_images, options.seed)
-    known = finetune.Answers(tmp_path, teacher.sha256).read(chosen, 224)
+    known = finetune.Answers(tmp_path, teacher.sha256).read(finetune._Pictures("selection", chosen, 1.0, 16, Quiet()), 224)
     assert known is not None  # and not of 96 px
     with torch.inference_mode():
         expected = model.load(teacher.path).model()(data.stacked(chosen, for_input(224)))
@@ -101,20 +100,21 @@ def test_the_teachers_answers_are_its_own_whether_or_not_the_first_blocks_are_sh
         student.tensors["conv1_1.bias"] += 0.01
     frozen, _ = finetune._divide(student.model(), "conv4")
     assert finetune._begins_with(teacher.model(), frozen) == same
-    items = splits.fit[:5]
+    pictures = finetune._Pictures("fitting", splits.fit[:5], 0.5, 2, Quiet())
     answers = finetune.Answers(tmp_path, pair[1].sha256)
-    assert answers.read(items, 224) is None
-    cached = finetune._cache(items, 224, frozen, teacher, None, tmp_path / "f", 2, Quiet(), "fitting")
-    answers.write(items, 224, cached.teacher)
-    known = answers.read(items, 224)
+    assert answers.read(pictures, 224) is None
+    cached = finetune._cache(pictures, 224, frozen, teacher, None, tmp_path / "f")
+    answers.write(pictures, 224, cached.teacher)
+    known = answers.read(pictures, 224)
     assert known is not None
     assert torch.equal(known, cached.teacher)
-    assert answers.read(items, 160) is None  # another question
-    assert answers.read(items[:4], 224) is None
-    assert finetune.Answers(tmp_path, "another teacher").read(items, 224) is None
-    again = finetune._cache(items, 224, frozen, teacher, known, tmp_path / "g", 2, Quiet(), "fitting")
+    assert answers.read(pictures, 160) is None  # another question
+    for other in ({"items": splits.fit[:4]}, {"least_area": 1.0}):
+        assert answers.read(dataclasses.replace(pictures, **other), 224) is None
+    assert finetune.Answers(tmp_path, "another teacher").read(pictures, 224) is None
+    again = finetune._cache(pictures, 224, frozen, teacher, known, tmp_path / "g")
     assert torch.equal(torch.from_numpy(again.features[:]), torch.from_numpy(cached.features[:]))
-    x = torch.stack([x for x, _ in data.batches_of(items, for_input(224))])
+    x = torch.stack([x for x, _ in data.batches_of(pictures.items, for_input(224), 0.5)])
     with torch.inference_mode():
         assert torch.allclose(cached.teacher, teacher.model()(x), rtol=1e-4, atol=1e-5)
         assert torch.allclose(torch.from_numpy(cached.features[:]), frozen(x), rtol=1e-4, atol=1e-5)
@@ -162,7 +162,7 @@ def test_two_processes_learn_what_one_learns(pair: tuple[stage.Artifact, stage.A
     student, teacher = pair
     (tmp_path / "labels.txt").write_text("\n".join(CLASSES))
     arguments = ["finetune", "--weights", student.path, "--teacher", teacher.path, "--data", signs_folder]
-    arguments += ["--finetune-epochs", "2", "--learning-rate", "1e-3"]
+    arguments += ["--finetune-epochs", "2", "--learning-rate", "1e-2"]
     two = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "vgg_export"]
     for name, command in (("one", [sys.executable, "-m", "vgg_export"]), ("two", two)):
         full = [*command, *map(str, arguments), "--output", str(tmp_path / f"{name}.safetensors")]
@@ -178,3 +178,75 @@ def test_two_processes_learn_what_one_learns(pair: tuple[stage.Artifact, stage.A
     assert min(both["selection_loss"]) < 0.97 * both["selection_loss"][0]
     assert min(both["selection_loss"]) == pytest.approx(min(one["selection_loss"]), rel=0.1)
     assert model.load(tmp_path / "two.safetensors").plan == model.load(student.path).plan
+
+
+def test_steps_do_not_depend_on_how_two_layers_share_their_scale(
+    pair: tuple[stage.Artifact, stage.Artifact], splits: data.Splits, tmp_path: Path
+) -> None:
+    """One layer a thousandth of what it was and the next a thousand times as large is the same function, and learns the same; the
+    halves of a factorised layer differ as much, and with one rate for all the smaller half would be spoilt by its first step."""
+    student, teacher = pair
+    options = FinetuneOptions(epochs=1, rate=1e-2, train_from="fc1", images=24)
+    losses = []
+    for factor in (1, 1000):
+        scaled = model.load(student.path)
+        for name, by in (("fc1.weight", 1 / factor), ("fc1.bias", 1 / factor), ("fc2.weight", factor)):
+            scaled.tensors[name] = scaled.tensors[name] * by
+        model.save(scaled, tmp_path / f"{factor}.safetensors")
+        made = finetune.run(
+            stage.of(tmp_path / f"{factor}.safetensors"),
+            teacher,
+            unlabelled(splits),
+            tmp_path / f"{factor}-tuned.safetensors",
+            options,
+            Quiet(),
+        )
+        losses.append(made.measured["selection_loss"])
+    assert losses[0][1] < 0.95 * losses[0][0]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-3)
+
+
+def test_what_is_lost_is_counted_in_top_1_where_there_are_labels_and_else_in_agreement(
+    pair: tuple[stage.Artifact, stage.Artifact], splits: data.Splits, tmp_path: Path
+) -> None:
+    student, teacher = pair
+    options = FinetuneOptions(epochs=1, rate=1e-2, train_from="fc1", images=16)
+    for name, sets in (("known", splits), ("unknown", unlabelled(splits))):
+        made = finetune.run(student, teacher, sets, tmp_path / f"{name}.safetensors", options, Quiet())
+        x, labels = data.stacked(sets.select, for_input(224)), torch.tensor([-1 if i.label is None else i.label for i in sets.select])
+        with torch.inference_mode():
+            said, wanted = (model.load(path).model()(x).argmax(1) for path in (made.path, teacher.path))
+        known = labels >= 0
+        right = [float((found == labels)[known].float().mean()) for found in (said, wanted)]
+        expected = right[1] - right[0] if known.any() else 1 - float((said == wanted).float().mean())
+        assert made.measured["points_lost"] == pytest.approx(100 * expected)
+
+
+@pytest.mark.parametrize(
+    ("max_drop", "up_to", "levels"),
+    [
+        (None, "auto", ["classifier"]),
+        (100.0, "auto", ["classifier"]),
+        (0.0, "auto", ["blocks", "classifier"]),
+        (0.0, "network", ["blocks", "classifier", "network"]),
+        (0.0, "none", []),
+    ],
+)
+def test_distilling_goes_as_deep_as_an_allowed_drop_takes(
+    max_drop: float | None, up_to: str, levels: list[str], splits: data.Splits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A network that lost half of its filters and was not repaired does not get back to all of the original's answers so fast."""
+    monkeypatch.setattr(options, "DISTIL_LEVELS", {n: dataclasses.replace(o, epochs=1) for n, o in options.DISTIL_LEVELS.items()})
+    model.save(small_checkpoint(), tmp_path / "checkpoint.safetensors")
+    wanted = options.AllOptions(
+        output=tmp_path / "out",
+        work=tmp_path,
+        prune=PruneOptions(ratio=0.5, first_block="conv2", repair=False),
+        distil=options.DistilOptions(up_to, images=8),
+        budget=options.Budget(max_drop),
+    )
+    steps = recipes.Steps(stage.of(tmp_path / "checkpoint.safetensors"), unlabelled(splits), wanted, Quiet())
+    made = steps.make(("prune", "distil"))
+    assert sorted(p.stem.rpartition("-")[2] for p in tmp_path.glob("*distil-*.safetensors")) == levels
+    if levels:
+        assert made.path == tmp_path / f"checkpoint+prune+distil-{max(levels, key=list(options.DISTIL_LEVELS).index)}.safetensors"

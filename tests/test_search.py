@@ -51,7 +51,7 @@ class Scripted:
     def alone(self) -> list[search.Point]:
         return [point("int8", 0.95, 4, 4, "int8 alone")]
 
-    def rung(self, rung: search.Rung) -> list[search.Point]:
+    def rung(self, rung: search.Rung, _: Budget) -> list[search.Point]:
         if rung.conv_share < self.least:
             raise NothingToGainError("too narrow")
         self.asked.append(rung.conv_share)
@@ -222,5 +222,6 @@ def test_a_sweep_brings_what_keeps_it_honest_and_a_search_goes_on_from_its_point
     timed: list[str] = []
     monkeypatch.setattr(search.Judge, "time", lambda *_: timed.append("again") or (1.0, 1.0))
     again = search.run(searching(), Budget(max_drop=100.0), ladder)
-    assert list(again.points) == [p for p in found.points if p.family in ("int8 alone", "compact")]
+    known = [p for p in found.points if p.family in ("int8 alone", "compact")]
+    assert list(again.points) == known[:2] + known[3:]  # at 224 px no faster and no smaller than what is good enough already
     assert not timed  # what was tried is not tried again

@@ -215,7 +215,7 @@ _finetune = _grouped(
         type=float,
         default=options.FinetuneOptions.rate,
         show_default=True,
-        help="Of the first epoch; halved in each one after.",
+        help="Of the first epoch, relative to the size of each tensor; halved in each one after.",
     ),
     click.option(
         "--train-from",
@@ -266,10 +266,10 @@ _budget = _grouped(
 )
 _distil = click.option(
     "--distil-up-to",
-    type=click.Choice(("none", *options.DISTIL_LEVELS)),
+    type=click.Choice(options.DISTIL_CHOICES),
     default=options.DistilOptions.up_to,
     show_default=True,
-    help="Of the compact variants: how much is trained again, in increasing cost.",
+    help="Of the compact variants: how much is trained again. auto: the classifier; the deeper blocks, too, where --max-drop asks for it.",
 )
 
 
@@ -675,19 +675,20 @@ def deploy(no_run: bool, **chosen: Any) -> int:
 
 
 @cli.command("draw-signs")
-@click.option("--output", type=_FOLDER, required=True, help="A new folder; train/CLASS and test/CLASS are made in it.")
+@click.option("--output", type=_FOLDER, required=True, help="A new folder; train/CLASS, val/CLASS and test/CLASS are made in it.")
 @click.option("--train", type=int, default=1200, show_default=True, help="Pictures to draw for training.")
+@click.option("--val", type=int, default=0, show_default=True, help="Pictures to draw for selecting, from other seeds.")
 @click.option("--test", type=int, default=600, show_default=True, help="Pictures to draw for testing, from other seeds.")
 @click.option("--size-px", type=int, default=256, show_default=True, help="Side of the square pictures.")
 @_seed
-def draw_signs(output: Path, train: int, test: int, size_px: int, seed: int) -> None:
+def draw_signs(output: Path, train: int, val: int, test: int, size_px: int, seed: int) -> None:
     """Draw labelled road signs into class folders.
 
-    Example: vgg-export draw-signs --output signs --train 1200 --test 600
+    Example: vgg-export draw-signs --output signs --train 1200 --val 300 --test 600
     """
     from . import data
 
-    data.draw_signs(data.DrawOptions(output, train, test, size_px, seed), TerminalProgress())
+    data.draw_signs(data.DrawOptions(output, train, test, size_px, seed, val), TerminalProgress())
     click.echo(f"wrote {output}")
 
 

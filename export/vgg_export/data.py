@@ -5,7 +5,9 @@ import dataclasses
 import hashlib
 import json
 import logging
+import math
 import os
+import random
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import vgg_calibration.choose as choose
 from vgg_runtime import images
 from vgg_runtime.errors import RuntimeInputError
-from vgg_runtime.preprocess import Preprocessing, load, open_image
+from vgg_runtime.preprocess import Preprocessing, load, open_image, to_tensor
 from vgg_runtime.present import printable
 
 from . import signs
@@ -31,12 +33,13 @@ log = logging.getLogger(__name__)
 
 LEAST_FOR_SPLIT = 12  # below this all pictures are used to calibrate, and no figure is claimed
 FIT_SHARE, SELECT_SHARE = 0.5, 0.2  # of a folder without a test set of its own; the rest is the test set
-SELECT_OF_TRAIN = 0.2  # where there is a test set
+SELECT_OF_HELD = 1 / 3  # of the pictures outside train/, where only one such folder is given
+SELECT_OF_TRAIN = 0.2  # where those are too few to be divided
 PARTS = ("fit", "select", "test")
 PART_FOLDERS = {"train": ("train",), "select": ("val", "valid", "validation"), "test": ("test",)}
 HELD_OF_FIT = 0.2  # for repair, where there is no selection set
-SIGNS_TRAIN = 1600  # drawn to fit and select with, where the demo brings no pictures
-SIGNS_TEST_SEED, SIGNS_TRAIN_SEED = 10_000_000, 20_000_000  # above every seed the demo was trained on
+SIGNS_TRAIN, SIGNS_VAL = 1280, 320  # drawn to fit and to select with, where the demo brings no pictures
+SIGNS_SEEDS = {"train": 20_000_000, "val": 30_000_000, "test": 10_000_000}  # above every seed the demo was trained on
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,7 +123,9 @@ def resolve(
     """
     spec = options.spec
     if spec is None and weights == "demo":
-        folder = draw_signs(DrawOptions(cache / "signs", train=SIGNS_TRAIN, test=options.test_images, seed=options.seed), progress)
+        folder = draw_signs(
+            DrawOptions(cache / "signs", train=SIGNS_TRAIN, test=options.test_images, seed=options.seed, val=SIGNS_VAL), progress
+        )
         return _from_folder(folder, options, labels, ids, progress, "drawn road signs")
     if spec == "imagenette" or (spec is None and ids and weights != "random"):
         try:
@@ -250,13 +255,7 @@ def _split(origin: str, parts: dict[str, list[Item]], options: DataOptions) -> S
             return Splits(origin, tuple(items), (), (), note)
         fit, select, test = _three_ways(items, seed)
     else:
-        given_select, test = parts.get("select", []), parts.get("test", [])
-        if not test:  # train and val alone: val is what nothing may be fitted on
-            given_select, test = [], given_select
-        fit, select = parts["train"], given_select
-        if not select:
-            select = [i for i, s in zip(fit, choose.spread([i.source for i in fit], seed), strict=True) if s < SELECT_OF_TRAIN]
-            fit = [i for i, s in zip(fit, choose.spread([i.source for i in fit], seed), strict=True) if s >= SELECT_OF_TRAIN]
+        fit, select, test = _given_parts(parts, seed)
     used = {i.source for i in fit}
     select = [i for i in select if i.source not in used]
     used |= {i.source for i in select}
@@ -265,6 +264,22 @@ def _split(origin: str, parts: dict[str, list[Item]], options: DataOptions) -> S
         log.warning("%s: %d test pictures are also among the fitted ones and were left out of the test", origin, dropped)
     kept = choose.limit(kept, [i.source for i in kept], options.test_images, seed)
     return Splits(origin, tuple(fit), tuple(select), tuple(kept), None if kept else "no test pictures remain")
+
+
+def _given_parts(parts: dict[str, list[Item]], seed: int) -> tuple[list[Item], list[Item], list[Item]]:
+    """The sets of given folders. Of two, train and another one, the other one is divided: a checkpoint was likely trained on train,
+    knows those pictures by heart, and says little about others there."""
+    fit, select, test = parts["train"], parts.get("select", []), parts.get("test", [])
+    if select and test:
+        return fit, select, test
+    held = test or select
+    if len({i.source for i in held}) < LEAST_FOR_SPLIT:
+        rank = choose.spread([i.source for i in fit], seed)
+        select = [i for i, r in zip(fit, rank, strict=True) if r < SELECT_OF_TRAIN]
+        return [i for i, r in zip(fit, rank, strict=True) if r >= SELECT_OF_TRAIN], select, held
+    rank_of = _ranks(held, seed)
+    select = [i for i in held if rank_of[i.source] < SELECT_OF_HELD]
+    return fit, select, [i for i in held if rank_of[i.source] >= SELECT_OF_HELD]
 
 
 def _without_copies(items: Sequence[Item]) -> list[Item]:
@@ -276,12 +291,17 @@ def _without_copies(items: Sequence[Item]) -> list[Item]:
 
 
 def _three_ways(items: Sequence[Item], seed: int) -> tuple[list[Item], list[Item], list[Item]]:
-    """By rank of the sources' hashes, so that even a dozen pictures fill all three sets."""
-    sources = sorted({i.source for i in items}, key=lambda s: choose.spread([s], seed))
-    rank = {source: k / len(sources) for k, source in enumerate(sources)}
+    """By rank, so that even a dozen pictures fill all three sets."""
+    rank = _ranks(items, seed)
     fit = [i for i in items if rank[i.source] < FIT_SHARE]
     select = [i for i in items if FIT_SHARE <= rank[i.source] < FIT_SHARE + SELECT_SHARE]
     return fit, select, [i for i in items if rank[i.source] >= FIT_SHARE + SELECT_SHARE]
+
+
+def _ranks(items: Sequence[Item], seed: int) -> dict[str, float]:
+    """From 0 to below 1 for each source image, in the order of their hashes."""
+    sources = sorted({i.source for i in items}, key=lambda s: choose.spread([s], seed))
+    return {source: k / len(sources) for k, source in enumerate(sources)}
 
 
 def _imagenette() -> Path:
@@ -304,18 +324,19 @@ def _imagenette() -> Path:
 
 @dataclasses.dataclass(frozen=True)
 class DrawOptions:
-    """Class folders of drawn signs below ``output``/train and /test, as JPEG files of ``size_px``."""
+    """Class folders of drawn signs below ``output``/train, /val if any are asked for, and /test, as JPEG files of ``size_px``."""
 
     output: Path
     train: int = 1200
     test: int = 600
     size_px: int = 256
     seed: int = 0
+    val: int = 0
 
     def __post_init__(self) -> None:
-        if min(self.train, self.test) < 1 or self.size_px < 32 or not 0 <= self.seed < 100:
+        if min(self.train, self.test) < 1 or self.val < 0 or self.size_px < 32 or not 0 <= self.seed < 100:
             raise OptionsError(f"expected positive counts, a size of at least 32 px and a seed of 0 to 99; found {self}")
-        if max(self.train, self.test) > 1_000_000:
+        if max(self.train, self.val, self.test) > 1_000_000:
             raise OptionsError("at most 1,000,000 signs a set")
 
 
@@ -327,6 +348,7 @@ def draw_signs(options: DrawOptions, progress: Progress) -> Path:
     drawn_by = hashlib.sha256(Path(str(signs.__file__)).read_bytes()).hexdigest()
     wanted = {
         "train": options.train,
+        "val": options.val,
         "test": options.test,
         "size_px": options.size_px,
         "seed": options.seed,
@@ -351,8 +373,9 @@ def draw_signs(options: DrawOptions, progress: Progress) -> Path:
 
 def _draw_all(root: Path, options: DrawOptions, progress: Progress) -> None:
     jobs = []
-    for part, count, base in (("train", options.train, SIGNS_TRAIN_SEED), ("test", options.test, SIGNS_TEST_SEED)):
-        for name in signs.CLASSES:
+    for part, base in SIGNS_SEEDS.items():
+        count = int(getattr(options, part))
+        for name in signs.CLASSES if count else ():
             (root / part / name).mkdir(parents=True)
         for k in range(count):
             name, seed = signs.CLASSES[k % len(signs.CLASSES)], base + options.seed * 100_000_000 + k
@@ -367,8 +390,11 @@ def _draw_file(job: tuple[Path, str, int, int]) -> None:
     signs.draw(name, seed, size_px).save(path, quality=92)
 
 
-def batches_of(items: Sequence[Item], preprocessing: Preprocessing) -> "torch.utils.data.Dataset[tuple[torch.Tensor, int]]":
-    """A torch dataset of ([3, px, px], class index or -1)."""
+def batches_of(
+    items: Sequence[Item], preprocessing: Preprocessing, least_area: float = 1.0
+) -> "torch.utils.data.Dataset[tuple[torch.Tensor, int]]":
+    """A torch dataset of ([3, px, px], class index or -1). ``least_area`` below 1: of each picture a part of at least that share,
+    always the same one."""
     import torch
 
     class Pictures(torch.utils.data.Dataset[tuple[torch.Tensor, int]]):
@@ -377,9 +403,23 @@ def batches_of(items: Sequence[Item], preprocessing: Preprocessing) -> "torch.ut
 
         def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
             item = items[index]
-            return torch.from_numpy(load(item.path, preprocessing)), -1 if item.label is None else item.label
+            image = open_image(item.path)
+            if least_area < 1:
+                image = image.crop(part_of(image.size, least_area, item.sha256))
+            return torch.from_numpy(to_tensor(image, preprocessing)), -1 if item.label is None else item.label
 
     return Pictures()
+
+
+def part_of(size: tuple[int, int], least_area: float, seed: str) -> tuple[int, int, int, int]:
+    """A box (left, upper, right, lower) within a picture of (width, height): about ``least_area`` to all of its area, up to a
+    quarter wider or narrower than the picture. The same seed always gives the same one."""
+    chance, (width, height) = random.Random(seed), size
+    area, stretch = chance.uniform(least_area, 1) * width * height, chance.uniform(0.8, 1.25)
+    wide = max(1, min(width, round(math.sqrt(area * stretch * width / height))))
+    high = max(1, min(height, round(math.sqrt(area / stretch * height / width))))
+    left, upper = chance.randint(0, width - wide), chance.randint(0, height - high)
+    return left, upper, left + wide, upper + high
 
 
 def fit_and_held(splits: Splits, images: int, held_images: int, seed: int) -> tuple[list[Item], list[Item]]:

@@ -2,6 +2,12 @@
 
 loss = T^2 KL(teacher || student) at temperature T (Hinton et al. 2015) + cross-entropy of the labelled pictures. Runs alone
 or under ``torchrun`` (DistributedDataParallel, gloo on CPU): each process then takes its share of every batch.
+
+The fitting pictures are parts of the given ones, and the teacher answers for the same parts (Beyer et al. 2022): a checkpoint that
+was trained on these pictures knows them by heart, and its answers for them say nothing of how it judges others.
+
+Steps are relative to the size of each tensor: the two halves of a factorised layer can be five orders of magnitude apart, and what
+one of them hardly notices is the end of the other.
 """
 
 import contextlib
@@ -36,6 +42,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 BACK_OFF = 0.3  # of the rate, after an epoch that did not help and was rolled back
+SIZE_OF_ZEROS = 1e-3  # of a tensor that is all zeros and has no size to be relative to
 
 
 def run(
@@ -135,18 +142,19 @@ def tune(
     shown = progress if rank() == 0 else Quiet()
     with tempfile.TemporaryDirectory(prefix=".finetune.", dir=folder) as scratch:
         sets = {}
-        for name, items, limit in (("fitting", splits.fit, options.images), ("selection", splits.select, options.select_images)):
+        asked = (("fitting", splits.fit, options.images, options.least_area), ("selection", splits.select, options.select_images, 1.0))
+        for name, items, limit, least_area in asked:
             chosen = choose.limit(items, [i.source for i in items], limit, options.seed)[rank() :: _world()]
-            known = before = answers.read(chosen, teacher.plan.input_px) if answers else None
+            pictures = _Pictures(name, chosen, least_area, options.batch, shown)
+            known = before = answers.read(pictures, teacher.plan.input_px) if answers else None
             if known is None and teacher.plan.input_px != student.plan.input_px:  # each sees the pictures at its own size
-                known = _ask(chosen, teacher, options.batch, shown, name)
-            found = _cache(chosen, student.plan.input_px, frozen, teacher, known, Path(scratch) / name, options.batch, shown, name)
+                known = _ask(pictures, teacher)
+            sets[name] = _cache(pictures, student.plan.input_px, frozen, teacher, known, Path(scratch) / name)
             if answers and before is None:
-                answers.write(chosen, teacher.plan.input_px, found.teacher)
-            sets[name] = found
+                answers.write(pictures, teacher.plan.input_px, sets[name].teacher)
         losses, kept = _epochs(trained, sets["fitting"], sets["selection"], options, shown)
         measured = {"selection_loss": losses, "kept_epoch": kept, "processes": _world()}
-        measured["losses"] = {"tuned": _loss(trained, sets["selection"], options.batch)}
+        measured["losses"], measured["points_lost"] = _lost(trained, sets["selection"], options.batch)
         measured |= {"images": _total(len(sets["fitting"].labels)), "select_images": _total(len(sets["selection"].labels))}
     tensors = {name: t.detach().clone() for name, t in network.state_dict().items()}
     words = (
@@ -204,81 +212,92 @@ class _Cached:
         return torch.from_numpy(self.features[list(rows)]), self.teacher[list(rows)], self.labels[list(rows)]
 
 
+@dataclasses.dataclass(frozen=True)
+class _Pictures:
+    """A set of pictures, how much of each is seen at least, and how they are gone through."""
+
+    name: str
+    items: Sequence[Item]
+    least_area: float
+    batch: int
+    progress: Progress
+
+    @contextlib.contextmanager
+    def batches(self, px: int, doing: str) -> "Iterator[Iterator[tuple[torch.Tensor, torch.Tensor]]]":
+        """([n, 3, px, px] channels-last, which torch's CPU convolutions are fast at: three times here; labels [n]) in turn."""
+        import torch
+
+        with self.progress.task(f"{doing}, {self.name} pictures", len(self.items)) as task:
+
+            def shown() -> "Iterator[tuple[torch.Tensor, torch.Tensor]]":
+                for x, y in torch.utils.data.DataLoader(batches_of(self.items, for_input(px), self.least_area), self.batch):
+                    yield x.contiguous(memory_format=torch.channels_last), y
+                    task.advance(len(x))
+
+            yield shown()
+
+
 class Answers:
     """Logits of a teacher on sets of pictures, kept as files in a folder and found by what they depend on."""
 
     def __init__(self, folder: Path, teacher_sha256: str) -> None:
         self._folder, self._teacher = folder, teacher_sha256
 
-    def _path(self, items: Sequence[Item], px: int) -> Path:
-        asked = json.dumps([self._teacher, px, stage.versions(), stage.source_digest(), [i.sha256 for i in items]])
+    def _path(self, of: "_Pictures", px: int) -> Path:
+        asked = json.dumps([self._teacher, px, of.least_area, stage.versions(), stage.source_digest(), [i.sha256 for i in of.items]])
         return self._folder / f"answers-{hashlib.sha256(asked.encode()).hexdigest()[:16]}.npy"
 
-    def read(self, items: Sequence[Item], px: int) -> "torch.Tensor | None":
+    def read(self, of: "_Pictures", px: int) -> "torch.Tensor | None":
         """[n, classes], or None when they are not known."""
         import torch
 
         try:
-            found: npt.NDArray[np.float32] = np.load(self._path(items, px), allow_pickle=False)
+            found: npt.NDArray[np.float32] = np.load(self._path(of, px), allow_pickle=False)
         except (OSError, ValueError):
             return None  # not there or damaged: the teacher is asked again
-        return torch.from_numpy(found) if len(found) == len(items) else None
+        return torch.from_numpy(found) if len(found) == len(of.items) else None
 
-    def write(self, items: Sequence[Item], px: int, logits: "torch.Tensor") -> None:
-        with atomic_file(self._path(items, px)) as temporary, temporary.open("wb") as file:
+    def write(self, of: "_Pictures", px: int, logits: "torch.Tensor") -> None:
+        with atomic_file(self._path(of, px)) as temporary, temporary.open("wb") as file:
             np.save(file, logits.numpy())
 
 
 def _cache(
-    items: Sequence[Item],
-    px: int,
-    frozen: "nn.Sequential",
-    teacher: model.Checkpoint,
-    known: "torch.Tensor | None",
-    path: Path,
-    batch: int,
-    progress: Progress,
-    name: str,
+    pictures: _Pictures, px: int, frozen: "nn.Sequential", teacher: model.Checkpoint, known: "torch.Tensor | None", path: Path
 ) -> _Cached:
     """``known``: the teacher's logits where it was asked before."""
     import torch
 
-    # channels-last is what torch's CPU convolutions are fast at: three times here
-    fast = torch.channels_last
-    reference, frozen = teacher.model().to(memory_format=fast), frozen.to(memory_format=fast)
+    reference, frozen = (n.to(memory_format=torch.channels_last) for n in (teacher.model(), frozen))
     shared = _begins_with(reference, frozen)  # pruning leaves the first blocks alone: no need to compute them twice
     if shared:
         reference = reference[len(frozen) :]
     features: npt.NDArray[np.float32] | None = None
     logits, labels, done = [], [], 0
-    words = f"asking the teacher, {name} pictures" if known is None else f"computing features, {name} pictures"
-    with torch.inference_mode(), progress.task(words, len(items)) as task:
-        for x, y in torch.utils.data.DataLoader(batches_of(items, for_input(px)), batch):
-            x = x.contiguous(memory_format=fast)
+    doing = "asking the teacher" if known is None else "computing features"
+    with torch.inference_mode(), pictures.batches(px, doing) as batches:
+        for x, y in batches:
             seen = frozen(x)
             found = seen.contiguous().numpy()
             if features is None:
-                features = reserved_array(path, (len(items), *found.shape[1:]))
+                features = reserved_array(path, (len(pictures.items), *found.shape[1:]))
             features[done : done + len(found)] = found
             if known is None:
                 logits.append(reference(seen if shared else x))
             labels.append(y)
             done += len(found)
-            task.advance(len(found))
     if features is None:
-        raise DataError(f"process {rank()} of {_world()} has no {name} pictures; use fewer processes or more pictures")
+        raise DataError(f"process {rank()} of {_world()} has no {pictures.name} pictures; use fewer processes or more pictures")
     return _Cached(features, torch.cat(logits).clone() if known is None else known, torch.cat(labels))
 
 
-def _ask(items: Sequence[Item], teacher: model.Checkpoint, batch: int, progress: Progress, name: str) -> "torch.Tensor":
+def _ask(pictures: _Pictures, teacher: model.Checkpoint) -> "torch.Tensor":
     """The teacher's logits [n, classes] at its own input size."""
     import torch
 
-    network, logits = teacher.model().to(memory_format=torch.channels_last), []
-    with torch.inference_mode(), progress.task(f"asking the teacher, {name} pictures", len(items)) as task:
-        for x, _ in torch.utils.data.DataLoader(batches_of(items, for_input(teacher.plan.input_px)), batch):
-            logits.append(network(x.contiguous(memory_format=torch.channels_last)))
-            task.advance(len(x))
+    network = teacher.model().to(memory_format=torch.channels_last)
+    with torch.inference_mode(), pictures.batches(teacher.plan.input_px, "asking the teacher") as batches:
+        logits = [network(x) for x, _ in batches]
     return torch.cat(logits).clone() if logits else torch.zeros(0, teacher.plan.classes)
 
 
@@ -301,14 +320,22 @@ def distance(logits: "torch.Tensor", teacher: "torch.Tensor", labels: "torch.Ten
     return loss
 
 
+def _optimizer(trained: "nn.Module", rate: float) -> "torch.optim.Optimizer":
+    """Adam whose rate is relative to the root mean square of each tensor, as Adafactor's is (Shazeer and Stern 2018, section 8).
+    A new one for each epoch: its state would belong to weights that a roll-back forgets."""
+    import torch
+
+    sizes = ((t, float(t.detach().square().mean().sqrt())) for t in trained.parameters() if t.requires_grad)
+    return torch.optim.Adam([{"params": [t], "lr": rate * (size or SIZE_OF_ZEROS)} for t, size in sizes])
+
+
 def _train_epoch(trained: "nn.Module", cached: _Cached, options: FinetuneOptions, epoch: int, rate: float, progress: Progress) -> None:
     import torch
 
     tail: nn.Module = trained.train()
     if _world() > 1:
         tail = torch.nn.parallel.DistributedDataParallel(trained)
-    # A new optimizer each epoch: its state would belong to weights that a roll-back forgets.
-    optimizer = torch.optim.Adam(trained.parameters(), lr=rate)
+    optimizer = _optimizer(trained, rate)
     # Every process makes as many steps of as many pictures, as the averaging of gradients needs.
     steps, per_process = -(-_least(len(cached.labels)) // max(1, options.batch // _world())), max(1, options.batch // _world())
     order = torch.randperm(len(cached.labels), generator=torch.Generator().manual_seed(options.seed * 1000 + epoch)).tolist()
@@ -335,20 +362,26 @@ def _selection_loss(trained: "nn.Module", cached: _Cached, options: FinetuneOpti
     return _total(total) / _total(len(cached.labels))
 
 
-def _loss(trained: "nn.Module", cached: _Cached, batch: int) -> dict[str, Any]:
-    """Agreement with the teacher and mean KL in nats over the selection set of all processes."""
+def _lost(trained: "nn.Module", cached: _Cached, batch: int) -> tuple[dict[str, Any], float]:
+    """Agreement with the teacher and mean KL in nats over the selection set of all processes; and the points lost against the
+    teacher there: of top-1 on the labelled pictures, of agreement where there are none."""
     import torch
     from torch.nn import functional
 
-    same, divergence = 0.0, 0.0
+    same, divergence, labelled, more_right = 0.0, 0.0, 0.0, 0.0
     with torch.inference_mode():
         for start in range(0, len(cached.labels), batch):
-            x, teacher, _ = cached.batch(range(start, min(start + batch, len(cached.labels))))
+            x, teacher, labels = cached.batch(range(start, min(start + batch, len(cached.labels))))
             logits = trained(x)
-            same += float((logits.argmax(1) == teacher.argmax(1)).sum())
+            said, wanted = logits.argmax(1), teacher.argmax(1)
+            same += float((said == wanted).sum())
             divergence += float(functional.kl_div(logits.log_softmax(1), teacher.log_softmax(1), reduction="sum", log_target=True))
-    n = int(_total(len(cached.labels)))
-    return {"agreement": _total(same) / n, "kl": _total(divergence) / n, "n": n, "against": "the checkpoint"}
+            labelled += float((labels >= 0).sum())
+            more_right += float((wanted == labels).sum() - (said == labels).sum())
+    n, labelled = int(_total(len(cached.labels))), _total(labelled)
+    agreement, more_right = _total(same) / n, _total(more_right)
+    points = 100 * (more_right / labelled if labelled else 1 - agreement)
+    return {"tuned": {"agreement": agreement, "kl": _total(divergence) / n, "n": n, "against": "the checkpoint"}}, points
 
 
 def _total(value: float) -> float:

@@ -87,19 +87,23 @@ class PruneOptions:
 
 @dataclasses.dataclass(frozen=True)
 class FinetuneOptions:
-    """A short distillation. ``train_from``: the first block whose weights move; ``images`` per epoch at most."""
+    """A short distillation. ``rate`` of the first epoch, relative to the root mean square of each tensor; ``train_from``: the first
+    block whose weights move; ``images`` per epoch at most, of each a part of at least ``least_area``."""
 
     epochs: int = 2
-    rate: float = 1e-4
+    rate: float = 1e-3
     decay: float = 0.5  # of the rate, each epoch
     batch: int = 16
     temperature: float = 2.0
     train_from: str = "conv4"
     images: int = 1000
     select_images: int = 400
+    least_area: float = 0.4
     seed: int = 0
 
     def __post_init__(self) -> None:
+        if not 0 < self.least_area <= 1:
+            raise OptionsError(f"the least share of a picture to be seen must be above 0 and at most 1, found {self.least_area}")
         if self.epochs < 0 or self.batch < 1 or self.images < 1 or self.select_images < 1:
             raise OptionsError(f"epochs must not be negative, batch and images must be positive; found {self}")
         if min(self.rate, self.decay, self.temperature) <= 0:
@@ -111,27 +115,32 @@ class FinetuneOptions:
 # The levels of recovery from the cheapest to the dearest: the classifier on features that are computed once, the deeper blocks
 # on inputs that are computed once, the whole network.
 DISTIL_LEVELS = {
-    "classifier": FinetuneOptions(15, decay=0.85, train_from="fc1"),
-    "blocks": FinetuneOptions(3, rate=5e-5, train_from="conv4"),
-    "network": FinetuneOptions(2, rate=2e-5, train_from="conv1"),
+    "classifier": FinetuneOptions(8, rate=3e-3, decay=0.7, train_from="fc1"),
+    "blocks": FinetuneOptions(3, rate=1e-3, train_from="conv4"),
+    "network": FinetuneOptions(2, rate=5e-4, train_from="conv1"),
 }
+DISTIL_CHOICES = ("auto", "none", *DISTIL_LEVELS)
 
 
 @dataclasses.dataclass(frozen=True)
 class DistilOptions:
-    """``up_to``: the last level of DISTIL_LEVELS to try, or "none"; each goes on from the one before, until one does not help."""
+    """``up_to``: the last level of DISTIL_LEVELS to try, "none", or "auto": the classifier, and the deeper blocks where it does not
+    keep a ``--max-drop``. Each level goes on from the one before."""
 
-    up_to: str = "classifier"
+    up_to: str = "auto"
     images: int = FinetuneOptions.images
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.up_to not in ("none", *DISTIL_LEVELS):
-            raise OptionsError(f"--distil-up-to must be one of none, {', '.join(DISTIL_LEVELS)}, found {self.up_to!r}")
+        if self.up_to not in DISTIL_CHOICES:
+            raise OptionsError(f"--distil-up-to must be one of {', '.join(DISTIL_CHOICES)}, found {self.up_to!r}")
 
-    def levels(self) -> dict[str, FinetuneOptions]:
+    def levels(self, budget: "Budget") -> dict[str, FinetuneOptions]:
         """The levels to try, by name."""
-        names = [] if self.up_to == "none" else list(DISTIL_LEVELS)[: list(DISTIL_LEVELS).index(self.up_to) + 1]
+        last = self.up_to
+        if last == "auto":  # not the whole network, which takes minutes an epoch
+            last = "classifier" if budget.max_drop is None else "blocks"
+        names = [] if last == "none" else list(DISTIL_LEVELS)[: list(DISTIL_LEVELS).index(last) + 1]
         return {name: dataclasses.replace(DISTIL_LEVELS[name], images=self.images, seed=self.seed) for name in names}
 
 

@@ -16,6 +16,8 @@ from .progress import Progress
 
 log = logging.getLogger(__name__)
 
+FLOAT_SHARE = 0.5  # of the allowed drop may be lost before int8, which takes a share of its own
+
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
@@ -110,11 +112,17 @@ class Steps:
         return factorise.run(before, self.splits, output, self.options.factorise, self.progress, self._shared)
 
     def _distil(self, before: stage.Artifact, output: Path) -> stage.Artifact:
-        """Level by level, as long as each helps; what the last one left is the artifact."""
-        for name, level in self.options.distil.levels().items():
+        """Level by level: as long as each helps, or, where a drop is allowed, until it is kept; what the last one left is the artifact."""
+        allowed = self.options.budget.max_drop
+        for name, level in self.options.distil.levels(self.options.budget).items():
             made = output.with_name(f"{output.stem}-{name}{output.suffix}")
             before = finetune.run(before, self.checkpoint, self.splits, made, level, self.progress, self._shared)
-            if not before.measured["kept_epoch"]:
+            if "points_lost" not in before.measured:  # it was skipped, and says why
+                break
+            lost = before.measured["points_lost"]
+            if allowed is not None:
+                log.info("distilled, %s: %+.1f points lost in fp32, %g allowed", name, lost, allowed)
+            if lost <= allowed * FLOAT_SHARE if allowed is not None else not before.measured["kept_epoch"]:
                 break
         return before
 

@@ -209,18 +209,29 @@ class Search:
     def __init__(self, checkpoint: stage.Artifact, splits: Splits, options: AllOptions, judge: Judge, progress: Progress) -> None:
         self.checkpoint, self.splits, self.options, self.judge, self.progress = checkpoint, splits, options, judge, progress
 
-    def rung(self, rung: Rung, *, fitted: bool = True) -> list[Point]:
-        """The int8 points of a rung at both input sizes; not ``fitted``: from the weights alone, and not distilled.
+    def rung(self, rung: Rung, budget: Budget | None = None) -> list[Point]:
+        """The int8 points of a rung at both input sizes; where the smaller one keeps the drop that ``budget`` allows, the other, larger
+        and slower, is not made.
 
         Raises:
             NothingToGainError: the network is too narrow to be factorised so far.
         """
-        log.info("rung: %s%s", rung.name, "" if fitted else ", not fitted")
-        options, setting = self.at(rung), dataclasses.asdict(rung)
-        if fitted:
-            return self.points("compact", rung.name, (COMPACT, COMPACT_SCALED), options, setting)
+        log.info("rung: %s", rung.name)
+        found = self._rung(rung, COMPACT_SCALED)
+        if budget and budget.max_drop is not None and not too_much(found, self.baseline(), budget):
+            return found
+        return [*self._rung(rung, COMPACT), *found]
+
+    def _rung(self, rung: Rung, steps: tuple[str, ...]) -> list[Point]:
+        return self.points("compact", rung.name, (steps,), self.at(rung), dataclasses.asdict(rung))
+
+    def not_fitted(self, rung: Rung) -> list[Point]:
+        """The int8 point of a rung from the weights alone, and not distilled."""
+        log.info("rung: %s, not fitted", rung.name)
+        options = self.at(rung)
         options = dataclasses.replace(options, factorise=dataclasses.replace(options.factorise, repair=False))
-        return self.points("compact, not fitted", rung.name, (("factorise", "export", "quantize"),), options, setting)
+        chains = (("factorise", "export", "quantize"),)
+        return self.points("compact, not fitted", rung.name, chains, options, dataclasses.asdict(rung))
 
     def at(self, rung: Rung) -> AllOptions:
         """The options that make the compact variants those of a rung, from the files that its points left."""
@@ -273,7 +284,7 @@ def run(search: Search, budget: Budget, ladder: Sequence[Rung] = LADDER) -> Foun
     while lower - upper > 1:
         k = (upper + lower) // 2
         try:
-            tried[rungs[k]] = search.rung(rungs[k])
+            tried[rungs[k]] = search.rung(rungs[k], budget)
         except NothingToGainError as error:
             log.info("not further down: %s", error)
             lower = k
@@ -284,7 +295,7 @@ def run(search: Search, budget: Budget, ladder: Sequence[Rung] = LADDER) -> Foun
             upper = k
     if upper >= 0 and lower < len(rungs) and rungs[lower] in tried:
         middle = rungs[upper].between(rungs[lower])
-        tried[middle] = search.rung(middle)
+        tried[middle] = search.rung(middle, budget)
     if not tried:
         raise OptionsError("this network is too narrow to be factorised; use --prune-ratio instead of a budget")
     points += [p for found in tried.values() for p in found]
@@ -301,7 +312,7 @@ def sweep(search: Search, options: SweepOptions, ladder: Sequence[Rung] = LADDER
         except NothingToGainError as error:
             log.info("the ladder ends here: %s", error)
             break
-        points += [*tried[rung], *search.rung(rung, fitted=False)]
+        points += [*tried[rung], *search.not_fitted(rung)]
     base = dataclasses.replace(search.options.prune, first_block="conv1")
     for ratio in options.ratios:
         for family, criterion, repaired in FILTER_FAMILIES:
