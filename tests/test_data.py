@@ -192,19 +192,31 @@ def test_a_class_may_be_called_train(tmp_path: Path) -> None:
         resolve(tmp_path / "odd")
 
 
-def test_one_folder_beside_train_is_divided_and_so_is_val_alone(tmp_path: Path) -> None:
+def test_one_folder_beside_train_is_divided_and_so_is_val_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert data.LEAST_TO_DIVIDE == 150
+    monkeypatch.setattr(data, "LEAST_TO_DIVIDE", 15)
     for k, part in enumerate(("train", "validation")):
         pictures(tmp_path / "a" / part / "stop", 20, first=100 * k)
     found = resolve(tmp_path / "a")
     assert (len(found.fit), len(found.select), len(found.test)) == (20, 7, 13)
     assert {i.path.parent.parent.name for i in found.select} == {"validation"}  # a checkpoint knows train by heart
-    for k in range(9):
+    assert "by heart" not in caplog.text
+    for k in range(5):  # copies of fitted ones are no pictures to select or test with
+        shutil.copy(tmp_path / "a" / "train" / "stop" / f"{k}.png", tmp_path / "a" / "validation" / "stop" / f"copy{k}.png")
+    again = resolve(tmp_path / "a")
+    assert again.select == found.select
+    assert again.test == found.test
+    assert "5 test pictures are also among the fitted ones" in caplog.text
+    for k in range(6):
         (tmp_path / "a" / "validation" / "stop" / f"{100 + k}.png").unlink()
-    found = resolve(tmp_path / "a")  # eleven are too few to be divided
-    assert len(found.test) == 11
+    found = resolve(tmp_path / "a")  # fourteen are too few to be divided
+    assert len(found.test) == 14
     assert found.select
     assert {i.path.parent.parent.name for i in found.select} == {"train"}
     assert len(found.fit) + len(found.select) == 20
+    assert "know them by heart" in caplog.text
     pictures(tmp_path / "b" / "val" / "stop", 20)
     found = resolve(tmp_path / "b")
     assert (len(found.fit), len(found.select), len(found.test)) == (10, 4, 6)
@@ -256,6 +268,16 @@ def test_what_is_learned_from_is_that_part_and_what_is_judged_the_whole(splits: 
     assert label == item.label
     image = open_image(item.path)
     assert torch.equal(whole, torch.from_numpy(to_tensor(image, for_input(64))))
-    box = data.part_of(image.size, 0.4, item.sha256)
+    box = data.part_of(image.size, 0.4, f"0:{item.sha256}")
     assert torch.equal(part, torch.from_numpy(to_tensor(image.crop(box), for_input(64))))
     assert not torch.equal(part, whole)
+    assert not torch.equal(data.batches_of([item], for_input(64), 0.4, seed=1)[0][0], part)
+
+
+def test_what_weights_were_made_with_before_is_no_test_picture(splits: data.Splits) -> None:
+    leaked = splits.test[3]
+    rest = splits.without([data.short_hash(leaked.sha256)])
+    assert rest.test == (*splits.test[:3], *splits.test[4:])
+    assert splits.without([data.short_hash(i.source) for i in splits.test]).note == "no test pictures remain"
+    assert splits.without(()) == splits
+    assert set(splits.fitted(["0123456789abcdef"])) == {"0123456789abcdef", *splits.fitted()}

@@ -97,10 +97,12 @@ def test_it_halves_the_arithmetic_and_still_agrees(made: tuple[stage.Artifact, s
 def test_later_stages_need_no_special_case(made: tuple[stage.Artifact, stage.Artifact], splits: data.Splits, tmp_path: Path) -> None:
     original, compact = made
     tuned = finetune.run(
-        compact, original, splits, tmp_path / "tuned.safetensors", FinetuneOptions(1, 1e-4, train_from="fc1", images=16), Quiet()
+        compact, original, splits, tmp_path / "tuned.safetensors", FinetuneOptions(2, 1e-3, train_from="fc1", images=16), Quiet()
     )
     before, after = model.load(compact.path).tensors, model.load(tuned.path).tensors
     assert all(torch.equal(before[name], after[name]) for name in before if name.startswith("conv"))
+    assert tuned.measured["kept_epoch"] > 0
+    assert not torch.equal(before["fc1_reduce.weight"], after["fc1_reduce.weight"])
     scaled = fold.run(tuned, tmp_path / "scaled.safetensors", 96, Quiet())
     exported = to_onnx.run(scaled, tmp_path / "scaled.onnx", Quiet())
     factors = len(model.load(compact.path).plan.factors)

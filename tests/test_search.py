@@ -43,7 +43,7 @@ class Scripted:
     """What each rung would give: lost points, speed and how many times smaller."""
 
     def __init__(self, rungs: dict[float, tuple[float, float, float]], least: float = 0.0) -> None:
-        self.rungs, self.least, self.asked = rungs, least, list[float]()
+        self.rungs, self.least, self.asked, self.completed = rungs, least, list[float](), list[float]()
 
     def baseline(self) -> search.Point:
         return BASE
@@ -51,10 +51,10 @@ class Scripted:
     def alone(self) -> list[search.Point]:
         return [point("int8", 0.95, 4, 4, "int8 alone")]
 
-    def rung(self, rung: search.Rung, _: Budget) -> list[search.Point]:
+    def rung(self, rung: search.Rung, budget: Budget | None = None) -> list[search.Point]:
         if rung.conv_share < self.least:
             raise NothingToGainError("too narrow")
-        self.asked.append(rung.conv_share)
+        (self.asked if budget else self.completed).append(rung.conv_share)
         lost, speed, size = self.rungs.get(rung.conv_share) or (0.9, 17.0, 45.0)  # the one between
         return [point(rung.name, 0.95 - lost / 100, speed, size)]
 
@@ -70,6 +70,7 @@ def test_it_halves_the_ladder_as_far_as_the_loss_allows_and_looks_once_in_betwee
     assert found.recommended is not None
     assert found.recommended.speedup == pytest.approx(17.0)
     assert found.rung.conv_share == 0.296
+    assert scripted.completed == [0.296]  # the other input size of what becomes variants
     assert "the fastest point tried with a loss of at most 1 point on 1000 selection pictures" in found.reason
     assert "17.0x, +0.9 points lost" in found.reason
     assert len(found.points) == 5
@@ -222,6 +223,10 @@ def test_a_sweep_brings_what_keeps_it_honest_and_a_search_goes_on_from_its_point
     timed: list[str] = []
     monkeypatch.setattr(search.Judge, "time", lambda *_: timed.append("again") or (1.0, 1.0))
     again = search.run(searching(), Budget(max_drop=100.0), ladder)
-    known = [p for p in found.points if p.family in ("int8 alone", "compact")]
-    assert list(again.points) == known[:2] + known[3:]  # at 224 px no faster and no smaller than what is good enough already
+    assert list(again.points) == [p for p in found.points if p.family in ("int8 alone", "compact")]
     assert not timed  # what was tried is not tried again
+    made = searching()
+    assert [p.input_px for p in made.rung(ladder[0], Budget(max_drop=100.0))] == [96]  # 224 px would be slower and no smaller
+    assert [p.input_px for p in made.rung(ladder[0], Budget(speedup=1.0))] == [224, 96]
+    monkeypatch.setattr(search, "too_much", lambda *_: True)
+    assert [p.input_px for p in made.rung(ladder[0], Budget(max_drop=100.0))] == [224, 96]

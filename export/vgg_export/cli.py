@@ -269,7 +269,7 @@ _distil = click.option(
     type=click.Choice(options.DISTIL_CHOICES),
     default=options.DistilOptions.up_to,
     show_default=True,
-    help="Of the compact variants: how much is trained again. auto: the classifier; the deeper blocks, too, where --max-drop asks for it.",
+    help="Of the compact variants: what is trained again. auto: the classifier; for 'all --max-drop' deeper blocks, too, if needed.",
 )
 
 
@@ -675,7 +675,9 @@ def deploy(no_run: bool, **chosen: Any) -> int:
 
 
 @cli.command("draw-signs")
-@click.option("--output", type=_FOLDER, required=True, help="A new folder; train/CLASS, val/CLASS and test/CLASS are made in it.")
+@click.option(
+    "--output", type=_FOLDER, required=True, help="A new folder; train/CLASS, test/CLASS and, with --val, val/CLASS are made in it."
+)
 @click.option("--train", type=int, default=1200, show_default=True, help="Pictures to draw for training.")
 @click.option("--val", type=int, default=0, show_default=True, help="Pictures to draw for selecting, from other seeds.")
 @click.option("--test", type=int, default=600, show_default=True, help="Pictures to draw for testing, from other seeds.")

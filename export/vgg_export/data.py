@@ -34,7 +34,8 @@ log = logging.getLogger(__name__)
 LEAST_FOR_SPLIT = 12  # below this all pictures are used to calibrate, and no figure is claimed
 FIT_SHARE, SELECT_SHARE = 0.5, 0.2  # of a folder without a test set of its own; the rest is the test set
 SELECT_OF_HELD = 1 / 3  # of the pictures outside train/, where only one such folder is given
-SELECT_OF_TRAIN = 0.2  # where those are too few to be divided
+LEAST_TO_DIVIDE = 150  # of those: a hundred are left to test
+SELECT_OF_TRAIN = 0.2  # where there are fewer
 PARTS = ("fit", "select", "test")
 PART_FOLDERS = {"train": ("train",), "select": ("val", "valid", "validation"), "test": ("test",)}
 HELD_OF_FIT = 0.2  # for repair, where there is no selection set
@@ -85,10 +86,19 @@ class Splits:
             **{name: [_recorded(item) for item in getattr(self, name)] for name in PARTS},
         }
 
-    def fitted(self) -> list[str]:
-        """Short hashes of every picture and source that something was fitted to or selected on; no figure may come from them."""
+    def fitted(self, before: Sequence[str] = ()) -> list[str]:
+        """Short hashes of every picture and source that something was fitted to or selected on, ``before`` this, too; no figure may
+        come from them."""
         items = (*self.fit, *self.select)
-        return sorted({short_hash(i.sha256) for i in items} | {short_hash(i.source) for i in items})
+        return sorted({*before} | {short_hash(i.sha256) for i in items} | {short_hash(i.source) for i in items})
+
+    def without(self, fitted: Sequence[str]) -> "Splits":
+        """Without test pictures that these weights were fitted to or selected on before."""
+        known = frozenset(fitted)
+        kept = tuple(i for i in self.test if not {short_hash(i.sha256), short_hash(i.source)} & known)
+        if dropped := len(self.test) - len(kept):
+            log.warning("%s: %d test pictures were used to make these weights and were left out", self.origin, dropped)
+        return dataclasses.replace(self, test=kept, note=self.note if kept or not self.test else "no test pictures remain")
 
 
 def short_hash(text: str) -> str:
@@ -255,7 +265,7 @@ def _split(origin: str, parts: dict[str, list[Item]], options: DataOptions) -> S
             return Splits(origin, tuple(items), (), (), note)
         fit, select, test = _three_ways(items, seed)
     else:
-        fit, select, test = _given_parts(parts, seed)
+        fit, select, test = _given_parts(origin, parts, seed)
     used = {i.source for i in fit}
     select = [i for i in select if i.source not in used]
     used |= {i.source for i in select}
@@ -266,20 +276,23 @@ def _split(origin: str, parts: dict[str, list[Item]], options: DataOptions) -> S
     return Splits(origin, tuple(fit), tuple(select), tuple(kept), None if kept else "no test pictures remain")
 
 
-def _given_parts(parts: dict[str, list[Item]], seed: int) -> tuple[list[Item], list[Item], list[Item]]:
+def _given_parts(origin: str, parts: dict[str, list[Item]], seed: int) -> tuple[list[Item], list[Item], list[Item]]:
     """The sets of given folders. Of two, train and another one, the other one is divided: a checkpoint was likely trained on train,
     knows those pictures by heart, and says little about others there."""
     fit, select, test = parts["train"], parts.get("select", []), parts.get("test", [])
     if select and test:
         return fit, select, test
-    held = test or select
-    if len({i.source for i in held}) < LEAST_FOR_SPLIT:
+    held, fitted = test or select, {i.source for i in fit}
+    if len({i.source for i in held} - fitted) < LEAST_TO_DIVIDE:
+        log.warning(
+            "%s: a fifth of train/ selects; weights that were trained on these pictures know them by heart, so put others into val/", origin
+        )
         rank = choose.spread([i.source for i in fit], seed)
         select = [i for i, r in zip(fit, rank, strict=True) if r < SELECT_OF_TRAIN]
         return [i for i, r in zip(fit, rank, strict=True) if r >= SELECT_OF_TRAIN], select, held
-    rank_of = _ranks(held, seed)
-    select = [i for i in held if rank_of[i.source] < SELECT_OF_HELD]
-    return fit, select, [i for i in held if rank_of[i.source] >= SELECT_OF_HELD]
+    rank_of = _ranks([i for i in held if i.source not in fitted], seed)
+    select = [i for i in held if rank_of.get(i.source, 1) < SELECT_OF_HELD]
+    return fit, select, [i for i in held if rank_of.get(i.source, 1) >= SELECT_OF_HELD]  # copies of fitted ones are dropped and counted
 
 
 def _without_copies(items: Sequence[Item]) -> list[Item]:
@@ -391,10 +404,10 @@ def _draw_file(job: tuple[Path, str, int, int]) -> None:
 
 
 def batches_of(
-    items: Sequence[Item], preprocessing: Preprocessing, least_area: float = 1.0
+    items: Sequence[Item], preprocessing: Preprocessing, least_area: float = 1.0, seed: int = 0
 ) -> "torch.utils.data.Dataset[tuple[torch.Tensor, int]]":
     """A torch dataset of ([3, px, px], class index or -1). ``least_area`` below 1: of each picture a part of at least that share,
-    always the same one."""
+    with the same ``seed`` always the same one."""
     import torch
 
     class Pictures(torch.utils.data.Dataset[tuple[torch.Tensor, int]]):
@@ -405,7 +418,7 @@ def batches_of(
             item = items[index]
             image = open_image(item.path)
             if least_area < 1:
-                image = image.crop(part_of(image.size, least_area, item.sha256))
+                image = image.crop(part_of(image.size, least_area, f"{seed}:{item.sha256}"))
             return torch.from_numpy(to_tensor(image, preprocessing)), -1 if item.label is None else item.label
 
     return Pictures()

@@ -49,7 +49,7 @@ def run(
         with stage.unfinished("factorise", as_json(options), inputs, output) as parts:
             kept = (tables or output.parent) / "sensitivity.json"
             made, measured = factorise(original, fit, held, options, Parts(parts, kept, checkpoint), progress)
-        source = made.source | {"fitted_on": splits.fitted()}
+        source = made.source | {"fitted_on": splits.fitted(made.source.get("fitted_on", ()))}
         model.save(dataclasses.replace(made, source=source), path)
         log.info("factorised %s", model.sizes_in_words(original.plan, made.plan))
         if losses := measured["losses"]:

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 BACK_OFF = 0.3  # of the rate, after an epoch that did not help and was rolled back
+EPSILON = 1e-10  # of Adam, over a tensor's size, as a gradient is: torch's 1e-8 for weights of a usual size
 SIZE_OF_ZEROS = 1e-3  # of a tensor that is all zeros and has no size to be relative to
 
 
@@ -145,7 +146,7 @@ def tune(
         asked = (("fitting", splits.fit, options.images, options.least_area), ("selection", splits.select, options.select_images, 1.0))
         for name, items, limit, least_area in asked:
             chosen = choose.limit(items, [i.source for i in items], limit, options.seed)[rank() :: _world()]
-            pictures = _Pictures(name, chosen, least_area, options.batch, shown)
+            pictures = _Pictures(name, chosen, least_area, options.seed, options.batch, shown)
             known = before = answers.read(pictures, teacher.plan.input_px) if answers else None
             if known is None and teacher.plan.input_px != student.plan.input_px:  # each sees the pictures at its own size
                 known = _ask(pictures, teacher)
@@ -162,7 +163,8 @@ def tune(
         if kept
         else "fine-tuning did not help and was rolled back"
     )
-    source = student.source | {"history": [*student.source.get("history", []), words], "fitted_on": splits.fitted()}
+    fitted = splits.fitted(student.source.get("fitted_on", ()))
+    source = student.source | {"history": [*student.source.get("history", []), words], "fitted_on": fitted}
     return model.Checkpoint(student.plan, tensors, student.labels, source), measured
 
 
@@ -214,11 +216,12 @@ class _Cached:
 
 @dataclasses.dataclass(frozen=True)
 class _Pictures:
-    """A set of pictures, how much of each is seen at least, and how they are gone through."""
+    """A set of pictures, how much of each is seen at least and what chooses that part, and how they are gone through."""
 
     name: str
     items: Sequence[Item]
     least_area: float
+    seed: int
     batch: int
     progress: Progress
 
@@ -230,7 +233,7 @@ class _Pictures:
         with self.progress.task(f"{doing}, {self.name} pictures", len(self.items)) as task:
 
             def shown() -> "Iterator[tuple[torch.Tensor, torch.Tensor]]":
-                for x, y in torch.utils.data.DataLoader(batches_of(self.items, for_input(px), self.least_area), self.batch):
+                for x, y in torch.utils.data.DataLoader(batches_of(self.items, for_input(px), self.least_area, self.seed), self.batch):
                     yield x.contiguous(memory_format=torch.channels_last), y
                     task.advance(len(x))
 
@@ -244,7 +247,9 @@ class Answers:
         self._folder, self._teacher = folder, teacher_sha256
 
     def _path(self, of: "_Pictures", px: int) -> Path:
-        asked = json.dumps([self._teacher, px, of.least_area, stage.versions(), stage.source_digest(), [i.sha256 for i in of.items]])
+        asked = json.dumps(
+            [self._teacher, px, of.least_area, of.seed, stage.versions(), stage.source_digest(), [i.sha256 for i in of.items]]
+        )
         return self._folder / f"answers-{hashlib.sha256(asked.encode()).hexdigest()[:16]}.npy"
 
     def read(self, of: "_Pictures", px: int) -> "torch.Tensor | None":
@@ -326,7 +331,8 @@ def _optimizer(trained: "nn.Module", rate: float) -> "torch.optim.Optimizer":
     import torch
 
     sizes = ((t, float(t.detach().square().mean().sqrt())) for t in trained.parameters() if t.requires_grad)
-    return torch.optim.Adam([{"params": [t], "lr": rate * (size or SIZE_OF_ZEROS)} for t, size in sizes])
+    groups = [{"params": [t], "lr": rate * (size or SIZE_OF_ZEROS), "eps": EPSILON / (size or SIZE_OF_ZEROS)} for t, size in sizes]
+    return torch.optim.Adam(groups)
 
 
 def _train_epoch(trained: "nn.Module", cached: _Cached, options: FinetuneOptions, epoch: int, rate: float, progress: Progress) -> None:

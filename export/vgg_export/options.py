@@ -125,7 +125,7 @@ DISTIL_CHOICES = ("auto", "none", *DISTIL_LEVELS)
 @dataclasses.dataclass(frozen=True)
 class DistilOptions:
     """``up_to``: the last level of DISTIL_LEVELS to try, "none", or "auto": the classifier, and the deeper blocks where it does not
-    keep a ``--max-drop``. Each level goes on from the one before."""
+    keep half of a ``Budget.max_drop``. Each level goes on from the one before."""
 
     up_to: str = "auto"
     images: int = FinetuneOptions.images

@@ -119,6 +119,7 @@ def prepare(options: AllOptions, progress: Progress) -> tuple[stage.Artifact, da
     checkpoint_source, labels = _source_and_labels(saved)
     ids = data.ids_for(checkpoint_source)
     splits = data.resolve(options.data, checkpoint_source["weights"], labels, ids, options.work_folder, progress)
+    splits = splits.without(checkpoint_source.get("fitted_on", ()))
     log.info("%s: %d pictures to fit, %d to select, %d to test", splits.origin, len(splits.fit), len(splits.select), len(splits.test))
     return saved, splits, ids
 

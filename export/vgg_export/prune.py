@@ -54,7 +54,7 @@ def run(checkpoint: stage.Artifact, splits: Splits | None, output: Path, options
                     made, fitted = _repaired(problem, made, shown, pictured, repair.Folders(Path(folder), parts), progress)
                 measured |= fitted
         if shown and pictured:
-            made = dataclasses.replace(made, source=made.source | {"fitted_on": pictured.fitted()})
+            made = dataclasses.replace(made, source=made.source | {"fitted_on": pictured.fitted(made.source.get("fitted_on", ()))})
         model.save(made, path)
         before, after = original.plan, made.plan
         log.info("pruned %s", model.sizes_in_words(before, after))

@@ -49,26 +49,25 @@ RECIPES = (
     Recipe(
         "compact",
         "Compact",
-        "layers factorised and fitted in closed form, classifier distilled, then 8-bit integers",
+        "layers factorised and fitted in closed form, distilled, then 8-bit integers",
         ("factorise", "distil", "export", "quantize"),
     ),
     Recipe(
         "compact-scaled",
         "Compact, smaller input",
-        "layers factorised and fitted in closed form, smaller input, classifier distilled at that size, 8-bit integers",
+        "layers factorised and fitted in closed form, smaller input, distilled at that size, 8-bit integers",
         ("factorise", "fold", "distil", "export", "quantize"),
     ),
     Recipe(
         "compact-fp32",
         "Compact, fp32",
-        "layers factorised and fitted in closed form, classifier distilled; for boards where integers are no faster",
+        "layers factorised and fitted in closed form, distilled; for boards where integers are no faster",
         ("factorise", "distil", "export"),
     ),
     Recipe(
         "compact-scaled-fp32",
         "Compact, smaller input, fp32",
-        "layers factorised and fitted in closed form, smaller input, classifier distilled at that size; for boards where integers"
-        " are no faster",
+        "layers factorised and fitted in closed form, smaller input, distilled at that size; for boards where integers are no faster",
         ("factorise", "fold", "distil", "export"),
     ),
 )
@@ -112,7 +111,7 @@ class Steps:
         return factorise.run(before, self.splits, output, self.options.factorise, self.progress, self._shared)
 
     def _distil(self, before: stage.Artifact, output: Path) -> stage.Artifact:
-        """Level by level: as long as each helps, or, where a drop is allowed, until it is kept; what the last one left is the artifact."""
+        """Level by level: as long as each helps, or, where a drop is allowed, until half of it is kept (the other half is int8's)."""
         allowed = self.options.budget.max_drop
         for name, level in self.options.distil.levels(self.options.budget).items():
             made = output.with_name(f"{output.stem}-{name}{output.suffix}")
@@ -121,7 +120,7 @@ class Steps:
                 break
             lost = before.measured["points_lost"]
             if allowed is not None:
-                log.info("distilled, %s: %+.1f points lost in fp32, %g allowed", name, lost, allowed)
+                log.info("distilled, %s: %+.1f points lost in fp32, %g allowed before int8", name, lost, allowed * FLOAT_SHARE)
             if lost <= allowed * FLOAT_SHARE if allowed is not None else not before.measured["kept_epoch"]:
                 break
         return before

@@ -1,5 +1,6 @@
 """A budget instead of a ratio: compact variants of several strengths are made, exported, quantized, timed as int8 on this
-machine and judged on the selection pictures; the best of those within the budget is recommended.
+machine and judged on the selection pictures; the best of those within the budget is recommended. Where the smaller input keeps the
+allowed drop, the larger one, slower and no smaller, is made only for the rung that is recommended.
 
 A rung is a share of the convolutions' arithmetic and of the default ranks of fc1 and fc2; the ranks of the layers follow from the
 sensitivity table (``factorise``). The search halves the ladder: down where the loss is within the budget (or, without one, the
@@ -298,8 +299,9 @@ def run(search: Search, budget: Budget, ladder: Sequence[Rung] = LADDER) -> Foun
         tried[middle] = search.rung(middle, budget)
     if not tried:
         raise OptionsError("this network is too narrow to be factorised; use --prune-ratio instead of a budget")
-    points += [p for found in tried.values() for p in found]
-    return conclude(points, baseline, budget, tried)
+    best = conclude(points + [p for found in tried.values() for p in found], baseline, budget, tried).rung
+    tried[best] = search.rung(best)  # at both sizes: both become variants
+    return conclude(points + [p for found in tried.values() for p in found], baseline, budget, tried)
 
 
 def sweep(search: Search, options: SweepOptions, ladder: Sequence[Rung] = LADDER) -> Found:
