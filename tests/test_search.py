@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from conftest import small_checkpoint
 
-from vgg_export import data, evaluate, front, model, search, stage, to_onnx
+from vgg_export import data, evaluate, front, model, recipes, search, stage, to_onnx
 from vgg_export.errors import NothingToGainError, OptionsError
 from vgg_export.options import AllOptions, Budget, DataOptions, DistilOptions, FactoriseOptions, SweepOptions
 from vgg_export.progress import Quiet
@@ -230,3 +230,22 @@ def test_a_sweep_brings_what_keeps_it_honest_and_a_search_goes_on_from_its_point
     assert [p.input_px for p in made.rung(ladder[0], Budget(speedup=1.0))] == [224, 96]
     monkeypatch.setattr(search, "too_much", lambda *_: True)
     assert [p.input_px for p in made.rung(ladder[0], Budget(max_drop=100.0))] == [224, 96]
+
+
+def test_with_an_allowed_drop_all_layers_of_a_compact_model_are_int8(
+    searching: Callable[[], search.Search], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[bool, int]] = []
+
+    def quantized(before: stage.Artifact, *arguments: Any) -> stage.Artifact:
+        asked.append((bool(before.measured["model"]["plan"].get("factors")), arguments[3].float_layers))
+        return before
+
+    monkeypatch.setattr(recipes.quantize, "run", quantized)
+    made = searching()
+    for max_drop in (None, 1.0):
+        options = dataclasses.replace(made.options, budget=Budget(max_drop))
+        steps = recipes.Steps(made.checkpoint, made.splits, options, Quiet())
+        steps.make(("export", "quantize"))
+        steps.make(("factorise", "export", "quantize"))
+    assert asked == [(False, 3), (True, 3), (False, 3), (True, 0)]
