@@ -110,6 +110,7 @@ def test_lean_keeps_float_weights_in_pages_that_can_be_dropped(made: Path) -> No
     assert code == 0
     assert rows["baseline"]["memory_mode"] == "lean"
     assert rows["baseline"]["peak_anonymous_bytes"] <= 250e6
-    assert rows["baseline"]["peak_file_backed_bytes"] >= 500e6
+    # looked at now and then, and the kernel drops such pages when it likes; with weights in anonymous memory it would be a tenth of them
+    assert rows["baseline"]["peak_file_backed_bytes"] >= 0.6 * 575e6
     assert rows["quantized"]["peak_rss_bytes"] <= 260e6
     assert rows["compact-scaled"]["peak_rss_bytes"] <= 110e6
