@@ -244,8 +244,7 @@ def test_with_an_allowed_drop_all_layers_of_a_compact_model_are_int8(
     monkeypatch.setattr(recipes.quantize, "run", quantized)
     made = searching()
     for max_drop in (None, 1.0):
-        options = dataclasses.replace(made.options, budget=Budget(max_drop))
-        steps = recipes.Steps(made.checkpoint, made.splits, options, Quiet())
-        steps.make(("export", "quantize"))
-        steps.make(("factorise", "export", "quantize"))
+        made.options = dataclasses.replace(made.options, budget=Budget(max_drop))
+        for options, chain in ((made.options, ("export",)), (made.at(search.Rung(0.5, 0.5)), ("factorise", "export"))):
+            recipes.Steps(made.checkpoint, made.splits, options, Quiet()).make((*chain, "quantize"))
     assert asked == [(False, 3), (True, 3), (False, 3), (True, 0)]

@@ -52,6 +52,11 @@ class Item:
     sha256: str
     source: str
 
+    @property
+    def short_hashes(self) -> frozenset[str]:
+        """Of the picture and of its source: what is recorded of it where it was fitted to or selected on."""
+        return frozenset({short_hash(self.sha256), short_hash(self.source)})
+
 
 @dataclasses.dataclass(frozen=True)
 class Splits:
@@ -89,13 +94,11 @@ class Splits:
     def fitted(self, before: Sequence[str] = ()) -> list[str]:
         """Short hashes of every picture and source that something was fitted to or selected on, ``before`` this, too; no figure may
         come from them."""
-        items = (*self.fit, *self.select)
-        return sorted({*before} | {short_hash(i.sha256) for i in items} | {short_hash(i.source) for i in items})
+        return sorted(frozenset(before).union(*(i.short_hashes for i in (*self.fit, *self.select))))
 
     def without(self, fitted: Sequence[str]) -> "Splits":
         """Without test pictures that these weights were fitted to or selected on before."""
-        known = frozenset(fitted)
-        kept = tuple(i for i in self.test if not {short_hash(i.sha256), short_hash(i.source)} & known)
+        kept = tuple(i for i in self.test if i.short_hashes.isdisjoint(fitted))
         if dropped := len(self.test) - len(kept):
             log.warning("%s: %d test pictures were used to make these weights and were left out", self.origin, dropped)
         return dataclasses.replace(self, test=kept, note=self.note if kept or not self.test else "no test pictures remain")
@@ -168,7 +171,7 @@ def unseen(
         parts = _parts(Path(options.spec))
         chosen = parts.get("test") or parts.get("select") or parts.get("") or []
         items = _items(chosen, _classes(options.spec, {"": chosen}, labels, ids), options.spec, progress)
-    kept = [i for i in _without_copies(items) if not {short_hash(i.sha256), short_hash(i.source)} & fitted]
+    kept = [i for i in _without_copies(items) if i.short_hashes.isdisjoint(fitted)]
     return choose.limit(kept, [i.source for i in kept], options.test_images, options.seed)
 
 
@@ -283,14 +286,14 @@ def _given_parts(origin: str, parts: dict[str, list[Item]], seed: int) -> tuple[
     if select and test:
         return fit, select, test
     held, fitted = test or select, {i.source for i in fit}
-    if len({i.source for i in held} - fitted) < LEAST_TO_DIVIDE:
+    rank_of = _ranks([i for i in held if i.source not in fitted], seed)
+    if len(rank_of) < LEAST_TO_DIVIDE:
         log.warning(
             "%s: a fifth of train/ selects; weights that were trained on these pictures know them by heart, so put others into val/", origin
         )
         rank = choose.spread([i.source for i in fit], seed)
         select = [i for i, r in zip(fit, rank, strict=True) if r < SELECT_OF_TRAIN]
         return [i for i, r in zip(fit, rank, strict=True) if r >= SELECT_OF_TRAIN], select, held
-    rank_of = _ranks([i for i in held if i.source not in fitted], seed)
     select = [i for i in held if rank_of.get(i.source, 1) < SELECT_OF_HELD]
     return fit, select, [i for i in held if rank_of.get(i.source, 1) >= SELECT_OF_HELD]  # copies of fitted ones are dropped and counted
 

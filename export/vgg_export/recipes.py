@@ -133,16 +133,9 @@ class Steps:
 
     def _quantize(self, before: stage.Artifact, output: Path, target: str | None = None) -> stage.Artifact:
         chosen, wanted = self.options.data, self.options.quantize
-        if self.options.budget.max_drop is not None and self._is_compact(before):
-            # what int8 loses is judged in points here; a layer kept float for its agreement can be as large as all others together
-            wanted = dataclasses.replace(wanted, float_layers=0)
         if target:
             wanted = dataclasses.replace(wanted, target=target)
         return quantize.run(before, self.splits, chosen.calibration_images, output, wanted, self.progress, chosen.seed)
-
-    @staticmethod
-    def _is_compact(exported: stage.Artifact) -> bool:
-        return bool(exported.measured["model"]["plan"].get("factors"))
 
     def entry(self, recipe: Recipe) -> bundle.Entry:
         """A variant with its builds for all the cores that are asked for."""

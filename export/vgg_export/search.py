@@ -9,6 +9,7 @@ point stays on disk with its files, so that an interrupted search goes on where 
 """
 
 import dataclasses
+import itertools
 import json
 import logging
 import math
@@ -237,7 +238,11 @@ class Search:
     def at(self, rung: Rung) -> AllOptions:
         """The options that make the compact variants those of a rung, from the files that its points left."""
         wanted = dataclasses.replace(self.options.factorise, conv_share=rung.conv_share, fc_share=rung.fc_share)
-        return dataclasses.replace(self.options, factorise=wanted, work=self._folder("compact", rung.name))
+        int8 = self.options.quantize
+        if self.options.budget.max_drop is not None:
+            # what int8 loses is judged in points then; a layer kept float for its agreement can be as large as all others together
+            int8 = dataclasses.replace(int8, float_layers=0)
+        return dataclasses.replace(self.options, factorise=wanted, quantize=int8, work=self._folder("compact", rung.name))
 
     def filters(self, family: str, options: PruneOptions) -> list[Point]:
         """An int8 point of a network that lost filters and was not tuned."""
@@ -299,9 +304,9 @@ def run(search: Search, budget: Budget, ladder: Sequence[Rung] = LADDER) -> Foun
         tried[middle] = search.rung(middle, budget)
     if not tried:
         raise OptionsError("this network is too narrow to be factorised; use --prune-ratio instead of a budget")
-    best = conclude(points + [p for found in tried.values() for p in found], baseline, budget, tried).rung
+    best = conclude([*points, *itertools.chain(*tried.values())], baseline, budget, tried).rung
     tried[best] = search.rung(best)  # at both sizes: both become variants
-    return conclude(points + [p for found in tried.values() for p in found], baseline, budget, tried)
+    return conclude([*points, *itertools.chain(*tried.values())], baseline, budget, tried)
 
 
 def sweep(search: Search, options: SweepOptions, ladder: Sequence[Rung] = LADDER) -> Found:

@@ -240,9 +240,7 @@ def _diff(options: argparse.Namespace) -> int:
 def _doctor(options: argparse.Namespace, folder: Path) -> int:
     names = ("image", "images", "html", "variants", "top5", "serve", "host", "port", "target", "tune")
     _refuse(options, ("memory",), "does not go with --doctor, which measures nothing")
-    misplaced = [name for name in names if getattr(options, name)]
-    if misplaced:
-        raise RuntimeInputError(f"--{misplaced[0]} does not go with --doctor, which looks at the board and the whole bundle")
+    _refuse(options, names, "does not go with --doctor, which looks at the board and the whole bundle")
     return doctor.command(
         folder, options.threads or device.usable_cores(), options.json, lambda line: _report(line) if line else _clear_report()
     )
@@ -250,9 +248,11 @@ def _doctor(options: argparse.Namespace, folder: Path) -> int:
 
 def _serve(options: argparse.Namespace, folder: Path, bundle: manifest.Manifest) -> int:
     """Only what makes sense for a page; the rest is chosen in it."""
-    misplaced = [name for name in ("image", "images", "json", "html", "variants", "tune") if getattr(options, name)]
-    if misplaced:
-        raise RuntimeInputError(f"--{misplaced[0]} does not go with --serve; choose pictures and variants on the page")
+    _refuse(
+        options,
+        ("image", "images", "json", "html", "variants", "tune"),
+        "does not go with --serve; choose pictures and variants on the page",
+    )
     from . import serve
 
     models = dict.fromkeys(entry for variant in bundle.variants for entry in variant.build.files)
