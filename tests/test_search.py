@@ -6,12 +6,13 @@ import io
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from conftest import small_checkpoint
 
-from vgg_export import data, evaluate, front, model, recipes, search, stage, to_onnx
+from vgg_export import data, evaluate, front, model, pipeline, recipes, search, stage, to_onnx
 from vgg_export.errors import NothingToGainError, OptionsError
 from vgg_export.options import AllOptions, Budget, DataOptions, DistilOptions, FactoriseOptions, SweepOptions
 from vgg_export.progress import Quiet
@@ -21,18 +22,18 @@ from vgg_runtime.preprocess import for_input
 BASE_MS, BASE_BYTES, N = 100.0, 500_000_000, 1000
 
 
-def figures(top1: float | None, agreement: float = 0.99) -> dict[str, Any]:
+def figures(top1: float | None, agreement: float = 0.99, error: float = 0.0) -> dict[str, Any]:
     def proportion(rate: float) -> dict[str, Any]:
         return {"rate": rate, "n": N, "interval95": list(wilson_interval(round(rate * N), N))}
 
-    return {"n": N, "top1": None if top1 is None else proportion(top1), "agreement": proportion(agreement)}
+    return {"n": N, "top1": None if top1 is None else proportion(top1), "agreement": proportion(agreement), "loss_error_points": error}
 
 
 def point(name: str, top1: float | None, speed: float, size: float, family: str = "compact", **more: Any) -> search.Point:
     """``size``: how many times smaller than the baseline."""
     return search.Point(
         family, name, ("export",), f"{name}.onnx", name, 160, "int8", round(BASE_BYTES / size), 1, 1, BASE_MS / speed, BASE_MS,
-        figures(top1, more.get("agreement", 0.99)), more.get("test"), {}
+        figures(top1, more.get("agreement", 0.99), more.get("error", 0.0)), more.get("test"), {}
     )  # fmt: skip
 
 
@@ -42,21 +43,22 @@ BASE = point("fp32", 0.95, 1, 1, "baseline", agreement=1.0)
 class Scripted:
     """What each rung would give: lost points, speed and how many times smaller."""
 
-    def __init__(self, rungs: dict[float, tuple[float, float, float]], least: float = 0.0) -> None:
+    def __init__(self, rungs: dict[float, tuple[float, float, float]], least: float = 0.0, error: float = 0.0) -> None:
+        self.error = error
         self.rungs, self.least, self.asked, self.completed = rungs, least, list[float](), list[float]()
 
     def baseline(self) -> search.Point:
         return BASE
 
     def alone(self) -> list[search.Point]:
-        return [point("int8", 0.95, 4, 4, "int8 alone")]
+        return [point("int8", 0.95, 4, 4, "int8 alone", error=self.error)]
 
     def rung(self, rung: search.Rung, budget: Budget | None = None) -> list[search.Point]:
         if rung.conv_share < self.least:
             raise NothingToGainError("too narrow")
         (self.asked if budget else self.completed).append(rung.conv_share)
         lost, speed, size = self.rungs.get(rung.conv_share) or (0.9, 17.0, 45.0)  # the one between
-        return [point(rung.name, 0.95 - lost / 100, speed, size)]
+        return [point(rung.name, 0.95 - lost / 100, speed, size, error=self.error)]
 
 
 LADDER = tuple(search.Rung(share, 1.0) for share in (0.25, 0.7, 0.5, 0.35))
@@ -72,7 +74,7 @@ def test_it_halves_the_ladder_as_far_as_the_loss_allows_and_looks_once_in_betwee
     assert found.rung.conv_share == 0.296
     assert scripted.completed == [0.296]  # the other input size of what becomes variants
     assert "the fastest point tried with a loss of at most 1 point on 1000 selection pictures" in found.reason
-    assert "17.0x, +0.9 points lost" in found.reason
+    assert "17.0x, +0.9 ± 0.0 points lost" in found.reason
     assert len(found.points) == 5
 
 
@@ -89,6 +91,19 @@ def test_what_lies_between_does_not_count_when_it_loses_too_much() -> None:
     assert found.recommended is not None
     assert found.recommended.speedup == pytest.approx(16.0)  # the last that held
     assert found.rung.conv_share == 0.35
+
+
+def test_a_loss_counts_with_its_standard_error() -> None:
+    scripted = Scripted(RUNGS | {0.418: (0.8, 14.0, 38.0)}, error=0.3)
+    found = search.run(scripted, Budget(max_drop=1.0), LADDER)  # type: ignore[arg-type]
+    assert scripted.asked == [0.5, 0.35, 0.418]  # 0.8 ± 0.3 does not hold
+    assert found.rung.conv_share == 0.5
+    assert "12.0x, +0.2 ± 0.3 points lost" in found.reason
+    unsure = search.run(Scripted(RUNGS, error=2.0), Budget(max_drop=1.0, speedup=10), LADDER)  # type: ignore[arg-type]
+    assert unsure.recommended is None
+    assert "+0.0 ± 2.0 points lost on 1000 selection pictures; more of them would tell it more exactly" in unsure.reason
+    beyond = search.run(Scripted(RUNGS), Budget(max_drop=0.5, speedup=30), LADDER)  # type: ignore[arg-type]
+    assert "more of them" not in beyond.reason
 
 
 def test_targets_alone_are_met_as_high_up_as_possible_and_keep_the_least_loss() -> None:
@@ -123,6 +138,32 @@ def test_without_labels_the_loss_is_disagreement() -> None:
     assert search.drop(point("a", None, 2, 2, agreement=0.97), base) == pytest.approx(3.0)
 
 
+@pytest.mark.parametrize(
+    ("allowed", "said"),
+    [
+        (0.4, "on 1000 test pictures +0.5 ± 0.2 points lost, which is more than the 0.4 allowed: more selection pictures would have told"),
+        (0.6, "on 1000 test pictures +0.5 ± 0.2 points lost"),
+        (None, "on 1000 test pictures +0.5 ± 0.2 points lost"),
+    ],
+)
+def test_the_reason_says_what_the_test_pictures_say_of_the_budget(allowed: float | None, said: str) -> None:
+    found = search.Found(POINTS, BASE, POINTS[1], "because", LADDER[0])
+    made = {"baseline": (BASE.sha256, figures(0.80)), "compact": (POINTS[1].sha256, figures(0.795, error=0.2))}
+    entries = [SimpleNamespace(id=name, model=SimpleNamespace(sha256=sha256)) for name, (sha256, _) in made.items()]
+    told = pipeline._with_test_figures(found, entries, {name: f for name, (_, f) in made.items()}, allowed)  # type: ignore[arg-type]
+    assert told.reason == f"because; {said}"
+    assert told.recommended is not None
+    assert told.recommended.test == made["compact"][1]
+
+
+@pytest.mark.parametrize("variants", [("compact",), ("quantized", "compact-scaled")])
+def test_a_budget_wants_both_that_may_be_recommended_in_the_bundle(variants: tuple[str, ...]) -> None:
+    with pytest.raises(OptionsError, match="name both in --variants"):
+        AllOptions(budget=Budget(1.0), variants=variants)
+    AllOptions(variants=variants)
+    AllOptions(budget=Budget(1.0), variants=("compact-scaled", "compact"))
+
+
 @pytest.mark.parametrize(("field", "value"), [("max_drop", -1.0), ("size_bytes", 0), ("speedup", 0.5), ("max_drop", float("nan"))])
 def test_impossible_budgets_are_refused(field: str, value: float) -> None:
     with pytest.raises(OptionsError, match="must be at least"):
@@ -131,7 +172,7 @@ def test_impossible_budgets_are_refused(field: str, value: float) -> None:
 
 POINTS = (
     point("int8", 0.950, 4, 4, "int8 alone"),
-    point("a", 0.945, 10, 35),
+    point("a", 0.945, 10, 35, error=0.7),
     point("worse than a", 0.940, 9, 30),
     point("b", 0.900, 20, 60),
     point("random", 0.500, 10, 35, "filters at random, not repaired"),
@@ -155,6 +196,7 @@ def test_the_front_is_written_as_json_csv_and_pictures(tmp_path: Path) -> None:
     rows = list(csv.DictReader(io.StringIO(paths[1].read_text())))
     assert [row["name"] for row in rows] == ["fp32", *(p.name for p in POINTS)]
     assert [row["select_drop_points"] for row in rows] == ["0.0", "0.0", "0.5", "1.0", "5.0", "45.0"]
+    assert [row["select_loss_error_points"] for row in rows] == ["0.0", "0.0", "0.7", "0.0", "0.0", "0.0"]
     assert [row["on_front"] for row in rows] == ["0", "1", "1", "0", "1", "0"]
     assert [row["recommended"] for row in rows] == ["0", "0", "1", "0", "0", "0"]
     assert rows[0]["test_top1"] == ""  # absent, not nought

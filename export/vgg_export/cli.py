@@ -253,14 +253,19 @@ _quantize = _grouped(
         type=float,
         default=options.QuantizeOptions.min_agreement,
         show_default=True,
-        help="With the float model; below it the most sensitive layers stay float. 0: none ever.",
+        help="With the float model; below it the most sensitive layers stay float (not of compact variants under --max-drop). 0: none.",
     ),
 )
 
 
 _scaled = click.option("--scaled-px", type=int, default=options.AllOptions.scaled_px, show_default=True, help="Side of the smaller input.")
 _budget = _grouped(
-    click.option("--max-drop", type=float, metavar="POINTS", help="Search the compact variants: lose at most so many points of top-1."),
+    click.option(
+        "--max-drop",
+        type=float,
+        metavar="POINTS",
+        help="Search the compact variants: lose at most so many points of top-1, standard error included.",
+    ),
     click.option("--target-size", metavar="SIZE", help="Search: a file of at most so much, e.g. 20MB."),
     click.option("--target-speedup", type=float, metavar="X", help="Search: at least so many times the baseline's speed, here."),
 )

@@ -56,8 +56,10 @@ def evaluate(subjects: Sequence[Subject], items: Sequence[Item], work: Path, pro
     """Figures of every subject on ``items``.
 
     Returns:
-        ``{id: {"n", "top1", "top5", "agreement", "kl_mean", "kl_p95"}}``; proportions are ``{"rate", "n", "interval95"}``, top-1
-        and top-5 are None without labels, top-5 also with five classes or fewer, where it says nothing.
+        ``{id: {"n", "top1", "top5", "agreement", "loss_error_points", "kl_mean", "kl_p95"}}``; proportions are
+        ``{"rate", "n", "interval95"}``, top-1 and top-5 are None without labels, top-5 also with five classes or fewer, where it says
+        nothing. ``loss_error_points`` is the standard error of what was lost against the baseline, which both were asked the same
+        pictures for: in points of top-1, or of disagreement without labels.
 
     Raises:
         DataError: no pictures.
@@ -81,11 +83,15 @@ def figures(logits: npt.NDArray[np.float32], baseline: npt.NDArray[np.float32], 
     known = labels >= 0
     divergence = metrics.kl_divergence(baseline, logits)
     best = metrics.top_k(logits, min(5, logits.shape[1]))
+    reference = baseline.argmax(axis=1)
+    right, was_right = best[known, 0] == labels[known], reference[known] == labels[known]
+    lost = was_right.astype(int) - right if known.any() else best[:, 0] != reference
     return {
         "n": len(logits),
-        "top1": _proportion(best[known, 0] == labels[known]),
+        "top1": _proportion(right),
         "top5": _proportion((best[known] == labels[known, None]).any(axis=1)) if logits.shape[1] > 5 else None,
-        "agreement": _proportion(best[:, 0] == baseline.argmax(axis=1)),
+        "agreement": _proportion(best[:, 0] == reference),
+        "loss_error_points": float(100 * lost.std() / np.sqrt(len(lost))),
         "kl_mean": float(divergence.mean()),
         "kl_p95": float(np.quantile(divergence, 0.95)),
     }

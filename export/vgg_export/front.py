@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .search import Found, Point, drop
+from .search import Found, Point, drop, error
 from .storage import atomic_file
 
 if TYPE_CHECKING:
@@ -40,12 +40,14 @@ COLUMNS = (
     "speedup",
     "select_n",
     "select_drop_points",
+    "select_loss_error_points",
     "test_n",
     "test_top1",
     "test_top1_low95",
     "test_top1_high95",
     "test_agreement",
     "test_drop_points",
+    "test_loss_error_points",
     "on_front",
     "recommended",
 )
@@ -104,6 +106,7 @@ def table(found: Found, front: set[int]) -> str:
         for which, figures in (("select", p.select), ("test", p.test)):
             if figures:
                 own |= {f"{which}_n": figures["n"], f"{which}_drop_points": round(drop(p, found.baseline, which), 4)}
+                own[f"{which}_loss_error_points"] = round(error(p, which), 4)
         if p.test:
             own["test_agreement"] = p.test["agreement"]["rate"]
             if top1 := p.test["top1"]:

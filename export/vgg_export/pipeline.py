@@ -55,7 +55,7 @@ def _run(recipes: Sequence[Recipe], options: AllOptions, progress: Progress) -> 
     contents = bundle.Contents(tuple(entries), splits, ids, figures, absent)
     made_bundle = bundle.run(contents, options.output, progress)
     if found:
-        found = _with_test_figures(found, entries, figures)
+        found = _with_test_figures(found, entries, figures, options.budget.max_drop)
         front.write(options.output, found)
         log.info("%s", found.reason)
     return made_bundle
@@ -89,7 +89,9 @@ def _search_in(
         judge.close()
 
 
-def _with_test_figures(found: search.Found, entries: Sequence[bundle.Entry], figures: dict[str, Any] | None) -> search.Found:
+def _with_test_figures(
+    found: search.Found, entries: Sequence[bundle.Entry], figures: dict[str, Any] | None, allowed: float | None
+) -> search.Found:
     """The points that became variants of the bundle with their figures on the test pictures, and what these say of the budget."""
     if not figures:
         return found
@@ -99,7 +101,9 @@ def _with_test_figures(found: search.Found, entries: Sequence[bundle.Entry], fig
     best = next((p for p in points if found.recommended and p.sha256 == found.recommended.sha256), None)
     reason = found.reason
     if best and best.test:
-        reason += f"; on {best.test['n']} test pictures {search.drop(best, baseline, 'test'):+.1f} points lost"
+        reason += f"; on {best.test['n']} test pictures {search.lost_in_words(best, baseline, 'test')}"
+        if allowed is not None and search.drop(best, baseline, "test") > allowed:
+            reason += f", which is more than the {allowed:g} allowed: more selection pictures would have told"
     return dataclasses.replace(found, points=points, baseline=baseline, recommended=best, reason=reason)
 
 

@@ -1,6 +1,7 @@
 """A budget instead of a ratio: compact variants of several strengths are made, exported, quantized, timed as int8 on this
-machine and judged on the selection pictures; the best of those within the budget is recommended. Where the smaller input keeps the
-allowed drop, the larger one, slower and no smaller, is made only for the rung that is recommended.
+machine and judged on the selection pictures; the best of those within the budget is recommended. A loss counts with its standard
+error: of several points the fastest that just holds is one that chance favoured, and would lose more on the next pictures. Where the
+smaller input keeps the allowed drop, the larger one, slower and no smaller, is made only for the rung that is recommended.
 
 A rung is a share of the convolutions' arithmetic and of the default ranks of fc1 and fc2; the ranks of the layers follow from the
 sensitivity table (``factorise``). The search halves the ladder: down where the loss is within the budget (or, without one, the
@@ -333,8 +334,8 @@ def walk(ladder: Sequence[Rung]) -> Iterator[Rung]:
 
 
 def too_much(points: Iterable[Point], baseline: Point, budget: Budget) -> bool:
-    """Whether none of the points keeps the loss within the budget."""
-    return budget.max_drop is not None and all(drop(p, baseline) > budget.max_drop + 1e-9 for p in points)
+    """Whether none of the points keeps the loss, with its error, within the budget."""
+    return budget.max_drop is not None and all(drop(p, baseline) + error(p) > budget.max_drop + 1e-9 for p in points)
 
 
 def far_enough(points: Sequence[Point], baseline: Point, budget: Budget) -> bool:
@@ -356,6 +357,11 @@ def drop(point: Point, baseline: Point, which: str = "select") -> float:
     return loss_points(own, reference)
 
 
+def error(point: Point, which: str = "select") -> float:
+    """The standard error of ``drop``: about one network in six loses more than both together on other pictures."""
+    return float(getattr(point, which)["loss_error_points"])
+
+
 def conclude(points: list[Point], baseline: Point, budget: Budget, tried: dict[Rung, list[Point]]) -> Found:
     """The recommendation: within the budget the fastest, or, when only targets were set, the one that loses least."""
     fit = [p for p in points if reaches(p, budget) and not too_much([p], baseline, budget)]
@@ -364,8 +370,10 @@ def conclude(points: list[Point], baseline: Point, budget: Budget, tried: dict[R
     elif fit:
         best, why = min(fit, key=lambda p: (drop(p, baseline), -p.speedup)), "the point that loses least"
     else:
-        nearest = min(points, key=lambda p: (max(0.0, drop(p, baseline) - (budget.max_drop or 0.0)), -p.speedup))
+        nearest = min(points, key=lambda p: (max(0.0, drop(p, baseline) + error(p) - (budget.max_drop or 0.0)), -p.speedup))
         reason = f"the budget ({budget.in_words()}) cannot be met; the nearest is {nearest.name}: {in_words(nearest, baseline)}"
+        if budget.max_drop is not None and drop(nearest, baseline) <= budget.max_drop < drop(nearest, baseline) + error(nearest):
+            reason += f" on {baseline.select['n'] if baseline.select else 0} selection pictures; more of them would tell it more exactly"
         return Found(tuple(points), baseline, None, reason, _rung_of(nearest, tried))
     reason = f"{why} with {budget.in_words()} on {best.select['n'] if best.select else 0} selection pictures: {in_words(best, baseline)}"
     return Found(tuple(points), baseline, best, reason, _rung_of(best, tried))
@@ -379,5 +387,10 @@ def _rung_of(point: Point, tried: dict[Rung, list[Point]]) -> Rung:
 
 def in_words(point: Point, baseline: Point) -> str:
     """Size, speed and loss in a line."""
-    lost = "" if point.select is None or baseline.select is None else f", {drop(point, baseline):+.1f} points lost"
+    lost = "" if point.select is None or baseline.select is None else f", {lost_in_words(point, baseline)}"
     return f"{point.bytes / 1e6:.1f} MB (1/{baseline.bytes / point.bytes:.0f}), {point.speedup:.1f}x{lost}"
+
+
+def lost_in_words(point: Point, baseline: Point, which: str = "select") -> str:
+    """The loss and its standard error."""
+    return f"{drop(point, baseline, which):+.1f} ± {error(point, which):.1f} points lost"
