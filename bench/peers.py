@@ -21,7 +21,7 @@ from vgg_export import data
 from vgg_export.errors import DataError, VggExportError
 from vgg_export.options import DataOptions
 from vgg_export.progress import Quiet
-from vgg_export.storage import exclusive, write_json
+from vgg_export.storage import write_json
 from vgg_runtime import device, manifest, present, tuning
 from vgg_runtime.errors import RuntimeInputError
 from vgg_runtime.preprocess import Preprocessing, load
@@ -71,6 +71,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--checkpoint", type=Path, metavar="FILE", help="the baseline's .safetensors (default: the one in the bundle's work folder)")
     add("--calibration-images", type=_positive, default=DataOptions.calibration_images, metavar="N", help="at most (default: %(default)s)")
     add("--test-images", type=_positive, default=DataOptions.test_images, metavar="N", help="at most (default: %(default)s)")
+    add("--seed", type=int, default=DataOptions.seed, metavar="N", help="as it was given to 'vgg-export all' (default: %(default)s)")
     add("--threads", type=_positive, default=2, metavar="N", help="of every engine (default: %(default)s)")
     add("--rounds", type=_positive, default=Options.rounds, metavar="N", help="turns of every contender (default: %(default)s)")
     add("--runs", type=_positive, default=Options.runs, metavar="N", help="timed inferences in a turn (default: %(default)s)")
@@ -99,7 +100,7 @@ def run(wanted: argparse.Namespace) -> dict[str, Any]:
     manifest.verify(folder, bundle.all_files())
     contenders = chosen((*of_bundle(folder, bundle), *PEERS), wanted.only)
     work = _emptied(wanted.work or folder.parent / f".{folder.name}.peers")
-    sets = gather(folder, bundle, DataOptions(wanted.data, 0, wanted.calibration_images, wanted.test_images))
+    sets = gather(folder, bundle, DataOptions(wanted.data, wanted.seed, wanted.calibration_images, wanted.test_images), work)
     baseline = bundle.variants[0]
     _report(f"preprocessing {len(sets.calibration)} calibration and {len(sets.test)} test pictures")
     sources = {
@@ -122,18 +123,17 @@ class Sets:
     test: tuple[data.Item, ...]
 
 
-def gather(folder: Path, bundle: manifest.Manifest, options: DataOptions) -> Sets:
+def gather(folder: Path, bundle: manifest.Manifest, options: DataOptions, cache: Path) -> Sets:
     """The bundle's own fitting pictures, and pictures that nothing in it was fitted to or selected on, as 'vgg-export evaluate' takes.
+    Signs are drawn into ``cache``.
 
     Raises:
         DataError: the pictures that the bundle was fitted on are not among them.
     """
     kind, labels, ids = bundle.weights["weights"], manifest.read_labels(folder, bundle), bundle.class_ids
-    cache, progress = _work_of(folder), Quiet()
-    fitted = manifest.read_fitted(folder)
-    with exclusive(cache):  # drawn signs are kept there
-        splits = data.resolve(options, kind, labels, ids, cache, progress)
-        test = () if bundle.figures_absent else data.unseen(options, kind, labels, ids, fitted, cache, progress)
+    progress, fitted = Quiet(), manifest.read_fitted(folder)
+    splits = data.resolve(options, kind, labels, ids, cache, progress)
+    test = () if bundle.figures_absent else data.unseen(options, kind, labels, ids, fitted, cache, progress)
     recorded = {item["sha256"] for item in _recorded_fit(folder)}
     fit = [item for item in (*splits.fit, *splits.select, *splits.test) if item.sha256 in recorded]
     if not fit:

@@ -103,6 +103,14 @@ def test_an_interrupted_swap_puts_the_old_bundle_back(
     assert [p.name for p in bundle_copy.parent.iterdir()] == [bundle_copy.name]
 
 
+def test_what_all_writes_beside_a_bundle_does_not_stand_in_the_way(contents: bundle.Contents, bundle_copy: Path) -> None:
+    for name in (manifest.REPORT_NAME, *manifest.FRONT_NAMES):
+        (bundle_copy / name).write_text("from an earlier run")
+    bundle.ensure_replaceable(bundle_copy)
+    bundle.run(dataclasses.replace(contents, max_drop=0.5), bundle_copy, Quiet())
+    assert manifest.read(bundle_copy).max_drop == 0.5
+
+
 def test_a_folder_with_other_things_is_not_replaced(contents: bundle.Contents, bundle_copy: Path, tmp_path: Path) -> None:
     (bundle_copy / "notes.txt").write_text("mine")
     with pytest.raises(OutputError, match=r"would be lost: notes\.txt"):

@@ -221,8 +221,10 @@ def test_what_is_lost_is_counted_in_top_1_where_there_are_labels_and_else_in_agr
     made = finetune.run(student, teacher, dataclasses.replace(splits, select=select), tmp_path / "tuned.safetensors", ruinous, Quiet())
     assert made.measured["kept_epoch"] == 0
     counted = known if labelled != "none" else torch.ones_like(known)
-    expected = 100 * float((said != wanted)[counted].float().mean())
+    rate = float((said != wanted)[counted].float().mean())
+    expected = 100 * rate
     assert expected > 0
+    assert made.measured["loss_error_points"] == pytest.approx(100 * (rate * (1 - rate) / int(counted.sum())) ** 0.5)
     assert made.measured["points_lost"] == pytest.approx(expected)
 
 

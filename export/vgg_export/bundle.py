@@ -89,13 +89,15 @@ class Entry:
 
 @dataclasses.dataclass(frozen=True)
 class Contents:
-    """All that goes into a bundle. ``evaluation``: figures by variant, or None with the reason in ``evaluation_absent``."""
+    """All that goes into a bundle. ``evaluation``: figures by variant, or None with the reason in ``evaluation_absent``; ``max_drop``:
+    what a recommended variant may lose, in points, where that was asked for."""
 
     entries: tuple[Entry, ...]
     splits: Splits
     class_ids: tuple[str, ...] | None
     evaluation: dict[str, Any] | None
     evaluation_absent: str | None
+    max_drop: float | None = None
 
     def __post_init__(self) -> None:
         ids = [entry.id for entry in self.entries]
@@ -164,7 +166,7 @@ def ensure_replaceable(output: Path) -> None:
     if not found:
         return
     try:
-        known = {m.FILE_NAME, m.REPORT_NAME, *(entry.path for entry in m.read(output).all_files())}
+        known = {m.FILE_NAME, m.REPORT_NAME, *m.FRONT_NAMES, *(entry.path for entry in m.read(output).all_files())}
     except BundleError as error:
         shown = ", ".join(sorted(found)[:3])
         raise OutputError(
@@ -185,7 +187,7 @@ def _key(contents: Contents) -> str:
         [(e.id, e.title, e.description, e.steps, e.info, e.losses) for e in contents.entries],
         [(b.id, b.form, b.targets, b.model.sha256, b.figures) for e in contents.entries for b in e.builds],
         contents.splits.digest(),
-        [contents.class_ids, contents.target, contents.evaluation, contents.evaluation_absent],
+        [contents.class_ids, contents.target, contents.evaluation, contents.evaluation_absent, contents.max_drop],
         [stage.versions(), stage.source_digest(), *(sha256(path) for path in runtime_files())],
     ]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
@@ -259,6 +261,7 @@ def _write(folder: Path, contents: Contents, key: str, advance: Any) -> m.Manife
         samples=tuple(samples),
         variants=tuple(variants),
         files=tuple(_entry(folder, path) for path in others if path not in listed),
+        max_drop=contents.max_drop,
     )
     write_json(folder / m.FILE_NAME, written.to_json())
     advance()

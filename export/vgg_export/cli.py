@@ -274,7 +274,7 @@ _distil = click.option(
     type=click.Choice(options.DISTIL_CHOICES),
     default=options.DistilOptions.up_to,
     show_default=True,
-    help="Of the compact variants: what is trained again. auto: the classifier; for 'all --max-drop' deeper blocks, too, if needed.",
+    help="Of the compact variants: what is trained again. auto: the classifier; with --max-drop deeper blocks, too, if needed.",
 )
 
 
@@ -336,6 +336,13 @@ def _factorise_options(chosen: dict[str, Any]) -> options.FactoriseOptions:
     return options.FactoriseOptions(chosen["conv_share"], ranks, multiple, chosen["repair_images"], seed=chosen["seed"])
 
 
+def _budget_options(chosen: dict[str, Any]) -> options.Budget:
+    budget = options.Budget(chosen["max_drop"], _bytes(chosen["target_size"]), chosen["target_speedup"])
+    if budget.asked and (chosen["fc_ranks"] or chosen["conv_share"] != options.FactoriseOptions.conv_share):
+        raise OptionsError("a budget searches for the ranks, --conv-share and --fc-ranks set them: give one or the other")
+    return budget
+
+
 def _bytes(text: str | None) -> int | None:
     """ "20MB", "500 kB" or "20000000" in bytes."""
     if text is None:
@@ -387,7 +394,7 @@ def all_(no_compare: bool, **chosen: Any) -> int:
         factorise=_factorise_options(chosen),
         distil=options.DistilOptions(chosen["distil_up_to"], chosen["images"], chosen["seed"]),
         quantize=_quantize_options(chosen),
-        budget=options.Budget(chosen["max_drop"], _bytes(chosen["target_size"]), chosen["target_speedup"]),
+        budget=_budget_options(chosen),
         scaled_px=chosen["scaled_px"],
         variants=tuple(name.strip() for name in chosen["variants"].split(",")) if chosen["variants"] else None,
         targets=chosen["targets"] or None,
@@ -441,6 +448,7 @@ def sweep(ratios: str, max_drop: float, **chosen: Any) -> None:
         factorise=options.FactoriseOptions(multiple=multiple, images=chosen["repair_images"], seed=chosen["seed"]),
         distil=options.DistilOptions(chosen["distil_up_to"], seed=chosen["seed"]),
         quantize=_quantize_options(chosen),
+        budget=options.Budget(max_drop),
         scaled_px=chosen["scaled_px"],
         targets=(chosen["target"],),
     )

@@ -31,6 +31,7 @@ from vgg_runtime.preprocess import for_input
 from . import model, stage
 from .data import Item, Splits, batches_of
 from .errors import DataError
+from .evaluate import loss_error_points
 from .options import FinetuneOptions, as_json
 from .progress import Progress, Quiet
 from .storage import atomic_file, reserved_array
@@ -155,7 +156,7 @@ def tune(
                 answers.write(pictures, teacher.plan.input_px, sets[name].teacher)
         losses, kept = _epochs(trained, sets["fitting"], sets["selection"], options, shown)
         measured = {"selection_loss": losses, "kept_epoch": kept, "processes": _world()}
-        measured["losses"], measured["points_lost"] = _lost(trained, sets["selection"], options.batch)
+        measured["losses"], measured["points_lost"], measured["loss_error_points"] = _lost(trained, sets["selection"], options.batch)
         measured |= {"images": _total(len(sets["fitting"].labels)), "select_images": _total(len(sets["selection"].labels))}
     tensors = {name: t.detach().clone() for name, t in network.state_dict().items()}
     words = (
@@ -368,13 +369,13 @@ def _selection_loss(trained: "nn.Module", cached: _Cached, options: FinetuneOpti
     return _total(total) / _total(len(cached.labels))
 
 
-def _lost(trained: "nn.Module", cached: _Cached, batch: int) -> tuple[dict[str, Any], float]:
+def _lost(trained: "nn.Module", cached: _Cached, batch: int) -> tuple[dict[str, Any], float, float]:
     """Agreement with the teacher and mean KL in nats over the selection set of all processes; and the points lost against the
-    teacher there: of top-1 on the labelled pictures, of agreement where there are none."""
+    teacher there, with their standard error: of top-1 on the labelled pictures, of agreement where there are none."""
     import torch
     from torch.nn import functional
 
-    same, divergence, labelled, more_right = 0.0, 0.0, 0.0, 0.0
+    same, divergence, labelled, more_right, changed = 0.0, 0.0, 0.0, 0.0, 0.0
     with torch.inference_mode():
         for start in range(0, len(cached.labels), batch):
             x, teacher, labels = cached.batch(range(start, min(start + batch, len(cached.labels))))
@@ -384,10 +385,12 @@ def _lost(trained: "nn.Module", cached: _Cached, batch: int) -> tuple[dict[str, 
             divergence += float(functional.kl_div(logits.log_softmax(1), teacher.log_softmax(1), reduction="sum", log_target=True))
             labelled += float((labels >= 0).sum())
             more_right += float((wanted == labels).sum() - (said == labels).sum())
+            changed += float(((wanted == labels) != (said == labels)).sum())
     n, labelled = int(_total(len(cached.labels))), _total(labelled)
-    agreement, more_right = _total(same) / n, _total(more_right)
-    points = 100 * (more_right / labelled if labelled else 1 - agreement)
-    return {"tuned": {"agreement": agreement, "kl": _total(divergence) / n, "n": n, "against": "the checkpoint"}}, points
+    same, more_right, changed = _total(same), _total(more_right), _total(changed)
+    counted, total, squares = (labelled, more_right, changed) if labelled else (n, n - same, n - same)
+    loss = {"agreement": same / n, "kl": _total(divergence) / n, "n": n, "against": "the checkpoint"}
+    return {"tuned": loss}, 100 * total / counted, loss_error_points(total, squares, int(counted))
 
 
 def _total(value: float) -> float:

@@ -8,13 +8,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vgg_runtime.manifest import FRONT_NAMES
+
 from .search import Found, Point, drop, error
 from .storage import atomic_file
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-NAMES = ("front.json", "front.csv", "front.svg", "front.png")
 # Colour and marker of each family of points (Okabe and Ito's colours, which colour-blind readers tell apart), and its legend.
 LOOKS = {
     "baseline": ("#000000", "*"),
@@ -70,7 +71,7 @@ def judged_on(points: Sequence[Point]) -> str:
 
 
 def write(folder: Path, found: Found) -> list[Path]:
-    """The four files of NAMES in a folder."""
+    """The four files of FRONT_NAMES in a folder."""
     points = [found.baseline, *found.points]
     fastest = pareto(points, found.baseline, lambda p: -p.speedup)
     smallest = pareto(points, found.baseline, lambda p: p.bytes)
@@ -83,7 +84,7 @@ def write(folder: Path, found: Found) -> list[Path]:
         "points": [p.to_json() for p in points],
     }
     folder.mkdir(parents=True, exist_ok=True)
-    paths = [folder / name for name in NAMES]
+    paths = [folder / name for name in FRONT_NAMES]
     _write(paths[0], (json.dumps(content, indent=1, allow_nan=False) + "\n").encode())
     _write(paths[1], table(found, {id(p) for p in (*fastest, *smallest)}).encode())
     for path in paths[2:]:

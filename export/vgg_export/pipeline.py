@@ -52,7 +52,7 @@ def _run(recipes: Sequence[Recipe], options: AllOptions, progress: Progress) -> 
             continue
         entries.append(entry)
     figures, absent = _evaluate(entries, splits, options, progress)
-    contents = bundle.Contents(tuple(entries), splits, ids, figures, absent)
+    contents = bundle.Contents(tuple(entries), splits, ids, figures, absent, options.budget.max_drop)
     made_bundle = bundle.run(contents, options.output, progress)
     if found:
         found = _with_test_figures(found, entries, figures, options.budget.max_drop)
@@ -101,9 +101,10 @@ def _with_test_figures(
     best = next((p for p in points if found.recommended and p.sha256 == found.recommended.sha256), None)
     reason = found.reason
     if best and best.test:
-        reason += f"; on {best.test['n']} test pictures {search.lost_in_words(best, baseline, 'test')}"
-        if allowed is not None and search.drop(best, baseline, "test") > allowed:
-            reason += f", which is more than the {allowed:g} allowed: more selection pictures would have told"
+        name = next(entry.id for entry in entries if entry.model.sha256 == best.sha256)
+        reason += f"; as {name} in the bundle, on {best.test['n']} test pictures {search.lost_in_words(best, baseline, 'test')}"
+        if allowed is not None and search.drop(best, baseline, "test") > allowed + 1e-9:
+            reason += f", which is more than the {allowed:g} allowed"
     return dataclasses.replace(found, points=points, baseline=baseline, recommended=best, reason=reason)
 
 

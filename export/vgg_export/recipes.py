@@ -118,10 +118,11 @@ class Steps:
             before = finetune.run(before, self.checkpoint, self.splits, made, level, self.progress, self._shared)
             if "points_lost" not in before.measured:  # it was skipped, and says why
                 break
-            lost = before.measured["points_lost"]
+            lost, error = before.measured["points_lost"], before.measured["loss_error_points"]
             if allowed is not None:
-                log.info("distilled, %s: %+.1f points lost in fp32, %g allowed before int8", name, lost, allowed * FLOAT_SHARE)
-            if lost <= allowed * FLOAT_SHARE if allowed is not None else not before.measured["kept_epoch"]:
+                words = f"{lost:+.1f} ± {error:.1f} points lost in fp32, {allowed * FLOAT_SHARE:g} allowed before int8"
+                log.info("distilled, %s: %s", name, words)
+            if lost + error <= allowed * FLOAT_SHARE if allowed is not None else not before.measured["kept_epoch"]:
                 break
         return before
 

@@ -18,7 +18,7 @@ import os
 import statistics
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -30,12 +30,12 @@ from vgg_runtime.preprocess import Preprocessing
 from vgg_runtime.recommend import loss_points
 from vgg_runtime.session import Model
 
-from . import evaluate, stage
+from . import evaluate, model, prune, stage
 from .data import Item, Splits
 from .errors import NothingToGainError, OptionsError
 from .options import AllOptions, Budget, PruneOptions, SweepOptions
 from .progress import Progress
-from .recipes import Steps
+from .recipes import Steps, chosen_recipes
 
 log = logging.getLogger(__name__)
 
@@ -242,14 +242,14 @@ class Search:
         int8 = self.options.quantize
         if self.options.budget.max_drop is not None:
             # what int8 loses is judged in points then; a layer kept float for its agreement can be as large as all others together
-            int8 = dataclasses.replace(int8, float_layers=0)
+            int8 = dataclasses.replace(int8, min_agreement=0.0)
         return dataclasses.replace(self.options, factorise=wanted, quantize=int8, work=self._folder("compact", rung.name))
 
     def filters(self, family: str, options: PruneOptions) -> list[Point]:
         """An int8 point of a network that lost filters and was not tuned."""
         setting = {"ratio": options.ratio, "first_block": options.first_block}
         asked = dataclasses.replace(self.options, prune=options)
-        return self.points(family, f"{options.ratio:.0%} of the filters", (("prune", "export", "quantize"),), asked, setting)
+        return self.points(family, f"{100 * options.ratio:g}% of the filters", (("prune", "export", "quantize"),), asked, setting)
 
     def alone(self) -> list[Point]:
         """int8 and the smaller input without anything else: what any budget is compared with."""
@@ -274,6 +274,10 @@ class Search:
     def _folder(self, family: str, name: str) -> Path:
         return self.options.work_folder / "points" / "".join(c if c.isalnum() else "-" for c in f"{family} {name}")
 
+    def becomes_a_variant(self, point: Point) -> bool:
+        """Whether a point is one of the bundle's variants: int8 alone at the smaller input is only there to be compared with."""
+        return point.steps in {recipe.steps for recipe in chosen_recipes(self.options.variants)}
+
     def baseline(self) -> Point:
         """The baseline as a point."""
         return self.judge.point("baseline", "fp32", ("export",), self.judge.baseline, {})
@@ -290,6 +294,7 @@ def run(search: Search, budget: Budget, ladder: Sequence[Rung] = LADDER) -> Foun
     upper, lower = -1, len(rungs)  # the answer lies between these two
     while lower - upper > 1:
         k = (upper + lower) // 2
+        log.info("%d more rungs at most", (lower - upper - 1).bit_length() + 1)
         try:
             tried[rungs[k]] = search.rung(rungs[k], budget)
         except NothingToGainError as error:
@@ -305,14 +310,17 @@ def run(search: Search, budget: Budget, ladder: Sequence[Rung] = LADDER) -> Foun
         tried[middle] = search.rung(middle, budget)
     if not tried:
         raise OptionsError("this network is too narrow to be factorised; use --prune-ratio instead of a budget")
-    best = conclude([*points, *itertools.chain(*tried.values())], baseline, budget, tried).rung
+    best = conclude([*points, *itertools.chain(*tried.values())], baseline, budget, tried, search.becomes_a_variant).rung
     tried[best] = search.rung(best)  # at both sizes: both become variants
-    return conclude([*points, *itertools.chain(*tried.values())], baseline, budget, tried)
+    return conclude([*points, *itertools.chain(*tried.values())], baseline, budget, tried, search.becomes_a_variant)
 
 
 def sweep(search: Search, options: SweepOptions, ladder: Sequence[Rung] = LADDER) -> Found:
     """Every rung, and beside it what keeps it honest: int8 alone, the same rung not fitted, filters by L2 with and without repair
     and filters at random, at the same ratios. The recommendation is made on the selection pictures as in ``run``."""
+    base = dataclasses.replace(search.options.prune, first_block="conv1")
+    for ratio in options.ratios:  # one that removes nothing is refused before anything takes time
+        prune.uniform_plan(model.load(search.checkpoint.path).plan, dataclasses.replace(base, ratio=ratio))
     points, tried = search.alone(), dict[Rung, list[Point]]()
     for rung in walk(ladder):
         try:
@@ -321,7 +329,8 @@ def sweep(search: Search, options: SweepOptions, ladder: Sequence[Rung] = LADDER
             log.info("the ladder ends here: %s", error)
             break
         points += [*tried[rung], *search.not_fitted(rung)]
-    base = dataclasses.replace(search.options.prune, first_block="conv1")
+    if not tried:
+        raise OptionsError("this network is too narrow to be factorised, so there is no front to draw")
     for ratio in options.ratios:
         for family, criterion, repaired in FILTER_FAMILIES:
             points += search.filters(family, dataclasses.replace(base, ratio=ratio, criterion=criterion, repair=repaired))
@@ -362,21 +371,48 @@ def error(point: Point, which: str = "select") -> float:
     return float(getattr(point, which)["loss_error_points"])
 
 
-def conclude(points: list[Point], baseline: Point, budget: Budget, tried: dict[Rung, list[Point]]) -> Found:
-    """The recommendation: within the budget the fastest, or, when only targets were set, the one that loses least."""
-    fit = [p for p in points if reaches(p, budget) and not too_much([p], baseline, budget)]
+def shortfall(point: Point, budget: Budget) -> float:
+    """How far a point is from the targets of size and speed: the sum of the logarithms of the factors that are missing."""
+    size = 0.0 if budget.size_bytes is None else max(0.0, math.log(point.bytes / budget.size_bytes))
+    return size + (0.0 if budget.speedup is None else max(0.0, math.log(budget.speedup / point.speedup)))
+
+
+def anything(_: Point) -> bool:
+    """Every point may be recommended."""
+    return True
+
+
+def conclude(
+    points: list[Point],
+    baseline: Point,
+    budget: Budget,
+    tried: dict[Rung, list[Point]],
+    eligible: Callable[[Point], bool] = anything,
+) -> Found:
+    """The recommendation among the eligible points: within the budget the fastest, or, when only targets were set, the one that loses
+    least; or else the nearest: of those that lose least beyond what is allowed the one that is closest to the targets."""
+    candidates = [p for p in points if eligible(p)]
+    fit = [p for p in candidates if reaches(p, budget) and not too_much([p], baseline, budget)]
+    n = baseline.select["n"] if baseline.select else 0
     if fit and budget.max_drop is not None:
         best, why = max(fit, key=lambda p: p.speedup), "the fastest point tried"
     elif fit:
         best, why = min(fit, key=lambda p: (drop(p, baseline), -p.speedup)), "the point that loses least"
     else:
-        nearest = min(points, key=lambda p: (max(0.0, drop(p, baseline) + error(p) - (budget.max_drop or 0.0)), -p.speedup))
-        reason = f"the budget ({budget.in_words()}) cannot be met; the nearest is {nearest.name}: {in_words(nearest, baseline)}"
-        if budget.max_drop is not None and drop(nearest, baseline) <= budget.max_drop < drop(nearest, baseline) + error(nearest):
-            reason += f" on {baseline.select['n'] if baseline.select else 0} selection pictures; more of them would tell it more exactly"
+        nearest = min(candidates, key=lambda p: (_excess(p, baseline, budget), shortfall(p, budget), drop(p, baseline), -p.speedup))
+        words = f"{nearest.family}, {nearest.name}: {in_words(nearest, baseline)} on {n} selection pictures"
+        reason = f"the budget ({budget.in_words()}) cannot be met; the nearest is {words}"
+        if reaches(nearest, budget) and drop(nearest, baseline) <= (budget.max_drop or 0.0):
+            reason += "; more of them would tell it more exactly"
         return Found(tuple(points), baseline, None, reason, _rung_of(nearest, tried))
-    reason = f"{why} with {budget.in_words()} on {best.select['n'] if best.select else 0} selection pictures: {in_words(best, baseline)}"
+    asked = f"{why} with {budget.in_words()} on {n} selection pictures"
+    reason = f"{asked}: {best.family}, {best.name}: {in_words(best, baseline)}"
     return Found(tuple(points), baseline, best, reason, _rung_of(best, tried))
+
+
+def _excess(point: Point, baseline: Point, budget: Budget) -> float:
+    """Points lost, with their error, beyond what is allowed."""
+    return 0.0 if budget.max_drop is None else max(0.0, drop(point, baseline) + error(point) - budget.max_drop)
 
 
 def _rung_of(point: Point, tried: dict[Rung, list[Point]]) -> Rung:

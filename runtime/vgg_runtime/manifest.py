@@ -16,6 +16,7 @@ SCHEMA = 2  # 2: variants have builds, weights lie beside the graphs
 FILE_NAME = "manifest.json"
 SPLITS_NAME = "splits.json"
 REPORT_NAME = "report.html"  # written after the bundle, by its own runtime; not listed in the manifest
+FRONT_NAMES = ("front.json", "front.csv", "front.svg", "front.png")  # likewise, where a budget was searched for
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,6 +128,7 @@ class Manifest:
     samples: tuple[Sample, ...]
     variants: tuple[Variant, ...]
     files: tuple[FileEntry, ...]  # everything else: runtime copy, README, splits
+    max_drop: float | None = None  # points that a recommended variant may lose, where the bundle was made for a budget
 
     def variant(self, wanted: str) -> Variant:
         for variant in self.variants:

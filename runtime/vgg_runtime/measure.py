@@ -20,7 +20,7 @@ from typing import IO, Any, Self
 from . import advice, builds, check, device, rounds, targets, watch
 from .manifest import Manifest, Variant
 from .metrics import percentile, wilson_interval
-from .recommend import recommend
+from .recommend import MAX_LOSS_POINTS, recommend
 
 RESULT_SCHEMA = 1
 MAX_RUNS = 1000
@@ -142,7 +142,7 @@ def finish(result: dict[str, Any], manifest: Manifest, labels: Sequence[str], im
     for row in rows:
         _relate(row, baseline, images, manifest.figures_absent)
         _name(row["predictions"], labels)
-    result["recommended"] = recommend(rows, first)
+    result["recommended"] = recommend(rows, first, MAX_LOSS_POINTS if manifest.max_drop is None else manifest.max_drop)
     result["device"] |= device.state(root)  # the work may have made it hot
     result["explanations"] = advice.explanations(result)
 
