@@ -36,7 +36,9 @@ def test_patches_are_what_a_convolution_sees() -> None:
     assert torch.equal(repair.patches(maps, places), expected)
 
 
-def test_moments_of_chunks_are_those_of_all_samples() -> None:
+@pytest.mark.parametrize("block", [1, 2, 3, 4, 9])
+def test_moments_of_chunks_are_those_of_all_samples(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(repair, "BLOCK", block)
     x, y, w = torch.randn(50, 4) + 3, torch.randn(50, 2), torch.randn(2, 4).double()
     sums = repair.Sums(4, 2)
     sums.add(x[:20], y[:20])

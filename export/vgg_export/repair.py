@@ -35,6 +35,7 @@ DAMPINGS = (0.01, 0.1, 1.0)  # share of all directions beside those that the log
 COMBINATIONS = 16  # of the logits per picture, whose gradients stand for all
 SAMPLES = 40_000  # places of the pictures that a convolution is fitted on, at most
 CHUNK = 8  # pictures at a time
+BLOCK = 768  # inputs at a time of which second moments are summed
 KEPT_BYTES = 4_000_000  # a map larger than this per picture is computed again instead of stored
 
 
@@ -351,7 +352,9 @@ class Sums:
     def add(self, x: "torch.Tensor", y: "torch.Tensor") -> None:
         """Samples x [m, d] and y [m, k]; products in float32 per chunk, sums in float64."""
         self._n += len(x)
-        self._xx += x.T @ x
+        for a in range(0, x.shape[1], BLOCK):  # the half above the diagonal: the rest of a symmetric product is not multiplied out
+            b = a + BLOCK
+            self._xx[a:b, a:] += x[:, a:b].T @ x[:, a:]
         self._yx += y.T @ x
         self._x += x.sum(0)
         self._y += y.sum(0)
@@ -363,6 +366,8 @@ class Sums:
 
         n = max(1, self._n)
         x, y = self._x / n, self._y / n
+        for a in range(BLOCK, len(self._xx), BLOCK):
+            self._xx[a:, a - BLOCK : a] = self._xx[a - BLOCK : a, a:].T
         xx, yx = self._xx.div_(n), self._yx.div_(n)
         return Moments(self._n, xx.sub_(torch.outer(x, x)), yx.sub_(torch.outer(y, x)), self._yy / n - float(y @ y), x, y)
 
