@@ -8,7 +8,7 @@ from vgg_export import data, evaluate, stage
 from vgg_export.errors import DataError
 from vgg_export.progress import Quiet
 from vgg_runtime import manifest
-from vgg_runtime.metrics import wilson_interval
+from vgg_runtime.metrics import loss_error_points, wilson_interval
 from vgg_runtime.preprocess import for_input, load
 
 
@@ -24,7 +24,7 @@ def test_figures_by_hand() -> None:
     assert found["loss_error_points"] == pytest.approx(100 * np.sqrt(0.2 * 0.8 / 3))  # none lost of three: not yet never
     lost = evaluate.figures(other, baseline, np.array([0, 1, 5, 3]))  # and one that the baseline alone has right
     assert lost["loss_error_points"] == pytest.approx(100 * np.std([0, 0, 0, 1]) / 2)
-    assert evaluate.loss_error_points(0, 0, 900) == pytest.approx(0.11, abs=0.01)
+    assert loss_error_points(0, 0, 900) == pytest.approx(0.11, abs=0.01)
     both_ways = evaluate.figures(other[[3, 0, 3, 0]], baseline[[3, 1, 3, 0]], np.array([3, 0, 3, 0]))  # lost, won, lost, kept
     assert both_ways["loss_error_points"] == pytest.approx(100 * np.std([1, -1, 1, 0]) / 2)
     unlabelled = evaluate.figures(other, baseline, np.full(4, -1))  # one of four disagrees

@@ -2,7 +2,6 @@
 
 import dataclasses
 import logging
-import math
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -59,7 +58,7 @@ def evaluate(subjects: Sequence[Subject], items: Sequence[Item], work: Path, pro
     Returns:
         ``{id: {"n", "top1", "top5", "agreement", "loss_error_points", "kl_mean", "kl_p95"}}``; proportions are
         ``{"rate", "n", "interval95"}``, top-1 and top-5 are None without labels, top-5 also with five classes or fewer, where it says
-        nothing. ``loss_error_points`` as the function of that name says.
+        nothing. ``loss_error_points`` as ``metrics`` says.
 
     Raises:
         DataError: no pictures.
@@ -91,18 +90,10 @@ def figures(logits: npt.NDArray[np.float32], baseline: npt.NDArray[np.float32], 
         "top1": _proportion(right),
         "top5": _proportion((best[known] == labels[known, None]).any(axis=1)) if logits.shape[1] > 5 else None,
         "agreement": _proportion(best[:, 0] == reference),
-        "loss_error_points": loss_error_points(float(lost.sum()), float((lost**2).sum()), len(lost)),
+        "loss_error_points": metrics.loss_error_points(float(lost.sum()), float((lost**2).sum()), len(lost)),
         "kl_mean": float(divergence.mean()),
         "kl_p95": float(np.quantile(divergence, 0.95)),
     }
-
-
-def loss_error_points(total: float, squares: float, n: int) -> float:
-    """The standard error of a loss against the baseline in points of top-1 (or of disagreement without labels), which both were asked the
-    same ``n`` pictures for: ``total`` is the sum over these of 1 (lost), -1 (won) or 0, ``squares`` that of their squares. At least
-    that of Laplace's estimate after none was lost: that nothing changed on few pictures does not say that nothing ever does."""
-    least = 1 / (n + 2)
-    return 100 * math.sqrt(max(squares / n - (total / n) ** 2, least * (1 - least)) / n)
 
 
 def _proportion(hits: npt.NDArray[np.bool_]) -> dict[str, Any] | None:

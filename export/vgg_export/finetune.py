@@ -26,12 +26,12 @@ import numpy as np
 import numpy.typing as npt
 
 import vgg_calibration.choose as choose
+from vgg_runtime.metrics import loss_error_points
 from vgg_runtime.preprocess import for_input
 
 from . import model, stage
 from .data import Item, Splits, batches_of
 from .errors import DataError
-from .evaluate import loss_error_points
 from .options import FinetuneOptions, as_json
 from .progress import Progress, Quiet
 from .storage import atomic_file, reserved_array
