@@ -18,7 +18,16 @@ from conftest import small_checkpoint
 
 from vgg_export import data, evaluate, front, model, pipeline, recipes, search, stage, to_onnx
 from vgg_export.errors import NothingToGainError, OptionsError
-from vgg_export.options import AllOptions, Budget, DataOptions, DistilOptions, FactoriseOptions, SweepOptions, WeightsOptions
+from vgg_export.options import (
+    AllOptions,
+    Budget,
+    DataOptions,
+    DistilOptions,
+    FactoriseOptions,
+    SweepOptions,
+    WeightsOptions,
+    default_targets,
+)
 from vgg_export.progress import Quiet
 from vgg_runtime import manifest
 from vgg_runtime.metrics import wilson_interval
@@ -353,12 +362,15 @@ def test_all_with_a_budget_brings_the_recommended_variant_and_can_be_run_again(
         distil=DistilOptions("none"),
         budget=Budget(max_drop=100.0),
         scaled_px=96,
-        variants=("compact", "compact-scaled"),
+        variants=("quantized", "compact", "compact-scaled"),
+        targets=default_targets()[:1],
     )
     made = pipeline.run(options, Quiet())
     content = json.loads((tmp_path / "out/front.json").read_text())
     assert content["recommended"]["family"] == "compact"
     assert content["recommended"]["test"]["n"] == 42
+    quantized = sum(record.getMessage().startswith("int8: ") for record in caplog.records)
+    assert quantized == len(content["points"]) - 1  # all but the baseline, and none for a variant again
     (name,) = re.findall(r"as (compact|compact-scaled) in the bundle", content["reason"])
     assert content["recommended"]["test"] == made.variant(name).build.evaluation
     assert re.search(r", on 42 test pictures [+-]\d+\.\d ± \d+\.\d points lost", content["reason"])

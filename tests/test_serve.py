@@ -452,6 +452,9 @@ def test_the_fastest_that_loses_little_is_recommended() -> None:
     assert chosen["variant"] == "good"
     assert "89.5 % against 90.0 % on 1000 test images" in chosen["reason"]
     assert recommend.recommend(rows, "baseline", 2.5)["variant"] == "fast"
+    unsure = [row("baseline", 100, built(0.90, 1)), row("a", 10, built(0.90, 0.97) | {"loss_error_points": 1.2})]
+    unsure.append(row("b", 20, built(0.895, 0.97) | {"loss_error_points": 0.5}))
+    assert recommend.recommend(unsure, "baseline")["variant"] == "b"  # a loses nothing, give or take more than is allowed
     unlabelled = [row("baseline", 100, built(None, 1)), row("a", 10, built(None, 0.98)), row("b", 20, built(None, 0.995))]
     assert recommend.recommend(unlabelled, "baseline")["variant"] == "b"
     few = [row("baseline", 100, built(0.9, 1) | {"n": 40}), row("a", 10, built(0.9, 0.5) | {"n": 40})]

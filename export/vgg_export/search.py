@@ -231,8 +231,8 @@ class Search:
     def not_fitted(self, rung: Rung) -> list[Point]:
         """The int8 point of a rung from the weights alone, and not distilled."""
         log.info("rung: %s, not fitted", rung.name)
-        options = self.at(rung)
-        options = dataclasses.replace(options, factorise=dataclasses.replace(options.factorise, repair=False))
+        options, folder = self.at(rung), self._folder("compact, not fitted", rung.name)
+        options = dataclasses.replace(options, factorise=dataclasses.replace(options.factorise, repair=False), work=folder)
         chains = (("factorise", "export", "quantize"),)
         return self.points("compact, not fitted", rung.name, chains, options, dataclasses.asdict(rung))
 
@@ -248,20 +248,21 @@ class Search:
     def filters(self, family: str, options: PruneOptions) -> list[Point]:
         """An int8 point of a network that lost filters and was not tuned."""
         setting = {"ratio": options.ratio, "first_block": options.first_block}
-        asked = dataclasses.replace(self.options, prune=options)
-        return self.points(family, f"{100 * options.ratio:g}% of the filters", (("prune", "export", "quantize"),), asked, setting)
+        name = f"{100 * options.ratio:g}% of the filters"
+        asked = dataclasses.replace(self.options, prune=options, work=self._folder(family, name))
+        return self.points(family, name, (("prune", "export", "quantize"),), asked, setting)
 
     def alone(self) -> list[Point]:
-        """int8 and the smaller input without anything else: what any budget is compared with."""
+        """int8 and the smaller input without anything else: what any budget is compared with. At 224 px it is a variant, too, and
+        therefore made where these are."""
         return self.points("int8 alone", "int8", (("export", "quantize"), ("fold", "export", "quantize")), self.options, {})
 
     def points(
         self, family: str, name: str, chains: Sequence[tuple[str, ...]], options: AllOptions, setting: dict[str, Any]
     ) -> list[Point]:
-        """One point per chain of steps, its files in a folder named after the point."""
-        folder = self._folder(family, name)
-        folder.mkdir(parents=True, exist_ok=True)
-        steps = Steps(self.checkpoint, self.splits, dataclasses.replace(options, work=folder), self.progress, self.options.work_folder)
+        """One point per chain of steps, its files in the work folder of ``options``."""
+        options.work_folder.mkdir(parents=True, exist_ok=True)
+        steps = Steps(self.checkpoint, self.splits, options, self.progress, self.options.work_folder)
         found = []
         for chain in chains:
             made = steps.make(chain)
