@@ -212,6 +212,8 @@ def test_the_board_takes_the_build_for_its_core_and_says_which(several: Path, tm
 
 def test_tuning_is_remembered_for_this_board_and_these_models(several: Path, tmp_path: Path) -> None:
     found = manifest.read(several)
+    if len(tuning.candidates(found.variant("quantized"), targets.of_device(device.describe(1)))) < 2:
+        pytest.skip("an x86 without VNNI saturates in all builds but its own, so there is nothing to tune")
     done = compare("--tune", "--budget", "0.1", "--rounds", "1", bundle=several, XDG_CACHE_HOME=str(tmp_path))
     assert done.returncode == 0, done.stderr
     assert re.search(r"tuned quantized: quantized \d+\.\d ms, .* is used", done.stdout)
