@@ -231,11 +231,16 @@ def test_tuning_is_remembered_for_this_board_and_these_models(several: Path, tmp
     (tmp_path / "vgg-export/tuned.json").write_text("{damaged")
     assert compare(*arguments, bundle=several, XDG_CACHE_HOME=str(tmp_path)).returncode == 0
     assert json.loads((tmp_path / "r.json").read_text())["variants"][1]["build"]["id"] != "quantized.pi4"
-    assert compare("--tune", "--target", "pi4", bundle=several).returncode == 2
     (tmp_path / "file").write_text("")
     done = compare("--tune", "--budget", "0.1", "--rounds", "1", bundle=several, XDG_CACHE_HOME=str(tmp_path / "file"))
     assert (done.returncode, "not remembered (" in done.stdout) == (0, True)
-    for command in (("--doctor", "--memory", "lean"), ("--diff", tmp_path / "r.json", tmp_path / "r.json", "--tune")):
+
+
+def test_tuning_is_not_mixed_with_what_it_does_not_go_with(several: Path, tmp_path: Path) -> None:
+    assert compare("--tune", "--target", "pi4", bundle=several).returncode == 2
+    result = tmp_path / "r.json"
+    assert compare("--budget", "0.1", "--rounds", "1", "--json", result, bundle=several).returncode == 0
+    for command in (("--doctor", "--memory", "lean"), ("--diff", result, result, "--tune")):
         assert compare(*command, bundle=several).returncode == 2
 
 

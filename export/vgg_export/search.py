@@ -320,8 +320,9 @@ def sweep(search: Search, options: SweepOptions, ladder: Sequence[Rung] = LADDER
     """Every rung, and beside it what keeps it honest: int8 alone, the same rung not fitted, filters by L2 with and without repair
     and filters at random, at the same ratios. The recommendation is made on the selection pictures as in ``run``."""
     base = dataclasses.replace(search.options.prune, first_block="conv1")
+    plan = model.load(search.checkpoint.path).plan
     for ratio in options.ratios:  # one that removes nothing is refused before anything takes time
-        prune.uniform_plan(model.load(search.checkpoint.path).plan, dataclasses.replace(base, ratio=ratio))
+        prune.uniform_plan(plan, dataclasses.replace(base, ratio=ratio))
     points, tried = search.alone(), dict[Rung, list[Point]]()
     for rung in walk(ladder):
         try:
@@ -345,7 +346,7 @@ def walk(ladder: Sequence[Rung]) -> Iterator[Rung]:
 
 def too_much(points: Iterable[Point], baseline: Point, budget: Budget) -> bool:
     """Whether none of the points keeps the loss, with its error, within the budget."""
-    return budget.max_drop is not None and all(drop(p, baseline) + error(p) > budget.max_drop + 1e-9 for p in points)
+    return all(_excess(p, baseline, budget) > 1e-9 for p in points)
 
 
 def far_enough(points: Sequence[Point], baseline: Point, budget: Budget) -> bool:
