@@ -148,7 +148,7 @@ def make_bundle(splits: data.Splits, work: Path) -> None:
     quantized = quantize.run(baseline, splits, 16, work / "quantized.onnx", QuantizeOptions("x86-vnni"), Quiet())
     signed = retype.run(quantized, "pi5", work / "signed.onnx", Quiet())
     entries = entries_of(baseline, quantized, scaled, signed)
-    subjects = [evaluate.Subject(e.id, e.model, e.preprocessing) for e in entries]
+    subjects = [evaluate.Subject(e.id, e.model, e.preprocessing, e.builds[0].targets) for e in entries]
     figures = evaluate.run(subjects, splits.test, work / "evaluation.json", Quiet()).measured
     bundle.run(bundle.Contents(entries, splits, None, figures, None), work / "artifacts", Quiet())
 

@@ -107,7 +107,7 @@ def test_later_stages_need_no_special_case(made: tuple[stage.Artifact, stage.Art
     exported = to_onnx.run(scaled, tmp_path / "scaled.onnx", Quiet())
     factors = len(model.load(compact.path).plan.factors)
     assert exported.measured["ops"]["Conv"] + exported.measured["ops"]["Gemm"] == 8 + 3 + factors
-    quantized = quantize.run(exported, splits, 8, tmp_path / "int8.onnx", QuantizeOptions("pi5", min_agreement=0), Quiet())
+    quantized = quantize.run(exported, splits, 8, tmp_path / "int8.onnx", QuantizeOptions("pi5"), Quiet())
     assert quantized.measured["ops"]["QLinearConv"] == exported.measured["ops"]["Conv"]
     assert quantized.measured["ops"]["QGemm"] == exported.measured["ops"]["Gemm"]
 

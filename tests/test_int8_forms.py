@@ -21,7 +21,8 @@ from vgg_export.trial import Bench, Trial
 from vgg_runtime.manifest import SessionSettings
 from vgg_runtime.metrics import kl_divergence
 from vgg_runtime.preprocess import for_input, load
-from vgg_runtime.session import Model
+from vgg_runtime.session import Model, exact
+from vgg_runtime.targets import here
 
 PX = 64
 Floats = np.ndarray[Any, np.dtype[np.float32]]
@@ -56,7 +57,7 @@ def pictures(items: tuple[data.Item, ...]) -> Floats:
 
 
 def logits(path: Path, x: Floats) -> Floats:
-    return Model(path, SessionSettings(), 1)(x)
+    return Model(path, exact(SessionSettings(), here(), ("pi5",)), 1)(x)
 
 
 def tensors_of(path: Path) -> dict[str, Floats]:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime as ort
 import pytest
 from conftest import reseal
 from test_compare import compare
@@ -20,10 +21,10 @@ from vgg_export import data, external, integer, options, pipeline, quantize, ret
 from vgg_export.errors import CheckFailedError, OptionsError
 from vgg_export.options import AllOptions, QuantizeOptions
 from vgg_export.progress import Quiet
-from vgg_runtime import builds, device, manifest, measure, targets, tuning
+from vgg_runtime import builds, check, device, manifest, measure, targets, tuning
 from vgg_runtime.errors import BundleError
 from vgg_runtime.manifest import SessionSettings
-from vgg_runtime.session import Model
+from vgg_runtime.session import EXACT, Model, exact
 from vgg_runtime.targets import TARGETS
 
 
@@ -212,17 +213,14 @@ def test_the_board_takes_the_build_for_its_core_and_says_which(several: Path, tm
 
 def test_tuning_is_remembered_for_this_board_and_these_models(several: Path, tmp_path: Path) -> None:
     found = manifest.read(several)
-    if len(tuning.candidates(found.variant("quantized"), targets.of_device(device.describe(1)))) < 2:
-        pytest.skip("an x86 without VNNI saturates in all builds but its own, so there is nothing to tune")
     done = compare("--tune", "--budget", "0.1", "--rounds", "1", bundle=several, XDG_CACHE_HOME=str(tmp_path))
     assert done.returncode == 0, done.stderr
-    assert re.search(r"tuned quantized: quantized \d+\.\d ms, .* is used", done.stdout)
+    own = builds.for_core(found, targets.here()).variant("quantized").build.id
+    assert re.search(rf"tuned quantized: {own} \d+\.\d ms, .* is used", done.stdout)
     remembered = json.loads((tmp_path / "vgg-export/tuned.json").read_text())
     (entry,) = remembered.values()
     assert entry["builds"].keys() == {"quantized"}  # the baseline has one build only
-    assert entry["builds"]["quantized"] in {
-        b.id for b in tuning.candidates(found.variant("quantized"), targets.of_device(device.describe(1)))
-    }
+    assert entry["builds"]["quantized"] in {b.id for b in found.variant("quantized").builds}
     pretended = {key: entry | {"builds": {"quantized": "quantized.pi4"}} for key in remembered}
     (tmp_path / "vgg-export/tuned.json").write_text(json.dumps(pretended))
     arguments = ("--budget", "0.1", "--rounds", "1", "--json", tmp_path / "r.json")
@@ -252,10 +250,26 @@ def test_the_fastest_build_is_one_that_ran() -> None:
     assert tuning._fastest({"a": inf, "b": inf}) is None
 
 
-def test_what_saturates_is_never_tuned_to(several: Path) -> None:
-    quantized = manifest.read(several).variant("quantized")
-    assert [b.id for b in tuning.candidates(quantized, TARGETS["x86-avx2"])] == ["quantized.x86-avx2"]
-    assert len(tuning.candidates(quantized, TARGETS["pi4"])) == 3
+def test_what_overflows_in_the_fast_kernels_is_run_with_others() -> None:
+    settings = SessionSettings(arena=False, config={"a": "b"})
+    assert exact(settings, TARGETS["x86-avx2"], ("pi5", "pi4")) == SessionSettings(arena=False, config={"a": "b", EXACT: "1"})
+    for core, made_for in (("x86-avx2", ("x86-avx2",)), ("x86-avx2", ()), ("x86-vnni", ("pi5",)), ("pi4", ("x86-vnni",))):
+        assert exact(settings, TARGETS[core], made_for) == settings
+
+
+def test_the_logits_recorded_for_a_board_are_those_of_exact_sums(several: Path) -> None:
+    """Whatever this PC's kernels do: without optimization onnxruntime computes the integers' layers in float."""
+    bundle = manifest.read(several)
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    for build in bundle.variant("quantized").builds:
+        x, expected = check.load_expected(several / bundle.expected.path, build.id, 224)
+        session = ort.InferenceSession(several / build.model.path, options)
+        found = np.concatenate([session.run(None, {"input": one[None]})[0] for one in x])
+        assert check.deviation(found, expected) < 0.01, build.id
+        settings = build.sessions["fast"]
+        again = Model(several / build.model.path, dataclasses.replace(settings, config=settings.config | {EXACT: "1"}), 1)
+        assert check.deviation(np.concatenate([again(one[None]) for one in x]), expected) < 0.01, build.id
 
 
 def test_fast_where_there_is_room_lean_where_there_is_not(several: Path) -> None:

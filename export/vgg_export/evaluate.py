@@ -13,7 +13,8 @@ import numpy.typing as npt
 from vgg_runtime import device, metrics
 from vgg_runtime.manifest import SessionSettings
 from vgg_runtime.preprocess import Preprocessing, load
-from vgg_runtime.session import Model
+from vgg_runtime.session import Model, exact
+from vgg_runtime.targets import here
 
 from . import stage
 from .data import Item
@@ -26,12 +27,18 @@ log = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class Subject:
-    """A model file and how its input is made."""
+    """A model file, how its input is made, and for which cores it is (none: for any)."""
 
     id: str
     model: stage.Artifact
     preprocessing: Preprocessing
-    session: SessionSettings = dataclasses.field(default_factory=SessionSettings)
+    targets: Sequence[str] = ()
+    settings: SessionSettings = dataclasses.field(default_factory=SessionSettings)
+
+    @property
+    def session(self) -> SessionSettings:
+        """Computes here what the model computes on its own cores."""
+        return exact(self.settings, here(), self.targets)
 
 
 def run(subjects: Sequence[Subject], items: Sequence[Item], output: Path, progress: Progress) -> stage.Artifact:

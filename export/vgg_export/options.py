@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from vgg_runtime import device
-from vgg_runtime.targets import TARGETS, of_device
+from vgg_runtime.targets import TARGETS, here
 
 from .errors import OptionsError
 
@@ -248,7 +247,7 @@ class Budget:
 
 def default_targets() -> tuple[str, ...]:
     """This machine, where the variants are evaluated and timed, and a Pi 5."""
-    return tuple(dict.fromkeys((of_device(device.describe(1)).name, "pi5")))
+    return tuple(dict.fromkeys((here().name, "pi5")))
 
 
 def width_multiple(targets: Sequence[str]) -> int:

@@ -212,7 +212,9 @@ def evaluate_bundle(folder: Path, pictures: DataOptions, progress: Progress, *, 
     work = folder.resolve().parent / f".{folder.resolve().name}.work"
     items = data.unseen(pictures, present.weights["weights"], labels, present.class_ids, fitted, work, progress)
     subjects = [
-        evaluate.Subject(b.id, stage.Artifact(folder / b.model.path, b.model.sha256, {}), v.preprocessing, b.sessions[builds.FAST])
+        evaluate.Subject(
+            b.id, stage.Artifact(folder / b.model.path, b.model.sha256, {}), v.preprocessing, b.targets, b.sessions[builds.FAST]
+        )
         for v in present.variants
         for b in v.builds
     ]
@@ -257,5 +259,5 @@ def _evaluate(
     if absent:
         log.info("not evaluated: %s", absent)
         return None, absent
-    subjects = [evaluate.Subject(b.id, b.model, e.preprocessing) for e in entries for b in e.builds if b.id == b.figures]
+    subjects = [evaluate.Subject(b.id, b.model, e.preprocessing, b.targets) for e in entries for b in e.builds if b.id == b.figures]
     return evaluate.run(subjects, splits.test, options.work_folder / "evaluation.json", progress).measured, None

@@ -170,7 +170,7 @@ class Judge:
         return evaluate.figures(logits, self._said[which], labels)
 
     def _ask(self, which: str, made: stage.Artifact, name: str) -> npt.NDArray[np.float32]:
-        subject = evaluate.Subject(name, made, Preprocessing.from_json(made.measured["model"]["preprocessing"]))
+        subject = subject_of(made, name)
         key = (which, subject.preprocessing.crop_px)
         if key not in self._tensors:
             folder = Path(tempfile.mkdtemp(dir=self._scratch.name))
@@ -189,13 +189,18 @@ class Judge:
         return statistics.median(own), statistics.median(reference)
 
 
+def subject_of(made: stage.Artifact, name: str) -> evaluate.Subject:
+    """An exported or quantized model as it is asked and timed here."""
+    made_for = (made.measured["target"],) if "target" in made.measured else ()
+    return evaluate.Subject(name, made, Preprocessing.from_json(made.measured["model"]["preprocessing"]), made_for)
+
+
 def timed(made: stage.Artifact) -> list[float]:
     """Latencies in ms of a model in a session of its own, after a warm-up."""
     info = made.measured["model"]
     side = info["plan"]["input_px"]
     x = np.random.default_rng(0).standard_normal((1, 3, side, side), np.float32)
-    settings = evaluate.Subject("", made, Preprocessing.from_json(info["preprocessing"])).session
-    session, samples = Model(made.path, settings, device.usable_cores()), list[float]()
+    session, samples = Model(made.path, subject_of(made, "").session, device.usable_cores()), list[float]()
     session(x)
     session(x)
     end = time.perf_counter() + TIMING_S

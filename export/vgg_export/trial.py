@@ -14,8 +14,8 @@ from vgg_runtime import device
 from vgg_runtime.manifest import SessionSettings
 from vgg_runtime.metrics import kl_divergence
 from vgg_runtime.preprocess import Preprocessing, load
-from vgg_runtime.session import Model
-from vgg_runtime.targets import Target
+from vgg_runtime.session import Model, exact
+from vgg_runtime.targets import Target, here
 
 from . import equalize, integer
 from .options import Int8Form
@@ -55,6 +55,7 @@ class Bench:
         import onnx
 
         self.source, self.target, self.preprocessing, self.scratch, self.progress = source, target, preprocessing, scratch, progress
+        self.session = exact(SessionSettings(), here(), (target.name,))
         self.layers = chain.layers(onnx.load(source))
         self.seen: dict[str, Seen] = {}
         self.scales: list[Array] | None = None  # of the equalized form, found when it is first needed
@@ -135,7 +136,7 @@ class Bench:
 
     def _logits(self, path: Path, label: str | None, inputs: Sequence[npt.NDArray[np.float32]]) -> npt.NDArray[np.float32]:
         """[n, classes], one picture at a time as on the device; not reported without a label."""
-        session = Model(path, SessionSettings(), device.usable_cores())
+        session = Model(path, self.session, device.usable_cores())
         if label is None:
             return np.concatenate([session(x) for x in inputs])
         rows = []

@@ -9,7 +9,8 @@ from typing import Any, Self
 
 from .errors import BundleError
 from .manifest import Build, Manifest, Variant
-from .targets import TARGETS, Target, nearest
+from .session import exact
+from .targets import TARGETS, Target, here, nearest
 
 FAST, LEAN, AUTO = "fast", "lean", "auto"
 MEMORY_MODES = (AUTO, FAST, LEAN)
@@ -57,7 +58,7 @@ def request(folder: Path, bundle: Manifest, variant: Variant, memory_mode: str) 
         "check": variant.build.id,
         "model": str(folder / variant.build.model.path),
         "expected": str(folder / bundle.expected.path),
-        "session": dataclasses.asdict(variant.build.sessions[memory_mode]),
+        "session": dataclasses.asdict(exact(variant.build.sessions[memory_mode], here(), variant.build.targets)),
     }
 
 

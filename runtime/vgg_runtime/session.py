@@ -1,5 +1,7 @@
 """An onnxruntime session for a variant."""
 
+import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +9,19 @@ import numpy as np
 import numpy.typing as npt
 
 from .manifest import SessionSettings
+from .targets import Target, saturates
+
+# onnxruntime turns 8-bit weights into unsigned ones, whose kernels add in 32 bits (core/optimizer/qdq_transformer/avx2_weight_s8_to_u8.cc).
+# They are slower (measured: 1.4 to 1.7 times, compact variants), and on x86 with VNNI nothing but slower.
+EXACT = "session.x64quantprecision"
+
+
+def exact(settings: SessionSettings, core: Target, made_for: Sequence[str]) -> SessionSettings:
+    """What a build made for some targets is to be run with on a core: where its int8 products would overflow, with slower kernels
+    that compute what its own cores do."""
+    if not saturates(core, made_for):
+        return settings
+    return dataclasses.replace(settings, config=settings.config | {EXACT: "1"})
 
 
 def session_options(settings: SessionSettings, threads: int) -> Any:

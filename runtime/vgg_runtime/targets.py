@@ -5,7 +5,7 @@ import dataclasses
 from collections.abc import Sequence
 
 from .advice import has_dot_product
-from .device import Device
+from .device import Device, describe
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,6 +69,11 @@ def of_device(device: Device) -> Target:
     return TARGETS["pi5" if fast else "pi4"]
 
 
+def here() -> Target:
+    """The target that this machine comes nearest to."""
+    return of_device(describe(1))
+
+
 def nearest(target: Target, made_for: Sequence[Sequence[str]]) -> int:
     """Which of several builds, each made for some targets (or, where it names none, for any core), suits a core best."""
     distances = [_distance(target, names) for names in made_for]
@@ -76,12 +81,12 @@ def nearest(target: Target, made_for: Sequence[Sequence[str]]) -> int:
 
 
 def saturates(target: Target, made_for: Sequence[str]) -> bool:
-    """Whether a build's int8 products overflow on a core: one that needs 7-bit weights, which the build has not."""
+    """Whether a build's int8 products overflow in a core's fastest kernels: it needs 7-bit weights, which the build has not."""
     return target.reduce_range and bool(made_for) and not any(TARGETS[name].reduce_range for name in made_for if name in TARGETS)
 
 
 def _distance(target: Target, made_for: Sequence[str]) -> float:
-    """0 for a build for this very core, then those for any core, then others: saturating is worse than slower kernels."""
+    """0 for a build for this very core, then those for any core, then others; what must not overflow (``session.exact``) is slowest."""
     if target.name in made_for:
         return 0
     if not made_for:

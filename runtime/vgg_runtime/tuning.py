@@ -15,7 +15,7 @@ from typing import Any
 from . import builds, device, measure, output
 from .errors import RuntimeInputError
 from .manifest import Build, Manifest, Variant
-from .targets import Target, of_device, saturates
+from .targets import of_device
 
 ROUNDS = 3
 BUDGET_S = 0.6  # of each build in a round
@@ -43,9 +43,8 @@ def tune(folder: Path, bundle: Manifest, variants: Sequence[Variant], threads: i
     target, options = of_device(board), measure.Options(threads, budget_s=BUDGET_S, rounds=1, root=root)
     found = remembered(bundle, board)
     for variant in variants:
-        tried = candidates(variant, target)
-        if len(tried) > 1:
-            times = _timed(folder, bundle, variant, tried, options)
+        if len(variant.builds) > 1:
+            times = _timed(folder, bundle, variant, variant.builds, options)
             if best := _fastest(times):
                 found[variant.id] = best
             told = ", ".join(f"{name} {'failed' if ms == float('inf') else f'{ms:.1f} ms'}" for name, ms in times.items())
@@ -55,11 +54,6 @@ def tune(folder: Path, bundle: Manifest, variants: Sequence[Variant], threads: i
     except (OSError, RuntimeInputError) as error:
         report(f"not remembered ({error}); set XDG_CACHE_HOME to a folder that can be written")
     return builds.for_core(bundle, target, found)
-
-
-def candidates(variant: Variant, target: Target) -> list[Build]:
-    """The builds that compute the right thing on a core, the one in front first."""
-    return [build for build in variant.builds if not saturates(target, build.targets)]
 
 
 def _timed(folder: Path, bundle: Manifest, variant: Variant, tried: Sequence[Build], options: measure.Options) -> dict[str, float]:
