@@ -9,7 +9,7 @@ from .errors import BundleError
 
 # Largest |difference of logits| that still passes, as a fraction of the spread (max - min) of the expected logits.
 # fp32: another CPU sums in another order. int8: the accumulation is exact, but a value that falls between two steps may
-# round the other way in each layer, and cores without VNNI saturate pairs of products.
+# round the other way in each layer.
 TOLERANCE = {"fp32": 1e-3, "int8": 0.10}
 
 
