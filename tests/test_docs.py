@@ -12,6 +12,7 @@ from conftest import ROOT, readme_table
 from vgg_export import model, pipeline, prune, weights
 from vgg_export.cli import cli
 from vgg_export.options import TARGETS, AllOptions, PruneOptions
+from vgg_runtime.metrics import wilson_interval
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 CODE = "\n".join(re.findall(r"^    (\S.*)$", README, re.MULTILINE) + re.findall(r"`([^`\n]+)`", README))
@@ -44,6 +45,25 @@ def test_the_full_size_table_is_the_recipes() -> None:
         assert float(row[4].removesuffix(" MB")) == pytest.approx(size, rel=0.02)  # a small int8 file's scales count
         speedup = baseline_ms / float(row[5].removesuffix(" ms"))
         assert float(row[6].removesuffix("x")) == pytest.approx(speedup, abs=0.05 + 0.006 * speedup)  # both are rounded
+
+
+@pytest.mark.parametrize(("table", "n", "count"), [("sweep table", 1200, 15), ("real table", 600, 7)])
+def test_every_interval_is_the_one_of_its_rate(table: str, n: int, count: int) -> None:
+    cells = [cell for row in readme_table(table) for cell in row if " to " in cell]
+    assert len(cells) == count
+    possible = {f"{100 * k / n:.1f} % ({100 * low:.1f} to {100 * high:.1f})" for k in range(n + 1) for low, high in [wilson_interval(k, n)]}
+    assert set(cells) <= possible
+
+
+def test_the_speed_and_size_of_a_real_network_are_ratios() -> None:
+    rows = {name: readme_table(name) for name in ("real table", "real front table")}
+    baseline_ms, baseline_mb = (float(rows["real table"][0][k].split()[0]) for k in (5, 4))
+    for row in rows["real table"]:
+        speedup = baseline_ms / float(row[5].removesuffix(" ms"))
+        assert float(row[6].removesuffix("x")) == pytest.approx(speedup, abs=0.05 + 0.006 * speedup)
+    for row in rows["real front table"]:
+        smaller = baseline_mb / float(row[4].removesuffix(" MB"))
+        assert float(row[5].removesuffix("x")) == pytest.approx(smaller, abs=0.5 + 0.02 * smaller)
 
 
 def test_the_shares_it_names_are_right() -> None:

@@ -8,7 +8,7 @@ import math
 import re
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -58,7 +58,7 @@ class Scripted:
     """What each rung would give: lost points, speed and how many times smaller."""
 
     def __init__(self, rungs: dict[float, tuple[float, float, float]], least: float = 0.0, error: float = 0.0) -> None:
-        self.error = error
+        self.error, self.options = error, AllOptions()
         self.rungs, self.least, self.asked, self.completed = rungs, least, list[float](), list[float]()
 
     def baseline(self) -> search.Point:
@@ -70,10 +70,10 @@ class Scripted:
     def alone(self) -> list[search.Point]:
         return [point("int8", 0.95, 4, 4, "int8 alone", error=self.error)]
 
-    def rung(self, rung: search.Rung, budget: Budget | None = None) -> list[search.Point]:
+    def rung(self, rung: search.Rung, *, both: bool = True) -> list[search.Point]:
         if rung.conv_share < self.least:
             raise NothingToGainError("too narrow")
-        (self.asked if budget else self.completed).append(rung.conv_share)
+        (self.completed if both else self.asked).append(rung.conv_share)
         lost, speed, size = self.rungs.get(rung.conv_share) or (0.9, 17.0, 45.0)  # the one between
         return [point(rung.name, 0.95 - lost / 100, speed, size, error=self.error)]
 
@@ -82,9 +82,14 @@ LADDER = tuple(search.Rung(share, 1.0) for share in (0.25, 0.7, 0.5, 0.35))
 RUNGS = {0.7: (0.0, 8.0, 30.0), 0.5: (0.2, 12.0, 35.0), 0.35: (0.8, 16.0, 40.0), 0.25: (3.0, 20.0, 50.0)}
 
 
+def run(scripted: Scripted, budget: Budget, ladder: Sequence[search.Rung] = LADDER) -> search.Found:
+    scripted.options = AllOptions(budget=budget)
+    return search.run(scripted, ladder)  # type: ignore[arg-type]
+
+
 def test_it_halves_the_ladder_as_far_as_the_loss_allows_and_looks_once_in_between() -> None:
     scripted = Scripted(RUNGS)
-    found = search.run(scripted, Budget(max_drop=1.0), LADDER)  # type: ignore[arg-type]
+    found = run(scripted, Budget(max_drop=1.0))
     assert scripted.asked == [0.5, 0.35, 0.25, 0.296]  # rolled back from 0.25, and the geometric middle tried
     assert found.recommended is not None
     assert found.recommended.speedup == pytest.approx(17.0)
@@ -97,14 +102,14 @@ def test_it_halves_the_ladder_as_far_as_the_loss_allows_and_looks_once_in_betwee
 
 def test_where_the_middle_loses_too_much_it_goes_back_up() -> None:
     scripted = Scripted(RUNGS | {0.5: (2.0, 12.0, 35.0), 0.592: (0.7, 9.0, 32.0)})
-    found = search.run(scripted, Budget(max_drop=1.0), LADDER)  # type: ignore[arg-type]
+    found = run(scripted, Budget(max_drop=1.0))
     assert scripted.asked == [0.5, 0.7, 0.592]
     assert found.rung.conv_share == 0.592
 
 
 def test_what_lies_between_does_not_count_when_it_loses_too_much() -> None:
     scripted = Scripted(RUNGS | {0.296: (1.2, 18.0, 46.0)})
-    found = search.run(scripted, Budget(max_drop=1.0), LADDER)  # type: ignore[arg-type]
+    found = run(scripted, Budget(max_drop=1.0))
     assert found.recommended is not None
     assert found.recommended.speedup == pytest.approx(16.0)  # the last that held
     assert found.rung.conv_share == 0.35
@@ -112,20 +117,20 @@ def test_what_lies_between_does_not_count_when_it_loses_too_much() -> None:
 
 def test_a_loss_counts_with_its_standard_error() -> None:
     scripted = Scripted(RUNGS | {0.418: (0.8, 14.0, 38.0)}, error=0.3)
-    found = search.run(scripted, Budget(max_drop=1.0), LADDER)  # type: ignore[arg-type]
+    found = run(scripted, Budget(max_drop=1.0))
     assert scripted.asked == [0.5, 0.35, 0.418]  # 0.8 ± 0.3 does not hold
     assert found.rung.conv_share == 0.5
     assert "12.0x, +0.2 ± 0.3 points lost" in found.reason
-    unsure = search.run(Scripted(RUNGS, error=2.0), Budget(max_drop=1.0), LADDER)  # type: ignore[arg-type]
+    unsure = run(Scripted(RUNGS, error=2.0), Budget(max_drop=1.0))
     assert unsure.recommended is None
     assert "8.0x, +0.0 ± 2.0 points lost on 1000 selection pictures; more of them would tell it more exactly" in unsure.reason
     for budget in (Budget(max_drop=0.5, speedup=30), Budget(speedup=30)):  # it is not the loss that stands in the way
-        assert "more of them" not in search.run(Scripted(RUNGS, error=2.0), budget, LADDER).reason  # type: ignore[arg-type]
+        assert "more of them" not in run(Scripted(RUNGS, error=2.0), budget).reason
 
 
 def test_targets_alone_are_met_as_high_up_as_possible_and_keep_the_least_loss() -> None:
     scripted = Scripted(RUNGS)
-    found = search.run(scripted, Budget(speedup=10, size_bytes=20_000_000), LADDER)  # type: ignore[arg-type]
+    found = run(scripted, Budget(speedup=10, size_bytes=20_000_000))
     assert scripted.asked == [0.5, 0.7, 0.592]  # met, not met, met with more loss
     assert found.recommended is not None
     assert found.recommended.name == "conv 50%, fc 100%"
@@ -133,10 +138,10 @@ def test_targets_alone_are_met_as_high_up_as_possible_and_keep_the_least_loss() 
 
 
 def test_a_budget_that_cannot_be_met_says_so_and_names_the_nearest() -> None:
-    found = search.run(Scripted(RUNGS), Budget(max_drop=0.5, speedup=30), LADDER)  # type: ignore[arg-type]
+    found = run(Scripted(RUNGS), Budget(max_drop=0.5, speedup=30))
     assert found.recommended is None
     assert "cannot be met; the nearest is compact, conv 50%, fc 100%: 14.3 MB (1/35), 12.0x, +0.2 ± 0.0 points lost" in found.reason
-    nothing = search.run(Scripted({0.7: (5.0, 8.0, 30.0)}), Budget(max_drop=0.5, size_bytes=1000), LADDER[1:2])  # type: ignore[arg-type]
+    nothing = run(Scripted({0.7: (5.0, 8.0, 30.0)}), Budget(max_drop=0.5, size_bytes=1000), LADDER[1:2])
     assert "the nearest is int8 alone, int8: 125.0 MB" in nothing.reason
     assert nothing.rung.conv_share == 0.7
 
@@ -145,7 +150,7 @@ def test_a_budget_that_cannot_be_met_says_so_and_names_the_nearest() -> None:
     ("budget", "nearest"), [(Budget(speedup=30), 0.25), (Budget(size_bytes=5_000_000), 0.25), (Budget(speedup=30, max_drop=0.5), 0.5)]
 )
 def test_targets_that_cannot_be_reached_name_the_point_that_is_closest_to_them(budget: Budget, nearest: float) -> None:
-    found = search.run(Scripted(RUNGS), budget, LADDER)  # type: ignore[arg-type]
+    found = run(Scripted(RUNGS), budget)
     assert found.recommended is None
     assert found.rung.conv_share == nearest
 
@@ -166,18 +171,18 @@ def test_what_becomes_no_variant_is_not_recommended(searching: Callable[[], sear
     assert not made.becomes_a_variant(alone)
     faster = Scripted(RUNGS)
     faster.alone = lambda: [point("int8", 0.95, 40, 4, "int8 alone")]  # type: ignore[method-assign]
-    assert search.run(faster, Budget(max_drop=1.0), LADDER).recommended.family == "int8 alone"  # type: ignore[arg-type,union-attr]
+    assert run(faster, Budget(max_drop=1.0)).recommended.family == "int8 alone"  # type: ignore[arg-type,union-attr]
     faster.becomes_a_variant = lambda p: p.family == "compact"  # type: ignore[method-assign]
-    assert search.run(faster, Budget(max_drop=1.0), LADDER).recommended.family == "compact"  # type: ignore[arg-type,union-attr]
+    assert run(faster, Budget(max_drop=1.0)).recommended.family == "compact"  # type: ignore[arg-type,union-attr]
 
 
 def test_the_ladder_ends_where_the_network_is_too_narrow() -> None:
     scripted = Scripted(RUNGS, least=0.4)
-    found = search.run(scripted, Budget(max_drop=1.0), LADDER)  # type: ignore[arg-type]
+    found = run(scripted, Budget(max_drop=1.0))
     assert scripted.asked == [0.5]  # 0.35 cannot be made
     assert found.rung.conv_share == 0.5
     with pytest.raises(OptionsError, match="too narrow to be factorised"):
-        search.run(Scripted(RUNGS, least=0.9), Budget(max_drop=1.0), LADDER)  # type: ignore[arg-type]
+        run(Scripted(RUNGS, least=0.9), Budget(max_drop=1.0))
 
 
 def test_without_labels_the_loss_is_disagreement() -> None:
@@ -313,14 +318,16 @@ def test_a_sweep_brings_what_keeps_it_honest_and_a_search_goes_on_from_its_point
     assert compact.select == evaluate.evaluate(subjects, splits.select, tmp_path, Quiet())[compact.model]
     timed: list[str] = []
     monkeypatch.setattr(search.Judge, "time", lambda *_: timed.append("again") or (1.0, 1.0))
-    again = search.run(searching(), Budget(max_drop=100.0), ladder)
+    again = search.run(searching(), ladder)
     assert list(again.points) == [p for p in found.points if p.family in ("int8 alone", "compact")]
     assert not timed  # what was tried is not tried again
     made = searching()
-    assert [p.input_px for p in made.rung(ladder[0], Budget(max_drop=100.0))] == [96]  # 224 px would be slower and no smaller
-    assert [p.input_px for p in made.rung(ladder[0], Budget(speedup=1.0))] == [224, 96]
+    assert [p.input_px for p in made.rung(ladder[0], both=False)] == [96]  # 224 px would be slower and no smaller
+    assert [p.input_px for p in made.rung(ladder[0])] == [224, 96]
     monkeypatch.setattr(search, "too_much", lambda *_: True)
-    assert [p.input_px for p in made.rung(ladder[0], Budget(max_drop=100.0))] == [224, 96]
+    assert [p.input_px for p in made.rung(ladder[0], both=False)] == [224, 96]
+    made.options = dataclasses.replace(made.options, budget=Budget(speedup=1.0))
+    assert [p.input_px for p in made.rung(ladder[0], both=False)] == [224, 96]
 
 
 def test_a_ratio_that_removes_nothing_is_refused_before_a_sweep_begins(searching: Callable[[], search.Search]) -> None:

@@ -142,7 +142,7 @@ def picture(found: Found, fastest: Sequence[Point], smallest: Sequence[Point], k
             )
         axes.set_xlabel(label)
     panels[0].set_ylabel(f"{WORDS[proportion]} on {n} {'test' if which == 'test' else 'selection'} pictures, %")
-    panels[0].legend(fontsize=8, loc="lower left")
+    panels[0].legend(fontsize=8, loc="best")
     names = [f"{numbers[id(p)]}: {p.family}, {p.name}" for p in sorted(points, key=lambda p: numbers.get(id(p), 0)) if id(p) in numbers]
     figure.supxlabel("\n".join("     ".join(names[k : k + 3]) for k in range(0, len(names), 3)), fontsize=8, x=0.02, ha="left")
     figure.suptitle("Speed and size against accuracy; bars: 95 % interval; line: what nothing beats", fontsize=11)

@@ -64,7 +64,7 @@ def _run(recipes: Sequence[Recipe], options: AllOptions, progress: Progress) -> 
 def _search(checkpoint: stage.Artifact, splits: data.Splits, options: AllOptions, progress: Progress) -> tuple[search.Found, AllOptions]:
     """The points tried within the budget, and the options that make the compact variants the recommended ones."""
     with _search_in(checkpoint, splits, options, ("select",), progress) as tried:
-        found = search.run(tried, options.budget)
+        found = search.run(tried)
         return found, tried.at(found.rung)
 
 

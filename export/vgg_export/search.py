@@ -184,9 +184,10 @@ class Judge:
         with self.progress.task(f"timing {name}", TIMING_ROUNDS) as task:
             for _ in range(TIMING_ROUNDS):
                 reference += timed(self.baseline)
-                own += timed(made)
+                if made.sha256 != self.baseline.sha256:
+                    own += timed(made)
                 task.advance()
-        return statistics.median(own), statistics.median(reference)
+        return statistics.median(own or reference), statistics.median(reference)
 
 
 def subject_of(made: stage.Artifact, name: str) -> evaluate.Subject:
@@ -217,16 +218,17 @@ class Search:
     def __init__(self, checkpoint: stage.Artifact, splits: Splits, options: AllOptions, judge: Judge, progress: Progress) -> None:
         self.checkpoint, self.splits, self.options, self.judge, self.progress = checkpoint, splits, options, judge, progress
 
-    def rung(self, rung: Rung, budget: Budget | None = None) -> list[Point]:
-        """The int8 points of a rung at both input sizes; where the smaller one keeps the drop that ``budget`` allows, the other, larger
-        and slower, is not made.
+    def rung(self, rung: Rung, *, both: bool = True) -> list[Point]:
+        """The int8 points of a rung at both input sizes; not ``both``: where the smaller one keeps the drop that is allowed, the other,
+        larger and slower, is not made.
 
         Raises:
             NothingToGainError: the network is too narrow to be factorised so far.
         """
         log.info("rung: %s", rung.name)
         found = self._rung(rung, COMPACT_SCALED)
-        if budget and budget.max_drop is not None and not too_much(found, self.baseline(), budget):
+        budget = self.options.budget
+        if not both and budget.max_drop is not None and not too_much(found, self.baseline(), budget):
             return found
         return [*self._rung(rung, COMPACT), *found]
 
@@ -289,20 +291,20 @@ class Search:
         return self.judge.point("baseline", "fp32", ("export",), self.judge.baseline, {})
 
 
-def run(search: Search, budget: Budget, ladder: Sequence[Rung] = LADDER) -> Found:
+def run(search: Search, ladder: Sequence[Rung] = LADDER) -> Found:
     """Halve the ladder until the last rung within the budget and the first beyond it are neighbours; see the module's head.
 
     Raises:
         OptionsError: not even the first rung can be made.
     """
-    baseline, points = search.baseline(), search.alone()
+    budget, baseline, points = search.options.budget, search.baseline(), search.alone()
     rungs, tried = list(walk(ladder)), dict[Rung, list[Point]]()
     upper, lower = -1, len(rungs)  # the answer lies between these two
     while lower - upper > 1:
         k = (upper + lower) // 2
         log.info("%d more rungs at most", (lower - upper - 1).bit_length() + 1)
         try:
-            tried[rungs[k]] = search.rung(rungs[k], budget)
+            tried[rungs[k]] = search.rung(rungs[k], both=False)
         except NothingToGainError as error:
             log.info("not further down: %s", error)
             lower = k
@@ -313,11 +315,11 @@ def run(search: Search, budget: Budget, ladder: Sequence[Rung] = LADDER) -> Foun
             upper = k
     if upper >= 0 and lower < len(rungs) and rungs[lower] in tried:
         middle = rungs[upper].between(rungs[lower])
-        tried[middle] = search.rung(middle, budget)
+        tried[middle] = search.rung(middle, both=False)
     if not tried:
         raise OptionsError("this network is too narrow to be factorised; use --prune-ratio instead of a budget")
     best = conclude([*points, *itertools.chain(*tried.values())], baseline, budget, tried, search.becomes_a_variant).rung
-    tried[best] = search.rung(best)  # at both sizes: both become variants
+    tried[best] = search.rung(best)  # both sizes become variants
     return conclude([*points, *itertools.chain(*tried.values())], baseline, budget, tried, search.becomes_a_variant)
 
 
