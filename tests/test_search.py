@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from conftest import small_checkpoint
 
-from vgg_export import data, evaluate, front, model, pipeline, recipes, search, stage, to_onnx
+from vgg_export import data, evaluate, external, front, model, pipeline, recipes, search, stage, to_onnx
 from vgg_export.errors import NothingToGainError, OptionsError
 from vgg_export.options import (
     AllOptions,
@@ -46,7 +46,7 @@ def figures(top1: float | None, agreement: float = 0.99, error: float = 0.0) -> 
 def point(name: str, top1: float | None, speed: float, size: float, family: str = "compact", **more: Any) -> search.Point:
     """``size``: how many times smaller than the baseline."""
     return search.Point(
-        family, name, ("export",), f"{name}.onnx", name, 160, "int8", round(BASE_BYTES / size), 1, 1, BASE_MS / speed, BASE_MS,
+        family, name, ("export",), f"{name}.onnx", name, 160, "int8", "pi5", round(BASE_BYTES / size), 1, 1, BASE_MS / speed, BASE_MS,
         figures(top1, more.get("agreement", 0.99), more.get("error", 0.0)), more.get("test"), {}
     )  # fmt: skip
 
@@ -59,7 +59,8 @@ class Scripted:
 
     def __init__(self, rungs: dict[float, tuple[float, float, float]], least: float = 0.0, error: float = 0.0) -> None:
         self.error, self.options = error, AllOptions()
-        self.rungs, self.least, self.asked, self.completed = rungs, least, list[float](), list[float]()
+        self.rungs, self.least = rungs, least
+        self.asked: dict[str, list[float]] = {"small": [], "large": []}
 
     def baseline(self) -> search.Point:
         return BASE
@@ -70,12 +71,15 @@ class Scripted:
     def alone(self) -> list[search.Point]:
         return [point("int8", 0.95, 4, 4, "int8 alone", error=self.error)]
 
-    def rung(self, rung: search.Rung, *, both: bool = True) -> list[search.Point]:
+    def rung(self, rung: search.Rung, steps: tuple[str, ...]) -> search.Point:
+        """At 224 px a rung loses and gains half as much."""
         if rung.conv_share < self.least:
             raise NothingToGainError("too narrow")
-        (self.completed if both else self.asked).append(rung.conv_share)
+        size_px, share = ("small", 1.0) if steps == search.COMPACT_SCALED else ("large", 0.5)
+        if rung.conv_share not in self.asked[size_px]:
+            self.asked[size_px].append(rung.conv_share)
         lost, speed, size = self.rungs.get(rung.conv_share) or (0.9, 17.0, 45.0)  # the one between
-        return [point(rung.name, 0.95 - lost / 100, speed, size, error=self.error)]
+        return point(rung.name, 0.95 - share * lost / 100, share * speed, size, error=self.error)
 
 
 LADDER = tuple(search.Rung(share, 1.0) for share in (0.25, 0.7, 0.5, 0.35))
@@ -90,20 +94,20 @@ def run(scripted: Scripted, budget: Budget, ladder: Sequence[search.Rung] = LADD
 def test_it_halves_the_ladder_as_far_as_the_loss_allows_and_looks_once_in_between() -> None:
     scripted = Scripted(RUNGS)
     found = run(scripted, Budget(max_drop=1.0))
-    assert scripted.asked == [0.5, 0.35, 0.25, 0.296]  # rolled back from 0.25, and the geometric middle tried
+    assert scripted.asked["small"] == [0.5, 0.35, 0.25, 0.296]  # rolled back from 0.25, and the geometric middle tried
+    assert scripted.asked["large"] == [0.25, 0.296]  # only where it might be faster; the other size of what becomes variants was asked
     assert found.recommended is not None
     assert found.recommended.speedup == pytest.approx(17.0)
     assert found.rung.conv_share == 0.296
-    assert scripted.completed == [0.296]  # the other input size of what becomes variants
     assert "the fastest point tried with a loss of at most 1 point on 1000 selection pictures" in found.reason
     assert "compact, conv 30%, fc 100%: 11.1 MB (1/45), 17.0x, +0.9 ± 0.0 points lost" in found.reason
-    assert len(found.points) == 5
+    assert len(found.points) == 7
 
 
 def test_where_the_middle_loses_too_much_it_goes_back_up() -> None:
     scripted = Scripted(RUNGS | {0.5: (2.0, 12.0, 35.0), 0.592: (0.7, 9.0, 32.0)})
     found = run(scripted, Budget(max_drop=1.0))
-    assert scripted.asked == [0.5, 0.7, 0.592]
+    assert scripted.asked == {"small": [0.5, 0.7, 0.592], "large": [0.35, 0.25, 0.296, 0.592]}  # each size has its own boundary
     assert found.rung.conv_share == 0.592
 
 
@@ -118,7 +122,7 @@ def test_what_lies_between_does_not_count_when_it_loses_too_much() -> None:
 def test_a_loss_counts_with_its_standard_error() -> None:
     scripted = Scripted(RUNGS | {0.418: (0.8, 14.0, 38.0)}, error=0.3)
     found = run(scripted, Budget(max_drop=1.0))
-    assert scripted.asked == [0.5, 0.35, 0.418]  # 0.8 ± 0.3 does not hold
+    assert scripted.asked["small"] == [0.5, 0.35, 0.418]  # 0.8 ± 0.3 does not hold
     assert found.rung.conv_share == 0.5
     assert "12.0x, +0.2 ± 0.3 points lost" in found.reason
     unsure = run(Scripted(RUNGS, error=2.0), Budget(max_drop=1.0))
@@ -131,7 +135,8 @@ def test_a_loss_counts_with_its_standard_error() -> None:
 def test_targets_alone_are_met_as_high_up_as_possible_and_keep_the_least_loss() -> None:
     scripted = Scripted(RUNGS)
     found = run(scripted, Budget(speedup=10, size_bytes=20_000_000))
-    assert scripted.asked == [0.5, 0.7, 0.592]  # met, not met, met with more loss
+    assert scripted.asked["small"] == [0.5, 0.7, 0.592]  # met, not met, met with more loss
+    assert scripted.asked["large"] == [0.5, 0.35, 0.25, 0.296]  # met further down
     assert found.recommended is not None
     assert found.recommended.name == "conv 50%, fc 100%"
     assert "the point that loses least" in found.reason
@@ -179,10 +184,17 @@ def test_what_becomes_no_variant_is_not_recommended(searching: Callable[[], sear
 def test_the_ladder_ends_where_the_network_is_too_narrow() -> None:
     scripted = Scripted(RUNGS, least=0.4)
     found = run(scripted, Budget(max_drop=1.0))
-    assert scripted.asked == [0.5]  # 0.35 cannot be made
+    assert scripted.asked == {"small": [0.5], "large": [0.5]}  # 0.35 cannot be made
     assert found.rung.conv_share == 0.5
     with pytest.raises(OptionsError, match="too narrow to be factorised"):
         run(Scripted(RUNGS, least=0.9), Budget(max_drop=1.0))
+
+
+def test_a_loss_that_so_few_pictures_cannot_show_is_refused_before_anything_takes_time(splits: data.Splits) -> None:
+    asked = AllOptions(budget=Budget(max_drop=0.5))
+    n = len(splits.select)
+    with pytest.raises(OptionsError, match=rf"at most 0\.5 points cannot be shown with {n} selection pictures, .* 0 ± \d"):
+        pipeline._search(None, splits, asked, Quiet())  # type: ignore[arg-type]
 
 
 def test_without_labels_the_loss_is_disagreement() -> None:
@@ -307,7 +319,9 @@ def test_a_sweep_brings_what_keeps_it_honest_and_a_search_goes_on_from_its_point
     assert not_fitted.select is not None
     assert compact.select["kl_mean"] < not_fitted.select["kl_mean"]
     for p in found.points:
-        assert p.bytes == (tmp_path / p.model).stat().st_size
+        assert p.target == default_targets()[0]
+        external.write(tmp_path / p.model, tmp_path / "as-shipped.onnx")
+        assert p.bytes == sum(path.stat().st_size for path in tmp_path.glob("as-shipped.*"))
         assert p.p50_ms > 0
         assert p.test is not None
         assert p.test["n"] == 7
@@ -321,13 +335,6 @@ def test_a_sweep_brings_what_keeps_it_honest_and_a_search_goes_on_from_its_point
     again = search.run(searching(), ladder)
     assert list(again.points) == [p for p in found.points if p.family in ("int8 alone", "compact")]
     assert not timed  # what was tried is not tried again
-    made = searching()
-    assert [p.input_px for p in made.rung(ladder[0], both=False)] == [96]  # 224 px would be slower and no smaller
-    assert [p.input_px for p in made.rung(ladder[0])] == [224, 96]
-    monkeypatch.setattr(search, "too_much", lambda *_: True)
-    assert [p.input_px for p in made.rung(ladder[0], both=False)] == [224, 96]
-    made.options = dataclasses.replace(made.options, budget=Budget(speedup=1.0))
-    assert [p.input_px for p in made.rung(ladder[0], both=False)] == [224, 96]
 
 
 def test_a_ratio_that_removes_nothing_is_refused_before_a_sweep_begins(searching: Callable[[], search.Search]) -> None:

@@ -145,8 +145,8 @@ def test_what_cannot_be_retyped_is_said(exported: stage.Artifact, unsigned: stag
 def test_weights_lie_beside_the_graph_and_are_shared(exported: stage.Artifact, unsigned: stage.Artifact, tmp_path: Path) -> None:
     signed = retype.run(unsigned, "pi4", tmp_path / "work.onnx", Quiet())
     first = external.write(unsigned.path, tmp_path / "a.onnx")
-    second = external.write(signed.path, tmp_path / "b.onnx", first)
-    other = external.write(exported.path, tmp_path / "c.onnx", first)
+    second = external.write(signed.path, tmp_path / "b.onnx", [first])
+    other = external.write(exported.path, tmp_path / "c.onnx", [first])
     assert first.path == second.path == tmp_path / "a.data"
     assert other.path == tmp_path / "c.data"  # fp32 weights are not those
     assert (tmp_path / "a.onnx").stat().st_size < 0.2 * unsigned.path.stat().st_size

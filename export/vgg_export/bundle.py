@@ -290,11 +290,11 @@ def _write_model(folder: Path, entry: Entry, contents: Contents) -> m.Variant:
 
 def _write_builds(folder: Path, entry: Entry, contents: Contents) -> Iterator[m.Build]:
     """The graphs of a variant; they share their weights where these are the same."""
-    weights = None
+    known: list[external.Weights] = []
     for build in entry.builds:
         graph = folder / f"models/{build.id}.onnx"
-        written = external.write(build.model.path, graph, weights)
-        weights = weights or written
+        written = external.write(build.model.path, graph, known)
+        known.append(written)
         yield m.Build(
             id=build.id,
             form=build.form,

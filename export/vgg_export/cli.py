@@ -232,6 +232,13 @@ _target = click.option(
     show_default=True,
     help="The core that int8 is made for.",
 )
+_target_here = click.option(
+    "--target",
+    type=click.Choice(tuple(TARGETS)),
+    default=lambda: options.default_targets()[0],
+    show_default="this machine",
+    help="The core that int8 is made for.",
+)
 _targets = click.option(
     "--target",
     "targets",
@@ -423,7 +430,7 @@ def all_(no_compare: bool, **chosen: Any) -> int:
 )
 @_repair_images
 @_distil
-@_target
+@_target_here
 @_quantize
 @_scaled
 @_seed

@@ -351,7 +351,9 @@ class DrawOptions:
 
     def __post_init__(self) -> None:
         if min(self.train, self.test) < 1 or self.val < 0 or self.size_px < 32 or not 0 <= self.seed < 100:
-            raise OptionsError(f"expected positive counts, a size of at least 32 px and a seed of 0 to 99; found {self}")
+            counts = f"--train {self.train} --val {self.val} --test {self.test}"
+            found = f"{counts}, {self.size_px} px and seed {self.seed}"
+            raise OptionsError(f"expected positive counts, a size of at least 32 px and a seed of 0 to 99; found {found}")
         if max(self.train, self.val, self.test) > 1_000_000:
             raise OptionsError("at most 1,000,000 signs a set")
 

@@ -3,7 +3,8 @@ graphs of one variant for several cores can share them."""
 
 import dataclasses
 import hashlib
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,9 +26,16 @@ class Weights:
     offsets: Mapping[str, int]
 
 
-def write(source: Path, graph: Path, shared: Weights | None = None) -> Weights:
-    """Write the model ``source``, whose tensors are all in it, as ``graph`` and a file of its large tensors: ``shared`` if that holds
-    them, else a new one named after the graph.
+def size_bytes(source: Path, scratch: Path) -> int:
+    """What a model will take on the device, its file of tensors with it."""
+    with tempfile.TemporaryDirectory(dir=scratch) as folder:
+        write(source, Path(folder) / "model.onnx")
+        return sum(path.stat().st_size for path in Path(folder).iterdir())
+
+
+def write(source: Path, graph: Path, known: Sequence[Weights] = ()) -> Weights:
+    """Write the model ``source``, whose tensors are all in it, as ``graph`` and a file of its large tensors: one of the ``known`` that
+    holds them, else a new one named after the graph.
 
     Raises:
         CheckFailedError: the tensors of ``source`` are not in it.
@@ -37,8 +45,7 @@ def write(source: Path, graph: Path, shared: Weights | None = None) -> Weights:
     model = onnx.load(source, load_external_data=False)
     tensors = {t.name: _bytes(t) for t in model.graph.initializer}
     large = {name: content for name, content in tensors.items() if len(content) >= SMALLEST_BYTES}
-    if shared is None or not _holds(shared, large):
-        shared = _store(large, graph.with_suffix(".data"))
+    shared = next((weights for weights in known if _holds(weights, large)), None) or _store(large, graph.with_suffix(".data"))
     for tensor in model.graph.initializer:
         content = large.get(tensor.name)
         if content is not None and (offset := shared.offsets.get(_digest(content))) is not None:

@@ -104,9 +104,11 @@ class FinetuneOptions:
         if not 0 < self.least_area <= 1:
             raise OptionsError(f"the least share of a picture to be seen must be above 0 and at most 1, found {self.least_area}")
         if self.epochs < 0 or self.batch < 1 or self.images < 1 or self.select_images < 1:
-            raise OptionsError(f"epochs must not be negative, batch and images must be positive; found {self}")
+            found = f"{self.epochs}, {self.batch}, {self.images} and {self.select_images}"
+            raise OptionsError(f"epochs must not be negative, batch and the numbers of images must be positive; found {found}")
         if min(self.rate, self.decay, self.temperature) <= 0:
-            raise OptionsError(f"the learning rate, its decay and the temperature must be positive; found {self}")
+            found = f"{self.rate}, {self.decay} and {self.temperature}"
+            raise OptionsError(f"the learning rate, its decay and the temperature must be positive; found {found}")
         if self.train_from not in TRAINABLE:
             raise OptionsError(f"--train-from must be one of {', '.join(TRAINABLE)}, found {self.train_from!r}")
 
@@ -164,7 +166,9 @@ class FactoriseOptions:
         if not 0 < self.fc_share <= 1:
             raise OptionsError(f"the share of the default ranks must be above 0 and at most 1, found {self.fc_share}")
         if min(self.multiple, self.images, self.held_images, *(self.fc_ranks or (1,))) < 1:
-            raise OptionsError(f"ranks, their multiple and the numbers of images must be positive; found {self}")
+            ranks = ",".join(map(str, self.fc_ranks or ("default",)))
+            found = f"{ranks}, {self.multiple}, {self.images} and {self.held_images}"
+            raise OptionsError(f"ranks, their multiple and the numbers of images must be positive; found {found}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -212,7 +216,8 @@ class QuantizeOptions:
         if not 0 <= self.min_agreement <= 1:
             raise OptionsError(f"--min-agreement must be from 0 to 1, found {self.min_agreement}")
         if self.float_layers < 0 or self.held_images < 1:
-            raise OptionsError(f"the number of float layers must not be negative, that of held-out pictures positive; found {self}")
+            found = f"{self.float_layers} and {self.held_images}"
+            raise OptionsError(f"the number of float layers must not be negative, that of held-out pictures positive; found {found}")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,6 +9,7 @@ from typing import Any
 
 from vgg_runtime import builds, manifest
 from vgg_runtime.manifest import Manifest
+from vgg_runtime.metrics import loss_error_points
 from vgg_runtime.targets import TARGETS
 
 from . import bundle, data, evaluate, fold, front, model, search, stage, weights
@@ -62,7 +63,17 @@ def _run(recipes: Sequence[Recipe], options: AllOptions, progress: Progress) -> 
 
 
 def _search(checkpoint: stage.Artifact, splits: data.Splits, options: AllOptions, progress: Progress) -> tuple[search.Found, AllOptions]:
-    """The points tried within the budget, and the options that make the compact variants the recommended ones."""
+    """The points tried within the budget, and the options that make the compact variants the recommended ones.
+
+    Raises:
+        OptionsError: there are too few pictures for what is allowed.
+    """
+    allowed, n = options.budget.max_drop, len(splits.select)
+    if allowed is not None and n and (least := loss_error_points(0, 0, n)) > allowed:
+        raise OptionsError(
+            f"a loss of at most {allowed:g} points cannot be shown with {n} selection pictures, on which no loss at all"
+            f" is one of 0 ± {least:.2g}; allow more, or give more pictures (class folders in val/)"
+        )
     with _search_in(checkpoint, splits, options, ("select",), progress) as tried:
         found = search.run(tried)
         return found, tried.at(found.rung)

@@ -1,11 +1,11 @@
 """A budget instead of a ratio: compact variants of several strengths are made, exported, quantized, timed as int8 on this
 machine and judged on the selection pictures; the best of those within the budget is recommended. A loss counts with its standard
-error: of several points the fastest that just holds is one that chance favoured, and would lose more on the next pictures. Where the
-smaller input keeps the allowed drop, the larger one, slower and no smaller, is made only for the rung that is recommended.
+error: of several points the fastest that just holds is one that chance favoured, and would lose more on the next pictures.
 
 A rung is a share of the convolutions' arithmetic and of the default ranks of fc1 and fc2; the ranks of the layers follow from the
 sensitivity table (``factorise``). The search halves the ladder: down where the loss is within the budget (or, without one, the
-targets are not met), back up where it is not, and then looks once between the last rung that held and the first that did not. Every
+targets are not met), back up where it is not, and then looks once between the last rung that held and the first that did not. That
+at the smaller input first and then at the larger one, with an allowed drop only below the rung that the smaller one held at. Every
 point stays on disk with its files, so that an interrupted search goes on where it was. The test pictures are not looked at here.
 """
 
@@ -30,7 +30,7 @@ from vgg_runtime.preprocess import Preprocessing
 from vgg_runtime.recommend import loss_points
 from vgg_runtime.session import Model
 
-from . import evaluate, model, prune, stage
+from . import evaluate, external, model, prune, stage
 from .data import Item, Splits
 from .errors import NothingToGainError, OptionsError
 from .options import AllOptions, Budget, PruneOptions, SweepOptions
@@ -82,6 +82,7 @@ class Point:
     sha256: str
     input_px: int
     precision: str
+    target: str | None  # the core that int8 was made for
     bytes: int
     parameters: int
     macs: int
@@ -144,7 +145,8 @@ class Judge:
                 sha256=made.sha256,
                 input_px=info["plan"]["input_px"],
                 precision=info["precision"],
-                bytes=made.path.stat().st_size,
+                target=made.measured.get("target"),
+                bytes=external.size_bytes(made.path, Path(self._scratch.name)),
                 parameters=info["parameters"],
                 macs=info["macs"],
                 p50_ms=p50_ms,
@@ -218,22 +220,15 @@ class Search:
     def __init__(self, checkpoint: stage.Artifact, splits: Splits, options: AllOptions, judge: Judge, progress: Progress) -> None:
         self.checkpoint, self.splits, self.options, self.judge, self.progress = checkpoint, splits, options, judge, progress
 
-    def rung(self, rung: Rung, *, both: bool = True) -> list[Point]:
-        """The int8 points of a rung at both input sizes; not ``both``: where the smaller one keeps the drop that is allowed, the other,
-        larger and slower, is not made.
+    def rung(self, rung: Rung, steps: tuple[str, ...]) -> Point:
+        """The int8 point of a rung at the input size of ``steps``.
 
         Raises:
             NothingToGainError: the network is too narrow to be factorised so far.
         """
         log.info("rung: %s", rung.name)
-        found = self._rung(rung, COMPACT_SCALED)
-        budget = self.options.budget
-        if not both and budget.max_drop is not None and not too_much(found, self.baseline(), budget):
-            return found
-        return [*self._rung(rung, COMPACT), *found]
-
-    def _rung(self, rung: Rung, steps: tuple[str, ...]) -> list[Point]:
-        return self.points("compact", rung.name, (steps,), self.at(rung), dataclasses.asdict(rung))
+        (point,) = self.points("compact", rung.name, (steps,), self.at(rung), dataclasses.asdict(rung))
+        return point
 
     def not_fitted(self, rung: Rung) -> list[Point]:
         """The int8 point of a rung from the weights alone, and not distilled."""
@@ -292,35 +287,45 @@ class Search:
 
 
 def run(search: Search, ladder: Sequence[Rung] = LADDER) -> Found:
-    """Halve the ladder until the last rung within the budget and the first beyond it are neighbours; see the module's head.
+    """Halve the ladder at each input size; see the module's head.
 
     Raises:
         OptionsError: not even the first rung can be made.
     """
     budget, baseline, points = search.options.budget, search.baseline(), search.alone()
     rungs, tried = list(walk(ladder)), dict[Rung, list[Point]]()
-    upper, lower = -1, len(rungs)  # the answer lies between these two
+    held = _halve(search, COMPACT_SCALED, rungs, -1, tried)
+    # the larger input is slower and no smaller: with a drop allowed it has to hold further down to be of use
+    _halve(search, COMPACT, rungs, held if budget.max_drop is not None else -1, tried)
+    if not tried:
+        raise OptionsError("this network is too narrow to be factorised; use --prune-ratio instead of a budget")
+    best = conclude([*points, *itertools.chain(*tried.values())], baseline, budget, tried, search.becomes_a_variant).rung
+    tried[best] = [search.rung(best, steps) for steps in (COMPACT, COMPACT_SCALED)]  # both sizes become variants
+    return conclude([*points, *itertools.chain(*tried.values())], baseline, budget, tried, search.becomes_a_variant)
+
+
+def _halve(search: Search, steps: tuple[str, ...], rungs: Sequence[Rung], upper: int, tried: dict[Rung, list[Point]]) -> int:
+    """Try rungs at one input size below the one of index ``upper`` until the last that is not far enough and the first that is are
+    neighbours, and one between these; returns the index of the last that was not, ``upper`` where there is none."""
+    lower = len(rungs)
     while lower - upper > 1:
         k = (upper + lower) // 2
-        log.info("%d more rungs at most", (lower - upper - 1).bit_length() + 1)
+        log.info("%s: %d more rungs at most", " -> ".join(steps), (lower - upper - 1).bit_length() + 1)
         try:
-            tried[rungs[k]] = search.rung(rungs[k], both=False)
+            point = search.rung(rungs[k], steps)
         except NothingToGainError as error:
             log.info("not further down: %s", error)
             lower = k
             continue
-        if far_enough(tried[rungs[k]], baseline, budget):
+        tried.setdefault(rungs[k], []).append(point)
+        if far_enough([point], search.baseline(), search.options.budget):
             lower = k
         else:
             upper = k
-    if upper >= 0 and lower < len(rungs) and rungs[lower] in tried:
+    if upper >= 0 and lower < len(rungs) and all(rungs[k] in tried for k in (upper, lower)):
         middle = rungs[upper].between(rungs[lower])
-        tried[middle] = search.rung(middle, both=False)
-    if not tried:
-        raise OptionsError("this network is too narrow to be factorised; use --prune-ratio instead of a budget")
-    best = conclude([*points, *itertools.chain(*tried.values())], baseline, budget, tried, search.becomes_a_variant).rung
-    tried[best] = search.rung(best)  # both sizes become variants
-    return conclude([*points, *itertools.chain(*tried.values())], baseline, budget, tried, search.becomes_a_variant)
+        tried.setdefault(middle, []).append(search.rung(middle, steps))
+    return upper
 
 
 def sweep(search: Search, options: SweepOptions, ladder: Sequence[Rung] = LADDER) -> Found:
@@ -333,7 +338,7 @@ def sweep(search: Search, options: SweepOptions, ladder: Sequence[Rung] = LADDER
     points, tried = search.alone(), dict[Rung, list[Point]]()
     for rung in walk(ladder):
         try:
-            tried[rung] = search.rung(rung)
+            tried[rung] = [search.rung(rung, steps) for steps in (COMPACT, COMPACT_SCALED)]
         except NothingToGainError as error:
             log.info("the ladder ends here: %s", error)
             break

@@ -62,8 +62,9 @@ def _int8(device: dict[str, Any], rows: Sequence[dict[str, Any]]) -> str | None:
 
 
 def _times_its_float_form(row: dict[str, Any], rows: Sequence[dict[str, Any]]) -> float | None:
-    """Speed of an int8 row against the float row of the same network and size; None where there is none."""
-    if row["precision"] != "int8":
+    """Speed of an int8 row against the float row of the same network and size; None where there is none, and where it is a build for
+    other cores that this one runs with slower kernels, which says nothing of this core."""
+    if row["precision"] != "int8" or row["build"]["slower_kernels"]:
         return None
     same = ("input_px", "parameters", "macs")
     twins = [of["p50_ms"] for of in rows if of["precision"] == "fp32" and all(of[key] == row[key] for key in same)]

@@ -265,7 +265,12 @@ def empty_row(variant: Variant) -> dict[str, Any]:
         "input_px": variant.preprocessing.crop_px,
         "parameters": variant.parameters,
         "macs": variant.macs,
-        "build": {"id": variant.build.id, "form": variant.build.form, "targets": list(variant.build.targets)},
+        "build": {
+            "id": variant.build.id,
+            "form": variant.build.form,
+            "targets": list(variant.build.targets),
+            "slower_kernels": targets.saturates(targets.here(), variant.build.targets),
+        },
         "size_bytes": variant.build.bytes,
         "load_ms": None,
         "first_ms": None,

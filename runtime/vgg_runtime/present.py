@@ -156,14 +156,15 @@ def comparison(result: dict[str, Any]) -> str:
 def _builds(result: dict[str, Any]) -> list[str]:
     """Which builds were not made for this core, and which sessions were lean."""
     target, lines = result["device"]["target"], []
-    foreign: dict[str, list[str]] = {}
+    foreign: dict[tuple[str, bool], list[str]] = {}
     for row in result["variants"]:
-        if row["build"]["targets"] and target not in row["build"]["targets"]:
-            foreign.setdefault(", ".join(row["build"]["targets"]), []).append(row["variant"])
-    for made_for, names in foreign.items():
-        lines.append(
-            f"{', '.join(names)}: no build for {target} was used, but the one for {made_for}; 'vgg-export all --target {target}' makes one."
-        )
+        build = row["build"]
+        if build["targets"] and target not in build["targets"]:
+            foreign.setdefault((", ".join(build["targets"]), build["slower_kernels"]), []).append(row["variant"])
+    for (made_for, slower), names in foreign.items():
+        why = ", with slower kernels, in which its 8-bit weights do not overflow" if slower else ""
+        told = f"no build for {target} was used, but the one for {made_for}{why}; 'vgg-export all --target {target}' makes one"
+        lines.append(f"{', '.join(names)}: {told}.")
     forms = dict.fromkeys(row["build"]["form"] for row in result["variants"] if row["build"]["form"])
     lines += [f"{', '.join(row['variant'] for row in result['variants'] if row['build']['form'] == form)}: {form}." for form in forms]
     if lean := [row["variant"] for row in result["variants"] if row["memory_mode"] == "lean"]:
