@@ -414,7 +414,7 @@ def test_what_does_not_go_with_it_is_code_2(arguments: tuple[str, ...], bundle_f
 
 def row(variant: str, precision: str, p50_ms: float | None, macs: float = 19.6e9, input_px: int = 224, **more: Any) -> dict[str, Any]:
     fixed = {"variant": variant, "precision": precision, "p50_ms": p50_ms, "macs": macs, "input_px": input_px, "parameters": macs / 100}
-    return fixed | {"peak_rss_bytes": 10**8, "error": None} | more
+    return fixed | {"build": {"slower_kernels": False}, "peak_rss_bytes": 10**8, "error": None} | more
 
 
 def explained(root: Path, rows: list[dict[str, Any]]) -> list[str]:
@@ -445,6 +445,8 @@ def test_where_int8_pays_nothing_is_explained(tmp_path: Path) -> None:
     lay_out(tmp_path)
     assert explained(tmp_path, [row("baseline", "fp32", 150.0), row("quantized", "int8", 100.0)]) == []
     assert len(explained(tmp_path, [row("baseline", "fp32", 149.0), row("quantized", "int8", 100.0)])) == 1
+    of_other_cores = row("quantized", "int8", 149.0, build={"slower_kernels": True})
+    assert explained(tmp_path, [row("baseline", "fp32", 149.0), of_other_cores]) == []  # it says nothing of this core
 
 
 def test_slow_int8_with_dot_product_or_unknown_features(tmp_path: Path) -> None:

@@ -320,8 +320,10 @@ def test_a_sweep_brings_what_keeps_it_honest_and_a_search_goes_on_from_its_point
     assert compact.select["kl_mean"] < not_fitted.select["kl_mean"]
     for p in found.points:
         assert p.target == default_targets()[0]
-        external.write(tmp_path / p.model, tmp_path / "as-shipped.onnx")
-        assert p.bytes == sum(path.stat().st_size for path in tmp_path.glob("as-shipped.*"))
+        shipped = tmp_path / "shipped" / p.sha256
+        shipped.mkdir(parents=True)
+        external.write(tmp_path / p.model, shipped / "model.onnx")
+        assert p.bytes == sum(path.stat().st_size for path in shipped.iterdir())
         assert p.p50_ms > 0
         assert p.test is not None
         assert p.test["n"] == 7

@@ -21,7 +21,7 @@ from vgg_export import data, external, integer, options, pipeline, quantize, ret
 from vgg_export.errors import CheckFailedError, OptionsError
 from vgg_export.options import AllOptions, QuantizeOptions
 from vgg_export.progress import Quiet
-from vgg_runtime import builds, check, device, manifest, measure, targets, tuning
+from vgg_runtime import builds, check, device, manifest, measure, present, targets, tuning
 from vgg_runtime.errors import BundleError
 from vgg_runtime.manifest import SessionSettings
 from vgg_runtime.session import EXACT, Model, exact
@@ -149,6 +149,7 @@ def test_weights_lie_beside_the_graph_and_are_shared(exported: stage.Artifact, u
     other = external.write(exported.path, tmp_path / "c.onnx", [first])
     assert first.path == second.path == tmp_path / "a.data"
     assert other.path == tmp_path / "c.data"  # fp32 weights are not those
+    assert external.write(signed.path, tmp_path / "e.onnx", [other, first]).path == first.path  # of any build before
     assert (tmp_path / "a.onnx").stat().st_size < 0.2 * unsigned.path.stat().st_size
     assert all(offset % external.SMALLEST_BYTES == 0 for offset in first.offsets.values())
     x = np.random.default_rng(1).standard_normal((1, 3, 224, 224), np.float32)
@@ -248,6 +249,21 @@ def test_the_fastest_build_is_one_that_ran() -> None:
     assert tuning._fastest({"a": 10.0, "b": 5.0}) == "b"
     assert tuning._fastest({"a": inf, "b": 5.0}) == "b"
     assert tuning._fastest({"a": inf, "b": inf}) is None
+
+
+def test_a_build_for_other_cores_that_runs_with_slower_kernels_is_said_to(several: Path) -> None:
+    row = {"variant": "quantized", "memory_mode": "fast", "build": {"id": "q", "form": "", "targets": ["pi5"], "slower_kernels": True}}
+    result = {"device": {"target": "x86-avx2"}, "variants": [row]}
+    (line,) = present._builds(result)
+    slower = "with slower kernels, in which its 8-bit weights do not overflow"
+    assert line.startswith(f"quantized: no build for x86-avx2 was used, but the one for pi5, {slower}; ")
+    row["build"] |= {"slower_kernels": False}
+    (line,) = present._builds(result)
+    assert line.startswith("quantized: no build for x86-avx2 was used, but the one for pi5; ")
+    found = {b.id: measure.empty_row(manifest.read(several).variant("quantized").using(b))["build"]["slower_kernels"]
+             for b in manifest.read(several).variant("quantized").builds}  # fmt: skip
+    assert found["quantized.x86-avx2"] is False
+    assert found["quantized.pi4"] is (targets.here().name == "x86-avx2")
 
 
 def test_what_overflows_in_the_fast_kernels_is_run_with_others() -> None:
