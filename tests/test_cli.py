@@ -179,6 +179,8 @@ BAD = [
     (("all", "--weights", "mine.pth", "--labels", "names.txt", "--max-drop", "1"), "a budget needs pictures that nothing is fitted on"),
     (("all", "--weights", "mine.pth", "--max-drop", "-1"), "--max-drop must be at least 0"),
     (("all", "--weights", "mine.pth", "--max-drop", "1", "--conv-share", "0.4"), "give one or the other"),
+    (("all", "--weights", "mine.pth", "--max-drop", "1", "--conv-share", "0.28"), "give one or the other"),
+    (("all", "--weights", "random", "--fc-ranks", "0,1"), "ranks, .* must be positive; found 0,1, "),
     (("all", "--weights", "mine.pth", "--target-size", "9MB", "--fc-ranks", "64,32"), "give one or the other"),
     (("all", "--weights", "mine.pth", "--max-drop", "1", "--variants", "compact"), "name both in --variants"),
     (("all", "--weights", "mine.pth", "--target-size", "small"), "--target-size takes a size such as 20MB"),

@@ -345,7 +345,8 @@ def _factorise_options(chosen: dict[str, Any]) -> options.FactoriseOptions:
 
 def _budget_options(chosen: dict[str, Any]) -> options.Budget:
     budget = options.Budget(chosen["max_drop"], _bytes(chosen["target_size"]), chosen["target_speedup"])
-    if budget.asked and (chosen["fc_ranks"] or chosen["conv_share"] != options.FactoriseOptions.conv_share):
+    given = click.get_current_context().get_parameter_source("conv_share") is not click.core.ParameterSource.DEFAULT
+    if budget.asked and (chosen["fc_ranks"] or given):
         raise OptionsError("a budget searches for the ranks, --conv-share and --fc-ranks set them: give one or the other")
     return budget
 
