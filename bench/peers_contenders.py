@@ -8,8 +8,6 @@ from typing import Any
 from vgg_runtime import builds
 from vgg_runtime.manifest import Manifest
 from vgg_runtime.preprocess import Preprocessing
-from vgg_runtime.session import exact
-from vgg_runtime.targets import here
 
 ENGINES = "peers_engines"
 
@@ -63,7 +61,7 @@ def of_bundle(folder: Path, manifest: Manifest) -> tuple[Contender, ...]:
             name=f"vgg-export {variant.id}" + (" = onnxruntime fp32" if number == 0 else ""),
             engine=f"{ENGINES}:OnnxRuntime",
             packages=("onnxruntime",),
-            settings=dataclasses.asdict(exact(variant.build.sessions[builds.FAST], here(), variant.build.targets)),
+            settings=dataclasses.asdict(builds.session_here(variant.build, builds.FAST)),
             files=tuple(folder / entry.path for entry in variant.build.files),
             preprocessing=variant.preprocessing,
         )

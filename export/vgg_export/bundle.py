@@ -22,8 +22,8 @@ from vgg_runtime import builds, check, device
 from vgg_runtime import manifest as m
 from vgg_runtime.errors import BundleError
 from vgg_runtime.preprocess import Preprocessing, load
-from vgg_runtime.session import Model, exact
-from vgg_runtime.targets import TARGETS, here
+from vgg_runtime.session import Model
+from vgg_runtime.targets import TARGETS
 
 from . import external, stage
 from .data import Item, Splits, short_hash
@@ -342,8 +342,7 @@ def _write_expected(folder: Path, variants: Sequence[m.Variant], pictures: Seque
         inputs = np.stack([load(picture, variant.preprocessing) for picture in pictures])
         arrays[check.input_key(variant.preprocessing.crop_px)] = inputs
         for build in variant.builds:
-            settings = exact(build.sessions[builds.FAST], here(), build.targets)
-            session = Model(folder / build.model.path, settings, device.usable_cores())
+            session = Model(folder / build.model.path, builds.session_here(build, builds.FAST), device.usable_cores())
             arrays[check.logits_key(build.id)] = np.concatenate([session(inputs[k : k + 1]) for k in range(len(inputs))])
     np.savez_compressed(folder / "expected.npz", **arrays)  # type: ignore[arg-type]
 

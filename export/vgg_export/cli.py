@@ -4,6 +4,7 @@ Exit codes: 0 done, 1 a stage or its check failed, 2 unusable input or options, 
 """
 
 import contextlib
+import functools
 import json
 import logging
 import os
@@ -225,20 +226,9 @@ _finetune = _grouped(
         help="First layers whose weights move; fc1: only the classifier.",
     ),
 )
-_target = click.option(
-    "--target",
-    type=click.Choice(tuple(TARGETS)),
-    default=options.QuantizeOptions.target,
-    show_default=True,
-    help="The core that int8 is made for.",
-)
-_target_here = click.option(
-    "--target",
-    type=click.Choice(tuple(TARGETS)),
-    default=lambda: options.default_targets()[0],
-    show_default="this machine",
-    help="The core that int8 is made for.",
-)
+_one_target = functools.partial(click.option, "--target", type=click.Choice(tuple(TARGETS)), help="The core that int8 is made for.")
+_target = _one_target(default=options.QuantizeOptions.target, show_default=True)
+_target_here = _one_target(default=lambda: options.default_targets()[0], show_default="this machine")
 _targets = click.option(
     "--target",
     "targets",

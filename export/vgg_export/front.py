@@ -104,7 +104,7 @@ def table(found: Found, front: set[int]) -> str:
     rows = csv.DictWriter(text, COLUMNS, lineterminator="\n")
     rows.writeheader()
     for p in (found.baseline, *found.points):
-        own: dict[str, Any] = {name: getattr(p, name) for name in COLUMNS[:11]}
+        own: dict[str, Any] = {name: getattr(p, name) for name in COLUMNS[: COLUMNS.index("select_n")]}
         for which, figures in (("select", p.select), ("test", p.test)):
             if figures:
                 own |= {f"{which}_n": figures["n"], f"{which}_drop_points": round(drop(p, found.baseline, which), 4)}

@@ -307,7 +307,7 @@ def run(search: Search, ladder: Sequence[Rung] = LADDER) -> Found:
 def _halve(search: Search, steps: tuple[str, ...], rungs: Sequence[Rung], upper: int, tried: dict[Rung, list[Point]]) -> int:
     """Try rungs at one input size below the one of index ``upper`` until the last that is not far enough and the first that is are
     neighbours, and one between these; returns the index of the last that was not, ``upper`` where there is none."""
-    lower = len(rungs)
+    baseline, budget, lower = search.baseline(), search.options.budget, len(rungs)
     while lower - upper > 1:
         k = (upper + lower) // 2
         log.info("%s: %d more rungs at most", " -> ".join(steps), (lower - upper - 1).bit_length() + 1)
@@ -318,7 +318,7 @@ def _halve(search: Search, steps: tuple[str, ...], rungs: Sequence[Rung], upper:
             lower = k
             continue
         tried.setdefault(rungs[k], []).append(point)
-        if far_enough([point], search.baseline(), search.options.budget):
+        if far_enough([point], baseline, budget):
             lower = k
         else:
             upper = k

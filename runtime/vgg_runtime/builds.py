@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from .errors import BundleError
-from .manifest import Build, Manifest, Variant
+from .manifest import Build, Manifest, SessionSettings, Variant
 from .session import exact
 from .targets import TARGETS, Target, here, nearest
 
@@ -52,13 +52,18 @@ def mode(build: Build, wanted: str, available_bytes: int | None) -> str:
     return LEAN if available_bytes is not None and needed > ROOM * available_bytes else FAST
 
 
+def session_here(build: Build, memory_mode: str) -> SessionSettings:
+    """What a build is run with on this machine."""
+    return exact(build.sessions[memory_mode], here(), build.targets)
+
+
 def request(folder: Path, bundle: Manifest, variant: Variant, memory_mode: str) -> dict[str, Any]:
     """What a child process is told of the model it is to run."""
     return {
         "check": variant.build.id,
         "model": str(folder / variant.build.model.path),
         "expected": str(folder / bundle.expected.path),
-        "session": dataclasses.asdict(exact(variant.build.sessions[memory_mode], here(), variant.build.targets)),
+        "session": dataclasses.asdict(session_here(variant.build, memory_mode)),
     }
 
 

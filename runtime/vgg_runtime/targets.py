@@ -2,6 +2,7 @@
 them."""
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 
 from .advice import has_dot_product
@@ -69,6 +70,7 @@ def of_device(device: Device) -> Target:
     return TARGETS["pi5" if fast else "pi4"]
 
 
+@functools.cache
 def here() -> Target:
     """The target that this machine comes nearest to."""
     return of_device(describe(1))
