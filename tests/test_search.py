@@ -3,7 +3,9 @@
 import csv
 import dataclasses
 import io
+import itertools
 import json
+import logging
 import math
 import re
 import subprocess
@@ -102,6 +104,20 @@ def test_it_halves_the_ladder_as_far_as_the_loss_allows_and_looks_once_in_betwee
     assert "the fastest point tried with a loss of at most 1 point on 1000 selection pictures" in found.reason
     assert "compact, conv 30%, fc 100%: 11.1 MB (1/45), 17.0x, +0.9 ± 0.0 points lost" in found.reason
     assert len(found.points) == 7
+
+
+def test_it_says_how_many_rungs_are_left_and_how_long_they_take(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = itertools.count(0, 150)  # each rung takes two and a half minutes
+    monkeypatch.setattr(search.time, "monotonic", lambda: next(clock))
+    with caplog.at_level(logging.INFO):
+        run(Scripted(RUNGS), Budget(max_drop=1.0))
+    said = [line.split(": ")[1] for line in caplog.messages if "more rungs" in line]
+    assert said == [
+        "4 more rungs at most",
+        "3 more rungs at most, about 8 min",
+        "2 more rungs at most, about 5 min",
+        "2 more rungs at most, about 5 min",
+    ]
 
 
 def test_where_the_middle_loses_too_much_it_goes_back_up() -> None:

@@ -293,39 +293,57 @@ def run(search: Search, ladder: Sequence[Rung] = LADDER) -> Found:
         OptionsError: not even the first rung can be made.
     """
     budget, baseline, points = search.options.budget, search.baseline(), search.alone()
-    rungs, tried = list(walk(ladder)), dict[Rung, list[Point]]()
-    held = _halve(search, COMPACT_SCALED, rungs, -1, tried)
+    halving = Halving(search, ladder)
+    held = halving.boundary(COMPACT_SCALED, -1)
     # the larger input is slower and no smaller: with a drop allowed it has to hold further down to be of use
-    _halve(search, COMPACT, rungs, held if budget.max_drop is not None else -1, tried)
-    if not tried:
+    halving.boundary(COMPACT, held if budget.max_drop is not None else -1)
+    if not (tried := halving.tried):
         raise OptionsError("this network is too narrow to be factorised; use --prune-ratio instead of a budget")
     best = conclude([*points, *itertools.chain(*tried.values())], baseline, budget, tried, search.becomes_a_variant).rung
     tried[best] = [search.rung(best, steps) for steps in (COMPACT, COMPACT_SCALED)]  # both sizes become variants
     return conclude([*points, *itertools.chain(*tried.values())], baseline, budget, tried, search.becomes_a_variant)
 
 
-def _halve(search: Search, steps: tuple[str, ...], rungs: Sequence[Rung], upper: int, tried: dict[Rung, list[Point]]) -> int:
-    """Try rungs at one input size below the one of index ``upper`` until the last that is not far enough and the first that is are
-    neighbours, and one between these; returns the index of the last that was not, ``upper`` where there is none."""
-    baseline, budget, lower = search.baseline(), search.options.budget, len(rungs)
-    while lower - upper > 1:
-        k = (upper + lower) // 2
-        log.info("%s: %d more rungs at most", " -> ".join(steps), (lower - upper - 1).bit_length() + 1)
-        try:
-            point = search.rung(rungs[k], steps)
-        except NothingToGainError as error:
-            log.info("not further down: %s", error)
-            lower = k
-            continue
-        tried.setdefault(rungs[k], []).append(point)
-        if far_enough([point], baseline, budget):
-            lower = k
-        else:
-            upper = k
-    if upper >= 0 and lower < len(rungs) and all(rungs[k] in tried for k in (upper, lower)):
-        middle = rungs[upper].between(rungs[lower])
-        tried.setdefault(middle, []).append(search.rung(middle, steps))
-    return upper
+class Halving:
+    """The points of a ladder that were tried, and the way to the boundary at one input size."""
+
+    def __init__(self, search: Search, ladder: Sequence[Rung]) -> None:
+        self.search, self.rungs = search, list(walk(ladder))
+        self.tried: dict[Rung, list[Point]] = {}
+        self._longest_s = 0.0
+
+    def boundary(self, steps: tuple[str, ...], upper: int) -> int:
+        """Try rungs below the one of index ``upper`` until the last that is not far enough and the first that is are neighbours, and
+        one between these; returns the index of the last that was not, ``upper`` where there is none."""
+        baseline, budget, lower = self.search.baseline(), self.search.options.budget, len(self.rungs)
+        while lower - upper > 1:
+            k = (upper + lower) // 2
+            log.info("%s: %s", " -> ".join(steps), self._remaining((lower - upper - 1).bit_length() + 1))
+            try:
+                point = self._try(self.rungs[k], steps)
+            except NothingToGainError as error:
+                log.info("not further down: %s", error)
+                lower = k
+                continue
+            if far_enough([point], baseline, budget):
+                lower = k
+            else:
+                upper = k
+        if upper >= 0 and lower < len(self.rungs) and all(self.rungs[k] in self.tried for k in (upper, lower)):
+            self._try(self.rungs[upper].between(self.rungs[lower]), steps)
+        return upper
+
+    def _try(self, rung: Rung, steps: tuple[str, ...]) -> Point:
+        start = time.monotonic()
+        point = self.search.rung(rung, steps)
+        self._longest_s = max(self._longest_s, time.monotonic() - start)
+        self.tried.setdefault(rung, []).append(point)
+        return point
+
+    def _remaining(self, rungs: int) -> str:
+        """How many rungs are tried at most, and how long that takes if each takes as long as the slowest so far."""
+        known = f", about {math.ceil(rungs * self._longest_s / 60)} min" if self._longest_s else ""
+        return f"{rungs} more rungs at most{known}"
 
 
 def sweep(search: Search, options: SweepOptions, ladder: Sequence[Rung] = LADDER) -> Found:
