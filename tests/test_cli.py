@@ -140,6 +140,11 @@ def test_unlabelled_photographs_give_agreement_and_no_accuracy(vgg_export: Run, 
     assert quantized.build.evaluation["top1"] is None
     assert quantized.build.evaluation["agreement"]["n"] == quantized.build.evaluation["n"] == 14
     assert baseline.build.evaluation is not None
+    (tmp_path / "names.txt").write_text("\n".join(CLASSES))
+    arguments = ("--variants", "quantized", "--output", "out", "--no-compare", "--labels", "names.txt")
+    done = vgg_export("all", "--weights", weights, "--data", flat, *arguments)
+    assert done.returncode == 0, done.stderr  # all variants take the names, though no ONNX file has changed
+    assert manifest.read_labels(tmp_path / "out", manifest.read(tmp_path / "out")) == CLASSES
 
 
 def test_a_handful_of_photographs_gives_no_figures(vgg_export: Run, weights: Path, tmp_path: Path) -> None:
@@ -173,6 +178,7 @@ BAD = [
     (("all", "--weights", "mine.pth", "--labels", "text.pth"), "has 1 class names, the checkpoint has 7"),
     (("all", "--weights", "mine.pth", "--labels", "nowhere.txt"), "cannot be read as UTF-8 text"),
     (("all", "--weights", "random", "--prune-ratio", "1.5"), "--prune-ratio must be at least 0 and below 1, found 1.5"),
+    (("all", "--weights", "random", "--width-multiple", "0"), "--width-multiple must be at least 1, found 0"),
     (("all", "--weights", "random", "--scaled-px", "300"), "--scaled-px must be at least 32 and below 224"),
     (("all", "--weights", "random", "--variants", "tiny"), "there is no variant 'tiny'"),
     (("all", "--weights", "mine.pth", "--variants", "compact"), "cannot be factorised"),

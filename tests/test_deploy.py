@@ -209,6 +209,18 @@ def test_only_the_chosen_variants_are_needed_there(root: Path, bundle_copy: Path
 
 
 @needs_sshd
+def test_what_the_report_recorded_is_there_for_the_doctor(root: Path, bundle_copy: Path, to_board: Deploy) -> None:
+    report = bundle_copy / manifest.REPORT_NAME
+    report.write_text("<!DOCTYPE html> a report")
+    there = root / manifest.REPORT_NAME
+    assert copied(to_board("--bundle", bundle_copy, "--path", HOSTILE, "--no-run")) == 1
+    assert there.read_text() == report.read_text()
+    report.unlink()
+    assert copied(to_board("--bundle", bundle_copy, "--path", HOSTILE, "--no-run")) == 0
+    assert not there.exists()  # one of an older bundle would be wrong
+
+
+@needs_sshd
 def test_a_board_without_internet_gets_its_wheels(there: Loopback, bundle_copy: Path, to_board: Deploy, tmp_path: Path) -> None:
     there.without_internet()
     arguments = ("--bundle", bundle_copy, "--path", "offline", "--variants", "quantized", *QUICK)

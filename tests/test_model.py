@@ -44,6 +44,13 @@ def test_a_checkpoint_comes_back_as_it_was(checkpoint: model.Checkpoint, tmp_pat
     assert all(torch.equal(again.tensors[name], tensor) for name, tensor in checkpoint.tensors.items())
 
 
+def test_the_same_checkpoint_is_the_same_file(checkpoint: model.Checkpoint, tmp_path: Path) -> None:
+    """The library alone writes metadata in one of six orders, another one each time."""
+    for k in range(8):
+        model.save(checkpoint, tmp_path / f"{k}.safetensors")
+    assert len({path.read_bytes() for path in tmp_path.iterdir()}) == 1
+
+
 def test_half_precision_halves_the_file(checkpoint: model.Checkpoint, tmp_path: Path) -> None:
     model.save(checkpoint, tmp_path / "full.safetensors")
     model.save(checkpoint, tmp_path / "half.safetensors", half=True)

@@ -235,6 +235,19 @@ def test_tuning_is_remembered_for_this_board_and_these_models(several: Path, tmp
     assert (done.returncode, "not remembered (" in done.stdout) == (0, True)
 
 
+def test_it_is_the_build_for_this_core_that_has_to_be_beaten_each_time(
+    several: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    own, other = builds.for_core(manifest.read(several), targets.here()).variant("quantized").build.id, "quantized.pi4"
+    for other_ms, wins in ((5.0, other), (9.9, own)):  # much faster; as fast as makes no difference
+        times = {own: 10.0, other: other_ms}
+        monkeypatch.setattr(tuning, "_timed", lambda *given, times=times: {build.id: times.get(build.id, 50.0) for build in given[3]})
+        bundle = tuning.for_here(manifest.read(several), None)
+        tuned = tuning.tune(several, bundle, bundle.variants, 1, Path("/"), lambda _: None)
+        assert tuned.variant("quantized").build.id == wins
+
+
 def test_tuning_is_not_mixed_with_what_it_does_not_go_with(several: Path, tmp_path: Path) -> None:
     assert compare("--tune", "--target", "pi4", bundle=several).returncode == 2
     result = tmp_path / "r.json"

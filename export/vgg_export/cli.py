@@ -205,7 +205,12 @@ _factorise = _grouped(
 )
 _finetune = _grouped(
     click.option(
-        "--finetune-epochs", "epochs", type=int, default=options.FinetuneOptions.epochs, show_default=True, help="0 to leave it out."
+        "--finetune-epochs",
+        "epochs",
+        type=int,
+        default=options.FinetuneOptions.epochs,
+        show_default=True,
+        help="0 to leave it out. Compact variants have levels of their own: --distil-up-to.",
     ),
     click.option(
         "--finetune-images", "images", type=int, default=options.FinetuneOptions.images, show_default=True, help="At most so many an epoch."
@@ -313,7 +318,7 @@ def _prune_options(chosen: dict[str, Any]) -> options.PruneOptions:
         chosen["prune_ratio"],
         chosen["prune_from"],
         chosen["criterion"],
-        chosen["width_multiple"] or options.width_multiple(_built_for(chosen)),
+        options.width_multiple(_built_for(chosen)) if chosen["width_multiple"] is None else chosen["width_multiple"],
         chosen["seed"],
         repair=not chosen["no_repair"],
         images=chosen["repair_images"],

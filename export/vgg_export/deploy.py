@@ -62,7 +62,7 @@ def run(options: DeployOptions, show: Show, progress: Progress) -> Deployed:
         place = Place(connection, board.python, options.root, board.rsync)
         environment = place.ask("environment", packages=_packages(options))[-1]
         ready = environment["works"] and environment["stamp"] == _stamp(options, board)
-        keep = [m.FILE_NAME, *(entry.path for entry in whole.all_files())]
+        keep = sorted({*(entry.path for entry in whole.all_files()), *(file.path for file in files)})
         place, copied = bring(place, files, keep, 0 if ready else ENVIRONMENT_BYTES, progress)
         _log_copied(copied, files)
         if ready:
@@ -95,6 +95,8 @@ def _files(bundle: Path, whole: m.Manifest, chosen: m.Manifest, folder: Path) ->
     if chosen != whole:
         path = folder / m.FILE_NAME
         write_json(path, chosen.to_json())
+    if (report := bundle / m.REPORT_NAME).is_file():  # its peaks are what the doctor compares the board's memory with
+        files.append(local(m.REPORT_NAME, report))
     return [*files, local(m.FILE_NAME, path)]
 
 

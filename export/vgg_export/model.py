@@ -311,8 +311,21 @@ def save(checkpoint: Checkpoint, path: Path, *, half: bool = False) -> None:
     header = {"plan": checkpoint.plan.to_json(), "labels": checkpoint.labels, "source": checkpoint.source}
     metadata = {"format": FORMAT, "version": str(FORMAT_VERSION), "checkpoint": json.dumps(header)}
     tensors = {name: (t.half() if half else t.float()).contiguous() for name, t in checkpoint.tensors.items()}
-    with atomic_file(path) as temporary:
-        temporary.write_bytes(to_bytes(tensors, metadata))
+    with atomic_file(path) as temporary, temporary.open("wb") as file:
+        header_bytes, rest = _in_order(to_bytes(tensors, metadata))
+        file.write(header_bytes)
+        file.write(rest)
+
+
+def _in_order(content: bytes) -> tuple[bytes, memoryview]:
+    """A safetensors file's header, its metadata in order, and the rest: the library writes metadata in the order of a hash table, so
+    that the same checkpoint would have another hash each time and everything made from it would be made again."""
+    end = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:end])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # the tensors stay aligned
+    return len(text).to_bytes(8, "little") + text, memoryview(content)[end:]
 
 
 def is_checkpoint(path: Path) -> bool:

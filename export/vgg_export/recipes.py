@@ -97,8 +97,9 @@ class Steps:
         """What each step lost, as its stage measured it on held-out pictures: ``{"step", "agreement", "kl", "n", "against"}``."""
         found = []
         for k in range(1, len(steps) + 1):
-            for name, loss in self.make(steps[:k]).measured.get("losses", {}).items():
-                found.append({"step": name, **loss})
+            made = self.make(steps[:k])
+            if made is not self.make(steps[: k - 1]):  # else the step had nothing to do
+                found += [{"step": name, **loss} for name, loss in made.measured.get("losses", {}).items()]
         return tuple(found)
 
     def _prune(self, before: stage.Artifact, output: Path) -> stage.Artifact:

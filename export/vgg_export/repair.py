@@ -409,10 +409,6 @@ class Centred:
         mean = rows[:fitted].mean(0)
         return cls(mean, rows[:fitted] - mean, rows[fitted:] - mean)
 
-    def held_variance(self) -> float:
-        """What a constant answer, the fitting pictures' mean, would leave."""
-        return max(1e-30, float(self.held.square().sum()))
-
 
 def linear_in_parts(x: "torch.Tensor", first: "torch.Tensor", second: "torch.Tensor | None") -> "torch.Tensor":
     """x [N, d] through one fully connected layer or through two."""

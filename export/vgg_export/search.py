@@ -132,10 +132,11 @@ class Judge:
         self._scratch.cleanup()
 
     def point(self, family: str, name: str, steps: tuple[str, ...], made: stage.Artifact, setting: dict[str, Any]) -> Point:
-        """Judge a model, unless that was done before with just these pictures."""
+        """Judge a model, unless that was done before with just these pictures on a machine like this."""
         info = made.measured["model"]
         known: dict[str, Any] = {"family": family, "name": name, "steps": steps, "setting": setting}
         options = known | {which: [[i.sha256, i.label] for i in items] for which, items in self._sets.items()}
+        options |= {"timed_on": timed_on(), "session": dataclasses.asdict(subject_of(made, name).session)}
 
         def make(path: Path) -> dict[str, Any]:
             p50_ms, baseline_p50_ms = self.time(made, name)
@@ -192,6 +193,12 @@ class Judge:
         return statistics.median(own or reference), statistics.median(reference)
 
 
+def timed_on() -> dict[str, Any]:
+    """What makes latencies comparable: a work folder may go on on another machine."""
+    machine = device.describe(device.usable_cores())
+    return {"cpu": machine.cpu, "features": machine.features, "cores": machine.threads}
+
+
 def subject_of(made: stage.Artifact, name: str) -> evaluate.Subject:
     """An exported or quantized model as it is asked and timed here."""
     made_for = (made.measured["target"],) if "target" in made.measured else ()
@@ -241,17 +248,20 @@ class Search:
     def at(self, rung: Rung) -> AllOptions:
         """The options that make the compact variants those of a rung, from the files that its points left."""
         wanted = dataclasses.replace(self.options.factorise, conv_share=rung.conv_share, fc_share=rung.fc_share)
-        int8 = self.options.quantize
-        if self.options.budget.max_drop is not None:
-            # what int8 loses is judged in points then; a layer kept float for its agreement can be as large as all others together
-            int8 = dataclasses.replace(int8, min_agreement=0.0)
-        return dataclasses.replace(self.options, factorise=wanted, quantize=int8, work=self._folder("compact", rung.name))
+        return dataclasses.replace(self._judged_in_points(), factorise=wanted, work=self._folder("compact", rung.name))
+
+    def _judged_in_points(self) -> AllOptions:
+        """Where a drop is allowed, what int8 loses is judged in points of it and all layers are int8: one that is kept float for its
+        agreement can be as large as all others together."""
+        if self.options.budget.max_drop is None:
+            return self.options
+        return dataclasses.replace(self.options, quantize=dataclasses.replace(self.options.quantize, min_agreement=0.0))
 
     def filters(self, family: str, options: PruneOptions) -> list[Point]:
         """An int8 point of a network that lost filters and was not tuned."""
         setting = {"ratio": options.ratio, "first_block": options.first_block}
         name = f"{100 * options.ratio:g}% of the filters"
-        asked = dataclasses.replace(self.options, prune=options, work=self._folder(family, name))
+        asked = dataclasses.replace(self._judged_in_points(), prune=options, work=self._folder(family, name))
         return self.points(family, name, (("prune", "export", "quantize"),), asked, setting)
 
     def alone(self) -> list[Point]:

@@ -1,7 +1,7 @@
 """What stages have in common: an artifact, its JSON sidecar, and the decision that it is up to date.
 
-A stage's work is keyed by content: its options, the hashes of the files it read, the versions of the libraries and the
-source of this program. Nothing depends on file times.
+A stage's work is keyed by content: its options, the hashes of the files it read and what was recorded when these were made, the
+versions of the libraries and the source of this program. Nothing depends on file times.
 """
 
 import contextlib
@@ -39,7 +39,7 @@ class Artifact:
 
     @property
     def measured(self) -> dict[str, Any]:
-        measured: dict[str, Any] = self.sidecar["measured"]
+        measured: dict[str, Any] = self.sidecar.get("measured", {})
         return measured
 
 
@@ -49,8 +49,7 @@ def sidecar_path(path: Path) -> Path:
 
 def of(path: Path) -> Artifact:
     """An existing file as an input; its sidecar if it has one."""
-    sidecar = _read(sidecar_path(path)) or {"measured": {}}
-    return Artifact(path, sha256(path), sidecar)
+    return Artifact(path, sha256(path), _read(sidecar_path(path)) or {})
 
 
 def produce(
@@ -108,7 +107,8 @@ def current(stage: str, options: dict[str, Any], inputs: dict[str, Artifact], ou
 
 
 def _key(stage: str, options: dict[str, Any], inputs: dict[str, Artifact]) -> str:
-    hashes = {name: artifact.sha256 for name, artifact in inputs.items()}
+    # of an input also what its sidecar says: class names, for example, are in no ONNX file, and a stage passes them on
+    hashes = {name: [artifact.sha256, artifact.measured] for name, artifact in inputs.items()}
     return hashlib.sha256(json.dumps([stage, options, hashes, versions(), source_digest()], sort_keys=True).encode()).hexdigest()
 
 

@@ -11,7 +11,3 @@ class ImageError(RuntimeInputError):
 
 class BundleError(RuntimeInputError):
     """A bundle that is missing, damaged or newer than this runtime."""
-
-
-class CheckError(Exception):
-    """A self-check found a wrong result (exit code 1)."""

@@ -41,10 +41,11 @@ def tune(folder: Path, bundle: Manifest, variants: Sequence[Variant], threads: i
     """Time the builds of each variant in turn, remember the fastest, and put it in front."""
     board = device.describe(threads, root)
     target, options = of_device(board), measure.Options(threads, budget_s=BUDGET_S, rounds=1, root=root)
-    found = remembered(bundle, board)
+    found, before = remembered(bundle, board), builds.for_core(bundle, target)
     for variant in variants:
         if len(variant.builds) > 1:
-            times = _timed(folder, bundle, variant, variant.builds, options)
+            tried = before.variant(variant.id).builds  # the one for this core first, whatever was found before
+            times = _timed(folder, bundle, variant, tried, options)
             if best := _fastest(times):
                 found[variant.id] = best
             told = ", ".join(f"{name} {'failed' if ms == float('inf') else f'{ms:.1f} ms'}" for name, ms in times.items())
