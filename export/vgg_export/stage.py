@@ -79,7 +79,7 @@ def produce(
         "measured": measured,
     }
     write_json(sidecar_path(output), sidecar)
-    return Artifact(output, digest, sidecar)
+    return Artifact(output, digest, json.loads(json.dumps(sidecar)))  # as it will be read the next time: keys are made of it
 
 
 @contextlib.contextmanager
