@@ -229,17 +229,18 @@ def test_what_is_lost_is_counted_in_top_1_where_there_are_labels_and_else_in_agr
 
 
 @pytest.mark.parametrize(
-    ("max_drop", "up_to", "levels"),
+    ("budget", "up_to", "levels"),
     [
-        (None, "auto", ["classifier"]),
-        (100.0, "auto", ["classifier"]),
-        (0.0, "auto", ["blocks", "classifier"]),
-        (0.0, "network", ["blocks", "classifier", "network"]),
-        (0.0, "none", []),
+        (options.Budget(), "auto", ["classifier"]),
+        (options.Budget(max_drop=100.0), "auto", ["classifier"]),
+        (options.Budget(max_drop=0.0), "auto", ["blocks", "classifier"]),
+        (options.Budget(speedup=25.0), "auto", ["blocks", "classifier"]),  # the classifier helped
+        (options.Budget(max_drop=0.0), "network", ["blocks", "classifier", "network"]),
+        (options.Budget(max_drop=0.0), "none", []),
     ],
 )
-def test_distilling_goes_as_deep_as_an_allowed_drop_takes(
-    max_drop: float | None, up_to: str, levels: list[str], splits: data.Splits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_distilling_goes_as_deep_as_a_budget_takes(
+    budget: options.Budget, up_to: str, levels: list[str], splits: data.Splits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A network that lost half of its filters and was not repaired does not get back to all of the original's answers so fast."""
     monkeypatch.setattr(options, "DISTIL_LEVELS", {n: dataclasses.replace(o, epochs=1) for n, o in options.DISTIL_LEVELS.items()})
@@ -249,7 +250,7 @@ def test_distilling_goes_as_deep_as_an_allowed_drop_takes(
         work=tmp_path,
         prune=PruneOptions(ratio=0.5, first_block="conv2", repair=False),
         distil=options.DistilOptions(up_to, images=8),
-        budget=options.Budget(max_drop),
+        budget=budget,
     )
     steps = recipes.Steps(stage.of(tmp_path / "checkpoint.safetensors"), unlabelled(splits), wanted, Quiet())
     made = steps.make(("prune", "distil"))

@@ -276,7 +276,7 @@ _distil = click.option(
     type=click.Choice(options.DISTIL_CHOICES),
     default=options.DistilOptions.up_to,
     show_default=True,
-    help="Of the compact variants: what is trained again. auto: the classifier; with --max-drop deeper blocks, too, if needed.",
+    help="Of the compact variants: what is trained again. auto: the classifier; for a budget the deeper blocks, too, if needed.",
 )
 
 

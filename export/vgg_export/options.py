@@ -125,8 +125,8 @@ DISTIL_CHOICES = ("auto", "none", *DISTIL_LEVELS)
 
 @dataclasses.dataclass(frozen=True)
 class DistilOptions:
-    """``up_to``: the last level of DISTIL_LEVELS to try, "none", or "auto": the classifier, and the deeper blocks where it does not
-    keep half of a ``Budget.max_drop``. Each level goes on from the one before."""
+    """``up_to``: the last level of DISTIL_LEVELS to try, "none", or "auto": the classifier, and for a ``Budget`` the deeper blocks, too,
+    where the classifier does not keep half of its ``max_drop``, or helped and there is none. Each level goes on from the one before."""
 
     up_to: str = "auto"
     images: int = FinetuneOptions.images
@@ -140,7 +140,7 @@ class DistilOptions:
         """The levels to try, by name."""
         last = self.up_to
         if last == "auto":  # not the whole network, which takes minutes an epoch
-            last = "classifier" if budget.max_drop is None else "blocks"
+            last = "blocks" if budget.asked else "classifier"
         names = [] if last == "none" else list(DISTIL_LEVELS)[: list(DISTIL_LEVELS).index(last) + 1]
         return {name: dataclasses.replace(DISTIL_LEVELS[name], images=self.images, seed=self.seed) for name in names}
 
