@@ -136,7 +136,7 @@ class Judge:
         info = made.measured["model"]
         known: dict[str, Any] = {"family": family, "name": name, "steps": steps, "setting": setting}
         options = known | {which: [[i.sha256, i.label] for i in items] for which, items in self._sets.items()}
-        options |= {"timed_on": timed_on(), "session": dataclasses.asdict(subject_of(made, name).session)}
+        options |= {"timed_on": timed_on()}
 
         def make(path: Path) -> dict[str, Any]:
             p50_ms, baseline_p50_ms = self.time(made, name)
@@ -194,7 +194,7 @@ class Judge:
 
 
 def timed_on() -> dict[str, Any]:
-    """What makes latencies comparable: a work folder may go on on another machine."""
+    """What makes latencies comparable, and decides which kernels a core's int8 runs with: a work folder may go on on another machine."""
     machine = device.describe(device.usable_cores())
     return {"cpu": machine.cpu, "features": machine.features, "cores": machine.threads}
 
