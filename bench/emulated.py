@@ -108,13 +108,15 @@ class Pi:
     patience_s: float = 3600
 
     def run(self, *arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
-        """Run the board's Python with nothing of this machine's environment, whatever its exit code.
+        """Run the board's Python with nothing of this machine's environment but what it says of telemetry, whatever its exit code.
 
         Raises:
             EmulationError: it took too long, and was ended.
         """
         command = [str(self.python), *map(str, arguments)]
-        variables = {"PATH": os.defpath, "LANG": "C.UTF-8", "PYTHONHASHSEED": "0", **environment}
+        telemetry = os.environ.get("ORT_DISABLE_TELEMETRY", "1")  # not every program there begins with vgg_runtime, which sets it
+        fixed = {"PATH": os.defpath, "LANG": "C.UTF-8", "PYTHONHASHSEED": "0", "ORT_DISABLE_TELEMETRY": telemetry}
+        variables = fixed | environment
         try:
             return subprocess.run(command, capture_output=True, text=True, env=variables, timeout=self.patience_s, check=False)
         except subprocess.TimeoutExpired as error:

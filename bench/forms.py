@@ -6,6 +6,10 @@ For every layer and share of its arithmetic a row per form: the error as a share
 median and tenth percentile of the two parts (and the direct convolution) as an int8 graph of their own, timed in turns.
 """
 
+from vgg_runtime.preprocess import for_input  # before onnxruntime, which vgg_runtime keeps from uploading
+
+# isort: split
+
 import statistics
 import tempfile
 import time
@@ -24,7 +28,6 @@ from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_
 from vgg_export import data, model, pipeline, repair
 from vgg_export.cli import TerminalProgress
 from vgg_export.options import DataOptions, WeightsOptions
-from vgg_runtime.preprocess import for_input
 
 SHARES = (0.1, 0.2, 0.3, 0.5)
 PLACES = 600  # of each picture

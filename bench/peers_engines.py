@@ -15,6 +15,8 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
+import vgg_runtime as _  # noqa: F401  the import keeps onnxruntime from uploading
+
 Tensor = npt.NDArray[np.float32]
 CONVERTER_LINES = 3  # of a converter's output that go into the reason when it fails
 

@@ -9,6 +9,8 @@ import os
 import sys
 
 import numpy as np
+
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # as vgg_runtime does, which is not on the board
 import onnxruntime as ort
 
 MARK = 0x7667  # as in emulated_count.c: a getpriority that the system refuses

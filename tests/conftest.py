@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from xdist.scheduler import LoadFileScheduling
 
 ROOT = Path(__file__).resolve().parent.parent
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # tests that import onnxruntime themselves upload nothing either
 # With as many workers as cores, threads that wait for each other by spinning take the cores from those that work: half of the time.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # of the processes that tests start
 if "PYTEST_XDIST_WORKER" in os.environ:
