@@ -414,7 +414,8 @@ def test_what_does_not_go_with_it_is_code_2(arguments: tuple[str, ...], bundle_f
 
 def row(variant: str, precision: str, p50_ms: float | None, macs: float = 19.6e9, input_px: int = 224, **more: Any) -> dict[str, Any]:
     fixed = {"variant": variant, "precision": precision, "p50_ms": p50_ms, "macs": macs, "input_px": input_px, "parameters": macs / 100}
-    return fixed | {"build": {"slower_kernels": False}, "peak_rss_bytes": 10**8, "error": None} | more
+    size = round(macs / 100) * (1 if precision == "int8" else 4)
+    return fixed | {"build": {"slower_kernels": False}, "size_bytes": size, "peak_rss_bytes": 10**8, "error": None} | more
 
 
 def explained(root: Path, rows: list[dict[str, Any]]) -> list[str]:
@@ -454,6 +455,52 @@ def test_slow_int8_with_dot_product_or_unknown_features(tmp_path: Path) -> None:
     assert "though this core has instructions for it; compare.py --doctor shows" in found
     (found,) = explained(lay_out(tmp_path / "bare", {"proc/cpuinfo": None}), SLOW_INT8)
     assert found.endswith("whether this core has instructions for it is not known")
+
+
+# As measured for the built-in road signs on two cores with VNNI, other work beside: the smallest two are too small for int8 to pay.
+TINY_INT8 = [
+    row("baseline", "fp32", 33.8, 1.24e9),
+    row("quantized", "int8", 12.7, 1.24e9),
+    row("compact-scaled", "int8", 1.7, 0.17e9, 160, size_bytes=500_000),
+    row("compact-scaled-fp32", "fp32", 1.8, 0.17e9, 160, size_bytes=1_400_000),
+]
+SMALL_INT8 = [
+    row("compact", "int8", 6.9, 0.34e9, size_bytes=600_000),
+    row("compact-fp32", "fp32", 9.9, 0.34e9, size_bytes=1_800_000),
+]
+
+
+def test_int8_of_a_tiny_network_is_no_reason_for_suspicion(tmp_path: Path) -> None:
+    assert explained(lay_out(tmp_path), TINY_INT8) == [
+        "int8 saves little or no time here (compact-scaled 1.1x): the network takes only 1.8 ms in float, so there is little to gain;"
+        " its file takes 0.5 MB instead of 1.4 MB"
+    ]
+    assert explained(tmp_path, [*TINY_INT8, *SMALL_INT8]) == [
+        "int8 saves little or no time here (compact-scaled 1.1x, compact 1.4x): the networks take at most 9.9 ms in float, so there is"
+        " little to gain; their files take 1.1 MB instead of 3.2 MB"
+    ]
+    assert explained(tmp_path, [row("baseline", "fp32", 9.0), row("quantized", "int8", 6.0)]) == []  # it pays all the same
+    slower = [row("baseline", "fp32", 2.0), row("quantized", "int8", 4.0)]
+    assert explained(tmp_path, slower)[0].startswith("int8 saves little or no time here (quantized 0.5x)")
+
+
+@pytest.mark.parametrize(("float_ms", "tiny"), [(advice.TINY_MS - 0.1, True), (advice.TINY_MS, False)])
+def test_where_tiny_ends(float_ms: float, tiny: bool, tmp_path: Path) -> None:
+    (found,) = explained(lay_out(tmp_path), [row("baseline", "fp32", float_ms), row("quantized", "int8", float_ms / 1.2)])
+    assert ("there is little to gain" in found, "compare.py --doctor" in found) == (tiny, not tiny)
+
+
+def test_the_tiny_and_the_others_are_told_apart(tmp_path: Path) -> None:
+    rows = [*SLOW_INT8[:2], *TINY_INT8[2:]]
+    suspicion, tiny = explained(lay_out(tmp_path / "pi5"), rows)
+    assert suspicion == (
+        "int8 is little faster than the same network in float (quantized 1.1x), though this core has instructions for it;"
+        " compare.py --doctor shows whether its layers run as int8"
+    )
+    assert tiny.startswith("int8 saves little or no time here (compact-scaled 1.1x): the network takes only 1.8 ms")
+    for name, cpuinfo in (("pi4", PI4_CPUINFO), ("bare", None)):  # without the instructions, or where they are not known, as ever
+        (found,) = explained(lay_out(tmp_path / name, {"proc/cpuinfo": cpuinfo}), rows)
+        assert found.startswith("int8 is little faster than the same network in float (quantized 1.1x, compact-scaled 1.1x)")
 
 
 @pytest.mark.parametrize(

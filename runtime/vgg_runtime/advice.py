@@ -1,18 +1,21 @@
 """What slows a device down and what to do about it: said by the doctor before a measurement, and below the table after it."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 # Instructions that multiply and add four 8-bit integers at a time; without them int8 is hardly faster than float.
 DOT_PRODUCT = ("asimddp", "i8mm", "avx512_vnni", "avx_vnni", "amx_int8")
 NO_DOT_PRODUCT = "this core has no dot product{missing}: int8 saves memory here, not time"
 WORTH_IT = 1.5  # times the speed of its float form; an int8 variant below that is a disappointment
+TINY_MS = 10.0  # ms of the float form, below which int8 has a few ms to save at most, and what it costs beside the arithmetic takes them
 NEARLY_FULL = 0.9  # of the available memory; beyond it the system swaps, or drops file pages that it reads again
 HOT_C = 80.0  # here a Raspberry Pi begins to lower its clock
 
 SUPPLY = "use the board's own power supply (5 V 3 A for a Pi 4, 5 V 5 A for a Pi 5) and a short thick cable, and reboot"
 COOLING = "give it a heat sink or a fan, wait until it is cool, and measure again"
 GOVERNOR = "let it choose the clock: echo ondemand | sudo tee /sys/devices/system/cpu/cpu*/cpufreq/scaling_governor"
+
+Pairs = Sequence[tuple[dict[str, Any], dict[str, Any]]]  # int8 rows, each with its float form
 
 
 def has_dot_product(features: Sequence[str]) -> bool | None:
@@ -43,32 +46,49 @@ def is_slow(governor: str | None) -> bool:
 def explanations(result: dict[str, Any]) -> list[str]:
     """Why rows of a result document disappoint, a sentence each; nothing is said where nothing disappoints or nothing is known."""
     device, rows = result["device"], [row for row in result["variants"] if row["error"] is None and row["p50_ms"]]
-    found = [_int8(device, rows), _power(device), _clock(device), _memory(device, rows), _not_fitting(result["variants"], rows)]
+    found = [*_int8(device, rows), _power(device), _clock(device), _memory(device, rows), _not_fitting(result["variants"], rows)]
     return [sentence for sentence in found if sentence]
 
 
-def _int8(device: dict[str, Any], rows: Sequence[dict[str, Any]]) -> str | None:
-    slow = [(row["variant"], times) for row in rows if (times := _times_its_float_form(row, rows)) is not None and times < WORTH_IT]
-    if not slow:
-        return None
-    named = ", ".join(f"{name} {times:.1f}x" for name, times in slow)
-    finding = f"int8 is little faster than the same network in float ({named})"
+def _int8(device: dict[str, Any], rows: Sequence[dict[str, Any]]) -> Iterator[str]:
+    """Two sentences at most: where the instructions are there, tiny networks explain themselves and are no reason for suspicion."""
+    pairs = [(row, of) for row in rows if (of := _float_form(row, rows)) is not None and of["p50_ms"] < WORTH_IT * row["p50_ms"]]
     known = has_dot_product(device["features"])
-    if known:
-        return f"{finding}, though this core has instructions for it; compare.py --doctor shows whether its layers run as int8"
-    if known is None:
-        return f"{finding}; whether this core has instructions for it is not known"
-    return f"{finding}: {missing_dot_product(device['features'])}; {_for_time(rows)}"
+    tiny = [(row, of) for row, of in pairs if of["p50_ms"] < TINY_MS] if known else []
+    others = [pair for pair in pairs if pair not in tiny]
+    if others:
+        finding = f"int8 is little faster than the same network in float ({_times(others)})"
+        if known:
+            yield f"{finding}, though this core has instructions for it; compare.py --doctor shows whether its layers run as int8"
+        elif known is None:
+            yield f"{finding}; whether this core has instructions for it is not known"
+        else:
+            yield f"{finding}: {missing_dot_product(device['features'])}; {_for_time(rows)}"
+    if tiny:
+        yield _little_to_gain(tiny)
 
 
-def _times_its_float_form(row: dict[str, Any], rows: Sequence[dict[str, Any]]) -> float | None:
-    """Speed of an int8 row against the float row of the same network and size; None where there is none, and where it is a build for
-    other cores that this one runs with slower kernels, which says nothing of this core."""
+def _float_form(row: dict[str, Any], rows: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
+    """The float row of the same network and size as an int8 row; None where there is none, and where the int8 row is a build for other
+    cores that this one runs with slower kernels, which says nothing of this core."""
     if row["precision"] != "int8" or row["build"]["slower_kernels"]:
         return None
     same = ("input_px", "parameters", "macs")
-    twins = [of["p50_ms"] for of in rows if of["precision"] == "fp32" and all(of[key] == row[key] for key in same)]
-    return twins[0] / row["p50_ms"] if twins else None
+    return next((of for of in rows if of["precision"] == "fp32" and all(of[key] == row[key] for key in same)), None)
+
+
+def _times(pairs: Pairs) -> str:
+    return ", ".join(f"{row['variant']} {of['p50_ms'] / row['p50_ms']:.1f}x" for row, of in pairs)
+
+
+def _little_to_gain(tiny: Pairs) -> str:
+    longest = f"{max(of['p50_ms'] for _, of in tiny):.1f} ms in float, so there is little to gain"
+    before, after = (sum(pair[k]["size_bytes"] for pair in tiny) / 1e6 for k in (1, 0))
+    if len(tiny) == 1:
+        taken, file = f"the network takes only {longest}", "its file takes"
+    else:
+        taken, file = f"the networks take at most {longest}", "their files take"
+    return f"int8 saves little or no time here ({_times(tiny)}): {taken}; {file} {after:.1f} MB instead of {before:.1f} MB"
 
 
 def _for_time(rows: Sequence[dict[str, Any]]) -> str:
