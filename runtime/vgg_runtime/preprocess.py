@@ -7,13 +7,15 @@ antialiasing), centre crop of ``crop_px``, scale to 0..1, subtract the mean, div
 
 import dataclasses
 import io
+import zlib
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageChops, TiffImagePlugin, UnidentifiedImageError
 
+from . import picture_files
 from .errors import ImageError
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -21,9 +23,25 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 # Of these Pillow's decoders only: a picture dropped in by a stranger should not reach the exotic ones.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm")
-MAX_PIXELS = 50_000_000  # 150 MB decoded; a 512 MB board has to live with it
+# What is sold as 50 megapixels gives up to 51.3 million pixels (8272 x 6200). 208 MB decoded, twice when turned; a
+# 512 MB board has to live with it.
+MAX_PIXELS = 52_000_000
 Image.MAX_IMAGE_PIXELS = None  # Pillow's own limit warns, and lies higher; ours is checked before anything is decoded
 BACKGROUND = (255, 255, 255)  # behind transparency
+_ROWS_MISSING = "the pixels end before the last row"
+_ROWS_AT_ONCE = 256  # where a whole copy would be too large
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+# TIFF's tags
+_BITS, _COMPRESSION, _PHOTOMETRIC, _SAMPLES, _PLANAR = 258, 259, 262, 277, 284
+_COLORMAP, _SAMPLE_FORMAT, _SUBSAMPLING = 320, 339, 530
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,28 +67,26 @@ def for_input(input_px: int) -> Preprocessing:
 
 
 def open_image(source: Path | bytes) -> Image.Image:
-    """Decode a picture to RGB, upright.
+    """Decode a picture to RGB, upright; its ``format`` is the file's.
 
-    EXIF orientation is applied, transparency is laid over white, CMYK and palettes are converted, 16-bit grey is scaled
-    to 8 bit, and of an animation the first frame is taken.
+    EXIF orientation is applied, transparency is laid over white, CMYK and palettes are converted, grey of more than 8 bit is scaled to 8
+    bit, and of an animation the first frame is taken. Other metadata is not read, a missing end marker does not matter.
 
     Raises:
-        ImageError: not a picture of the allowed formats, damaged, or more than ``MAX_PIXELS`` (checked before decoding).
+        ImageError: not a picture of the allowed formats, damaged, rows are missing, samples that Pillow would show wrong, or more than
+            ``MAX_PIXELS`` (checked before decoding).
     """
     name = str(source) if isinstance(source, Path) else "the file"
     try:
-        with Image.open(source if isinstance(source, Path) else io.BytesIO(source), formats=FORMATS) as image:
-            if image.width * image.height > MAX_PIXELS:
-                limit = f"{MAX_PIXELS // 1_000_000} megapixels"
-                raise ImageError(f"{name} is {image.width} x {image.height} pixels, more than {limit}; make it smaller first")
-            image.load()
-            return _to_rgb(ImageOps.exif_transpose(image), name)
+        return _open(source.read_bytes() if isinstance(source, Path) else source, name)
     except FileNotFoundError as error:
         raise ImageError(f"there is no file {name}") from error
     except IsADirectoryError as error:
         raise ImageError(f"{name} is a folder, expected a picture; use --images for folders") from error
     except UnidentifiedImageError as error:
         raise ImageError(f"{name} is not a picture this program reads ({', '.join(FORMATS)})") from error
+    except MemoryError as error:
+        raise ImageError(f"{name} does not fit into this device's memory; make it smaller first") from error
     except ImageError:
         raise
     except Exception as error:  # a damaged picture makes a decoder fail in any way there is (struct.error, TypeError, ...)
@@ -83,9 +99,113 @@ def _in_words(error: Exception) -> str:
     return reason.decode("latin-1") if isinstance(reason, bytes) else str(error)
 
 
+def _open(content: bytes, name: str) -> Image.Image:
+    kind = picture_files.kind(content)
+    content, orientation = picture_files.without_metadata(content)
+    try:
+        image = _decode_whole(content, name)
+    except UnidentifiedImageError as error:
+        if kind is None:
+            raise
+        reason = f"begins like a {kind} file, but cannot be decoded: it is damaged or of a rare kind"
+        raise ImageError(f"{name} {reason}; save it again as a PNG or JPEG of 8 bits a channel") from error
+    if image.format == "WEBP":
+        orientation = picture_files.orientation(image.info.get("exif", b""))
+    kind = image.format
+    image = _to_rgb(image, name)
+    if orientation in _UPRIGHT:
+        image = image.transpose(_UPRIGHT[orientation])
+    image.format = kind
+    return image
+
+
+def _decode_whole(content: bytes, name: str) -> Image.Image:
+    """Decode, and make sure that no rows are missing where a decoder does not."""
+    kind = picture_files.kind(content)
+    if kind == picture_files.JPEG:
+        found = _decode_jpeg(content, name)
+        return found if found is not None else _decode_with_end(content, name)
+    image = _decode(content, name)
+    if kind == picture_files.PNG and _may_lack_rows(image) and not picture_files.has_all_rows(content):
+        raise OSError(_ROWS_MISSING)
+    return image
+
+
+def _decode_jpeg(content: bytes, name: str) -> Image.Image | None:
+    """None where the end marker, or rows, may be missing."""
+    try:
+        image = _decode(content, name)
+    except UnidentifiedImageError:
+        raise
+    except OSError:
+        return None
+    return None if _ends_in_nothing(image) else image
+
+
+def _decode(content: bytes, name: str) -> Image.Image:
+    image = Image.open(io.BytesIO(content), formats=FORMATS)
+    if image.width * image.height > MAX_PIXELS:
+        limit = f"{MAX_PIXELS // 1_000_000} megapixels"
+        raise ImageError(f"{name} is {image.width} x {image.height} pixels, more than {limit}; make it smaller first")
+    if isinstance(image, TiffImagePlugin.TiffImageFile):
+        problem = _misread(image)
+        if problem is not None:
+            raise ImageError(f"{name} is a TIFF with {problem}, which this program does not read: convert it to PNG or JPEG")
+    image.load()
+    return image
+
+
+def _decode_with_end(content: bytes, name: str) -> Image.Image:
+    """A JPEG that may lack its end marker, or rows: if it does, what stands in their place is seen."""
+    ended, followed = picture_files.with_other_endings(content)
+    other = _fingerprint(_decode(followed, name))
+    image = _decode(ended, name)
+    if _fingerprint(image) != other:
+        raise OSError(_ROWS_MISSING)
+    return image
+
+
+def _fingerprint(image: Image.Image) -> int:
+    found = 0
+    for top in range(0, image.height, _ROWS_AT_ONCE):
+        found = zlib.crc32(image.crop((0, top, image.width, min(top + _ROWS_AT_ONCE, image.height))).tobytes(), found)
+    return found
+
+
+def _ends_in_nothing(image: Image.Image) -> bool:
+    """Whether the last pixel of a JPEG is the grey that libjpeg makes of missing rows."""
+    value = image.getpixel((image.width - 1, image.height - 1))
+    return all(v in (127, 128) for v in (value if isinstance(value, tuple) else (value,)))
+
+
+def _may_lack_rows(image: Image.Image) -> bool:
+    """Whether a PNG's last row is as empty as one that was never decoded."""
+    return "interlace" in image.info or image.crop((0, image.height - 1, image.width, image.height)).getbbox() is None
+
+
+def _misread(image: TiffImagePlugin.TiffImageFile) -> str | None:
+    """What Pillow would decode to wrong pixels without a word."""
+    tags = image.tag_v2
+    bits, formats = max(tags.get(_BITS, (1,))), tags.get(_SAMPLE_FORMAT, (1,))
+    colours, compression = tags.get(_PHOTOMETRIC), tags.get(_COMPRESSION, 1)
+    planes = tags.get(_SAMPLES, 1) if tags.get(_PLANAR, 1) == 2 else 1
+    tiled = sum((box[2] - box[0]) * (box[3] - box[1]) for _, box, *_ in image.tile if box is not None)
+    raw = compression == 1
+    problems = {
+        "floating-point pixels": max(formats) == 3,
+        "signed numbers": max(formats) == 2,
+        f"{bits} bits a channel": bits > 16,
+        "each channel on its own": planes > 1 and ((raw and bits != 8) or image.mode in ("LA", "La", "PA")),
+        "colours for every second pixel only": raw and colours == 6 and tags.get(_SUBSAMPLING, (2, 2)) != (1, 1),
+        "nothing that says whether zero is black": colours is None and compression not in (2, 3, 4),  # a fax's is white
+        "rows missing": raw and tiled < image.width * image.height * planes,
+    }
+    return next((problem for problem, found in problems.items() if found), None)
+
+
 def _to_rgb(image: Image.Image, name: str) -> Image.Image:
     if image.mode.startswith("I;16"):
-        image = Image.fromarray((np.asarray(image, np.uint16) >> 8).astype(np.uint8))
+        image = _eight_bits(image)
     elif image.mode == "I":
         # Pillow opens some 16-bit files as 32-bit integers; anything beyond 16 bits has no agreed brightness.
         values = np.asarray(image)
@@ -94,11 +214,41 @@ def _to_rgb(image: Image.Image, name: str) -> Image.Image:
         image = Image.fromarray((values >> 8).astype(np.uint8))
     elif image.mode == "F":
         raise ImageError(f"{name} holds floating-point pixels; expected 8 or 16 bits a channel: convert it to PNG or JPEG")
+    elif image.mode == "CMYK" and image.format == "JPEG" and "adobe" not in image.info:
+        image = ImageChops.invert(image)  # Pillow takes all of them to be negatives as Adobe writes them
+    elif isinstance(image, TiffImagePlugin.TiffImageFile) and image.mode in ("P", "PA"):
+        _mend_palette(image)
     if image.has_transparency_data:
-        layer = image.convert("RGBA")
+        return _over_white(image)
+    # A copy would be one too many for a small board; a WEBP's decoder, however, would stay with it, and is larger.
+    return image if image.mode == "RGB" and image.format != "WEBP" else image.convert("RGB")
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    values, depth = np.asarray(image, np.uint16), 16
+    if isinstance(image, TiffImagePlugin.TiffImageFile):
+        depth = image.tag_v2[_BITS][0]
+        if image.tag_v2.get(_PHOTOMETRIC) == 0:  # white is zero; Pillow minds this up to 8 bits only
+            values = ((1 << depth) - 1) - values
+    elif "transparency" in image.info:
+        values = np.where(values == image.info["transparency"], np.uint16(0xFFFF), values)
+    return Image.fromarray((values >> depth - 8).astype(np.uint8))
+
+
+def _mend_palette(image: TiffImagePlugin.TiffImageFile) -> None:
+    table = image.tag_v2[_COLORMAP]
+    if max(table) < 256:  # of 8 bits, where 16 are the rule
+        image.putpalette(np.array(table, np.uint8).reshape(3, -1).T.tobytes())
+
+
+def _over_white(image: Image.Image) -> Image.Image:
+    found = Image.new("RGB", image.size)
+    for top in range(0, image.height, _ROWS_AT_ONCE):
+        layer = image.crop((0, top, image.width, min(top + _ROWS_AT_ONCE, image.height)))
+        layer = (layer.convert("LA") if layer.mode == "La" else layer).convert("RGBA")
         backdrop = Image.new("RGBA", layer.size, (*BACKGROUND, 255))
-        image = Image.alpha_composite(backdrop, layer)
-    return image.convert("RGB")
+        found.paste(Image.alpha_composite(backdrop, layer).convert("RGB"), (0, top))
+    return found
 
 
 def to_tensor(image: Image.Image, preprocessing: Preprocessing) -> npt.NDArray[np.float32]:

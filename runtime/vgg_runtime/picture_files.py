@@ -1,0 +1,256 @@
+"""What a decoder gets of a picture's file: only the parts that say what the pixels are. Decoders refuse a picture for an odd value in
+the rest, or misread it; of the rest the orientation alone is read. Knows JPEG, PNG and TIFF; nothing is decoded here.
+"""
+
+import hashlib
+import struct
+import zlib
+from collections.abc import Iterator, Mapping
+from typing import Literal
+
+JPEG, PNG, TIFF = "JPEG", "PNG", "TIFF"
+_SIGNATURES = {
+    b"\xff\xd8\xff": JPEG,
+    b"\x89PNG\r\n\x1a\n": PNG,
+    **dict.fromkeys((b"II*\0", b"II\0*", b"II+\0", b"MM\0*", b"MM*\0", b"MM\0+"), TIFF),
+}
+
+_APP0, _APP1, _APP14, _APP15, _COM = 0xE0, 0xE1, 0xEE, 0xEF, 0xFE
+_SCAN, _END = 0xDA, 0xD9
+_ALONE = frozenset((0x00, 0x01, *range(0xD0, 0xD9)))  # markers without a length
+# What stands for rows that may be missing: bits unlike the zeros that a decoder takes for what it lacks, the first of them certainly.
+_BITS = b"\xaa" + hashlib.shake_128(b"rows").digest(2048).replace(b"\xff", b"\x7f")
+
+_PROFILE = b"Raw profile type exif\0"  # ImageMagick's way to put EXIF into a PNG, as hexadecimal digits
+_PROFILE_BYTES = 1_000_000
+_INFLATED_AT_ONCE = 1 << 14  # bytes, each of which may become a thousand
+_PASSES = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))  # Adam7: x, y, steps
+_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # of a PNG's colour types
+
+_ORIENTATION, _SAMPLES, _PLANAR = 0x112, 277, 284
+# Size, depth, compression, colours and places of the pixels; 512 to 521 are the old kind of JPEG in a TIFF.
+_PIXEL_TAGS = frozenset((
+    254, 256, 257, 258, 259, 262, 266, 273, _SAMPLES, 278, 279, _PLANAR, 292, 293, 317, 320, 322, 323, 324, 325, 332, 334, 338, 339, 347,
+    *range(512, 522), 529, 530, 531, 532,
+))  # fmt: skip
+_INTEGERS = {1: 1, 3: 2, 4: 4, 6: 1, 8: 2, 9: 4, 13: 4, 16: 8, 17: 8, 18: 8}  # bytes of TIFF's types
+Order = Literal["little", "big"]
+
+
+def kind(content: bytes) -> str | None:
+    """Which of these formats a file begins like."""
+    return next((name for signature, name in _SIGNATURES.items() if content.startswith(signature)), None)
+
+
+def without_metadata(content: bytes) -> tuple[bytes, int]:
+    """The file as a decoder should see it, and its EXIF orientation, 1 where none can be read.
+
+    Raises:
+        ValueError: a part of a PNG without which its pixels cannot be known is damaged or missing.
+    """
+    parts = {JPEG: _jpeg, PNG: _png, TIFF: _tiff}.get(kind(content) or "")
+    found, orientation = parts(content) if parts else (content, 0)
+    return found, orientation or 1
+
+
+def orientation(exif: bytes) -> int:
+    """An EXIF block's orientation 1..8; 0 when there is none. No other entry is looked at."""
+    for _ in range(2):  # some write it twice
+        exif = exif[6:] if exif.startswith(b"Exif\0") else exif
+    if not exif.startswith((b"II", b"MM")):
+        return 0
+    order, _, entries = _directory(exif)
+    values = (_integer(entry, order) for entry in entries if _tag(entry, order) == _ORIENTATION)
+    return next((value for value in values if 1 <= value <= 8), 0)
+
+
+def _directory(block: bytes) -> tuple[Order, int, list[bytes]]:
+    """Of a TIFF's first directory the byte order, the place and the entries, as many as are there."""
+    order: Order = "big" if block.startswith(b"MM") else "little"
+    wide = _is_wide(block, order)
+    start = int.from_bytes(block[8:16] if wide else block[4:8], order)
+    first = start + (8 if wide else 2)
+    count, size = int.from_bytes(block[start:first], order), 20 if wide else 12
+    end = min(first + count * size, len(block) - size + 1)
+    return order, start, [block[place : place + size] for place in range(first, end, size)]
+
+
+def _is_wide(block: bytes, order: Order) -> bool:
+    return int.from_bytes(block[2:4], order) == 43  # a BigTIFF
+
+
+def _tag(entry: bytes, order: Order) -> int:
+    return int.from_bytes(entry[:2], order)
+
+
+def _integer(entry: bytes, order: Order) -> int:
+    """An entry's first value if it is a whole number that stands in the entry itself, otherwise 0."""
+    size = _INTEGERS.get(int.from_bytes(entry[2:4], order), 0)
+    room = 8 if len(entry) == 20 else 4
+    count = int.from_bytes(entry[4:-room], order)
+    return int.from_bytes(entry[-room:][:size], order) if 0 < size * count <= room else 0
+
+
+def _tiff(content: bytes) -> tuple[bytes, int]:
+    """The pixels' tags, in the directory's own place: all offsets stay what they are."""
+    order, start, entries = _directory(content)
+    samples = next((_integer(entry, order) for entry in entries if _tag(entry, order) == _SAMPLES), 1)
+    # With one sample there is nothing to lie apart, yet Pillow then takes what it knows of 8 bits: a negative, or nothing.
+    tags = _PIXEL_TAGS - {_PLANAR} if samples == 1 else _PIXEL_TAGS
+    kept = [entry for entry in entries if _tag(entry, order) in tags]
+    if not kept:
+        return content, 0
+    counted, offset = (8, 8) if _is_wide(content, order) else (2, 4)
+    directory = b"".join([len(kept).to_bytes(counted, order), *kept, bytes(offset)])
+    everything = memoryview(content)
+    return b"".join([everything[:start], directory, everything[start + len(directory) :]]), orientation(content)
+
+
+def _segments(content: bytes) -> Iterator[tuple[int, int, bytes]]:
+    """Marker, place and payload of a JPEG's segments up to the first scan."""
+    place = 2
+    while 0 <= (place := content.find(b"\xff", place)) < len(content) - 3:
+        marker = content[place + 1]
+        if marker == 0xFF:  # a filling byte
+            place += 1
+        elif marker in _ALONE:
+            place += 2
+        else:
+            size = int.from_bytes(content[place + 2 : place + 4], "big")
+            yield marker, place, content[place + 4 : place + 2 + size]
+            if marker in (_SCAN, _END):
+                return
+            place += 2 + max(size, 2)
+
+
+def _jpeg(content: bytes) -> tuple[bytes, int]:
+    kept, upright = [content[:2]], 0
+    for marker, place, payload in _segments(content):
+        if marker == _SCAN:
+            return b"".join([*kept, memoryview(content)[place:]]), upright
+        if marker == _APP1 and payload.startswith(b"Exif\0"):
+            upright = upright or orientation(payload)
+        elif _is_for_pixels(marker, payload):
+            kept.append(content[place : place + 4 + len(payload)])
+    return content, upright
+
+
+def _is_for_pixels(marker: int, payload: bytes) -> bool:
+    """JFIF's and Adobe's segments tell the colour space, when they are as long as libjpeg wants them."""
+    if marker == _APP0:
+        return payload.startswith(b"JFIF\0") and len(payload) >= 14
+    if marker == _APP14:
+        return payload.startswith(b"Adobe") and len(payload) >= 12
+    return not (_APP0 <= marker <= _APP15 or marker == _COM)
+
+
+def with_other_endings(content: bytes) -> tuple[bytes, bytes]:
+    """A JPEG with an end marker after its pixels, and with random rows and an end marker there. If both decode to the same picture,
+    no row was missing; otherwise what is missing was made up.
+    """
+    scan = next((place for marker, place, _ in _segments(content) if marker == _SCAN), len(content))
+    end = content.find(b"\xff\xd9", scan)
+    pixels = content[: end if end >= 0 else len(content)].rstrip(b"\xff")
+    # The next of the eight restart markers, which go round: after another one a decoder may leave out what follows.
+    scan = max(pixels.rfind(b"\xff\xda"), 0)
+    _, last = max((pixels.rfind(b"\xff%c" % marker, scan), marker) for marker in range(0xD0, 0xD8))
+    rows = b"".join(b"\xff%c%b" % (0xD0 + (last + k) % 8, _BITS) for k in range(1, 9))
+    return pixels + b"\xff\xd9", b"".join([pixels, _BITS, rows, b"\xff\xd9"])
+
+
+def _chunks(content: bytes) -> Iterator[tuple[bytes, memoryview, bool | None]]:
+    """Name, data and whether the checksum is right (None: the file ends before it) of a PNG's chunks."""
+    everything, place = memoryview(content), 8
+    while place + 8 <= len(content):
+        name = content[place + 4 : place + 8]
+        end = place + 8 + int.from_bytes(everything[place : place + 4], "big")
+        if name == b"IEND" or not name.isalpha():
+            return
+        data, checksum = everything[place + 8 : end], everything[end : end + 4]
+        yield name, data, zlib.crc32(data, zlib.crc32(name)) == int.from_bytes(checksum, "big") if len(checksum) == 4 else None
+        place = end + 4
+
+
+def _png(content: bytes) -> tuple[bytes, int]:
+    kept: dict[bytes, bytes] = {}
+    pixels: list[memoryview] = []
+    upright = 0
+    for name, data, right in _chunks(content):
+        if right is False and name in (b"IHDR", b"IDAT"):
+            raise ValueError(f"the checksum of a chunk {name.decode()} is wrong")
+        if name == b"IDAT":
+            pixels.append(data)
+        elif right and name in (b"eXIf", b"tEXt", b"zTXt"):
+            upright = upright or _png_orientation(name, data)
+        elif right and not pixels and name in (b"IHDR", b"PLTE", b"tRNS"):
+            kept.setdefault(name, bytes(data))
+    size = sum(map(len, pixels)).to_bytes(4, "big")
+    return b"".join([content[:8], *_png_header(kept), size, b"IDAT", *pixels, bytes(4), _chunk(b"IEND", b"")]), upright
+
+
+def _chunk(name: bytes, data: bytes) -> bytes:
+    return b"".join([len(data).to_bytes(4, "big"), name, data, zlib.crc32(data, zlib.crc32(name)).to_bytes(4, "big")])
+
+
+def _png_header(kept: Mapping[bytes, bytes]) -> Iterator[bytes]:
+    header = kept.get(b"IHDR", b"")
+    if len(header) != 13:
+        raise ValueError("the chunk IHDR is missing or damaged")
+    depth, colours = header[8], header[9]
+    yield _chunk(b"IHDR", header)
+    transparency = kept.get(b"tRNS", b"")
+    if colours == 3:
+        palette = kept.get(b"PLTE")
+        if palette is None:
+            raise ValueError("the palette is missing or damaged")
+        yield _chunk(b"PLTE", palette)
+        if 0 < len(transparency) <= len(palette) // 3:
+            yield _chunk(b"tRNS", transparency)
+    elif len(transparency) == {0: 2, 2: 6}.get(colours) and depth in (1, 2, 4, 8, 16):
+        yield _chunk(b"tRNS", _as_decoded(transparency, depth, colours))
+
+
+def _as_decoded(transparency: bytes, depth: int, colours: int) -> bytes:
+    """The colour that is transparent in the values that Pillow decodes to: 2 and 4 bits to 8, colours of 16 bits to 8."""
+    values = [value & (1 << depth) - 1 for value in struct.unpack(f">{len(transparency) // 2}H", transparency)]
+    if colours == 2:
+        values = [value >> depth - 8 for value in values] if depth > 8 else values
+    else:
+        values = [value * {2: 85, 4: 17}.get(depth, 1) for value in values]
+    return struct.pack(f">{len(values)}H", *values)
+
+
+def _png_orientation(name: bytes, data: memoryview) -> int:
+    if name == b"eXIf":
+        return orientation(bytes(data))
+    key, text = bytes(data[: len(_PROFILE)]), data[len(_PROFILE) :]
+    if key != _PROFILE:
+        return 0
+    try:
+        profile = zlib.decompressobj().decompress(text[1:], _PROFILE_BYTES) if name == b"zTXt" else bytes(text[:_PROFILE_BYTES])
+        return orientation(bytes.fromhex("".join(profile.decode("latin-1").split("\n")[3:])))
+    except (zlib.error, ValueError):
+        return 0
+
+
+def has_all_rows(content: bytes) -> bool:
+    """Whether a PNG's compressed pixels are as many as its header says: Pillow leaves the rows black that a stream ends before."""
+    needed, found = 0, 0
+    inflater = zlib.decompressobj()
+    for name, data, _ in _chunks(content):
+        if name == b"IHDR":
+            needed = _inflated_bytes(data)
+        elif name == b"IDAT":
+            for place in range(0, len(data), _INFLATED_AT_ONCE):
+                found += len(inflater.decompress(data[place : place + _INFLATED_AT_ONCE]))
+    return found >= needed
+
+
+def _inflated_bytes(header: memoryview) -> int:
+    width, height, depth, colours, _, _, interlaced = struct.unpack(">LLBBBBB", header)
+    total = 0
+    for x, y, across, down in _PASSES if interlaced else ((0, 0, 1, 1),):
+        columns, rows = -(-(width - x) // across), -(-(height - y) // down)
+        if columns > 0 and rows > 0:
+            total += rows * (1 + (columns * depth * _CHANNELS.get(colours, 1) + 7) // 8)
+    return total
