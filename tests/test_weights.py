@@ -128,13 +128,13 @@ def test_a_file_takes_its_labels_from_a_file_or_the_folders(tmp_path: Path) -> N
     names = tmp_path / "names.txt"
     names.write_text("a\nb\nc\nd\ne\nf\ng\n")
     assert weights.resolve(WeightsOptions(str(path), names)).labels == tuple("abcdefg")
-    assert weights.resolve(WeightsOptions(str(path)), tuple("gfedcba")).labels == tuple("abcdefg")
+    assert weights.resolve(WeightsOptions(str(path)), lambda: tuple("gfedcba")).labels == tuple("abcdefg")
     assert weights.resolve(WeightsOptions(str(path))).labels[6] == "class 6"
     names.write_text("a\nb\n")
     with pytest.raises(CheckpointError, match="has 2 class names, the checkpoint has 7 classes"):
         weights.resolve(WeightsOptions(str(path), names))
-    with pytest.raises(CheckpointError, match="the checkpoint has 7 classes, the data has 3 class folders"):
-        weights.resolve(WeightsOptions(str(path)), ("x", "y", "z"))
+    with pytest.raises(CheckpointError, match="has 7 classes, the data has 3 class folders"):
+        weights.resolve(WeightsOptions(str(path)), lambda: ("x", "y", "z"))
 
 
 def test_our_own_checkpoint_is_a_file_too(tmp_path: Path) -> None:

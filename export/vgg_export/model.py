@@ -93,6 +93,8 @@ class Plan:
             raise CheckpointError(
                 f"every layer needs at least one output, found widths {self.blocks}, {self.hidden} and {self.classes} classes"
             )
+        if self.classes < 2:
+            raise CheckpointError("a network with one output has no classes to choose from; expected at least two classes, one output each")
         if self.input_px < STRIDE_PX:
             raise CheckpointError(f"a VGG halves its input five times: the input must be at least {STRIDE_PX} px, found {self.input_px}")
         sizes = {name: (c, n) for name, c, n in (*self.convs(), *self.linears())}

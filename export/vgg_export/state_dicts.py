@@ -1,11 +1,18 @@
 """A torchvision VGG state dict -> a checkpoint: family member, widths and class count are read off the tensors."""
 
+import contextlib
+import dataclasses
 import itertools
+import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vgg_runtime.present import printable
+
+from . import class_names, file_kinds
+from .class_names import ClassNames
 from .errors import CheckpointError
 from .model import CONVS_PER_BLOCK, POOLED_PX, STRIDE_PX, Plan, fold_batch_norm
 
@@ -15,29 +22,70 @@ if TYPE_CHECKING:
 State = "dict[str, torch.Tensor]"
 _WRAPPERS = ("state_dict", "model", "model_state_dict")
 _EXPECTED = "expected a torchvision VGG state dict (vgg11, vgg13, vgg16 or vgg19, plain or _bn)"
+_LINEARS = (0, 3, 6)  # of torchvision's classifier
+SHOWN = 4
+MOST_DEPTH = 3  # of dictionaries in which other weights may lie
 
 
-def read_file(path: Path) -> "dict[str, torch.Tensor]":
-    """The tensors of a .pth, .pt or .safetensors file, bare or under ``state_dict``/``model``, without ``module.``.
+@dataclasses.dataclass(frozen=True)
+class Content:
+    """What a checkpoint's file holds: the ``tensors`` of the network by name, the ``names`` of its classes if it says them
+    (``names_fault``: why what it says of them cannot be used), and what other weights of the same network were ``left_aside`` (averaged
+    ones), as the keys that lead to them."""
+
+    tensors: "dict[str, torch.Tensor]"
+    names: ClassNames | None = None
+    names_fault: str | None = None
+    left_aside: tuple[tuple[str, ...], ...] = ()
+
+
+def read_file(path: Path) -> Content:
+    """A file of torch.save or safetensors, whatever it is called, its tensors bare or under ``state_dict``, ``model`` or
+    ``model_state_dict``, without ``module.``.
 
     Raises:
-        CheckpointError: missing, truncated, not of these formats, or holding pickled code.
+        CheckpointError: missing, truncated, something else (it says what), or holding pickled code.
     """
+    import torch
+
+    if path.is_dir():
+        raise CheckpointError(file_kinds.folder(path))
     if not path.is_file():
         raise CheckpointError(f"there is no file {path}; --weights takes auto, imagenet, demo, random or a .pth, .pt or .safetensors file")
-    data: Any = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
+    try:
+        kind = file_kinds.recognise(path)
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read ({error.strerror}); check that you may read it") from error
+    if kind.readable is None:
+        raise CheckpointError(f"{path} is {kind.what}; {kind.do}")
+    data, metadata = _read_safetensors(path) if kind.readable == file_kinds.SAFETENSORS else (_read_pickle(path), None)
+    whole, keys = data, tuple[str, ...]()
     for wrapper in _WRAPPERS:
         if isinstance(data, dict) and isinstance(data.get(wrapper), dict):
-            data = data[wrapper]
-    return _tensors(data, path)
+            data, keys = data[wrapper], (*keys, wrapper)
+    if not keys and isinstance(data, dict):  # names of classes among the tensors
+        data = {k: v for k, v in data.items() if isinstance(v, torch.Tensor) or str(k).lower() not in class_names.KEYS}
+    tensors = _tensors(data, path)
+    names, fault = None, None
+    try:
+        names = class_names.beside(whole if metadata is None else metadata, path)
+    except CheckpointError as error:  # --labels can still give them
+        fault = str(error)
+    return Content(tensors, names, fault, tuple(_others(whole, keys, tensors)) if keys else ())
 
 
-def _read_safetensors(path: Path) -> Any:
-    from safetensors import SafetensorError
+def _read_safetensors(path: Path) -> tuple[Any, dict[str, Any]]:
+    """The tensors, and what the file's metadata says, as far as that is JSON."""
+    from safetensors import SafetensorError, safe_open
     from safetensors.torch import load_file
 
+    metadata: dict[str, Any] = {}
     try:
-        return load_file(path)
+        with safe_open(path, framework="np") as file:
+            for key, text in (file.metadata() or {}).items():
+                with contextlib.suppress(ValueError, RecursionError):  # most of it is no JSON
+                    metadata[key] = json.loads(text)
+        return load_file(path), metadata
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path} is not a readable safetensors file ({error}); it may be truncated: fetch it again") from error
 
@@ -48,11 +96,14 @@ def _read_pickle(path: Path) -> Any:
     import torch
 
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with path.open("rb") as file:  # of a path torch would look at the name
+            begins = file.read(2)
+            file.seek(0)
+            return torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        if "Weights only load failed" in str(error) and "Unsupported" in str(error):
+        if "Unsupported" in str(error) and (begins == b"PK" or begins[:1] == pickle.PROTO):
             raise CheckpointError(
-                f"{path} holds pickled Python objects, not only tensors, and is not loaded because that runs code;"
+                f"{path} holds Python objects beside tensors{_objects(path)} and is not loaded, because that could run code from the file;"
                 " save the tensors alone: torch.save(model.state_dict(), FILE)"
             ) from error
         raise CheckpointError(f"{path} is not a PyTorch checkpoint or is truncated ({_brief(error)}); {_EXPECTED}") from error
@@ -62,61 +113,130 @@ def _read_pickle(path: Path) -> Any:
         ) from error
 
 
+def _objects(path: Path) -> str:
+    """The classes and functions that a file of torch.save names and that are no tensors, as far as torch can list them."""
+    import torch
+
+    try:
+        found = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+    except Exception:  # an old or damaged format: the sentence does without
+        return ""
+    shown = sorted(found, key=lambda name: name.startswith("torch.nn."))  # the whole network's class says more than its layers'
+    return f" ({_some([printable(name, 80) for name in shown])})" if found else ""
+
+
 def _brief(error: Exception) -> str:
     return " ".join(str(error).split())[:120]
+
+
+def _some(names: Sequence[str], limit: int = SHOWN) -> str:
+    return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
 
 
 def _tensors(data: Any, path: Path) -> "dict[str, torch.Tensor]":
     import torch
 
     if not isinstance(data, dict) or not data:
-        raise CheckpointError(f"{path} holds a {type(data).__name__}; {_EXPECTED}")
-    state = {}
-    for name, value in data.items():
-        if not isinstance(value, torch.Tensor):
-            raise CheckpointError(
-                f"{path} holds {name!r} of type {type(value).__name__}; {_EXPECTED}, possibly under 'state_dict' or 'model'"
-            )
-        state[str(name).removeprefix("module.")] = value
-    return state
+        raise CheckpointError(f"{path} holds {'an empty' if isinstance(data, dict) else 'a'} {type(data).__name__}; {_EXPECTED}")
+    wrong = [str(name) for name, value in data.items() if not isinstance(value, torch.Tensor)]
+    if wrong:
+        under = ["[" + "][".join(map(repr, keys)) + "]" for keys, _ in _dictionaries_of_tensors(data)]
+        hint = f"; its tensors lie under {_some(under)}: save those alone" if under else ""
+        types = [f"{printable(name)!r} ({type(data[name]).__name__})" for name in wrong if name in data]
+        raise CheckpointError(f"{path} holds {_some(types or wrong)}; {_EXPECTED}, bare or under {' or '.join(map(repr, _WRAPPERS))}{hint}")
+    return {str(name).removeprefix("module."): value.detach() for name, value in data.items()}
+
+
+def _dictionaries_of_tensors(data: Any, keys: tuple[str, ...] = ()) -> "Iterator[tuple[tuple[str, ...], Mapping[str, torch.Tensor]]]":
+    """Every dictionary inside ``data`` most of whose values are tensors, with the keys that lead to it."""
+    import torch
+
+    if not isinstance(data, Mapping) or len(keys) > MOST_DEPTH:
+        return
+    tensors = {str(name): value for name, value in data.items() if isinstance(value, torch.Tensor)}
+    if keys and 2 * len(tensors) > len(data):
+        yield keys, tensors
+        return
+    for key, value in data.items():
+        yield from _dictionaries_of_tensors(value, (*keys, str(key)))
+
+
+def _others(whole: Any, taken: tuple[str, ...], tensors: "dict[str, torch.Tensor]") -> Iterator[tuple[str, ...]]:
+    """Where else in the file the weights of this network are: dictionaries that name most of its tensors, with whatever prefix."""
+    for keys, found in _dictionaries_of_tensors(whole):
+        if keys != taken and sum(any(name.endswith(own) for name in found) for own in tensors) > len(tensors) / 2:
+            yield keys
 
 
 def to_plan_and_tensors(state: "dict[str, torch.Tensor]") -> "tuple[Plan, dict[str, torch.Tensor]]":
     """Infer the plan, fold batch norm, rename ``features.0`` to ``conv1_1`` and ``classifier.6`` to ``fc3``; float32.
 
     Raises:
-        CheckpointError: not a VGG, with the first thing that does not fit.
+        CheckpointError: not a VGG, with the tensors that do not fit.
     """
     indices = sorted(int(m[1]) for name, t in state.items() if (m := re.fullmatch(r"features\.(\d+)\.weight", name)) and t.dim() == 4)
-    if not indices or any(f"classifier.{k}.weight" not in state for k in (0, 3, 6)):
-        raise CheckpointError(f"the tensors are {', '.join(list(state)[:4])} …; {_EXPECTED} with features.N and classifier.0/3/6")
-    batch_norm = f"features.{indices[0] + 1}.running_mean" in state
+    batch_norm = bool(indices) and f"features.{indices[0] + 1}.running_mean" in state
+    _ensure_its_names(state, indices, batch_norm=batch_norm)
     blocks = _blocks(indices, 3 if batch_norm else 2)
     family = next((name for name, counts in CONVS_PER_BLOCK.items() if counts == tuple(len(b) for b in blocks)), None)
     if family is None:
         raise CheckpointError(f"found {[len(b) for b in blocks]} convolutions per block; {_EXPECTED}")
+    _ensure_finite(state, indices)
     plan = _plan(state, family, blocks)
     tensors: dict[str, torch.Tensor] = {}
     for (name, *_), index in zip(plan.convs(), indices, strict=True):
         tensors[f"{name}.weight"], tensors[f"{name}.bias"] = _conv(state, index, batch_norm=batch_norm)
-    for k, index in enumerate((0, 3, 6), 1):
+    for k, index in enumerate(_LINEARS, 1):
         for part in ("weight", "bias"):
             tensors[f"fc{k}.{part}"] = _get(state, f"classifier.{index}.{part}")
-    _ensure_nothing_else(state, indices, batch_norm=batch_norm)
-    for name, tensor in tensors.items():
-        if not tensor.isfinite().all():
-            raise CheckpointError(f"{name} holds values that are not finite (NaN or infinity); the training that made this file went wrong")
+    if bad := [name for name, tensor in tensors.items() if not tensor.isfinite().all()]:
+        raise CheckpointError(f"{bad[0]} is not finite once its batch norm is folded into it; are the running variances below zero?")
     return plan, tensors
 
 
-def _ensure_nothing_else(state: "dict[str, torch.Tensor]", indices: Sequence[int], *, batch_norm: bool) -> None:
-    """A tensor that no layer of a VGG has means another function; dropping it silently would compile the wrong network."""
-    layers = {f"features.{i}" for i in indices} | {f"classifier.{k}" for k in (0, 3, 6)}
-    norms = {f"features.{i + 1}" for i in indices} if batch_norm else set()
-    known = {f"{layer}.{part}" for layer in layers for part in ("weight", "bias")}
-    known |= {f"{norm}.{part}" for norm in norms for part in (*_NORM.values(), "num_batches_tracked")}
-    if extra := sorted(state.keys() - known):
-        raise CheckpointError(f"the file holds {', '.join(extra[:4])} besides a VGG's layers; {_EXPECTED} and nothing else")
+def _ensure_its_names(state: "dict[str, torch.Tensor]", indices: Sequence[int], *, batch_norm: bool) -> None:
+    """Every tensor is one of a VGG's, and none is missing: dropping one silently would compile another function."""
+    layers = [f"features.{i}" for i in indices] + [f"classifier.{k}" for k in _LINEARS]
+    norms = [f"features.{i + 1}" for i in indices] if batch_norm else []
+    optional = {f"{norm}.num_batches_tracked" for norm in norms} | {f"features.{i}.bias" for i in indices if batch_norm}
+    needed = [f"{layer}.{part}" for layer in layers for part in ("weight", "bias")]
+    needed += [f"{norm}.{part}" for norm in norms for part in _NORM.values()]
+    extra = [name for name in state if name not in needed and name not in optional]
+    missing = [name for name in needed if name not in state and name not in optional]
+    if not extra and not missing:
+        return
+    found = []
+    if extra:
+        shapes = [f"{printable(name, 60)} {list(state[name].shape)}" for name in extra]
+        found.append(f"{len(extra)} of {len(state)} tensors do not fit: {_some(shapes)}")
+    if missing:
+        found.append(f"it lacks {_some(missing)}")
+    raise CheckpointError(f"{'; '.join(found)}{_prefix_in_words(state)}; {_EXPECTED}, its layers features.N and classifier.0, .3 and .6")
+
+
+def _prefix_in_words(state: "dict[str, torch.Tensor]") -> str:
+    """That all names begin alike, where they would be a VGG's without it."""
+    first = next(iter(state), "")
+    place = first.find("features.")
+    if place > 0 and all(name.startswith(first[:place]) for name in state):
+        return f" (every name begins with {printable(first[:place])!r}: save them without it)"
+    return ""
+
+
+def _ensure_finite(state: "dict[str, torch.Tensor]", indices: Sequence[int]) -> None:
+    bad = [name for name, tensor in state.items() if tensor.is_floating_point() and not tensor.isfinite().all()]
+    if not bad:
+        return
+    head = {f"classifier.{k}.{part}" for k in _LINEARS for part in ("weight", "bias")}
+    if set(bad) == head and all(state[name].isnan().all() for name in bad):
+        raise CheckpointError(
+            "every weight of the classifier is NaN: the file holds the features only (as torchvision's IMAGENET1K_FEATURES), and its"
+            " classifier was never trained; train one on your classes, then save the whole network"
+        )
+    raise CheckpointError(
+        f"{_some(bad)} {'holds' if len(bad) == 1 else 'hold'} values that are not finite (NaN or infinity); the training that made this"
+        " file went wrong"
+    )
 
 
 def _blocks(indices: Sequence[int], step: int) -> list[list[int]]:
@@ -133,13 +253,29 @@ def _blocks(indices: Sequence[int], step: int) -> list[list[int]]:
 
 
 def _plan(state: "dict[str, torch.Tensor]", family: str, blocks: list[list[int]]) -> Plan:
+    first = _get(state, f"features.{blocks[0][0]}.weight")
+    if first.shape[1] != 3:
+        raise CheckpointError(
+            f"features.{blocks[0][0]} takes {first.shape[1]} channels; expected three: this version reads colour pictures"
+        )
     widths = tuple(tuple(_get(state, f"features.{i}.weight").shape[0] for i in block) for block in blocks)
-    fc1, fc2, fc3 = (_get(state, f"classifier.{k}.weight") for k in (0, 3, 6))
+    fc1, fc2, fc3 = (_get(state, f"classifier.{k}.weight") for k in _LINEARS)
     if any(t.dim() != 2 for t in (fc1, fc2, fc3)):
         raise CheckpointError(f"the classifier's weights are {[tuple(t.shape) for t in (fc1, fc2, fc3)]}; expected three matrices")
     positions = POOLED_PX**2
     if fc1.shape[1] != widths[-1][-1] * positions:
-        raise CheckpointError(f"classifier.0 takes {fc1.shape[1]} inputs; expected {widths[-1][-1]} channels x {positions} positions")
+        seen, rest = divmod(fc1.shape[1], widths[-1][-1])
+        side = "" if rest or round(seen**0.5) ** 2 != seen else f", that is {round(seen**0.5)} x {round(seen**0.5)} positions"
+        raise CheckpointError(
+            f"classifier.0 takes {fc1.shape[1]} inputs{side}; expected {widths[-1][-1]} channels x {POOLED_PX} x {POOLED_PX} ="
+            f" {widths[-1][-1] * positions}: this version reads networks that pool to {POOLED_PX} x {POOLED_PX}, as torchvision's do"
+        )
+    if fc3.shape[0] == 1:
+        raise CheckpointError(
+            "the last layer has one output, of which a sigmoid makes two classes; expected one output a class: with one, every picture"
+            " would be class 0 at 100 %. Make two of it, which say the same: torch.cat([torch.zeros_like(t), t]) of classifier.6.weight"
+            " and of classifier.6.bias, the class at 0 first"
+        )
     return Plan(family, widths, (fc1.shape[0], fc2.shape[0]), fc3.shape[0], POOLED_PX * STRIDE_PX)
 
 

@@ -10,30 +10,37 @@ import threading
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from . import model
+from . import class_names, file_kinds, model
+from .class_names import ClassNames
 from .errors import CheckpointError, HubError
 from .options import WeightsOptions
-from .state_dicts import read_file, to_plan_and_tensors
+from .state_dicts import Content, read_file, to_plan_and_tensors
 from .storage import explain_write_errors, sha256
 
 log = logging.getLogger(__name__)
 
 # For networks that reach a mirror but not download.pytorch.org; the file name must end in the first hex digits of its hash.
 MIRROR_VARIABLE = "VGG_EXPORT_IMAGENET_URL"
+Folders = Callable[[], Sequence[str] | None]
 DECIDE_SECONDS = 4.0
 STALL_SECONDS = 30.0
 SEED_NOTE = "random weights: the predictions mean nothing, so accuracy and agreement are absent; size, speed and memory are real"
 
 
-def resolve(options: WeightsOptions, folders: Sequence[str] | None = None) -> model.Checkpoint:
+def no_folders() -> None:
+    """There are no class folders."""
+
+
+def resolve(options: WeightsOptions, folders: Folders = no_folders) -> model.Checkpoint:
     """The checkpoint that ``--weights`` asks for.
 
     Args:
-        folders: class folders of the data, used as label names where nothing else gives them.
+        folders: gives the class folders of the data, which name the classes where nothing else does; asked only then, because what
+            is a class folder and what a part of the data can depend on the names.
 
     Raises:
         CheckpointError, HubError: with what to do.
@@ -50,8 +57,7 @@ def resolve(options: WeightsOptions, folders: Sequence[str] | None = None) -> mo
         case _:
             return _file(Path(options.spec), options.labels, folders)
     if options.labels:
-        labels = _read_labels(options.labels, checkpoint.plan.classes)
-        return model.Checkpoint(checkpoint.plan, checkpoint.tensors, labels, checkpoint.source)
+        return _renamed(checkpoint, class_names.read(options.labels))
     return checkpoint
 
 
@@ -119,7 +125,7 @@ def _imagenet() -> model.Checkpoint:
     if _hash_prefix(hub_file(url)) is None:
         raise HubError(f"{url} must end in the first hex digits of its sha256, as vgg19-dcbb9e9d.pth does, so that it can be checked")
     path = _fetch(url)
-    plan, tensors = to_plan_and_tensors(read_file(path))
+    plan, tensors = to_plan_and_tensors(read_file(path).tensors)
     labels = tuple(VGG19_Weights.IMAGENET1K_V1.meta["categories"])
     if plan.family != "vgg19" or plan.classes != len(labels):
         raise CheckpointError(f"{path} is a {plan.family} of {plan.classes} classes; expected vgg19 of {len(labels)}")
@@ -179,48 +185,133 @@ def _random(seed: int) -> model.Checkpoint:
     return model.Checkpoint(plan, dict(network.state_dict()), labels, source)
 
 
-def _file(path: Path, labels: Path | None, folders: Sequence[str] | None) -> model.Checkpoint:
-    if path.suffix == ".safetensors" and path.is_file() and model.is_checkpoint(path):
+# What the tensors of a state dict cannot say, and is taken to be as most people have it.
+ASSUMED = (
+    "ReLU behind every layer but the last",
+    "pictures in RGB with ImageNet's mean and standard deviation",
+    "their shorter side resized to 256 px and the middle 224 x 224 px taken",
+    "one class a picture (softmax)",
+)
+ALPHABET = "the classes in the order of the alphabet of the folders"
+
+
+def _file(path: Path, labels: Path | None, folders: Folders) -> model.Checkpoint:
+    given = class_names.read(labels) if labels else None
+    if is_own(path):
         checkpoint = model.load(path)
-        names = _read_labels(labels, checkpoint.plan.classes) if labels else checkpoint.labels
-        return model.Checkpoint(checkpoint.plan, checkpoint.tensors, names, checkpoint.source)
-    plan, tensors = to_plan_and_tensors(read_file(path))
+        if given:
+            checkpoint = _renamed(checkpoint, given)
+        say_what_is_assumed(checkpoint.source)
+        return checkpoint
+    content = read_file(path)
+    try:
+        plan, tensors = to_plan_and_tensors(content.tensors)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from error
     source: dict[str, Any] = {
         "weights": "file",
         "what": f"{plan.family} of {plan.classes} classes from {path.name}",
         "sha256": sha256(path),
+        "assumed": list(ASSUMED),
     }
-    if labels:
-        names = _read_labels(labels, plan.classes)
-    elif folders and len(folders) == plan.classes:
-        names = tuple(sorted(folders))
-    elif plan.classes == 1000:
-        from torchvision.models import VGG19_Weights
-
-        names, source["wordnet"] = tuple(VGG19_Weights.IMAGENET1K_V1.meta["categories"]), True
-    elif folders:
-        shown = ", ".join(sorted(folders)[:20])
-        raise CheckpointError(
-            f"the checkpoint has {plan.classes} classes, the data has {len(folders)} class folders ({shown}); expected as many,"
-            " or the checkpoint's class names in order with --labels FILE"
+    for keys in content.left_aside:
+        entry = "".join(f"[{key!r}]" for key in keys)
+        log.warning(
+            "%s also holds weights of the same network under %s, which are left aside (averaged ones are often the better); to take them:"
+            " torch.save(torch.load(%r, map_location='cpu')%s, 'other.pth')",
+            path,
+            entry,
+            path.name,
+            entry,
         )
-    else:
-        log.warning("the classes have no names; give them with --labels FILE (one a line)")
-        names = tuple(f"class {k}" for k in range(plan.classes))
+    names = _names(path, plan.classes, given, content, folders, source)
+    say_what_is_assumed(source)
     return model.Checkpoint(plan, tensors, names, source)
 
 
-def _read_labels(path: Path, classes: int) -> tuple[str, ...]:
-    try:
-        lines = tuple(line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip())
-    except (OSError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{path} cannot be read as UTF-8 text ({error}); expected one class name a line") from error
-    if len(lines) != classes:
-        raise CheckpointError(
-            f"{path} has {len(lines)} class names, the checkpoint has {classes} classes;"
-            " expected one name a line, in the order of the classes"
+def is_own(path: Path) -> bool:
+    """Whether a file is a checkpoint in our own format."""
+    return path.is_file() and file_kinds.recognise(path).readable == file_kinds.SAFETENSORS and model.is_checkpoint(path)
+
+
+def say_what_is_assumed(source: dict[str, Any]) -> None:
+    """One line, every time: another normalisation, for example, makes every figure wrong."""
+    if assumed := source.get("assumed"):
+        log.info("assumed, since the file does not say: %s", "; ".join(assumed))
+
+
+def _names(
+    path: Path, classes: int, given: ClassNames | None, content: Content, folders: Folders, source: dict[str, Any]
+) -> tuple[str, ...]:
+    """The class names: those of the file, of ``--labels``, of the folders in the order of the alphabet, ImageNet's, or numbers.
+
+    Raises:
+        CheckpointError: as many as there are not, or two that contradict each other.
+    """
+    inside, fault = content.names, content.names_fault
+    if inside and len(inside.names) != classes:
+        fault = f"{inside.where} has {len(inside.names)} class names, the checkpoint has {classes} classes"
+        inside = None
+    if given:
+        _ensure_count(given, classes)
+        if inside:
+            _ensure_same(given, inside)
+        elif fault:
+            log.warning("%s; the names of --labels are taken", fault)
+    elif fault:
+        raise CheckpointError(f"{fault}; correct it, or give the names in the order of the outputs with --labels")
+    if chosen := given or inside:
+        log.info("class names: %s", chosen.in_words())
+        source["names_from"] = "checkpoint" if inside else "labels"
+        return chosen.names
+    found = sorted(folders() or ())
+    if len(found) == classes:
+        log.warning(
+            "class names: %s. The checkpoint does not say in which order its classes are; the alphabet of the folders is assumed, as"
+            " torchvision and Keras number them. If it was trained in another order, give the names in that order with --labels",
+            class_names.shown(found),
         )
-    return lines
+        source["assumed"].append(ALPHABET)
+        return tuple(found)
+    if classes == 1000:
+        from torchvision.models import VGG19_Weights
+
+        source["wordnet"] = True
+        return tuple(VGG19_Weights.IMAGENET1K_V1.meta["categories"])
+    if found:
+        raise CheckpointError(
+            f"{path} has {classes} classes, the data has {len(found)} class folders ({class_names.shown(found, 20)}); expected as many,"
+            " or the checkpoint's class names in order with --labels FILE"
+        )
+    log.warning("the classes have no names; give them with --labels FILE (one a line, or JSON)")
+    return tuple(f"class {k}" for k in range(classes))
+
+
+def _renamed(checkpoint: model.Checkpoint, given: ClassNames) -> model.Checkpoint:
+    """With the names of ``--labels``, unless the file that it was made of says others."""
+    _ensure_count(given, checkpoint.plan.classes)
+    source = dict(checkpoint.source)
+    if source.get("names_from") == "checkpoint":
+        _ensure_same(given, ClassNames(checkpoint.labels, "the checkpoint itself"))
+    if "assumed" in source:
+        source["assumed"] = [text for text in source["assumed"] if text != ALPHABET]
+    return model.Checkpoint(checkpoint.plan, checkpoint.tensors, given.names, source)
+
+
+def _ensure_same(given: ClassNames, inside: ClassNames) -> None:
+    if not class_names.same(inside.names, given.names):
+        raise CheckpointError(
+            f"--labels contradicts the checkpoint: {given.in_words()}, but {inside.in_words()}; leave --labels out if the checkpoint is"
+            " right, else save its tensors without these names"
+        )
+
+
+def _ensure_count(given: ClassNames, classes: int) -> None:
+    if len(given.names) != classes:
+        raise CheckpointError(
+            f"{given.where} has {len(given.names)} class names, the checkpoint has {classes} classes; expected one name for each, in the"
+            " order of the classes"
+        )
 
 
 def fingerprint(checkpoint: model.Checkpoint) -> str:
