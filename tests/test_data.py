@@ -100,6 +100,7 @@ def test_unknown_folders_list_both_sides(tmp_path: Path) -> None:
         resolve(tmp_path / "photos")
     assert "1 of 2 class folders are no class of the model: moose" in str(error.value)
     assert "roundabout" in str(error.value)
+    assert "or give the names in order with --labels" in str(error.value)
 
 
 def test_unusable_folders_are_refused(tmp_path: Path) -> None:
@@ -190,6 +191,88 @@ def test_a_class_may_be_called_train(tmp_path: Path) -> None:
     pictures(tmp_path / "odd" / "extra", 3, first=50)
     with pytest.raises(DataError, match="holds train beside extra"):
         resolve(tmp_path / "odd")
+
+
+SPELT = [
+    ("Training", "Testing"),
+    ("TRAIN", "VALID", "TEST"),
+    ("training_set", "test_set"),
+    ("train", "test1"),
+    ("TrainingData", "validation_data"),
+    ("train_images", "eval_images"),
+    ("train", "evaluation", "test"),
+    ("train_split", "test_split"),
+]
+
+
+@pytest.mark.parametrize("names", SPELT, ids="-".join)
+def test_parts_are_found_in_their_common_spellings(names: tuple[str, ...], tmp_path: Path) -> None:
+    """With class folders in them; the first is the one to fit on, and none of them is a class."""
+    for k, part in enumerate(names):
+        for j, label in enumerate(("stop", "yield")):
+            pictures(tmp_path / "d" / part / label, 20, first=100 * k + 50 * j)
+    assert data.class_folders(DataOptions(str(tmp_path / "d"))) == ("stop", "yield")
+    found = resolve(tmp_path / "d")
+    of = {name: {i.path.parent.parent.name for i in getattr(found, name)} for name in ("fit", "select", "test")}
+    assert of["fit"] == {names[0]}
+    assert of["test"] == {names[-1]}
+    assert of["select"] == ({names[1]} if len(names) == 3 else {names[0]})  # too few to divide: a fifth of train
+    assert {i.label for i in found.test} == {0, 1}
+
+
+@pytest.mark.parametrize("names", [("Training", "Testing"), ("train", "test1"), ("Train", "Val", "Test")], ids="-".join)
+def test_parts_without_class_folders_are_unlabelled_and_no_classes(names: tuple[str, ...], tmp_path: Path) -> None:
+    """Of a checkpoint with as many classes as there are parts, too."""
+    for k, part in enumerate(names):
+        pictures(tmp_path / "d" / part, 20, first=100 * k)
+    assert data.class_folders(DataOptions(str(tmp_path / "d"))) is None
+    found = resolve(tmp_path / "d", tuple(f"class {k}" for k in range(len(names))))
+    assert {i.label for i in (*found.fit, *found.select, *found.test)} == {None}
+    assert {i.path.parent.name for i in found.test} == {names[-1]}
+
+
+@pytest.mark.parametrize(
+    ("names", "labels"),
+    [
+        (("train", "test"), ("train", "test")),  # a checkpoint's own classes
+        (("train", "bus"), ()),
+        (("Train", "test", "sample"), ("class 0", "class 1", "class 2")),
+        (("trainers", "testers"), ()),
+    ],
+)
+def test_what_can_be_parts_or_classes_is_an_error_with_both_readings(
+    names: tuple[str, ...], labels: tuple[str, ...], tmp_path: Path
+) -> None:
+    for k, folder in enumerate(names):
+        pictures(tmp_path / "d" / folder, 8, first=100 * k)
+    with pytest.raises(DataError) as error:
+        resolve(tmp_path / "d", labels)
+    assert "can be read in two ways" in str(error.value)
+    assert "as parts of the data with unlabelled pictures" in str(error.value)
+    assert f"{', '.join(sorted(names))} as classes" in str(error.value)
+    # what it advises for classes: all of them in a new folder called train
+    (tmp_path / "e").mkdir()
+    shutil.move(tmp_path / "d", tmp_path / "e" / "train")
+    assert data.class_folders(DataOptions(str(tmp_path / "e"))) == tuple(sorted(names))
+    found = resolve(tmp_path / "e", tuple(sorted(names)))
+    assert {i.label for i in (*found.fit, *found.select)} == set(range(len(names)))
+
+
+def test_a_valley_among_landscapes_is_a_class(tmp_path: Path) -> None:
+    for k, folder in enumerate(("valley", "forest", "coast")):
+        pictures(tmp_path / "d" / folder, 8, first=100 * k)
+    assert data.class_folders(DataOptions(str(tmp_path / "d"))) == ("coast", "forest", "valley")
+
+
+def test_two_folders_for_one_part_are_refused(tmp_path: Path) -> None:
+    for k, folder in enumerate(("train", "Train", "test")):
+        pictures(tmp_path / "d" / folder / "stop", 8, first=100 * k)
+    with pytest.raises(DataError, match=r"Train, train in .* are all called like the part 'train'"):
+        resolve(tmp_path / "d")
+    shutil.rmtree(tmp_path / "d" / "Train")
+    pictures(tmp_path / "d" / "test2" / "stop", 8, first=500)
+    with pytest.raises(DataError, match=r"test, test2 in .* are all called like the part 'test'"):
+        resolve(tmp_path / "d")
 
 
 def test_one_folder_beside_train_is_divided_and_so_is_val_alone(

@@ -8,6 +8,7 @@ import logging
 import math
 import os
 import random
+import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -37,7 +38,12 @@ SELECT_OF_HELD = 1 / 3  # of the pictures outside train/, where only one such fo
 LEAST_TO_DIVIDE = 150  # of those: a hundred are left to test
 SELECT_OF_TRAIN = 0.2  # where there are fewer
 PARTS = ("fit", "select", "test")
-PART_FOLDERS = {"train": ("train",), "select": ("val", "valid", "validation"), "test": ("test",)}
+# How folders of parts are called, in any case: a word, a longer form of it, and then perhaps what tells it from others (test1, train_set).
+_BEGINNINGS = {"train": "train", "val": "select", "test": "test", "eval": "eval"}
+_BEGINS_LIKE_ONE = re.compile("|".join(_BEGINNINGS))
+_PART_NAME = re.compile(
+    r"(train(ing)?|val(id(ation)?)?|test(ing)?|eval(uation)?)([ _.-]?(s|sets?|data|datasets?|images?|imgs?|pictures?|[0-9]+))*"
+)
 HELD_OF_FIT = 0.2  # for repair, where there is no selection set
 SIGNS_TRAIN, SIGNS_VAL = 1280, 320  # drawn to fit and to select with, where the demo brings no pictures
 SIGNS_SEEDS = {"train": 20_000_000, "val": 30_000_000, "test": 10_000_000}  # above every seed the demo was trained on
@@ -168,7 +174,7 @@ def unseen(
     if options.spec is None or options.spec in ("none", "imagenette"):
         items = list(resolve(options, weights, labels, ids, cache, progress).test)
     else:
-        parts = _parts(Path(options.spec))
+        parts = _parts(Path(options.spec), labels)
         chosen = parts.get("test") or parts.get("select") or parts.get("") or []
         items = _items(chosen, _classes(options.spec, {"": chosen}, labels, ids), options.spec, progress)
     kept = [i for i in _without_copies(items) if i.short_hashes.isdisjoint(fitted)]
@@ -181,20 +187,21 @@ def sample_photos() -> Path:
     return next(folder for folder in (package / "images", package.parent / "images") if folder.is_dir())
 
 
-def _parts(root: Path) -> dict[str, list[images.Found]]:
-    """Pictures of a folder by part: train, select and test as far as there are such folders, else all under ``""``."""
+def _parts(root: Path, labels: Sequence[str] = ()) -> dict[str, list[images.Found]]:
+    """Pictures of a folder by part: train, select and test as far as there are such folders, else all under ``""``.
+
+    Args:
+        labels: the model's class names where they are known; a class may well be called "train" or "test".
+
+    Raises:
+        DataError: no such folder, no pictures, or folders that could be parts as well as classes; then it names both readings.
+    """
     if not root.is_dir():
         raise DataError(f"there is no folder {root}; --data takes imagenette, none, or a folder of pictures or class folders")
-    folders = {p.name.lower(): p for p in root.iterdir() if p.is_dir() and not p.name.startswith((".", "__"))}
-    parts = {part: folders[name] for part, names in PART_FOLDERS.items() for name in names if name in folders}
-    others = sorted(set(folders) - {name for names in PART_FOLDERS.values() for name in names})
-    if parts and others and _holds_folders(*parts.values()):
-        raise DataError(
-            f"{root} holds {', '.join(p.name for p in parts.values())} beside {', '.join(others[:5])};"
-            " expected either train/, val/ and test/ with class folders in them, or class folders alone"
-        )
+    folders = sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith((".", "__")))
+    parts = _part_folders(folders, labels)
     try:
-        if not parts or others:  # a class may well be called "train" or "test"
+        if not parts:
             return {"": images.find(root)}
         if "train" not in parts:
             return {"": [found for folder in parts.values() for found in images.find(folder)]}
@@ -203,14 +210,69 @@ def _parts(root: Path) -> dict[str, list[images.Found]]:
         raise DataError(str(error)) from error
 
 
-def _holds_folders(*parts: Path) -> bool:
-    return any(entry.is_dir() for part in parts for entry in part.iterdir())
+def _part_folders(folders: Sequence[Path], labels: Sequence[str]) -> dict[str, Path]:
+    """Which folder is which part; none where they are classes."""
+    alike = [folder for folder in folders if _BEGINS_LIKE_ONE.match(folder.name.lower())]
+    plain = [folder for folder in alike if _PART_NAME.fullmatch(folder.name.lower())]
+    if not alike or (len(alike) < len(folders) and not plain):  # none, or a "valley" among landscapes
+        return {}
+    known = {images.normalise(label) for label in labels}
+    classes = all(images.normalise(folder.name) in known for folder in folders)
+    hold_folders = any(_inside(folder) for folder in plain or alike)
+    if len(alike) < len(folders):
+        if classes:
+            return {}
+        raise DataError(_beside(folders, plain) if hold_folders else _two_readings(folders, plain))
+    if not hold_folders and (classes or len(plain) < len(alike)):
+        raise DataError(_two_readings(folders, alike))
+    return _by_part(alike)
+
+
+def _inside(folder: Path) -> bool:
+    """Whether there are class folders in it."""
+    return any(entry.is_dir() and not entry.name.startswith((".", "__")) for entry in folder.iterdir())
+
+
+def _beside(folders: Sequence[Path], parts: Sequence[Path]) -> str:
+    others = [folder.name for folder in folders if folder not in parts]
+    return (
+        f"{folders[0].parent} holds {', '.join(p.name for p in parts)} beside {', '.join(others[:5])};"
+        " expected either train/, val/ and test/ with class folders in them, or class folders alone"
+    )
+
+
+def _two_readings(folders: Sequence[Path], parts: Sequence[Path]) -> str:
+    shown = ", ".join(folder.name for folder in folders[:8])
+    return (
+        f"{folders[0].parent} can be read in two ways: {', '.join(p.name for p in parts)} as parts of the data with unlabelled pictures,"
+        f" or {shown} as classes. For parts, let only train, val and test stand there; for classes, put these folders into a new one"
+        " called train" + (", or name the classes with --labels" if len(parts) < len(folders) else "")
+    )
+
+
+def _by_part(folders: Sequence[Path]) -> dict[str, Path]:
+    """The folder of each part; one for evaluation takes the place that is free: the test's, or else the selection's."""
+    parts: dict[str, list[Path]] = {}
+    for folder in folders:
+        beginning = _BEGINS_LIKE_ONE.match(folder.name.lower())
+        assert beginning
+        parts.setdefault(_BEGINNINGS[beginning[0]], []).append(folder)
+    if held := parts.pop("eval", None):
+        parts.setdefault("select" if "test" in parts and "select" not in parts else "test", []).extend(held)
+    for part, found in parts.items():
+        if len(found) > 1:
+            raise DataError(
+                f"{', '.join(folder.name for folder in found)} in {found[0].parent} are all called like the part {part!r}; expected one"
+                " folder for each part: put their pictures together or move the others away; if they are classes, put them into a new"
+                " folder called train"
+            )
+    return {part: found[0] for part, found in parts.items()}
 
 
 def _from_folder(
     root: Path, options: DataOptions, labels: Sequence[str], ids: Sequence[str] | None, progress: Progress, origin: str
 ) -> Splits:
-    parts = _parts(root)
+    parts = _parts(root, labels)
     classes = _classes(str(root), parts, labels, ids)
     sets = {part: _items(found, classes, str(root), progress) for part, found in parts.items()}
     return _split(origin, sets, options)
@@ -220,7 +282,7 @@ def _classes(root: str, parts: dict[str, list[images.Found]], labels: Sequence[s
     try:
         return images.match_folders({f.folder for found in parts.values() for f in found if f.folder}, labels, ids)
     except RuntimeInputError as error:
-        raise DataError(f"{root}: {error}") from error
+        raise DataError(f"{root}: {error}, or give the names in order with --labels") from error
 
 
 def _items(found: Sequence[images.Found], classes: dict[str, int] | None, origin: str, progress: Progress) -> list[Item]:

@@ -72,7 +72,7 @@ def match_folders(folders: Iterable[str], labels: Sequence[str], ids: Sequence[s
         raise RuntimeInputError(
             f"{len(unknown)} of {len(wanted)} class folders are no class of the model: {_some(unknown)};"
             f" the model's classes are: {_some(labels)}."
-            " Rename the folders, or give the names in order with --labels"
+            " Rename the folders"
         )
     return matched
 
