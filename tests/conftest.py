@@ -4,6 +4,7 @@ import contextlib
 import fcntl
 import http.client
 import json
+import logging
 import os
 import re
 import signal
@@ -20,6 +21,7 @@ import torch
 from torchvision.models import vgg as torchvision_vgg
 
 from vgg_export import bundle, data, evaluate, fold, model, quantize, retype, stage, state_dicts, to_onnx
+from vgg_export.cli import main
 from vgg_export.options import QuantizeOptions
 from vgg_export.progress import Quiet
 from vgg_runtime import manifest
@@ -205,6 +207,23 @@ def vgg_export(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]
         )
         assert "Traceback" not in done.stderr + done.stdout
         return done
+
+    return run
+
+
+@pytest.fixture
+def in_this_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """The command line without a process of its own, which would spend seconds on loading torch before it refuses."""
+
+    def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+        monkeypatch.chdir(tmp_path)
+        code = main([*map(str, arguments)])
+        logging.basicConfig(handlers=[logging.NullHandler()], force=True)  # the one it left writes where this test is captured
+        out, err = capfd.readouterr()
+        assert "Traceback" not in err + out
+        return subprocess.CompletedProcess(arguments, code, out, err)
 
     return run
 

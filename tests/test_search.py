@@ -8,6 +8,7 @@ import json
 import logging
 import math
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -391,10 +392,14 @@ def test_all_with_a_budget_brings_the_recommended_variant_and_can_be_run_again(
     monkeypatch.setattr(search, "TIMING_S", 0.02)
     caplog.set_level("INFO", "vgg_export")
     model.save(small_checkpoint(), tmp_path / "mine.safetensors")
+    for path in signs_folder.rglob("*.png"):  # without their classes, of which this network knows nothing
+        unlabelled = tmp_path / "photos" / path.parent.parent.name / path.name
+        unlabelled.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, unlabelled)
     options = AllOptions(
         output=tmp_path / "out",
         weights=WeightsOptions(str(tmp_path / "mine.safetensors")),
-        data=DataOptions(str(signs_folder), calibration_images=8),
+        data=DataOptions(str(tmp_path / "photos"), calibration_images=8),
         factorise=FactoriseOptions(images=16, multiple=4),
         distil=DistilOptions("none"),
         budget=Budget(max_drop=100.0),

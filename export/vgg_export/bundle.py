@@ -29,6 +29,7 @@ from . import external, stage
 from .data import Item, Splits, short_hash
 from .errors import DataError, OutputError
 from .progress import Progress
+from .sanity import Checked
 from .storage import explain_write_errors, sha256, sync, write_json
 
 log = logging.getLogger(__name__)
@@ -90,7 +91,8 @@ class Entry:
 @dataclasses.dataclass(frozen=True)
 class Contents:
     """All that goes into a bundle. ``evaluation``: figures by variant, or None with the reason in ``evaluation_absent``; ``max_drop``:
-    what a recommended variant may lose, in points, where that was asked for."""
+    what a recommended variant may lose, in points, where that was asked for; ``checked``: whether the checkpoint was asked if it
+    understands the pictures, and what was accepted."""
 
     entries: tuple[Entry, ...]
     splits: Splits
@@ -98,6 +100,7 @@ class Contents:
     evaluation: dict[str, Any] | None
     evaluation_absent: str | None
     max_drop: float | None = None
+    checked: Checked = dataclasses.field(default_factory=Checked)
 
     def __post_init__(self) -> None:
         ids = [entry.id for entry in self.entries]
@@ -188,6 +191,7 @@ def _key(contents: Contents) -> str:
         [(b.id, b.form, b.targets, b.model.sha256, b.figures) for e in contents.entries for b in e.builds],
         contents.splits.digest(),
         [contents.class_ids, contents.target, contents.evaluation, contents.evaluation_absent, contents.max_drop],
+        dataclasses.asdict(contents.checked),
         [stage.versions(), stage.source_digest(), *(sha256(path) for path in runtime_files())],
     ]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
@@ -251,7 +255,7 @@ def _write(folder: Path, contents: Contents, key: str, advance: Any) -> m.Manife
     written = m.Manifest(
         created_by=stage.versions() | {"key": key},
         family=info["plan"]["family"],
-        weights={k: v for k, v in source.items() if k not in ("notice", "figures_absent", "history", "fitted_on")},
+        weights={k: v for k, v in source.items() if k not in ("notice", "figures_absent", "history", "fitted_on", "assumed")},
         notice=source.get("notice"),
         figures_absent=source.get("figures_absent"),
         target=contents.target,
@@ -262,6 +266,9 @@ def _write(folder: Path, contents: Contents, key: str, advance: Any) -> m.Manife
         variants=tuple(variants),
         files=tuple(_entry(folder, path) for path in others if path not in listed),
         max_drop=contents.max_drop,
+        assumed=tuple(source.get("assumed", ())),
+        unchecked=contents.checked.unchecked,
+        problem=contents.checked.problem,
     )
     write_json(folder / m.FILE_NAME, written.to_json())
     advance()

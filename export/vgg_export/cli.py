@@ -144,7 +144,9 @@ _weights = _grouped(
     click.option(
         "--weights", default="auto", show_default=True, metavar="auto|imagenet|demo|random|FILE", help="Where the checkpoint comes from."
     ),
-    click.option("--labels", type=_FILE, help="Class names, one a line, in the order of the classes."),
+    click.option(
+        "--labels", type=_FILE, help='Class names in the order of the classes, one a line, or JSON (a list, {"0": name} or {name: 0}).'
+    ),
 )
 _data = click.option("--data", metavar="imagenette|DIR|none", help="Pictures; the default fits the weights.")
 _calibration = click.option(
@@ -159,6 +161,9 @@ _test = click.option(
 )
 _seed = click.option(
     "--seed", type=click.IntRange(0, 99), default=0, show_default=True, help="Of everything that is drawn or split at random."
+)
+_accept = click.option(
+    "--accept-accuracy", is_flag=True, help="Go on with a checkpoint that is not clearly better than chance on the labelled pictures."
 )
 _prune = _grouped(
     click.option(
@@ -380,6 +385,7 @@ def _finetune_options(chosen: dict[str, Any]) -> options.FinetuneOptions:
 @_quantize
 @_scaled
 @click.option("--variants", metavar="A,B", help="Only these and the baseline  [default: all]")
+@_accept
 @_seed
 @click.option("--no-compare", is_flag=True, help="Do not measure the variants on this machine at the end.")
 def all_(no_compare: bool, **chosen: Any) -> int:
@@ -401,6 +407,7 @@ def all_(no_compare: bool, **chosen: Any) -> int:
         scaled_px=chosen["scaled_px"],
         variants=tuple(name.strip() for name in chosen["variants"].split(",")) if chosen["variants"] else None,
         targets=chosen["targets"] or None,
+        accept_accuracy=chosen["accept_accuracy"],
     )
     from vgg_runtime.manifest import REPORT_NAME
 
@@ -429,6 +436,7 @@ def all_(no_compare: bool, **chosen: Any) -> int:
 @_target_here
 @_quantize
 @_scaled
+@_accept
 @_seed
 @click.option("--work", type=_FOLDER, help="Intermediate files  [default: .OUTPUT.work beside the output]")
 @click.option("--output", type=_FOLDER, required=True, help="Folder for front.json, front.csv, front.svg and front.png.")
@@ -454,6 +462,7 @@ def sweep(ratios: str, max_drop: float, **chosen: Any) -> None:
         budget=options.Budget(max_drop),
         scaled_px=chosen["scaled_px"],
         targets=(chosen["target"],),
+        accept_accuracy=chosen["accept_accuracy"],
     )
     from . import pipeline
 
@@ -469,6 +478,7 @@ def sweep(ratios: str, max_drop: float, **chosen: Any) -> None:
 @_no_repair
 @_repair_images
 @click.option("--no-pictures", is_flag=True, help="Noise instead of pictures; --data is not used.")
+@_accept
 @_seed
 @click.option("--output", type=_FILE, required=True, help="The smaller checkpoint (.safetensors).")
 def prune(output: Path, no_pictures: bool, **chosen: Any) -> None:
@@ -485,8 +495,10 @@ def prune(output: Path, no_pictures: bool, **chosen: Any) -> None:
     progress = TerminalProgress()
     checkpoint = pipeline.checkpoint_file(_weights_options(chosen), pictures if chosen["data"] else None, _work(output), progress)
     needed = wanted.sees_pictures and not no_pictures
-    splits = pipeline.splits_for(checkpoint, pictures, _work(output), progress) if needed else None
-    prune.run(checkpoint, splits, output, wanted, progress)
+    splits = pipeline.splits_for(checkpoint, pictures, _work(output), progress) if needed or chosen["data"] else None
+    if splits:
+        pipeline.ensure_understood(checkpoint, splits, _work(output), progress, accept=chosen["accept_accuracy"])
+    prune.run(checkpoint, splits if needed else None, output, wanted, progress)
     click.echo(f"wrote {output}")
 
 
@@ -495,6 +507,7 @@ def prune(output: Path, no_pictures: bool, **chosen: Any) -> None:
 @_data
 @_factorise
 @_repair_images
+@_accept
 @_seed
 @click.option("--output", type=_FILE, required=True, help="The factorised checkpoint (.safetensors).")
 def factorise(output: Path, **chosen: Any) -> None:
@@ -509,6 +522,7 @@ def factorise(output: Path, **chosen: Any) -> None:
     progress = TerminalProgress()
     checkpoint = pipeline.checkpoint_file(_weights_options(chosen), pictures, _work(output), progress)
     splits = pipeline.splits_for(checkpoint, pictures, _work(output), progress)
+    pipeline.ensure_understood(checkpoint, splits, _work(output), progress, accept=chosen["accept_accuracy"])
     factorise.run(checkpoint, splits, output, wanted, progress, _work(output))
     click.echo(f"wrote {output}")
 
@@ -517,6 +531,7 @@ def factorise(output: Path, **chosen: Any) -> None:
 @_weights
 @_data
 @_finetune
+@_accept
 @_seed
 @click.option("--teacher", required=True, metavar="FILE|demo|imagenet", help="The checkpoint whose answers are learned.")
 @click.option("--output", type=_FILE, required=True, help="The tuned checkpoint (.safetensors).")
@@ -538,6 +553,8 @@ def finetune(output: Path, teacher: str, **chosen: Any) -> None:
             options.WeightsOptions(teacher, chosen["labels"]), pictures, _work(output), progress, "teacher"
         )
         splits = pipeline.splits_for(student, pictures, _work(output), progress)
+        # the teacher, since what is to be tuned may well be damaged
+        pipeline.ensure_understood(taught_by, splits, _work(output), progress, accept=chosen["accept_accuracy"])
     made = finetune.run(student, taught_by, splits, output, wanted, progress)
     if made.path == output:
         click.echo(f"wrote {output}")
@@ -613,9 +630,10 @@ def bundle(models: tuple[Path, ...], output: Path, **chosen: Any) -> None:
 @click.option("--bundle", "folder", type=_FOLDER, default=Path("artifacts"), show_default=True, help="What to evaluate.")
 @_data
 @_test
+@_accept
 @click.option("--record", is_flag=True, help="Write the figures into the bundle's manifest.")
 @click.option("--json", "json_file", type=_FILE, help="Write the figures to a file.")
-def evaluate(folder: Path, record: bool, json_file: Path | None, **chosen: Any) -> None:
+def evaluate(folder: Path, record: bool, accept_accuracy: bool, json_file: Path | None, **chosen: Any) -> None:
     """Accuracy and agreement of a bundle's variants on pictures that were not used to make it.
 
     Example: vgg-export evaluate --bundle artifacts --data photos/test
@@ -626,8 +644,8 @@ def evaluate(folder: Path, record: bool, json_file: Path | None, **chosen: Any) 
     from . import pipeline
     from .storage import write_json
 
-    figures, n, notice = pipeline.evaluate_bundle(folder, pictures, TerminalProgress(), record=record)
-    if notice:
+    figures, n, notices = pipeline.evaluate_bundle(folder, pictures, TerminalProgress(), record=record, accept=accept_accuracy)
+    for notice in notices:
         click.echo(f"!! {notice}")
     click.echo(f"{n} test images, none of them used for fitting or calibration")
     click.echo(

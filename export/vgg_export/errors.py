@@ -13,6 +13,12 @@ class CheckpointError(VggExportError):
     exit_code = 2
 
 
+class AccuracyError(VggExportError):
+    """The checkpoint is not clearly better than chance on the pictures it is given."""
+
+    exit_code = 2
+
+
 class DataError(VggExportError):
     """The images or labels cannot be used."""
 

@@ -63,9 +63,9 @@ def evaluate(subjects: Sequence[Subject], items: Sequence[Item], work: Path, pro
     """Figures of every subject on ``items``.
 
     Returns:
-        ``{id: {"n", "top1", "top5", "agreement", "loss_error_points", "kl_mean", "kl_p95"}}``; proportions are
-        ``{"rate", "n", "interval95"}``, top-1 and top-5 are None without labels, top-5 also with five classes or fewer, where it says
-        nothing. ``loss_error_points`` as ``metrics`` says.
+        ``{id: {"n", "top1", "chance", "top5", "agreement", "loss_error_points", "kl_mean", "kl_p95"}}``; proportions are
+        ``{"rate", "n", "interval95"}``, top-1, ``chance`` and top-5 are None without labels, top-5 also with five classes or fewer,
+        where it says nothing. ``chance`` and ``loss_error_points`` as ``metrics`` says.
 
     Raises:
         DataError: no pictures.
@@ -95,6 +95,7 @@ def figures(logits: npt.NDArray[np.float32], baseline: npt.NDArray[np.float32], 
     return {
         "n": len(logits),
         "top1": _proportion(right),
+        "chance": metrics.chance(labels[known], logits.shape[1]),
         "top5": _proportion((best[known] == labels[known, None]).any(axis=1)) if logits.shape[1] > 5 else None,
         "agreement": _proportion(best[:, 0] == reference),
         "loss_error_points": metrics.loss_error_points(float(lost.sum()), float((lost**2).sum()), len(lost)),

@@ -293,6 +293,7 @@ class AllOptions:
     scaled_px: int = 160
     variants: tuple[str, ...] | None = None  # None: all; the baseline is always among them
     targets: tuple[str, ...] | None = None  # the cores to build for; None: this machine and a Pi 5, and whatever is worth it anywhere
+    accept_accuracy: bool = False  # of a checkpoint that is not clearly better than chance
 
     def __post_init__(self) -> None:
         if unknown := [name for name in self.targets or () if name not in TARGETS]:

@@ -7,12 +7,14 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from vgg_runtime import builds, manifest
+from vgg_runtime import builds, device, manifest
 from vgg_runtime.manifest import Manifest
 from vgg_runtime.metrics import loss_error_points
+from vgg_runtime.preprocess import for_input
+from vgg_runtime.session import Model
 from vgg_runtime.targets import TARGETS
 
-from . import bundle, data, evaluate, fold, front, model, search, stage, weights
+from . import bundle, data, evaluate, fold, front, model, sanity, search, stage, weights
 from .errors import DataError, NothingToGainError, OptionsError
 from .options import AllOptions, DataOptions, SweepOptions, WeightsOptions
 from .progress import Progress
@@ -31,7 +33,7 @@ def run(options: AllOptions, progress: Progress) -> Manifest:
 
 
 def _run(recipes: Sequence[Recipe], options: AllOptions, progress: Progress) -> Manifest:
-    checkpoint, splits, ids = prepare(options, progress)
+    checkpoint, splits, ids, checked = prepare(options, progress)
     steps = compact = Steps(checkpoint, splits, options, progress)
     found = None
     if options.budget.asked:
@@ -53,10 +55,10 @@ def _run(recipes: Sequence[Recipe], options: AllOptions, progress: Progress) -> 
             continue
         entries.append(entry)
     figures, absent = _evaluate(entries, splits, options, progress)
-    contents = bundle.Contents(tuple(entries), splits, ids, figures, absent, options.budget.max_drop)
+    contents = bundle.Contents(tuple(entries), splits, ids, figures, absent, options.budget.max_drop, checked)
     made_bundle = bundle.run(contents, options.output, progress)
     if found:
-        found = _with_test_figures(found, entries, figures, options.budget.max_drop)
+        found = _unless(checked, _with_test_figures(found, entries, figures, options.budget.max_drop))
         front.write(options.output, found)
         log.info("%s", found.reason)
     return made_bundle
@@ -119,25 +121,62 @@ def _with_test_figures(
     return dataclasses.replace(found, points=points, baseline=baseline, recommended=best, reason=reason)
 
 
+def _unless(checked: sanity.Checked, found: search.Found) -> search.Found:
+    """Nothing is recommended of a checkpoint that does not understand its pictures."""
+    if not checked.problem or found.recommended is None:
+        return found
+    return dataclasses.replace(found, recommended=None, reason=f"none is recommended: {checked.problem}")
+
+
 def run_sweep(options: AllOptions, wanted: SweepOptions, progress: Progress) -> search.Found:
     """Every point of the sweep, and the front as files in ``options.output``."""
     with exclusive(options.work_folder):
-        checkpoint, splits, _ = prepare(options, progress)
+        checkpoint, splits, _, checked = prepare(options, progress)
         with _search_in(checkpoint, splits, options, ("select", "test"), progress) as tried:
-            found = search.sweep(tried, wanted)
+            found = _unless(checked, search.sweep(tried, wanted))
     front.write(options.output, found)
     return found
 
 
-def prepare(options: AllOptions, progress: Progress) -> tuple[stage.Artifact, data.Splits, tuple[str, ...] | None]:
-    """The checkpoint as a file in the work folder, the three sets of pictures, and WordNet ids if there are any."""
+def prepare(options: AllOptions, progress: Progress) -> tuple[stage.Artifact, data.Splits, tuple[str, ...] | None, sanity.Checked]:
+    """The checkpoint as a file in the work folder, the three sets of pictures, WordNet ids if there are any, and whether the checkpoint
+    understands the pictures.
+
+    Raises:
+        AccuracyError: it does not.
+    """
     saved = checkpoint_file(options.weights, options.data, options.work_folder, progress)
     checkpoint_source, labels = _source_and_labels(saved)
     ids = data.ids_for(checkpoint_source)
     splits = data.resolve(options.data, checkpoint_source["weights"], labels, ids, options.work_folder, progress)
     splits = splits.without(checkpoint_source.get("fitted_on", ()))
     log.info("%s: %d pictures to fit, %d to select, %d to test", splits.origin, len(splits.fit), len(splits.select), len(splits.test))
-    return saved, splits, ids
+    return saved, splits, ids, ensure_understood(saved, splits, options.work_folder, progress, accept=options.accept_accuracy)
+
+
+def ensure_understood(checkpoint: stage.Artifact, splits: data.Splits, folder: Path, progress: Progress, *, accept: bool) -> sanity.Checked:
+    """Ask a checkpoint about labelled pictures that nothing is fitted on.
+
+    Raises:
+        AccuracyError: it does not understand them, unless that is to be accepted.
+    """
+    header = model.load(checkpoint.path)
+    if not header.has_knowledge:
+        return sanity.Checked()
+
+    def network() -> sanity.Ask:
+        import torch
+
+        layers = header.model().to(memory_format=torch.channels_last)
+
+        def answer(x: sanity.Floats) -> sanity.Floats:
+            with torch.inference_mode():
+                return layers(torch.from_numpy(x)).numpy()  # type: ignore[no-any-return]
+
+        return answer
+
+    sets, output = (splits.select, splits.test), folder / "sanity.json"
+    return sanity.check(network, checkpoint, for_input(header.plan.input_px), sets, header.labels, output, progress, accept=accept)
 
 
 def checkpoint_file(
@@ -145,10 +184,11 @@ def checkpoint_file(
 ) -> stage.Artifact:
     """``--weights`` as a checkpoint file in our own format: as it is, or converted into ``folder``."""
     given = Path(wanted.spec)
-    if given.suffix == ".safetensors" and given.is_file() and not wanted.labels and model.is_checkpoint(given):
+    if not wanted.labels and weights.is_own(given):
+        weights.say_what_is_assumed(model.load(given).source)
         return stage.of(given)
     with progress.task("reading the weights", None):
-        checkpoint = weights.resolve(wanted, data.class_folders(pictures) if pictures else None)
+        checkpoint = weights.resolve(wanted, lambda: data.class_folders(pictures) if pictures else None)
         options = {"weights": weights.fingerprint(checkpoint), "source": checkpoint.source}
         return stage.produce("weights", options, {}, folder / f"{name}.safetensors", lambda path: _save(checkpoint, path))
 
@@ -207,12 +247,15 @@ def bundle_files(models: Sequence[Path], pictures: DataOptions, output: Path, pr
     return bundle.run(bundle.Contents(tuple(entries), splits, data.ids_for(source), None, absent), output, progress)
 
 
-def evaluate_bundle(folder: Path, pictures: DataOptions, progress: Progress, *, record: bool) -> tuple[dict[str, Any], int, str | None]:
-    """Figures of a bundle's variants on pictures it was not made with; how many, and the bundle's notice; ``record``
+def evaluate_bundle(
+    folder: Path, pictures: DataOptions, progress: Progress, *, record: bool, accept: bool = False
+) -> tuple[dict[str, Any], int, tuple[str, ...]]:
+    """Figures of a bundle's variants on pictures it was not made with; how many, and what must be said with them; ``record``
     writes them into its manifest.
 
     Raises:
         DataError: random weights, or no pictures are left.
+        AccuracyError: the baseline is not clearly better than chance on them, unless that is to be ``accept``-ed.
     """
     present = manifest.read(folder)
     manifest.verify(folder, present.all_files())
@@ -231,12 +274,24 @@ def evaluate_bundle(folder: Path, pictures: DataOptions, progress: Progress, *, 
     ]
     with explain_write_errors(work):
         work.mkdir(parents=True, exist_ok=True)
+    baseline = subjects[0]
+    checked = sanity.check(
+        lambda: Model(baseline.model.path, baseline.session, device.usable_cores()),
+        baseline.model,
+        baseline.preprocessing,
+        (items,),
+        labels,
+        work / "sanity.json",
+        progress,
+        accept=accept,
+    )
     figures = evaluate.evaluate(subjects, items, work, progress)
     if record:
         variants = tuple(_with_figures(v, figures) for v in present.variants)
         made_by = present.created_by | {"key": "evaluated later"}  # so that 'all' writes its own figures again
-        write_json(folder / manifest.FILE_NAME, dataclasses.replace(present, variants=variants, created_by=made_by).to_json())
-    return figures, len(items), present.notice
+        changed = dataclasses.replace(present, variants=variants, created_by=made_by, unchecked=checked.unchecked, problem=checked.problem)
+        write_json(folder / manifest.FILE_NAME, changed.to_json())
+    return figures, len(items), tuple(filter(None, (present.notice, checked.unchecked, checked.problem)))
 
 
 def _with_figures(variant: manifest.Variant, figures: dict[str, Any]) -> manifest.Variant:

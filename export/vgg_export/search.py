@@ -27,7 +27,7 @@ import numpy.typing as npt
 
 from vgg_runtime import device
 from vgg_runtime.preprocess import Preprocessing
-from vgg_runtime.recommend import loss_points
+from vgg_runtime.recommend import loss_points, near_chance
 from vgg_runtime.session import Model
 
 from . import evaluate, external, model, prune, stage
@@ -449,6 +449,8 @@ def conclude(
         return Found(tuple(points), baseline, None, reason, _rung_of(nearest, tried))
     asked = f"{why} with {budget.in_words()} on {n} selection pictures"
     reason = f"{asked}: {best.family}, {best.name}: {in_words(best, baseline)}"
+    if baseline.select and (why_not := near_chance(baseline.select, "selection pictures")):
+        return Found(tuple(points), baseline, None, f"none is recommended: {why_not}", _rung_of(best, tried))
     return Found(tuple(points), baseline, best, reason, _rung_of(best, tried))
 
 

@@ -282,7 +282,7 @@ def _live(options: argparse.Namespace, folder: Path, bundle: manifest.Manifest) 
     labels = manifest.read_labels(folder, bundle)
     threads = options.threads or device.usable_cores()
     settings = live.Settings(threads, options.frames, options.seconds, options.every or 5.0, options.memory)
-    if notice := present.notice({"bundle": {"notice": bundle.notice, "figures_absent": bundle.figures_absent}}):
+    if notice := present.notice({"bundle": {key: getattr(bundle, key) for key in present.NOTICES}}):
         _report_line(notice)
     result = live.run(folder, bundle, labels, variant, source, settings, _report_line)
     print("\n" + "\n\n".join(filter(None, (live_text.summary(result), present.notice(result)))), flush=True)

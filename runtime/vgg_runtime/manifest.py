@@ -113,7 +113,9 @@ class Manifest:
 
     ``weights`` says where the checkpoint came from. ``notice`` must be shown with every table. ``figures_absent`` is the
     reason why accuracy and agreement mean nothing for these weights (random ones), else None. ``class_ids`` are WordNet ids
-    or None.
+    or None. ``assumed``: what the checkpoint's file does not say, and is taken to be so (normalisation, activations, …).
+    ``unchecked``: why it was not asked whether the checkpoint understands the pictures; ``problem``: that it does not, which was
+    accepted, so that nothing is recommended. Both are to be shown like ``notice``.
     """
 
     created_by: dict[str, str]
@@ -129,6 +131,9 @@ class Manifest:
     variants: tuple[Variant, ...]
     files: tuple[FileEntry, ...]  # everything else: runtime copy, README, splits
     max_drop: float | None = None  # points that a recommended variant may lose, where the bundle was made for a budget
+    assumed: tuple[str, ...] = ()
+    unchecked: str | None = None
+    problem: str | None = None
 
     def variant(self, wanted: str) -> Variant:
         for variant in self.variants:
@@ -164,6 +169,7 @@ class Manifest:
         fields["class_ids"] = None if data["class_ids"] is None else tuple(data["class_ids"])
         fields["samples"] = tuple(Sample(FileEntry(**s["file"]), s["label"], s["fitted"]) for s in data["samples"])
         fields["variants"] = tuple(_variant(v) for v in data["variants"])
+        fields["assumed"] = tuple(data.get("assumed", ()))
         fields["files"] = tuple(FileEntry(**f) for f in data["files"])
         return cls(**fields)
 

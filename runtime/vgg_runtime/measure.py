@@ -142,7 +142,8 @@ def finish(result: dict[str, Any], manifest: Manifest, labels: Sequence[str], im
     for row in rows:
         _relate(row, baseline, images, manifest.figures_absent)
         _name(row["predictions"], labels)
-    result["recommended"] = recommend(rows, first, MAX_LOSS_POINTS if manifest.max_drop is None else manifest.max_drop)
+    allowed = MAX_LOSS_POINTS if manifest.max_drop is None else manifest.max_drop
+    result["recommended"] = recommend(rows, first, allowed, manifest.problem)
     result["device"] |= device.state(root)  # the work may have made it hot
     result["explanations"] = advice.explanations(result)
 
@@ -155,6 +156,9 @@ def _bundle(folder: Path, manifest: Manifest) -> dict[str, Any]:
         "target": manifest.target,
         "notice": manifest.notice,
         "figures_absent": manifest.figures_absent,
+        "unchecked": manifest.unchecked,
+        "problem": manifest.problem,
+        "assumed": list(manifest.assumed),
         "created_by": manifest.created_by,
     }
 

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 Z95 = 1.959963984540054
+CHANCE_LEVEL = 0.01  # so rarely chance may look like knowledge
 # Runs that a percentile needs before its estimate is bounded at 99 % confidence (MLPerf early stopping).
 RUNS_FOR_PERCENTILE = {50: 1, 90: 64, 95: 130, 99: 662}
 
@@ -20,6 +21,37 @@ def wilson_interval(right: int, n: int, z: float = Z95) -> tuple[float, float]:
     centre = (p + spread / 2) / (1 + spread)
     half = z / (1 + spread) * math.sqrt(p * (1 - p) / n + spread / (4 * n))
     return (0.0 if right == 0 else centre - half), (1.0 if right == n else centre + half)
+
+
+def binomial_tail(right: int, n: int, p: float) -> float:
+    """The probability of at least ``right`` of ``n`` when each is right with probability ``p``: the exact one-sided binomial test."""
+    if not 0 <= right <= n or n == 0 or not 0 <= p <= 1:
+        raise ValueError(f"a binomial test needs 0 <= right <= n, n > 0 and a probability, found {right} of {n} and {p}")
+    if right == 0 or p == 1:
+        return 1.0
+    if p == 0:
+        return 0.0
+    # in logarithms: of a thousand pictures some terms are smaller than the smallest number
+    logs = [
+        math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1) + k * math.log(p) + (n - k) * math.log1p(-p)
+        for k in range(right, n + 1)
+    ]
+    largest = max(logs)
+    return min(1.0, math.exp(largest) * math.fsum(math.exp(value - largest) for value in logs))
+
+
+def chance(labels: npt.NDArray[np.int64], classes: int) -> float | None:
+    """What saying the same class of every picture would reach at best: the share of the largest class among ``labels`` [n]. Of
+    pictures of a single class, where that is everything, what guessing among the ``classes`` would; None without labels."""
+    if not len(labels):
+        return None
+    share = float(np.bincount(labels).max() / len(labels))
+    return share if share < 1 else 1 / classes
+
+
+def better_than_chance(right: int, n: int, chance: float) -> bool:
+    """Whether a top-1 is clearly better than ``chance`` (exact binomial test at 1 %)."""
+    return binomial_tail(right, n, chance) < CHANCE_LEVEL
 
 
 def log_softmax(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:

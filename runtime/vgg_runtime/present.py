@@ -55,6 +55,7 @@ def header(result: dict[str, Any]) -> str:
     device, bundle = result["device"], result["bundle"]
     ram = f"{device['ram_bytes'] / 2**30:.1f} GiB RAM" if device["ram_bytes"] else "RAM unknown"
     features = " ".join(device["features"]) or "no int8 instructions known"
+    assumed = [f"Assumed  {'; '.join(bundle['assumed'])}"] if bundle.get("assumed") else []
     return "\n".join(
         (
             f"Device   {device['board']}, {device['cpu'] or device['machine']}, {device['cores']} cores,"
@@ -63,6 +64,7 @@ def header(result: dict[str, Any]) -> str:
             f" {device['os']}, Python {device['python']}, onnxruntime {device['onnxruntime'] or 'missing'}",
             f"State    {state(device)}",
             f"Model    {bundle['family']}, {bundle['weights'].get('what', 'weights of unknown origin')}; int8 made for {bundle['target']}",
+            *assumed,
         )
     )
 
@@ -95,9 +97,12 @@ def checks(document: dict[str, Any]) -> str:
     return "\n".join((*lines, "", f"{verdict}; warnings: {counts['warning']}, unknown: {counts['unknown']}."))
 
 
+NOTICES = ("notice", "figures_absent", "unchecked", "problem")
+
+
 def notice(result: dict[str, Any]) -> str:
     """What must be said with every table, framed; empty when there is nothing to say."""
-    lines = [result["bundle"][key] for key in ("notice", "figures_absent") if result["bundle"][key]]
+    lines = [text for key in NOTICES if (text := result["bundle"].get(key))]
     return "\n".join(f"!! {line}" for line in lines)
 
 
@@ -142,8 +147,8 @@ def comparison(result: dict[str, Any]) -> str:
         ]
         rows.append(cells)
     text = table(columns, rows)
-    if result["recommended"] and result["recommended"]["variant"]:
-        text += f"\n★ {result['recommended']['variant']} is recommended: {result['recommended']['reason']}"
+    if pick := result["recommended"]:
+        text += f"\n★ {pick['variant']} is recommended: {pick['reason']}" if pick["variant"] else f"\nNone is recommended: {pick['reason']}"
     for row in result["variants"]:
         text += "".join(f"\n{MARK} {row['variant']}: {mark}" for mark in row["marks"])
         if row["error"]:

@@ -3,20 +3,26 @@
 from collections.abc import Sequence
 from typing import Any
 
+from .metrics import better_than_chance
+
 MAX_LOSS_POINTS = 1.0
 LEAST_IMAGES = 100  # one point is one picture of a hundred: below that the loss cannot be told
 
 
-def recommend(rows: Sequence[dict[str, Any]], baseline: str, max_loss_points: float = MAX_LOSS_POINTS) -> dict[str, Any]:
+def recommend(
+    rows: Sequence[dict[str, Any]], baseline: str, max_loss_points: float = MAX_LOSS_POINTS, problem: str | None = None
+) -> dict[str, Any]:
     """Choose among the rows of a result document by what was measured on test images when the bundle was built.
 
     The loss is the drop of top-1 in points, or 100 * (1 - agreement) where there were no labels; with its standard error it must stay
     within the allowance, as in the search that ``vgg-export all --max-drop`` makes. Pictures shown on the device
-    do not count: a handful of them decides nothing.
+    do not count: a handful of them decides nothing. ``problem``: why the bundle's checkpoint does not understand its pictures, if so.
 
     Returns:
         ``{"variant", "max_loss_points", "reason"}``; ``variant`` is None when nothing can be said, and ``reason`` says why.
     """
+    if problem:
+        return _answer(None, max_loss_points, problem)
     reference = next((row for row in rows if row["variant"] == baseline), None)
     fit = [row for row in rows if row["error"] is None and row["p50_ms"] and row["built"]]
     if reference is None:
@@ -26,6 +32,8 @@ def recommend(rows: Sequence[dict[str, Any]], baseline: str, max_loss_points: fl
     allowance = f"{max_loss_points:g} point{'' if max_loss_points == 1 else 's'}"
     if (n := reference["built"]["n"]) < LEAST_IMAGES:
         return _answer(None, max_loss_points, f"{n} test images are too few to tell a loss of {allowance} (at least {LEAST_IMAGES})")
+    if reason := near_chance(reference["built"]):
+        return _answer(None, max_loss_points, reason)
     allowed = [row for row in fit if row is reference or _at_worst(row, reference) <= max_loss_points + 1e-9]
     if not allowed:
         return _answer(None, max_loss_points, f"no variant that ran here stays within {allowance} of the baseline")
@@ -35,6 +43,19 @@ def recommend(rows: Sequence[dict[str, Any]], baseline: str, max_loss_points: fl
         best["variant"],
         max_loss_points,
         f"the fastest here{speed} of those that lose at most {allowance}, error included: {_words(best, reference)}",
+    )
+
+
+def near_chance(built: dict[str, Any], pictures: str = "test images") -> str | None:
+    """Why nothing may be recommended on the baseline's figures: it does not understand the pictures. None where it is clearly better
+    than chance, and where that is not known (no labels, or a bundle made before it was recorded)."""
+    top1, chance = built["top1"], built.get("chance")
+    if not top1 or chance is None or better_than_chance(round(top1["rate"] * top1["n"]), top1["n"], chance):
+        return None
+    return (
+        f"the baseline is right on {100 * top1['rate']:.1f} % of {top1['n']} {pictures}, which is not clearly better than chance"
+        f" ({100 * chance:.1f} %): it does not understand these pictures as they are prepared (normalisation, channel order, range), its"
+        " classes are in another order, or they are other pictures; a variant that agrees with it is no better"
     )
 
 

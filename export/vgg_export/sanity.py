@@ -1,0 +1,338 @@
+"""Whether a checkpoint understands the pictures that it is given, asked before anything takes time.
+
+Fed with another normalisation, with swapped channels or with its classes in another order, a network answers as surely as ever, its
+variants agree with it, and every figure of agreement is fine. Only its accuracy on labelled pictures tells.
+"""
+
+import dataclasses
+import json
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from vgg_calibration import choose
+from vgg_runtime import metrics
+from vgg_runtime.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocessing, load
+from vgg_runtime.present import printable
+
+from . import stage
+from .data import Item
+from .errors import AccuracyError
+from .progress import Progress
+
+log = logging.getLogger(__name__)
+
+LEAST_LABELLED = 20  # of fewer pictures even a good network's top-1 says little
+MOST_ASKED = 200
+MOST_FOR_READINGS = 100  # to ask again as another input
+BATCH = 10
+LEAST_EXPLAINED = 0.5  # of the pictures apart that another order of the classes must get right
+MOST_SHOWN = 60  # classes of an order
+CAUSES = (
+    "the likely causes are another normalisation or range of values, another order of the channels (BGR), another order of the classes,"
+    " or pictures of something else"
+)
+
+Floats = npt.NDArray[np.float32]
+Ask = Callable[[Floats], Floats]  # a batch [n, 3, px, px] -> logits [n, classes]
+
+_MEAN, _STD = (np.asarray(values, np.float32).reshape(3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
+_CAFFE_MEAN_BGR = np.asarray((103.939, 116.779, 123.68), np.float32).reshape(3, 1, 1)
+
+
+def _unit(x: Floats) -> Floats:
+    """RGB in 0..1, from the tensor as ImageNet's is normalised."""
+    return x * _STD + _MEAN
+
+
+# What else a network may have been trained on, made of ImageNet's tensor [n, 3, px, px].
+READINGS: dict[str, Callable[[Floats], Floats]] = {
+    "BGR with ImageNet's mean and standard deviation in that order": lambda x: ((_unit(x)[:, ::-1] - _MEAN) / _STD).astype(np.float32),
+    "the same values with red and blue exchanged": lambda x: np.ascontiguousarray(x[:, ::-1]),
+    "values of 0 to 1": _unit,
+    "values of -1 to 1": lambda x: 2 * _unit(x) - 1,
+    "values of 0 to 255": lambda x: 255 * _unit(x),
+    "BGR of 0 to 255 less the mean, as Caffe's and Keras' VGG": lambda x: 255 * _unit(x)[:, ::-1] - _CAFFE_MEAN_BGR,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Answers:
+    """What a checkpoint said of ``n`` labelled pictures: ``right`` of them, ``chance`` and the name of the ``largest`` class, its
+    predictions' mean probability, and what would explain its errors, judged on pictures apart: ``order``, the class names in the order
+    of its outputs (None: not seen), right on ``order_right`` of ``order_n``; ``reading``, another input, right on ``reading_right`` of
+    ``reading_n``."""
+
+    n: int
+    right: int
+    chance: float
+    largest: str
+    single_class: bool
+    mean_probability: float
+    order: tuple[str | None, ...] | None = None
+    order_right: int = 0
+    order_n: int = 0
+    reading: str | None = None
+    reading_right: int = 0
+    reading_n: int = 0
+
+    @property
+    def better_than_chance(self) -> bool:
+        return metrics.better_than_chance(self.right, self.n, self.chance)
+
+    @property
+    def misordered(self) -> bool:
+        """Another order of the classes is right at least twice as often: most of them are not what they are called."""
+        return self.order is not None and 2 * self.right / self.n < self.order_right / self.order_n
+
+    @property
+    def understood(self) -> bool:
+        return self.better_than_chance and not self.misordered
+
+    @property
+    def doubtful(self) -> bool:
+        """Near chance, or clearly less often right than the network is sure of itself."""
+        return not self.better_than_chance or metrics.wilson_interval(self.right, self.n)[1] < self.mean_probability
+
+    @property
+    def suspicious(self) -> bool:
+        """Understood, and still something is wrong."""
+        return self.right / self.n < self.mean_probability / 2 or self.order is not None or self.reading is not None
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> "Answers":
+        return cls(**{**data, "order": None if data["order"] is None else tuple(data["order"])})
+
+
+@dataclasses.dataclass(frozen=True)
+class Checked:
+    """``unchecked``: why nothing was asked; ``problem``: what was found and accepted. Both are said with every figure."""
+
+    unchecked: str | None = None
+    problem: str | None = None
+
+
+def check(
+    network: Callable[[], Ask],
+    asked: stage.Artifact,
+    preprocessing: Preprocessing,
+    sets: Sequence[Sequence[Item]],
+    names: Sequence[str],
+    output: Path,
+    progress: Progress,
+    *,
+    accept: bool,
+) -> Checked:
+    """Ask a checkpoint about pictures of ``sets``, the first one first; the other arguments as ``ask`` takes them.
+
+    Raises:
+        AccuracyError: it does not understand them, unless that is to be accepted.
+    """
+    items = labelled(sets)
+    if unchecked := _unchecked(len(items), sum(map(len, sets))):
+        log.warning("!! %s", unchecked)
+        return Checked(unchecked)
+    answers = ask(network, asked, preprocessing, items, names, output, progress)
+    return Checked(problem=ensure_understood(answers, accept=accept))
+
+
+def labelled(sets: Sequence[Sequence[Item]]) -> list[Item]:
+    """The pictures to ask about: of the first set, and of the next one where that has too few."""
+    chosen: list[Item] = []
+    for items in sets:
+        known = [item for item in items if item.label is not None]
+        chosen += choose.limit(known, [item.source for item in known], MOST_ASKED - len(chosen), 0)
+    return chosen
+
+
+def _unchecked(count: int, pictures: int) -> str | None:
+    """Why nothing can be asked, as a notice that is shown with every figure; None where there are enough pictures."""
+    if count >= LEAST_LABELLED:
+        return None
+    why = f"{count} labelled pictures are too few (at least {LEAST_LABELLED})" if count else "the pictures have no labels"
+    if not pictures:
+        why = "there are no pictures apart to ask about"
+    return (
+        f"NOT CHECKED: {why}, so it was not checked whether the checkpoint understands them as they are prepared here (normalisation,"
+        " channel order, range, order of classes); agreement says only that the variants answer like it"
+    )
+
+
+def ask(
+    network: Callable[[], Ask],
+    asked: stage.Artifact,
+    preprocessing: Preprocessing,
+    items: Sequence[Item],
+    names: Sequence[str],
+    output: Path,
+    progress: Progress,
+) -> Answers:
+    """Ask a checkpoint about labelled pictures, unless just this was asked before.
+
+    Args:
+        network: makes what answers; called only if it is asked.
+        asked: the file behind it.
+        names: of the classes, in the order that is assumed.
+        output: where the answers are kept, as JSON.
+    """
+    options = {"images": [[i.sha256, i.label] for i in items], "names": list(names), "preprocessing": preprocessing.to_json()}
+
+    def make(path: Path) -> dict[str, Any]:
+        answers = dataclasses.asdict(_ask(network(), preprocessing, items, names, progress))
+        path.write_text(json.dumps(answers, indent=1))
+        return answers
+
+    return Answers.from_json(stage.produce("sanity", options, {"checkpoint": asked}, output, make).measured)
+
+
+def _ask(network: Ask, preprocessing: Preprocessing, items: Sequence[Item], names: Sequence[str], progress: Progress) -> Answers:
+    labels = np.array([i.label for i in items], np.int64)
+    doing = "asking the checkpoint about labelled pictures"
+    (logits,) = _logits(network, preprocessing, items, {"as it is": lambda x: x}, doing, progress).values()
+    answers = judge(logits, labels, names)
+    if not answers.doubtful or answers.order is not None:
+        return answers
+    some = items[:: max(1, len(items) // MOST_FOR_READINGS)]
+    own = labels[:: max(1, len(items) // MOST_FOR_READINGS)]
+    others = _logits(network, preprocessing, some, READINGS, "asking it again with other inputs", progress)
+    right = {name: int((said.argmax(1) == own).sum()) for name, said in others.items()}
+    best = max(right, key=lambda name: right[name])
+    if metrics.wilson_interval(right[best], len(some))[0] <= metrics.wilson_interval(answers.right, answers.n)[1]:
+        return answers
+    return dataclasses.replace(answers, reading=best, reading_right=right[best], reading_n=len(some))
+
+
+def _logits(
+    network: Ask,
+    preprocessing: Preprocessing,
+    items: Sequence[Item],
+    readings: dict[str, Callable[[Floats], Floats]],
+    doing: str,
+    progress: Progress,
+) -> dict[str, Floats]:
+    said: dict[str, list[Floats]] = {name: [] for name in readings}
+    with progress.task(doing, len(items)) as task:
+        for batch in _batches(items):
+            x = np.stack([load(item.path, preprocessing) for item in batch])
+            for name, reading in readings.items():
+                said[name].append(network(np.ascontiguousarray(reading(x), np.float32)))
+            task.advance(len(batch))
+    return {name: np.concatenate(parts) for name, parts in said.items()}
+
+
+def _batches(items: Sequence[Item]) -> Iterator[Sequence[Item]]:
+    for start in range(0, len(items), BATCH):
+        yield items[start : start + BATCH]
+
+
+def judge(logits: Floats, labels: npt.NDArray[np.int64], names: Sequence[str]) -> Answers:
+    """What ``logits`` [n, classes] say of pictures whose classes are ``labels`` [n]; ``names`` in the order that is assumed."""
+    chance = metrics.chance(labels, logits.shape[1])
+    assert chance is not None
+    predicted = logits.argmax(1)
+    counts = np.bincount(labels, minlength=len(names))
+    answers = Answers(
+        n=len(labels),
+        right=int((predicted == labels).sum()),
+        chance=chance,
+        largest=names[int(counts.argmax())],
+        single_class=int((counts > 0).sum()) == 1,
+        mean_probability=float(metrics.softmax(logits).max(1).mean()),
+    )
+    return dataclasses.replace(answers, **_other_order(predicted, labels, names)) if answers.doubtful else answers
+
+
+def _other_order(predicted: npt.NDArray[np.int64], labels: npt.NDArray[np.int64], names: Sequence[str]) -> dict[str, Any]:
+    """The order of the classes that the confusion asks for: found on every other picture of each class, and kept only if it is right
+    on the rest, clearly more often than the order that is assumed."""
+    place = np.zeros(len(labels), np.int64)  # of a picture among those of its class
+    for label in np.unique(labels):
+        place[labels == label] = np.arange((labels == label).sum())
+    fit, apart = place % 2 == 0, place % 2 == 1
+    if not apart.any():
+        return {}
+    confusion = np.zeros((len(names), len(names)), np.int64)  # [class, output]
+    np.add.at(confusion, (labels[fit], predicted[fit]), 1)
+    class_of = _assigned(confusion)
+    right = int(sum(class_of.get(int(output)) == label for output, label in zip(predicted[apart], labels[apart], strict=True)))
+    n, before = int(apart.sum()), int((predicted[apart] == labels[apart]).sum())
+    changed = any(output != label for output, label in class_of.items())
+    clearly = metrics.wilson_interval(right, n)[0] > metrics.wilson_interval(before, n)[1]
+    if not changed or right / n < LEAST_EXPLAINED or not clearly:
+        return {}
+    if len(class_of) == len(names) - 1:  # the last one is what is left
+        (output,), (label,) = set(range(len(names))) - set(class_of), set(range(len(names))) - set(class_of.values())
+        class_of[output] = label
+    order = tuple(names[class_of[k]] if k in class_of else None for k in range(len(names)))
+    return {"order": order, "order_right": right, "order_n": n}
+
+
+def _assigned(confusion: npt.NDArray[np.int64]) -> dict[int, int]:
+    """Output -> class, the pairs that are seen most often first, each used once."""
+    pairs = [(int(confusion[label, output]), int(label), int(output)) for label, output in zip(*np.nonzero(confusion), strict=True)]
+    class_of: dict[int, int] = {}
+    taken: set[int] = set()
+    for _, label, output in sorted(pairs, key=lambda pair: (-pair[0], pair[1], pair[2])):
+        if output not in class_of and label not in taken:
+            class_of[output] = label
+            taken.add(label)
+    return class_of
+
+
+def ensure_understood(answers: Answers, *, accept: bool) -> str | None:
+    """Say what was found; warn where something is wrong all the same.
+
+    Returns:
+        the problem that was accepted, a sentence; None where there is none.
+
+    Raises:
+        AccuracyError: the checkpoint is not clearly better than chance, or its classes are in another order, unless that is to be accepted.
+    """
+    found = _found(answers)
+    if answers.understood:
+        if answers.suspicious:
+            log.warning("!! %s, while its mean probability is %.1f %%: %s", found, 100 * answers.mean_probability, _why(answers))
+        elif answers.single_class:
+            log.warning("!! %s; all are %s, so that a network that always says so would pass, too", found, printable(answers.largest))
+        else:
+            log.info("%s", found)
+        return None
+    against = f"guessing among the classes ({100 * answers.chance:.1f} %)"
+    if not answers.single_class:
+        against = f"always saying {printable(answers.largest)!r} ({100 * answers.chance:.1f} %)"
+    better = answers.better_than_chance
+    problem = f"{found}, which is {'' if better else 'not clearly '}better than {against}{', but' if better else ':'} {_why(answers)}"
+    if not accept:
+        raise AccuracyError(f"{problem}. With --accept-accuracy it goes on all the same, and recommends nothing")
+    log.warning("!! %s. It goes on as asked (--accept-accuracy), and nothing is recommended", problem)
+    return problem
+
+
+def _found(answers: Answers) -> str:
+    low, high = (100 * bound for bound in metrics.wilson_interval(answers.right, answers.n))
+    rate = 100 * answers.right / answers.n
+    return f"the checkpoint is right on {rate:.1f} % of {answers.n} labelled pictures ({low:.1f} to {high:.1f} %)"
+
+
+def _why(answers: Answers) -> str:
+    if answers.order is not None:
+        return (
+            f"its classes are in another order, with which it is right on {answers.order_right} of {answers.order_n} pictures apart:"
+            f" {_order_in_words(answers.order)}. Give the names in that order with --labels"
+        )
+    if answers.reading is not None:
+        return (
+            f"it was trained on another input: asked with {answers.reading} it is right on {answers.reading_right} of"
+            f" {answers.reading_n} of them. This version prepares every picture as ImageNet's, so change the first layer to take that"
+            " (weights and bias), or train with ImageNet's normalisation"
+        )
+    return CAUSES
+
+
+def _order_in_words(order: Sequence[str | None]) -> str:
+    names = [f"{k} {'(not seen)' if name is None else printable(name)}" for k, name in enumerate(order)]
+    return ", ".join(names[:MOST_SHOWN]) + (f", … {len(names)} in all" if len(names) > MOST_SHOWN else "")

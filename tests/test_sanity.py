@@ -1,0 +1,429 @@
+"""A checkpoint that does not understand its pictures is noticed before anything takes time, and nothing near chance is recommended."""
+
+import dataclasses
+import json
+import logging
+import math
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import CLASSES, reseal, small_torchvision_vgg
+
+from vgg_export import data, model, pipeline, sanity, signs, stage, weights
+from vgg_export.errors import AccuracyError
+from vgg_export.options import AllOptions, DataOptions, WeightsOptions, default_targets
+from vgg_export.progress import Quiet
+from vgg_runtime import manifest, metrics, present
+from vgg_runtime.recommend import near_chance, recommend
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
+MEAN, STD = torch.tensor([0.485, 0.456, 0.406]).double(), torch.tensor([0.229, 0.224, 0.225]).double()
+ONE, ZERO = torch.ones(3).double(), torch.zeros(3).double()
+
+# Chance.
+
+
+@pytest.mark.parametrize(("right", "n", "p"), [(0, 10, 0.3), (3, 10, 0.3), (10, 10, 0.5), (11, 200, 0.05), (60, 1000, 0.05), (1, 1, 0.0)])
+def test_the_binomial_test_is_exact(right: int, n: int, p: float) -> None:
+    share = Fraction(p)
+    exact = sum(math.comb(n, k) * share**k * (1 - share) ** (n - k) for k in range(right, n + 1))
+    assert metrics.binomial_tail(right, n, p) == pytest.approx(float(exact), rel=1e-9)
+
+
+def test_the_binomial_test_of_many_pictures_and_of_nonsense() -> None:
+    assert metrics.binomial_tail(2600, 50_000, 0.05) == pytest.approx(0.0208, rel=0.02)  # two standard deviations above
+    assert metrics.binomial_tail(5, 10, 1.0) == 1.0
+    for wrong in ((11, 10, 0.5), (0, 0, 0.5), (1, 2, 1.5)):
+        with pytest.raises(ValueError, match="a binomial test needs"):
+            metrics.binomial_tail(*wrong)
+
+
+def test_chance_is_the_share_of_the_largest_class() -> None:
+    assert metrics.chance(np.array([0, 0, 0, 1]), 2) == 0.75
+    assert metrics.chance(np.array([3, 3, 3]), 20) == 1 / 20  # all of one class: what guessing would reach
+    assert metrics.chance(np.array([], np.int64), 20) is None
+    assert metrics.better_than_chance(19, 200, 0.05)  # 9.5 %
+    assert not metrics.better_than_chance(18, 200, 0.05)  # p = 0.011
+    assert not metrics.better_than_chance(96, 100, 0.95)
+
+
+# What the answers say.
+
+NAMES = tuple(f"class {k}" for k in range(10))
+
+
+def said(outputs: np.ndarray[Any, Any], sure: float = 6.0, classes: int = 10) -> sanity.Floats:
+    """Logits that name these outputs."""
+    logits = np.zeros((len(outputs), classes), np.float32)
+    logits[np.arange(len(outputs)), outputs] = sure
+    return logits
+
+
+def test_a_permuted_order_is_found_on_half_and_shown_on_the_rest() -> None:
+    labels = np.repeat(np.arange(10), 12)
+    order = np.random.default_rng(1).permutation(10)  # the output k stands for the class order[k]
+    outputs = np.argsort(order)[labels]
+    outputs[::20] = (outputs[::20] + 1) % 10  # 5 % of errors
+    found = sanity.judge(said(outputs), labels, NAMES)
+    assert not found.better_than_chance
+    assert found.order == tuple(NAMES[k] for k in order)
+    assert found.order_n == 60
+    assert found.order_right >= 54
+    assert "its classes are in another order" in sanity._why(found)
+    assert f"0 {NAMES[order[0]]}, 1 {NAMES[order[1]]}" in sanity._why(found)
+
+
+def test_two_exchanged_classes_of_ten_are_found_too_and_are_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    labels = np.repeat(np.arange(10), 12)
+    outputs = np.where(labels == 2, 7, np.where(labels == 7, 2, labels))
+    found = sanity.judge(said(outputs), labels, NAMES)
+    assert found.better_than_chance
+    assert found.order is not None
+    assert (found.order[2], found.order[7]) == (NAMES[7], NAMES[2])
+    sanity.ensure_understood(found, accept=False)
+    assert "is right on 80.0 % of 120 labelled pictures" in caplog.text
+    assert "in another order" in caplog.text
+
+
+def test_two_classes_the_wrong_way_round_stop() -> None:
+    labels = np.arange(60) % 2
+    found = sanity.judge(said(1 - labels, classes=2), labels, ("cat", "dog"))
+    assert found.order == ("dog", "cat")
+    with pytest.raises(AccuracyError, match=r"right on 0\.0 % of 60 .* always saying 'cat' \(50\.0 %\).*0 dog, 1 cat"):
+        sanity.ensure_understood(found, accept=False)
+
+
+def test_a_class_that_was_not_seen_is_not_invented() -> None:
+    labels = np.repeat(np.arange(8), 12)  # two classes have no pictures
+    found = sanity.judge(said((labels + 1) % 10), labels, NAMES)
+    assert found.order is not None
+    assert (found.order[0], found.order[9], found.order[1]) == (None, None, NAMES[0])
+    assert "0 (not seen)" in sanity._why(found)
+
+
+def test_noise_is_explained_by_no_order() -> None:
+    """Of a hundred networks that guess: an order fitted and judged on the same pictures would "explain" a third of them."""
+    generator = np.random.default_rng(0)
+    labels = np.repeat(np.arange(10), 12)
+    found = [sanity.judge(said(generator.integers(0, 10, 120)), labels, NAMES) for _ in range(100)]
+    assert not any(answers.order for answers in found)
+    assert sum(answers.better_than_chance for answers in found) <= 5
+    with pytest.raises(AccuracyError, match="the likely causes are another normalisation"):
+        sanity.ensure_understood(next(answers for answers in found if not answers.better_than_chance), accept=False)
+
+
+def test_a_sound_network_is_not_doubted(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    labels = np.repeat(np.arange(10), 20)
+    outputs = labels.copy()
+    outputs[::12] = 0
+    found = sanity.judge(said(outputs, sure=5.0), labels, NAMES)
+    assert not found.doubtful
+    assert not found.suspicious
+    sanity.ensure_understood(found, accept=False)
+    assert "the checkpoint is right on 92.5 % of 200 labelled pictures (88.0 to 95.4 %)" in caplog.text
+    assert "!!" not in caplog.text
+
+
+def test_half_as_often_right_as_it_is_sure_is_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    labels = np.repeat(np.arange(10), 20)
+    outputs = np.where(np.arange(200) % 5 < 2, labels, (labels + np.arange(200)) % 10)  # about 46 %, no order explains the rest
+    found = sanity.judge(said(outputs, sure=9.0), labels, NAMES)
+    assert found.order is None
+    assert found.right / found.n < found.mean_probability / 2
+    sanity.ensure_understood(found, accept=False)
+    assert "while its mean probability is 99.9 %: the likely causes are another normalisation" in caplog.text
+
+
+def test_pictures_of_one_class_are_compared_with_guessing(caplog: pytest.LogCaptureFixture) -> None:
+    labels = np.zeros(40, np.int64)
+    found = sanity.judge(said(labels), labels, NAMES)
+    sanity.ensure_understood(found, accept=False)
+    assert "all are class 0, so that a network that always says so would pass, too" in caplog.text
+    with pytest.raises(AccuracyError, match=r"guessing among the classes \(10\.0 %\)"):
+        sanity.ensure_understood(sanity.judge(said(labels + 1), labels, NAMES), accept=False)
+
+
+def test_accepted_it_goes_on_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
+    labels = np.arange(60) % 2
+    sanity.ensure_understood(sanity.judge(said(1 - labels, classes=2), labels, ("cat", "dog")), accept=True)
+    assert "It goes on as asked (--accept-accuracy), and nothing is recommended" in caplog.text
+
+
+# Real checkpoints: the demo's network as trained on other inputs, as in ``WANTS``.
+
+
+def rewritten(scale: torch.Tensor, shift: torch.Tensor, *, bgr: bool = False) -> model.Checkpoint:
+    """The demo's network for an input u where a pixel in 0..1 is scale * u + shift; the same function but for the border."""
+    demo = weights.resolve(WeightsOptions("demo"))
+    tensors = dict(demo.tensors)
+    weight = tensors["conv1_1.weight"].double()
+    tensors["conv1_1.bias"] = (tensors["conv1_1.bias"].double() + (weight * ((shift - MEAN) / STD).view(1, 3, 1, 1)).sum((1, 2, 3))).float()
+    weight = weight * (scale / STD).view(1, 3, 1, 1)
+    tensors["conv1_1.weight"] = (weight.flip(1) if bgr else weight).float().contiguous()
+    return model.Checkpoint(demo.plan, tensors, demo.labels, {"weights": "file", "what": "rewritten"})
+
+
+CAFFE = torch.tensor([123.68, 116.779, 103.939]).double() / 255
+WANTS = {  # what the network wants, what it is told to want, what is to be said
+    "imagenet": (STD, MEAN, False, None),
+    "half": (ONE / 2, ONE / 2, False, None),
+    "bgr": (STD, MEAN, True, "red and blue exchanged"),
+    "raw255": (ONE / 255, ZERO, False, "values of 0 to 255"),
+    "caffe": (ONE / 255, CAFFE, True, "BGR of 0 to 255 less the mean"),
+}
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory: pytest.TempPathFactory) -> data.Splits:
+    """Signs of all classes: 60 to select, as many to test."""
+    folder = tmp_path_factory.mktemp("drawn") / "signs"
+    data.draw_signs(data.DrawOptions(folder, train=20, test=60, size_px=160, val=60), Quiet())
+    return data.resolve(DataOptions(str(folder)), "file", tuple(signs.CLASSES), None, folder, Quiet())
+
+
+def asked(checkpoint: model.Checkpoint, splits: data.Splits, folder: Path, *, accept: bool = False) -> sanity.Checked:
+    model.save(checkpoint, folder / "c.safetensors")
+    return pipeline.ensure_understood(stage.of(folder / "c.safetensors"), splits, folder, Quiet(), accept=accept)
+
+
+@pytest.mark.parametrize("name", WANTS)
+def test_another_input_is_named(name: str, drawn: data.Splits, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    scale, shift, bgr, words = WANTS[name]
+    checkpoint = rewritten(scale, shift, bgr=bgr)
+    if name in ("raw255", "caffe"):
+        with pytest.raises(AccuracyError) as error:
+            asked(checkpoint, drawn, tmp_path)
+        told = str(error.value)
+        assert "which is not clearly better than always saying" in told
+    else:
+        assert asked(checkpoint, drawn, tmp_path) == sanity.Checked()
+        told = caplog.text
+        assert ("!!" in told) == bool(words)
+    if words:
+        assert words in told
+        answers = json.loads((tmp_path / "sanity.json").read_text())
+        assert (answers["n"], answers["reading_n"]) == (120, 120)
+        assert answers["reading_right"] >= 114
+
+
+def test_another_order_of_the_classes_is_named_and_right_when_given(drawn: data.Splits, tmp_path: Path) -> None:
+    demo = weights.resolve(WeightsOptions("demo"))
+    order = torch.randperm(20, generator=torch.Generator().manual_seed(1)).tolist()
+    moved = {name: demo.tensors[name][order].clone() for name in ("fc3.weight", "fc3.bias")}
+    source = {"weights": "file", "what": "permuted"}
+    permuted = model.Checkpoint(demo.plan, {**demo.tensors, **moved}, demo.labels, source)
+    with pytest.raises(AccuracyError) as error:
+        asked(permuted, drawn, tmp_path)
+    right = [demo.labels[k] for k in order]
+    assert ", ".join(f"{k} {name}" for k, name in enumerate(right)) in str(error.value)
+    assert "which is better than" in str(error.value)  # two classes of twenty stand where they should: 10 %, and still it stops
+    (tmp_path / "labels.txt").write_text("\n".join(right))
+    found = weights.resolve(WeightsOptions(str(tmp_path / "c.safetensors"), tmp_path / "labels.txt"))
+    splits = dataclasses.replace(drawn, **{part: tuple(renumbered(getattr(drawn, part), right)) for part in data.PARTS})
+    assert asked(found, splits, tmp_path) == sanity.Checked()
+
+
+def renumbered(items: tuple[data.Item, ...], names: list[str]) -> list[data.Item]:
+    return [dataclasses.replace(item, label=names.index(item.path.parent.name)) for item in items]
+
+
+def test_what_was_asked_once_is_not_asked_again(drawn: data.Splits, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    demo = weights.resolve(WeightsOptions("demo"))
+    for _ in range(2):
+        asked(demo, drawn, tmp_path)
+    assert caplog.text.count("sanity: up to date") == 1
+    assert caplog.text.count("of 120 labelled pictures") == 2  # said each time
+
+
+@pytest.mark.parametrize(
+    ("select", "test", "words"),
+    [
+        ("unlabelled", "unlabelled", "NOT CHECKED: the pictures have no labels"),
+        ("few", "none", "NOT CHECKED: 19 labelled pictures are too few (at least 20)"),
+        ("none", "none", "NOT CHECKED: there are no pictures apart to ask about"),
+    ],
+)
+def test_what_cannot_be_asked_is_a_notice(select: str, test: str, words: str, drawn: data.Splits, tmp_path: Path) -> None:
+    parts = {
+        "unlabelled": tuple(dataclasses.replace(i, label=None) for i in drawn.select),
+        "few": drawn.select[:19],
+        "none": (),
+    }
+    apart = tuple(dataclasses.replace(i, source=f"other {i.source}") for i in parts[test])
+    splits = dataclasses.replace(drawn, select=parts[select], test=apart, note="none")
+    notice = asked(weights.resolve(WeightsOptions("demo")), splits, tmp_path).unchecked
+    assert notice is not None
+    assert notice.startswith(words)
+    assert "it was not checked whether the checkpoint understands" in notice
+    assert asked(weights.resolve(WeightsOptions("demo")), dataclasses.replace(drawn, test=drawn.test[:1]), tmp_path) == sanity.Checked()
+
+
+# What is recommended.
+
+
+def figures(rate: float, n: int = 600, chance: float | None = 0.07) -> dict[str, Any]:
+    top1 = {"rate": rate, "n": n, "interval95": [0, 1]}
+    return {"n": n, "top1": top1, "chance": chance, "agreement": {"rate": 0.99, "n": n, "interval95": [0, 1]}, "loss_error_points": 0.1}
+
+
+def row(name: str, p50_ms: float, built: dict[str, Any]) -> dict[str, Any]:
+    return {"variant": name, "error": None, "p50_ms": p50_ms, "speedup": 10 / p50_ms, "built": built}
+
+
+@pytest.mark.parametrize(
+    ("rate", "chance", "recommended"), [(0.053, 0.07, False), (0.085, 0.07, False), (0.53, 0.07, True), (0.053, None, True)]
+)
+def test_nothing_is_recommended_near_chance(rate: float, chance: float | None, recommended: bool) -> None:
+    built = figures(rate, chance=chance)
+    answer = recommend([row("baseline", 10, built), row("quantized", 2, built)], "baseline")
+    assert (answer["variant"] == "quantized") == recommended
+    assert (answer["variant"] is None) == ("not clearly better than chance (7.0 %)" in answer["reason"])
+    assert near_chance({"top1": None}) is None
+
+
+def test_nothing_is_recommended_of_what_was_accepted() -> None:
+    """A permuted order is right on a tenth of the pictures by its fixed points: better than chance, and no use."""
+    built = figures(0.105)
+    answer = recommend([row("baseline", 10, built), row("quantized", 2, built)], "baseline", problem="the classes are in another order")
+    assert (answer["variant"], answer["reason"]) == (None, "the classes are in another order")
+    assert recommend([row("baseline", 10, built), row("quantized", 2, built)], "baseline")["variant"] == "quantized"
+
+
+@pytest.fixture(scope="module")
+def state(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("state") / "mine.pth"
+    torch.save(small_torchvision_vgg("vgg11", False, classes=20).state_dict(), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def signs_of_all(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("all") / "signs"
+    data.draw_signs(data.DrawOptions(folder, train=40, test=120, size_px=64, val=40), Quiet())
+    return folder
+
+
+@pytest.mark.parametrize("command", ["all", "sweep", "prune", "factorise", "finetune"])
+def test_every_command_stops_before_anything_is_made(
+    command: str, in_this_process: Run, state: Path, signs_of_all: Path, tmp_path: Path
+) -> None:
+    outputs = {"all": "out", "sweep": "front"}
+    more = {"finetune": ("--teacher", state), "prune": ("--no-repair",)}.get(command, ())
+    output = outputs.get(command, "made.safetensors")
+    done = in_this_process(command, "--weights", state, "--data", signs_of_all, *more, "--output", output)
+    assert done.returncode == 2
+    assert "of 160 labelled pictures" in done.stderr
+    assert "is not clearly better than always saying" in done.stderr
+    assert "With --accept-accuracy it goes on" in done.stderr
+    assert not (tmp_path / output).exists()
+    assert not list(tmp_path.rglob("*.onnx"))
+
+
+def test_accepted_a_bundle_recommends_nothing_and_evaluate_stops(
+    in_this_process: Run, state: Path, signs_of_all: Path, tmp_path: Path
+) -> None:
+    arguments = ("--weights", state, "--data", signs_of_all, "--variants", "quantized", "--target", default_targets()[0], "--output", "out")
+    done = in_this_process("all", *arguments, "--accept-accuracy", "--no-compare")
+    assert done.returncode == 0, done.stderr
+    bundle = manifest.read(tmp_path / "out")
+    assert bundle.assumed == (*weights.ASSUMED, weights.ALPHABET)
+    assert bundle.unchecked is None
+    assert bundle.problem is not None
+    assert bundle.problem.startswith("the checkpoint is right on")
+    told = tmp_path / "told.json"
+    command = [
+        sys.executable,
+        "out/runtime/compare.py",
+        "--budget",
+        "0.2",
+        "--rounds",
+        "1",
+        "--json",
+        told,
+        "--html",
+        tmp_path / "told.html",
+    ]
+    shown = subprocess.run([*map(str, command)], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert "★" not in shown.stdout
+    assert f"None is recommended: {bundle.problem}" in shown.stdout
+    assert shown.stdout.count(f"!! {bundle.problem}") == 2
+    assert f"Assumed  {weights.ASSUMED[0]}; {weights.ASSUMED[1]}" in shown.stdout
+    result = json.loads(told.read_text())
+    assert result["recommended"]["variant"] is None
+    assert result["bundle"]["assumed"] == list(bundle.assumed)
+    assert 0.05 <= result["variants"][0]["built"]["chance"] <= 0.06
+    stopped = in_this_process("evaluate", "--bundle", "out", "--data", signs_of_all)
+    assert stopped.returncode == 2
+    assert "of 120 labelled pictures" in stopped.stderr
+    assert "variant" not in stopped.stdout
+    done = in_this_process("evaluate", "--bundle", "out", "--data", signs_of_all, "--accept-accuracy")
+    assert done.returncode == 0
+    assert "!! the checkpoint is right on" in done.stdout
+
+
+def test_evaluating_a_bundle_on_unlabelled_pictures_says_so_and_labelled_ones_clear_it(
+    in_this_process: Run, bundle_copy: Path, signs_folder: Path, tmp_path: Path
+) -> None:
+    flat = tmp_path / "photos"
+    flat.mkdir()
+    for path in (signs_folder / "test").rglob("*.png"):
+        shutil.copy(path, flat / path.name)
+    done = in_this_process("evaluate", "--bundle", bundle_copy, "--data", flat, "--record")
+    assert done.returncode == 0, done.stderr
+    assert "!! NOT CHECKED: the pictures have no labels" in done.stdout
+    unchecked = manifest.read(bundle_copy).unchecked
+    assert unchecked is not None
+    assert present.notice({"bundle": {"notice": None, "figures_absent": None, "unchecked": unchecked}}) == f"!! {unchecked}"
+    done = in_this_process("evaluate", "--bundle", bundle_copy, "--data", signs_folder, "--record", "--accept-accuracy")
+    assert done.returncode == 0, done.stderr
+    assert manifest.read(bundle_copy).unchecked is None
+    assert manifest.read(bundle_copy).problem is not None
+
+
+def test_a_bundle_made_before_has_nothing_assumed_and_says_nothing(bundle_copy: Path) -> None:
+    content = json.loads((bundle_copy / "manifest.json").read_text())
+    for key in ("assumed", "unchecked", "problem"):
+        content.pop(key)
+    (bundle_copy / "manifest.json").write_text(json.dumps(manifest.seal(content)))
+    found = manifest.read(bundle_copy)
+    assert (found.assumed, found.unchecked, found.problem) == ((), None, None)
+    reseal(bundle_copy, assumed=["a"], unchecked="b")
+    assert manifest.read(bundle_copy).assumed == ("a",)
+
+
+def test_a_search_near_chance_recommends_nothing(signs_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from vgg_export import search
+    from vgg_export.options import Budget, DistilOptions, FactoriseOptions
+
+    monkeypatch.setattr(search, "TIMING_S", 0.02)
+    monkeypatch.setattr(search, "LADDER", (search.Rung(0.5, 0.5),))
+    torch.save(small_torchvision_vgg("vgg11", False).state_dict(), tmp_path / "mine.pth")
+    (tmp_path / "names.txt").write_text("\n".join(CLASSES))
+    options = AllOptions(
+        output=tmp_path / "out",
+        weights=WeightsOptions(str(tmp_path / "mine.pth"), tmp_path / "names.txt"),
+        data=DataOptions(str(signs_folder), calibration_images=8),
+        factorise=FactoriseOptions(images=16, multiple=4),
+        distil=DistilOptions("none"),
+        budget=Budget(max_drop=100.0),
+        scaled_px=96,
+        variants=("compact", "compact-scaled"),
+        targets=default_targets()[:1],
+    )
+    with pytest.raises(AccuracyError):
+        pipeline.run(options, Quiet())
+    pipeline.run(dataclasses.replace(options, accept_accuracy=True), Quiet())
+    front = json.loads((tmp_path / "out/front.json").read_text())
+    assert front["recommended"] is None
+    assert front["reason"].startswith("none is recommended: ")
+    assert "not clearly better than" in front["reason"]
