@@ -112,6 +112,11 @@ def test_the_result_contract_is_documented() -> None:
     row = source.split("def empty_row", 1)[1].split("}", 1)[0]
     for key in re.findall(r'^        "(\w+)":', row, re.MULTILINE):
         assert f'"{key}"' in README, key
+    about = source.split("def _bundle", 1)[1].split("}", 1)[0]
+    keys = re.findall(r'^        "(\w+)":', about, re.MULTILINE)
+    assert len(keys) >= 10
+    for key in keys:
+        assert re.search(rf'"bundle": {{[^}}]*"{key}"', README), key
     for field in dataclasses.fields(device.Device):
         assert f'"{field.name}"' in README, field.name
     assert f'"schema": {measure.RESULT_SCHEMA}' in README

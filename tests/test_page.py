@@ -431,6 +431,24 @@ def test_the_report_names_the_class_and_counts_what_it_leaves_out(
     assert figures(page, "scaled")["Top-1 on these 4"] == ["50.0 %", "50.0 %", "same"]
 
 
+def test_what_is_assumed_and_what_is_not_understood_is_said(page: Page, report: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+    from vgg_runtime import page as template
+
+    result = json.loads(json.dumps(report[1]))
+    problem = "the checkpoint is right on 4.5 % of 200 labelled pictures"
+    result["bundle"] |= {"assumed": ["ReLU behind every layer", "pictures in RGB"], "problem": problem}
+    result["recommended"] = {"variant": None, "max_loss_points": 1.0, "reason": problem}
+    (tmp_path / "r.html").write_text(template.report(result, [PHOTO] * len(result["images"])))
+    page.open((tmp_path / "r.html").as_uri())
+    assert page.one("#assumed").text == "Assumed, since the checkpoint does not say: ReLU behind every layer; pictures in RGB"
+    assert page.one("#notice").text == problem
+    assert page.one("#recommended").text == f"No recommendation: {problem}."
+    assert page.all(".card.pick") == []
+    page.picture("not-understood")
+    page.open(report[0].as_uri())  # nothing is assumed of this one
+    assert not page.one("#assumed").is_displayed()
+
+
 def test_what_a_stranger_wrote_is_shown_as_text(page: Page, report: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
     from vgg_runtime import page as template
 
@@ -442,7 +460,8 @@ def test_what_a_stranger_wrote_is_shown_as_text(page: Page, report: tuple[Path, 
             said["labels"] = [hostile] * 5
     for image in result["images"]:
         image["file"] = image["label"] = hostile
-    result["bundle"]["notice"] = result["bundle"]["weights"]["what"] = hostile
+    result["bundle"]["notice"] = result["bundle"]["weights"]["what"] = result["bundle"]["problem"] = hostile
+    result["bundle"]["assumed"] = [hostile]
     (tmp_path / "r.html").write_text(template.report(result, [PHOTO] * len(result["images"])))
     page.open((tmp_path / "r.html").as_uri())
     assert len(page.all("#cards .card")) == 3

@@ -21,8 +21,8 @@ def recommend(
     Returns:
         ``{"variant", "max_loss_points", "reason"}``; ``variant`` is None when nothing can be said, and ``reason`` says why.
     """
-    if problem:
-        return _answer(None, max_loss_points, problem)
+    if problem:  # which is long, and shown above every table
+        return _answer(None, max_loss_points, "the checkpoint does not understand its pictures; the notice says what was found")
     reference = next((row for row in rows if row["variant"] == baseline), None)
     fit = [row for row in rows if row["error"] is None and row["p50_ms"] and row["built"]]
     if reference is None:
