@@ -53,6 +53,10 @@ def test_the_difference_of_two_results(result: dict[str, Any], changed: dict[str
     assert "B ! baseline: held back (throttled) in every round" in done.stdout
     assert "B ✗ scaled: did not fit" in done.stdout
     assert "scaled is another model" in done.stdout
+    noted = copy.deepcopy(result)
+    noted["bundle"] |= {"unchecked": "NOT CHECKED: no labels", "problem": "right on 5 %"}
+    for text, letter in ((across.diff(result, noted), "B"), (across.boards([result, noted]), "[2]")):
+        assert f"{letter} !! NOT CHECKED: no labels\n{letter} !! right on 5 %" in text
     same = across.diff(result, result)
     assert "different" not in same
     assert "▲" not in same

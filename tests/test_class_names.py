@@ -38,6 +38,7 @@ BY_NAME = {name: k for k, name in enumerate(TRAINED)}
         {"class_to_idx": dict(reversed(BY_NAME.items()))},
         {"class_to_idx": {name: torch.tensor(k) for name, k in BY_NAME.items()}},
         {"class_to_idx": {name: str(k) for name, k in BY_NAME.items()}},
+        {"class_to_idx": {name: float(k) for name, k in BY_NAME.items()}},
         {"idx_to_class": BY_NUMBER},
         {"idx_to_class": {str(k): name for k, name in BY_NUMBER.items()}},
         {"classes": list(TRAINED)},
@@ -83,6 +84,7 @@ def test_names_among_bare_tensors_and_in_safetensors_metadata(tmp_path: Path) ->
             "numbers its 7 classes 1, 2, 3, 4, 5, 6, 7; expected each of 0 to 6",
         ),
         ({"class_to_idx": dict.fromkeys(TRAINED, 0)}, "numbers its 7 classes 0; expected each of 0 to 6 once"),
+        ({"class_to_idx": {name.encode(): k for k, name in enumerate(TRAINED)}}, "expected names and their numbers"),
         ({"classes": list(TRAINED[:5])}, "classes in mine.pth has 5 class names, the checkpoint has 7 classes"),
         ({"classes": [*TRAINED[:6], "two\nlines"]}, "expected a name of one line"),
         ({"classes": list(TRAINED), "class_to_idx": {name: k for k, name in enumerate(CLASSES)}}, "contradicts itself: "),
@@ -108,6 +110,7 @@ def test_labels_that_contradict_the_file_are_an_error_with_both(tmp_path: Path) 
         resolved(path, names)
     assert "ahead only, no entry, parking" in str(error.value)
     assert "yield, stop, ahead only" in str(error.value)
+    assert "first at class 0 ('ahead only' against 'yield')" in str(error.value)
     names.write_text("\n".join(name.upper().replace(" ", "_") for name in TRAINED))  # the same, spelt otherwise
     assert resolved(path, names).labels[2] == "AHEAD_ONLY"
     own = tmp_path / "own.safetensors"
@@ -191,8 +194,14 @@ def test_other_weights_in_the_file_are_said_with_how_to_take_them(tmp_path: Path
     path = saved(tmp_path, state_dict_ema=averaged)
     taken = resolved(path)
     assert "under ['state_dict_ema'], which are left aside" in caplog.text
-    command = caplog.text.split("to take them: ")[1].splitlines()[0].replace("'mine.pth'", repr(str(path)))
+    command = caplog.text.split("to take them: ")[1].splitlines()[0]
+    assert repr(str(path)) in command
     exec(command.replace("'other.pth'", repr(str(tmp_path / "other.pth"))), {"torch": torch})  # what it advises
     other = resolved(tmp_path / "other.pth")
     assert other.tensors["fc3.bias"].equal(averaged["classifier.6.bias"])
     assert not other.tensors["fc3.bias"].equal(taken.tensors["fc3.bias"])
+
+
+def test_a_line_may_begin_with_a_bracket(tmp_path: Path) -> None:
+    (tmp_path / "names.txt").write_text("[background]\ncat\n")
+    assert class_names.read(tmp_path / "names.txt").names == ("[background]", "cat")

@@ -202,6 +202,7 @@ SPELT = [
     ("train_images", "eval_images"),
     ("train", "evaluation", "test"),
     ("train_split", "test_split"),
+    ("seg_train", "seg_test"),
 ]
 
 
@@ -238,6 +239,7 @@ def test_parts_without_class_folders_are_unlabelled_and_no_classes(names: tuple[
         (("train", "bus"), ()),
         (("Train", "test", "sample"), ("class 0", "class 1", "class 2")),
         (("trainers", "testers"), ()),
+        (("seg_train", "seg_test"), ()),
     ],
 )
 def test_what_can_be_parts_or_classes_is_an_error_with_both_readings(
@@ -259,9 +261,16 @@ def test_what_can_be_parts_or_classes_is_an_error_with_both_readings(
 
 
 def test_a_valley_among_landscapes_is_a_class(tmp_path: Path) -> None:
-    for k, folder in enumerate(("valley", "forest", "coast")):
+    for k, folder in enumerate(("valley", "forest", "freight_train", "coast")):
         pictures(tmp_path / "d" / folder, 8, first=100 * k)
-    assert data.class_folders(DataOptions(str(tmp_path / "d"))) == ("coast", "forest", "valley")
+    assert data.class_folders(DataOptions(str(tmp_path / "d"))) == ("coast", "forest", "freight_train", "valley")
+
+
+def test_a_part_within_a_part_of_the_same_name_is_gone_down(tmp_path: Path) -> None:
+    for k, part in enumerate(("seg_train", "seg_test")):
+        for j, label in enumerate(("stop", "yield")):
+            pictures(tmp_path / "d" / part / part / label, 10, first=100 * k + 50 * j)
+    assert data.class_folders(DataOptions(str(tmp_path / "d"))) == ("stop", "yield")
 
 
 def test_two_folders_for_one_part_are_refused(tmp_path: Path) -> None:

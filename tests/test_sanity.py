@@ -107,6 +107,7 @@ def test_a_class_that_was_not_seen_is_not_invented() -> None:
     assert found.order is not None
     assert (found.order[0], found.order[9], found.order[1]) == (None, None, NAMES[0])
     assert "0 (not seen)" in sanity._why(found)
+    assert "(those not seen are class 8, class 9)" in sanity._why(found)
 
 
 def test_noise_is_explained_by_no_order() -> None:
@@ -141,6 +142,43 @@ def test_half_as_often_right_as_it_is_sure_is_a_warning(caplog: pytest.LogCaptur
     assert found.right / found.n < found.mean_probability / 2
     sanity.ensure_understood(found, accept=False)
     assert "while its mean probability is 99.9 %: the likely causes are another normalisation" in caplog.text
+
+
+def test_two_exchanged_classes_of_twenty_are_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    """Nine pictures in ten are right, and two classes never are."""
+    labels = np.repeat(np.arange(20), 10)
+    outputs = np.where(labels == 0, 5, np.where(labels == 5, 0, labels))
+    found = sanity.judge(said(outputs, classes=20), labels, tuple(f"class {k}" for k in range(20)))
+    assert found.order is not None
+    assert (found.order[0], found.order[5]) == ("class 5", "class 0")
+    sanity.ensure_understood(found, accept=False)
+    assert "!! the checkpoint is right on 90.0 % of 200 labelled pictures" in caplog.text
+
+
+def test_an_order_that_explains_only_a_part_is_said_to_be_that() -> None:
+    generator = np.random.default_rng(0)
+    labels = np.repeat(np.arange(10), 20)
+    outputs = np.where(generator.random(200) < 0.7, 9 - labels, generator.integers(0, 10, 200))
+    found = sanity.judge(said(outputs), labels, NAMES)
+    assert found.order == NAMES[::-1]
+    assert not found.order_certain
+    assert sanity._why(found).startswith("another order of its classes would explain a part of it")
+
+
+def test_pictures_that_are_nearly_all_of_one_class_cannot_tell(
+    drawn: data.Splits, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """48 of 50 of one class: not even all of them right would be better than chance, so nothing is refused for that."""
+    items = [dataclasses.replace(item, label=0 if k < 48 else 1) for k, item in enumerate(drawn.select[:50])]
+    splits = dataclasses.replace(drawn, select=tuple(items), test=())
+    found = asked(weights.resolve(WeightsOptions("demo")), splits, tmp_path)
+    assert found.problem is None
+    assert found.unchecked is not None
+    assert found.unchecked.startswith("NOT CHECKED: 96 % of 50 labelled pictures are")
+    assert "so that they cannot tell" in caplog.text
+    reason = near_chance(figures(1.0, n=50, chance=0.96))
+    assert reason is not None
+    assert "even all of them would not be clearly better than chance" in reason
 
 
 def test_pictures_of_one_class_are_compared_with_guessing(caplog: pytest.LogCaptureFixture) -> None:
@@ -211,8 +249,8 @@ def test_another_input_is_named(name: str, drawn: data.Splits, tmp_path: Path, c
     if words:
         assert words in told
         answers = json.loads((tmp_path / "sanity.json").read_text())
-        assert (answers["n"], answers["reading_n"]) == (120, 120)
-        assert answers["reading_right"] >= 114
+        assert (answers["n"], answers["reading_n"]) == (120, 60)
+        assert answers["reading_right"] >= 57
 
 
 def test_another_order_of_the_classes_is_named_and_right_when_given(drawn: data.Splits, tmp_path: Path) -> None:
@@ -248,9 +286,9 @@ def test_what_was_asked_once_is_not_asked_again(drawn: data.Splits, tmp_path: Pa
 @pytest.mark.parametrize(
     ("select", "test", "words"),
     [
-        ("unlabelled", "unlabelled", "NOT CHECKED: the pictures have no labels"),
-        ("few", "none", "NOT CHECKED: 19 labelled pictures are too few (at least 20)"),
-        ("none", "none", "NOT CHECKED: there are no pictures apart to ask about"),
+        ("unlabelled", "unlabelled", "NOT CHECKED: the pictures that nothing is fitted on have no labels"),
+        ("few", "none", "NOT CHECKED: 19 labelled pictures that nothing is fitted on are too few (at least 20)"),
+        ("none", "none", "NOT CHECKED: all pictures are fitted on"),
     ],
 )
 def test_what_cannot_be_asked_is_a_notice(select: str, test: str, words: str, drawn: data.Splits, tmp_path: Path) -> None:
@@ -264,7 +302,7 @@ def test_what_cannot_be_asked_is_a_notice(select: str, test: str, words: str, dr
     notice = asked(weights.resolve(WeightsOptions("demo")), splits, tmp_path).unchecked
     assert notice is not None
     assert notice.startswith(words)
-    assert "it was not checked whether the checkpoint understands" in notice
+    assert "nobody knows whether the checkpoint understands" in notice
     assert asked(weights.resolve(WeightsOptions("demo")), dataclasses.replace(drawn, test=drawn.test[:1]), tmp_path) == sanity.Checked()
 
 
@@ -291,12 +329,31 @@ def test_nothing_is_recommended_near_chance(rate: float, chance: float | None, r
     assert near_chance({"top1": None}) is None
 
 
+@pytest.mark.parametrize(("count", "right", "recommended"), [(40, 3, False), (40, 30, True), (19, 0, True)])
+def test_pictures_shown_on_the_device_speak_against_a_baseline(count: int, right: int, recommended: bool, bundle_folder: Path) -> None:
+    """Of a bundle whose maker had no labels: what the board sees of it counts against it, and never for it."""
+    from vgg_runtime import measure
+
+    bundle = manifest.read(bundle_folder)
+    labels = manifest.read_labels(bundle_folder, bundle)
+    images = [measure.Shown(Path(f"{k}.png"), k % 7) for k in range(count)]
+    options = measure.Options(1)
+    result = measure.skeleton(bundle_folder, bundle, labels, images, options)
+    for variant, p50_ms in zip(bundle.variants[:2], (10.0, 5.0), strict=True):
+        made = measure.empty_row(variant) | {"p50_ms": p50_ms, "built": figures(0.9, chance=None)}
+        made["predictions"] = [{"classes": [(k if k < right else k + 1) % 7], "probabilities": [1.0]} for k in range(count)]
+        result["variants"].append(made)
+    measure.finish(result, bundle, labels, images)
+    answer = result["recommended"]
+    assert (answer["variant"] == "quantized") == recommended
+    assert recommended or f"of {count} pictures shown here, which is not clearly better than chance" in answer["reason"]
+
+
 def test_nothing_is_recommended_of_what_was_accepted() -> None:
     """A permuted order is right on a tenth of the pictures by its fixed points: better than chance, and no use."""
     built = figures(0.105)
     answer = recommend([row("baseline", 10, built), row("quantized", 2, built)], "baseline", problem="the classes are in another order")
-    assert answer["variant"] is None
-    assert answer["reason"].startswith("the checkpoint does not understand its pictures")
+    assert (answer["variant"], answer["reason"]) == (None, "the classes are in another order")
     assert recommend([row("baseline", 10, built), row("quantized", 2, built)], "baseline")["variant"] == "quantized"
 
 
@@ -381,7 +438,7 @@ def test_evaluating_a_bundle_on_unlabelled_pictures_says_so_and_labelled_ones_cl
         shutil.copy(path, flat / path.name)
     done = in_this_process("evaluate", "--bundle", bundle_copy, "--data", flat, "--record")
     assert done.returncode == 0, done.stderr
-    assert "!! NOT CHECKED: the pictures have no labels" in done.stdout
+    assert "!! NOT CHECKED: the pictures that nothing is fitted on have no labels" in done.stdout
     unchecked = manifest.read(bundle_copy).unchecked
     assert unchecked is not None
     assert present.notice({"bundle": {"notice": None, "figures_absent": None, "unchecked": unchecked}}) == f"!! {unchecked}"

@@ -1,4 +1,5 @@
 import pickle
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +106,10 @@ def test_broken_tensors_are_refused(tmp_path: Path) -> None:
     assert "takes 100 inputs; expected 32 channels x 7 x 7 = 1568" in refusal(tmp_path / "odd.pth")
     torch.save(dict(state) | {"classifier.0.weight": torch.zeros(48, 32 * 9)}, tmp_path / "small.pth")
     assert "takes 288 inputs, that is 3 x 3 positions" in refusal(tmp_path / "small.pth")
+    torch.save(dict(state) | {"classifier.6.weight": torch.zeros(7, 100)}, tmp_path / "chain.pth")
+    assert "classifier.6.weight is [7, 100], but the layer before asks for [7, 40]" in refusal(tmp_path / "chain.pth")
+    torch.save(dict(state) | {"features.0.weight": torch.zeros(16, 3, 11, 11)}, tmp_path / "kernel.pth")
+    assert "1 of 62 tensors do not fit: features.0.weight [16, 3, 11, 11]" in refusal(tmp_path / "kernel.pth")
     torch.save(dict(state) | {"features.0.weight": torch.zeros(16, 1, 3, 3)}, tmp_path / "grey.pth")
     assert "features.0 takes 1 channels; expected three" in refusal(tmp_path / "grey.pth")
 
@@ -154,6 +159,21 @@ def test_one_output_is_refused_with_the_way_to_two(tmp_path: Path) -> None:
     with torch.inference_mode():
         found = model.Checkpoint(plan, tensors, ("no", "yes"), {}).model()(x).softmax(1)[:, 1]
         torch.testing.assert_close(found, network(x).sigmoid()[:, 0])
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda t: t.to("meta"), "a shape without numbers (device meta)"),
+        (lambda t: t.to_sparse(), "a sparse tensor"),
+        (lambda t: t.to(torch.complex64), "complex64 numbers"),
+        (lambda t: (100 * t).to(torch.int8), "int8 numbers"),
+    ],
+)
+def test_tensors_that_are_no_plain_numbers_are_refused(change: Callable[[torch.Tensor], torch.Tensor], words: str, tmp_path: Path) -> None:
+    state = dict(small_torchvision_vgg("vgg11", False).state_dict())
+    torch.save(state | {"classifier.3.weight": change(state["classifier.3.weight"])}, tmp_path / "odd.pth")
+    assert f"odd.pth holds classifier.3.weight as {words}" in refusal(tmp_path / "odd.pth")
 
 
 def test_parameters_that_require_grad_are_read(tmp_path: Path) -> None:

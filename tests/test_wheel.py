@@ -51,7 +51,18 @@ def test_the_installed_wheel_makes_a_bundle_that_runs(wheel: Path, signs_folder:
     # -P and the path below keep the checkout and an editable install out
     code = f"import sys; sys.path.insert(0, {str(target)!r}); import vgg_export; assert vgg_export.__file__.startswith({str(target)!r})\n"
     code += "from vgg_export.cli import main; sys.exit(main(sys.argv[1:]))"
-    arguments = ["all", "--weights", "own.safetensors", "--data", str(signs_folder), "--variants", "quantized", "--output", "out"]
+    arguments = [
+        "all",
+        "--weights",
+        "own.safetensors",
+        "--data",
+        str(signs_folder),
+        "--variants",
+        "quantized",
+        "--output",
+        "out",
+        "--accept-accuracy",
+    ]
     done = subprocess.run(
         [sys.executable, "-P", "-c", code, *arguments], cwd=tmp_path, capture_output=True, text=True, timeout=500, check=False
     )

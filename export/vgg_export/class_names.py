@@ -45,12 +45,24 @@ def beside(data: Mapping[Any, Any], file: Path) -> ClassNames | None:
     inner = {f"{key}.{k}": v for key, value in data.items() if isinstance(value, Mapping) for k, v in value.items()}
     for key, value in (*((str(k), v) for k, v in data.items()), *inner.items()):
         last = key.rpartition(".")[2].lower()
-        if last in KEYS and (names := _names(value, f"{key} in {file.name}", by_name=last in BY_NAME)):
-            found.append(ClassNames(names, f"{key} in {file.name}"))
+        if last not in KEYS:
+            continue
+        where = f"{key} in {file.name}"
+        if names := _names(value, where, by_name=last in BY_NAME):
+            found.append(ClassNames(names, where))
+        elif last in (*BY_NAME, *BY_NUMBER) and isinstance(value, Mapping) and value:
+            raise CheckpointError(f"{where} holds {_kind(dict(value))}; expected names and their numbers")
     for other in found[1:]:
         if not same(other.names, found[0].names):
             raise CheckpointError(f"{file} contradicts itself: {found[0].in_words()} and {other.in_words()}")
     return found[0] if found else None
+
+
+def difference(some: ClassNames, others: ClassNames) -> str:
+    """The first class that two lists of the same length name differently."""
+    pairs = enumerate(zip(some.names, others.names, strict=True))
+    k, (own, other) = next((k, pair) for k, pair in pairs if normalise(pair[0]) != normalise(pair[1]))
+    return f"first at class {k} ({printable(own)!r} against {printable(other)!r})"
 
 
 def read(path: Path) -> ClassNames:
@@ -63,9 +75,17 @@ def read(path: Path) -> ClassNames:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise CheckpointError(f"{path} cannot be read as UTF-8 text ({error}); expected one class name a line, or JSON") from error
-    if path.suffix.lower() == ".json" or text.lstrip().startswith(("{", "[")):
+    if path.suffix.lower() == ".json" or _is_json(text):
         return ClassNames(_from_json(text, path), str(path))
     return ClassNames(tuple(_name(line, str(path)) for line in text.splitlines() if line.strip()), str(path))
+
+
+def _is_json(text: str) -> bool:
+    """A list of lines may begin with a bracket, too."""
+    try:
+        return isinstance(json.loads(text), dict | list)
+    except (ValueError, RecursionError):
+        return False
 
 
 def _from_json(text: str, path: Path) -> tuple[str, ...]:
@@ -108,6 +128,8 @@ def _names(value: Any, where: str, *, by_name: bool) -> tuple[str, ...] | None:
 def _number(value: Any) -> int | None:
     if hasattr(value, "item") and getattr(value, "ndim", 1) == 0:  # a tensor of one number
         value = value.item()
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
     if isinstance(value, bool) or not isinstance(value, int | str):
         return None
     return int(value) if isinstance(value, int) or (value.isascii() and value.isdigit()) else None

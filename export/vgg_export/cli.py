@@ -163,7 +163,9 @@ _seed = click.option(
     "--seed", type=click.IntRange(0, 99), default=0, show_default=True, help="Of everything that is drawn or split at random."
 )
 _accept = click.option(
-    "--accept-accuracy", is_flag=True, help="Go on with a checkpoint that is not clearly better than chance on the labelled pictures."
+    "--accept-accuracy",
+    is_flag=True,
+    help="Go on with a checkpoint that is near chance on the labelled pictures, or has its classes in another order.",
 )
 _prune = _grouped(
     click.option(

@@ -41,6 +41,7 @@ PARTS = ("fit", "select", "test")
 # How folders of parts are called, in any case: a word, a longer form of it, and then perhaps what tells it from others (test1, train_set).
 _BEGINNINGS = {"train": "train", "val": "select", "test": "test", "eval": "eval"}
 _BEGINS_LIKE_ONE = re.compile("|".join(_BEGINNINGS))
+_WORD_WITHIN = re.compile(r"[ _.-](train|val|test|eval)(?=(?:ing|id|idation|uation)?[0-9]*(?:$|[ _.-]))")  # seg_train, x-test
 _PART_NAME = re.compile(
     r"(train(ing)?|val(id(ation)?)?|test(ing)?|eval(uation)?)([ _.-]?(s|sets?|data|datasets?|images?|imgs?|pictures?|[0-9]+))*"
 )
@@ -212,7 +213,7 @@ def _parts(root: Path, labels: Sequence[str] = ()) -> dict[str, list[images.Foun
 
 def _part_folders(folders: Sequence[Path], labels: Sequence[str]) -> dict[str, Path]:
     """Which folder is which part; none where they are classes."""
-    alike = [folder for folder in folders if _BEGINS_LIKE_ONE.match(folder.name.lower())]
+    alike = [folder for folder in folders if _part_of_name(folder.name)]
     plain = [folder for folder in alike if _PART_NAME.fullmatch(folder.name.lower())]
     if not alike or (len(alike) < len(folders) and not plain):  # none, or a "valley" among landscapes
         return {}
@@ -254,9 +255,7 @@ def _by_part(folders: Sequence[Path]) -> dict[str, Path]:
     """The folder of each part; one for evaluation takes the place that is free: the test's, or else the selection's."""
     parts: dict[str, list[Path]] = {}
     for folder in folders:
-        beginning = _BEGINS_LIKE_ONE.match(folder.name.lower())
-        assert beginning
-        parts.setdefault(_BEGINNINGS[beginning[0]], []).append(folder)
+        parts.setdefault(str(_part_of_name(folder.name)), []).append(folder)
     if held := parts.pop("eval", None):
         parts.setdefault("select" if "test" in parts and "select" not in parts else "test", []).extend(held)
     for part, found in parts.items():
@@ -266,7 +265,21 @@ def _by_part(folders: Sequence[Path]) -> dict[str, Path]:
                 " folder for each part: put their pictures together or move the others away; if they are classes, put them into a new"
                 " folder called train"
             )
-    return {part: found[0] for part, found in parts.items()}
+    return {part: _down(found[0]) for part, found in parts.items()}
+
+
+def _part_of_name(name: str) -> str | None:
+    """Which part a folder is called like."""
+    found = _BEGINS_LIKE_ONE.match(name.lower()) or _WORD_WITHIN.search(name.lower())
+    return _BEGINNINGS[found[found.lastindex or 0]] if found else None
+
+
+def _down(part: Path) -> Path:
+    """The folder below that is called like the part again, where it is all that is there: seg_train/seg_train/CLASS."""
+    inside = [entry for entry in part.iterdir() if not entry.name.startswith((".", "__"))]
+    if len(inside) == 1 and inside[0].is_dir() and _part_of_name(inside[0].name) == _part_of_name(part.name) and _inside(inside[0]):
+        return inside[0]
+    return part
 
 
 def _from_folder(
@@ -282,7 +295,7 @@ def _classes(root: str, parts: dict[str, list[images.Found]], labels: Sequence[s
     try:
         return images.match_folders({f.folder for found in parts.values() for f in found if f.folder}, labels, ids)
     except RuntimeInputError as error:
-        raise DataError(f"{root}: {error}, or give the names in order with --labels") from error
+        raise DataError(f"{root}: {error}, or give the names in order with --labels where the checkpoint is read") from error
 
 
 def _items(found: Sequence[images.Found], classes: dict[str, int] | None, origin: str, progress: Progress) -> list[Item]:

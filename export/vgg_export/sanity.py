@@ -7,6 +7,7 @@ variants agree with it, and every figure of agreement is fine. Only its accuracy
 import dataclasses
 import json
 import logging
+import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from vgg_calibration import choose
 from vgg_runtime import metrics
 from vgg_runtime.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocessing, load
 from vgg_runtime.present import printable
+from vgg_runtime.recommend import LEAST_LABELLED
 
 from . import stage
 from .data import Item
@@ -26,11 +28,11 @@ from .progress import Progress
 
 log = logging.getLogger(__name__)
 
-LEAST_LABELLED = 20  # of fewer pictures even a good network's top-1 says little
 MOST_ASKED = 200
 MOST_FOR_READINGS = 100  # to ask again as another input
 BATCH = 10
 LEAST_EXPLAINED = 0.5  # of the pictures apart that another order of the classes must get right
+CERTAIN = 0.9  # from here on it is said to be the order
 MOST_SHOWN = 60  # classes of an order
 CAUSES = (
     "the likely causes are another normalisation or range of values, another order of the channels (BGR), another order of the classes,"
@@ -63,9 +65,10 @@ READINGS: dict[str, Callable[[Floats], Floats]] = {
 @dataclasses.dataclass(frozen=True)
 class Answers:
     """What a checkpoint said of ``n`` labelled pictures: ``right`` of them, ``chance`` and the name of the ``largest`` class, its
-    predictions' mean probability, and what would explain its errors, judged on pictures apart: ``order``, the class names in the order
-    of its outputs (None: not seen), right on ``order_right`` of ``order_n``; ``reading``, another input, right on ``reading_right`` of
-    ``reading_n``."""
+    predictions' mean probability, and what would explain its errors.
+
+    On pictures apart: ``order``, the class names in the order of its outputs (None: not seen, one of the ``missing``), right on
+    ``order_right`` of ``order_n``. On some of the same: ``reading``, another input, right on ``reading_right`` of ``reading_n``."""
 
     n: int
     right: int
@@ -74,6 +77,7 @@ class Answers:
     single_class: bool
     mean_probability: float
     order: tuple[str | None, ...] | None = None
+    missing: tuple[str, ...] = ()
     order_right: int = 0
     order_n: int = 0
     reading: str | None = None
@@ -81,8 +85,17 @@ class Answers:
     reading_n: int = 0
 
     @property
+    def order_certain(self) -> bool:
+        return self.order is not None and self.order_right / self.order_n >= CERTAIN
+
+    @property
     def better_than_chance(self) -> bool:
         return metrics.better_than_chance(self.right, self.n, self.chance)
+
+    @property
+    def telling(self) -> bool:
+        """Whether these pictures could show anything: where nearly all are of one class, not even all of them right would."""
+        return metrics.better_than_chance(self.n, self.n, self.chance)
 
     @property
     def misordered(self) -> bool:
@@ -105,7 +118,8 @@ class Answers:
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> "Answers":
-        return cls(**{**data, "order": None if data["order"] is None else tuple(data["order"])})
+        order = None if data["order"] is None else tuple(data["order"])
+        return cls(**{**data, "order": order, "missing": tuple(data["missing"])})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,6 +151,12 @@ def check(
         log.warning("!! %s", unchecked)
         return Checked(unchecked)
     answers = ask(network, asked, preprocessing, items, names, output, progress)
+    if not answers.telling:
+        uneven = (
+            f"{100 * answers.chance:.0f} % of {answers.n} labelled pictures are {printable(answers.largest)!r}, so that they cannot tell"
+        )
+        log.warning("!! %s", unchecked := _not_checked(uneven))
+        return Checked(unchecked)
     return Checked(problem=ensure_understood(answers, accept=accept))
 
 
@@ -153,11 +173,14 @@ def _unchecked(count: int, pictures: int) -> str | None:
     """Why nothing can be asked, as a notice that is shown with every figure; None where there are enough pictures."""
     if count >= LEAST_LABELLED:
         return None
-    why = f"{count} labelled pictures are too few (at least {LEAST_LABELLED})" if count else "the pictures have no labels"
-    if not pictures:
-        why = "there are no pictures apart to ask about"
+    if count:
+        return _not_checked(f"{count} labelled pictures that nothing is fitted on are too few (at least {LEAST_LABELLED})")
+    return _not_checked(f"{'the pictures that nothing is fitted on have no labels' if pictures else 'all pictures are fitted on'}")
+
+
+def _not_checked(why: str) -> str:
     return (
-        f"NOT CHECKED: {why}, so it was not checked whether the checkpoint understands them as they are prepared here (normalisation,"
+        f"NOT CHECKED: {why}, so nobody knows whether the checkpoint understands its pictures as they are prepared here (normalisation,"
         " channel order, range, order of classes); agreement says only that the variants answer like it"
     )
 
@@ -194,16 +217,25 @@ def _ask(network: Ask, preprocessing: Preprocessing, items: Sequence[Item], name
     doing = "asking the checkpoint about labelled pictures"
     (logits,) = _logits(network, preprocessing, items, {"as it is": lambda x: x}, doing, progress).values()
     answers = judge(logits, labels, names)
-    if not answers.doubtful or answers.order is not None:
+    if not answers.doubtful or answers.order_certain:
         return answers
-    some = items[:: max(1, len(items) // MOST_FOR_READINGS)]
-    own = labels[:: max(1, len(items) // MOST_FOR_READINGS)]
+    step = math.ceil(len(items) / MOST_FOR_READINGS)
+    some, own = items[::step], labels[::step]
     others = _logits(network, preprocessing, some, READINGS, "asking it again with other inputs", progress)
-    right = {name: int((said.argmax(1) == own).sum()) for name, said in others.items()}
-    best = max(right, key=lambda name: right[name])
-    if metrics.wilson_interval(right[best], len(some))[0] <= metrics.wilson_interval(answers.right, answers.n)[1]:
+    hits = {name: said.argmax(1) == own for name, said in others.items()}
+    best = max(hits, key=lambda name: int(hits[name].sum()))
+    right = int(hits[best].sum())
+    if not _clearly_more(hits[best], logits[::step].argmax(1) == own):
         return answers
-    return dataclasses.replace(answers, reading=best, reading_right=right[best], reading_n=len(some))
+    if answers.order is not None and right / len(some) > answers.order_right / answers.order_n:
+        answers = dataclasses.replace(answers, order=None)
+    return dataclasses.replace(answers, reading=best, reading_right=right, reading_n=len(some))
+
+
+def _clearly_more(some: npt.NDArray[np.bool_], others: npt.NDArray[np.bool_]) -> bool:
+    """Whether the first is right more often than the second on the same pictures (exact sign test at 1 %)."""
+    won, lost = int((some & ~others).sum()), int((others & ~some).sum())
+    return won > lost and metrics.binomial_tail(won, won + lost, 0.5) < metrics.CHANCE_LEVEL
 
 
 def _logits(
@@ -258,17 +290,17 @@ def _other_order(predicted: npt.NDArray[np.int64], labels: npt.NDArray[np.int64]
     confusion = np.zeros((len(names), len(names)), np.int64)  # [class, output]
     np.add.at(confusion, (labels[fit], predicted[fit]), 1)
     class_of = _assigned(confusion)
-    right = int(sum(class_of.get(int(output)) == label for output, label in zip(predicted[apart], labels[apart], strict=True)))
-    n, before = int(apart.sum()), int((predicted[apart] == labels[apart]).sum())
-    changed = any(output != label for output, label in class_of.items())
-    clearly = metrics.wilson_interval(right, n)[0] > metrics.wilson_interval(before, n)[1]
-    if not changed or right / n < LEAST_EXPLAINED or not clearly:
+    meant = np.array([class_of.get(int(output), -1) for output in predicted[apart]])
+    hits, n = meant == labels[apart], int(apart.sum())
+    right = int(hits.sum())
+    if right / n < LEAST_EXPLAINED or not _clearly_more(hits, predicted[apart] == labels[apart]):
         return {}
     if len(class_of) == len(names) - 1:  # the last one is what is left
         (output,), (label,) = set(range(len(names))) - set(class_of), set(range(len(names))) - set(class_of.values())
         class_of[output] = label
     order = tuple(names[class_of[k]] if k in class_of else None for k in range(len(names)))
-    return {"order": order, "order_right": right, "order_n": n}
+    missing = tuple(name for k, name in enumerate(names) if k not in class_of.values())
+    return {"order": order, "missing": missing, "order_right": right, "order_n": n}
 
 
 def _assigned(confusion: npt.NDArray[np.int64]) -> dict[int, int]:
@@ -320,9 +352,11 @@ def _found(answers: Answers) -> str:
 
 def _why(answers: Answers) -> str:
     if answers.order is not None:
+        fact = "its classes are in another order" if answers.order_certain else "another order of its classes would explain a part of it"
         return (
-            f"its classes are in another order, with which it is right on {answers.order_right} of {answers.order_n} pictures apart:"
-            f" {_order_in_words(answers.order)}. Give the names in that order with --labels"
+            f"{fact}, with which it is right on {answers.order_right} of {answers.order_n} pictures apart:"
+            f" {_order_in_words(answers.order, answers.missing)}. Give the names in that order with --labels, or"
+            " correct them in the file if it names them"
         )
     if answers.reading is not None:
         return (
@@ -333,6 +367,7 @@ def _why(answers: Answers) -> str:
     return CAUSES
 
 
-def _order_in_words(order: Sequence[str | None]) -> str:
+def _order_in_words(order: Sequence[str | None], missing: Sequence[str]) -> str:
     names = [f"{k} {'(not seen)' if name is None else printable(name)}" for k, name in enumerate(order)]
-    return ", ".join(names[:MOST_SHOWN]) + (f", … {len(names)} in all" if len(names) > MOST_SHOWN else "")
+    shown = ", ".join(names[:MOST_SHOWN]) + (f", … {len(names)} in all" if len(names) > MOST_SHOWN else "")
+    return shown + (f" (those not seen are {', '.join(map(printable, missing[:MOST_SHOWN]))})" if missing else "")

@@ -106,11 +106,9 @@ def _read_pickle(path: Path) -> Any:
                 f"{path} holds Python objects beside tensors{_objects(path)} and is not loaded, because that could run code from the file;"
                 " save the tensors alone: torch.save(model.state_dict(), FILE)"
             ) from error
-        raise CheckpointError(f"{path} is not a PyTorch checkpoint or is truncated ({_brief(error)}); {_EXPECTED}") from error
-    except Exception as error:  # a damaged file makes the reader fail in any way there is
-        raise CheckpointError(
-            f"{path} cannot be read ({type(error).__name__} {_brief(error)}); it may be truncated: fetch it again. {_EXPECTED}"
-        ) from error
+        raise CheckpointError(f"{path} is not a PyTorch checkpoint or is truncated: fetch it again; {_EXPECTED}") from error
+    except Exception as error:  # a damaged file makes the reader fail in any way there is, in words for programmers
+        raise CheckpointError(f"{path} cannot be read by PyTorch; it may be truncated: fetch it again; {_EXPECTED}") from error
 
 
 def _objects(path: Path) -> str:
@@ -123,10 +121,6 @@ def _objects(path: Path) -> str:
         return ""
     shown = sorted(found, key=lambda name: name.startswith("torch.nn."))  # the whole network's class says more than its layers'
     return f" ({_some([printable(name, 80) for name in shown])})" if found else ""
-
-
-def _brief(error: Exception) -> str:
-    return " ".join(str(error).split())[:120]
 
 
 def _some(names: Sequence[str], limit: int = SHOWN) -> str:
@@ -144,7 +138,25 @@ def _tensors(data: Any, path: Path) -> "dict[str, torch.Tensor]":
         hint = f"; its tensors lie under {_some(under)}: save those alone" if under else ""
         types = [f"{printable(name)!r} ({type(data[name]).__name__})" for name in wrong if name in data]
         raise CheckpointError(f"{path} holds {_some(types or wrong)}; {_EXPECTED}, bare or under {' or '.join(map(repr, _WRAPPERS))}{hint}")
+    for name, value in data.items():
+        if why := _unusable(str(name), value):
+            raise CheckpointError(
+                f"{path} holds {printable(str(name), 60)} as {why}; expected dense floating-point numbers: save it as such"
+            )
     return {str(name).removeprefix("module."): value.detach() for name, value in data.items()}
+
+
+def _unusable(name: str, tensor: "torch.Tensor") -> str | None:
+    """What a tensor is whose numbers cannot be taken as they are."""
+    import torch
+
+    if tensor.is_meta:
+        return "a shape without numbers (device meta)"
+    if tensor.layout != torch.strided:
+        return f"a sparse tensor ({tensor.layout})"
+    if not tensor.is_floating_point() and not name.endswith("num_batches_tracked"):
+        return f"{str(tensor.dtype).removeprefix('torch.')} numbers"
+    return None
 
 
 def _dictionaries_of_tensors(data: Any, keys: tuple[str, ...] = ()) -> "Iterator[tuple[tuple[str, ...], Mapping[str, torch.Tensor]]]":
@@ -183,6 +195,7 @@ def to_plan_and_tensors(state: "dict[str, torch.Tensor]") -> "tuple[Plan, dict[s
         raise CheckpointError(f"found {[len(b) for b in blocks]} convolutions per block; {_EXPECTED}")
     _ensure_finite(state, indices)
     plan = _plan(state, family, blocks)
+    _ensure_shapes(state, plan, indices)
     tensors: dict[str, torch.Tensor] = {}
     for (name, *_), index in zip(plan.convs(), indices, strict=True):
         tensors[f"{name}.weight"], tensors[f"{name}.bias"] = _conv(state, index, batch_norm=batch_norm)
@@ -201,7 +214,8 @@ def _ensure_its_names(state: "dict[str, torch.Tensor]", indices: Sequence[int], 
     optional = {f"{norm}.num_batches_tracked" for norm in norms} | {f"features.{i}.bias" for i in indices if batch_norm}
     needed = [f"{layer}.{part}" for layer in layers for part in ("weight", "bias")]
     needed += [f"{norm}.{part}" for norm in norms for part in _NORM.values()]
-    extra = [name for name in state if name not in needed and name not in optional]
+    other_kernels = {f"features.{i}.weight" for i in indices if tuple(state[f"features.{i}.weight"].shape[2:]) != (3, 3)}
+    extra = [name for name in state if (name not in needed and name not in optional) or name in other_kernels]
     missing = [name for name in needed if name not in state and name not in optional]
     if not extra and not missing:
         return
@@ -212,6 +226,17 @@ def _ensure_its_names(state: "dict[str, torch.Tensor]", indices: Sequence[int], 
     if missing:
         found.append(f"it lacks {_some(missing)}")
     raise CheckpointError(f"{'; '.join(found)}{_prefix_in_words(state)}; {_EXPECTED}, its layers features.N and classifier.0, .3 and .6")
+
+
+def _ensure_shapes(state: "dict[str, torch.Tensor]", plan: Plan, indices: Sequence[int]) -> None:
+    """Each layer takes what the one before gives."""
+    names = [*(f"features.{i}" for i in indices), *(f"classifier.{k}" for k in _LINEARS)]
+    sizes = [[n, c, 3, 3] for _, c, n in plan.convs()] + [[n, c] for _, c, n in plan.linears()]
+    for name, size in zip(names, sizes, strict=True):
+        for part, expected in (("weight", size), ("bias", size[:1])):
+            tensor = state.get(f"{name}.{part}")
+            if tensor is not None and list(tensor.shape) != expected:
+                raise CheckpointError(f"{name}.{part} is {list(tensor.shape)}, but the layer before asks for {expected}; {_EXPECTED}")
 
 
 def _prefix_in_words(state: "dict[str, torch.Tensor]") -> str:

@@ -221,7 +221,7 @@ def _file(path: Path, labels: Path | None, folders: Folders) -> model.Checkpoint
             " torch.save(torch.load(%r, map_location='cpu')%s, 'other.pth')",
             path,
             entry,
-            path.name,
+            str(path),
             entry,
         )
     names = _names(path, plan.classes, given, content, folders, source)
@@ -301,8 +301,8 @@ def _renamed(checkpoint: model.Checkpoint, given: ClassNames) -> model.Checkpoin
 def _ensure_same(given: ClassNames, inside: ClassNames) -> None:
     if not class_names.same(inside.names, given.names):
         raise CheckpointError(
-            f"--labels contradicts the checkpoint: {given.in_words()}, but {inside.in_words()}; leave --labels out if the checkpoint is"
-            " right, else save its tensors without these names"
+            f"--labels contradicts the checkpoint, {class_names.difference(given, inside)}: {given.in_words()}, but {inside.in_words()};"
+            " leave --labels out if the checkpoint is right, else correct the names in it or save its tensors without them"
         )
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from .errors import RuntimeInputError
 from .measure import RESULT_SCHEMA
-from .present import ABSENT, MARK, megabytes, number, percent, printable, table
+from .present import ABSENT, MARK, megabytes, notice, number, percent, printable, table
 
 SIGNIFICANT = 0.10  # a smaller change of a latency is no news: two runs on the same board differ by that much
 
@@ -60,7 +60,7 @@ def diff(before: dict[str, Any], after: dict[str, Any]) -> str:
 
 
 def _remarks(before: dict[str, Any], after: dict[str, Any], first: dict[str, Any], second: dict[str, Any]) -> list[str]:
-    found = []
+    found = [f"\n{letter} {line}" for letter, result in (("A", before), ("B", after)) for line in notice(result).splitlines()]
     for key, name in (("board", "boards"), ("onnxruntime", "versions of onnxruntime"), ("threads", "numbers of threads")):
         if before["device"][key] != after["device"][key]:
             found.append(f"\nThese are different {name}: {before['device'][key]} and {after['device'][key]}.")
@@ -96,7 +96,8 @@ def boards(results: Sequence[dict[str, Any]]) -> str:
     columns = [f"{title} [{k}]" for k in range(1, len(results) + 1) for title in ("P50 ms", "speed", "peak MB")]
     marks = [f"[{k}] {MARK} {n}: {m}" for k, of in enumerate(found, 1) for n, row in of.items() for m in row.get("marks", ())]
     failed = [f"[{k}] ✗ {n}: {row['error']}" for k, of in enumerate(found, 1) for n, row in of.items() if row["error"]]
-    return "\n".join([*heads, "", table(("variant", *columns), rows), *marks, *failed])
+    notices = [f"[{k}] {line}" for k, result in enumerate(results, 1) for line in notice(result).splitlines()]
+    return "\n".join([*heads, "", table(("variant", *columns), rows), *marks, *failed, *notices])
 
 
 def _by_variant(result: dict[str, Any]) -> dict[str, dict[str, Any]]:

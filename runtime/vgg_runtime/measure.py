@@ -17,10 +17,12 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any, Self
 
+import numpy as np
+
 from . import advice, builds, check, device, rounds, targets, watch
 from .manifest import Manifest, Variant
-from .metrics import percentile, wilson_interval
-from .recommend import MAX_LOSS_POINTS, recommend
+from .metrics import chance, percentile, wilson_interval
+from .recommend import LEAST_LABELLED, MAX_LOSS_POINTS, near_chance, recommend
 
 RESULT_SCHEMA = 1
 MAX_RUNS = 1000
@@ -143,9 +145,18 @@ def finish(result: dict[str, Any], manifest: Manifest, labels: Sequence[str], im
         _relate(row, baseline, images, manifest.figures_absent)
         _name(row["predictions"], labels)
     allowed = MAX_LOSS_POINTS if manifest.max_drop is None else manifest.max_drop
-    result["recommended"] = recommend(rows, first, allowed, manifest.problem)
+    problem = manifest.problem and "the checkpoint does not understand its pictures; the notice says what was found"  # long, shown above
+    result["recommended"] = recommend(rows, first, allowed, problem or _near_chance(baseline, images, labels))
     result["device"] |= device.state(root)  # the work may have made it hot
     result["explanations"] = advice.explanations(result)
+
+
+def _near_chance(baseline: dict[str, Any] | None, images: Sequence[Shown], labels: Sequence[str]) -> str | None:
+    """Why the pictures that were shown here speak against the baseline itself; None where they do not, or are too few."""
+    known = [image.label for image in images if image.label is not None and not image.fitted]
+    if baseline is None or baseline["accuracy"] is None or len(known) < LEAST_LABELLED:
+        return None
+    return near_chance({"top1": baseline["accuracy"], "chance": chance(np.array(known), len(labels))}, "pictures shown here")
 
 
 def _bundle(folder: Path, manifest: Manifest) -> dict[str, Any]:

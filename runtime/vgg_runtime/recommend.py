@@ -6,6 +6,7 @@ from typing import Any
 from .metrics import better_than_chance
 
 MAX_LOSS_POINTS = 1.0
+LEAST_LABELLED = 20  # of fewer pictures even a good network's top-1 says little
 LEAST_IMAGES = 100  # one point is one picture of a hundred: below that the loss cannot be told
 
 
@@ -16,13 +17,13 @@ def recommend(
 
     The loss is the drop of top-1 in points, or 100 * (1 - agreement) where there were no labels; with its standard error it must stay
     within the allowance, as in the search that ``vgg-export all --max-drop`` makes. Pictures shown on the device
-    do not count: a handful of them decides nothing. ``problem``: why the bundle's checkpoint does not understand its pictures, if so.
+    do not count: a handful of them decides nothing. ``problem``: that the bundle's checkpoint does not understand its pictures, if so.
 
     Returns:
         ``{"variant", "max_loss_points", "reason"}``; ``variant`` is None when nothing can be said, and ``reason`` says why.
     """
-    if problem:  # which is long, and shown above every table
-        return _answer(None, max_loss_points, "the checkpoint does not understand its pictures; the notice says what was found")
+    if problem:
+        return _answer(None, max_loss_points, problem)
     reference = next((row for row in rows if row["variant"] == baseline), None)
     fit = [row for row in rows if row["error"] is None and row["p50_ms"] and row["built"]]
     if reference is None:
@@ -52,10 +53,13 @@ def near_chance(built: dict[str, Any], pictures: str = "test images") -> str | N
     top1, chance = built["top1"], built.get("chance")
     if not top1 or chance is None or better_than_chance(round(top1["rate"] * top1["n"]), top1["n"], chance):
         return None
+    found = f"the baseline is right on {100 * top1['rate']:.1f} % of {top1['n']} {pictures}"
+    if not better_than_chance(top1["n"], top1["n"], chance):
+        return f"{found}, of which {100 * chance:.0f} % are of one class: even all of them would not be clearly better than chance"
     return (
-        f"the baseline is right on {100 * top1['rate']:.1f} % of {top1['n']} {pictures}, which is not clearly better than chance"
-        f" ({100 * chance:.1f} %): it does not understand these pictures as they are prepared (normalisation, channel order, range), its"
-        " classes are in another order, or they are other pictures; a variant that agrees with it is no better"
+        f"{found}, which is not clearly better than chance ({100 * chance:.1f} %): it does not understand these pictures as they are"
+        " prepared (normalisation, channel order, range), its classes are in another order, or they are other pictures; a variant that"
+        " agrees with it is no better"
     )
 
 
