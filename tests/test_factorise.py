@@ -8,11 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import small_checkpoint
+from test_model import undecided
 
 from vgg_export import data, factorise, finetune, fold, model, prune, quantize, stage, to_onnx
 from vgg_export.errors import CheckpointError, DataError, OptionsError
 from vgg_export.options import FactoriseOptions, FinetuneOptions, PruneOptions, QuantizeOptions
 from vgg_export.progress import Quiet
+from vgg_runtime.preprocess import for_input
 
 OPTIONS = FactoriseOptions(conv_share=0.7, fc_ranks=(16, 8), multiple=4, images=30, held_images=10)
 
@@ -78,13 +80,18 @@ def test_the_chosen_forms_and_ranks_are_the_best_within_the_bound() -> None:
     assert {f.kind for f in chosen.factors} == {"channel", "spatial", "linear"}
 
 
-def test_it_halves_the_arithmetic_and_still_agrees(made: tuple[stage.Artifact, stage.Artifact]) -> None:
-    original, compact = made
+def test_it_halves_the_arithmetic_and_still_agrees(splits: data.Splits, tmp_path: Path) -> None:
+    model.save(undecided(small_checkpoint(), data.stacked(splits.fit, for_input(224))), tmp_path / "original.safetensors")
+    original = stage.of(tmp_path / "original.safetensors")
+    compact = factorise.run(original, splits, tmp_path / "compact.safetensors", OPTIONS, Quiet())
     measured = compact.measured
     assert measured["macs"]["after"] < 0.72 * measured["macs"]["before"]
-    assert measured["parameters"]["after"] < 0.6 * measured["parameters"]["before"]
-    assert measured["losses"]["repaired"]["n"] == 10
-    assert measured["losses"]["repaired"]["agreement"] >= 0.8
+    assert measured["parameters"]["after"] < 0.65 * measured["parameters"]["before"]
+    losses = measured["losses"]
+    assert losses["repaired"]["n"] == 10
+    # Six drawn networks keep 0.5 to 0.9 of the answers, and without the fit 0.0 to 0.2; 0.01 to 0.07 of the divergence is left.
+    assert losses["repaired"]["agreement"] > losses["removed"]["agreement"]
+    assert losses["repaired"]["kl"] < 0.2 * losses["removed"]["kl"]
     assert {layer["layer"] for layer in measured["layers"]} >= {"fc1", "fc2", "fc3"}
     assert all(0 <= layer["error_after"] < 0.5 for layer in measured["layers"])
     loaded = model.load(compact.path)
@@ -107,7 +114,7 @@ def test_later_stages_need_no_special_case(made: tuple[stage.Artifact, stage.Art
     exported = to_onnx.run(scaled, tmp_path / "scaled.onnx", Quiet())
     factors = len(model.load(compact.path).plan.factors)
     assert exported.measured["ops"]["Conv"] + exported.measured["ops"]["Gemm"] == 8 + 3 + factors
-    quantized = quantize.run(exported, splits, 8, tmp_path / "int8.onnx", QuantizeOptions("pi5"), Quiet())
+    quantized = quantize.run(exported, splits, 8, tmp_path / "int8.onnx", QuantizeOptions("pi5", float_layers=0), Quiet())
     assert quantized.measured["ops"]["QLinearConv"] == exported.measured["ops"]["Conv"]
     assert quantized.measured["ops"]["QGemm"] == exported.measured["ops"]["Gemm"]
 

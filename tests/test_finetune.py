@@ -60,13 +60,13 @@ def test_too_large_a_step_is_rolled_back_and_made_smaller(
 ) -> None:
     """Without labels: a random teacher contradicts them, and the least loss that both allow is hardly below where it begins."""
     student, teacher = pair
-    options = FinetuneOptions(epochs=6, rate=10.0, decay=1.0, train_from="fc1")
+    options = FinetuneOptions(epochs=8, rate=100.0, decay=1.0, train_from="fc1")
     with caplog.at_level("INFO"):
         made = finetune.run(student, teacher, unlabelled(splits), tmp_path / "tuned.safetensors", options, Quiet())
     losses, kept = made.measured["selection_loss"], made.measured["kept_epoch"]
-    assert losses[1] > losses[0]  # such a step makes it worse
+    assert losses[1] > losses[0]  # such a step makes it worse: nine times at least in six drawn networks
     assert kept > 1
-    assert losses[kept] == min(losses) < 0.7 * losses[0]  # from weights that such steps have spoilt it does not recover
+    assert losses[kept] == min(losses) < 0.7 * losses[0]  # 0.05 to 0.52; from weights that such steps have spoilt it does not recover
     assert "(start" in caplog.text
     rates = [float(line.rsplit(" ", 1)[1]) for line in caplog.messages if line.startswith("epoch")]
     for epoch in range(1, options.epochs):
@@ -210,12 +210,21 @@ def test_steps_do_not_depend_on_how_two_layers_share_their_scale(
 def test_what_is_lost_is_counted_in_top_1_where_there_are_labels_and_else_in_agreement(
     labelled: str, pair: tuple[stage.Artifact, stage.Artifact], splits: data.Splits, tmp_path: Path
 ) -> None:
-    """The labels are what the teacher says, so that it has something to lose."""
-    student, teacher = pair
+    """The labels are what the teacher says, so that it has something to lose; the student says another class of half of the pictures."""
+    _, teacher = pair
     x = data.stacked(splits.select, for_input(224))
+    changed = model.load(teacher.path)
     with torch.inference_mode():
-        said, wanted = (model.load(artifact.path).model()(x).argmax(1) for artifact in pair)
-    known = torch.tensor([labelled == "all" or (labelled == "some" and k % 2 == 0) for k in range(len(wanted))])
+        logits = changed.model()(x)
+        wanted = logits.argmax(1)
+        rarest = int(wanted.bincount(minlength=len(CLASSES)).argmin())
+        behind = logits.max(1).values - logits[:, rarest]
+        changed.tensors["fc3.bias"][rarest] += behind.quantile(0.5)
+        said = changed.model()(x).argmax(1)
+    model.save(changed, tmp_path / "student.safetensors")
+    student = stage.of(tmp_path / "student.safetensors")
+    places = behind.argsort().argsort()  # every other picture, from those that change to those that do not
+    known = torch.tensor([labelled == "all" or (labelled == "some" and k % 2 == 0) for k in places.tolist()])
     select = tuple(dataclasses.replace(i, label=int(w) if k else None) for i, w, k in zip(splits.select, wanted, known, strict=True))
     ruinous = FinetuneOptions(epochs=1, rate=100.0, train_from="fc1", images=16)  # rolled back: what is counted is the student
     made = finetune.run(student, teacher, dataclasses.replace(splits, select=select), tmp_path / "tuned.safetensors", ruinous, Quiet())
@@ -223,7 +232,7 @@ def test_what_is_lost_is_counted_in_top_1_where_there_are_labels_and_else_in_agr
     counted = known if labelled != "none" else torch.ones_like(known)
     rate = float((said != wanted)[counted].float().mean())
     expected = 100 * rate
-    assert expected > 0
+    assert 0.2 < rate < 0.8
     assert made.measured["loss_error_points"] == pytest.approx(100 * (rate * (1 - rate) / int(counted.sum())) ** 0.5)
     assert made.measured["points_lost"] == pytest.approx(expected)
 
@@ -242,7 +251,8 @@ def test_what_is_lost_is_counted_in_top_1_where_there_are_labels_and_else_in_agr
 def test_distilling_goes_as_deep_as_a_budget_takes(
     budget: options.Budget, up_to: str, levels: list[str], splits: data.Splits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A network that lost half of its filters and was not repaired does not get back to all of the original's answers so fast."""
+    """A network that lost half of its filters and was not repaired does not get back to all of the original's answers so fast. Where
+    much may be lost the pictures have labels, of which a drawn network has few right and so few to lose."""
     monkeypatch.setattr(options, "DISTIL_LEVELS", {n: dataclasses.replace(o, epochs=1) for n, o in options.DISTIL_LEVELS.items()})
     model.save(small_checkpoint(), tmp_path / "checkpoint.safetensors")
     wanted = options.AllOptions(
@@ -252,7 +262,8 @@ def test_distilling_goes_as_deep_as_a_budget_takes(
         distil=options.DistilOptions(up_to, images=8),
         budget=budget,
     )
-    steps = recipes.Steps(stage.of(tmp_path / "checkpoint.safetensors"), unlabelled(splits), wanted, Quiet())
+    shown = splits if budget.max_drop else unlabelled(splits)
+    steps = recipes.Steps(stage.of(tmp_path / "checkpoint.safetensors"), shown, wanted, Quiet())
     made = steps.make(("prune", "distil"))
     assert sorted(p.stem.rpartition("-")[2] for p in tmp_path.glob("*distil-*.safetensors")) == levels
     if levels:

@@ -11,6 +11,7 @@ import onnx
 import pytest
 from conftest import small_checkpoint
 from onnx import numpy_helper
+from test_model import undecided
 
 from vgg_calibration import chain, observe
 from vgg_export import data, equalize, factorise, fold, graph, integer, model, prune, quantize, stage, storage, to_onnx
@@ -31,13 +32,17 @@ FACTORISE = FactoriseOptions(conv_share=0.7, fc_ranks=(16, 8), multiple=4, image
 
 @pytest.fixture(scope="module")
 def exported(splits: data.Splits, tmp_path_factory: pytest.TempPathFactory) -> dict[str, stage.Artifact]:
-    """Small float graphs at 64 px: as it is, and with fewer filters and factorised layers."""
+    """Small float graphs at 64 px: as it is, with answers that differ, and with fewer filters and factorised layers."""
+    import torch
+
     work = tmp_path_factory.mktemp("graphs")
     model.save(small_checkpoint(), work / "c.safetensors")
     plain = stage.of(work / "c.safetensors")
     pruned = prune.run(plain, None, work / "p.safetensors", PruneOptions(0.5, "conv2", multiple=4, repair=False), Quiet())
     made = {"plain": plain, "compact": factorise.run(pruned, splits, work / "f.safetensors", FACTORISE, Quiet())}
     folded = {name: fold.run(a, work / f"{name}-{PX}.safetensors", PX, Quiet()) for name, a in made.items()}
+    model.save(undecided(model.load(folded["plain"].path), torch.from_numpy(pictures(splits.fit))), work / "u.safetensors")
+    folded["undecided"] = stage.of(work / "u.safetensors")
     return {name: to_onnx.run(a, work / f"{name}.onnx", Quiet()) for name, a in folded.items()}
 
 
@@ -89,6 +94,17 @@ def rounded_down(arrays: dict[str, Floats]) -> None:
     step = np.abs(weight).max((1, 2, 3), keepdims=True) / 127
     others = np.arange(weight.shape[1]) != 3
     weight[:, others] = ((np.round(weight / step) + 0.45) * step)[:, others]
+
+
+def reduce_rounded_down(arrays: dict[str, Floats]) -> None:
+    """The same of fc1_reduce, which has no bias to be corrected; what it reads of one channel is always zero."""
+    last = max(name for name in arrays if name.startswith("conv") and name.endswith(".weight") and "_reduce" not in name)
+    arrays[last][3], arrays[last.replace("weight", "bias")][3] = 0, -1
+    weight, channels = arrays["fc1_reduce.weight"], len(arrays[last])
+    others = np.arange(len(weight)) * channels // len(weight) != 3
+    weight[~others] = 16 * np.abs(weight).max(0)
+    step = np.abs(weight).max(0) / 127
+    weight[others] = (np.round(weight[others] / step) + 0.45) * step
 
 
 def drowned(arrays: dict[str, Floats]) -> None:
@@ -250,25 +266,38 @@ def means_of_layers(path: Path, layers: list[chain.Layer], x: Floats) -> dict[st
     return {k: v.mean((0, *range(2, v.ndim))) for k, v in zip(names, found, strict=True)}
 
 
-@pytest.mark.parametrize("kind", ["plain", "compact"])
+def standard_error_of_rounding(path: Path, layers: list[chain.Layer], name: str, n: int) -> float:
+    """Of a mean over ``n`` pictures of a layer's int8 output: a rounded value is off by up to half a step, evenly spread."""
+    output = next(layer.output for layer in layers if layer.name == name)
+    return float(tensors_of(path)[f"{output}_scale"]) / (12 * n) ** 0.5
+
+
+@pytest.mark.parametrize("kind", ["undecided", "compact"])
 def test_corrected_means_are_those_of_the_float_graph(
     kind: str, exported: dict[str, stage.Artifact], splits: data.Splits, tmp_path: Path
 ) -> None:
-    path = changed(exported[kind].path, tmp_path / "m.onnx", rounded_down if kind == "plain" else lambda arrays: None)
+    path = changed(exported[kind].path, tmp_path / "m.onnx", reduce_rounded_down if kind == "compact" else rounded_down)
     tried = bench(path, splits, tmp_path / "scratch")
     plain, corrected = (tried.make(INT8_FORMS[name]) for name in ("minmax", "minmax-corrected"))
     x = pictures(splits.fit[:16])
     wanted, before, after = (means_of_layers(p, tried.layers, x) for p in (path, plain.path, corrected.path))
-    errors = {k: [float(np.abs(found[k] - wanted[k]).mean()) for found in (before, after)] for k in wanted}
+    errors = {k: tuple(float(np.abs(found[k] - wanted[k]).mean()) for found in (before, after)) for k in wanted}
     # In the first layer the rounding of the pictures is the larger part; a _reduce has no bias, its shift is undone in its _expand.
-    others = [before_after for name, before_after in errors.items() if not name.startswith("conv1_1") and not name.endswith("_reduce")]
-    assert len(others) >= 9
-    assert all(after < before for before, after in others), errors
-    if kind == "plain":
-        assert errors["conv4_1"][1] < 0.02 * errors["conv4_1"][0]
-        assert corrected.divergence.mean() < 0.3 * plain.divergence.mean()
+    own = {k: v for k, v in errors.items() if not k.startswith("conv1_1") and not k.endswith("_reduce")}
+    total, left = (sum(column) for column in zip(*own.values(), strict=True))
+    # Eight drawn networks leave 0.12 to 0.27 of it, and 0.08 to 0.47 with factorised layers.
+    assert left < 0.7 * total, errors
+    # A shift can be smaller than the rounding of the layer's own output lets a mean of so many pictures tell; then it is left to chance.
+    beyond = {k: v for k, v in own.items() if v[0] > 8 * standard_error_of_rounding(plain.path, tried.layers, k, len(x))}
+    assert set(beyond) >= {"fc1_expand", "fc2_expand", "fc3"} if kind == "compact" else {"conv4_1", "conv4_2", "fc1", "fc2", "fc3"}
+    assert all(after < 0.8 * before for before, after in beyond.values()), beyond  # 0.58 and 0.52 at most
+    if kind == "compact":
+        assert corrected.divergence.mean() < 0.7 * plain.divergence.mean()  # 0.05 to 0.44
         assert quantize.clearly_better(corrected, plain)
         assert not quantize.clearly_better(plain, corrected)
+    else:
+        assert errors["conv4_1"][1] < 0.1 * errors["conv4_1"][0]  # 0.01 to 0.04: before it little is shifted
+        assert corrected.same.mean() > plain.same.mean() + 0.2  # 0.60 to 0.86, from 0.05 to 0.29
 
 
 def test_the_shift_of_a_layer_is_computed_with_its_padding() -> None:
@@ -321,14 +350,14 @@ def test_the_plain_form_is_onnxruntimes_own(exported: dict[str, stage.Artifact],
 def test_the_form_that_is_closest_on_unseen_pictures_is_kept(
     exported: dict[str, stage.Artifact], splits: data.Splits, tmp_path: Path
 ) -> None:
-    source = settled(exported["plain"], uneven, tmp_path / "uneven.onnx")
-    made = quantize.run(source, splits, 16, tmp_path / "q.onnx", QuantizeOptions("x86-vnni"), Quiet())
+    source = settled(exported["undecided"], uneven, tmp_path / "uneven.onnx")
+    made = quantize.run(source, splits, 16, tmp_path / "q.onnx", QuantizeOptions("x86-vnni", float_layers=0), Quiet())
     told, loss = made.measured["int8"], made.measured["losses"]["quantized"]
     tried = {entry["form"]: entry for entry in told["tried"]}
     assert list(tried) == list(INT8_FORMS)
     assert told["chosen"].startswith("equalized")
     assert tried[told["chosen"]] == {"form": told["chosen"]} | {key: loss[key] for key in ("agreement", "kl", "n")}
-    assert loss["kl"] == min(entry["kl"] for entry in tried.values()) < 0.05 * tried["minmax"]["kl"]
+    assert loss["kl"] == min(entry["kl"] for entry in tried.values()) < 0.1 * tried["minmax"]["kl"]
     x = pictures(splits.select)
     expected, found = logits(source.path, x), logits(made.path, x)
     assert loss["n"] == len(splits.select)
@@ -343,7 +372,7 @@ def test_the_form_that_is_closest_on_unseen_pictures_is_kept(
 def test_without_unseen_pictures_the_plain_form_is_taken_and_the_reason_told(
     exported: dict[str, stage.Artifact], splits: data.Splits, tmp_path: Path
 ) -> None:
-    source = settled(exported["plain"], uneven, tmp_path / "uneven.onnx")
+    source = settled(exported["undecided"], uneven, tmp_path / "uneven.onnx")
     none = dataclasses.replace(splits, select=())
     made = quantize.run(source, none, 8, tmp_path / "a.onnx", QuantizeOptions(), Quiet())
     assert made.measured["losses"] == {}
@@ -421,10 +450,18 @@ def test_a_kept_layer_is_float_after_onnxruntimes_optimizer(
         graph.audit_quantized(tried.make(INT8_FORMS["minmax"]).path, tried.parts(kept))
 
 
+def surest(path: Path, items: tuple[data.Item, ...]) -> tuple[data.Item, ...]:
+    """At most four pictures of each class, of which a float graph is so sure that rounding alone does not change them."""
+    said = logits(path, pictures(items))
+    margins, classes = np.diff(np.sort(said))[:, -1], said.argmax(1)
+    return tuple(items[k] for c in np.unique(classes) for k in np.flatnonzero((classes == c) & (margins > 1))[:4])
+
+
 def test_the_layer_that_8_bits_ruin_is_found_and_stays_float(
     exported: dict[str, stage.Artifact], splits: data.Splits, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    source = settled(exported["plain"], drowned, tmp_path / "drowned.onnx")
+    source = settled(exported["undecided"], drowned, tmp_path / "drowned.onnx")
+    splits = dataclasses.replace(splits, select=surest(source.path, (*splits.select, *splits.test)), test=())
     options = QuantizeOptions("x86-vnni", "minmax")
     with caplog.at_level("INFO"):
         made = quantize.run(source, splits, 16, tmp_path / "q.onnx", options, Quiet())
