@@ -181,6 +181,12 @@ def test_pictures_that_are_nearly_all_of_one_class_cannot_tell(
     assert "even all of them would not be clearly better than chance" in reason
 
 
+def test_uneven_pictures_are_named_as_a_cause() -> None:
+    labels = np.where(np.arange(100) < 90, 0, 1)
+    with pytest.raises(AccuracyError, match="or these pictures tell too little, since most are of one class"):
+        sanity.ensure_understood(sanity.judge(said(np.where(np.arange(100) < 95, 0, 1)), labels, NAMES), accept=False)
+
+
 def test_pictures_of_one_class_are_compared_with_guessing(caplog: pytest.LogCaptureFixture) -> None:
     labels = np.zeros(40, np.int64)
     found = sanity.judge(said(labels), labels, NAMES)

@@ -33,6 +33,7 @@ MOST_FOR_READINGS = 100  # to ask again as another input
 BATCH = 10
 LEAST_EXPLAINED = 0.5  # of the pictures apart that another order of the classes must get right
 CERTAIN = 0.9  # from here on it is said to be the order
+MOSTLY_ONE_CLASS = 0.5  # of the pictures; a good network is then hardly better than saying the same of all
 MOST_SHOWN = 60  # classes of an order
 CAUSES = (
     "the likely causes are another normalisation or range of values, another order of the channels (BGR), another order of the classes,"
@@ -360,10 +361,12 @@ def _why(answers: Answers) -> str:
         )
     if answers.reading is not None:
         return (
-            f"it was trained on another input: asked with {answers.reading} it is right on {answers.reading_right} of"
+            f"it seems to have been trained on another input: asked with {answers.reading} it is right on {answers.reading_right} of"
             f" {answers.reading_n} of them. This version prepares every picture as ImageNet's, so change the first layer to take that"
             " (weights and bias), or train with ImageNet's normalisation"
         )
+    if answers.chance >= MOSTLY_ONE_CLASS:
+        return f"{CAUSES}; or these pictures tell too little, since most are of one class: give as many of each as there are"
     return CAUSES
 
 
