@@ -11,9 +11,10 @@ import pytest
 import torch
 from conftest import small_checkpoint, small_torchvision_vgg
 
-from vgg_export import model, weights
+from vgg_export import model, pipeline, weights
 from vgg_export.errors import CheckpointError, HubError
 from vgg_export.options import WeightsOptions
+from vgg_export.progress import Quiet
 
 
 @contextlib.contextmanager
@@ -135,6 +136,13 @@ def test_a_file_takes_its_labels_from_a_file_or_the_folders(tmp_path: Path) -> N
         weights.resolve(WeightsOptions(str(path), names))
     with pytest.raises(CheckpointError, match="has 7 classes, the data has 3 class folders"):
         weights.resolve(WeightsOptions(str(path)), lambda: ("x", "y", "z"))
+
+
+def test_a_file_called_like_a_word_of_the_option_is_not_taken_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    model.save(small_checkpoint(), Path("demo"))
+    made = pipeline.checkpoint_file(WeightsOptions("demo"), None, tmp_path / "work", Quiet())
+    assert model.load(made.path).source["weights"] == "demo"
 
 
 def test_our_own_checkpoint_is_a_file_too(tmp_path: Path) -> None:

@@ -184,7 +184,7 @@ def checkpoint_file(
 ) -> stage.Artifact:
     """``--weights`` as a checkpoint file in our own format: as it is, or converted into ``folder``."""
     given = Path(wanted.spec)
-    if not wanted.labels and weights.is_own(given):
+    if not wanted.labels and wanted.spec not in weights.WORDS and weights.is_own(given):
         weights.say_what_is_assumed(model.load(given).source)
         return stage.of(given)
     with progress.task("reading the weights", None):

@@ -25,6 +25,7 @@ log = logging.getLogger(__name__)
 
 # For networks that reach a mirror but not download.pytorch.org; the file name must end in the first hex digits of its hash.
 MIRROR_VARIABLE = "VGG_EXPORT_IMAGENET_URL"
+WORDS = ("auto", "imagenet", "demo", "random")  # of --weights; anything else is a file
 Folders = Callable[[], Sequence[str] | None]
 DECIDE_SECONDS = 4.0
 STALL_SECONDS = 30.0
