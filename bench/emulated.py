@@ -1,12 +1,13 @@
-"""A Raspberry Pi without one: the device's own aarch64 wheels under QEMU's user-mode emulation, as the core of a Pi.
+"""A Raspberry Pi without one: the device's own aarch64 wheels under QEMU's user-mode emulation, as the core
+of a Pi.
 
-``prepare`` makes a folder with Debian's arm64 Python and the wheels of the device's requirements, fetched once with apt-get and pip
-into the user's cache (``vgg-export/emulated``; remove the folder to fetch anew), and for each board what a program reads of it below
-/proc and /sys. A board's ``python`` is a program of this machine, so that what runs on the board can start children with
-``sys.executable`` and needs no binfmt_misc.
+``prepare`` makes a folder with Debian's arm64 Python and the wheels of the device's requirements, fetched
+once with apt-get and pip into the user's cache (``vgg-export/emulated``; remove the folder to fetch anew),
+and for each board what a program reads of it below /proc and /sys. A board's ``python`` is a program of this
+machine, so that what runs on the board can start children with ``sys.executable`` and needs no binfmt_misc.
 
-What it computes is what the board computes, with the kernels that onnxruntime picks for that core. How long it takes and how much
-memory says nothing: both are the emulator's too.
+What it computes is what the board computes, with the kernels that onnxruntime picks for that core. How long
+it takes and how much memory says nothing: both are the emulator's too.
 """
 
 import dataclasses
@@ -30,10 +31,18 @@ HERE = Path(__file__).resolve().parent
 REQUIREMENTS = HERE.parent / "runtime/requirements.txt"
 PLUGIN_SOURCE = HERE / "emulated_count.c"
 
-PACKAGES = ("python3", "libstdc++6", "base-files")  # with what they depend on; base-files says which system it is
-SYSTEM_FOLDERS = ("bin", "etc", "lib", "sbin", "usr")  # the others of base-files are empty and would hide this machine's /tmp
-PLATFORMS = ("manylinux_2_28_aarch64", "manylinux_2_27_aarch64", "manylinux_2_17_aarch64", "manylinux2014_aarch64")
-NEEDED = {"qemu-aarch64": "qemu-user", "gcc": "gcc libc6-dev", "apt-get": "apt", "dpkg": "dpkg"}  # program: package of Debian
+# with what they depend on; base-files says which system it is
+PACKAGES = ("python3", "libstdc++6", "base-files")
+# the others of base-files are empty and would hide this machine's /tmp
+SYSTEM_FOLDERS = ("bin", "etc", "lib", "sbin", "usr")
+PLATFORMS = (
+    "manylinux_2_28_aarch64",
+    "manylinux_2_27_aarch64",
+    "manylinux_2_17_aarch64",
+    "manylinux2014_aarch64",
+)
+# program: package of Debian
+NEEDED = {"qemu-aarch64": "qemu-user", "gcc": "gcc libc6-dev", "apt-get": "apt", "dpkg": "dpkg"}
 FETCH_S = 900
 
 Report = Callable[[str], None]
@@ -45,7 +54,8 @@ class EmulationError(VggExportError):
 
 @dataclasses.dataclass(frozen=True)
 class Board:
-    """What /proc says on a board. ``core`` is QEMU's name of it; ``ram_bytes`` as the smallest such board has."""
+    """What /proc says on a board. ``core`` is QEMU's name of it; ``ram_bytes`` as the smallest such board
+    has."""
 
     core: str
     model: str
@@ -61,21 +71,29 @@ class Board:
         return self.core.title()
 
     def files(self) -> dict[str, str]:
-        """Path below the root -> text. Without this cpuinfo onnxruntime reads that of the machine below, and dies of it."""
+        """Path below the root -> text. Without this cpuinfo onnxruntime reads that of the machine below, and
+        dies of it."""
         core = (
             f"BogoMIPS\t: 108.00\nFeatures\t: {self.features}\nCPU implementer\t: 0x41\nCPU architecture: 8\n"
-            f"CPU variant\t: {self.variant:#x}\nCPU part\t: {self.part:#x}\nCPU revision\t: {self.revision}\n\n"
+            f"CPU variant\t: {self.variant:#x}\nCPU part\t: {self.part:#x}\nCPU revision\t:"
+            f" {self.revision}\n\n"
         )
         kilobytes = self.ram_bytes // 1024
         return {
-            "proc/cpuinfo": "".join(f"processor\t: {k}\n{core}" for k in range(self.cores)) + f"Model\t\t: {self.model}\n",
-            "proc/meminfo": f"MemTotal: {kilobytes:>10} kB\nMemFree: {kilobytes // 2:>10} kB\nMemAvailable: {kilobytes // 2:>10} kB\n",
+            "proc/cpuinfo": "".join(f"processor\t: {k}\n{core}" for k in range(self.cores))
+            + f"Model\t\t: {self.model}\n",
+            "proc/meminfo": f"MemTotal: {kilobytes:>10} kB\nMemFree: {kilobytes // 2:>10}"
+            f" kB\nMemAvailable: {kilobytes // 2:>10} kB\n",
             "proc/device-tree/model": self.model + "\0",
-            **{f"sys/devices/system/cpu/{which}": f"0-{self.cores - 1}\n" for which in ("possible", "present")},
+            **{
+                f"sys/devices/system/cpu/{which}": f"0-{self.cores - 1}\n"
+                for which in ("possible", "present")
+            },
         }
 
 
-# Empty folders, so that nobody who searches them takes this machine's sensors for the board's: an emulated board has none.
+# Empty folders, so that nobody who searches them takes this machine's sensors for the board's: an emulated
+# board has none.
 HIDDEN = ("sys/class/thermal", "sys/devices/platform")
 
 _ARMV8 = "fp asimd evtstrm crc32 cpuid"
@@ -92,7 +110,8 @@ BOARDS = {
 
 @dataclasses.dataclass(frozen=True)
 class Count:
-    """Executed by the marking thread since the mark before; ``dot_products`` are among the ``instructions``."""
+    """Executed by the marking thread since the mark before; ``dot_products`` are among the
+    ``instructions``."""
 
     instructions: int
     dot_products: int
@@ -108,22 +127,34 @@ class Pi:
     patience_s: float = 3600
 
     def run(self, *arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
-        """Run the board's Python with nothing of this machine's environment but what it says of telemetry, whatever its exit code.
+        """Run the board's Python with nothing of this machine's environment but what it says of telemetry,
+        whatever its exit code.
 
         Raises:
             EmulationError: it took too long, and was ended.
         """
         command = [str(self.python), *map(str, arguments)]
-        telemetry = os.environ.get("ORT_DISABLE_TELEMETRY", "1")  # not every program there begins with vgg_runtime, which sets it
-        fixed = {"PATH": os.defpath, "LANG": "C.UTF-8", "PYTHONHASHSEED": "0", "ORT_DISABLE_TELEMETRY": telemetry}
+        # not every program there begins with vgg_runtime, which sets it
+        telemetry = os.environ.get("ORT_DISABLE_TELEMETRY", "1")
+        fixed = {
+            "PATH": os.defpath,
+            "LANG": "C.UTF-8",
+            "PYTHONHASHSEED": "0",
+            "ORT_DISABLE_TELEMETRY": telemetry,
+        }
         variables = fixed | environment
         try:
-            return subprocess.run(command, capture_output=True, text=True, env=variables, timeout=self.patience_s, check=False)
+            return subprocess.run(
+                command, capture_output=True, text=True, env=variables, timeout=self.patience_s, check=False
+            )
         except subprocess.TimeoutExpired as error:
-            raise EmulationError(f"{self.board.name}: the program took longer than {self.patience_s:g} s and was ended") from error
+            raise EmulationError(
+                f"{self.board.name}: the program took longer than {self.patience_s:g} s and was ended"
+            ) from error
 
     def count(self, *arguments: str | Path, **environment: str) -> tuple[str, tuple[Count, ...]]:
-        """What a program of the board prints, and what it executed between each two of its marks (see ``MARK`` in the plugin).
+        """What a program of the board prints, and what it executed between each two of its marks (see
+        ``MARK`` in the plugin).
 
         Raises:
             EmulationError: it failed, or set fewer than two marks.
@@ -133,10 +164,16 @@ class Pi:
             plugin = ",".join([_option(self.plugin), f"out={_option(marks)}"])
             done = self.run(*arguments, QEMU_PLUGIN=plugin, **environment)
             if done.returncode:
-                raise EmulationError(f"{self.board.name}: the program ended with code {done.returncode}: {_last_line(done.stderr)}")
+                raise EmulationError(
+                    f"{self.board.name}: the program ended with code {done.returncode}:"
+                    f" {_last_line(done.stderr)}"
+                )
             lines = marks.read_text(encoding="ascii").splitlines() if marks.exists() else []
         if len(lines) < 2:
-            raise EmulationError(f"{self.board.name}: the program set {len(lines)} marks, expected at least 2 to count between them")
+            raise EmulationError(
+                f"{self.board.name}: the program set {len(lines)} marks, expected at least 2 to count"
+                " between them"
+            )
         at = [tuple(map(int, line.split()[1:])) for line in lines]
         return done.stdout, tuple(Count(b[0] - a[0], b[1] - a[1]) for a, b in itertools.pairwise(at))
 
@@ -155,7 +192,9 @@ def chosen(names: str) -> list[Board]:
     wanted = list(dict.fromkeys(name.strip() for name in names.split(",") if name.strip()))
     unknown = [name for name in wanted if name not in BOARDS]
     if unknown or not wanted:
-        raise EmulationError(f"there is no core {unknown[0] if unknown else names!r}; known are {', '.join(BOARDS)}")
+        raise EmulationError(
+            f"there is no core {unknown[0] if unknown else names!r}; known are {', '.join(BOARDS)}"
+        )
     return [BOARDS[name] for name in wanted]
 
 
@@ -168,7 +207,9 @@ def _ignore(_: str) -> None:
     """For those who do not want to hear of the progress."""
 
 
-def prepare(cache: Path | None = None, requirements: Path = REQUIREMENTS, report: Report = _ignore) -> dict[str, Pi]:
+def prepare(
+    cache: Path | None = None, requirements: Path = REQUIREMENTS, report: Report = _ignore
+) -> dict[str, Pi]:
     """Every board by its core's name, fetched if it is not in the cache.
 
     Raises:
@@ -196,10 +237,13 @@ def _require() -> None:
     if missing:
         packages = " ".join(NEEDED[program] for program in missing)
         raise EmulationError(
-            f"a Raspberry Pi cannot be emulated here: {', '.join(missing)} not found; on Debian: apt-get install {packages}"
+            f"a Raspberry Pi cannot be emulated here: {', '.join(missing)} not found; on Debian: apt-get"
+            f" install {packages}"
         )
     if "-plugin" not in _output("qemu-aarch64", "--help"):
-        raise EmulationError("this qemu-aarch64 was built without plugins and cannot count; Debian's qemu-user can")
+        raise EmulationError(
+            "this qemu-aarch64 was built without plugins and cannot count; Debian's qemu-user can"
+        )
 
 
 def _output(*command: str) -> str:
@@ -214,7 +258,8 @@ def emulator() -> str:
 
 
 def _key(cache: Path, requirements: Path) -> str:
-    """Of all that the prepared folder depends on: its own path is written into it, and this file is the recipe."""
+    """Of all that the prepared folder depends on: its own path is written into it, and this file is the
+    recipe."""
     texts = [path.read_text("utf-8") for path in (Path(__file__), PLUGIN_SOURCE, requirements)]
     return hashlib.sha256(repr((cache, emulator(), _suite(), *texts)).encode()).hexdigest()[:16]
 
@@ -262,13 +307,25 @@ class _Making:
         }
         options: list[str] = [part for key, value in settings.items() for part in ("-o", f"{key}={value}")]
         _do("apt-get", "-qq", *options, "update")
-        _do("apt-get", "-qq", "-y", *options, "--no-install-recommends", "--download-only", "install", *PACKAGES)
+        _do(
+            "apt-get",
+            "-qq",
+            "-y",
+            *options,
+            "--no-install-recommends",
+            "--download-only",
+            "install",
+            *PACKAGES,
+        )
         for package in sorted((apt / "archives").glob("*.deb")):
             _do("dpkg", "-x", package, self.scratch / "system")
         shutil.rmtree(apt)
         found = sorted((self.scratch / "system/usr/bin").glob("python3.*[0-9]"))
         if not found:
-            raise EmulationError("Debian's python3 package for arm64 brought no usr/bin/python3.N; does this system have arm64 packages?")
+            raise EmulationError(
+                "Debian's python3 package for arm64 brought no usr/bin/python3.N; does this system have"
+                " arm64 packages?"
+            )
         return found[0].name.removeprefix("python")
 
     def wheels(self, requirements: Path, version: str) -> None:
@@ -276,13 +333,24 @@ class _Making:
         platforms = [part for platform in PLATFORMS for part in ("--platform", platform)]
         kind = ["--only-binary=:all:", "--implementation", "cp", "--python-version", version, *platforms]
         where = ["--target", str(self.scratch / "packages"), "--no-compile"]
-        _do(sys.executable, "-m", "pip", "install", "-q", "--disable-pip-version-check", *kind, *where, "-r", requirements)
+        _do(
+            sys.executable,
+            "-m",
+            "pip",
+            "install",
+            "-q",
+            "--disable-pip-version-check",
+            *kind,
+            *where,
+            "-r",
+            requirements,
+        )
 
     def board(self, board: Board, version: str) -> None:
         """A root for the board, and a virtual environment whose interpreter starts the emulator.
 
-        Paths that the root has are the board's, all others this machine's. The interpreter tells the emulated Python its own name
-        (-0), so that it is what children are started with and where pyvenv.cfg is found.
+        Paths that the root has are the board's, all others this machine's. The interpreter tells the emulated
+        Python its own name (-0), so that it is what children are started with and where pyvenv.cfg is found.
         """
         root, final = self.scratch / board.core, self.folder / board.core
         for name in SYSTEM_FOLDERS:
@@ -294,16 +362,32 @@ class _Making:
             (root / path).mkdir(parents=True)
         interpreter = self.folder / f"system/usr/bin/python{version}"
         qemu = [shutil.which("qemu-aarch64") or "qemu-aarch64", "-L", str(final), "-cpu", board.core, "-0"]
-        _write(root / "venv/bin/python3", f'#!/bin/sh\nexec {shlex.join(qemu)} "$0" {shlex.quote(str(interpreter))} "$@"\n')
+        _write(
+            root / "venv/bin/python3",
+            f'#!/bin/sh\nexec {shlex.join(qemu)} "$0" {shlex.quote(str(interpreter))} "$@"\n',
+        )
         (root / "venv/bin/python3").chmod(0o755)
-        _write(root / "venv/pyvenv.cfg", f"home = {interpreter.parent}\ninclude-system-site-packages = false\n")
+        _write(
+            root / "venv/pyvenv.cfg", f"home = {interpreter.parent}\ninclude-system-site-packages = false\n"
+        )
         _link(root / f"venv/lib/python{version}/site-packages", "../../../../packages")
 
     def plugin(self) -> None:
         """The counting plugin in ``count.so``."""
         major = int(re.sub(r"\D.*", "", emulator().rpartition(" ")[2]) or 0)
         version = f"-DPLUGIN_VERSION={2 if major >= 9 else 1}"
-        _do("gcc", "-O2", "-Wall", "-Wextra", "-shared", "-fPIC", version, "-o", self.scratch / "count.so", PLUGIN_SOURCE)
+        _do(
+            "gcc",
+            "-O2",
+            "-Wall",
+            "-Wextra",
+            "-shared",
+            "-fPIC",
+            version,
+            "-o",
+            self.scratch / "count.so",
+            PLUGIN_SOURCE,
+        )
 
 
 def _write(path: Path, text: str) -> None:
@@ -324,12 +408,18 @@ def _do(*command: str | Path) -> None:
     """
     text = [str(part) for part in command]
     try:
-        done = subprocess.run(text, capture_output=True, text=True, timeout=FETCH_S, check=False, stdin=subprocess.DEVNULL)
+        done = subprocess.run(
+            text, capture_output=True, text=True, timeout=FETCH_S, check=False, stdin=subprocess.DEVNULL
+        )
     except subprocess.TimeoutExpired as error:
-        raise EmulationError(f"preparing the emulated board: {Path(text[0]).name} took longer than {FETCH_S} s; try again") from error
+        raise EmulationError(
+            f"preparing the emulated board: {Path(text[0]).name} took longer than {FETCH_S} s; try again"
+        ) from error
     if done.returncode:
         said = _last_line(done.stderr or done.stdout)
-        raise EmulationError(f"preparing the emulated board failed ({Path(text[0]).name}: {said}); is the network there?")
+        raise EmulationError(
+            f"preparing the emulated board failed ({Path(text[0]).name}: {said}); is the network there?"
+        )
 
 
 def _last_line(text: str) -> str:

@@ -1,9 +1,12 @@
-"""Which form of a factorised convolution to keep: what each loses on held-out pictures at the same arithmetic, and its latency as int8.
+"""Which form of a factorised convolution to keep: what each loses on held-out pictures at the same
+arithmetic, and its latency as int8.
 
-    python bench/forms.py --weights my_vgg16.pth --data photos/ --layers conv1_2,conv2_2,conv3_1,conv4_3,conv5_1
+    python bench/forms.py --weights my_vgg16.pth --data photos/ --layers
+    conv1_2,conv2_2,conv3_1,conv4_3,conv5_1
 
-For every layer and share of its arithmetic a row per form: the error as a share of the variance of the layer's outputs, and the
-median and tenth percentile of the two parts (and the direct convolution) as an int8 graph of their own, timed in turns.
+For every layer and share of its arithmetic a row per form: the error as a share of the variance of the
+layer's outputs, and the median and tenth percentile of the two parts (and the direct convolution) as an int8
+graph of their own, timed in turns.
 """
 
 from vgg_runtime.preprocess import for_input  # before onnxruntime, which vgg_runtime keeps from uploading
@@ -38,8 +41,12 @@ MULTIPLE = 16
 @click.command(help=__doc__.split("\n\n")[0])
 @click.option("--weights", required=True)
 @click.option("--data", "pictures", required=True)
-@click.option("--layers", default="conv1_2,conv2_2,conv3_1,conv3_3,conv4_1,conv4_3,conv5_1,conv5_3", show_default=True)
-@click.option("--images", default=48, show_default=True, help="Three quarters to fit on, the rest to measure.")
+@click.option(
+    "--layers", default="conv1_2,conv2_2,conv3_1,conv3_3,conv4_1,conv4_3,conv5_1,conv5_3", show_default=True
+)
+@click.option(
+    "--images", default=48, show_default=True, help="Three quarters to fit on, the rest to measure."
+)
 def main(weights: str, pictures: str, layers: str, images: int) -> None:
     with tempfile.TemporaryDirectory() as name:
         folder, progress = Path(name), TerminalProgress()
@@ -53,7 +60,9 @@ def main(weights: str, pictures: str, layers: str, images: int) -> None:
                 report(original, conv, seen, folder)
 
 
-def inputs(original: model.Checkpoint, x: torch.Tensor, wanted: Sequence[str]) -> Iterator[tuple[model.Layer, torch.Tensor]]:
+def inputs(
+    original: model.Checkpoint, x: torch.Tensor, wanted: Sequence[str]
+) -> Iterator[tuple[model.Layer, torch.Tensor]]:
     """Each wanted convolution with what it reads of all pictures, [N, c, side, side]."""
     for layer in original.plan.layers():
         if layer.kernel is None:
@@ -72,14 +81,24 @@ def report(original: model.Checkpoint, layer: model.Layer, seen: torch.Tensor, f
     rows: list[tuple[str, str, int, float]] = [("100 %", "direct", 0, 0.0)]
     for share in SHARES:
         for kind in ("channel", "spatial"):
-            per_rank = 9 * layer.inputs + layer.outputs if kind == "channel" else 3 * (layer.inputs + layer.outputs)
-            rank = max(MULTIPLE, MULTIPLE * round(share * 9 * layer.inputs * layer.outputs / per_rank / MULTIPLE))
-            _, effective = repair.in_two(layer.name, weight.double(), fitting.xx, model.Factor(layer.name, kind, rank))
+            per_rank = (
+                9 * layer.inputs + layer.outputs if kind == "channel" else 3 * (layer.inputs + layer.outputs)
+            )
+            rank = max(
+                MULTIPLE, MULTIPLE * round(share * 9 * layer.inputs * layer.outputs / per_rank / MULTIPLE)
+            )
+            _, effective = repair.in_two(
+                layer.name, weight.double(), fitting.xx, model.Factor(layer.name, kind, rank)
+            )
             rows.append((f"{share:.0%}".replace("%", " %"), kind, rank, held.error(effective) / held.yy))
     sessions = [int8_session(layer, kind, rank, folder) for _, kind, rank, _ in rows]
     for (share_text, kind, rank, error), samples in zip(rows, timed(sessions, layer), strict=True):
         p50, p10 = statistics.median(samples), sorted(samples)[len(samples) // 10]
-        print(f"{layer.name:8} {share_text:>5}  {kind:8} {rank or '–':>4}  {error:6.4f}  {p50:8.2f}  {p10:6.2f}", flush=True)
+        print(
+            f"{layer.name:8} {share_text:>5}  {kind:8} {rank or '–':>4}  {error:6.4f}  {p50:8.2f} "
+            f" {p10:6.2f}",
+            flush=True,
+        )
 
 
 def moments(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> repair.Moments:
@@ -95,7 +114,8 @@ def moments(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> repair
 
 
 def int8_session(layer: model.Layer, kind: str, rank: int, folder: Path) -> Any:
-    """A session of the convolution, or its two parts, with ReLU, as int8; random weights: latency does not depend on them."""
+    """A session of the convolution, or its two parts, with ReLU, as int8; random weights: latency does not
+    depend on them."""
     kernels = [kernel for kernel in model.FACTORS[kind] if kernel] if rank else [(3, 3)]
     widths = (layer.inputs, rank, layer.outputs) if rank else (layer.inputs, layer.outputs)
     rng, nodes, tensors = np.random.default_rng(0), [], []
@@ -104,7 +124,11 @@ def int8_session(layer: model.Layer, kind: str, rank: int, folder: Path) -> Any:
         values = rng.standard_normal(shape, np.float32) / np.sqrt(np.prod(shape[1:])).astype(np.float32)
         tensors.append(numpy_helper.from_array(values.astype(np.float32), f"w{k}"))
         pads = [kernel[0] // 2, kernel[1] // 2] * 2
-        nodes.append(helper.make_node("Conv", [f"x{k}", f"w{k}"], [f"x{k + 1}"], name=f"conv{k}", kernel_shape=kernel, pads=pads))
+        nodes.append(
+            helper.make_node(
+                "Conv", [f"x{k}", f"w{k}"], [f"x{k + 1}"], name=f"conv{k}", kernel_shape=kernel, pads=pads
+            )
+        )
     nodes.append(helper.make_node("Relu", [f"x{len(kernels)}"], ["y"], name="relu"))
     ends = [
         [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, width, layer.side_px, layer.side_px])]
@@ -113,7 +137,14 @@ def int8_session(layer: model.Layer, kind: str, rank: int, folder: Path) -> Any:
     graph = helper.make_graph(nodes, "layer", *ends, tensors)
     floating, integer = folder / "float.onnx", folder / "int8.onnx"
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), floating)
-    quantize_static(floating, integer, _Once(batch(layer)), activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8, per_channel=True)
+    quantize_static(
+        floating,
+        integer,
+        _Once(batch(layer)),
+        activation_type=QuantType.QUInt8,
+        weight_type=QuantType.QInt8,
+        per_channel=True,
+    )
     return onnxruntime.InferenceSession(integer, providers=["CPUExecutionProvider"])
 
 

@@ -1,10 +1,12 @@
-"""How much work a variant is on a Raspberry Pi, counted where there is none: instructions per inference on the emulated core.
+"""How much work a variant is on a Raspberry Pi, counted where there is none: instructions per inference on
+the emulated core.
 
     python bench/instructions.py --bundle artifacts --cores cortex-a72,cortex-a76 --markdown instructions.md
 
-This is the project's deterministic measure of work on a Pi until somebody runs it on one: the real aarch64 wheels with the kernels
-that they pick for that core, one thread, an inference after a first one, so that loading and first-time allocations do not count. It
-is not time. One instruction may be an addition or sixteen multiplications, and waiting for memory is not an instruction at all.
+This is the project's deterministic measure of work on a Pi until somebody runs it on one: the real aarch64
+wheels with the kernels that they pick for that core, one thread, an inference after a first one, so that
+loading and first-time allocations do not count. It is not time. One instruction may be an addition or sixteen
+multiplications, and waiting for memory is not an instruction at all.
 """
 
 import argparse
@@ -33,8 +35,8 @@ TARGET_OF = {"cortex-a53": "pi3", "cortex-a72": "pi4", "cortex-a76": "pi5"}
 CHILD = Path(__file__).resolve().with_name("instructions_child.py")
 REQUIREMENTS = "runtime/requirements.txt"  # of the bundle
 EXIT_OK, EXIT_FAILED, EXIT_INPUT, EXIT_INTERRUPTED = 0, 1, 2, 130
-REMARKS = """needs qemu-aarch64 with plugins and gcc (Debian: apt-get install qemu-user gcc libc6-dev); what else it needs is fetched once
-with apt-get and pip. Ten full-size variants take tens of minutes."""
+REMARKS = """needs qemu-aarch64 with plugins and gcc (Debian: apt-get install qemu-user gcc libc6-dev); what
+else it needs is fetched once with apt-get and pip. Ten full-size variants take tens of minutes."""
 
 Report = Callable[[str], None]
 
@@ -61,18 +63,48 @@ def _parser() -> argparse.ArgumentParser:
     description, example = (__doc__ or "").split("\n\n")[:2]
     epilog = f"example:\n{example}\n\n{REMARKS}"
     formatter = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(prog="instructions.py", description=description, epilog=epilog, formatter_class=formatter)
+    parser = argparse.ArgumentParser(
+        prog="instructions.py", description=description, epilog=epilog, formatter_class=formatter
+    )
     add = parser.add_argument
-    add("--bundle", type=Path, default=Path("artifacts"), metavar="DIR", help="what 'vgg-export all' wrote (default: artifacts)")
-    add("--cores", default="cortex-a72,cortex-a76", metavar="A,B", help=f"of {', '.join(emulated.BOARDS)} (default: %(default)s)")
+    add(
+        "--bundle",
+        type=Path,
+        default=Path("artifacts"),
+        metavar="DIR",
+        help="what 'vgg-export all' wrote (default: artifacts)",
+    )
+    add(
+        "--cores",
+        default="cortex-a72,cortex-a76",
+        metavar="A,B",
+        help=f"of {', '.join(emulated.BOARDS)} (default: %(default)s)",
+    )
     add("--variants", metavar="A,B", help="only these, by name (default: all)")
     add("--every-build", action="store_true", help="also the builds that were made for other cores")
     add(
-        "--inferences", type=_positive, default=1, metavar="N", help="counted after a first one; the median is shown (default: %(default)s)"
+        "--inferences",
+        type=_positive,
+        default=1,
+        metavar="N",
+        help="counted after a first one; the median is shown (default: %(default)s)",
     )
-    add("--jobs", type=_positive, default=os.cpu_count() or 1, metavar="N", help="variants counted at a time (default: %(default)s)")
-    add("--cache", type=Path, metavar="DIR", help="for what is fetched (default: vgg-export/emulated in the user's cache)")
-    add("--json", type=Path, metavar="FILE", help="write everything, with the count of every single inference")
+    add(
+        "--jobs",
+        type=_positive,
+        default=os.cpu_count() or 1,
+        metavar="N",
+        help="variants counted at a time (default: %(default)s)",
+    )
+    add(
+        "--cache",
+        type=Path,
+        metavar="DIR",
+        help="for what is fetched (default: vgg-export/emulated in the user's cache)",
+    )
+    add(
+        "--json", type=Path, metavar="FILE", help="write everything, with the count of every single inference"
+    )
     add("--markdown", type=Path, metavar="FILE", help="write the table for a README")
     return parser
 
@@ -111,9 +143,11 @@ def run(wanted: argparse.Namespace, report: Report) -> dict[str, Any]:
     return document(bundle, [pis[board.core] for board in boards], counts)
 
 
-def subjects(bundle: manifest.Manifest, variants: Sequence[manifest.Variant], core: str, *, every: bool) -> list[manifest.Variant]:
-    """What is counted on a core: of each variant the build for it, or every one, and of the first variant always the build as it was
-    exported, which the others are related to."""
+def subjects(
+    bundle: manifest.Manifest, variants: Sequence[manifest.Variant], core: str, *, every: bool
+) -> list[manifest.Variant]:
+    """What is counted on a core: of each variant the build for it, or every one, and of the first variant
+    always the build as it was exported, which the others are related to."""
     first = bundle.variants[0]
     there = {v.id: v for v in builds.for_core(bundle, TARGETS[TARGET_OF[core]]).variants}
     found = [first] if first in variants else []
@@ -143,7 +177,8 @@ class Task:
 
 
 def counted(task: Task, report: Report) -> dict[str, Any]:
-    """One entry of the result document; an inference that says something else than recorded is not counted."""
+    """One entry of the result document; an inference that says something else than recorded is not
+    counted."""
     variant, board = task.variant, task.pi.board
     row: dict[str, Any] = {
         "variant": variant.id,
@@ -165,10 +200,16 @@ def counted(task: Task, report: Report) -> dict[str, Any]:
     row["deviation"] = json.loads(said.splitlines()[-1])["deviation"]
     if row["deviation"] > check.TOLERANCE[variant.precision]:
         limit = check.TOLERANCE[variant.precision]
-        return row | {"error": f"logits differ by {row['deviation']:.2g} of their spread from those recorded, at most {limit:g} allowed"}
+        return row | {
+            "error": f"logits differ by {row['deviation']:.2g} of their spread from those recorded, at"
+            f" most {limit:g} allowed"
+        }
     samples = [dataclasses.asdict(count) for count in counts[WARM_UP:]]
     row["samples"] = samples
-    row |= {key: int(statistics.median(sample[key] for sample in samples)) for key in ("instructions", "dot_products")}
+    row |= {
+        key: int(statistics.median(sample[key] for sample in samples))
+        for key in ("instructions", "dot_products")
+    }
     report(f"{board.name} {variant.build.id}: {row['instructions'] / 1e9:.3f} x 10^9 instructions")
     return row
 
@@ -183,7 +224,10 @@ def relate(counts: Sequence[dict[str, Any]], baseline: str) -> None:
 
 def document(bundle: manifest.Manifest, pis: Sequence[Pi], counts: list[dict[str, Any]]) -> dict[str, Any]:
     """Everything that was counted, and on what."""
-    versions = "import json, platform, onnxruntime; print(json.dumps([platform.python_version(), onnxruntime.__version__]))"
+    versions = (
+        "import json, platform, onnxruntime; print(json.dumps([platform.python_version(),"
+        " onnxruntime.__version__]))"
+    )
     python, onnxruntime = json.loads(pis[0].run("-c", versions).stdout)
     return {
         "schema": SCHEMA,
@@ -192,7 +236,12 @@ def document(bundle: manifest.Manifest, pis: Sequence[Pi], counts: list[dict[str
         "python": python,
         "onnxruntime": onnxruntime,
         "boards": {pi.board.core: pi.board.model for pi in pis},
-        "bundle": {"family": bundle.family, "weights": bundle.weights, "target": bundle.target, "notice": bundle.notice},
+        "bundle": {
+            "family": bundle.family,
+            "weights": bundle.weights,
+            "target": bundle.target,
+            "notice": bundle.notice,
+        },
         "counts": counts,
     }
 
@@ -208,7 +257,9 @@ def rows(result: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
         cells = [row["build"], f"{row['input_px']} px", f"{row['macs'] / 1e9:.2f}"]
         for core in result["boards"]:  # not every build is counted on every core
             there = found.get((row["build"], core), {"instructions": None, "fewer": None})
-            billions = present.ABSENT if there["instructions"] is None else f"{there['instructions'] / 1e9:.3g}"
+            billions = (
+                present.ABSENT if there["instructions"] is None else f"{there['instructions'] / 1e9:.3g}"
+            )
             cells += [billions, present.number(there["fewer"], "x")]
         lines.append(cells)
     return header, lines
@@ -218,10 +269,13 @@ def facts(result: dict[str, Any]) -> list[str]:
     """On what and how it was counted, a sentence each."""
     boards = ", ".join(f"{core.title()} as in a {model}" for core, model in result["boards"].items())
     found = [
-        f"{result['emulator']} as {boards}; onnxruntime {result['onnxruntime']}, Python {result['python']}; {result['measured_at'][:10]}",
-        f"{result['bundle']['family']}, {result['bundle']['weights'].get('what', 'weights of unknown origin')};"
+        f"{result['emulator']} as {boards}; onnxruntime {result['onnxruntime']}, Python"
+        f" {result['python']}; {result['measured_at'][:10]}",
+        f"{result['bundle']['family']},"
+        f" {result['bundle']['weights'].get('what', 'weights of unknown origin')};"
         f" int8 made for {result['bundle']['target']}",
-        "one inference on one thread, loading not counted; instructions are work done and not time, which only a board can tell",
+        "one inference on one thread, loading not counted; instructions are work done and not time, which"
+        " only a board can tell",
     ]
     return found + ([result["bundle"]["notice"]] if result["bundle"]["notice"] else [])
 
@@ -232,7 +286,9 @@ def _failures(result: dict[str, Any]) -> list[str]:
 
 def terminal(result: dict[str, Any]) -> str:
     """The aligned table below the facts, what failed below it."""
-    return "\n".join([*facts(result), "", present.table(*rows(result)), *(f"✗ {failure}" for failure in _failures(result))])
+    return "\n".join(
+        [*facts(result), "", present.table(*rows(result)), *(f"✗ {failure}" for failure in _failures(result))]
+    )
 
 
 def markdown(result: dict[str, Any]) -> str:

@@ -1,7 +1,9 @@
-"""The tests that compare numbers, run under every setting that changes how numbers are rounded: ``python bench/numeric_settings.py``.
+"""The tests that compare numbers, run under every setting that changes how numbers are rounded: ``python
+bench/numeric_settings.py``.
 
-Threads of torch, the instructions that torch's own kernels and oneDNN's may use, and the seeds of everything that is drawn. A row per
-setting and seed says how many tests passed; a test that fails under one of them asks for something that holds by luck.
+Threads of torch, the instructions that torch's own kernels and oneDNN's may use, and the seeds of everything
+that is drawn. A row per setting and seed says how many tests passed; a test that fails under one of them asks
+for something that holds by luck.
 """
 
 import argparse
@@ -45,16 +47,36 @@ INSTRUCTIONS = {
 def run(threads: int, instructions: dict[str, str], seed: int, modules: list[str]) -> tuple[str, list[str]]:
     """pytest's closing line under a setting, and the names of the tests that failed."""
     paths = os.pathsep.join(filter(None, ("tests", os.environ.get("PYTHONPATH"))))
-    environment = os.environ | instructions | {"VGG_EXPORT_SEED_SHIFT": str(seed), "PYTHONPATH": paths, "OMP_NUM_THREADS": str(threads)}
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "shifted_seeds", "-n", "0", *(f"tests/test_{name}.py" for name in modules)]
+    environment = (
+        os.environ
+        | instructions
+        | {"VGG_EXPORT_SEED_SHIFT": str(seed), "PYTHONPATH": paths, "OMP_NUM_THREADS": str(threads)}
+    )
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "shifted_seeds",
+        "-n",
+        "0",
+        *(f"tests/test_{name}.py" for name in modules),
+    ]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
-    last = (done.stdout.strip() or f"pytest ended with {done.returncode} and said nothing").splitlines()[-1].strip("= ")
+    last = (
+        (done.stdout.strip() or f"pytest ended with {done.returncode} and said nothing")
+        .splitlines()[-1]
+        .strip("= ")
+    )
     return last, re.findall(r"^(?:FAILED|ERROR) (\S+)", done.stdout, re.MULTILINE)
 
 
 def main() -> int:
     """1 when a test failed anywhere."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--threads", type=int, nargs="*", default=THREADS)
     parser.add_argument("--instructions", nargs="*", choices=INSTRUCTIONS, default=list(INSTRUCTIONS))
@@ -64,7 +86,10 @@ def main() -> int:
     failed = False
     for threads, name, seed in itertools.product(args.threads, args.instructions, range(args.seeds)):
         line, failures = run(threads, INSTRUCTIONS[name], seed, args.modules)
-        print(f"| {threads} | {name} | {seed} | {line}{': ' if failures else ''}{', '.join(failures)} |", flush=True)
+        print(
+            f"| {threads} | {name} | {seed} | {line}{': ' if failures else ''}{', '.join(failures)} |",
+            flush=True,
+        )
         failed |= bool(failures) or " passed" not in line
     return int(failed)
 

@@ -1,5 +1,5 @@
-"""Beside what a user would pick instead: the variants of a bundle and other ways to run the same network, on one machine, on the
-same pictures, in turns. ``python bench/peers.py --help`` explains."""
+"""Beside what a user would pick instead: the variants of a bundle and other ways to run the same network, on
+one machine, on the same pictures, in turns. ``python bench/peers.py --help`` explains."""
 
 import argparse
 import dataclasses
@@ -28,20 +28,33 @@ from vgg_runtime.preprocess import Preprocessing, load
 
 SCHEMA = 1
 TIMED_PICTURES = 4
-COLUMNS = ("contender", "input", "file MB", "load ms", "first ms", "P50 ms", "speed", "peak MB", "agrees", "bf16")
-HELP = """Run the variants of a finished bundle beside what a user would pick instead, made from the same baseline: torch,
-onnxruntime's own quantize_static, OpenVINO and NNCF, ncnn, LiteRT. All on this machine, with the same number of threads, one picture
-at a time, with the same preprocessing, test pictures and calibration pictures, in turns. A contender that is not installed, cannot
-be converted or does not run is a row with the reason."""
+COLUMNS = (
+    "contender",
+    "input",
+    "file MB",
+    "load ms",
+    "first ms",
+    "P50 ms",
+    "speed",
+    "peak MB",
+    "agrees",
+    "bf16",
+)
+HELP = """Run the variants of a finished bundle beside what a user would pick instead, made from the same
+baseline: torch, onnxruntime's own quantize_static, OpenVINO and NNCF, ncnn, LiteRT. All on this machine,
+with the same number of threads, one picture at a time, with the same preprocessing, test pictures and
+calibration pictures, in turns. A contender that is not installed, cannot be converted or does not run is
+a row with the reason."""
 EXAMPLE = """example:
   pip install -e . -r bench/requirements.txt
   vgg-export all --weights demo --output artifacts
   python bench/peers.py --bundle artifacts --json peers.json --markdown peers.md
 
-The checkpoint is taken from the work folder that 'vgg-export all' leaves beside the bundle (.artifacts.work/checkpoint.safetensors).
-The pictures are those the bundle was made with: --data as it was given to 'vgg-export all'. Nothing that was used to fit, select or
-calibrate is a test picture. ncnn's int8 needs its tools ncnn2table and ncnn2int8 on the PATH. torch.compile needs a C++ compiler.
-What the engines print is in log.txt files below --work."""
+The checkpoint is taken from the work folder that 'vgg-export all' leaves beside the bundle
+(.artifacts.work/checkpoint.safetensors). The pictures are those the bundle was made with: --data as it
+was given to 'vgg-export all'. Nothing that was used to fit, select or calibrate is a test picture. ncnn's
+int8 needs its tools ncnn2table and ncnn2int8 on the PATH. torch.compile needs a C++ compiler. What the
+engines print is in log.txt files below --work."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -63,20 +76,77 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="peers.py", description=HELP, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="peers.py",
+        description=HELP,
+        epilog=EXAMPLE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("--bundle", type=Path, default=Path("artifacts"), metavar="DIR", help="what 'vgg-export all' wrote (default: artifacts)")
-    add("--data", metavar="imagenette|DIR|none", help="pictures, as they were given to 'vgg-export all' (default: what fits the weights)")
-    add("--checkpoint", type=Path, metavar="FILE", help="the baseline's .safetensors (default: the one in the bundle's work folder)")
-    add("--calibration-images", type=_positive, default=DataOptions.calibration_images, metavar="N", help="at most (default: %(default)s)")
-    add("--test-images", type=_positive, default=DataOptions.test_images, metavar="N", help="at most (default: %(default)s)")
-    add("--seed", type=int, default=DataOptions.seed, metavar="N", help="as it was given to 'vgg-export all' (default: %(default)s)")
+    add(
+        "--bundle",
+        type=Path,
+        default=Path("artifacts"),
+        metavar="DIR",
+        help="what 'vgg-export all' wrote (default: artifacts)",
+    )
+    add(
+        "--data",
+        metavar="imagenette|DIR|none",
+        help="pictures, as they were given to 'vgg-export all' (default: what fits the weights)",
+    )
+    add(
+        "--checkpoint",
+        type=Path,
+        metavar="FILE",
+        help="the baseline's .safetensors (default: the one in the bundle's work folder)",
+    )
+    add(
+        "--calibration-images",
+        type=_positive,
+        default=DataOptions.calibration_images,
+        metavar="N",
+        help="at most (default: %(default)s)",
+    )
+    add(
+        "--test-images",
+        type=_positive,
+        default=DataOptions.test_images,
+        metavar="N",
+        help="at most (default: %(default)s)",
+    )
+    add(
+        "--seed",
+        type=int,
+        default=DataOptions.seed,
+        metavar="N",
+        help="as it was given to 'vgg-export all' (default: %(default)s)",
+    )
     add("--threads", type=_positive, default=2, metavar="N", help="of every engine (default: %(default)s)")
-    add("--rounds", type=_positive, default=Options.rounds, metavar="N", help="turns of every contender (default: %(default)s)")
-    add("--runs", type=_positive, default=Options.runs, metavar="N", help="timed inferences in a turn (default: %(default)s)")
-    add("--only", metavar="A,B", help="only contenders whose name holds one of these, and the baseline; e.g. --only openvino,scaled")
-    add("--work", type=Path, metavar="DIR", help="converted files and logs (default: .BUNDLE.peers beside the bundle; made anew)")
+    add(
+        "--rounds",
+        type=_positive,
+        default=Options.rounds,
+        metavar="N",
+        help="turns of every contender (default: %(default)s)",
+    )
+    add(
+        "--runs",
+        type=_positive,
+        default=Options.runs,
+        metavar="N",
+        help="timed inferences in a turn (default: %(default)s)",
+    )
+    add(
+        "--only",
+        metavar="A,B",
+        help="only contenders whose name holds one of these, and the baseline; e.g. --only openvino,scaled",
+    )
+    add(
+        "--work",
+        type=Path,
+        metavar="DIR",
+        help="converted files and logs (default: .BUNDLE.peers beside the bundle; made anew)",
+    )
     add("--json", type=Path, metavar="FILE", help="write everything, with every single time")
     add("--markdown", type=Path, metavar="FILE", help="write the table for a README")
     return parser
@@ -100,7 +170,12 @@ def run(wanted: argparse.Namespace) -> dict[str, Any]:
     manifest.verify(folder, bundle.all_files())
     contenders = chosen((*of_bundle(folder, bundle), *PEERS), wanted.only)
     work = _emptied(wanted.work or folder.parent / f".{folder.name}.peers")
-    sets = gather(folder, bundle, DataOptions(wanted.data, wanted.seed, wanted.calibration_images, wanted.test_images), work)
+    sets = gather(
+        folder,
+        bundle,
+        DataOptions(wanted.data, wanted.seed, wanted.calibration_images, wanted.test_images),
+        work,
+    )
     baseline = bundle.variants[0]
     _report(f"preprocessing {len(sets.calibration)} calibration and {len(sets.test)} test pictures")
     sources = {
@@ -124,8 +199,8 @@ class Sets:
 
 
 def gather(folder: Path, bundle: manifest.Manifest, options: DataOptions, cache: Path) -> Sets:
-    """The bundle's own fitting pictures, and pictures that nothing in it was fitted to or selected on, as 'vgg-export evaluate' takes.
-    Signs are drawn into ``cache``.
+    """The bundle's own fitting pictures, and pictures that nothing in it was fitted to or selected on, as
+    'vgg-export evaluate' takes. Signs are drawn into ``cache``.
 
     Raises:
         DataError: the pictures that the bundle was fitted on are not among them.
@@ -137,14 +212,22 @@ def gather(folder: Path, bundle: manifest.Manifest, options: DataOptions, cache:
     recorded = {item["sha256"] for item in _recorded_fit(folder)}
     fit = [item for item in (*splits.fit, *splits.select, *splits.test) if item.sha256 in recorded]
     if not fit:
-        raise DataError(f"{splits.origin}: none of these pictures is one the bundle was fitted on; give --data as 'vgg-export all' had it")
-    return Sets(tuple(choose.limit(fit, [i.source for i in fit], options.calibration_images, options.seed)), tuple(test))
+        raise DataError(
+            f"{splits.origin}: none of these pictures is one the bundle was fitted on; give --data as"
+            " 'vgg-export all' had it"
+        )
+    return Sets(
+        tuple(choose.limit(fit, [i.source for i in fit], options.calibration_images, options.seed)),
+        tuple(test),
+    )
 
 
 def _recorded_fit(folder: Path) -> list[dict[str, Any]]:
     import json
 
-    recorded: list[dict[str, Any]] = json.loads((folder / manifest.SPLITS_NAME).read_text(encoding="utf-8"))["fit"]
+    recorded: list[dict[str, Any]] = json.loads((folder / manifest.SPLITS_NAME).read_text(encoding="utf-8"))[
+        "fit"
+    ]
     return recorded
 
 
@@ -161,7 +244,9 @@ def _emptied(work: Path) -> Path:
     """
     mark = work / ".peers"
     if work.exists() and any(work.iterdir()) and not mark.exists():
-        raise DataError(f"{work} is not empty and was not made by this program; name another folder with --work")
+        raise DataError(
+            f"{work} is not empty and was not made by this program; name another folder with --work"
+        )
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
     mark.touch()
@@ -189,7 +274,11 @@ def _tensors(items: Sequence[data.Item], preprocessing: Preprocessing, path: Pat
 
 
 def document(
-    bundle: manifest.Manifest, contenders: Sequence[Contender], rows: list[dict[str, Any]], sets: Sets, options: Options
+    bundle: manifest.Manifest,
+    contenders: Sequence[Contender],
+    rows: list[dict[str, Any]],
+    sets: Sets,
+    options: Options,
 ) -> dict[str, Any]:
     """Everything that was measured, and on what."""
     packages = dict.fromkeys(package for contender in contenders for package in contender.packages)
@@ -200,7 +289,12 @@ def document(
         "kernel": platform.release(),
         "versions": {package: _version(package) for package in packages},
         "options": dataclasses.asdict(options),
-        "bundle": {"family": bundle.family, "weights": bundle.weights, "target": bundle.target, "notice": bundle.notice},
+        "bundle": {
+            "family": bundle.family,
+            "weights": bundle.weights,
+            "target": bundle.target,
+            "notice": bundle.notice,
+        },
         "figures_absent": bundle.figures_absent or (None if sets.test else "there are no test pictures"),
         "calibration_images": len(sets.calibration),
         "test_images": len(sets.test),
@@ -239,18 +333,28 @@ def _remark(row: dict[str, Any]) -> str:
 def facts(result: dict[str, Any]) -> list[str]:
     """On what, with what and how it was measured, a sentence each."""
     machine, options = result["device"], result["options"]
-    versions = ", ".join(f"{name} {version or 'not installed'}" for name, version in result["versions"].items())
-    agreement = f"agrees: same top-1 as the baseline on {result['test_images']} test pictures, with the 95 % interval"
+    versions = ", ".join(
+        f"{name} {version or 'not installed'}" for name, version in result["versions"].items()
+    )
+    agreement = (
+        f"agrees: same top-1 as the baseline on {result['test_images']} test pictures, with the 95 % interval"
+    )
     return [
-        f"{machine['cpu'] or machine['machine']} ({' '.join(machine['features']) or 'no int8 instructions known'}),"
-        f" {machine['cores']} cores, {machine['os']}, Python {machine['python']}; {result['measured_at'][:10]}",
+        f"{machine['cpu'] or machine['machine']}"
+        f" ({' '.join(machine['features']) or 'no int8 instructions known'}),"
+        f" {machine['cores']} cores, {machine['os']}, Python {machine['python']};"
+        f" {result['measured_at'][:10]}",
         f"{versions}",
-        f"{options['threads']} threads, one picture at a time; P50 of {options['rounds']} rounds of {options['runs']} runs,"
+        f"{options['threads']} threads, one picture at a time; P50 of {options['rounds']} rounds of"
+        f" {options['runs']} runs,"
         " the order rotated from round to round, the other contenders stopped meanwhile",
-        f"{result['bundle']['family']}, {result['bundle']['weights'].get('what', 'weights of unknown origin')};"
-        f" {result['calibration_images']} calibration pictures; vgg-export's int8 made for {result['bundle']['target']}",
+        f"{result['bundle']['family']},"
+        f" {result['bundle']['weights'].get('what', 'weights of unknown origin')};"
+        f" {result['calibration_images']} calibration pictures; vgg-export's int8 made for"
+        f" {result['bundle']['target']}",
         f"no agreement: {result['figures_absent']}" if result["figures_absent"] else agreement,
-        "file: what must be shipped; load: with the file in the system's cache, without importing the engine; peak: VmHWM of the"
+        "file: what must be shipped; load: with the file in the system's cache, without importing the"
+        " engine; peak: VmHWM of the"
         " contender's process, Python included; bf16: whether the engine may compute in bfloat16",
     ]
 
@@ -258,9 +362,15 @@ def facts(result: dict[str, Any]) -> list[str]:
 def terminal(result: dict[str, Any]) -> str:
     """The aligned table, the reasons and remarks below it."""
     rows = result["contenders"]
-    lines = [*facts(result), *([f"!! {result['bundle']['notice']}"] if result["bundle"]["notice"] else []), ""]
+    lines = [
+        *facts(result),
+        *([f"!! {result['bundle']['notice']}"] if result["bundle"]["notice"] else []),
+        "",
+    ]
     lines.append(present.table(COLUMNS, [cells(row, rows[0]["input_px"]) for row in rows]))
-    lines += [f"{'✗' if row['error'] else '·'} {row['contender']}: {_remark(row)}" for row in rows if _remark(row)]
+    lines += [
+        f"{'✗' if row['error'] else '·'} {row['contender']}: {_remark(row)}" for row in rows if _remark(row)
+    ]
     return "\n".join(lines)
 
 

@@ -1,5 +1,5 @@
-"""A contender's own process. ``python -m peers_child`` answers each JSON line on standard input with one on standard output;
-``peers_measure.Child`` is the other end.
+"""A contender's own process. ``python -m peers_child`` answers each JSON line on standard input with one on
+standard output; ``peers_measure.Child`` is the other end.
 
 What engines and converters print goes to standard error, which the other end keeps in a file.
 """
@@ -38,7 +38,8 @@ def main() -> int:
 
 
 def _die_with_the_parent() -> None:
-    """A contender is stopped when it is not its turn, and a stopped process would not notice that its pipes were closed."""
+    """A contender is stopped when it is not its turn, and a stopped process would not notice that its pipes
+    were closed."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
@@ -48,7 +49,8 @@ def _in_words(error: Exception) -> str:
         return f"not installed: {text}"
     if isinstance(error, MemoryError) or "bad_alloc" in text:
         return "did not fit: out of memory"
-    if isinstance(error, FileNotFoundError) and error.errno is None:  # a sentence of peers_engines, not the system's
+    # a sentence of peers_engines, not the system's
+    if isinstance(error, FileNotFoundError) and error.errno is None:
         return text
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
@@ -74,10 +76,14 @@ class Worker:
         paths = {name: Path(sources[name]) for name in ("onnx", "checkpoint", "calibration")}
         made = named(function)(Sources(**paths, px=sources["px"], threads=sources["threads"]), Path(folder))
         if missing := [path.name for path in made if not path.is_file()]:
-            raise FileNotFoundError(f"the conversion ended without an error, but wrote no {' and no '.join(missing)}")
+            raise FileNotFoundError(
+                f"the conversion ended without an error, but wrote no {' and no '.join(missing)}"
+            )
         return {"files": [str(path) for path in made]}
 
-    def load(self, engine: str, files: list[str], threads: int, settings: dict[str, Any], pictures: str) -> dict[str, Any]:
+    def load(
+        self, engine: str, files: list[str], threads: int, settings: dict[str, Any], pictures: str
+    ) -> dict[str, Any]:
         """Create the engine and let it answer once; ``pictures``: an .npy file of those that are timed."""
         self._timed = [np.ascontiguousarray(picture[None]) for picture in np.load(pictures)]
         kind = named(engine)
@@ -95,7 +101,8 @@ class Worker:
         }
 
     def run(self, runs: int, warm_up: int) -> dict[str, Any]:
-        """Time single inferences; the peak memory is read here, before any other picture is in the process."""
+        """Time single inferences; the peak memory is read here, before any other picture is in the
+        process."""
         samples_ms = []
         for k in range(warm_up + runs):
             batch = self._timed[self._turn % len(self._timed)]
@@ -109,7 +116,11 @@ class Worker:
     def classify(self, pictures: str) -> dict[str, Any]:
         """The most probable class of each picture of an .npy file."""
         tensors = np.load(pictures, mmap_mode="r")
-        return {"classes": [int(np.argmax(self._engine(np.ascontiguousarray(tensor[None]))[0])) for tensor in tensors]}
+        return {
+            "classes": [
+                int(np.argmax(self._engine(np.ascontiguousarray(tensor[None]))[0])) for tensor in tensors
+            ]
+        }
 
 
 if __name__ == "__main__":

@@ -1,8 +1,10 @@
-"""How each engine's file is made and run. Engines are imported where they are used: none of them has to be installed.
+"""How each engine's file is made and run. Engines are imported where they are used: none of them has to be
+installed.
 
-A function that prepares takes ``Sources`` and a folder of its own and returns the files that would be shipped, the one to be loaded
-first. An engine is a class: ``modules`` are imported before the clock of the load time starts, ``__init__`` loads, a call is one
-inference, ``bfloat16`` says whether it may compute in less than single precision, and ``remark`` what it says of itself.
+A function that prepares takes ``Sources`` and a folder of its own and returns the files that would be
+shipped, the one to be loaded first. An engine is a class: ``modules`` are imported before the clock of the
+load time starts, ``__init__`` loads, a call is one inference, ``bfloat16`` says whether it may compute in
+less than single precision, and ``remark`` what it says of itself.
 """
 
 import dataclasses
@@ -23,7 +25,8 @@ CONVERTER_LINES = 3  # of a converter's output that go into the reason when it f
 
 @dataclasses.dataclass(frozen=True)
 class Sources:
-    """What every contender is made from. ``calibration`` is an .npy file of preprocessed pictures [n, 3, px, px]."""
+    """What every contender is made from. ``calibration`` is an .npy file of preprocessed pictures [n, 3, px,
+    px]."""
 
     onnx: Path
     checkpoint: Path
@@ -113,7 +116,9 @@ class TorchEager(Engine):
 
         torch.set_num_threads(threads)
         self.bfloat16 = torch.get_float32_matmul_precision() == "medium"
-        self.remark = f"torch {torch.__version__}" + ("; its peak holds the CUDA libraries too" if torch.version.cuda else "")
+        self.remark = f"torch {torch.__version__}" + (
+            "; its peak holds the CUDA libraries too" if torch.version.cuda else ""
+        )
         self._torch, self._network = torch, model.load(files[0]).model()
 
     def __call__(self, batch: Tensor) -> Tensor:
@@ -143,7 +148,8 @@ def _openvino_model(sources: Sources) -> Any:
 def _openvino_files(model: Any, path: Path) -> list[Path]:
     import openvino
 
-    openvino.save_model(model, str(path), compress_to_fp16=False)  # the default would halve the weights' precision
+    # the default would halve the weights' precision
+    openvino.save_model(model, str(path), compress_to_fp16=False)
     return [path, path.with_suffix(".bin")]
 
 
@@ -193,10 +199,13 @@ def ncnn_fp32(sources: Sources, folder: Path) -> list[Path]:
 
 
 def ncnn_int8(sources: Sources, folder: Path) -> list[Path]:
-    """With ncnn's own two tools, on the calibration pictures as they are (``type=1``: arrays instead of picture files)."""
+    """With ncnn's own two tools, on the calibration pictures as they are (``type=1``: arrays instead of
+    picture files)."""
     tools = [shutil.which(name) for name in ("ncnn2table", "ncnn2int8")]
     if None in tools:
-        raise FileNotFoundError("ncnn2table and ncnn2int8 are not on the PATH; neither ncnn's nor pnnx's package on PyPI has them")
+        raise FileNotFoundError(
+            "ncnn2table and ncnn2int8 are not on the PATH; neither ncnn's nor pnnx's package on PyPI has them"
+        )
     param, weights = (str(path) for path in ncnn_fp32(sources, folder))
     names = []
     for number, picture in enumerate(sources.pictures()):
@@ -204,7 +213,20 @@ def ncnn_int8(sources: Sources, folder: Path) -> list[Path]:
         names.append(f"{number}.npy")  # without its folder: the tool reads at most 255 characters
     (folder / "pictures.txt").write_text("\n".join(names) + "\n", encoding="utf-8")
     shape = f"shape=[{sources.px},{sources.px},3]"
-    _converter([str(tools[0]), param, weights, "pictures.txt", "table", shape, f"thread={sources.threads}", "method=kl", "type=1"], folder)
+    _converter(
+        [
+            str(tools[0]),
+            param,
+            weights,
+            "pictures.txt",
+            "table",
+            shape,
+            f"thread={sources.threads}",
+            "method=kl",
+            "type=1",
+        ],
+        folder,
+    )
     _converter([str(tools[1]), param, weights, "int8.param", "int8.bin", "table"], folder)
     return [folder / "int8.param", folder / "int8.bin"]
 
@@ -215,7 +237,9 @@ def _converter(command: list[str], folder: Path) -> None:
     Raises:
         RuntimeError: with the last lines it wrote.
     """
-    done = subprocess.run(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+    done = subprocess.run(
+        command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
+    )
     print(done.stdout)
     if done.returncode:
         said = " / ".join(done.stdout.strip().splitlines()[-CONVERTER_LINES:])
@@ -301,7 +325,9 @@ def _to_integers(batch: Tensor, details: dict[str, Any]) -> npt.NDArray[Any]:
         return batch
     scale, zero_point = details["quantization"]
     limits = np.iinfo(details["dtype"])
-    integers: npt.NDArray[Any] = np.clip(np.rint(batch / scale) + zero_point, limits.min, limits.max).astype(details["dtype"])
+    integers: npt.NDArray[Any] = np.clip(np.rint(batch / scale) + zero_point, limits.min, limits.max).astype(
+        details["dtype"]
+    )
     return integers
 
 

@@ -1,7 +1,8 @@
-"""Measures contenders side by side: every one in a process of its own that stays alive, a few runs each in turn, in rotated order.
+"""Measures contenders side by side: every one in a process of its own that stays alive, a few runs each in
+turn, in rotated order.
 
-Only one process works at a time. The others are stopped (SIGSTOP): the threads of most engines keep spinning for a while after a
-run, which would be measured as the next contender's slowness.
+Only one process works at a time. The others are stopped (SIGSTOP): the threads of most engines keep spinning
+for a while after a run, which would be measured as the next contender's slowness.
 """
 
 import contextlib
@@ -27,8 +28,9 @@ T = TypeVar("T")
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """``runs`` timed inferences per contender in each of ``rounds``, after ``warm_up`` untimed ones (the others have had the caches
-    since). ``patience_s``: the longest that one answer may take, a conversion included."""
+    """``runs`` timed inferences per contender in each of ``rounds``, after ``warm_up`` untimed ones (the
+    others have had the caches since). ``patience_s``: the longest that one answer may take, a conversion
+    included."""
 
     threads: int
     rounds: int = 12
@@ -39,7 +41,8 @@ class Options:
 
 @dataclasses.dataclass(frozen=True)
 class Pictures:
-    """.npy files of preprocessed pictures by preprocessing: a few to be timed, and those to be classified, if any."""
+    """.npy files of preprocessed pictures by preprocessing: a few to be timed, and those to be classified, if
+    any."""
 
     timed: dict[Preprocessing, Path]
     test: dict[Preprocessing, Path]
@@ -58,7 +61,8 @@ class Child:
         environment = os.environ | {
             "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
             "OMP_NUM_THREADS": str(threads),
-            "TORCHINDUCTOR_CACHE_DIR": str(folder / "inductor"),  # not the user's, where an earlier run may have left its work
+            # not the user's, where an earlier run may have left its work
+            "TORCHINDUCTOR_CACHE_DIR": str(folder / "inductor"),
             "TORCHINDUCTOR_COMPILE_THREADS": "1",  # no further processes, whose memory would not be counted
         }
         command = [sys.executable, "-P", "-m", "peers_child"]
@@ -140,7 +144,12 @@ def rotated(items: Sequence[T], number: int) -> list[T]:
 
 
 def measure(
-    contenders: Sequence[Contender], sources: dict[str, Any], pictures: Pictures, work: Path, options: Options, report: Report
+    contenders: Sequence[Contender],
+    sources: dict[str, Any],
+    pictures: Pictures,
+    work: Path,
+    options: Options,
+    report: Report,
 ) -> list[dict[str, Any]]:
     """A row per contender, in their order; the first is what the others are compared with."""
     rows = [empty_row(contender) for contender in contenders]
@@ -177,10 +186,16 @@ def empty_row(contender: Contender) -> dict[str, Any]:
 
 
 class Field:
-    """The contenders with their rows; one that fails gets its reason into its row and takes no further part."""
+    """The contenders with their rows; one that fails gets its reason into its row and takes no further
+    part."""
 
     def __init__(
-        self, contenders: Sequence[Contender], rows: list[dict[str, Any]], pictures: Pictures, options: Options, report: Report
+        self,
+        contenders: Sequence[Contender],
+        rows: list[dict[str, Any]],
+        pictures: Pictures,
+        options: Options,
+        report: Report,
     ) -> None:
         self._contenders, self._rows = contenders, rows
         self._pictures, self._options, self._report = pictures, options, report
@@ -206,7 +221,9 @@ class Field:
         folder.mkdir(parents=True, exist_ok=True)
         with Child(folder, self._options.threads, self._options.patience_s) as child:
             try:
-                files: list[str] = child.ask("prepare", function=prepare, sources=sources, folder=str(folder))["files"]
+                files: list[str] = child.ask(
+                    "prepare", function=prepare, sources=sources, folder=str(folder)
+                )["files"]
             except ContenderError as error:
                 return error
             return files
@@ -220,8 +237,18 @@ class Field:
             folder.mkdir(parents=True, exist_ok=True)
             child = stack.enter_context(Child(folder, self._options.threads, self._options.patience_s))
             self._children[number] = child
-            request = {"engine": contender.engine, "files": files, "settings": contender.settings, "threads": self._options.threads}
-            self._ask(number, "load", **request, pictures=str(self._pictures.timed[_preprocessing(contender, self._contenders)]))
+            request = {
+                "engine": contender.engine,
+                "files": files,
+                "settings": contender.settings,
+                "threads": self._options.threads,
+            }
+            self._ask(
+                number,
+                "load",
+                **request,
+                pictures=str(self._pictures.timed[_preprocessing(contender, self._contenders)]),
+            )
 
     def take_turns(self) -> None:
         """The timed runs."""

@@ -1,10 +1,11 @@
-"""Hours of ``compare.py --live`` in minutes: a generated MJPEG camera on loopback, and the memory of its processes from outside.
+"""Hours of ``compare.py --live`` in minutes: a generated MJPEG camera on loopback, and the memory of its
+processes from outside.
 
     python bench/soak.py --bundle artifacts --variant compact-scaled --minutes 10
 
-The camera sends pictures that differ, every fiftieth cut off, faster than the model answers. Each second the resident memory of
-compare.py and of the model's process is read from /proc. Ends with 1 when either grew by more than --limit-mb between the first tenth of
-the run and its end, or compare.py failed.
+The camera sends pictures that differ, every fiftieth cut off, faster than the model answers. Each second the
+resident memory of compare.py and of the model's process is read from /proc. Ends with 1 when either grew by
+more than --limit-mb between the first tenth of the run and its end, or compare.py failed.
 """
 
 import argparse
@@ -34,7 +35,16 @@ BOUNDARY = "frame"
 
 def main(arguments: Sequence[str] | None = None) -> int:
     wanted = _parser().parse_args(arguments)
-    command = [sys.executable, str(LAUNCHER), "--bundle", str(wanted.bundle), "--live", wanted.variant, "--every", "30"]
+    command = [
+        sys.executable,
+        str(LAUNCHER),
+        "--bundle",
+        str(wanted.bundle),
+        "--live",
+        wanted.variant,
+        "--every",
+        "30",
+    ]
     command += ["--threads", str(wanted.threads)] if wanted.threads else []
     with tempfile.TemporaryDirectory() as folder, camera(pictures(), wanted.fps) as url:
         document = Path(folder) / "live.json"
@@ -48,7 +58,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     for name, one in found.items():
         mb = [f"{value / 1e6:.1f}" for value in dataclasses.astuple(one)]
-        print(f"{name}: {mb[0]} MB after the first tenth, {mb[1]} at the end, at most {mb[2]}; grew by {one.grown_bytes / 1e6:+.1f} MB")
+        print(
+            f"{name}: {mb[0]} MB after the first tenth, {mb[1]} at the end, at most {mb[2]}; grew by"
+            f" {one.grown_bytes / 1e6:+.1f} MB"
+        )
     if wanted.json:
         wanted.json.write_text(json.dumps({"memory_bytes": memory, "result": result}, indent=1))
     if failure := verdict(code, found, wanted.limit_mb * 1e6):
@@ -59,23 +72,43 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="soak.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="soak.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     add = parser.add_argument
-    add("--bundle", type=Path, default=Path("artifacts"), metavar="DIR", help="what 'vgg-export all' wrote (default: artifacts)")
+    add(
+        "--bundle",
+        type=Path,
+        default=Path("artifacts"),
+        metavar="DIR",
+        help="what 'vgg-export all' wrote (default: artifacts)",
+    )
     add("--variant", default="compact-scaled", metavar="NAME", help="default: %(default)s")
     add("--minutes", type=float, default=10.0, metavar="N", help="default: %(default)s")
     add("--fps", type=float, default=60.0, metavar="N", help="of the camera (default: %(default)s)")
     add("--threads", type=int, metavar="N", help="of onnxruntime (default: what compare.py takes)")
-    add("--sample-s", type=float, default=1.0, metavar="SECONDS", help="between two looks at the memory (default: %(default)s)")
-    add("--limit-mb", type=float, default=4.0, metavar="MB", help="that each process may grow by (default: %(default)s)")
+    add(
+        "--sample-s",
+        type=float,
+        default=1.0,
+        metavar="SECONDS",
+        help="between two looks at the memory (default: %(default)s)",
+    )
+    add(
+        "--limit-mb",
+        type=float,
+        default=4.0,
+        metavar="MB",
+        help="that each process may grow by (default: %(default)s)",
+    )
     add("--json", type=Path, metavar="FILE", help="write every sample and the result of compare.py")
     return parser
 
 
 @dataclasses.dataclass(frozen=True)
 class Memory:
-    """Resident memory of a process in bytes: the mean over the second tenth of the run (the first warms up) and over the last, and the
-    most there was."""
+    """Resident memory of a process in bytes: the mean over the second tenth of the run (the first warms up)
+    and over the last, and the most there was."""
 
     start_bytes: int
     end_bytes: int
@@ -93,7 +126,10 @@ def growth(samples: Sequence[int]) -> Memory:
         ValueError: fewer than twenty of them.
     """
     if len(samples) < 20:
-        raise ValueError(f"{len(samples)} looks at the memory are too few to see growth; expected at least 20: let it run for longer")
+        raise ValueError(
+            f"{len(samples)} looks at the memory are too few to see growth; expected at least 20: let it"
+            " run for longer"
+        )
     tenth = len(samples) // 10
     return Memory(int(np.mean(samples[tenth : 2 * tenth])), int(np.mean(samples[-tenth:])), max(samples))
 
@@ -102,13 +138,18 @@ def verdict(code: int, found: dict[str, Memory], limit_bytes: float) -> str | No
     """What went wrong, or None."""
     if code:
         return f"compare.py ended with code {code}"
-    grown = [f"{name} grew by {one.grown_bytes / 1e6:.1f} MB" for name, one in found.items() if one.grown_bytes > limit_bytes]
+    grown = [
+        f"{name} grew by {one.grown_bytes / 1e6:.1f} MB"
+        for name, one in found.items()
+        if one.grown_bytes > limit_bytes
+    ]
     return "; ".join(grown) or None
 
 
 def watch(command: Sequence[str], sample_s: float) -> tuple[int, dict[str, list[int]]]:
-    """Run ``command``: its exit code, and the resident memory in bytes of it and of its child process every ``sample_s`` while both
-    live, from the first line that it prints on: then the model is loaded, however busy the machine is."""
+    """Run ``command``: its exit code, and the resident memory in bytes of it and of its child process every
+    ``sample_s`` while both live, from the first line that it prints on: then the model is loaded, however
+    busy the machine is."""
     running = subprocess.Popen(list(command), stdout=subprocess.PIPE)
     memory: dict[str, list[int]] = {"compare.py": [], "model": []}
     begun = threading.Event()
@@ -162,8 +203,15 @@ def pictures(count: int = 40, size_px: tuple[int, int] = (640, 480)) -> list[byt
 
 
 @contextlib.contextmanager
-def camera(frames: Sequence[bytes], fps: float, *, limit: int | None = None, cut_off_every: int | None = CUT_OFF_EVERY) -> Iterator[str]:
-    """A server of ``multipart/x-mixed-replace`` on loopback that sends ``frames`` over and over, ``limit`` in all; its address."""
+def camera(
+    frames: Sequence[bytes],
+    fps: float,
+    *,
+    limit: int | None = None,
+    cut_off_every: int | None = CUT_OFF_EVERY,
+) -> Iterator[str]:
+    """A server of ``multipart/x-mixed-replace`` on loopback that sends ``frames`` over and over, ``limit`` in
+    all; its address."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -172,7 +220,11 @@ def camera(frames: Sequence[bytes], fps: float, *, limit: int | None = None, cut
             self.end_headers()
             due = time.monotonic()
             with contextlib.suppress(OSError):  # the other end has seen enough
-                for k, frame in zip(itertools.count(1) if limit is None else range(1, limit + 1), itertools.cycle(frames), strict=False):
+                for k, frame in zip(
+                    itertools.count(1) if limit is None else range(1, limit + 1),
+                    itertools.cycle(frames),
+                    strict=False,
+                ):
                     sent = frame[: len(frame) // 2] if cut_off_every and k % cut_off_every == 0 else frame
                     head = f"--{BOUNDARY}\r\nContent-Type: image/jpeg\r\nContent-Length: {len(sent)}\r\n\r\n"
                     self.wfile.write(head.encode() + sent + b"\r\n")

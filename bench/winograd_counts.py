@@ -1,10 +1,11 @@
-"""What every form of a convolution costs on a Raspberry Pi's core, counted on the emulated one: the table that
-``vgg_export.winograd_cost`` chooses by.
+"""What every form of a convolution costs on a Raspberry Pi's core, counted on the emulated one: the table
+that ``vgg_export.winograd_cost`` chooses by.
 
     python bench/winograd_counts.py --output export/vgg_export/assets/winograd.json
 
-Graphs of one layer with its ReLU, executed by the aarch64 wheel on the Cortex-A72; a model is fitted to most of the shapes, and how
-far it is off on the others is written beside it. A Cortex-A53 and an A76 execute just the same for fp32, which a few shapes confirm.
+Graphs of one layer with its ReLU, executed by the aarch64 wheel on the Cortex-A72; a model is fitted to most
+of the shapes, and how far it is off on the others is written beside it. A Cortex-A53 and an A76 execute just
+the same for fp32, which a few shapes confirm.
 """
 
 import argparse
@@ -32,15 +33,17 @@ from vgg_export.storage import write_json
 
 CHILD = Path(__file__).resolve().with_name("winograd_counts_child.py")
 CORE = "cortex-a72"  # that everything is counted on
-SAME = 0.03  # relative difference of the counts of two cores that are taken to do the same; what was allocated before makes a percent
+# relative difference of the counts of two cores that are taken to do the same; what was allocated before
+# makes a percent
+SAME = 0.03
 KERNELS = ((3, 3), (3, 1), (1, 3))
 
-# Inputs, outputs, side in px: what VGGs have at 160 and 224 px, with the ranks of factorised layers; large maps with few channels only,
-# to keep it short.
+# Inputs, outputs, side in px: what VGGs have at 160 and 224 px, with the ranks of factorised layers; large
+# maps with few channels only, to keep it short.
 FITTED = (
-    (16, 16, 56), (16, 64, 80), (64, 16, 40), (32, 32, 80), (64, 64, 56), (32, 128, 40), (128, 64, 40), (64, 208, 28), (128, 128, 28),
-    (256, 128, 20), (208, 256, 20), (128, 512, 20), (512, 128, 14), (256, 256, 14), (512, 208, 10), (208, 512, 10), (256, 512, 10),
-    (512, 512, 14), (64, 128, 112),
+    (16, 16, 56), (16, 64, 80), (64, 16, 40), (32, 32, 80), (64, 64, 56), (32, 128, 40), (128, 64, 40),
+    (64, 208, 28), (128, 128, 28), (256, 128, 20), (208, 256, 20), (128, 512, 20), (512, 128, 14),
+    (256, 256, 14), (512, 208, 10), (208, 512, 10), (256, 512, 10), (512, 512, 14), (64, 128, 112),
 )  # fmt: skip
 HELD_OUT = ((64, 64, 80), (128, 128, 40), (256, 256, 28), (208, 512, 20), (512, 512, 10), (32, 64, 112))
 OTHER_CORES = ((64, 64, 28), (256, 256, 14))  # counted on every core
@@ -56,15 +59,28 @@ class Task:
 
     def row(self, instructions: int) -> dict[str, Any]:
         layer = self.layer
-        shape = {"kernel": layer.kernel, "inputs": layer.inputs, "outputs": layer.outputs, "side_px": layer.side_px}
+        shape = {
+            "kernel": layer.kernel,
+            "inputs": layer.inputs,
+            "outputs": layer.outputs,
+            "side_px": layer.side_px,
+        }
         return {**shape, "form": str(self.form or winograd_cost.DIRECT), "instructions": instructions}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     description, example = (__doc__ or "").split("\n\n")[:2]
-    parser = argparse.ArgumentParser(description=description, epilog=example, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=description, epilog=example, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="the table (.json)")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, metavar="N", help="counted at a time (default: %(default)s)")
+    parser.add_argument(
+        "--jobs",
+        type=int,
+        default=os.cpu_count() or 1,
+        metavar="N",
+        help="counted at a time (default: %(default)s)",
+    )
     wanted = parser.parse_args(arguments)
     try:
         result = run(emulated.prepare(), wanted.jobs)
@@ -74,7 +90,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     for form, off in result["errors"].items():
         fitted, held_out = (f"{100 * off[name]:.1f} %" for name in ("fitted", "held_out"))
-        print(f"{form}: off by at most {held_out} on shapes that it was not fitted to, {fitted} on the others")
+        print(
+            f"{form}: off by at most {held_out} on shapes that it was not fitted to, {fitted} on the others"
+        )
     return 0
 
 
@@ -98,11 +116,16 @@ def run(pis: dict[str, Pi], jobs: int) -> dict[str, Any]:
         "schema": winograd_cost.SCHEMA,
         "measured_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "emulator": emulated.emulator(),
-        "onnxruntime": pis[CORE].run("-c", "import onnxruntime; print(onnxruntime.__version__)").stdout.strip(),
+        "onnxruntime": pis[CORE]
+        .run("-c", "import onnxruntime; print(onnxruntime.__version__)")
+        .stdout.strip(),
         "core": CORE,
         "cores": dict.fromkeys(pis, coefficients),
         "errors": errors,
-        **{name: [task.row(count) for task, count in zip(grids[name], counts[name], strict=True)] for name in ("fitted", "held_out")},
+        **{
+            name: [task.row(count) for task, count in zip(grids[name], counts[name], strict=True)]
+            for name in ("fitted", "held_out")
+        },
     }
 
 
@@ -120,12 +143,15 @@ def all_counted(pool: ThreadPoolExecutor, grid: Sequence[Task]) -> list[int]:
 
 def parts(grid: Sequence[Task]) -> list[list[Task]]:
     """In order, each on one board and with one kernel."""
-    return [list(part) for _, part in itertools.groupby(grid, lambda task: (task.pi.board.core, task.layer.kernel))]
+    return [
+        list(part)
+        for _, part in itertools.groupby(grid, lambda task: (task.pi.board.core, task.layer.kernel))
+    ]
 
 
 def counted(tasks: Sequence[Task]) -> list[int]:
-    """Instructions of the second inference of a graph of each layer. Starting Python on the emulated core takes longer than most of
-    them, so that many share it.
+    """Instructions of the second inference of a graph of each layer. Starting Python on the emulated core
+    takes longer than most of them, so that many share it.
 
     Args:
         tasks: on one board.
@@ -139,13 +165,18 @@ def counted(tasks: Sequence[Task]) -> list[int]:
         return count_models(tasks[0].pi, wanted)
 
 
-def count_models(pi: Pi, wanted: Sequence[tuple[Path, Sequence[int]]], outputs: Sequence[Path] = ()) -> list[int]:
+def count_models(
+    pi: Pi, wanted: Sequence[tuple[Path, Sequence[int]]], outputs: Sequence[Path] = ()
+) -> list[int]:
     """Instructions of the second inference of each model, on noise of its shape.
 
     Args:
         outputs: where to write what came out (.npy), for every model or none.
     """
-    rows = [[str(path), shape, str(output) if output else None] for (path, shape), output in itertools.zip_longest(wanted, outputs)]
+    rows = [
+        [str(path), shape, str(output) if output else None]
+        for (path, shape), output in itertools.zip_longest(wanted, outputs)
+    ]
     _, counts = pi.count(CHILD, json.dumps(rows))
     return [count.instructions for count in counts[::2]]
 
@@ -156,7 +187,9 @@ def single(layer: Layer, form: Form | None) -> bytes:
 
     assert layer.kernel
     rng = np.random.default_rng(0)
-    weight = rng.standard_normal(layer.shape, np.float32) / np.float32(np.sqrt(layer.inputs * np.prod(layer.kernel)))
+    weight = rng.standard_normal(layer.shape, np.float32) / np.float32(
+        np.sqrt(layer.inputs * np.prod(layer.kernel))
+    )
     tensors = {"layer.weight": weight, "layer.bias": rng.standard_normal(layer.outputs, np.float32)}
     pads = [k // 2 for k in layer.kernel] * 2
     nodes = [
@@ -164,12 +197,16 @@ def single(layer: Layer, form: Form | None) -> bytes:
         helper.make_node("Relu", ["summed"], ["logits"], "relu"),
     ]
     values = [
-        helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", channels, layer.side_px, layer.side_px])
+        helper.make_tensor_value_info(
+            name, TensorProto.FLOAT, ["batch", channels, layer.side_px, layer.side_px]
+        )
         for name, channels in (("input", layer.inputs), ("logits", layer.outputs))
     ]
     initializers = [numpy_helper.from_array(array, name) for name, array in tensors.items()]
     made = helper.make_model(
-        helper.make_graph(nodes, "layer", values[:1], values[1:], initializers), opset_imports=[helper.make_opsetid("", 20)], ir_version=10
+        helper.make_graph(nodes, "layer", values[:1], values[1:], initializers),
+        opset_imports=[helper.make_opsetid("", 20)],
+        ir_version=10,
     )
     if form:
         winograd.rewrite(made, {"layer": form})
@@ -189,14 +226,19 @@ def ensure_same(grid: Sequence[Task], counts: Sequence[int]) -> None:
     for (layer, form), found in by_layer.items():
         if max(found) > (1 + SAME) * min(found):
             raise emulated.EmulationError(
-                f"{layer} as {form or 'it is'}: {sorted(found)} instructions on different cores; count each apart"
+                f"{layer} as {form or 'it is'}: {sorted(found)} instructions on different cores; count"
+                " each apart"
             )
 
 
-def _by_form(grid: Sequence[Task], counts: Sequence[int]) -> dict[str, tuple[Form | None, list[Layer], list[int]]]:
+def _by_form(
+    grid: Sequence[Task], counts: Sequence[int]
+) -> dict[str, tuple[Form | None, list[Layer], list[int]]]:
     found: dict[str, tuple[Form | None, list[Layer], list[int]]] = {}
     for task, count in zip(grid, counts, strict=True):
-        _, layers, numbers = found.setdefault(winograd_cost.name_of(task.layer, task.form), (task.form, [], []))
+        _, layers, numbers = found.setdefault(
+            winograd_cost.name_of(task.layer, task.form), (task.form, [], [])
+        )
         layers.append(task.layer)
         numbers.append(count)
     return found
@@ -204,10 +246,15 @@ def _by_form(grid: Sequence[Task], counts: Sequence[int]) -> dict[str, tuple[For
 
 def fit(grid: Sequence[Task], counts: Sequence[int]) -> dict[str, list[float]]:
     """Coefficients by form."""
-    return {key: winograd_cost.fit(layers, form, numbers) for key, (form, layers, numbers) in _by_form(grid, counts).items()}
+    return {
+        key: winograd_cost.fit(layers, form, numbers)
+        for key, (form, layers, numbers) in _by_form(grid, counts).items()
+    }
 
 
-def errors_of(grid: Sequence[Task], counts: Sequence[int], coefficients: dict[str, list[float]]) -> dict[str, float]:
+def errors_of(
+    grid: Sequence[Task], counts: Sequence[int], coefficients: dict[str, list[float]]
+) -> dict[str, float]:
     """The largest relative error by form."""
     found = {}
     for key, (form, layers, numbers) in _by_form(grid, counts).items():

@@ -1,6 +1,6 @@
-"""Runs on the emulated board: ``python winograd_counts_child.py '[[MODEL, SHAPE, OUTPUT], ...]'`` infers twice with each model on noise
-of this shape, a mark for the counting plugin before and after the second one, and writes what came out to OUTPUT (.npy) unless it is
-null; ``winograd_counts.py`` is the other end.
+"""Runs on the emulated board: ``python winograd_counts_child.py '[[MODEL, SHAPE, OUTPUT], ...]'`` infers
+twice with each model on noise of this shape, a mark for the counting plugin before and after the second one,
+and writes what came out to OUTPUT (.npy) unless it is null; ``winograd_counts.py`` is the other end.
 """
 
 import contextlib

@@ -1,4 +1,5 @@
-"""Real, small things to test on: torchvision VGGs of every family member, drawn signs, a bundle made by the real stages."""
+"""Real, small things to test on: torchvision VGGs of every family member, drawn signs, a bundle made by the
+real stages."""
 
 import contextlib
 import fcntl
@@ -30,16 +31,27 @@ if TYPE_CHECKING:
     from xdist.scheduler import LoadFileScheduling
 
 ROOT = Path(__file__).resolve().parent.parent
-os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # tests that import onnxruntime themselves upload nothing either
-# With as many workers as cores, threads that wait for each other by spinning take the cores from those that work: half of the time.
+# tests that import onnxruntime themselves upload nothing either
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+# With as many workers as cores, threads that wait for each other by spinning take the cores from those that
+# work: half of the time.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # of the processes that tests start
 if "PYTEST_XDIST_WORKER" in os.environ:
     torch.set_num_threads(1)  # of this one, which has read its environment already
 CONFIGURATIONS = {"vgg11": "A", "vgg13": "B", "vgg16": "D", "vgg19": "E"}
 CLASSES = ("stop", "yield", "parking", "no entry", "roundabout", "priority road", "ahead only")
 
-# The modules that take longest, the longest first: what is begun last decides how long one worker waits for the other.
-LONGEST = ("test_demo.py", "test_cli.py", "test_deploy.py", "test_emulated_pi.py", "test_serve.py", "test_full_size.py", "test_page.py")
+# The modules that take longest, the longest first: what is begun last decides how long one worker waits for
+# the other.
+LONGEST = (
+    "test_demo.py",
+    "test_cli.py",
+    "test_deploy.py",
+    "test_emulated_pi.py",
+    "test_serve.py",
+    "test_full_size.py",
+    "test_page.py",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -49,7 +61,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.hookimpl(optionalhook=True)  # without pytest-xdist nobody asks
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> "LoadFileScheduling | None":
-    """Each module goes to one worker as a whole, so that what its tests share is made once, unless another --dist is asked for."""
+    """Each module goes to one worker as a whole, so that what its tests share is made once, unless another
+    --dist is asked for."""
     from xdist.scheduler import LoadFileScheduling
 
     config.option.loadscopereorder = False  # it would begin with the modules that have the most tests
@@ -57,7 +70,8 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> "LoadFileSch
 
 
 def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Path:
-    """A folder that all workers of a run share; the first one that wants it fills it while the others wait."""
+    """A folder that all workers of a run share; the first one that wants it fills it while the others
+    wait."""
     base = factory.getbasetemp()
     folder = (base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base) / f"shared-{name}"
     with folder.with_suffix(".lock").open("w") as lock:
@@ -69,12 +83,17 @@ def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path],
     return folder
 
 
-def small_torchvision_vgg(family: str, batch_norm: bool, classes: int = len(CLASSES), seed: int = 0) -> torch.nn.Module:
-    """A torchvision VGG in evaluation mode at a quarter of its width (an eighth behind), with lively batch-norm statistics."""
+def small_torchvision_vgg(
+    family: str, batch_norm: bool, classes: int = len(CLASSES), seed: int = 0
+) -> torch.nn.Module:
+    """A torchvision VGG in evaluation mode at a quarter of its width (an eighth behind), with lively
+    batch-norm statistics."""
     torch.manual_seed(seed)
     narrow = {64: 16, 128: 16, 256: 32, 512: 32}
     widths = [narrow.get(w, w) for w in torchvision_vgg.cfgs[CONFIGURATIONS[family]]]
-    network = torchvision_vgg.VGG(torchvision_vgg.make_layers(widths, batch_norm=batch_norm), num_classes=classes, init_weights=False)
+    network = torchvision_vgg.VGG(
+        torchvision_vgg.make_layers(widths, batch_norm=batch_norm), num_classes=classes, init_weights=False
+    )
     network.classifier = torch.nn.Sequential(
         torch.nn.Linear(32 * 49, 48),
         torch.nn.ReLU(),
@@ -97,7 +116,9 @@ def small_torchvision_vgg(family: str, batch_norm: bool, classes: int = len(CLAS
 
 
 def small_checkpoint(family: str = "vgg11", classes: int = len(CLASSES), seed: int = 0) -> model.Checkpoint:
-    plan, tensors = state_dicts.to_plan_and_tensors(small_torchvision_vgg(family, False, classes, seed).state_dict())
+    plan, tensors = state_dicts.to_plan_and_tensors(
+        small_torchvision_vgg(family, False, classes, seed).state_dict()
+    )
     labels = CLASSES if classes == len(CLASSES) else tuple(f"class {k}" for k in range(classes))
     return model.Checkpoint(plan, tensors, labels, {"weights": "file", "what": f"small {family} for tests"})
 
@@ -138,8 +159,8 @@ def splits(signs_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> data
 
 @pytest.fixture(scope="session")
 def bundle_folder(splits: data.Splits, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A bundle of a small VGG with the variants baseline, quantized (for x86 and for a Raspberry Pi) and scaled, evaluated; do not
-    change it."""
+    """A bundle of a small VGG with the variants baseline, quantized (for x86 and for a Raspberry Pi) and
+    scaled, evaluated; do not change it."""
     return made_once(tmp_path_factory, "bundle", lambda work: make_bundle(splits, work)) / "artifacts"
 
 
@@ -148,7 +169,9 @@ def make_bundle(splits: data.Splits, work: Path) -> None:
     first = stage.of(work / "c.safetensors")
     baseline = to_onnx.run(first, work / "baseline.onnx", Quiet())
     scaled = to_onnx.run(fold.run(first, work / "f.safetensors", 160, Quiet()), work / "scaled.onnx", Quiet())
-    quantized = quantize.run(baseline, splits, 16, work / "quantized.onnx", QuantizeOptions("x86-vnni"), Quiet())
+    quantized = quantize.run(
+        baseline, splits, 16, work / "quantized.onnx", QuantizeOptions("x86-vnni"), Quiet()
+    )
     signed = retype.run(quantized, "pi5", work / "signed.onnx", Quiet())
     entries = entries_of(baseline, quantized, scaled, signed)
     subjects = [evaluate.Subject(e.id, e.model, e.preprocessing, e.builds[0].targets) for e in entries]
@@ -162,7 +185,10 @@ def entries_of(
     """The variants of the bundle; the second has a build for a Raspberry Pi, too."""
     other = bundle.Build("quantized.pi5", "", ("pi5", "pi4", "pi3", "zero2"), signed, "quantized")
     several = ((baseline, ()), (quantized, (other,)), (scaled, ()))
-    return tuple(bundle.Entry(made.path.stem, made.path.stem, "for tests", (), made, others=others) for made, others in several)
+    return tuple(
+        bundle.Entry(made.path.stem, made.path.stem, "for tests", (), made, others=others)
+        for made, others in several
+    )
 
 
 @pytest.fixture
@@ -181,12 +207,18 @@ def command_environment() -> dict[str, str]:
 
 def readme_table(marker: str) -> list[list[str]]:
     """The rows of the README's table behind an HTML comment, without its header."""
-    text = (ROOT / "README.md").read_text(encoding="utf-8").split(f"<!-- {marker} -->\n", 1)[1].split("\n\n", 1)[0]
+    text = (
+        (ROOT / "README.md")
+        .read_text(encoding="utf-8")
+        .split(f"<!-- {marker} -->\n", 1)[1]
+        .split("\n\n", 1)[0]
+    )
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines()[2:]]
 
 
 def interruptible() -> dict[str, Any]:
-    """Options of Popen for a group of processes that Ctrl-C reaches even where the tests run in the background, which ignores it."""
+    """Options of Popen for a group of processes that Ctrl-C reaches even where the tests run in the
+    background, which ignores it."""
     return {"start_new_session": True, "preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}
 
 
@@ -203,7 +235,13 @@ def vgg_export(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]
     def run(*arguments: str | Path, **extra: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "vgg_export", *map(str, arguments)]
         done = subprocess.run(
-            command, cwd=tmp_path, env=command_environment() | extra, capture_output=True, text=True, timeout=500, check=False
+            command,
+            cwd=tmp_path,
+            env=command_environment() | extra,
+            capture_output=True,
+            text=True,
+            timeout=500,
+            check=False,
         )
         assert "Traceback" not in done.stderr + done.stdout
         return done
@@ -215,12 +253,14 @@ def vgg_export(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]
 def in_this_process(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """The command line without a process of its own, which would spend seconds on loading torch before it refuses."""
+    """The command line without a process of its own, which would spend seconds on loading torch before it
+    refuses."""
 
     def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
         monkeypatch.chdir(tmp_path)
         code = main([*map(str, arguments)])
-        logging.basicConfig(handlers=[logging.NullHandler()], force=True)  # the one it left writes where this test is captured
+        # the one it left writes where this test is captured
+        logging.basicConfig(handlers=[logging.NullHandler()], force=True)
         out, err = capfd.readouterr()
         assert "Traceback" not in err + out
         return subprocess.CompletedProcess(arguments, code, out, err)
@@ -229,17 +269,23 @@ def in_this_process(
 
 
 @contextlib.contextmanager
-def served(bundle: Path, *arguments: str, python: str | Path = sys.executable) -> Iterator[tuple[int, subprocess.Popen[str]]]:
+def served(
+    bundle: Path, *arguments: str, python: str | Path = sys.executable
+) -> Iterator[tuple[int, subprocess.Popen[str]]]:
     """``compare.py --serve`` of a bundle on a free port."""
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
-    with serving([str(python), str(bundle / "runtime/compare.py"), "--serve", "--port", "0", *arguments], environment) as found:
+    with serving(
+        [str(python), str(bundle / "runtime/compare.py"), "--serve", "--port", "0", *arguments], environment
+    ) as found:
         yield found
 
 
 @contextlib.contextmanager
 def serving(command: list[str], environment: dict[str, str]) -> Iterator[tuple[int, subprocess.Popen[str]]]:
     """The port and the process of a command that opens a page."""
-    running = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment)
+    running = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment
+    )
     try:
         assert running.stdout is not None
         line = running.stdout.readline()
@@ -261,7 +307,9 @@ def wait_until_up(port: int) -> None:
     raise AssertionError("the server did not come up within ten seconds")
 
 
-def ask(port: int, method: str, path: str, body: object = None, **headers: str) -> tuple[int, bytes, dict[str, str]]:
+def ask(
+    port: int, method: str, path: str, body: object = None, **headers: str
+) -> tuple[int, bytes, dict[str, str]]:
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=120)
     try:
         connection.request(method, path, body, {k.replace("_", "-"): v for k, v in headers.items()})

@@ -1,4 +1,5 @@
-"""A board that is this machine: a real sshd on a free port of the loopback device, with its own keys and its own home folder."""
+"""A board that is this machine: a real sshd on a free port of the loopback device, with its own keys and its
+own home folder."""
 
 import contextlib
 import dataclasses
@@ -62,7 +63,13 @@ class Loopback:
     @property
     def arguments(self) -> tuple[str, ...]:
         """What ``vgg-export deploy`` takes to get there."""
-        return f"{getpass.getuser()}@127.0.0.1", "--port", str(self.port), "--identity", str(self.folder / "user")
+        return (
+            f"{getpass.getuser()}@127.0.0.1",
+            "--port",
+            str(self.port),
+            "--identity",
+            str(self.folder / "user"),
+        )
 
     @property
     def environment(self) -> dict[str, str]:
@@ -70,18 +77,31 @@ class Loopback:
         return {"PATH": f"{self.folder / 'pc'}:{os.environ['PATH']}"}
 
     def login(self, **variables: str) -> None:
-        """What a session begins with: the board's environment and whatever else its login script does (``_then``)."""
+        """What a session begins with: the board's environment and whatever else its login script does
+        (``_then``)."""
         then = variables.pop("_then", "")
         path = f"{self.bin}:{sys.base_prefix}/bin:/usr/bin:/bin"
         pip = {name: value for name, value in os.environ.items() if name.startswith("PIP_")}
         cache = {"PIP_CACHE_DIR": str(Path.home() / ".cache/pip")}
         given = {"HOME": str(self.home), "PATH": path, "OMP_NUM_THREADS": "1", **cache, **pip, **variables}
         lines = [f"export {name}={shlex.quote(value)}" for name, value in given.items()]
-        script(self.folder / "login", "unset PYTHONPATH", *lines, 'cd "$HOME" || exit 1', then, 'exec sh -c "$SSH_ORIGINAL_COMMAND"')
+        script(
+            self.folder / "login",
+            "unset PYTHONPATH",
+            *lines,
+            'cd "$HOME" || exit 1',
+            then,
+            'exec sh -c "$SSH_ORIGINAL_COMMAND"',
+        )
 
     def without_internet(self) -> None:
         """pip finds no index."""
-        self.login(PIP_CONFIG_FILE="/dev/null", PIP_INDEX_URL="http://127.0.0.1:9/simple", PIP_FIND_LINKS="", PIP_EXTRA_INDEX_URL="")
+        self.login(
+            PIP_CONFIG_FILE="/dev/null",
+            PIP_INDEX_URL="http://127.0.0.1:9/simple",
+            PIP_FIND_LINKS="",
+            PIP_EXTRA_INDEX_URL="",
+        )
 
     def reset(self) -> None:
         """As it was in the beginning, apart from its home folder."""
@@ -91,7 +111,10 @@ class Loopback:
 
     def sessions(self) -> list[int]:
         """Processes of sshd that serve a connection."""
-        return [int(pid) for pid in Path(f"/proc/{self.sshd.pid}/task/{self.sshd.pid}/children").read_text().split()]
+        return [
+            int(pid)
+            for pid in Path(f"/proc/{self.sshd.pid}/task/{self.sshd.pid}/children").read_text().split()
+        ]
 
     def running(self) -> list[str]:
         """Command lines of what still runs below the home folder."""
@@ -129,7 +152,9 @@ def loopback(folder: Path) -> Iterator[Loopback]:
         Path("/run/sshd").mkdir(exist_ok=True)  # sshd insists on it
     command = [SSHD, "-D", "-e", "-f", str(folder / "sshd_config")]
     with (folder / "sshd.log").open("wb") as log:
-        sshd = subprocess.Popen(command, stderr=log, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
+        sshd = subprocess.Popen(
+            command, stderr=log, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)
+        )
     try:
         _wait_for(port, folder / "sshd.log")
         board = Loopback(folder, port, sshd)

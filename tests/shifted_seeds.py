@@ -1,7 +1,8 @@
-"""Every seed of the tests and of what they test moved by ``VGG_EXPORT_SEED_SHIFT``: ``PYTHONPATH=tests pytest -p shifted_seeds``.
+"""Every seed of the tests and of what they test moved by ``VGG_EXPORT_SEED_SHIFT``: ``PYTHONPATH=tests pytest
+-p shifted_seeds``.
 
-A figure that holds for one drawn network, and not for its like, holds by luck; ``bench/numeric_settings.py`` looks for such. Processes
-that a test starts draw as ever.
+A figure that holds for one drawn network, and not for its like, holds by luck; ``bench/numeric_settings.py``
+looks for such. Processes that a test starts draw as ever.
 """
 
 import os

@@ -38,13 +38,19 @@ def test_a_change_is_in_per_cent_and_small_ones_have_no_arrow() -> None:
     assert across.change(None, 1) == across.change(1, None) == across.ABSENT
 
 
-def test_the_difference_of_two_results(result: dict[str, Any], changed: dict[str, Any], tmp_path: Path) -> None:
+def test_the_difference_of_two_results(
+    result: dict[str, Any], changed: dict[str, Any], tmp_path: Path
+) -> None:
     paths = [tmp_path / "a.json", tmp_path / "b.json"]
     for path, content in zip(paths, (result, changed), strict=True):
         path.write_text(json.dumps(content))
     done = compare("--diff", *paths)
     assert done.returncode == 0, done.stderr
-    rows = {line.split()[0]: line for line in done.stdout.splitlines() if line and line.split()[0] in ("baseline", "quantized", "scaled")}
+    rows = {
+        line.split()[0]: line
+        for line in done.stdout.splitlines()
+        if line and line.split()[0] in ("baseline", "quantized", "scaled")
+    }
     assert "-50 % ▼" in rows["baseline"]
     assert rows["quantized"].count("–") == 6
     assert "A  " + across.device_words(result) in done.stdout
@@ -71,15 +77,21 @@ def test_several_boards_in_one_table(result: dict[str, Any], changed: dict[str, 
     assert row[4].endswith("!")
 
 
-@pytest.mark.parametrize(("content", "said"), [("", "cannot be read"), ("[1]", "is no result"), ('{"schema": 1}', "is no result")])
-def test_what_is_no_result_is_said(content: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("content", "said"), [("", "cannot be read"), ("[1]", "is no result"), ('{"schema": 1}', "is no result")]
+)
+def test_what_is_no_result_is_said(
+    content: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = tmp_path / "x.json"
     path.write_text(content)
     assert main(["report", str(path)]) == 2
     assert said in capsys.readouterr().err
 
 
-def test_a_newer_schema_is_refused(result: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_newer_schema_is_refused(
+    result: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = tmp_path / "x.json"
     path.write_text(json.dumps(result | {"schema": 99}))
     assert main(["report", str(path)]) == 2

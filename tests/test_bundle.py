@@ -18,7 +18,9 @@ from vgg_runtime.errors import BundleError
 def contents(bundle_folder: Path, splits: data.Splits) -> bundle.Contents:
     """What the session's bundle was made of."""
     work = bundle_folder.parent
-    entries = entries_of(*(stage.of(work / f"{name}.onnx") for name in ("baseline", "quantized", "scaled", "signed")))
+    entries = entries_of(
+        *(stage.of(work / f"{name}.onnx") for name in ("baseline", "quantized", "scaled", "signed"))
+    )
     figures = json.loads((work / "evaluation.json").read_text())
     return bundle.Contents(entries, splits, None, figures, None)
 
@@ -26,9 +28,19 @@ def contents(bundle_folder: Path, splits: data.Splits) -> bundle.Contents:
 def test_it_holds_what_the_manifest_says_and_nothing_else(bundle_folder: Path) -> None:
     bundle_ = manifest.read(bundle_folder)
     manifest.verify(bundle_folder, bundle_.all_files())
-    files = {p.relative_to(bundle_folder).as_posix() for p in bundle_folder.rglob("*") if p.is_file() and "__pycache__" not in p.parts}
+    files = {
+        p.relative_to(bundle_folder).as_posix()
+        for p in bundle_folder.rglob("*")
+        if p.is_file() and "__pycache__" not in p.parts
+    }
     assert files == {e.path for e in bundle_.all_files()} | {"manifest.json"}
-    assert {"README.md", "runtime/compare.py", "runtime/requirements.txt", "splits.json", "labels.txt"} <= files
+    assert {
+        "README.md",
+        "runtime/compare.py",
+        "runtime/requirements.txt",
+        "splits.json",
+        "labels.txt",
+    } <= files
     for path in (ROOT / "runtime/vgg_runtime").glob("*.py"):
         assert (bundle_folder / "runtime/vgg_runtime" / path.name).read_bytes() == path.read_bytes()
 
@@ -65,7 +77,9 @@ def test_the_same_contents_are_not_written_again(contents: bundle.Contents, bund
     manifest.verify(bundle_copy, manifest.read(bundle_copy).all_files())
 
 
-@pytest.mark.parametrize("problem", [KeyboardInterrupt(), OSError(28, "No space left on device"), RuntimeError("x")])
+@pytest.mark.parametrize(
+    "problem", [KeyboardInterrupt(), OSError(28, "No space left on device"), RuntimeError("x")]
+)
 def test_whatever_interrupts_leaves_the_old_bundle_whole(
     problem: BaseException, contents: bundle.Contents, bundle_copy: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -103,7 +117,9 @@ def test_an_interrupted_swap_puts_the_old_bundle_back(
     assert [p.name for p in bundle_copy.parent.iterdir()] == [bundle_copy.name]
 
 
-def test_what_all_writes_beside_a_bundle_does_not_stand_in_the_way(contents: bundle.Contents, bundle_copy: Path) -> None:
+def test_what_all_writes_beside_a_bundle_does_not_stand_in_the_way(
+    contents: bundle.Contents, bundle_copy: Path
+) -> None:
     for name in (manifest.REPORT_NAME, *manifest.FRONT_NAMES):
         (bundle_copy / name).write_text("from an earlier run")
     bundle.ensure_replaceable(bundle_copy)
@@ -111,7 +127,9 @@ def test_what_all_writes_beside_a_bundle_does_not_stand_in_the_way(contents: bun
     assert manifest.read(bundle_copy).max_drop == 0.5
 
 
-def test_a_folder_with_other_things_is_not_replaced(contents: bundle.Contents, bundle_copy: Path, tmp_path: Path) -> None:
+def test_a_folder_with_other_things_is_not_replaced(
+    contents: bundle.Contents, bundle_copy: Path, tmp_path: Path
+) -> None:
     (bundle_copy / "notes.txt").write_text("mine")
     with pytest.raises(OutputError, match=r"would be lost: notes\.txt"):
         bundle.run(contents, bundle_copy, Quiet())
@@ -136,7 +154,9 @@ def test_damaged_manifests_are_refused(bundle_copy: Path, tmp_path: Path) -> Non
     path = bundle_copy / "manifest.json"
     good = json.loads(path.read_text())
     path.write_text(json.dumps(good | {"schema": manifest.SCHEMA + 1}))
-    assert f"has schema {manifest.SCHEMA + 1}; this runtime reads up to {manifest.SCHEMA}" in read_error(bundle_copy)
+    assert f"has schema {manifest.SCHEMA + 1}; this runtime reads up to {manifest.SCHEMA}" in read_error(
+        bundle_copy
+    )
     path.write_text(json.dumps(good | {"schema": 1}))
     assert "has schema 1, this runtime reads" in read_error(bundle_copy)
     path.write_text(json.dumps(manifest.seal({k: v for k, v in good.items() if k != "variants"})))
@@ -184,7 +204,9 @@ def _with_labels(model: stage.Artifact, labels: list[str]) -> stage.Artifact:
     return dataclasses.replace(model, sidecar=model.sidecar | {"measured": model.measured | {"model": info}})
 
 
-def test_what_int8_was_made_for_and_calibrated_on_is_the_sidecars(contents: bundle.Contents, bundle_folder: Path) -> None:
+def test_what_int8_was_made_for_and_calibrated_on_is_the_sidecars(
+    contents: bundle.Contents, bundle_folder: Path
+) -> None:
     assert manifest.read(bundle_folder).target.startswith("x86-vnni (")
     calibrated = contents.entries[1].model.measured["calibration_images"]
     assert len(calibrated) == 16
@@ -193,7 +215,9 @@ def test_what_int8_was_made_for_and_calibrated_on_is_the_sidecars(contents: bund
     assert {digest[:16] for digest in calibrated} <= set(foreign.fitted())
 
 
-def test_a_read_only_place_is_explained(contents: bundle.Contents, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_read_only_place_is_explained(
+    contents: bundle.Contents, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import os
 
     closed = tmp_path / "closed"

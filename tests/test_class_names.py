@@ -15,7 +15,8 @@ from vgg_export.errors import CheckpointError
 from vgg_export.options import DataOptions, WeightsOptions
 from vgg_export.progress import Quiet
 
-TRAINED = ("yield", "stop", "ahead only", "parking", "no entry", "roundabout", "priority road")  # no alphabet's order
+# no alphabet's order
+TRAINED = ("yield", "stop", "ahead only", "parking", "no entry", "roundabout", "priority road")
 
 
 def saved(folder: Path, **beside: Any) -> Path:
@@ -24,7 +25,9 @@ def saved(folder: Path, **beside: Any) -> Path:
     return path
 
 
-def resolved(path: Path, labels: Path | None = None, folders: tuple[str, ...] | None = None) -> model.Checkpoint:
+def resolved(
+    path: Path, labels: Path | None = None, folders: tuple[str, ...] | None = None
+) -> model.Checkpoint:
     return weights.resolve(WeightsOptions(str(path), labels), lambda: folders)
 
 
@@ -71,7 +74,11 @@ def test_numbers_as_names_keep_their_own_order(tmp_path: Path) -> None:
 def test_names_among_bare_tensors_and_in_safetensors_metadata(tmp_path: Path) -> None:
     state = {k: v.contiguous() for k, v in small_torchvision_vgg("vgg11", False).state_dict().items()}
     torch.save({**state, "class_to_idx": BY_NAME}, tmp_path / "bare.pth")
-    save_file(state, tmp_path / "meta.safetensors", {"classes": json.dumps(TRAINED), "format": "pt", "note": "{not JSON"})
+    save_file(
+        state,
+        tmp_path / "meta.safetensors",
+        {"classes": json.dumps(TRAINED), "format": "pt", "note": "{not JSON"},
+    )
     for name in ("bare.pth", "meta.safetensors"):
         assert resolved(tmp_path / name).labels == TRAINED
 
@@ -83,11 +90,23 @@ def test_names_among_bare_tensors_and_in_safetensors_metadata(tmp_path: Path) ->
             {"class_to_idx": {name: k + 1 for name, k in BY_NAME.items()}},
             "numbers its 7 classes 1, 2, 3, 4, 5, 6, 7; expected each of 0 to 6",
         ),
-        ({"class_to_idx": dict.fromkeys(TRAINED, 0)}, "numbers its 7 classes 0; expected each of 0 to 6 once"),
-        ({"class_to_idx": {name.encode(): k for k, name in enumerate(TRAINED)}}, "expected names and their numbers"),
-        ({"classes": list(TRAINED[:5])}, "classes in mine.pth has 5 class names, the checkpoint has 7 classes"),
+        (
+            {"class_to_idx": dict.fromkeys(TRAINED, 0)},
+            "numbers its 7 classes 0; expected each of 0 to 6 once",
+        ),
+        (
+            {"class_to_idx": {name.encode(): k for k, name in enumerate(TRAINED)}},
+            "expected names and their numbers",
+        ),
+        (
+            {"classes": list(TRAINED[:5])},
+            "classes in mine.pth has 5 class names, the checkpoint has 7 classes",
+        ),
         ({"classes": [*TRAINED[:6], "two\nlines"]}, "expected a name of one line"),
-        ({"classes": list(TRAINED), "class_to_idx": {name: k for k, name in enumerate(CLASSES)}}, "contradicts itself: "),
+        (
+            {"classes": list(TRAINED), "class_to_idx": {name: k for k, name in enumerate(CLASSES)}},
+            "contradicts itself: ",
+        ),
     ],
 )
 def test_names_without_an_order_are_refused_unless_labels_give_one(
@@ -111,7 +130,8 @@ def test_labels_that_contradict_the_file_are_an_error_with_both(tmp_path: Path) 
     assert "ahead only, no entry, parking" in str(error.value)
     assert "yield, stop, ahead only" in str(error.value)
     assert "first at class 0 ('ahead only' against 'yield')" in str(error.value)
-    names.write_text("\n".join(name.upper().replace(" ", "_") for name in TRAINED))  # the same, spelt otherwise
+    # the same, spelt otherwise
+    names.write_text("\n".join(name.upper().replace(" ", "_") for name in TRAINED))
     assert resolved(path, names).labels[2] == "AHEAD_ONLY"
     own = tmp_path / "own.safetensors"
     model.save(resolved(path), own)  # what was made of it knows where its names come from
@@ -120,7 +140,9 @@ def test_labels_that_contradict_the_file_are_an_error_with_both(tmp_path: Path) 
         resolved(own, names)
 
 
-def test_the_alphabet_is_said_every_time_and_goes_with_labels(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_alphabet_is_said_every_time_and_goes_with_labels(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     own = tmp_path / "own.safetensors"
     for _ in range(2):
         caplog.clear()
@@ -134,7 +156,9 @@ def test_the_alphabet_is_said_every_time_and_goes_with_labels(tmp_path: Path, ca
     assert weights.ALPHABET in caplog.text
     (tmp_path / "names.txt").write_text("\n".join(TRAINED))
     assert weights.ALPHABET not in resolved(own, tmp_path / "names.txt").source["assumed"]
-    assert weights.ALPHABET not in resolved(saved(tmp_path), tmp_path / "names.txt", TRAINED).source["assumed"]
+    assert (
+        weights.ALPHABET not in resolved(saved(tmp_path), tmp_path / "names.txt", TRAINED).source["assumed"]
+    )
 
 
 @pytest.mark.parametrize(
@@ -178,7 +202,9 @@ def test_other_json_is_refused(text: str, words: str, tmp_path: Path) -> None:
         class_names.read(tmp_path / "names.json")
 
 
-def test_what_a_state_dict_does_not_say_is_said_to_be_assumed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_what_a_state_dict_does_not_say_is_said_to_be_assumed(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     with caplog.at_level(logging.INFO):
         found = resolved(saved(tmp_path))
     (line,) = [record.getMessage() for record in caplog.records if "assumed" in record.getMessage()]
@@ -189,14 +215,17 @@ def test_what_a_state_dict_does_not_say_is_said_to_be_assumed(tmp_path: Path, ca
     assert "assumed" not in small_checkpoint().source
 
 
-def test_other_weights_in_the_file_are_said_with_how_to_take_them(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_other_weights_in_the_file_are_said_with_how_to_take_them(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     averaged = small_torchvision_vgg("vgg11", False, seed=1).state_dict()
     path = saved(tmp_path, state_dict_ema=averaged)
     taken = resolved(path)
     assert "under ['state_dict_ema'], which are left aside" in caplog.text
     command = caplog.text.split("to take them: ")[1].splitlines()[0]
     assert repr(str(path)) in command
-    exec(command.replace("'other.pth'", repr(str(tmp_path / "other.pth"))), {"torch": torch})  # what it advises
+    # what it advises
+    exec(command.replace("'other.pth'", repr(str(tmp_path / "other.pth"))), {"torch": torch})
     other = resolved(tmp_path / "other.pth")
     assert other.tensors["fc3.bias"].equal(averaged["classifier.6.bias"])
     assert not other.tensors["fc3.bias"].equal(taken.tensors["fc3.bias"])

@@ -13,7 +13,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import CLASSES, ROOT, command_environment, interruptible, small_checkpoint, small_torchvision_vgg
+from conftest import (
+    CLASSES,
+    ROOT,
+    command_environment,
+    interruptible,
+    small_checkpoint,
+    small_torchvision_vgg,
+)
 from PIL import Image
 
 from vgg_export import model
@@ -51,12 +58,25 @@ def test_every_command_has_help_with_an_example(vgg_export: Run) -> None:
         assert f"Example: vgg-export {name}" in " ".join(done.stdout.split()), name
 
 
-def test_one_stage_after_the_other_by_hand(vgg_export: Run, weights: Path, signs_folder: Path, tmp_path: Path) -> None:
+def test_one_stage_after_the_other_by_hand(
+    vgg_export: Run, weights: Path, signs_folder: Path, tmp_path: Path
+) -> None:
     data = ("--data", signs_folder)
     (tmp_path / "names.txt").write_text("\n".join(sorted(CLASSES)))
     given = ("--weights", weights, "--labels", "names.txt")
     steps = [
-        ("prune", *given, *data, *ANY, "--prune-ratio", "0.5", "--repair-images", "12", "--output", "pruned.safetensors"),
+        (
+            "prune",
+            *given,
+            *data,
+            *ANY,
+            "--prune-ratio",
+            "0.5",
+            "--repair-images",
+            "12",
+            "--output",
+            "pruned.safetensors",
+        ),
         (
             "finetune",
             "--weights",
@@ -72,7 +92,18 @@ def test_one_stage_after_the_other_by_hand(vgg_export: Run, weights: Path, signs
         ),
         ("export", *given, "--output", "baseline.onnx"),
         ("export", "--weights", "tuned.safetensors", "--input-px", "160", "--output", "small.onnx"),
-        ("quantize", "--model", "small.onnx", *data, "--target", "x86-vnni", "--calibration-images", "8", "--output", "small-int8.onnx"),
+        (
+            "quantize",
+            "--model",
+            "small.onnx",
+            *data,
+            "--target",
+            "x86-vnni",
+            "--calibration-images",
+            "8",
+            "--output",
+            "small-int8.onnx",
+        ),
         ("bundle", "baseline.onnx", "small.onnx", "small-int8.onnx", *data, "--output", "mine"),
         ("evaluate", "--bundle", "mine", *data, *ANY, "--record", "--json", "figures.json"),
     ]
@@ -83,7 +114,10 @@ def test_one_stage_after_the_other_by_hand(vgg_export: Run, weights: Path, signs
     bundle = manifest.read(tmp_path / "mine")
     assert [v.id for v in bundle.variants] == ["baseline", "small", "small-int8"]
     assert bundle.variant("small-int8").preprocessing.crop_px == 160
-    assert bundle.variant("small").build.evaluation == json.loads((tmp_path / "figures.json").read_text())["small"]
+    assert (
+        bundle.variant("small").build.evaluation
+        == json.loads((tmp_path / "figures.json").read_text())["small"]
+    )
     history = bundle.variant("small-int8").steps
     assert history[0].startswith("pruned about 50%")
     assert history[1] == "repaired in closed form on 12 pictures"
@@ -91,14 +125,40 @@ def test_one_stage_after_the_other_by_hand(vgg_export: Run, weights: Path, signs
     manifest.verify(tmp_path / "mine", bundle.all_files())
 
 
-def test_all_from_a_state_dict_and_class_folders(vgg_export: Run, weights: Path, signs_folder: Path, tmp_path: Path) -> None:
-    arguments = ("all", "--weights", weights, "--data", signs_folder, *ANY, "--prune-ratio", "0.5", "--output", "out", "--target", "pi4")
+def test_all_from_a_state_dict_and_class_folders(
+    vgg_export: Run, weights: Path, signs_folder: Path, tmp_path: Path
+) -> None:
+    arguments = (
+        "all",
+        "--weights",
+        weights,
+        "--data",
+        signs_folder,
+        *ANY,
+        "--prune-ratio",
+        "0.5",
+        "--output",
+        "out",
+        "--target",
+        "pi4",
+    )
     done = vgg_export(*arguments)
     assert done.returncode == 0, done.stderr
     bundle = manifest.read(tmp_path / "out")
-    assert [v.id for v in bundle.variants] == ["baseline", "pruned", "quantized", "pruned-quantized", "scaled", "pruned-quantized-scaled"]
+    assert [v.id for v in bundle.variants] == [
+        "baseline",
+        "pruned",
+        "quantized",
+        "pruned-quantized",
+        "scaled",
+        "pruned-quantized-scaled",
+    ]
     share = FactoriseOptions().conv_share
-    assert f"compact is left out: the convolutions cannot be factorised to {share:.0%} of their arithmetic" in done.stderr  # too narrow
+    # too narrow
+    assert (
+        f"compact is left out: the convolutions cannot be factorised to {share:.0%} of their arithmetic"
+        in done.stderr
+    )
     assert bundle.target.startswith("pi4")
     assert manifest.read_labels(tmp_path / "out", bundle) == tuple(sorted(CLASSES))
     assert all(v.build.evaluation and v.build.evaluation["n"] == 42 for v in bundle.variants)
@@ -113,12 +173,25 @@ def test_all_from_a_state_dict_and_class_folders(vgg_export: Run, weights: Path,
     assert again.stderr.count("up to date") == 15
 
 
-def test_unlabelled_photographs_give_agreement_and_no_accuracy(vgg_export: Run, weights: Path, signs_folder: Path, tmp_path: Path) -> None:
+def test_unlabelled_photographs_give_agreement_and_no_accuracy(
+    vgg_export: Run, weights: Path, signs_folder: Path, tmp_path: Path
+) -> None:
     flat = tmp_path / "photos"
     flat.mkdir()
     for path in (signs_folder / "train").rglob("*.png"):
         shutil.copy(path, flat / path.name)
-    done = vgg_export("all", "--weights", weights, "--data", flat, "--variants", "quantized", "--output", "out", "--no-compare")
+    done = vgg_export(
+        "all",
+        "--weights",
+        weights,
+        "--data",
+        flat,
+        "--variants",
+        "quantized",
+        "--output",
+        "out",
+        "--no-compare",
+    )
     assert done.returncode == 0, done.stderr
     assert "the classes have no names" in done.stderr
     baseline, quantized = manifest.read(tmp_path / "out").variants
@@ -160,20 +233,32 @@ BAD = [
     (("all", "--weights", "mine.pth", "--data", "nowhere"), "there is no folder nowhere"),
     (("all", "--weights", "mine.pth", "--data", "empty"), "holds no pictures"),
     (("all", "--weights", "mine.pth", "--data", "three"), "has 7 classes, the data has 3 class folders"),
-    (("all", "--weights", "mine.pth", "--data", "three", "--labels", "names.txt"), "3 of 3 class folders are no class of the model"),
+    (
+        ("all", "--weights", "mine.pth", "--data", "three", "--labels", "names.txt"),
+        "3 of 3 class folders are no class of the model",
+    ),
     (("all", "--weights", "mine.pth", "--labels", "text.pth"), "has 1 class names, the checkpoint has 7"),
     (("all", "--weights", "mine.pth", "--labels", "nowhere.txt"), "cannot be read as UTF-8 text"),
-    (("all", "--weights", "random", "--prune-ratio", "1.5"), "--prune-ratio must be at least 0 and below 1, found 1.5"),
+    (
+        ("all", "--weights", "random", "--prune-ratio", "1.5"),
+        "--prune-ratio must be at least 0 and below 1, found 1.5",
+    ),
     (("all", "--weights", "random", "--width-multiple", "0"), "--width-multiple must be at least 1, found 0"),
     (("all", "--weights", "random", "--scaled-px", "300"), "--scaled-px must be at least 32 and below 224"),
     (("all", "--weights", "random", "--variants", "tiny"), "there is no variant 'tiny'"),
     (("all", "--weights", "mine.pth", "--variants", "compact"), "cannot be factorised"),
-    (("all", "--weights", "mine.pth", "--labels", "names.txt", "--max-drop", "1"), "a budget needs pictures that nothing is fitted on"),
+    (
+        ("all", "--weights", "mine.pth", "--labels", "names.txt", "--max-drop", "1"),
+        "a budget needs pictures that nothing is fitted on",
+    ),
     (("all", "--weights", "mine.pth", "--max-drop", "-1"), "--max-drop must be at least 0"),
     (("all", "--weights", "mine.pth", "--max-drop", "1", "--conv-share", "0.4"), "give one or the other"),
     (("all", "--weights", "mine.pth", "--max-drop", "1", "--conv-share", "0.28"), "give one or the other"),
     (("all", "--weights", "random", "--fc-ranks", "0,1"), "ranks, .* must be positive; found 0,1, "),
-    (("all", "--weights", "mine.pth", "--target-size", "9MB", "--fc-ranks", "64,32"), "give one or the other"),
+    (
+        ("all", "--weights", "mine.pth", "--target-size", "9MB", "--fc-ranks", "64,32"),
+        "give one or the other",
+    ),
     (("all", "--weights", "mine.pth", "--max-drop", "1", "--variants", "compact"), "name both in --variants"),
     (("all", "--weights", "mine.pth", "--target-size", "small"), "--target-size takes a size such as 20MB"),
     (("all", "--weights", "random", "--output", "."), "contains the current folder"),
@@ -182,7 +267,10 @@ BAD = [
     (("all", "--weights", "random", "--target", "toaster"), "'toaster' is not one of"),
     (("all", "--weights", "random", "--output", "text.pth"), "is a file"),
     (("all", "--weights", "random", "--output", "/proc/nothing/here"), "cannot be written|No such file"),
-    (("prune", "--weights", "mine.pth", "--prune-ratio", "0.01", "--output", "p.safetensors"), "removes nothing"),
+    (
+        ("prune", "--weights", "mine.pth", "--prune-ratio", "0.01", "--output", "p.safetensors"),
+        "removes nothing",
+    ),
     (
         ("prune", "--weights", "mine.pth", "--prune-widths", "sensitivity", "--output", "p.safetensors"),
         "--prune-widths sensitivity needs costs .* use --criterion obs",
@@ -201,21 +289,38 @@ BAD = [
 
 
 @pytest.mark.parametrize(("arguments", "sentence"), BAD, ids=[" ".join(a) for a, _ in BAD])
-def test_bad_input_is_one_sentence(arguments: tuple[str, ...], sentence: str, in_this_process: Run, weights: Path, tmp_path: Path) -> None:
+def test_bad_input_is_one_sentence(
+    arguments: tuple[str, ...], sentence: str, in_this_process: Run, weights: Path, tmp_path: Path
+) -> None:
     (tmp_path / "text.pth").write_text("hello\n")
     (tmp_path / "empty").mkdir()
     (tmp_path / "names.txt").write_text("\n".join(CLASSES))
     for name in ("moose", "elk", "deer"):
         (tmp_path / "three" / name).mkdir(parents=True)
-        Image.new("RGB", (40, 40), (name == "elk" and "red") or "blue").save(tmp_path / "three" / name / f"{name}.png")
+        Image.new("RGB", (40, 40), (name == "elk" and "red") or "blue").save(
+            tmp_path / "three" / name / f"{name}.png"
+        )
     before = sorted(p for p in tmp_path.rglob("*") if ".work" not in str(p))
     refused(in_this_process(*arguments), sentence)
     assert sorted(p for p in tmp_path.rglob("*") if ".work" not in str(p)) == before
     assert weights.is_file()
 
 
-def test_ctrl_c_leaves_nothing_half_and_the_same_command_goes_on(weights: Path, signs_folder: Path, tmp_path: Path) -> None:
-    arguments = ["all", "--weights", str(weights), "--data", str(signs_folder), *ANY, "--prune-ratio", "0.5", "--output", "out"]
+def test_ctrl_c_leaves_nothing_half_and_the_same_command_goes_on(
+    weights: Path, signs_folder: Path, tmp_path: Path
+) -> None:
+    arguments = [
+        "all",
+        "--weights",
+        str(weights),
+        "--data",
+        str(signs_folder),
+        *ANY,
+        "--prune-ratio",
+        "0.5",
+        "--output",
+        "out",
+    ]
     arguments += ["--no-compare"]
     command = [sys.executable, "-m", "vgg_export", *arguments]
     for marker in ("variant baseline", "asking the teacher", "variant quantized"):
@@ -238,8 +343,14 @@ def test_ctrl_c_leaves_nothing_half_and_the_same_command_goes_on(weights: Path, 
         assert "Interrupted" in rest
         assert "Traceback" not in rest
         assert not (tmp_path / "out").exists()
-        assert not [p for p in tmp_path.rglob("*") if ".partial" in p.name or p.name.startswith((".quantize.", ".finetune.", ".evaluate."))]
-    done = subprocess.run(command, cwd=tmp_path, env=command_environment(), capture_output=True, text=True, check=False)
+        assert not [
+            p
+            for p in tmp_path.rglob("*")
+            if ".partial" in p.name or p.name.startswith((".quantize.", ".finetune.", ".evaluate."))
+        ]
+    done = subprocess.run(
+        command, cwd=tmp_path, env=command_environment(), capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
     assert "export: up to date" in done.stderr
     manifest.verify(tmp_path / "out", manifest.read(tmp_path / "out").all_files())
@@ -258,7 +369,12 @@ def test_an_interrupt_inside_an_executed_string_ends_with_the_documented_code(tm
     environment = command_environment()
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, (str(tmp_path), environment.get("PYTHONPATH"))))
     done = subprocess.run(
-        [sys.executable, "-m", "interrupted"], env=environment, capture_output=True, text=True, check=False, **interruptible()
+        [sys.executable, "-m", "interrupted"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        **interruptible(),
     )
     assert done.returncode == 130, done.stderr
     assert "Interrupted" in done.stderr
@@ -269,7 +385,9 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A real file system of 24 MB; where none can be mounted the tests that fill it cannot run."""
     folder = tmp_path / "small"
     folder.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", folder], capture_output=True, check=False)
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", folder], capture_output=True, check=False
+    )
     if mounted.returncode:
         pytest.skip("no right to mount a file system here")
     yield folder
@@ -280,25 +398,44 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 def test_a_full_disk_is_one_sentence_and_leaves_nothing_half(
     free_mb: int, vgg_export: Run, small_disk: Path, signs_folder: Path, tmp_path: Path
 ) -> None:
-    """The disk fills up in another stage each time: checkpoint, cached features, models, prepared test images."""
+    """The disk fills up in another stage each time: checkpoint, cached features, models, prepared test
+    images."""
     model.save(small_checkpoint(), tmp_path / "own.safetensors")
     (small_disk / "filler").write_bytes(b"0" * (24 - free_mb) * 1_000_000)
-    arguments = ("--data", signs_folder, *ANY, "--prune-ratio", "0.5", "--output", small_disk / "out", "--no-compare")
+    arguments = (
+        "--data",
+        signs_folder,
+        *ANY,
+        "--prune-ratio",
+        "0.5",
+        "--output",
+        small_disk / "out",
+        "--no-compare",
+    )
     done = vgg_export("all", "--weights", "own.safetensors", *arguments)
     refused(done, "the disk is full")
     assert not (small_disk / "out").exists()
-    assert not [p for p in small_disk.rglob("*") if ".partial" in p.name or p.name.startswith((".evaluate.", ".finetune.", ".quantize."))]
+    assert not [
+        p
+        for p in small_disk.rglob("*")
+        if ".partial" in p.name or p.name.startswith((".evaluate.", ".finetune.", ".quantize."))
+    ]
 
 
 def test_a_stage_does_not_overwrite_its_input(vgg_export: Run, weights: Path, tmp_path: Path) -> None:
     before = weights.read_bytes()
     refused(vgg_export("prune", "--weights", "mine.pth", "--output", "mine.pth"), "must end in .safetensors")
     model.save(small_checkpoint(), tmp_path / "own.safetensors")
-    refused(vgg_export("prune", "--weights", "own.safetensors", "--output", "own.safetensors"), "is also an input and would be overwritten")
+    refused(
+        vgg_export("prune", "--weights", "own.safetensors", "--output", "own.safetensors"),
+        "is also an input and would be overwritten",
+    )
     assert weights.read_bytes() == before
 
 
-def test_evaluate_leaves_out_what_the_models_were_made_with(vgg_export: Run, signs_folder: Path, tmp_path: Path) -> None:
+def test_evaluate_leaves_out_what_the_models_were_made_with(
+    vgg_export: Run, signs_folder: Path, tmp_path: Path
+) -> None:
     """Even when the bundle was put together with other pictures than the int8 model was calibrated on."""
     model.save(small_checkpoint(), tmp_path / "own.safetensors")
     flat = tmp_path / "photos"

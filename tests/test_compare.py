@@ -20,7 +20,9 @@ from vgg_runtime import check, measure, present
 QUICK = ("--budget", "0.2", "--rounds", "1")  # each round is a process of its own for each variant
 
 
-def compare(*arguments: str | Path, bundle: Path | None = None, cwd: Path = ROOT, **extra: str) -> subprocess.CompletedProcess[str]:
+def compare(
+    *arguments: str | Path, bundle: Path | None = None, cwd: Path = ROOT, **extra: str
+) -> subprocess.CompletedProcess[str]:
     launcher = bundle / "runtime/compare.py" if bundle else ROOT / "runtime/compare.py"
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | extra
     done = subprocess.run(
@@ -50,11 +52,16 @@ def test_the_json_is_the_documented_contract(result: dict, bundle_folder: Path) 
     assert result["schema"] == 1
     assert {"device", "bundle", "images", "variants", "explanations"} <= result.keys()
     assert [row["variant"] for row in result["variants"]] == ["baseline", "quantized", "scaled"]
-    keys = "variant size_bytes load_ms first_ms p50_ms p90_ms runs samples_ms speedup peak_rss_bytes accuracy agreement predictions error"
+    keys = (
+        "variant size_bytes load_ms first_ms p50_ms p90_ms runs samples_ms speedup peak_rss_bytes"
+        " accuracy agreement predictions error"
+    )
     for row in result["variants"]:
         assert set(keys.split()) <= row.keys()
         assert row["error"] is None
-        assert row["size_bytes"] == sum((bundle_folder / f"models/{row['variant']}.{end}").stat().st_size for end in ("onnx", "data"))
+        assert row["size_bytes"] == sum(
+            (bundle_folder / f"models/{row['variant']}.{end}").stat().st_size for end in ("onnx", "data")
+        )
         assert row["runs"] == len(row["samples_ms"]) >= 5
         assert row["p50_ms"] == pytest.approx(float(np.median(row["samples_ms"])))
         assert (row["p90_ms"] is None) == (row["runs"] < 64)
@@ -97,10 +104,21 @@ def test_predictions_are_those_of_the_files(result: dict, bundle_folder: Path) -
 def test_the_terminal_shows_device_predictions_and_table(result: dict) -> None:
     text = result["stdout"]
     assert result["device"]["cpu"] in text
-    for expected in ("P50 ms", "peak MB", "agrees", "quantized", "Measured at build time on 42 test images", "160 px"):
+    for expected in (
+        "P50 ms",
+        "peak MB",
+        "agrees",
+        "quantized",
+        "Measured at build time on 42 test images",
+        "160 px",
+    ):
         assert expected in text
     assert all(f"→ {sentence}." in text for sentence in result["explanations"])
-    lines = [line for line in text.splitlines() if line.startswith(("baseline ", "quantized ", "scaled ")) and " px" in line]
+    lines = [
+        line
+        for line in text.splitlines()
+        if line.startswith(("baseline ", "quantized ", "scaled ")) and " px" in line
+    ]
     assert len({len(line) for line in lines}) == 1  # aligned
 
 
@@ -124,17 +142,29 @@ def test_own_pictures_variants_threads_and_top5(bundle_folder: Path, tmp_path: P
     assert done.returncode == 0, done.stderr
     loaded = json.loads((tmp_path / "r.json").read_text())
     (row,) = loaded["variants"]
-    assert (row["speedup"], row["agreement"], row["accuracy"]) == (None, None, None)  # the baseline was not measured
+    # the baseline was not measured
+    assert (row["speedup"], row["agreement"], row["accuracy"]) == (None, None, None)
     assert loaded["device"]["threads"] == 1
     assert len(row["predictions"]) == 2
     assert "5." in done.stdout
 
 
 def test_class_folders_give_an_accuracy(bundle_folder: Path, signs_folder: Path, tmp_path: Path) -> None:
-    done = compare("--images", signs_folder / "test", "--variants", "baseline", "--json", tmp_path / "r.json", *QUICK, bundle=bundle_folder)
+    done = compare(
+        "--images",
+        signs_folder / "test",
+        "--variants",
+        "baseline",
+        "--json",
+        tmp_path / "r.json",
+        *QUICK,
+        bundle=bundle_folder,
+    )
     assert done.returncode == 0, done.stderr
     accuracy = json.loads((tmp_path / "r.json").read_text())["variants"][0]["accuracy"]
-    evaluated = json.loads((bundle_folder / "manifest.json").read_text())["variants"][0]["builds"][0]["evaluation"]["top1"]
+    evaluated = json.loads((bundle_folder / "manifest.json").read_text())["variants"][0]["builds"][0][
+        "evaluation"
+    ]["top1"]
     assert accuracy == evaluated  # the same pictures as at build time, the same answer
 
 
@@ -159,7 +189,9 @@ def test_in_the_checkout_it_finds_artifacts(bundle_folder: Path, tmp_path: Path)
         (("--bundle", "nowhere"), "there is no bundle in nowhere"),
     ],
 )
-def test_unusable_input_is_one_sentence_and_code_2(arguments: tuple[str, ...], sentence: str, bundle_folder: Path, tmp_path: Path) -> None:
+def test_unusable_input_is_one_sentence_and_code_2(
+    arguments: tuple[str, ...], sentence: str, bundle_folder: Path, tmp_path: Path
+) -> None:
     done = compare(*arguments, *QUICK, bundle=bundle_folder, cwd=tmp_path)
     assert done.returncode == 2
     assert sentence in done.stderr
@@ -189,7 +221,8 @@ def test_a_flipped_byte_and_a_missing_file_are_found(bundle_copy: Path) -> None:
     done = compare(*QUICK, bundle=bundle_copy)
     assert done.returncode == 2
     assert "quantized.onnx differs from the manifest" in done.stderr
-    assert compare("--variants", "baseline", *QUICK, bundle=bundle_copy).returncode == 0  # what is not loaded is not needed
+    # what is not loaded is not needed
+    assert compare("--variants", "baseline", *QUICK, bundle=bundle_copy).returncode == 0
     model.unlink()
     done = compare(*QUICK, bundle=bundle_copy)
     assert done.returncode == 2
@@ -231,7 +264,9 @@ def test_the_self_check_fails_on_other_outputs(bundle_copy: Path, tmp_path: Path
     assert [row["error"] is None for row in rows] == [True, True, False]
 
 
-def test_a_variant_that_cannot_be_loaded_is_a_row_and_the_others_run(bundle_copy: Path, tmp_path: Path) -> None:
+def test_a_variant_that_cannot_be_loaded_is_a_row_and_the_others_run(
+    bundle_copy: Path, tmp_path: Path
+) -> None:
     rewrite(bundle_copy, "models/baseline.onnx", b"not an onnx file")
     done = compare("--json", tmp_path / "r.json", *QUICK, bundle=bundle_copy)
     assert done.returncode == 1
@@ -276,8 +311,17 @@ def test_a_killed_child_is_a_row(bundle_folder: Path, tmp_path: Path) -> None:
 
 
 def test_ctrl_c_ends_it_at_once(bundle_folder: Path, tmp_path: Path) -> None:
-    command = [sys.executable, str(bundle_folder / "runtime/compare.py"), "--budget", "60", "--json", str(tmp_path / "r.json")]
-    running = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **interruptible())
+    command = [
+        sys.executable,
+        str(bundle_folder / "runtime/compare.py"),
+        "--budget",
+        "60",
+        "--json",
+        str(tmp_path / "r.json"),
+    ]
+    running = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **interruptible()
+    )
     assert running.stderr is not None
     for line in running.stderr:
         if line.startswith("round 1/3, 1/3"):
@@ -304,7 +348,15 @@ def test_random_weights_show_no_accuracy_or_agreement(bundle_copy: Path, tmp_pat
 def test_pictures_that_were_fitted_or_selected_on_count_for_nothing(
     folder: str, part: str, bundle_folder: Path, splits: data.Splits, signs_folder: Path, tmp_path: Path
 ) -> None:
-    arguments = ("--images", signs_folder / folder, "--variants", "baseline,scaled", "--json", tmp_path / "r.json", *QUICK)
+    arguments = (
+        "--images",
+        signs_folder / folder,
+        "--variants",
+        "baseline,scaled",
+        "--json",
+        tmp_path / "r.json",
+        *QUICK,
+    )
     done = compare(*arguments, bundle=bundle_folder)
     assert done.returncode == 0, done.stderr
     result = json.loads((tmp_path / "r.json").read_text())
@@ -327,7 +379,10 @@ def test_labels_with_control_characters_are_shown_harmlessly() -> None:
 
 def test_missing_requirements_are_one_sentence(bundle_folder: Path) -> None:
     done = subprocess.run(
-        [sys.executable, "-S", "-E", str(bundle_folder / "runtime/compare.py")], capture_output=True, text=True, check=False
+        [sys.executable, "-S", "-E", str(bundle_folder / "runtime/compare.py")],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 1
     assert "is missing; in a virtual environment run: pip install -r requirements.txt" in done.stderr

@@ -15,7 +15,9 @@ from vgg_export.progress import Quiet
 from vgg_runtime.preprocess import for_input, open_image, to_tensor
 
 
-def resolve(spec: Path | str | None, labels: tuple[str, ...] = CLASSES, *, kind: str = "file", **options: int) -> data.Splits:
+def resolve(
+    spec: Path | str | None, labels: tuple[str, ...] = CLASSES, *, kind: str = "file", **options: int
+) -> data.Splits:
     chosen = DataOptions(None if spec is None else str(spec), **options)
     return data.resolve(chosen, kind, labels, None, Path("unused"), Quiet())
 
@@ -33,7 +35,9 @@ def test_the_three_sets_are_disjoint_and_labelled(splits: data.Splits) -> None:
     assert len(hashes[0]) + len(hashes[1]) == 63  # 49 in train, 14 in val
     assert not hashes[0] & hashes[1]
     assert not (hashes[0] | hashes[1]) & hashes[2]
-    assert all(CLASSES[i.label] == i.path.parent.name for i in (*splits.fit, *splits.test) if i.label is not None)
+    assert all(
+        CLASSES[i.label] == i.path.parent.name for i in (*splits.fit, *splits.test) if i.label is not None
+    )
 
 
 def test_a_flat_folder_is_split_by_content_not_by_name(tmp_path: Path) -> None:
@@ -89,7 +93,9 @@ def test_folders_are_mapped_by_name_and_by_wordnet_id(tmp_path: Path) -> None:
     from torchvision.models import VGG19_Weights
 
     labels = tuple(VGG19_Weights.IMAGENET1K_V1.meta["categories"])
-    found = data.resolve(DataOptions(str(tmp_path / "photos")), "imagenet", labels, weights.wordnet_ids(), tmp_path, Quiet())
+    found = data.resolve(
+        DataOptions(str(tmp_path / "photos")), "imagenet", labels, weights.wordnet_ids(), tmp_path, Quiet()
+    )
     assert {i.label for i in (*found.fit, *found.select, *found.test)} == {281, 504}
 
 
@@ -159,12 +165,17 @@ def test_the_sample_photographs_calibrate_when_there_is_nothing_else() -> None:
     assert all(i.path.name in sources for i in found.fit)
 
 
-def test_imagenette_is_read_from_its_cache_and_refused_without_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_imagenette_is_read_from_its_cache_and_refused_without_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from torchvision.models import VGG19_Weights
 
     labels = tuple(VGG19_Weights.IMAGENET1K_V1.meta["categories"])
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr("vgg_export.data.reachable", lambda url: weights.reachable("http://127.0.0.1:9/" + url.rsplit("/", 1)[1]))
+    monkeypatch.setattr(
+        "vgg_export.data.reachable",
+        lambda url: weights.reachable("http://127.0.0.1:9/" + url.rsplit("/", 1)[1]),
+    )
     chosen = DataOptions("imagenette")
     with pytest.raises(HubError, match="Imagenette is neither in"):
         data.resolve(chosen, "imagenet", labels, weights.wordnet_ids(), tmp_path, Quiet())
@@ -214,15 +225,22 @@ def test_parts_are_found_in_their_common_spellings(names: tuple[str, ...], tmp_p
             pictures(tmp_path / "d" / part / label, 20, first=100 * k + 50 * j)
     assert data.class_folders(DataOptions(str(tmp_path / "d"))) == ("stop", "yield")
     found = resolve(tmp_path / "d")
-    of = {name: {i.path.parent.parent.name for i in getattr(found, name)} for name in ("fit", "select", "test")}
+    of = {
+        name: {i.path.parent.parent.name for i in getattr(found, name)} for name in ("fit", "select", "test")
+    }
     assert of["fit"] == {names[0]}
     assert of["test"] == {names[-1]}
-    assert of["select"] == ({names[1]} if len(names) == 3 else {names[0]})  # too few to divide: a fifth of train
+    # too few to divide: a fifth of train
+    assert of["select"] == ({names[1]} if len(names) == 3 else {names[0]})
     assert {i.label for i in found.test} == {0, 1}
 
 
-@pytest.mark.parametrize("names", [("Training", "Testing"), ("train", "test1"), ("Train", "Val", "Test")], ids="-".join)
-def test_parts_without_class_folders_are_unlabelled_and_no_classes(names: tuple[str, ...], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "names", [("Training", "Testing"), ("train", "test1"), ("Train", "Val", "Test")], ids="-".join
+)
+def test_parts_without_class_folders_are_unlabelled_and_no_classes(
+    names: tuple[str, ...], tmp_path: Path
+) -> None:
     """Of a checkpoint with as many classes as there are parts, too."""
     for k, part in enumerate(names):
         pictures(tmp_path / "d" / part, 20, first=100 * k)
@@ -263,7 +281,12 @@ def test_what_can_be_parts_or_classes_is_an_error_with_both_readings(
 def test_a_valley_among_landscapes_is_a_class(tmp_path: Path) -> None:
     for k, folder in enumerate(("valley", "forest", "freight_train", "coast")):
         pictures(tmp_path / "d" / folder, 8, first=100 * k)
-    assert data.class_folders(DataOptions(str(tmp_path / "d"))) == ("coast", "forest", "freight_train", "valley")
+    assert data.class_folders(DataOptions(str(tmp_path / "d"))) == (
+        "coast",
+        "forest",
+        "freight_train",
+        "valley",
+    )
 
 
 def test_a_part_within_a_part_of_the_same_name_is_gone_down(tmp_path: Path) -> None:
@@ -293,10 +316,14 @@ def test_one_folder_beside_train_is_divided_and_so_is_val_alone(
         pictures(tmp_path / "a" / part / "stop", 20, first=100 * k)
     found = resolve(tmp_path / "a")
     assert (len(found.fit), len(found.select), len(found.test)) == (20, 7, 13)
-    assert {i.path.parent.parent.name for i in found.select} == {"validation"}  # a checkpoint knows train by heart
+    # a checkpoint knows train by heart
+    assert {i.path.parent.parent.name for i in found.select} == {"validation"}
     assert "by heart" not in caplog.text
     for k in range(5):  # copies of fitted ones are no pictures to select or test with
-        shutil.copy(tmp_path / "a" / "train" / "stop" / f"{k}.png", tmp_path / "a" / "validation" / "stop" / f"copy{k}.png")
+        shutil.copy(
+            tmp_path / "a" / "train" / "stop" / f"{k}.png",
+            tmp_path / "a" / "validation" / "stop" / f"copy{k}.png",
+        )
     again = resolve(tmp_path / "a")
     assert again.select == found.select
     assert again.test == found.test
@@ -327,7 +354,10 @@ def test_the_seed_reaches_the_drawn_signs(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(data, "SIGNS_TRAIN", 20)
     monkeypatch.setattr(data, "SIGNS_VAL", 20)
     first, other = (
-        data.resolve(DataOptions(test_images=20, seed=seed), "demo", signs.CLASSES, None, tmp_path / str(seed), Quiet()) for seed in (0, 1)
+        data.resolve(
+            DataOptions(test_images=20, seed=seed), "demo", signs.CLASSES, None, tmp_path / str(seed), Quiet()
+        )
+        for seed in (0, 1)
     )
     assert not {i.sha256 for i in first.test} & {i.sha256 for i in other.test}
 

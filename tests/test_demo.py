@@ -26,7 +26,8 @@ def test_the_model_card_is_that_of_the_weights() -> None:
     assert 0.70 < fully_connected < 0.80
     assert card["accuracy"]["top1"] >= 0.96
     assert card["accuracy"]["n"] >= 1000
-    assert card["accuracy"]["test_seeds"][0] >= demo.DemoTrainOptions(path).images  # other seeds than those trained on
+    # other seeds than those trained on
+    assert card["accuracy"]["test_seeds"][0] >= demo.DemoTrainOptions(path).images
 
 
 def test_the_cards_accuracy_is_reproduced_on_part_of_the_signs() -> None:
@@ -37,7 +38,9 @@ def test_the_cards_accuracy_is_reproduced_on_part_of_the_signs() -> None:
 
 def test_training_leaves_a_checkpoint_and_its_card(tmp_path: Path) -> None:
     """The real training for two steps. What it learns in an hour is on the card, and reproduced above."""
-    options = demo.DemoTrainOptions(tmp_path / "demo.safetensors", images=64, test_images=40, phases=(demo.Phase(64, 1, 0.05, 32),))
+    options = demo.DemoTrainOptions(
+        tmp_path / "demo.safetensors", images=64, test_images=40, phases=(demo.Phase(64, 1, 0.05, 32),)
+    )
     card = demo.run(options, Quiet())
     assert card["sha256"] == storage.sha256(tmp_path / "demo.safetensors")
     assert card["accuracy"]["n"] == 40
@@ -48,15 +51,39 @@ def test_training_leaves_a_checkpoint_and_its_card(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_all_of_the_demo_from_start_to_end(tmp_path: Path) -> None:
-    """``vgg-export all`` on the built-in weights; accuracy on 1,200 signs that nothing was fitted on. The comparison at its end, of all ten
-    for a minute, is made with two of them, and the builds for other cores than this one by tests of smaller networks."""
+    """``vgg-export all`` on the built-in weights; accuracy on 1,200 signs that nothing was fitted on. The
+    comparison at its end, of all ten for a minute, is made with two of them, and the builds for other cores
+    than this one by tests of smaller networks."""
     every = ",".join(recipe.id for recipe in RECIPES)
     asked = ("--weights", "demo", "--variants", every, "--target", targets.here().name, "--no-compare")
     command = [sys.executable, "-m", "vgg_export", "all", *asked]
-    done = subprocess.run(command, cwd=tmp_path, env=command_environment(), capture_output=True, text=True, timeout=1100, check=False)
+    done = subprocess.run(
+        command,
+        cwd=tmp_path,
+        env=command_environment(),
+        capture_output=True,
+        text=True,
+        timeout=1100,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
-    launcher = [sys.executable, "artifacts/runtime/compare.py", "--variants", "compact-scaled", "--budget", "0.2"]
-    shown = subprocess.run(launcher, cwd=tmp_path, env=command_environment(), capture_output=True, text=True, timeout=100, check=False)
+    launcher = [
+        sys.executable,
+        "artifacts/runtime/compare.py",
+        "--variants",
+        "compact-scaled",
+        "--budget",
+        "0.2",
+    ]
+    shown = subprocess.run(
+        launcher,
+        cwd=tmp_path,
+        env=command_environment(),
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
     assert shown.returncode == 0, shown.stderr
     assert shown.stdout.count("DEMO WEIGHTS") == 2
     bundle = manifest.read(tmp_path / "artifacts")
@@ -78,7 +105,8 @@ def test_all_of_the_demo_from_start_to_end(tmp_path: Path) -> None:
     assert steps == ["removed", "repaired", "tuned", "quantized"]
     removed, repaired, *_ = (loss["kl"] for loss in bundle.variant("compact").losses)
     assert repaired < 0.3 * removed
-    for name, accuracy, _, agreement, _ in readme_table("demo table"):  # another CPU rounds differently: six of 1,200 signs
+    # another CPU rounds differently: six of 1,200 signs
+    for name, accuracy, _, agreement, _ in readme_table("demo table"):
         found = evaluation[name]
         assert found is not None
         assert float(accuracy.removesuffix(" %")) == pytest.approx(top1[name], abs=0.5)
@@ -92,9 +120,11 @@ def test_all_of_the_demo_from_start_to_end(tmp_path: Path) -> None:
     splits = json.loads((tmp_path / "artifacts/splits.json").read_text())
     sets = [{i["sha256"] for i in splits[part]} for part in ("fit", "select", "test")]
     assert sum(map(len, sets)) == len(set().union(*sets)) == 2800
-    again = subprocess.run(command, cwd=tmp_path, env=command_environment(), capture_output=True, text=True, check=False)
+    again = subprocess.run(
+        command, cwd=tmp_path, env=command_environment(), capture_output=True, text=True, check=False
+    )
     assert again.returncode == 0
     assert "bundle: up to date" in again.stderr
-    # weights, what they say of labelled pictures, nineteen steps of the recipes, evaluation, bundle; compact-scaled is distilled at its
-    # own size, a step of its own
+    # weights, what they say of labelled pictures, nineteen steps of the recipes, evaluation, bundle;
+    # compact-scaled is distilled at its own size, a step of its own
     assert again.stderr.count("up to date") == 23

@@ -56,7 +56,13 @@ def start(there: Loopback, folder: Path, *arguments: str | Path) -> subprocess.P
     command = [sys.executable, "-m", "vgg_export", "deploy", *there.arguments, *map(str, arguments)]
     environment = command_environment() | there.environment
     return subprocess.Popen(
-        command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **interruptible()
+        command,
+        cwd=folder,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        **interruptible(),
     )
 
 
@@ -113,7 +119,9 @@ def copied(done: subprocess.CompletedProcess[str]) -> int:
 
 
 @needs_sshd
-def test_everything_in_one_command(first: tuple[subprocess.CompletedProcess[str], Path], machine: Loopback, bundle_folder: Path) -> None:
+def test_everything_in_one_command(
+    first: tuple[subprocess.CompletedProcess[str], Path], machine: Loopback, bundle_folder: Path
+) -> None:
     done, folder = first
     assert done.returncode == 0, done.stderr
     bundle = manifest.read(bundle_folder)
@@ -133,7 +141,9 @@ def test_everything_in_one_command(first: tuple[subprocess.CompletedProcess[str]
 
 
 @needs_sshd
-def test_the_second_time_nothing_is_copied_or_installed(root: Path, bundle_folder: Path, to_board: Deploy) -> None:
+def test_the_second_time_nothing_is_copied_or_installed(
+    root: Path, bundle_folder: Path, to_board: Deploy
+) -> None:
     before = {p: p.stat().st_mtime_ns for p in root.rglob("*") if p.is_file() and p.parent.name != ".deploy"}
     done = to_board("--bundle", bundle_folder, "--path", HOSTILE, "--no-run")
     assert copied(done) == 0
@@ -144,7 +154,9 @@ def test_the_second_time_nothing_is_copied_or_installed(root: Path, bundle_folde
 
 @needs_sshd
 @pytest.mark.parametrize("rsync", [True, False])
-def test_a_changed_file_goes_alone(rsync: bool, root: Path, bundle_copy: Path, there: Loopback, to_board: Deploy) -> None:
+def test_a_changed_file_goes_alone(
+    rsync: bool, root: Path, bundle_copy: Path, there: Loopback, to_board: Deploy
+) -> None:
     if not rsync:
         hide_rsync(there)
     change(bundle_copy, "README.md", b"# another, %d\n" % rsync)
@@ -184,14 +196,21 @@ def test_a_file_that_was_damaged_there_is_noticed_and_copied_again(
 
 
 @needs_sshd
-def test_only_the_chosen_variants_are_needed_there(root: Path, bundle_copy: Path, to_board: Deploy, tmp_path: Path) -> None:
-    """They make a smaller bundle; what came before stays until the bundle has it no more, and what is not ours stays for ever."""
+def test_only_the_chosen_variants_are_needed_there(
+    root: Path, bundle_copy: Path, to_board: Deploy, tmp_path: Path
+) -> None:
+    """They make a smaller bundle; what came before stays until the bundle has it no more, and what is not
+    ours stays for ever."""
     shutil.rmtree(root / "models")
     (root / "mine.txt").write_text("a note")
-    done = to_board("--bundle", bundle_copy, "--path", HOSTILE, "--variants", "quantized", "--output", "out", *QUICK)
+    done = to_board(
+        "--bundle", bundle_copy, "--path", HOSTILE, "--variants", "quantized", "--output", "out", *QUICK
+    )
     assert (
         copied(done) == 6
-    )  # graphs and weights of two, a graph for other cores, the manifest; the first stays: the others are related to it
+        # graphs and weights of two, a graph for other cores, the manifest; the first stays: the others are
+        # related to it
+    )
     assert [v.id for v in manifest.read(root).variants] == ["baseline", "quantized"]
     rows = json.loads((tmp_path / "out/result.json").read_text())["variants"]
     assert [row["variant"] for row in rows] == ["baseline", "quantized"]
@@ -209,7 +228,9 @@ def test_only_the_chosen_variants_are_needed_there(root: Path, bundle_copy: Path
 
 
 @needs_sshd
-def test_what_the_report_recorded_is_there_for_the_doctor(root: Path, bundle_copy: Path, to_board: Deploy) -> None:
+def test_what_the_report_recorded_is_there_for_the_doctor(
+    root: Path, bundle_copy: Path, to_board: Deploy
+) -> None:
     report = bundle_copy / manifest.REPORT_NAME
     report.write_text("<!DOCTYPE html> a report")
     there = root / manifest.REPORT_NAME
@@ -221,7 +242,9 @@ def test_what_the_report_recorded_is_there_for_the_doctor(root: Path, bundle_cop
 
 
 @needs_sshd
-def test_a_board_without_internet_gets_its_wheels(there: Loopback, bundle_copy: Path, to_board: Deploy, tmp_path: Path) -> None:
+def test_a_board_without_internet_gets_its_wheels(
+    there: Loopback, bundle_copy: Path, to_board: Deploy, tmp_path: Path
+) -> None:
     there.without_internet()
     arguments = ("--bundle", bundle_copy, "--path", "offline", "--variants", "quantized", *QUICK)
     done = to_board(*arguments)
@@ -233,7 +256,9 @@ def test_a_board_without_internet_gets_its_wheels(there: Loopback, bundle_copy: 
     assert done.returncode == 0, done.stderr
     assert "nothing was copied" in done.stderr  # of the bundle; the wheels are apart
     assert not (there.home / "offline/.deploy/wheels").exists()
-    assert json.loads((tmp_path / "results/127.0.0.1/result.json").read_text())["variants"][0]["error"] is None
+    assert (
+        json.loads((tmp_path / "results/127.0.0.1/result.json").read_text())["variants"][0]["error"] is None
+    )
     python = there.home / "offline/venv/bin/python"
     assert subprocess.run([python, "-c", "import uvicorn"], check=False).returncode == 0
     again = to_board(*arguments, "--web", "--no-run")
@@ -241,7 +266,9 @@ def test_a_board_without_internet_gets_its_wheels(there: Loopback, bundle_copy: 
 
 
 @needs_sshd
-def test_a_failed_self_check_is_brought_back_with_exit_code_1(root: Path, bundle_copy: Path, to_board: Deploy, tmp_path: Path) -> None:
+def test_a_failed_self_check_is_brought_back_with_exit_code_1(
+    root: Path, bundle_copy: Path, to_board: Deploy, tmp_path: Path
+) -> None:
     with np.load(bundle_copy / "expected.npz") as arrays:
         wrong = {name: values + 1 if values.ndim == 2 else values for name, values in arrays.items()}
     np.savez_compressed(tmp_path / "wrong.npz", **wrong)
@@ -253,10 +280,15 @@ def test_a_failed_self_check_is_brought_back_with_exit_code_1(root: Path, bundle
 
 
 @needs_sshd
-def test_a_doctor_is_asked_where_there_is_one(root: Path, bundle_copy: Path, to_board: Deploy, tmp_path: Path) -> None:
+def test_a_doctor_is_asked_where_there_is_one(
+    root: Path, bundle_copy: Path, to_board: Deploy, tmp_path: Path
+) -> None:
     real = (bundle_copy / "runtime/compare.py").read_bytes()
     doctor = b"import sys\nif '--help' in sys.argv:\n    sys.exit(print('--doctor'))\n"
-    doctor += b"if '--doctor' in sys.argv:\n    print('fails: no cooling')\n    open(sys.argv[-1], 'w').write('{}')\n    sys.exit(1)\n"
+    doctor += (
+        b"if '--doctor' in sys.argv:\n    print('fails: no cooling')\n    open(sys.argv[-1],"
+        b" 'w').write('{}')\n    sys.exit(1)\n"
+    )
     change(bundle_copy, "runtime/compare.py", doctor + real)
     done = to_board("--bundle", bundle_copy, "--path", HOSTILE, "--variants", "quantized", *QUICK)
     assert done.returncode == 1, done.stderr
@@ -267,10 +299,16 @@ def test_a_doctor_is_asked_where_there_is_one(root: Path, bundle_copy: Path, to_
 
 
 @needs_sshd
-def test_a_comparison_that_cannot_be_made_is_one_sentence(root: Path, bundle_copy: Path, to_board: Deploy, tmp_path: Path) -> None:
+def test_a_comparison_that_cannot_be_made_is_one_sentence(
+    root: Path, bundle_copy: Path, to_board: Deploy, tmp_path: Path
+) -> None:
     """The doctor, which was asked before, has told what it knows of the board; that is kept."""
     real = (bundle_copy / "runtime/compare.py").read_bytes()
-    change(bundle_copy, "runtime/compare.py", b"import sys\nif '--html' in sys.argv:\n    sys.exit('Error: no such thing')\n" + real)
+    change(
+        bundle_copy,
+        "runtime/compare.py",
+        b"import sys\nif '--html' in sys.argv:\n    sys.exit('Error: no such thing')\n" + real,
+    )
     done = to_board("--bundle", bundle_copy, "--path", HOSTILE, *QUICK)
     assert done.returncode == 1
     assert done.stderr.count("Error: ") == 1
@@ -279,7 +317,9 @@ def test_a_comparison_that_cannot_be_made_is_one_sentence(root: Path, bundle_cop
 
 
 @needs_sshd
-def test_ctrl_c_here_stops_what_runs_there(root: Path, bundle_folder: Path, there: Loopback, tmp_path: Path) -> None:
+def test_ctrl_c_here_stops_what_runs_there(
+    root: Path, bundle_folder: Path, there: Loopback, tmp_path: Path
+) -> None:
     running = start(there, tmp_path, "--bundle", bundle_folder, "--path", HOSTILE, "--budget", "300")
     assert running.stderr
     for line in running.stderr:
@@ -294,7 +334,9 @@ def test_ctrl_c_here_stops_what_runs_there(root: Path, bundle_folder: Path, ther
 
 
 @needs_sshd
-def test_a_broken_connection_is_one_sentence(root: Path, bundle_folder: Path, there: Loopback, tmp_path: Path) -> None:
+def test_a_broken_connection_is_one_sentence(
+    root: Path, bundle_folder: Path, there: Loopback, tmp_path: Path
+) -> None:
     running = start(there, tmp_path, "--bundle", bundle_folder, "--path", HOSTILE, "--budget", "5")
     assert running.stderr
     for line in running.stderr:
@@ -318,7 +360,9 @@ def wait_until(true: Callable[[], bool], seconds: float = 60) -> None:
 
 
 @needs_sshd
-def test_a_login_script_that_talks_does_no_harm(root: Path, bundle_copy: Path, there: Loopback, to_board: Deploy) -> None:
+def test_a_login_script_that_talks_does_no_harm(
+    root: Path, bundle_copy: Path, there: Loopback, to_board: Deploy
+) -> None:
     there.login(_then="echo Welcome to this board; printf 'have a nice day'")
     change(bundle_copy, "README.md", b"# for a board that talks\n")
     done = to_board("--bundle", bundle_copy, "--path", HOSTILE, "--no-run")
@@ -337,7 +381,12 @@ def in_process(there: Loopback, bundle: Path, monkeypatch: pytest.MonkeyPatch) -
 @needs_sshd
 @pytest.mark.parametrize("times", [1, 2])
 def test_what_the_network_damages_is_sent_again_once(
-    times: int, root: Path, bundle_copy: Path, there: Loopback, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    times: int,
+    root: Path,
+    bundle_copy: Path,
+    there: Loopback,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     change(bundle_copy, "README.md", b"# sent %d times\n" % times)
     hide_rsync(there)
@@ -353,16 +402,23 @@ def test_what_the_network_damages_is_sent_again_once(
         stream(place, files, counted)
 
     monkeypatch.setattr(transfer, "_stream", damaging)
-    with contextlib.nullcontext() if times == 1 else pytest.raises(DeployError, match=r"README\.md differs on 127\.0\.0\.1 .* twice"):
+    with (
+        contextlib.nullcontext()
+        if times == 1
+        else pytest.raises(DeployError, match=r"README\.md differs on 127\.0\.0\.1 .* twice")
+    ):
         in_process(there, bundle_copy, monkeypatch)
     assert sent == [["README.md", "manifest.json"], ["README.md"]]
     assert "README.md arrived damaged; copying again" in caplog.text
-    assert ((root / "README.md").read_bytes() == b"# sent 1 times\n") == (times == 1)  # nothing damaged is ever placed
+    # nothing damaged is ever placed
+    assert ((root / "README.md").read_bytes() == b"# sent 1 times\n") == (times == 1)
     manifest.verify(root, manifest.read(root).all_files())
 
 
 @needs_sshd
-def test_an_interrupted_copy_goes_on(root: Path, bundle_copy: Path, there: Loopback, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_copy_goes_on(
+    root: Path, bundle_copy: Path, there: Loopback, monkeypatch: pytest.MonkeyPatch
+) -> None:
     shutil.rmtree(root / "models")
     hide_rsync(there)
     stream = transfer._stream
@@ -377,9 +433,13 @@ def test_an_interrupted_copy_goes_on(root: Path, bundle_copy: Path, there: Loopb
             in_process(there, bundle_copy, patch)
     assert not (root / "models").exists()
     sent = []
-    monkeypatch.setattr(transfer, "_stream", lambda place, files, counted: (sent.extend(files), stream(place, files, counted)))
+    monkeypatch.setattr(
+        transfer, "_stream", lambda place, files, counted: (sent.extend(files), stream(place, files, counted))
+    )
     done = in_process(there, bundle_copy, monkeypatch)
-    models = [entry.path for entry in manifest.read(bundle_copy).all_files() if entry.path.startswith("models/")]
+    models = [
+        entry.path for entry in manifest.read(bundle_copy).all_files() if entry.path.startswith("models/")
+    ]
     assert [file.path for file in sent] == models[2:]  # the first two had arrived
     assert len(done.copied) == len(models) == 7
     manifest.verify(root, manifest.read(bundle_copy).all_files())
@@ -390,7 +450,9 @@ def small_disk(there: Loopback) -> Iterator[Path]:
     """A real file system of 24 MB in the board's home."""
     folder = there.home / "small"
     folder.mkdir(exist_ok=True)
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", folder], capture_output=True, check=False).returncode:
+    if subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", folder], capture_output=True, check=False
+    ).returncode:
         pytest.skip("no right to mount a file system here")
     yield folder
     subprocess.run(["umount", folder], check=True)
@@ -399,18 +461,27 @@ def small_disk(there: Loopback) -> Iterator[Path]:
 @needs_sshd
 @pytest.mark.parametrize("rsync", [True, False])
 def test_a_full_disk_there_is_one_sentence(
-    rsync: bool, small_disk: Path, there: Loopback, bundle_copy: Path, to_board: Deploy, monkeypatch: pytest.MonkeyPatch
+    rsync: bool,
+    small_disk: Path,
+    there: Loopback,
+    bundle_copy: Path,
+    to_board: Deploy,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     change(bundle_copy, "README.md", os.urandom(30_000_000))
     done = to_board("--bundle", bundle_copy, "--path", "small/bundle", "--no-run")
     assert done.returncode == 2
-    assert re.search(r"has 2\d MB free in .*/small/bundle, 38\d MB are needed; free some space", done.stderr), done.stderr
+    assert re.search(
+        r"has 2\d MB free in .*/small/bundle, 38\d MB are needed; free some space", done.stderr
+    ), done.stderr
     if not rsync:
         hide_rsync(there)
     monkeypatch.setattr(deploy, "ENVIRONMENT_BYTES", -1_000_000_000)  # so that it is tried
     host, _, port, _, key = there.arguments
     monkeypatch.setenv("PATH", there.environment["PATH"])
-    options = DeployOptions(host, bundle_copy, port=int(port), identity=Path(key), path="small/bundle", run=False)
+    options = DeployOptions(
+        host, bundle_copy, port=int(port), identity=Path(key), path="small/bundle", run=False
+    )
     with pytest.raises(BoardError, match=r"the disk of 127\.0\.0\.1 is full"):
         deploy.run(options, lambda line: None, Quiet())
     assert not (small_disk / "bundle/manifest.json").exists()
@@ -419,27 +490,49 @@ def test_a_full_disk_there_is_one_sentence(
 def python(answer: dict[str, object]) -> str:
     """A python3 that says of itself what a survey should hear."""
     about = {"python": [3, 11, 2], "bits": 64, "libc": ["glibc", "2.36"], "venv": True} | answer
-    return f'case "$2" in *find_spec*) echo \'{json.dumps(about)}\';; *) exec {sys.base_prefix}/bin/python3 "$@";; esac'
+    return (
+        f"case \"$2\" in *find_spec*) echo '{json.dumps(about)}';; *) exec"
+        f' {sys.base_prefix}/bin/python3 "$@";; esac'
+    )
 
 
 UNSUITABLE = {
-    "another system": ({"uname": 'test "$1" = -s && echo Darwin || echo arm64'}, "runs Darwin; a bundle needs 64-bit Linux"),
-    "32-bit kernel": ({"uname": 'test "$1" = -s && echo Linux || echo armv7l'}, "runs a 32-bit system .armv7l., .* install the 64-bit"),
+    "another system": (
+        {"uname": 'test "$1" = -s && echo Darwin || echo arm64'},
+        "runs Darwin; a bundle needs 64-bit Linux",
+    ),
+    "32-bit kernel": (
+        {"uname": 'test "$1" = -s && echo Linux || echo armv7l'},
+        "runs a 32-bit system .armv7l., .* install the 64-bit",
+    ),
     "32-bit userland": ({"getconf": "echo 32"}, "runs a 32-bit system"),
     "32-bit Python": ({"python3": python({"bits": 32})}, "runs a 32-bit system"),
-    "another machine": ({"uname": 'test "$1" = -s && echo Linux || echo riscv64'}, "is riscv64, for which there is no onnxruntime"),
-    "old Python": ({"python3": python({"python": [3, 9, 2]})}, r"has Python 3\.9\.2; 3\.11 or newer is needed: Raspberry Pi OS Bookworm"),
+    "another machine": (
+        {"uname": 'test "$1" = -s && echo Linux || echo riscv64'},
+        "is riscv64, for which there is no onnxruntime",
+    ),
+    "old Python": (
+        {"python3": python({"python": [3, 9, 2]})},
+        r"has Python 3\.9\.2; 3\.11 or newer is needed: Raspberry Pi OS Bookworm",
+    ),
     "no Python": ({}, "has no python3; install it there"),
-    "no venv": ({"python3": python({"venv": False})}, "cannot make virtual environments; run 'sudo apt install python3-venv'"),
+    "no venv": (
+        {"python3": python({"venv": False})},
+        "cannot make virtual environments; run 'sudo apt install python3-venv'",
+    ),
 }
 
 
 @needs_sshd
 @pytest.mark.parametrize("case", UNSUITABLE)
-def test_an_unsuitable_board_is_one_sentence(case: str, there: Loopback, bundle_folder: Path, to_board: Deploy) -> None:
+def test_an_unsuitable_board_is_one_sentence(
+    case: str, there: Loopback, bundle_folder: Path, to_board: Deploy
+) -> None:
     programs, sentence = UNSUITABLE[case]
     hide_rsync(there)
-    script(there.bin / "python3", 'exec /usr/bin/env -i "$0.real" "$@"' if case == "no Python" else python({}))
+    script(
+        there.bin / "python3", 'exec /usr/bin/env -i "$0.real" "$@"' if case == "no Python" else python({})
+    )
     for name, lines in programs.items():
         script(there.bin / name, lines)
     there.login(PATH=str(there.bin))
@@ -451,7 +544,9 @@ def test_an_unsuitable_board_is_one_sentence(case: str, there: Loopback, bundle_
 
 
 @needs_sshd
-def test_a_folder_that_holds_something_else_is_left_alone(there: Loopback, bundle_folder: Path, to_board: Deploy) -> None:
+def test_a_folder_that_holds_something_else_is_left_alone(
+    there: Loopback, bundle_folder: Path, to_board: Deploy
+) -> None:
     (there.home / "Documents").mkdir()
     (there.home / "Documents/manifest.json").write_text('{"name": "a web page"}')
     (there.home / "file").write_text("")
@@ -462,7 +557,9 @@ def test_a_folder_that_holds_something_else_is_left_alone(there: Loopback, bundl
         assert [p.name for p in (there.home / "Documents").iterdir()] == ["manifest.json"]
         done = to_board("--bundle", bundle_folder, "--path", "file/below", "--no-run")
         assert done.returncode == 2
-        assert re.search(r"file/below\S* on 127\.0\.0\.1: Not a directory; choose another", done.stderr), done.stderr
+        assert re.search(r"file/below\S* on 127\.0\.0\.1: Not a directory; choose another", done.stderr), (
+            done.stderr
+        )
     finally:
         shutil.rmtree(there.home / "Documents")
         (there.home / "file").unlink()
@@ -477,7 +574,10 @@ def refused(done: subprocess.CompletedProcess[str], sentence: str) -> None:
 @needs_sshd
 def test_no_connection_is_one_sentence(there: Loopback, bundle_folder: Path, to_board: Deploy) -> None:
     given = ("--bundle", bundle_folder)
-    refused(to_board(*given, "--identity", there.folder / "stranger"), f"refused the login: .*'ssh-copy-id -p {there.port} .*@127.0.0.1'")
+    refused(
+        to_board(*given, "--identity", there.folder / "stranger"),
+        f"refused the login: .*'ssh-copy-id -p {there.port} .*@127.0.0.1'",
+    )
     refused(to_board(*given, "--port", "9"), "no ssh server answers on that port")
     (there.folder / "stranger.open").write_bytes((there.folder / "user").read_bytes())
     (there.folder / "stranger.open").chmod(0o644)
@@ -489,7 +589,10 @@ def test_no_connection_is_one_sentence(there: Loopback, bundle_folder: Path, to_
         refused(to_board(*given), r"host key of 127\.0\.0\.1 is not known here; connect once with 'ssh -p ")
         key = " ".join((there.folder / "stranger.pub").read_text().split()[:2])
         known.write_text(f"[127.0.0.1]:{there.port} {key}\n")
-        refused(to_board(*given), rf"is not the one that this computer remembers; .*ssh-keygen -R .\[127.0.0.1\]:{there.port}")
+        refused(
+            to_board(*given),
+            rf"is not the one that this computer remembers; .*ssh-keygen -R .\[127.0.0.1\]:{there.port}",
+        )
         assert key in known.read_text()  # host keys are the user's business
     finally:
         known.write_text(right)
@@ -497,25 +600,43 @@ def test_no_connection_is_one_sentence(there: Loopback, bundle_folder: Path, to_
 
 @needs_sshd
 def test_a_secret_is_asked_for_once(root: Path, bundle_copy: Path, there: Loopback, tmp_path: Path) -> None:
-    """However many files, sessions and rsync there are: the passphrase of a key, which ssh asks for as it does for a password."""
+    """However many files, sessions and rsync there are: the passphrase of a key, which ssh asks for as it
+    does for a password."""
     key, asked = tmp_path / "locked", tmp_path / "asked"
     shutil.copy(there.folder / "user", key)
     key.chmod(0o600)
-    subprocess.run(["ssh-keygen", "-q", "-p", "-P", "", "-N", "a secret", "-f", key], check=True, capture_output=True)
+    subprocess.run(
+        ["ssh-keygen", "-q", "-p", "-P", "", "-N", "a secret", "-f", key], check=True, capture_output=True
+    )
     script(tmp_path / "ask", f'echo "$1" >> {asked}', 'echo "a secret"')
     change(bundle_copy, "README.md", b"# behind a lock\n")
-    command = [sys.executable, "-m", "vgg_export", "deploy", there.arguments[0], "--port", str(there.port), "--identity", str(key)]
+    command = [
+        sys.executable,
+        "-m",
+        "vgg_export",
+        "deploy",
+        there.arguments[0],
+        "--port",
+        str(there.port),
+        "--identity",
+        str(key),
+    ]
     command += ["--bundle", str(bundle_copy), "--path", HOSTILE, "--no-run"]
     secrets = {"SSH_ASKPASS": str(tmp_path / "ask"), "SSH_ASKPASS_REQUIRE": "force"}
     environment = command_environment() | there.environment | secrets
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=100, check=False)
+    done = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=100, check=False
+    )
     assert copied(done) == 2
     assert len(asked.read_text().splitlines()) == 1
 
 
 @pytest.mark.skipif(not shutil.which("ssh"), reason="needs ssh")
 def test_a_name_that_nobody_knows(vgg_export: Deploy, bundle_folder: Path) -> None:
-    refused(vgg_export("deploy", "pi@board.invalid", "--bundle", bundle_folder), r"the name board\.invalid is not known in this network")
+    refused(
+        vgg_export("deploy", "pi@board.invalid", "--bundle", bundle_folder),
+        r"the name board\.invalid is not known in this network",
+    )
 
 
 def test_a_pc_without_ssh(bundle_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -526,8 +647,14 @@ def test_a_pc_without_ssh(bundle_folder: Path, monkeypatch: pytest.MonkeyPatch) 
 
 def test_a_damaged_bundle_is_not_copied(bundle_copy: Path, vgg_export: Deploy) -> None:
     (bundle_copy / "labels.txt").write_text("damaged")
-    refused(vgg_export("deploy", "pi@board.invalid", "--bundle", bundle_copy), "labels.txt differs from the manifest")
-    refused(vgg_export("deploy", "pi@board.invalid", "--bundle", bundle_copy, "--variants", "tiny"), "there is no variant 'tiny'")
+    refused(
+        vgg_export("deploy", "pi@board.invalid", "--bundle", bundle_copy),
+        "labels.txt differs from the manifest",
+    )
+    refused(
+        vgg_export("deploy", "pi@board.invalid", "--bundle", bundle_copy, "--variants", "tiny"),
+        "there is no variant 'tiny'",
+    )
 
 
 @pytest.mark.parametrize(
@@ -562,8 +689,14 @@ def test_where_things_go() -> None:
     [
         ("ssh: connect to host board port 22: No route to host", "board does not answer; is it switched on"),
         ("ssh: connect to host board port 22: Connection timed out", "board does not answer"),
-        ("Received disconnect from 10.0.0.7 port 22:2: Too many authentication failures", "too many keys were offered; .* --identity"),
-        ("kex_exchange_identification: Connection closed by remote host\n", "no connection to board: kex_exchange_identification"),
+        (
+            "Received disconnect from 10.0.0.7 port 22:2: Too many authentication failures",
+            "too many keys were offered; .* --identity",
+        ),
+        (
+            "kex_exchange_identification: Connection closed by remote host\n",
+            "no connection to board: kex_exchange_identification",
+        ),
         ("", "ssh gave no reason"),
     ],
 )
@@ -574,11 +707,28 @@ def test_what_ssh_says_is_explained(said: str, sentence: str) -> None:
 @pytest.mark.parametrize(
     ("said", "sentence"),
     [
-        ("ERROR: Could not install packages due to an OSError: [Errno 28] No space left on device", "the disk of pi is full"),
-        ("SSLError(SSLCertVerificationError(1, '[SSL: CERTIFICATE_VERIFY_FAILED] certificate is not yet valid'))", "its clock is wrong"),
-        ("Max retries exceeded ... Temporary failure in name resolution\nERROR: No matching distribution found for numpy", "--wheels"),
-        ("ERROR: No matching distribution found for onnxruntime\n", "pip found no onnxruntime for the Python of pi; use one there"),
-        ("ERROR: Wheel is invalid\n", "pip failed on pi: ERROR: Wheel is invalid; run the same command again"),
+        (
+            "ERROR: Could not install packages due to an OSError: [Errno 28] No space left on device",
+            "the disk of pi is full",
+        ),
+        (
+            "SSLError(SSLCertVerificationError(1, '[SSL: CERTIFICATE_VERIFY_FAILED] certificate is not yet"
+            " valid'))",
+            "its clock is wrong",
+        ),
+        (
+            "Max retries exceeded ... Temporary failure in name resolution\nERROR: No matching"
+            " distribution found for numpy",
+            "--wheels",
+        ),
+        (
+            "ERROR: No matching distribution found for onnxruntime\n",
+            "pip found no onnxruntime for the Python of pi; use one there",
+        ),
+        (
+            "ERROR: Wheel is invalid\n",
+            "pip failed on pi: ERROR: Wheel is invalid; run the same command again",
+        ),
     ],
 )
 def test_what_pip_says_is_explained(said: str, sentence: str) -> None:
@@ -586,18 +736,27 @@ def test_what_pip_says_is_explained(said: str, sentence: str) -> None:
 
 
 def pi(machine: str = "aarch64", glibc: tuple[int, int] | None = (2, 36)) -> board.Board:
-    return board.Board(machine, "Raspberry Pi 5", "/usr/bin/python3", (3, 11, 2), glibc, venv=True, rsync=True)
+    return board.Board(
+        machine, "Raspberry Pi 5", "/usr/bin/python3", (3, 11, 2), glibc, venv=True, rsync=True
+    )
 
 
 def test_wheels_are_those_of_the_boards_system() -> None:
     names = wheels.platforms(pi())
     assert names[0] == "manylinux_2_36_aarch64"
-    assert {"manylinux_2_28_aarch64", "manylinux_2_27_aarch64", "manylinux_2_17_aarch64", "manylinux2014_aarch64"} <= set(names)
+    assert {
+        "manylinux_2_28_aarch64",
+        "manylinux_2_27_aarch64",
+        "manylinux_2_17_aarch64",
+        "manylinux2014_aarch64",
+    } <= set(names)
     with pytest.raises(BoardError, match="another C library"):
         wheels.platforms(pi(glibc=None))
 
 
-def test_wheels_for_another_machine_are_fetched_once(bundle_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wheels_for_another_machine_are_fetched_once(
+    bundle_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     requirements = [bundle_folder / "runtime/requirements.txt"]
     names = [path.name for path in wheels.fetch(pi(), requirements, tmp_path / "wheels", Quiet())]
     for package in ("onnxruntime", "numpy", "pillow"):
@@ -624,6 +783,8 @@ def test_wheels_that_cannot_be_had(
         }.items():
             monkeypatch.setenv(f"PIP_{name}", value)
     old = dataclasses.replace(pi(), version=version)
-    with pytest.raises(error, match=r"cannot reach the package index either|no wheels for the board's system and Python"):
+    with pytest.raises(
+        error, match=r"cannot reach the package index either|no wheels for the board's system and Python"
+    ):
         wheels.fetch(old, [tmp_path / "requirements.txt"], tmp_path / "wheels", Quiet())
     assert not list((tmp_path / "wheels").iterdir())

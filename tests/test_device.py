@@ -39,11 +39,21 @@ FILES = {
 
 
 def test_a_raspberry_pi_5(tmp_path: Path) -> None:
-    put(tmp_path, cpuinfo=PI5_CPUINFO, meminfo="MemTotal:  4147200 kB\n", model="Raspberry Pi 5 Model B Rev 1.0\0")
+    put(
+        tmp_path,
+        cpuinfo=PI5_CPUINFO,
+        meminfo="MemTotal:  4147200 kB\n",
+        model="Raspberry Pi 5 Model B Rev 1.0\0",
+    )
     put(tmp_path, cpu_zone="cpu-thermal\n", cpu_temp="61234\n", wifi_zone="iwlwifi_1\n", wifi_temp="90000\n")
     put(tmp_path, clock0="1500000\n", clock1="2400000\n", throttled="0\n")
     found = device.describe(4, tmp_path)
-    assert (found.board, found.cpu, found.cores, found.threads) == ("Raspberry Pi 5 Model B Rev 1.0", "Cortex-A76", 2, 4)
+    assert (found.board, found.cpu, found.cores, found.threads) == (
+        "Raspberry Pi 5 Model B Rev 1.0",
+        "Cortex-A76",
+        2,
+        4,
+    )
     assert found.features == ("asimd", "asimddp")
     assert found.ram_bytes == 4147200 * 1024
     assert (found.temperature_c, found.clock_mhz, found.throttled) == (61.234, 2400, ())

@@ -22,7 +22,10 @@ def planned(recipe: pipeline.Recipe) -> model.Plan:
     """The plan of a variant of the full-size VGG19, computed from its recipe."""
     plan, options = model.full_width("vgg19"), PruneOptions()
     if "prune" in recipe.steps:
-        deep = [tuple(prune.target_width(w, options.ratio, options.multiple) for w in block) for block in plan.blocks[3:]]
+        deep = [
+            tuple(prune.target_width(w, options.ratio, options.multiple) for w in block)
+            for block in plan.blocks[3:]
+        ]
         plan = dataclasses.replace(plan, blocks=(*plan.blocks[:3], *deep))
     return dataclasses.replace(plan, input_px=AllOptions().scaled_px) if "fold" in recipe.steps else plan
 
@@ -35,23 +38,30 @@ def test_the_full_size_table_is_the_recipes() -> None:
         plan = planned(recipe)
         million, giga = float(row[2].removesuffix(" M")), float(row[3])
         assert row[1] == f"{plan.input_px} px"
-        if "factorise" in recipe.steps:  # the ranks follow from pictures; the bound on the arithmetic is an option
+        # the ranks follow from pictures; the bound on the arithmetic is an option
+        if "factorise" in recipe.steps:
             linear = sum(layer.macs() for layer in plan.layers() if not layer.kernel)
             assert giga <= (AllOptions().factorise.conv_share * (plan.macs() - linear) + linear) / 1e9
             assert million < plan.parameters() / 3e6
         else:
             assert row[2:4] == [f"{plan.parameters() / 1e6:.2f} M", f"{plan.macs() / 1e9:.2f}"]
         size = million * (1 if "quantize" in recipe.steps else 4)
-        assert float(row[4].removesuffix(" MB")) == pytest.approx(size, rel=0.02)  # a small int8 file's scales count
+        # a small int8 file's scales count
+        assert float(row[4].removesuffix(" MB")) == pytest.approx(size, rel=0.02)
         speedup = baseline_ms / float(row[5].removesuffix(" ms"))
-        assert float(row[6].removesuffix("x")) == pytest.approx(speedup, abs=0.05 + 0.006 * speedup)  # both are rounded
+        # both are rounded
+        assert float(row[6].removesuffix("x")) == pytest.approx(speedup, abs=0.05 + 0.006 * speedup)
 
 
 @pytest.mark.parametrize(("table", "n", "count"), [("sweep table", 1200, 15), ("real table", 600, 7)])
 def test_every_interval_is_the_one_of_its_rate(table: str, n: int, count: int) -> None:
     cells = [cell for row in readme_table(table) for cell in row if " to " in cell]
     assert len(cells) == count
-    possible = {f"{100 * k / n:.1f} % ({100 * low:.1f} to {100 * high:.1f})" for k in range(n + 1) for low, high in [wilson_interval(k, n)]}
+    possible = {
+        f"{100 * k / n:.1f} % ({100 * low:.1f} to {100 * high:.1f})"
+        for k in range(n + 1)
+        for low, high in [wilson_interval(k, n)]
+    }
     assert set(cells) <= possible
 
 
@@ -125,10 +135,16 @@ def test_the_result_contract_is_documented() -> None:
 def test_no_file_names_a_machine_or_a_registry() -> None:
     import subprocess
 
-    tracked = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=False).stdout.split("\0")
+    tracked = subprocess.run(
+        ["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=False
+    ).stdout.split("\0")
     for name in filter(None, tracked):
         path = ROOT / name
-        if path != Path(__file__) and path.is_file() and path.suffix in (".py", ".md", ".cfg", ".toml", ".json", ".txt", ""):
+        if (
+            path != Path(__file__)
+            and path.is_file()
+            and path.suffix in (".py", ".md", ".cfg", ".toml", ".json", ".txt", "")
+        ):
             text = path.read_text(encoding="utf-8", errors="replace")
             assert not re.search(r"/(?:root|work|home/\w+)/|index-url|find-links", text), name
 

@@ -1,4 +1,5 @@
-"""The doctor, on boards laid out as files that it reads, on real and damaged bundles, and as a user runs it."""
+"""The doctor, on boards laid out as files that it reads, on real and damaged bundles, and as a user runs
+it."""
 
 import dataclasses
 import json
@@ -38,7 +39,9 @@ THROTTLED_FILE = "sys/devices/platform/soc/soc:firmware/get_throttled"
 TEMPERATURE_FILE = "sys/class/thermal/thermal_zone0/temp"
 
 
-def lay_out(root: Path, changes: dict[str, str | None] | None = None, bits: int = 64, kind: int = AARCH64) -> Path:
+def lay_out(
+    root: Path, changes: dict[str, str | None] | None = None, bits: int = 64, kind: int = AARCH64
+) -> Path:
     """A Raspberry Pi 5 with all its sensors below ``root``, with changes; None removes a file."""
     for name, text in (BOARD_FILES | (changes or {})).items():
         if text is not None:
@@ -62,7 +65,9 @@ def test_a_pi_5_that_lacks_nothing(tmp_path: Path) -> None:
     assert {name: check.mark for name, check in found.items()} == dict.fromkeys(
         ("64-bit system", "board", "int8 instructions", "governor", "power", "temperature"), OK
     )
-    assert found["64-bit system"].found == "Python is a program for aarch64, on Debian GNU/Linux 12 (bookworm)"
+    assert (
+        found["64-bit system"].found == "Python is a program for aarch64, on Debian GNU/Linux 12 (bookworm)"
+    )
     assert found["board"].found == "Raspberry Pi 5 Model B Rev 1.0, Cortex-A76, 2 cores, 7.9 GiB RAM"
     assert found["int8 instructions"].found == "asimddp"
     assert found["governor"].found == "ondemand, 2400 MHz now"
@@ -71,21 +76,32 @@ def test_a_pi_5_that_lacks_nothing(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("cpuinfo", "model", "core"),
-    [(PI4_CPUINFO, "Raspberry Pi 4 Model B Rev 1.4", "Cortex-A72"), (ZERO2_CPUINFO, "Raspberry Pi Zero 2 W Rev 1.0", "Cortex-A53")],
+    [
+        (PI4_CPUINFO, "Raspberry Pi 4 Model B Rev 1.4", "Cortex-A72"),
+        (ZERO2_CPUINFO, "Raspberry Pi Zero 2 W Rev 1.0", "Cortex-A53"),
+    ],
 )
 def test_a_core_without_dot_product_is_a_warning(cpuinfo: str, model: str, core: str, tmp_path: Path) -> None:
     found = checks(lay_out(tmp_path, {"proc/cpuinfo": cpuinfo, "proc/device-tree/model": model + "\0"}))
     assert found["board"].found.startswith(f"{model}, {core}, ")
     check = found["int8 instructions"]
     assert check.mark == WARNING
-    assert check.found == "this core has no dot product (asimddp is missing in /proc/cpuinfo): int8 saves memory here, not time"
+    assert (
+        check.found
+        == "this core has no dot product (asimddp is missing in /proc/cpuinfo): int8 saves memory here,"
+        " not time"
+    )
     assert "compact-fp32" in (check.remedy or "")
     assert [name for name, other in found.items() if other.mark != OK] == ["int8 instructions"]
 
 
 def test_an_x86_without_vnni_names_what_is_missing(tmp_path: Path) -> None:
-    root = lay_out(tmp_path, {"proc/cpuinfo": "processor\t: 0\nmodel name\t: Old\nflags\t\t: sse2 avx2 fma\n"})
-    assert "(avx512_vnni and avx_vnni are missing in /proc/cpuinfo)" in checks(root)["int8 instructions"].found
+    root = lay_out(
+        tmp_path, {"proc/cpuinfo": "processor\t: 0\nmodel name\t: Old\nflags\t\t: sse2 avx2 fma\n"}
+    )
+    assert (
+        "(avx512_vnni and avx_vnni are missing in /proc/cpuinfo)" in checks(root)["int8 instructions"].found
+    )
 
 
 def test_a_32_bit_system_fails(tmp_path: Path) -> None:
@@ -114,12 +130,19 @@ def test_what_cannot_be_read_is_unknown_and_nothing_fails(tmp_path: Path) -> Non
     [
         ("0x50005", FAILS, "under-voltage, throttled", [advice.SUPPLY]),
         ("0x50000", WARNING, "under-voltage since boot, throttled since boot", [advice.SUPPLY]),
-        ("0xe0008", FAILS, "soft temperature limit, clock capped since boot, throttled since boot", [advice.COOLING]),
+        (
+            "0xe0008",
+            FAILS,
+            "soft temperature limit, clock capped since boot, throttled since boot",
+            [advice.COOLING],
+        ),
         ("0x40004", FAILS, "throttled", [advice.COOLING]),
         ("0x80009", FAILS, "under-voltage, soft temperature limit", [advice.SUPPLY, advice.COOLING]),
     ],
 )
-def test_what_the_firmware_holds_back(bits: str, mark: str, words: str, remedies: list[str], tmp_path: Path) -> None:
+def test_what_the_firmware_holds_back(
+    bits: str, mark: str, words: str, remedies: list[str], tmp_path: Path
+) -> None:
     check = checks(lay_out(tmp_path, {THROTTLED_FILE: bits}))["power"]
     assert (check.mark, check.found, check.remedy) == (mark, words, "; ".join(remedies))
 
@@ -137,7 +160,9 @@ def test_a_governor_that_stays_at_the_lowest_clock_is_a_warning(tmp_path: Path) 
         "powersave: the clock stays at its lowest, 2400 MHz now",
         advice.GOVERNOR,
     )
-    own = checks(lay_out(tmp_path / "pc", {GOVERNOR_FILE: "powersave\n", DRIVER_FILE: "intel_pstate\n"}))["governor"]
+    own = checks(lay_out(tmp_path / "pc", {GOVERNOR_FILE: "powersave\n", DRIVER_FILE: "intel_pstate\n"}))[
+        "governor"
+    ]
     assert (own.mark, own.found) == (OK, "powersave (intel_pstate), 2400 MHz now")
 
 
@@ -182,31 +207,46 @@ def test_a_whole_bundle_on_this_machine(bundle_folder: Path) -> None:
 def test_recorded_peaks_are_compared_with_what_is_available(bundle_copy: Path, tmp_path: Path) -> None:
     """The report is a real one, written by the bundle's own runtime as ``vgg-export all`` does."""
     report = bundle_copy / manifest.REPORT_NAME
-    assert compare("--html", report, "--json", tmp_path / "r.json", *QUICK, bundle=bundle_copy).returncode == 0
+    assert (
+        compare("--html", report, "--json", tmp_path / "r.json", *QUICK, bundle=bundle_copy).returncode == 0
+    )
     result = json.loads((tmp_path / "r.json").read_text())
     peaks = {row["variant"]: row["peak_rss_bytes"] for row in result["variants"]}
-    assert bundle_checks.recorded_peaks(bundle_copy, manifest.read(bundle_copy)) == bundle_checks.Recorded(peaks, result["device"]["cpu"])
+    assert bundle_checks.recorded_peaks(bundle_copy, manifest.read(bundle_copy)) == bundle_checks.Recorded(
+        peaks, result["device"]["cpu"]
+    )
 
     most = max(peaks, key=lambda name: peaks[name])
     roomy = examined(bundle_copy, with_memory(tmp_path / "roomy", 500_000))
     assert roomy["memory"]["mark"] == OK
-    assert roomy["memory"]["found"].startswith(f"512 MB available; the most is {most} ({peaks[most] / 1e6:.0f} MB, its peak on ")
+    assert roomy["memory"]["found"].startswith(
+        f"512 MB available; the most is {most} ({peaks[most] / 1e6:.0f} MB, its peak on "
+    )
 
     between = (max(peaks.values()) + sorted(peaks.values())[-2]) // 2 // 1024
     tight = examined(bundle_copy, with_memory(tmp_path / "tight", between))
     assert tight["memory"]["mark"] == WARNING
     assert f"too little for {most} (" in tight["memory"]["found"]
-    assert tight["memory"]["remedy"].endswith("--variants " + ",".join(name for name in peaks if name != most))
+    assert tight["memory"]["remedy"].endswith(
+        "--variants " + ",".join(name for name in peaks if name != most)
+    )
 
     full = examined(bundle_copy, with_memory(tmp_path / "full", 1000))
     assert (full["memory"]["mark"], full["int8 of quantized"]["mark"]) == (FAILS, UNKNOWN)
-    assert full["int8 of quantized"]["found"].startswith("not tried: of 1 MB available memory it needs quantized (")
+    assert full["int8 of quantized"]["found"].startswith(
+        "not tried: of 1 MB available memory it needs quantized ("
+    )
 
 
 def test_a_report_of_another_bundle_records_nothing(bundle_copy: Path) -> None:
     rows = [{"variant": "baseline", "size_bytes": 1, "peak_rss_bytes": 5}]
     page = '<script type="application/json" id="result">%s</script>'
-    for text in (page % json.dumps({"variants": rows, "device": {"cpu": "x"}}), page % "{", "nothing", page % "[]"):
+    for text in (
+        page % json.dumps({"variants": rows, "device": {"cpu": "x"}}),
+        page % "{",
+        "nothing",
+        page % "[]",
+    ):
         (bundle_copy / manifest.REPORT_NAME).write_text(text)
         assert bundle_checks.recorded_peaks(bundle_copy, manifest.read(bundle_copy)).peaks == {}
 
@@ -217,7 +257,10 @@ def test_without_a_record_the_file_is_the_least(bundle_folder: Path, tmp_path: P
     assert found["mark"] == WARNING
     assert "the size of its file" in found["found"]
     assert found["remedy"].endswith("--variants quantized,scaled")
-    assert examined(bundle_folder, lay_out(tmp_path / "unknown", {"proc/meminfo": None}))["memory"]["mark"] == UNKNOWN
+    assert (
+        examined(bundle_folder, lay_out(tmp_path / "unknown", {"proc/meminfo": None}))["memory"]["mark"]
+        == UNKNOWN
+    )
 
 
 def test_every_file_that_differs_is_named_and_a_damaged_model_is_not_run(bundle_copy: Path) -> None:
@@ -228,7 +271,10 @@ def test_every_file_that_differs_is_named_and_a_damaged_model_is_not_run(bundle_
     (bundle_copy / "expected.npz").unlink()
     found = examined(bundle_copy)
     assert found["hashes"]["mark"] == FAILS
-    assert "expected.npz cannot be read (No such file or directory); 1 more: models/quantized.onnx" in found["hashes"]["found"]
+    assert (
+        "expected.npz cannot be read (No such file or directory); 1 more: models/quantized.onnx"
+        in found["hashes"]["found"]
+    )
     assert found["hashes"]["remedy"] == "copy the bundle again"
     assert found["int8 of quantized"]["found"] == "not tried: models/quantized.onnx is not as it was written"
 
@@ -290,7 +336,9 @@ def test_layers_that_were_kept_in_float_are_meant_to_be(
 
 
 def test_a_relu_that_was_not_folded_fails() -> None:
-    assert bundle_checks.judged("int8", {"QLinearConv": 8, "Relu": 1}, 0, None, "1").found.startswith("1 Relu run in float, expected none")
+    assert bundle_checks.judged("int8", {"QLinearConv": 8, "Relu": 1}, 0, None, "1").found.startswith(
+        "1 Relu run in float, expected none"
+    )
 
 
 @pytest.mark.parametrize("name", ["baseline", "quantized", "scaled"])
@@ -323,18 +371,27 @@ def test_an_onnxruntime_that_dies_at_import_is_a_failing_line(bundle_copy: Path)
     (bundle_copy / "runtime/onnxruntime.py").write_text(ILLEGAL)
     done = compare("--doctor", bundle=bundle_copy)
     assert done.returncode == 1
-    assert "cannot be imported: onnxruntime uses an instruction this CPU lacks (1.21.0 does on a Pi 4)" in done.stdout
+    assert (
+        "cannot be imported: onnxruntime uses an instruction this CPU lacks (1.21.0 does on a Pi 4)"
+        in done.stdout
+    )
     assert "→ venv/bin/pip install --upgrade 'onnxruntime!=1.21.0'" in done.stdout
     assert "not tried: onnxruntime cannot be imported" in done.stdout
 
 
 def test_an_onnxruntime_that_is_broken_or_missing_is_a_failing_line(bundle_copy: Path) -> None:
-    (bundle_copy / "runtime/onnxruntime.py").write_text("raise ImportError('libgomp.so.1: cannot open shared object file')")
+    (bundle_copy / "runtime/onnxruntime.py").write_text(
+        "raise ImportError('libgomp.so.1: cannot open shared object file')"
+    )
     done = compare("--doctor", bundle=bundle_copy)
     assert done.returncode == 1
     assert "cannot be imported: libgomp.so.1: cannot open shared object file" in done.stdout
     missing = bundle_checks.runtime(dataclasses.replace(device.describe(1), onnxruntime=None))
-    assert (missing.mark, missing.found, missing.remedy) == (FAILS, "the package is not installed", doctor.INSTALL)
+    assert (missing.mark, missing.found, missing.remedy) == (
+        FAILS,
+        "the package is not installed",
+        doctor.INSTALL,
+    )
 
 
 def test_a_child_that_does_not_end_is_ended() -> None:
@@ -357,9 +414,20 @@ def test_on_this_machine_the_table_and_the_json_say_the_same(bundle_folder: Path
         assert any(line.startswith(f"{check['mark']:<8} {check['check']}") for line in lines)
     assert f"None of {len(document['checks'])} checks fails" in lines[-1]
     marks = {check["check"]: check["mark"] for check in document["checks"]}
-    names = ("64-bit system", "Python", "virtual environment", "board", "int8 instructions", "governor", "power", "temperature")
+    names = (
+        "64-bit system",
+        "Python",
+        "virtual environment",
+        "board",
+        "int8 instructions",
+        "governor",
+        "power",
+        "temperature",
+    )
     assert set(marks) == {*names, "numpy, Pillow", "onnxruntime", "hashes", "memory", "int8 of quantized"}
-    assert (marks["64-bit system"], marks["Python"], marks["onnxruntime"], marks["int8 of quantized"]) == (OK,) * 4
+    assert (marks["64-bit system"], marks["Python"], marks["onnxruntime"], marks["int8 of quantized"]) == (
+        OK,
+    ) * 4
 
 
 def test_a_damaged_bundle_and_none_at_all_are_code_1(bundle_copy: Path, tmp_path: Path) -> None:
@@ -376,13 +444,27 @@ def test_a_damaged_bundle_and_none_at_all_are_code_1(bundle_copy: Path, tmp_path
 
 def test_without_the_requirements_it_still_looks_at_the_board(bundle_folder: Path, tmp_path: Path) -> None:
     """As on a 32-bit system, where none of them can be installed; -S hides this environment's packages."""
-    command = [sys.executable, "-S", "-E", str(bundle_folder / "runtime/compare.py"), "--doctor", "--json", str(tmp_path / "d.json")]
+    command = [
+        sys.executable,
+        "-S",
+        "-E",
+        str(bundle_folder / "runtime/compare.py"),
+        "--doctor",
+        "--json",
+        str(tmp_path / "d.json"),
+    ]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert "the package numpy is missing, so that nothing can be run" in done.stdout
     assert "Traceback" not in done.stderr
-    marks = {check["check"]: check["mark"] for check in json.loads((tmp_path / "d.json").read_text())["checks"]}
-    assert (marks["64-bit system"], marks["virtual environment"], marks["numpy, Pillow"]) == (OK, WARNING, FAILS)
+    marks = {
+        check["check"]: check["mark"] for check in json.loads((tmp_path / "d.json").read_text())["checks"]
+    }
+    assert (marks["64-bit system"], marks["virtual environment"], marks["numpy, Pillow"]) == (
+        OK,
+        WARNING,
+        FAILS,
+    )
 
 
 def test_a_package_whose_libraries_are_missing_is_a_failing_line(bundle_copy: Path) -> None:
@@ -397,11 +479,18 @@ def test_a_package_whose_libraries_are_missing_is_a_failing_line(bundle_copy: Pa
     assert done.returncode == 1
     assert f"numpy cannot be imported ({cause})" in done.stdout
     done = compare(*QUICK, bundle=bundle_copy)
-    assert (done.returncode, done.stderr) == (1, "Error: a package cannot be imported; compare.py --doctor says which and why\n")
+    assert (done.returncode, done.stderr) == (
+        1,
+        "Error: a package cannot be imported; compare.py --doctor says which and why\n",
+    )
 
 
-@pytest.mark.parametrize("arguments", [("--image", "a.jpg"), ("--serve",), ("--variants", "baseline"), ("--html", "r.html")])
-def test_what_does_not_go_with_it_is_code_2(arguments: tuple[str, ...], bundle_folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "arguments", [("--image", "a.jpg"), ("--serve",), ("--variants", "baseline"), ("--html", "r.html")]
+)
+def test_what_does_not_go_with_it_is_code_2(
+    arguments: tuple[str, ...], bundle_folder: Path, tmp_path: Path
+) -> None:
     done = compare("--doctor", *arguments, bundle=bundle_folder, cwd=tmp_path)
     assert done.returncode == 2
     assert f"{arguments[0]} does not go with --doctor" in done.stderr
@@ -412,10 +501,23 @@ def test_what_does_not_go_with_it_is_code_2(arguments: tuple[str, ...], bundle_f
 # Why a row disappoints.
 
 
-def row(variant: str, precision: str, p50_ms: float | None, macs: float = 19.6e9, input_px: int = 224, **more: Any) -> dict[str, Any]:
-    fixed = {"variant": variant, "precision": precision, "p50_ms": p50_ms, "macs": macs, "input_px": input_px, "parameters": macs / 100}
+def row(
+    variant: str, precision: str, p50_ms: float | None, macs: float = 19.6e9, input_px: int = 224, **more: Any
+) -> dict[str, Any]:
+    fixed = {
+        "variant": variant,
+        "precision": precision,
+        "p50_ms": p50_ms,
+        "macs": macs,
+        "input_px": input_px,
+        "parameters": macs / 100,
+    }
     size = round(macs / 100) * (1 if precision == "int8" else 4)
-    return fixed | {"build": {"slower_kernels": False}, "size_bytes": size, "peak_rss_bytes": 10**8, "error": None} | more
+    return (
+        fixed
+        | {"build": {"slower_kernels": False}, "size_bytes": size, "peak_rss_bytes": 10**8, "error": None}
+        | more
+    )
 
 
 def explained(root: Path, rows: list[dict[str, Any]]) -> list[str]:
@@ -434,7 +536,8 @@ SLOW_INT8 = [
 def test_int8_without_dot_product_is_explained(tmp_path: Path) -> None:
     (found,) = explained(lay_out(tmp_path, {"proc/cpuinfo": PI4_CPUINFO}), SLOW_INT8)
     assert found == (
-        "int8 is little faster than the same network in float (quantized 1.1x, compact 1.1x): this core has no dot product"
+        "int8 is little faster than the same network in float (quantized 1.1x, compact 1.1x): this core"
+        " has no dot product"
         " (asimddp is missing in /proc/cpuinfo): int8 saves memory here, not time;"
         " for time use compact-fp32 (224 px, 660.0 ms, 2.7x less arithmetic)"
     )
@@ -447,7 +550,8 @@ def test_where_int8_pays_nothing_is_explained(tmp_path: Path) -> None:
     assert explained(tmp_path, [row("baseline", "fp32", 150.0), row("quantized", "int8", 100.0)]) == []
     assert len(explained(tmp_path, [row("baseline", "fp32", 149.0), row("quantized", "int8", 100.0)])) == 1
     of_other_cores = row("quantized", "int8", 149.0, build={"slower_kernels": True})
-    assert explained(tmp_path, [row("baseline", "fp32", 149.0), of_other_cores]) == []  # it says nothing of this core
+    # it says nothing of this core
+    assert explained(tmp_path, [row("baseline", "fp32", 149.0), of_other_cores]) == []
 
 
 def test_slow_int8_with_dot_product_or_unknown_features(tmp_path: Path) -> None:
@@ -457,7 +561,8 @@ def test_slow_int8_with_dot_product_or_unknown_features(tmp_path: Path) -> None:
     assert found.endswith("whether this core has instructions for it is not known")
 
 
-# As measured for the built-in road signs on two cores with VNNI, other work beside: the smallest two are too small for int8 to pay.
+# As measured for the built-in road signs on two cores with VNNI, other work beside: the smallest two are too
+# small for int8 to pay.
 TINY_INT8 = [
     row("baseline", "fp32", 33.8, 1.24e9),
     row("quantized", "int8", 12.7, 1.24e9),
@@ -472,21 +577,26 @@ SMALL_INT8 = [
 
 def test_int8_of_a_tiny_network_is_no_reason_for_suspicion(tmp_path: Path) -> None:
     assert explained(lay_out(tmp_path), TINY_INT8) == [
-        "int8 saves little or no time here (compact-scaled 1.1x): the network takes only 1.8 ms in float, so there is little to gain;"
+        "int8 saves little or no time here (compact-scaled 1.1x): the network takes only 1.8 ms in float,"
+        " so there is little to gain;"
         " its file takes 0.5 MB instead of 1.4 MB"
     ]
     assert explained(tmp_path, [*TINY_INT8, *SMALL_INT8]) == [
-        "int8 saves little or no time here (compact-scaled 1.1x, compact 1.4x): the networks take at most 9.9 ms in float, so there is"
+        "int8 saves little or no time here (compact-scaled 1.1x, compact 1.4x): the networks take at most"
+        " 9.9 ms in float, so there is"
         " little to gain; their files take 1.1 MB instead of 3.2 MB"
     ]
-    assert explained(tmp_path, [row("baseline", "fp32", 9.0), row("quantized", "int8", 6.0)]) == []  # it pays all the same
+    # it pays all the same
+    assert explained(tmp_path, [row("baseline", "fp32", 9.0), row("quantized", "int8", 6.0)]) == []
     slower = [row("baseline", "fp32", 2.0), row("quantized", "int8", 4.0)]
     assert explained(tmp_path, slower)[0].startswith("int8 saves little or no time here (quantized 0.5x)")
 
 
 @pytest.mark.parametrize(("float_ms", "tiny"), [(advice.TINY_MS - 0.1, True), (advice.TINY_MS, False)])
 def test_where_tiny_ends(float_ms: float, tiny: bool, tmp_path: Path) -> None:
-    (found,) = explained(lay_out(tmp_path), [row("baseline", "fp32", float_ms), row("quantized", "int8", float_ms / 1.2)])
+    (found,) = explained(
+        lay_out(tmp_path), [row("baseline", "fp32", float_ms), row("quantized", "int8", float_ms / 1.2)]
+    )
     assert ("there is little to gain" in found, "compare.py --doctor" in found) == (tiny, not tiny)
 
 
@@ -494,13 +604,19 @@ def test_the_tiny_and_the_others_are_told_apart(tmp_path: Path) -> None:
     rows = [*SLOW_INT8[:2], *TINY_INT8[2:]]
     suspicion, tiny = explained(lay_out(tmp_path / "pi5"), rows)
     assert suspicion == (
-        "int8 is little faster than the same network in float (quantized 1.1x), though this core has instructions for it;"
+        "int8 is little faster than the same network in float (quantized 1.1x), though this core has"
+        " instructions for it;"
         " compare.py --doctor shows whether its layers run as int8"
     )
-    assert tiny.startswith("int8 saves little or no time here (compact-scaled 1.1x): the network takes only 1.8 ms")
-    for name, cpuinfo in (("pi4", PI4_CPUINFO), ("bare", None)):  # without the instructions, or where they are not known, as ever
+    assert tiny.startswith(
+        "int8 saves little or no time here (compact-scaled 1.1x): the network takes only 1.8 ms"
+    )
+    # without the instructions, or where they are not known, as ever
+    for name, cpuinfo in (("pi4", PI4_CPUINFO), ("bare", None)):
         (found,) = explained(lay_out(tmp_path / name, {"proc/cpuinfo": cpuinfo}), rows)
-        assert found.startswith("int8 is little faster than the same network in float (quantized 1.1x, compact-scaled 1.1x)")
+        assert found.startswith(
+            "int8 is little faster than the same network in float (quantized 1.1x, compact-scaled 1.1x)"
+        )
 
 
 @pytest.mark.parametrize(
@@ -508,23 +624,36 @@ def test_the_tiny_and_the_others_are_told_apart(tmp_path: Path) -> None:
     [
         (
             {THROTTLED_FILE: "0x50005"},
-            "the board was held back (under-voltage, throttled), so these times are not its own: use the board's own",
+            "the board was held back (under-voltage, throttled), so these times are not its own: use the"
+            " board's own",
         ),
         ({THROTTLED_FILE: "0x50000"}, "since boot, perhaps not in this measurement), so these times"),
-        ({TEMPERATURE_FILE: "84000"}, "the processor is at 84 °C, where boards lower their clock: give it a heat sink"),
+        (
+            {TEMPERATURE_FILE: "84000"},
+            "the processor is at 84 °C, where boards lower their clock: give it a heat sink",
+        ),
         ({GOVERNOR_FILE: "powersave"}, "the governor powersave keeps the clock at its lowest (2400 MHz)"),
-        ({"proc/meminfo": "MemAvailable:  100000 kB\n"}, "memory was nearly full (baseline 100 MB, of 102 MB available), which costs time"),
+        (
+            {"proc/meminfo": "MemAvailable:  100000 kB\n"},
+            "memory was nearly full (baseline 100 MB, of 102 MB available), which costs time",
+        ),
     ],
 )
-def test_a_board_that_slows_every_row_is_explained(changes: dict[str, str | None], expected: str, tmp_path: Path) -> None:
+def test_a_board_that_slows_every_row_is_explained(
+    changes: dict[str, str | None], expected: str, tmp_path: Path
+) -> None:
     (found,) = explained(lay_out(tmp_path, changes), [row("baseline", "fp32", 150.0)])
     assert expected in found
 
 
 def test_what_did_not_fit_is_explained_with_what_did(tmp_path: Path) -> None:
-    rows = [row("baseline", "fp32", None, error="did not fit: out of memory"), row("scaled", "fp32", 9.0, input_px=160)]
+    rows = [
+        row("baseline", "fp32", None, error="did not fit: out of memory"),
+        row("scaled", "fp32", 9.0, input_px=160),
+    ]
     assert explained(lay_out(tmp_path), rows) == [
-        "baseline needs more memory than there is: close other programs, or use a smaller one (scaled took 100 MB)"
+        "baseline needs more memory than there is: close other programs, or use a smaller one (scaled took"
+        " 100 MB)"
     ]
     assert explained(tmp_path, [row("baseline", "fp32", None, error="self-check failed")]) == []
 

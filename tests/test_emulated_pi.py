@@ -1,4 +1,5 @@
-"""The device's own aarch64 wheels on an emulated Raspberry Pi: what a copied bundle says there, and how much work it is."""
+"""The device's own aarch64 wheels on an emulated Raspberry Pi: what a copied bundle says there, and how much
+work it is."""
 
 import dataclasses
 import json
@@ -38,7 +39,9 @@ def pis() -> dict[str, Pi]:
     return boards()
 
 
-def compare(bundle: Path, result: Path, variants: str, pi: Pi | None = None) -> tuple[subprocess.CompletedProcess[str], dict[str, Any]]:
+def compare(
+    bundle: Path, result: Path, variants: str, pi: Pi | None = None
+) -> tuple[subprocess.CompletedProcess[str], dict[str, Any]]:
     """compare.py of a bundle on a board or on this machine: what it printed, and its JSON."""
     briefly = ("--budget", "0.01", "--rounds", "1", "--threads", "1")
     arguments = (bundle / "runtime/compare.py", *briefly, "--image", PHOTO, "--variants", variants)
@@ -53,12 +56,31 @@ def compare(bundle: Path, result: Path, variants: str, pi: Pi | None = None) -> 
 @pytest.mark.parametrize(
     ("core", "board", "name", "features", "variants"),
     [
-        ("cortex-a72", "Raspberry Pi 4 Model B Rev 1.4", "Cortex-A72", ["asimd"], "baseline,quantized,scaled"),
-        ("cortex-a76", "Raspberry Pi 5 Model B Rev 1.0", "Cortex-A76", ["asimd", "asimddp"], "quantized,scaled"),
+        (
+            "cortex-a72",
+            "Raspberry Pi 4 Model B Rev 1.4",
+            "Cortex-A72",
+            ["asimd"],
+            "baseline,quantized,scaled",
+        ),
+        (
+            "cortex-a76",
+            "Raspberry Pi 5 Model B Rev 1.0",
+            "Cortex-A76",
+            ["asimd", "asimddp"],
+            "quantized,scaled",
+        ),
     ],
 )
 def test_a_copied_bundle_says_on_an_emulated_pi_what_it_says_here(
-    pis: dict[str, Pi], bundle_copy: Path, tmp_path: Path, core: str, board: str, name: str, features: list[str], variants: str
+    pis: dict[str, Pi],
+    bundle_copy: Path,
+    tmp_path: Path,
+    core: str,
+    board: str,
+    name: str,
+    features: list[str],
+    variants: str,
 ) -> None:
     done, there = compare(bundle_copy, tmp_path / "there.json", variants, pis[core])
     assert done.returncode == 0, done.stderr
@@ -66,7 +88,8 @@ def test_a_copied_bundle_says_on_an_emulated_pi_what_it_says_here(
     assert (device["board"], device["cpu"], device["machine"], device["cores"]) == (board, name, "aarch64", 4)
     assert device["features"] == features
     assert device["ram_bytes"] == BOARDS[core].ram_bytes
-    assert (device["temperature_c"], device["clock_mhz"], device["throttled"]) == (None, None, None)  # this machine's are not the board's
+    # this machine's are not the board's
+    assert (device["temperature_c"], device["clock_mhz"], device["throttled"]) == (None, None, None)
     assert f"{board}, {name}" in done.stdout
     _, here = compare(bundle_copy, tmp_path / "here.json", variants)
     assert [row["variant"] for row in there["variants"]] == variants.split(",")
@@ -81,8 +104,12 @@ def test_a_copied_bundle_says_on_an_emulated_pi_what_it_says_here(
         assert by_class == pytest.approx(expected, abs=1e-5 if row["precision"] == "fp32" else 0.02)
 
 
-def test_the_doctor_on_a_pi_4_lists_the_board_and_what_it_lacks(pis: dict[str, Pi], bundle_copy: Path, tmp_path: Path) -> None:
-    done = pis["cortex-a72"].run(bundle_copy / "runtime/compare.py", "--doctor", "--json", tmp_path / "doctor.json")
+def test_the_doctor_on_a_pi_4_lists_the_board_and_what_it_lacks(
+    pis: dict[str, Pi], bundle_copy: Path, tmp_path: Path
+) -> None:
+    done = pis["cortex-a72"].run(
+        bundle_copy / "runtime/compare.py", "--doctor", "--json", tmp_path / "doctor.json"
+    )
     found = {check["check"]: check for check in json.loads((tmp_path / "doctor.json").read_text())["checks"]}
     assert done.returncode == 0, done.stdout
     assert found["64-bit system"]["found"].startswith("Python is a program for aarch64")
@@ -99,7 +126,9 @@ def test_the_doctor_on_a_pi_4_lists_the_board_and_what_it_lacks(pis: dict[str, P
     }
 
 
-def test_outputs_that_differ_from_the_recorded_ones_are_noticed_on_the_board(pis: dict[str, Pi], bundle_copy: Path, tmp_path: Path) -> None:
+def test_outputs_that_differ_from_the_recorded_ones_are_noticed_on_the_board(
+    pis: dict[str, Pi], bundle_copy: Path, tmp_path: Path
+) -> None:
     arrays = dict(np.load(bundle_copy / "expected.npz"))
     logits = arrays[check.logits_key("scaled")]
     arrays[check.logits_key("scaled")] = logits + 0.01 * (logits.max() - logits.min())
@@ -119,12 +148,24 @@ def task(bundle: Path, variant: str, pi: Pi) -> instructions.Task:
     return instructions.Task(bundle, read, read.variant(variant), pi)
 
 
-def test_the_table_of_instructions(pis: dict[str, Pi], bundle_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """On the Cortex-A76 int8 is done by dot products, on the Cortex-A72 there are none; fp32 is the same work on both."""
+def test_the_table_of_instructions(
+    pis: dict[str, Pi], bundle_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On the Cortex-A76 int8 is done by dot products, on the Cortex-A72 there are none; fp32 is the same work
+    on both."""
     files = ("--json", str(tmp_path / "i.json"), "--markdown", str(tmp_path / "i.md"))
     assert (
         instructions.main(
-            ["--bundle", str(bundle_folder), "--variants", "baseline,quantized", "--every-build", "--inferences", "2", *files]
+            [
+                "--bundle",
+                str(bundle_folder),
+                "--variants",
+                "baseline,quantized",
+                "--every-build",
+                "--inferences",
+                "2",
+                *files,
+            ]
         )
         == 0
     )
@@ -133,24 +174,33 @@ def test_the_table_of_instructions(pis: dict[str, Pi], bundle_folder: Path, tmp_
     old, new = counts["cortex-a72", "quantized"], counts["cortex-a76", "quantized"]
     assert new["instructions"] < 0.75 * old["instructions"]
     assert old["dot_products"] == 0
-    assert 1 <= 16 * new["dot_products"] / new["macs"] < 1.1  # sixteen products each, and the edges of the blocks
+    # sixteen products each, and the edges of the blocks
+    assert 1 <= 16 * new["dot_products"] / new["macs"] < 1.1
     for core in ("cortex-a72", "cortex-a76"):
         baseline, quantized = counts[core, "baseline"], counts[core, "quantized"]
-        assert 1 / 4 < baseline["instructions"] / baseline["macs"] < 1  # four products in one instruction at best
+        # four products in one instruction at best
+        assert 1 / 4 < baseline["instructions"] / baseline["macs"] < 1
         assert baseline["dot_products"] == 0
         assert baseline["fewer"] == 1
         assert quantized["fewer"] == pytest.approx(baseline["instructions"] / quantized["instructions"])
-        assert counts[core, "quantized.pi5"]["dot_products"] == quantized["dot_products"]  # the same products, signed
+        # the same products, signed
+        assert counts[core, "quantized.pi5"]["dot_products"] == quantized["dot_products"]
         assert counts[core, "quantized.pi5"]["deviation"] < 0.01
     fp32 = [counts[core, "baseline"]["instructions"] for core in ("cortex-a72", "cortex-a76")]
     assert fp32[0] == pytest.approx(fp32[1], rel=1e-3)
     for row in document["counts"]:
         first, second = (sample["instructions"] for sample in row["samples"])
         assert first == pytest.approx(second, rel=1e-3)
-    cells = [f"{old['instructions'] / 1e9:.3g}", f"{old['fewer']:.1f}x", f"{new['instructions'] / 1e9:.3g}", f"{new['fewer']:.1f}x"]
+    cells = [
+        f"{old['instructions'] / 1e9:.3g}",
+        f"{old['fewer']:.1f}x",
+        f"{new['instructions'] / 1e9:.3g}",
+        f"{new['fewer']:.1f}x",
+    ]
     assert f"| quantized | 224 px | 0.11 | {' | '.join(cells)} |" in (tmp_path / "i.md").read_text()
     assert "Cortex-A72 as in a Raspberry Pi 4 Model B Rev 1.4" in capsys.readouterr().out
-    again = instructions.counted(task(bundle_folder, "quantized", pis["cortex-a76"]), lambda _: None)  # in another process
+    # in another process
+    again = instructions.counted(task(bundle_folder, "quantized", pis["cortex-a76"]), lambda _: None)
     assert again["instructions"] == pytest.approx(new["instructions"], rel=1e-3)
     assert again["dot_products"] == new["dot_products"]
 
@@ -183,14 +233,21 @@ def test_the_plugin_counts_between_marks(pis: dict[str, Pi]) -> None:
 
 
 def test_other_threads_are_not_counted(pis: dict[str, Pi]) -> None:
-    beside = "import threading\nthread = threading.Thread(target=work, args=(50_000,))\nthread.start()\nmark(10)\nthread.join()\nmark(11)"
+    beside = (
+        "import threading\nthread = threading.Thread(target=work,"
+        " args=(50_000,))\nthread.start()\nmark(10)\nthread.join()\nmark(11)"
+    )
     _, counts = pis["cortex-a72"].count("-c", ADDITIONS + beside)
     once = counts[1].instructions - counts[0].instructions
     assert counts[-1].instructions < 5 * once  # fifty times as much was done meanwhile
 
 
 def test_what_goes_wrong_on_the_board_is_one_sentence(
-    pis: dict[str, Pi], bundle_copy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    pis: dict[str, Pi],
+    bundle_copy: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     pi = pis["cortex-a72"]
     with pytest.raises(EmulationError, match="Cortex-A72: the program ended with code 3: broken here"):
@@ -201,7 +258,10 @@ def test_what_goes_wrong_on_the_board_is_one_sentence(
     table = tmp_path / "missing" / "table.md"
     wanted = ("--bundle", str(bundle_copy), "--variants", "scaled", "--cores", "cortex-a72")
     assert instructions.main([*wanted, "--json", str(tmp_path / "i.json")]) == 1
-    assert "✗ scaled on cortex-a72: Cortex-A72: the program ended with code 1: onnxruntime" in capsys.readouterr().out
+    assert (
+        "✗ scaled on cortex-a72: Cortex-A72: the program ended with code 1: onnxruntime"
+        in capsys.readouterr().out
+    )
     monkeypatch.setattr(instructions, "run", lambda *_: json.loads((tmp_path / "i.json").read_text()))
     assert instructions.main([*wanted, "--markdown", str(table)]) == 2
     assert f"{table} cannot be written" in capsys.readouterr().err
@@ -210,7 +270,10 @@ def test_what_goes_wrong_on_the_board_is_one_sentence(
 
 
 def test_children_are_started_on_the_board_too(pis: dict[str, Pi]) -> None:
-    code = "import platform, subprocess, sys; print(platform.machine(), sys.executable, sys.argv[1:], flush=True)"
+    code = (
+        "import platform, subprocess, sys; print(platform.machine(), sys.executable, sys.argv[1:],"
+        " flush=True)"
+    )
     program = f"{code}; subprocess.run([sys.executable, '-P', '-c', {code!r}, 'a b', '*'], check=True)"
     pi = pis["cortex-a76"]
     done = pi.run("-c", program)
@@ -229,7 +292,10 @@ def test_nothing_of_this_machine_is_on_the_board(pis: dict[str, Pi], monkeypatch
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (("--cores", "cortex-a1"), "there is no core 'cortex-a1'; known are cortex-a53, cortex-a72, cortex-a76"),
+        (
+            ("--cores", "cortex-a1"),
+            "there is no core 'cortex-a1'; known are cortex-a53, cortex-a72, cortex-a76",
+        ),
         (("--cores", ","), "there is no core ','"),
         (("--variants", "nope"), "there is no variant 'nope'"),
         (("--bundle", "nowhere"), "there is no bundle in"),
@@ -255,9 +321,14 @@ def only(tmp_path: Path, *programs: str, **scripts: str) -> str:
     return str(folder)
 
 
-def test_a_machine_that_cannot_emulate_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_machine_that_cannot_emulate_says_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("PATH", only(tmp_path, apt_get=":", dpkg=":"))
-    with pytest.raises(EmulationError, match=r"qemu-aarch64, gcc not found; on Debian: apt-get install qemu-user gcc libc6-dev$"):
+    with pytest.raises(
+        EmulationError,
+        match=r"qemu-aarch64, gcc not found; on Debian: apt-get install qemu-user gcc libc6-dev$",
+    ):
         emulated.prepare(tmp_path)
     monkeypatch.delenv(REQUIRED, raising=False)
     with pytest.raises(pytest.skip.Exception, match="cannot be emulated here"):
@@ -273,12 +344,15 @@ def test_an_emulator_without_plugins_is_refused(tmp_path: Path, monkeypatch: pyt
         emulated.prepare(tmp_path)
 
 
-def test_what_cannot_be_fetched_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_cannot_be_fetched_leaves_nothing_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     refusing = "echo 'E: no such network' >&2; exit 100"
     emulator = f"echo {shlex.quote('version 7.2.22 -plugin')}"
     monkeypatch.setenv("PATH", only(tmp_path, apt_get=refusing, dpkg=":", gcc=":", qemu_aarch64=emulator))
     with pytest.raises(
-        EmulationError, match=r"preparing the emulated board failed \(apt-get: E: no such network\); is the network there\?"
+        EmulationError,
+        match=r"preparing the emulated board failed \(apt-get: E: no such network\); is the network there\?",
     ):
         emulated.prepare(tmp_path / "cache")
     assert [path.name for path in (tmp_path / "cache").iterdir()] == [".lock"]

@@ -13,7 +13,9 @@ from vgg_runtime.preprocess import for_input, load
 
 
 def test_figures_by_hand() -> None:
-    baseline = np.array([[3, 0, 0, 0, 0, 0], [0, 3, 0, 0, 0, 0], [0, 0, 3, 0, 0, 0], [0, 0, 0, 3, 0, 0]], np.float32)
+    baseline = np.array(
+        [[3, 0, 0, 0, 0, 0], [0, 3, 0, 0, 0, 0], [0, 0, 3, 0, 0, 0], [0, 0, 0, 3, 0, 0]], np.float32
+    )
     other = baseline.copy()
     other[3] = [0, 0, 0, 0, 3, 2.9]
     found = evaluate.figures(other, baseline, np.array([0, 1, 5, -1]))
@@ -21,11 +23,14 @@ def test_figures_by_hand() -> None:
     assert found["agreement"] == {"rate": 0.75, "n": 4, "interval95": list(wilson_interval(3, 4))}
     assert found["top1"] == {"rate": 2 / 3, "n": 3, "interval95": list(wilson_interval(2, 3))}
     # of the three known: right and right, right and right, wrong and wrong
-    assert found["loss_error_points"] == pytest.approx(100 * np.sqrt(0.2 * 0.8 / 3))  # none lost of three: not yet never
-    lost = evaluate.figures(other, baseline, np.array([0, 1, 5, 3]))  # and one that the baseline alone has right
+    # none lost of three: not yet never
+    assert found["loss_error_points"] == pytest.approx(100 * np.sqrt(0.2 * 0.8 / 3))
+    # and one that the baseline alone has right
+    lost = evaluate.figures(other, baseline, np.array([0, 1, 5, 3]))
     assert lost["loss_error_points"] == pytest.approx(100 * np.std([0, 0, 0, 1]) / 2)
     assert loss_error_points(0, 0, 900) == pytest.approx(0.11, abs=0.01)
-    both_ways = evaluate.figures(other[[3, 0, 3, 0]], baseline[[3, 1, 3, 0]], np.array([3, 0, 3, 0]))  # lost, won, lost, kept
+    # lost, won, lost, kept
+    both_ways = evaluate.figures(other[[3, 0, 3, 0]], baseline[[3, 1, 3, 0]], np.array([3, 0, 3, 0]))
     assert both_ways["loss_error_points"] == pytest.approx(100 * np.std([1, -1, 1, 0]) / 2)
     unlabelled = evaluate.figures(other, baseline, np.full(4, -1))  # one of four disagrees
     assert unlabelled["loss_error_points"] == pytest.approx(100 * np.sqrt(0.25 * 0.75 / 4))
@@ -47,9 +52,14 @@ def test_top5_of_five_classes_is_absent() -> None:
     assert evaluate.figures(logits, logits, np.arange(5))["top5"] is None
 
 
-def test_the_exported_files_are_what_is_evaluated(bundle_folder: Path, splits: data.Splits, tmp_path: Path) -> None:
+def test_the_exported_files_are_what_is_evaluated(
+    bundle_folder: Path, splits: data.Splits, tmp_path: Path
+) -> None:
     bundle = manifest.read(bundle_folder)
-    subjects = [evaluate.Subject(v.id, stage.of(bundle_folder / v.build.model.path), v.preprocessing) for v in bundle.variants]
+    subjects = [
+        evaluate.Subject(v.id, stage.of(bundle_folder / v.build.model.path), v.preprocessing)
+        for v in bundle.variants
+    ]
     found = evaluate.evaluate(subjects, splits.test, tmp_path, Quiet())
     session = ort.InferenceSession(bundle_folder / "models" / "scaled.onnx")
     x = np.stack([load(i.path, for_input(160)) for i in splits.test])

@@ -20,7 +20,9 @@ OPTIONS = FactoriseOptions(conv_share=0.7, fc_ranks=(16, 8), multiple=4, images=
 
 
 @pytest.fixture(scope="module")
-def made(splits: data.Splits, tmp_path_factory: pytest.TempPathFactory) -> tuple[stage.Artifact, stage.Artifact]:
+def made(
+    splits: data.Splits, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[stage.Artifact, stage.Artifact]:
     """(original, factorised): checkpoint files."""
     folder = tmp_path_factory.mktemp("factorised")
     model.save(small_checkpoint(), folder / "original.safetensors")
@@ -32,8 +34,12 @@ def test_the_arithmetic_of_a_factorised_plan_by_hand() -> None:
     plan = model.full_width("vgg11")
     factors = (model.Factor("conv3_1", "channel", 64), model.Factor("fc1", "linear", 256))
     compact = dataclasses.replace(plan, factors=factors)
-    assert plan.macs() - compact.macs() == (9 * 128 * 256 - 64 * (9 * 128 + 256)) * 56**2 + 25088 * 4096 - 256 * (25088 + 4096)
-    assert plan.parameters() - compact.parameters() == 9 * 128 * 256 - 64 * (9 * 128 + 256) + 25088 * 4096 - 256 * (25088 + 4096)
+    assert plan.macs() - compact.macs() == (
+        9 * 128 * 256 - 64 * (9 * 128 + 256)
+    ) * 56**2 + 25088 * 4096 - 256 * (25088 + 4096)
+    assert plan.parameters() - compact.parameters() == 9 * 128 * 256 - 64 * (
+        9 * 128 + 256
+    ) + 25088 * 4096 - 256 * (25088 + 4096)
     assert model.Plan.from_json(json.loads(json.dumps(compact.to_json()))) == compact
     assert compact.first_linear() == "fc1_reduce"
     shapes = model.expected_shapes(compact)
@@ -66,22 +72,34 @@ def test_the_chosen_forms_and_ranks_are_the_best_within_the_bound() -> None:
         return (values.sort(descending=True).values.cumsum(0) / values.sum()).tolist()
 
     names = [name for name, *_ in plan.convs()]
-    table = {name: {"channel": shares(2 - 0.25 * k), "spatial": shares(0.05 + 0.1 * k)} for k, name in enumerate(names)}
+    table = {
+        name: {"channel": shares(2 - 0.25 * k), "spatial": shares(0.05 + 0.1 * k)}
+        for k, name in enumerate(names)
+    }
     options = FactoriseOptions(conv_share=0.5, fc_ranks=(1, 1), multiple=5)
     chosen = factorise.choose_ranks(plan, table, options)
     whole = {layer.name: layer.macs() for layer in plan.layers()}
     bound = 0.5 * sum(whole[name] for name in names)
     offers = [[(whole[name], 0.0, None), *factorise._offers(plan, name, table[name], 5)] for name in names]
-    best = min(sum(o[1] for o in combination) for combination in itertools.product(*offers) if sum(o[0] for o in combination) <= bound)
+    best = min(
+        sum(o[1] for o in combination)
+        for combination in itertools.product(*offers)
+        if sum(o[0] for o in combination) <= bound
+    )
     factors = {f.layer: f for f in chosen.factors}
-    found = [next(o for o in offer if o[2] == factors.get(name)) for name, offer in zip(names, offers, strict=True)]
+    found = [
+        next(o for o in offer if o[2] == factors.get(name)) for name, offer in zip(names, offers, strict=True)
+    ]
     assert sum(o[0] for o in found) <= bound
     assert sum(o[1] for o in found) <= 1.5 * best + 1e-9  # the hull leaves at most one step's slack
     assert {f.kind for f in chosen.factors} == {"channel", "spatial", "linear"}
 
 
 def test_it_halves_the_arithmetic_and_still_agrees(splits: data.Splits, tmp_path: Path) -> None:
-    model.save(undecided(small_checkpoint(), data.stacked(splits.fit, for_input(224))), tmp_path / "original.safetensors")
+    model.save(
+        undecided(small_checkpoint(), data.stacked(splits.fit, for_input(224))),
+        tmp_path / "original.safetensors",
+    )
     original = stage.of(tmp_path / "original.safetensors")
     compact = factorise.run(original, splits, tmp_path / "compact.safetensors", OPTIONS, Quiet())
     measured = compact.measured
@@ -89,7 +107,8 @@ def test_it_halves_the_arithmetic_and_still_agrees(splits: data.Splits, tmp_path
     assert measured["parameters"]["after"] < 0.65 * measured["parameters"]["before"]
     losses = measured["losses"]
     assert losses["repaired"]["n"] == 10
-    # Six drawn networks keep 0.5 to 0.9 of the answers, and without the fit 0.0 to 0.2; 0.01 to 0.07 of the divergence is left.
+    # Six drawn networks keep 0.5 to 0.9 of the answers, and without the fit 0.0 to 0.2; 0.01 to 0.07 of the
+    # divergence is left.
     assert losses["repaired"]["agreement"] > losses["removed"]["agreement"]
     assert losses["repaired"]["kl"] < 0.2 * losses["removed"]["kl"]
     assert {layer["layer"] for layer in measured["layers"]} >= {"fc1", "fc2", "fc3"}
@@ -101,10 +120,17 @@ def test_it_halves_the_arithmetic_and_still_agrees(splits: data.Splits, tmp_path
     assert model.load(original.path).plan.factors == ()
 
 
-def test_later_stages_need_no_special_case(made: tuple[stage.Artifact, stage.Artifact], splits: data.Splits, tmp_path: Path) -> None:
+def test_later_stages_need_no_special_case(
+    made: tuple[stage.Artifact, stage.Artifact], splits: data.Splits, tmp_path: Path
+) -> None:
     original, compact = made
     tuned = finetune.run(
-        compact, original, splits, tmp_path / "tuned.safetensors", FinetuneOptions(2, 1e-3, train_from="fc1", images=16), Quiet()
+        compact,
+        original,
+        splits,
+        tmp_path / "tuned.safetensors",
+        FinetuneOptions(2, 1e-3, train_from="fc1", images=16),
+        Quiet(),
     )
     before, after = model.load(compact.path).tensors, model.load(tuned.path).tensors
     assert all(torch.equal(before[name], after[name]) for name in before if name.startswith("conv"))
@@ -114,22 +140,34 @@ def test_later_stages_need_no_special_case(made: tuple[stage.Artifact, stage.Art
     exported = to_onnx.run(scaled, tmp_path / "scaled.onnx", Quiet())
     factors = len(model.load(compact.path).plan.factors)
     assert exported.measured["ops"]["Conv"] + exported.measured["ops"]["Gemm"] == 8 + 3 + factors
-    quantized = quantize.run(exported, splits, 8, tmp_path / "int8.onnx", QuantizeOptions("pi5", float_layers=0), Quiet())
+    quantized = quantize.run(
+        exported, splits, 8, tmp_path / "int8.onnx", QuantizeOptions("pi5", float_layers=0), Quiet()
+    )
     assert quantized.measured["ops"]["QLinearConv"] == exported.measured["ops"]["Conv"]
     assert quantized.measured["ops"]["QGemm"] == exported.measured["ops"]["Gemm"]
 
 
-def test_the_same_again_is_up_to_date(made: tuple[stage.Artifact, stage.Artifact], splits: data.Splits) -> None:
+def test_the_same_again_is_up_to_date(
+    made: tuple[stage.Artifact, stage.Artifact], splits: data.Splits
+) -> None:
     original, compact = made
     stamp = compact.path.stat().st_mtime_ns
     factorise.run(original, splits, compact.path, OPTIONS, Quiet())
     assert compact.path.stat().st_mtime_ns == stamp
 
 
-def test_what_cannot_be_had_is_said(made: tuple[stage.Artifact, stage.Artifact], splits: data.Splits, tmp_path: Path) -> None:
+def test_what_cannot_be_had_is_said(
+    made: tuple[stage.Artifact, stage.Artifact], splits: data.Splits, tmp_path: Path
+) -> None:
     original, compact = made
     with pytest.raises(OptionsError, match="cannot be factorised to 1% of their arithmetic"):
-        factorise.run(original, splits, tmp_path / "x.safetensors", dataclasses.replace(OPTIONS, conv_share=0.01), Quiet())
+        factorise.run(
+            original,
+            splits,
+            tmp_path / "x.safetensors",
+            dataclasses.replace(OPTIONS, conv_share=0.01),
+            Quiet(),
+        )
     with pytest.raises(OptionsError, match="factorised already"):
         factorise.run(compact, splits, tmp_path / "x.safetensors", OPTIONS, Quiet())
     with pytest.raises(OptionsError, match="is factorised; prune the one"):
@@ -150,12 +188,17 @@ def test_what_chooses_the_strength_is_never_fitted_on(splits: data.Splits) -> No
 
 
 def test_the_sensitivity_table_is_measured_once_for_every_share(
-    made: tuple[stage.Artifact, stage.Artifact], splits: data.Splits, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    made: tuple[stage.Artifact, stage.Artifact],
+    splits: data.Splits,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     original, compact = made
     with caplog.at_level("INFO"):
         more = dataclasses.replace(OPTIONS, conv_share=0.8)
-        again = factorise.run(original, splits, tmp_path / "more.safetensors", more, Quiet(), compact.path.parent)
+        again = factorise.run(
+            original, splits, tmp_path / "more.safetensors", more, Quiet(), compact.path.parent
+        )
     assert caplog.messages.count("sensitivity: up to date") == 1
     assert not (tmp_path / "sensitivity.json").exists()
     assert again.measured["table"] == compact.measured["table"]

@@ -1,4 +1,5 @@
-"""What a file is, by its content: real files of the other programs where these can be installed, else their documented first bytes."""
+"""What a file is, by its content: real files of the other programs where these can be installed, else their
+documented first bytes."""
 
 import gzip
 import io
@@ -39,7 +40,9 @@ def zipped(**members: str) -> bytes:
 def onnx_model() -> bytes:
     node = onnx.helper.make_node("Relu", ["x"], ["y"])
     value = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1]) for name in "xy"]
-    return bytes(onnx.helper.make_model(onnx.helper.make_graph([node], "g", value[:1], value[1:])).SerializeToString())
+    return bytes(
+        onnx.helper.make_model(onnx.helper.make_graph([node], "g", value[:1], value[1:])).SerializeToString()
+    )
 
 
 def saved(write: Callable[[io.BytesIO], object]) -> bytes:
@@ -64,8 +67,14 @@ HDF5 = b"\x89HDF\r\n\x1a\n"
 LFS = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a214614ab2935\nsize 574673361\n"
 OTHERS = {
     "hdf5": (lambda: HDF5 + b"\0" * 600, "is an HDF5 file, as Keras writes"),
-    "hdf5_behind_a_user_block": (lambda: b"\0" * 512 + HDF5 + b"\0" * 600, "is an HDF5 file, as Keras writes"),
-    "keras": (lambda: zipped(**{"metadata.json": "{}", "config.json": "{}", "model.weights.h5": ""}), "is a Keras model (.keras)"),
+    "hdf5_behind_a_user_block": (
+        lambda: b"\0" * 512 + HDF5 + b"\0" * 600,
+        "is an HDF5 file, as Keras writes",
+    ),
+    "keras": (
+        lambda: zipped(**{"metadata.json": "{}", "config.json": "{}", "model.weights.h5": ""}),
+        "is a Keras model (.keras)",
+    ),
     "onnx": (onnx_model, "is an ONNX model"),
     "tflite": (lambda: b"\x1c\0\0\0TFL3" + b"\0" * 500, "is a TensorFlow Lite model"),
     "torchscript": (scripted, "is a TorchScript program"),
@@ -77,7 +86,10 @@ OTHERS = {
     "page_after_a_comment": (lambda: b"<!-- saved from url --><html><body>", "is an HTML page"),
     "page_utf16": (lambda: "<!doctype html><html>".encode("utf-16"), "is an HTML page"),
     "xml": (lambda: b"<?xml version='1.0'?><Error><Code>AccessDenied</Code></Error>", "is an XML document"),
-    "zip": (lambda: zipped(**{"vgg16.pth": "x", "readme.txt": "y"}), "is a zip archive of vgg16.pth, readme.txt; unpack it"),
+    "zip": (
+        lambda: zipped(**{"vgg16.pth": "x", "readme.txt": "y"}),
+        "is a zip archive of vgg16.pth, readme.txt; unpack it",
+    ),
     "zip_of_nothing": (zipped, "is a zip archive of nothing"),
     "npz": (lambda: saved(lambda f: np.savez(f, a=np.zeros(2))), "is an archive of NumPy arrays (.npz)"),
     "npy": (lambda: saved(lambda f: np.save(f, np.zeros(2))), "is a NumPy array (.npy)"),
@@ -87,8 +99,14 @@ OTHERS = {
     "gz": (lambda: gzip.compress(b"weights"), "is a file compressed with gzip"),
     "json": (lambda: b' {"0": "cat"}', "is JSON text without tensors"),
     "json_list": (lambda: b'["cat", "dog"]', "is JSON text without tensors"),
-    "json_index": (lambda: json.dumps({"weight_map": {"a": "b"}}).encode(), "is the index of a checkpoint in several files"),
-    "json_keras": (lambda: json.dumps({"class_name": "Sequential", "config": {}}).encode(), "is the architecture of a Keras model"),
+    "json_index": (
+        lambda: json.dumps({"weight_map": {"a": "b"}}).encode(),
+        "is the index of a checkpoint in several files",
+    ),
+    "json_keras": (
+        lambda: json.dumps({"class_name": "Sequential", "config": {}}).encode(),
+        "is the architecture of a Keras model",
+    ),
     "text": (lambda: b"404: Not Found", "is a text file, which begins with '404: not found'"),
     "picture": (lambda: saved(lambda f: Image.new("RGB", (4, 4)).save(f, "PNG")), "is a PNG picture"),
     "photograph": (lambda: saved(lambda f: Image.new("RGB", (4, 4)).save(f, "JPEG")), "is a JPEG picture"),
@@ -117,13 +135,18 @@ def test_checkpoints_are_none_of_these(tmp_path: Path) -> None:
     torch.save(state, tmp_path / "old", _use_new_zipfile_serialization=False)
     save_file(state, tmp_path / "tensors")
     model.save(small_checkpoint(), tmp_path / "own")
-    found = {name: file_kinds.recognise(tmp_path / name).readable for name in ("new", "old", "tensors", "own")}
+    found = {
+        name: file_kinds.recognise(tmp_path / name).readable for name in ("new", "old", "tensors", "own")
+    }
     assert found == {"new": "torch", "old": "pickle", "tensors": "safetensors", "own": "safetensors"}
 
 
 def test_a_folder_is_no_missing_file(tmp_path: Path) -> None:
     (tmp_path / "saved").mkdir()
-    for name, expected in (("saved_model.pb", "is a TensorFlow SavedModel"), ("data.pkl", "is an unpacked torch.save archive")):
+    for name, expected in (
+        ("saved_model.pb", "is a TensorFlow SavedModel"),
+        ("data.pkl", "is an unpacked torch.save archive"),
+    ):
         (tmp_path / "saved" / name).touch()
         with pytest.raises(CheckpointError, match=expected):
             weights.resolve(WeightsOptions(str(tmp_path / "saved")))

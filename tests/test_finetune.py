@@ -27,7 +27,10 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[stage.Artifact, stag
 
 
 def unlabelled(splits: data.Splits) -> data.Splits:
-    parts = {n: tuple(dataclasses.replace(i, label=None) for i in getattr(splits, n)) for n in ("fit", "select", "test")}
+    parts = {
+        n: tuple(dataclasses.replace(i, label=None) for i in getattr(splits, n))
+        for n in ("fit", "select", "test")
+    }
     return data.Splits(splits.origin, **parts)
 
 
@@ -37,7 +40,9 @@ def test_the_loss_is_the_published_one_by_hand() -> None:
     by_hand = 4 * (p * (p / 0.5).log()).sum()
     none, known = torch.tensor([-1]), torch.tensor([0])
     assert finetune.distance(student, teacher, none, 2.0) == pytest.approx(float(by_hand))
-    assert finetune.distance(student, teacher, known, 2.0) == pytest.approx(float(by_hand) + float(torch.tensor(2.0).log()))
+    assert finetune.distance(student, teacher, known, 2.0) == pytest.approx(
+        float(by_hand) + float(torch.tensor(2.0).log())
+    )
 
 
 def test_it_recovers_without_labels_and_leaves_early_blocks_alone(
@@ -45,7 +50,9 @@ def test_it_recovers_without_labels_and_leaves_early_blocks_alone(
 ) -> None:
     student, teacher = pair
     options = FinetuneOptions(epochs=3, rate=1e-2)
-    made = finetune.run(student, teacher, unlabelled(splits), tmp_path / "tuned.safetensors", options, Quiet())
+    made = finetune.run(
+        student, teacher, unlabelled(splits), tmp_path / "tuned.safetensors", options, Quiet()
+    )
     losses = made.measured["selection_loss"]
     assert made.measured["kept_epoch"] > 0
     assert min(losses) < 0.8 * losses[0]
@@ -56,22 +63,30 @@ def test_it_recovers_without_labels_and_leaves_early_blocks_alone(
 
 
 def test_too_large_a_step_is_rolled_back_and_made_smaller(
-    pair: tuple[stage.Artifact, stage.Artifact], splits: data.Splits, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    pair: tuple[stage.Artifact, stage.Artifact],
+    splits: data.Splits,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """Without labels: a random teacher contradicts them, and the least loss that both allow is hardly below where it begins."""
+    """Without labels: a random teacher contradicts them, and the least loss that both allow is hardly below
+    where it begins."""
     student, teacher = pair
     options = FinetuneOptions(epochs=8, rate=100.0, decay=1.0, train_from="fc1")
     with caplog.at_level("INFO"):
-        made = finetune.run(student, teacher, unlabelled(splits), tmp_path / "tuned.safetensors", options, Quiet())
+        made = finetune.run(
+            student, teacher, unlabelled(splits), tmp_path / "tuned.safetensors", options, Quiet()
+        )
     losses, kept = made.measured["selection_loss"], made.measured["kept_epoch"]
     assert losses[1] > losses[0]  # such a step makes it worse: nine times at least in six drawn networks
     assert kept > 1
-    assert losses[kept] == min(losses) < 0.7 * losses[0]  # 0.05 to 0.52; from weights that such steps have spoilt it does not recover
+    # 0.05 to 0.52; from weights that such steps have spoilt it does not recover
+    assert losses[kept] == min(losses) < 0.7 * losses[0]
     assert "(start" in caplog.text
     rates = [float(line.rsplit(" ", 1)[1]) for line in caplog.messages if line.startswith("epoch")]
     for epoch in range(1, options.epochs):
         helped = losses[epoch] < min(losses[:epoch])
-        assert rates[epoch] == pytest.approx(rates[epoch - 1] * (1 if helped else finetune.BACK_OFF), rel=0.1)  # logged with two digits
+        # logged with two digits
+        assert rates[epoch] == pytest.approx(rates[epoch - 1] * (1 if helped else finetune.BACK_OFF), rel=0.1)
 
 
 def test_teacher_and_student_see_the_pictures_at_their_own_size(
@@ -83,8 +98,12 @@ def test_teacher_and_student_see_the_pictures_at_their_own_size(
     made = finetune.run(smaller, teacher, splits, tmp_path / "tuned.safetensors", options, Quiet(), tmp_path)
     assert model.load(made.path).plan.input_px == 96
     assert made.measured["kept_epoch"] == 1
-    chosen = choose.limit(splits.select, [i.source for i in splits.select], options.select_images, options.seed)
-    known = finetune.Answers(tmp_path, teacher.sha256).read(finetune._Pictures("selection", chosen, 1.0, options.seed, 16, Quiet()), 224)
+    chosen = choose.limit(
+        splits.select, [i.source for i in splits.select], options.select_images, options.seed
+    )
+    known = finetune.Answers(tmp_path, teacher.sha256).read(
+        finetune._Pictures("selection", chosen, 1.0, options.seed, 16, Quiet()), 224
+    )
     assert known is not None  # and not of 96 px
     with torch.inference_mode():
         expected = model.load(teacher.path).model()(data.stacked(chosen, for_input(224)))
@@ -120,7 +139,9 @@ def test_the_teachers_answers_are_its_own_whether_or_not_the_first_blocks_are_sh
         assert torch.allclose(torch.from_numpy(cached.features[:]), frozen(x), rtol=1e-4, atol=1e-5)
 
 
-def test_it_never_ends_worse_than_it_began(pair: tuple[stage.Artifact, stage.Artifact], splits: data.Splits, tmp_path: Path) -> None:
+def test_it_never_ends_worse_than_it_began(
+    pair: tuple[stage.Artifact, stage.Artifact], splits: data.Splits, tmp_path: Path
+) -> None:
     student, teacher = pair
     ruinous = FinetuneOptions(epochs=1, rate=10.0)
     made = finetune.run(student, teacher, splits, tmp_path / "tuned.safetensors", ruinous, Quiet())
@@ -137,11 +158,15 @@ def test_without_selection_pictures_or_for_random_weights_it_says_why(
     few = data.Splits("few", splits.fit[:3], (), (), "too few to set some apart")
     made = finetune.run(student, teacher, few, tmp_path / "a.safetensors", FinetuneOptions(), Quiet())
     assert made.measured["skipped"] == "too few to set some apart"
-    none = finetune.run(student, teacher, splits, tmp_path / "b.safetensors", FinetuneOptions(epochs=0), Quiet())
+    none = finetune.run(
+        student, teacher, splits, tmp_path / "b.safetensors", FinetuneOptions(epochs=0), Quiet()
+    )
     assert none.measured["skipped"] == "no epochs were asked for"
 
 
-def test_it_keeps_the_best_epoch_not_the_last(pair: tuple[stage.Artifact, stage.Artifact], splits: data.Splits, tmp_path: Path) -> None:
+def test_it_keeps_the_best_epoch_not_the_last(
+    pair: tuple[stage.Artifact, stage.Artifact], splits: data.Splits, tmp_path: Path
+) -> None:
     student, teacher = pair
     options = FinetuneOptions(epochs=6, rate=4e-2, batch=4)
     made = finetune.run(student, teacher, splits, tmp_path / "tuned.safetensors", options, Quiet())
@@ -149,28 +174,55 @@ def test_it_keeps_the_best_epoch_not_the_last(pair: tuple[stage.Artifact, stage.
     assert losses[made.measured["kept_epoch"]] == min(losses)
 
 
-def test_a_teacher_of_other_classes_is_refused(pair: tuple[stage.Artifact, stage.Artifact], splits: data.Splits, tmp_path: Path) -> None:
+def test_a_teacher_of_other_classes_is_refused(
+    pair: tuple[stage.Artifact, stage.Artifact], splits: data.Splits, tmp_path: Path
+) -> None:
     model.save(small_checkpoint(classes=5), tmp_path / "other.safetensors")
     with pytest.raises(DataError, match="the student has 7 classes"):
-        finetune.run(pair[0], stage.of(tmp_path / "other.safetensors"), splits, tmp_path / "t.safetensors", FinetuneOptions(), Quiet())
+        finetune.run(
+            pair[0],
+            stage.of(tmp_path / "other.safetensors"),
+            splits,
+            tmp_path / "t.safetensors",
+            FinetuneOptions(),
+            Quiet(),
+        )
     for bad in ({"epochs": -1}, {"rate": 0.0}, {"train_from": "conv9"}):
         with pytest.raises(OptionsError):
             FinetuneOptions(**bad)
 
 
-def test_two_processes_learn_what_one_learns(pair: tuple[stage.Artifact, stage.Artifact], signs_folder: Path, tmp_path: Path) -> None:
+def test_two_processes_learn_what_one_learns(
+    pair: tuple[stage.Artifact, stage.Artifact], signs_folder: Path, tmp_path: Path
+) -> None:
     student, teacher = pair
     (tmp_path / "labels.txt").write_text("\n".join(CLASSES))
     arguments = ["finetune", "--weights", student.path, "--teacher", teacher.path, "--data", signs_folder]
     arguments += ["--finetune-epochs", "2", "--learning-rate", "1e-2", "--accept-accuracy"]
-    two = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "vgg_export"]
+    two = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        "-m",
+        "vgg_export",
+    ]
     for name, command in (("one", [sys.executable, "-m", "vgg_export"]), ("two", two)):
         full = [*command, *map(str, arguments), "--output", str(tmp_path / f"{name}.safetensors")]
         done = subprocess.run(
-            full, env=command_environment() | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=400, check=False
+            full,
+            env=command_environment() | {"OMP_NUM_THREADS": "1"},
+            capture_output=True,
+            text=True,
+            timeout=400,
+            check=False,
         )
         assert done.returncode == 0, done.stderr
-    one, both = (json.loads((tmp_path / f"{n}.safetensors.json").read_text())["measured"] for n in ("one", "two"))
+    one, both = (
+        json.loads((tmp_path / f"{n}.safetensors.json").read_text())["measured"] for n in ("one", "two")
+    )
     assert (one["processes"], both["processes"]) == (1, 2)
     assert one["images"] == both["images"]
     # before training both measure the same; after it both have learned, though from batches in another order
@@ -183,8 +235,9 @@ def test_two_processes_learn_what_one_learns(pair: tuple[stage.Artifact, stage.A
 def test_steps_do_not_depend_on_how_two_layers_share_their_scale(
     pair: tuple[stage.Artifact, stage.Artifact], splits: data.Splits, tmp_path: Path
 ) -> None:
-    """One layer a thousandth of what it was and the next a thousand times as large is the same function, and learns the same; the
-    halves of a factorised layer differ as much, and with one rate for all the smaller half would be spoilt by its first step."""
+    """One layer a thousandth of what it was and the next a thousand times as large is the same function, and
+    learns the same; the halves of a factorised layer differ as much, and with one rate for all the smaller
+    half would be spoilt by its first step."""
     student, teacher = pair
     options = FinetuneOptions(epochs=1, rate=1e-2, train_from="fc1", images=24)
     losses = []
@@ -210,7 +263,8 @@ def test_steps_do_not_depend_on_how_two_layers_share_their_scale(
 def test_what_is_lost_is_counted_in_top_1_where_there_are_labels_and_else_in_agreement(
     labelled: str, pair: tuple[stage.Artifact, stage.Artifact], splits: data.Splits, tmp_path: Path
 ) -> None:
-    """The labels are what the teacher says, so that it has something to lose; the student says another class of half of the pictures."""
+    """The labels are what the teacher says, so that it has something to lose; the student says another class
+    of half of the pictures."""
     _, teacher = pair
     x = data.stacked(splits.select, for_input(224))
     changed = model.load(teacher.path)
@@ -225,15 +279,28 @@ def test_what_is_lost_is_counted_in_top_1_where_there_are_labels_and_else_in_agr
     student = stage.of(tmp_path / "student.safetensors")
     places = behind.argsort().argsort()  # every other picture, from those that change to those that do not
     known = torch.tensor([labelled == "all" or (labelled == "some" and k % 2 == 0) for k in places.tolist()])
-    select = tuple(dataclasses.replace(i, label=int(w) if k else None) for i, w, k in zip(splits.select, wanted, known, strict=True))
-    ruinous = FinetuneOptions(epochs=1, rate=100.0, train_from="fc1", images=16)  # rolled back: what is counted is the student
-    made = finetune.run(student, teacher, dataclasses.replace(splits, select=select), tmp_path / "tuned.safetensors", ruinous, Quiet())
+    select = tuple(
+        dataclasses.replace(i, label=int(w) if k else None)
+        for i, w, k in zip(splits.select, wanted, known, strict=True)
+    )
+    # rolled back: what is counted is the student
+    ruinous = FinetuneOptions(epochs=1, rate=100.0, train_from="fc1", images=16)
+    made = finetune.run(
+        student,
+        teacher,
+        dataclasses.replace(splits, select=select),
+        tmp_path / "tuned.safetensors",
+        ruinous,
+        Quiet(),
+    )
     assert made.measured["kept_epoch"] == 0
     counted = known if labelled != "none" else torch.ones_like(known)
     rate = float((said != wanted)[counted].float().mean())
     expected = 100 * rate
     assert 0.2 < rate < 0.8
-    assert made.measured["loss_error_points"] == pytest.approx(100 * (rate * (1 - rate) / int(counted.sum())) ** 0.5)
+    assert made.measured["loss_error_points"] == pytest.approx(
+        100 * (rate * (1 - rate) / int(counted.sum())) ** 0.5
+    )
     assert made.measured["points_lost"] == pytest.approx(expected)
 
 
@@ -249,11 +316,21 @@ def test_what_is_lost_is_counted_in_top_1_where_there_are_labels_and_else_in_agr
     ],
 )
 def test_distilling_goes_as_deep_as_a_budget_takes(
-    budget: options.Budget, up_to: str, levels: list[str], splits: data.Splits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    budget: options.Budget,
+    up_to: str,
+    levels: list[str],
+    splits: data.Splits,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A network that lost half of its filters and was not repaired does not get back to all of the original's answers so fast. Where
-    much may be lost the pictures have labels, of which a drawn network has few right and so few to lose."""
-    monkeypatch.setattr(options, "DISTIL_LEVELS", {n: dataclasses.replace(o, epochs=1) for n, o in options.DISTIL_LEVELS.items()})
+    """A network that lost half of its filters and was not repaired does not get back to all of the original's
+    answers so fast. Where much may be lost the pictures have labels, of which a drawn network has few right
+    and so few to lose."""
+    monkeypatch.setattr(
+        options,
+        "DISTIL_LEVELS",
+        {n: dataclasses.replace(o, epochs=1) for n, o in options.DISTIL_LEVELS.items()},
+    )
     model.save(small_checkpoint(), tmp_path / "checkpoint.safetensors")
     wanted = options.AllOptions(
         output=tmp_path / "out",
@@ -267,4 +344,8 @@ def test_distilling_goes_as_deep_as_a_budget_takes(
     made = steps.make(("prune", "distil"))
     assert sorted(p.stem.rpartition("-")[2] for p in tmp_path.glob("*distil-*.safetensors")) == levels
     if levels:
-        assert made.path == tmp_path / f"checkpoint+prune+distil-{max(levels, key=list(options.DISTIL_LEVELS).index)}.safetensors"
+        assert (
+            made.path
+            == tmp_path
+            / f"checkpoint+prune+distil-{max(levels, key=list(options.DISTIL_LEVELS).index)}.safetensors"
+        )

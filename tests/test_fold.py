@@ -22,7 +22,9 @@ def test_folding_is_torchvisions_adaptive_pool(family: str, px: int) -> None:
 
 def test_at_224_px_the_pool_is_the_identity(checkpoint: model.Checkpoint) -> None:
     assert torch.equal(fold.pooling_matrix(7), torch.eye(49, dtype=torch.float64))
-    torch.testing.assert_close(fold.fold(checkpoint, 224).tensors["fc1.weight"], checkpoint.tensors["fc1.weight"])
+    torch.testing.assert_close(
+        fold.fold(checkpoint, 224).tensors["fc1.weight"], checkpoint.tensors["fc1.weight"]
+    )
 
 
 def test_vgg19_at_160_px_has_the_known_size() -> None:

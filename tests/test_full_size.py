@@ -20,10 +20,27 @@ HERE = targets.here().name
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("full")
-    arguments = ["all", "--weights", "random", "--variants", "quantized,scaled,compact-scaled", "--output", "big", "--no-compare"]
+    arguments = [
+        "all",
+        "--weights",
+        "random",
+        "--variants",
+        "quantized,scaled,compact-scaled",
+        "--output",
+        "big",
+        "--no-compare",
+    ]
     arguments += ["--target", HERE, "--target", "pi4"]
     command = [sys.executable, "-m", "vgg_export", *arguments]
-    done = subprocess.run(command, cwd=folder, env=command_environment(), capture_output=True, text=True, timeout=580, check=False)
+    done = subprocess.run(
+        command,
+        cwd=folder,
+        env=command_environment(),
+        capture_output=True,
+        text=True,
+        timeout=580,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     return folder / "big"
 
@@ -37,7 +54,10 @@ def test_the_sizes_are_the_known_ones_and_the_memory_is_bounded(made: Path) -> N
     assert scaled.build.bytes == pytest.approx(373e6, rel=0.005)
     assert compact.build.bytes <= 0.04 * baseline.build.bytes
     assert bundle.figures_absent is not None
-    assert all(v.build.evaluation is None and v.build.evaluation_absent == bundle.figures_absent for v in bundle.variants)
+    assert all(
+        v.build.evaluation is None and v.build.evaluation_absent == bundle.figures_absent
+        for v in bundle.variants
+    )
     # the largest child so far is the export above; ru_maxrss is in KiB on Linux
     assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024 <= PEAK_BYTES
 
@@ -47,7 +67,8 @@ def test_the_graphs_hold_what_they_should(made: Path) -> None:
     floating = {"Conv": 16, "Gemm": 3, "MaxPool": 5, "Relu": 18, "Reshape": 1}
     for name in ("checkpoint+export", "checkpoint+fold+export"):
         assert json.loads((work / f"{name}.onnx.json").read_text())["measured"]["ops"] == floating
-    assert sum(path.stat().st_size for path in (made / "models").glob("*.onnx")) < 1e6  # graphs; the weights lie beside them, once
+    # graphs; the weights lie beside them, once
+    assert sum(path.stat().st_size for path in (made / "models").glob("*.onnx")) < 1e6
     integer = json.loads((work / "checkpoint+export+quantize.onnx.json").read_text())["measured"]["ops"]
     layers = {"QLinearConv": 16, "MaxPool": 5, "Reshape": 1, "QGemm": 4, "QLinearConcat": 1}  # fc1 in halves
     assert integer == {"QuantizeLinear": 1, **layers, "DequantizeLinear": 1}
@@ -67,16 +88,30 @@ def test_the_builds_of_a_variant_share_its_weights(made: Path) -> None:
     assert {row["build"]["id"] for row in rows.values()} == {"quantized.pi4", "scaled.pi4"}
 
 
-def compare(made: Path, *arguments: str, limit_bytes: int | None = None) -> tuple[int, dict[str, dict[str, object]]]:
+def compare(
+    made: Path, *arguments: str, limit_bytes: int | None = None
+) -> tuple[int, dict[str, dict[str, object]]]:
     """Exit code and rows by variant of compare.py, its address space limited for real."""
     result = made.parent / "result.json"
     done = subprocess.run(
-        [sys.executable, made / "runtime/compare.py", "--budget", "0.5", "--rounds", "1", "--json", result, *arguments],
+        [
+            sys.executable,
+            made / "runtime/compare.py",
+            "--budget",
+            "0.5",
+            "--rounds",
+            "1",
+            "--json",
+            result,
+            *arguments,
+        ],
         capture_output=True,
         text=True,
         timeout=300,
         check=False,
-        preexec_fn=(lambda: resource.setrlimit(resource.RLIMIT_AS, (limit_bytes, limit_bytes))) if limit_bytes else None,
+        preexec_fn=(lambda: resource.setrlimit(resource.RLIMIT_AS, (limit_bytes, limit_bytes)))
+        if limit_bytes
+        else None,
     )
     assert "Traceback" not in done.stderr
     return done.returncode, {row["variant"]: row for row in json.loads(result.read_text())["variants"]}
@@ -95,7 +130,16 @@ def test_it_runs_and_claims_nothing_of_accuracy(made: Path) -> None:
 
 @pytest.mark.parametrize("memory", ["lean", "fast"])
 def test_in_512_mb_the_baseline_is_a_row_that_did_not_fit_and_int8_runs(made: Path, memory: str) -> None:
-    arguments = ("--threads", "1", "--rounds", "1", "--memory", memory, "--variants", "baseline,quantized,compact-scaled")
+    arguments = (
+        "--threads",
+        "1",
+        "--rounds",
+        "1",
+        "--memory",
+        memory,
+        "--variants",
+        "baseline,quantized,compact-scaled",
+    )
     code, rows = compare(made, *arguments, limit_bytes=512 << 20)
     assert code == 1
     assert rows["baseline"]["error"] == "did not fit: out of memory"
@@ -106,12 +150,16 @@ def test_in_512_mb_the_baseline_is_a_row_that_did_not_fit_and_int8_runs(made: Pa
 
 
 def test_lean_keeps_float_weights_in_pages_that_can_be_dropped(made: Path) -> None:
-    """The bounds are those of a board with 512 MB: what cannot be dropped of the baseline, all of what int8 takes."""
-    code, rows = compare(made, "--rounds", "1", "--memory", "lean", "--variants", "baseline,quantized,compact-scaled")
+    """The bounds are those of a board with 512 MB: what cannot be dropped of the baseline, all of what int8
+    takes."""
+    code, rows = compare(
+        made, "--rounds", "1", "--memory", "lean", "--variants", "baseline,quantized,compact-scaled"
+    )
     assert code == 0
     assert rows["baseline"]["memory_mode"] == "lean"
     assert rows["baseline"]["peak_anonymous_bytes"] <= 250e6
-    # looked at now and then, and the kernel drops such pages when it likes; with weights in anonymous memory it would be a tenth of them
+    # looked at now and then, and the kernel drops such pages when it likes; with weights in anonymous memory
+    # it would be a tenth of them
     assert rows["baseline"]["peak_file_backed_bytes"] >= 0.6 * 575e6
     assert rows["quantized"]["peak_rss_bytes"] <= 260e6
     assert rows["compact-scaled"]["peak_rss_bytes"] <= 110e6

@@ -1,4 +1,5 @@
-"""A large fully connected layer of an int8 graph in halves: the same numbers, less memory while it is loaded."""
+"""A large fully connected layer of an int8 graph in halves: the same numbers, less memory while it is
+loaded."""
 
 from pathlib import Path
 
@@ -12,7 +13,8 @@ from vgg_export.errors import CheckFailedError
 from vgg_export.options import QuantizeOptions
 from vgg_export.progress import Quiet
 
-INT8 = QuantizeOptions("x86-vnni", "minmax", float_layers=0)  # a drawn network can be undecided enough to need one
+# a drawn network can be undecided enough to need one
+INT8 = QuantizeOptions("x86-vnni", "minmax", float_layers=0)
 LARGE = 50_000  # bytes; of the small network's layers only fc1 has more
 
 

@@ -1,4 +1,5 @@
-"""Forms of int8: what is exact is checked for being exact, what is a gain for being one, on graphs made to need it."""
+"""Forms of int8: what is exact is checked for being exact, what is a gain for being one, on graphs made to
+need it."""
 
 import dataclasses
 import itertools
@@ -14,7 +15,20 @@ from onnx import numpy_helper
 from test_model import undecided
 
 from vgg_calibration import chain, observe
-from vgg_export import data, equalize, factorise, fold, graph, integer, model, prune, quantize, stage, storage, to_onnx
+from vgg_export import (
+    data,
+    equalize,
+    factorise,
+    fold,
+    graph,
+    integer,
+    model,
+    prune,
+    quantize,
+    stage,
+    storage,
+    to_onnx,
+)
 from vgg_export.errors import CheckFailedError, OptionsError
 from vgg_export.options import INT8_FORMS, TARGETS, FactoriseOptions, PruneOptions, QuantizeOptions
 from vgg_export.progress import Quiet
@@ -32,16 +46,25 @@ FACTORISE = FactoriseOptions(conv_share=0.7, fc_ranks=(16, 8), multiple=4, image
 
 @pytest.fixture(scope="module")
 def exported(splits: data.Splits, tmp_path_factory: pytest.TempPathFactory) -> dict[str, stage.Artifact]:
-    """Small float graphs at 64 px: as it is, with answers that differ, and with fewer filters and factorised layers."""
+    """Small float graphs at 64 px: as it is, with answers that differ, and with fewer filters and factorised
+    layers."""
     import torch
 
     work = tmp_path_factory.mktemp("graphs")
     model.save(small_checkpoint(), work / "c.safetensors")
     plain = stage.of(work / "c.safetensors")
-    pruned = prune.run(plain, None, work / "p.safetensors", PruneOptions(0.5, "conv2", multiple=4, repair=False), Quiet())
-    made = {"plain": plain, "compact": factorise.run(pruned, splits, work / "f.safetensors", FACTORISE, Quiet())}
+    pruned = prune.run(
+        plain, None, work / "p.safetensors", PruneOptions(0.5, "conv2", multiple=4, repair=False), Quiet()
+    )
+    made = {
+        "plain": plain,
+        "compact": factorise.run(pruned, splits, work / "f.safetensors", FACTORISE, Quiet()),
+    }
     folded = {name: fold.run(a, work / f"{name}-{PX}.safetensors", PX, Quiet()) for name, a in made.items()}
-    model.save(undecided(model.load(folded["plain"].path), torch.from_numpy(pictures(splits.fit))), work / "u.safetensors")
+    model.save(
+        undecided(model.load(folded["plain"].path), torch.from_numpy(pictures(splits.fit))),
+        work / "u.safetensors",
+    )
     folded["undecided"] = stage.of(work / "u.safetensors")
     return {name: to_onnx.run(a, work / f"{name}.onnx", Quiet()) for name, a in folded.items()}
 
@@ -88,7 +111,8 @@ def uneven(arrays: dict[str, Floats]) -> None:
 
 
 def rounded_down(arrays: dict[str, Floats]) -> None:
-    """All weights of conv4_1 lie just below the middle of two of its coarse steps: rounding shifts every output the same way."""
+    """All weights of conv4_1 lie just below the middle of two of its coarse steps: rounding shifts every
+    output the same way."""
     take_steps(arrays, "conv3_2", "conv4_1", 16)
     weight = arrays["conv4_1.weight"]
     step = np.abs(weight).max((1, 2, 3), keepdims=True) / 127
@@ -97,8 +121,13 @@ def rounded_down(arrays: dict[str, Floats]) -> None:
 
 
 def reduce_rounded_down(arrays: dict[str, Floats]) -> None:
-    """The same of fc1_reduce, which has no bias to be corrected; what it reads of one channel is always zero."""
-    last = max(name for name in arrays if name.startswith("conv") and name.endswith(".weight") and "_reduce" not in name)
+    """The same of fc1_reduce, which has no bias to be corrected; what it reads of one channel is always
+    zero."""
+    last = max(
+        name
+        for name in arrays
+        if name.startswith("conv") and name.endswith(".weight") and "_reduce" not in name
+    )
     arrays[last][3], arrays[last.replace("weight", "bias")][3] = 0, -1
     weight, channels = arrays["fc1_reduce.weight"], len(arrays[last])
     others = np.arange(len(weight)) * channels // len(weight) != 3
@@ -113,7 +142,8 @@ def drowned(arrays: dict[str, Floats]) -> None:
 
 
 def take_steps(arrays: dict[str, Floats], before: str, name: str, factor: int) -> None:
-    """Give ``name`` a large weight for an input that is always zero: no change in float, steps that are ``factor`` times as large."""
+    """Give ``name`` a large weight for an input that is always zero: no change in float, steps that are
+    ``factor`` times as large."""
     arrays[f"{before}.weight"][3], arrays[f"{before}.bias"][3] = 0, -1
     weight = arrays[f"{name}.weight"]
     weight[:, 3] = factor * np.abs(weight).max((1, 2, 3))[:, None, None]
@@ -122,7 +152,9 @@ def take_steps(arrays: dict[str, Floats], before: str, name: str, factor: int) -
 # The pass over the pictures.
 
 
-def test_it_sees_what_onnxruntimes_own_calibration_sees(exported: dict[str, stage.Artifact], splits: data.Splits, tmp_path: Path) -> None:
+def test_it_sees_what_onnxruntimes_own_calibration_sees(
+    exported: dict[str, stage.Artifact], splits: data.Splits, tmp_path: Path
+) -> None:
     from onnxruntime.quantization import CalibrationMethod, create_calibrator
 
     from vgg_calibration.reader import ImageReader
@@ -133,11 +165,15 @@ def test_it_sees_what_onnxruntimes_own_calibration_sees(exported: dict[str, stag
     seen = observe.observe(path, layers, paths, for_input(PX), tmp_path, lambda: counted.append(1))
     assert len(counted) == 6
     assert not list(tmp_path.iterdir())
-    theirs = create_calibrator(path, augmented_model_path=str(tmp_path / "a.onnx"), calibrate_method=CalibrationMethod.MinMax)
+    theirs = create_calibrator(
+        path, augmented_model_path=str(tmp_path / "a.onnx"), calibrate_method=CalibrationMethod.MinMax
+    )
     theirs.collect_data(ImageReader(paths, for_input(PX), "input", lambda: None))
     for name, wanted in theirs.compute_data().items():
         if name in seen:
-            assert (seen[name].low.min(), seen[name].high.max()) == pytest.approx([v.item() for v in wanted.range_value], rel=1e-5)
+            assert (seen[name].low.min(), seen[name].high.max()) == pytest.approx(
+                [v.item() for v in wanted.range_value], rel=1e-5
+            )
     x = pictures(splits.fit[:6])
     assert np.allclose(seen["input"].mean, x.mean(0), atol=1e-5)
     assert np.allclose(seen["logits"].mean, logits(path, x).mean(0), rtol=1e-3, atol=1e-4)
@@ -150,7 +186,8 @@ def test_a_histogram_grows_and_forgets_nothing() -> None:
     small.add(np.concatenate([values, values * 8]))
     grown.add(values)
     grown.add(values * 8)
-    assert small.counts.sum() < grown.counts.sum() == 180_000  # of more than a hundred thousand at once a part is counted
+    # of more than a hundred thousand at once a part is counted
+    assert small.counts.sum() < grown.counts.sum() == 180_000
     low, high = float(values.min() * 8), float(values.max() * 8)
     assert np.abs(values * 8).max() <= grown.width * observe.BINS < 2.01 * np.abs(values * 8).max()
     assert grown.least_error(low, high) == pytest.approx(small.least_error(low, high), rel=0.1)
@@ -217,7 +254,9 @@ def test_equalizing_keeps_the_function_and_makes_both_sides_equal(
     assert (tensors_of(tmp_path / "e.onnx")["fc3.bias"] == tensors_of(path)["fc3.bias"]).all()
 
 
-def test_what_was_seen_is_known_after_equalizing(exported: dict[str, stage.Artifact], splits: data.Splits, tmp_path: Path) -> None:
+def test_what_was_seen_is_known_after_equalizing(
+    exported: dict[str, stage.Artifact], splits: data.Splits, tmp_path: Path
+) -> None:
     path = exported["compact"].path
     loaded = onnx.load(path)
     layers, paths = chain.layers(loaded), [i.path for i in splits.fit[:4]]
@@ -230,12 +269,17 @@ def test_what_was_seen_is_known_after_equalizing(exported: dict[str, stage.Artif
     assert computed.keys() == measured.keys()
     for name, wanted in measured.items():
         assert np.allclose(computed[name].high, wanted.high, rtol=1e-3, atol=1e-4 * wanted.high.max()), name
-        assert np.allclose(computed[name].low, wanted.low, rtol=1e-3, atol=1e-4 * np.abs(wanted.low).max()), name
-        assert np.allclose(computed[name].mean, wanted.mean, rtol=1e-3, atol=1e-4 * np.abs(wanted.mean).max()), name
+        assert np.allclose(computed[name].low, wanted.low, rtol=1e-3, atol=1e-4 * np.abs(wanted.low).max()), (
+            name
+        )
+        assert np.allclose(
+            computed[name].mean, wanted.mean, rtol=1e-3, atol=1e-4 * np.abs(wanted.mean).max()
+        ), name
 
 
 def test_a_wrong_scaling_is_noticed(exported: dict[str, stage.Artifact]) -> None:
-    """fc1 reads a channel's positions side by side; taken for interleaved, or forgotten, the function is another."""
+    """fc1 reads a channel's positions side by side; taken for interleaved, or forgotten, the function is
+    another."""
     layers = chain.layers(onnx.load(exported["plain"].path))
     last_conv = next(k for k, layer in enumerate(layers) if layer.kind == "Gemm") - 1
     scale = np.linspace(0.5, 2, 32)
@@ -253,21 +297,32 @@ def test_a_wrong_scaling_is_noticed(exported: dict[str, stage.Artifact]) -> None
 
 
 def means_of_layers(path: Path, layers: list[chain.Layer], x: Floats) -> dict[str, Floats]:
-    """Mean of every layer's output per channel, from a float graph or an int8 one, whose dequantized tensors are read."""
+    """Mean of every layer's output per channel, from a float graph or an int8 one, whose dequantized tensors
+    are read."""
     import onnxruntime as ort
 
     loaded = onnx.load(path)
     there = {name for node in loaded.graph.node for name in node.output}
     names = {layer.name: layer.output for layer in layers}
-    names = {k: f"{n}_DequantizeLinear_Output" if f"{n}_DequantizeLinear_Output" in there else n for k, n in names.items()}
-    added = [onnx.helper.make_tensor_value_info(n, onnx.TensorProto.FLOAT, None) for n in names.values() if n != "logits"]
+    names = {
+        k: f"{n}_DequantizeLinear_Output" if f"{n}_DequantizeLinear_Output" in there else n
+        for k, n in names.items()
+    }
+    added = [
+        onnx.helper.make_tensor_value_info(n, onnx.TensorProto.FLOAT, None)
+        for n in names.values()
+        if n != "logits"
+    ]
     loaded.graph.output.extend(added)
-    found = ort.InferenceSession(loaded.SerializeToString(), providers=["CPUExecutionProvider"]).run(list(names.values()), {"input": x})
+    found = ort.InferenceSession(loaded.SerializeToString(), providers=["CPUExecutionProvider"]).run(
+        list(names.values()), {"input": x}
+    )
     return {k: v.mean((0, *range(2, v.ndim))) for k, v in zip(names, found, strict=True)}
 
 
 def standard_error_of_rounding(path: Path, layers: list[chain.Layer], name: str, n: int) -> float:
-    """Of a mean over ``n`` pictures of a layer's int8 output: a rounded value is off by up to half a step, evenly spread."""
+    """Of a mean over ``n`` pictures of a layer's int8 output: a rounded value is off by up to half a step,
+    evenly spread."""
     output = next(layer.output for layer in layers if layer.name == name)
     return float(tensors_of(path)[f"{output}_scale"]) / (12 * n) ** 0.5
 
@@ -276,20 +331,34 @@ def standard_error_of_rounding(path: Path, layers: list[chain.Layer], name: str,
 def test_corrected_means_are_those_of_the_float_graph(
     kind: str, exported: dict[str, stage.Artifact], splits: data.Splits, tmp_path: Path
 ) -> None:
-    path = changed(exported[kind].path, tmp_path / "m.onnx", reduce_rounded_down if kind == "compact" else rounded_down)
+    path = changed(
+        exported[kind].path, tmp_path / "m.onnx", reduce_rounded_down if kind == "compact" else rounded_down
+    )
     tried = bench(path, splits, tmp_path / "scratch")
     plain, corrected = (tried.make(INT8_FORMS[name]) for name in ("minmax", "minmax-corrected"))
     x = pictures(splits.fit[:16])
     wanted, before, after = (means_of_layers(p, tried.layers, x) for p in (path, plain.path, corrected.path))
-    errors = {k: tuple(float(np.abs(found[k] - wanted[k]).mean()) for found in (before, after)) for k in wanted}
-    # In the first layer the rounding of the pictures is the larger part; a _reduce has no bias, its shift is undone in its _expand.
+    errors = {
+        k: tuple(float(np.abs(found[k] - wanted[k]).mean()) for found in (before, after)) for k in wanted
+    }
+    # In the first layer the rounding of the pictures is the larger part; a _reduce has no bias, its shift is
+    # undone in its _expand.
     own = {k: v for k, v in errors.items() if not k.startswith("conv1_1") and not k.endswith("_reduce")}
     total, left = (sum(column) for column in zip(*own.values(), strict=True))
     # Eight drawn networks leave 0.12 to 0.27 of it, and 0.08 to 0.47 with factorised layers.
     assert left < 0.7 * total, errors
-    # A shift can be smaller than the rounding of the layer's own output lets a mean of so many pictures tell; then it is left to chance.
-    beyond = {k: v for k, v in own.items() if v[0] > 8 * standard_error_of_rounding(plain.path, tried.layers, k, len(x))}
-    assert set(beyond) >= {"fc1_expand", "fc2_expand", "fc3"} if kind == "compact" else {"conv4_1", "conv4_2", "fc1", "fc2", "fc3"}
+    # A shift can be smaller than the rounding of the layer's own output lets a mean of so many pictures tell;
+    # then it is left to chance.
+    beyond = {
+        k: v
+        for k, v in own.items()
+        if v[0] > 8 * standard_error_of_rounding(plain.path, tried.layers, k, len(x))
+    }
+    assert (
+        set(beyond) >= {"fc1_expand", "fc2_expand", "fc3"}
+        if kind == "compact"
+        else {"conv4_1", "conv4_2", "fc1", "fc2", "fc3"}
+    )
     assert all(after < 0.8 * before for before, after in beyond.values()), beyond  # 0.58 and 0.52 at most
     if kind == "compact":
         assert corrected.divergence.mean() < 0.7 * plain.divergence.mean()  # 0.05 to 0.44
@@ -308,27 +377,37 @@ def test_the_shift_of_a_layer_is_computed_with_its_padding() -> None:
     for kernel in ((3, 3), (3, 1), (1, 3), (1, 1)):
         weight = generator.normal(size=(5, 4, *kernel)).astype(np.float32)
         x = generator.random((6, 4, 7, 7)).astype(np.float32)
-        y = torch.nn.functional.conv2d(torch.from_numpy(x), torch.from_numpy(weight), padding=(kernel[0] // 2, kernel[1] // 2))
+        y = torch.nn.functional.conv2d(
+            torch.from_numpy(x), torch.from_numpy(weight), padding=(kernel[0] // 2, kernel[1] // 2)
+        )
         layer = chain.Layer("conv", "Conv", "w", None, "x", "y", "y", ())
-        assert np.allclose(integer.mean_output(layer, weight, x.mean(0)), y.numpy().mean((0, 2, 3)), atol=1e-5)
+        assert np.allclose(
+            integer.mean_output(layer, weight, x.mean(0)), y.numpy().mean((0, 2, 3)), atol=1e-5
+        )
 
 
 # Which form is kept.
 
 
-def settled(source: stage.Artifact, change: Callable[[dict[str, Floats]], None], output: Path) -> stage.Artifact:
+def settled(
+    source: stage.Artifact, change: Callable[[dict[str, Floats]], None], output: Path
+) -> stage.Artifact:
     """An exported artifact with other weights."""
     changed(source.path, output, change)
     return stage.Artifact(output, storage.sha256(output), source.sidecar)
 
 
-def test_the_plain_form_is_onnxruntimes_own(exported: dict[str, stage.Artifact], splits: data.Splits, tmp_path: Path) -> None:
+def test_the_plain_form_is_onnxruntimes_own(
+    exported: dict[str, stage.Artifact], splits: data.Splits, tmp_path: Path
+) -> None:
     from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
 
     from vgg_calibration.reader import ImageReader
 
     source = exported["plain"]
-    made = quantize.run(source, splits, 8, tmp_path / "q.onnx", QuantizeOptions("x86-vnni", "minmax"), Quiet())
+    made = quantize.run(
+        source, splits, 8, tmp_path / "q.onnx", QuantizeOptions("x86-vnni", "minmax"), Quiet()
+    )
     used = [i.path for i in splits.fit if i.sha256 in made.measured["calibration_images"]]
     quantize_static(
         str(source.path),
@@ -343,7 +422,9 @@ def test_the_plain_form_is_onnxruntimes_own(exported: dict[str, stage.Artifact],
     )
     ours, theirs = tensors_of(made.path), tensors_of(tmp_path / "theirs.onnx")
     assert ours.keys() == theirs.keys()
-    assert all(np.allclose(ours[name], theirs[name], rtol=1e-5, atol=0) for name in theirs if "bias" not in name)
+    assert all(
+        np.allclose(ours[name], theirs[name], rtol=1e-5, atol=0) for name in theirs if "bias" not in name
+    )
     assert made.measured["int8"]["why"] == "asked for"
 
 
@@ -351,12 +432,16 @@ def test_the_form_that_is_closest_on_unseen_pictures_is_kept(
     exported: dict[str, stage.Artifact], splits: data.Splits, tmp_path: Path
 ) -> None:
     source = settled(exported["undecided"], uneven, tmp_path / "uneven.onnx")
-    made = quantize.run(source, splits, 16, tmp_path / "q.onnx", QuantizeOptions("x86-vnni", float_layers=0), Quiet())
+    made = quantize.run(
+        source, splits, 16, tmp_path / "q.onnx", QuantizeOptions("x86-vnni", float_layers=0), Quiet()
+    )
     told, loss = made.measured["int8"], made.measured["losses"]["quantized"]
     tried = {entry["form"]: entry for entry in told["tried"]}
     assert list(tried) == list(INT8_FORMS)
     assert told["chosen"].startswith("equalized")
-    assert tried[told["chosen"]] == {"form": told["chosen"]} | {key: loss[key] for key in ("agreement", "kl", "n")}
+    assert tried[told["chosen"]] == {"form": told["chosen"]} | {
+        key: loss[key] for key in ("agreement", "kl", "n")
+    }
     assert loss["kl"] == min(entry["kl"] for entry in tried.values()) < 0.1 * tried["minmax"]["kl"]
     x = pictures(splits.select)
     expected, found = logits(source.path, x), logits(made.path, x)
@@ -365,7 +450,8 @@ def test_the_form_that_is_closest_on_unseen_pictures_is_kept(
     assert loss["agreement"] == pytest.approx((expected.argmax(1) == found.argmax(1)).mean())
     assert not [p for p in tmp_path.iterdir() if p.name.startswith(".")]
     seen = made.measured["model"]["calibrated_on"]
-    assert {data.short_hash(i.sha256) for i in splits.select} < set(seen)  # a later evaluation leaves them out
+    # a later evaluation leaves them out
+    assert {data.short_hash(i.sha256) for i in splits.select} < set(seen)
     assert len(seen) == len(splits.select) + 16
 
 
@@ -382,12 +468,21 @@ def test_without_unseen_pictures_the_plain_form_is_taken_and_the_reason_told(
         "tried": [{"form": "minmax"}],
         "float_layers": [],
     }
-    asked = quantize.run(source, splits, 8, tmp_path / "b.onnx", QuantizeOptions(method="minmax", min_agreement=0), Quiet())
+    asked = quantize.run(
+        source, splits, 8, tmp_path / "b.onnx", QuantizeOptions(method="minmax", min_agreement=0), Quiet()
+    )
     assert asked.sha256 == made.sha256
     assert asked.measured["losses"]["quantized"]["kl"] > 0.1
     info = source.sidecar["measured"]["model"]
     random = {"measured": {"model": info | {"source": info["source"] | {"figures_absent": "random weights"}}}}
-    made = quantize.run(dataclasses.replace(source, sidecar=random), splits, 8, tmp_path / "c.onnx", QuantizeOptions(), Quiet())
+    made = quantize.run(
+        dataclasses.replace(source, sidecar=random),
+        splits,
+        8,
+        tmp_path / "c.onnx",
+        QuantizeOptions(),
+        Quiet(),
+    )
     assert (made.measured["losses"], made.sha256) == ({}, asked.sha256)
 
 
@@ -402,7 +497,8 @@ def test_only_what_is_better_by_more_than_chance_replaces_the_plain_form() -> No
     first = trial(plain)
     assert quantize.closest([first, trial(plain)]) is first
     assert quantize.closest([first, trial(0.96 * plain)]) is first
-    assert quantize.closest([first, trial(plain - 0.1 + 2 * swing)]) is first  # ten percent less on average, by luck
+    # ten percent less on average, by luck
+    assert quantize.closest([first, trial(plain - 0.1 + 2 * swing)]) is first
     assert quantize.closest([first, trial(plain + 1)]) is first
     better, best = trial(0.9 * plain), trial(0.5 * plain)
     assert quantize.closest([first, better, best]) is best
@@ -433,7 +529,12 @@ def test_close_enough_needs_no_other_form() -> None:
     ],
 )
 def test_a_kept_layer_is_float_after_onnxruntimes_optimizer(
-    kind: str, kept: tuple[str, ...], floats: dict[str, int], exported: dict[str, stage.Artifact], splits: data.Splits, tmp_path: Path
+    kind: str,
+    kept: tuple[str, ...],
+    floats: dict[str, int],
+    exported: dict[str, stage.Artifact],
+    splits: data.Splits,
+    tmp_path: Path,
 ) -> None:
     tried = bench(exported[kind].path, splits, tmp_path / "scratch")
     made = tried.make(INT8_FORMS["minmax-corrected"], kept)
@@ -451,10 +552,13 @@ def test_a_kept_layer_is_float_after_onnxruntimes_optimizer(
 
 
 def surest(path: Path, items: tuple[data.Item, ...]) -> tuple[data.Item, ...]:
-    """At most four pictures of each class, of which a float graph is so sure that rounding alone does not change them."""
+    """At most four pictures of each class, of which a float graph is so sure that rounding alone does not
+    change them."""
     said = logits(path, pictures(items))
     margins, classes = np.diff(np.sort(said))[:, -1], said.argmax(1)
-    return tuple(items[k] for c in np.unique(classes) for k in np.flatnonzero((classes == c) & (margins > 1))[:4])
+    return tuple(
+        items[k] for c in np.unique(classes) for k in np.flatnonzero((classes == c) & (margins > 1))[:4]
+    )
 
 
 def test_the_layer_that_8_bits_ruin_is_found_and_stays_float(
@@ -472,17 +576,23 @@ def test_the_layer_that_8_bits_ruin_is_found_and_stays_float(
     assert made.measured["int8"]["tried"][0]["agreement"] < 0.9
     assert made.measured["losses"]["quantized"]["agreement"] >= 0.9
     assert made.measured["ops"]["Conv"] == 1
-    without = quantize.run(source, splits, 16, tmp_path / "w.onnx", dataclasses.replace(options, float_layers=0), Quiet())
+    without = quantize.run(
+        source, splits, 16, tmp_path / "w.onnx", dataclasses.replace(options, float_layers=0), Quiet()
+    )
     assert without.measured["int8"]["float_layers"] == []
     assert layer["bytes"] == made.path.stat().st_size - without.path.stat().st_size > 0
     assert "conv3_2 in float, because of an agreement of" in caplog.text
     assert "asked for" in caplog.text
 
 
-def test_the_costliest_layer_alone_comes_first(exported: dict[str, stage.Artifact], splits: data.Splits, tmp_path: Path) -> None:
+def test_the_costliest_layer_alone_comes_first(
+    exported: dict[str, stage.Artifact], splits: data.Splits, tmp_path: Path
+) -> None:
     path = changed(exported["compact"].path, tmp_path / "m.onnx", lambda arrays: None)
     cost = bench(path, splits, tmp_path / "scratch").sensitivity(INT8_FORMS["minmax"])
-    assert set(cost) == {name for name, *_ in model.Plan.from_json(exported["compact"].measured["model"]["plan"]).convs()} | {
+    assert set(cost) == {
+        name for name, *_ in model.Plan.from_json(exported["compact"].measured["model"]["plan"]).convs()
+    } | {
         "fc1",
         "fc2",
         "fc3",

@@ -1,4 +1,5 @@
-"""compare.py --live: real frames through real pipes and servers, classified by onnxruntime in a process of its own."""
+"""compare.py --live: real frames through real pipes and servers, classified by onnxruntime in a process of
+its own."""
 
 import collections
 import http.server
@@ -40,7 +41,9 @@ PICTURES = [jpeg(k) for k in range(5)]
 
 def top1(bundle: Path, variant: str, px: int, picture: bytes) -> str:
     session = ort.InferenceSession(bundle / f"models/{variant}.onnx")
-    return CLASSES[int(session.run(None, {"input": to_tensor(open_image(picture), for_input(px))[None]})[0].argmax())]
+    return CLASSES[
+        int(session.run(None, {"input": to_tensor(open_image(picture), for_input(px))[None]})[0].argmax())
+    ]
 
 
 @pytest.fixture
@@ -66,9 +69,17 @@ def live_json(path: Path) -> dict:
 @pytest.mark.parametrize("seed", range(4))
 def test_jpegs_are_cut_out_of_a_stream_wherever_its_pieces_end(seed: int) -> None:
     thumbnail = Image.Exif()
-    thumbnail[0x010E] = PICTURES[0].decode("latin-1")  # a whole JPEG within a header, as cameras put a thumbnail there
-    wanted = [*PICTURES, jpeg(7, progressive=True), jpeg(8, exif=thumbnail.tobytes()), jpeg(9, restart_marker_blocks=1)]
-    stream = b"".join(b"--frame\r\nContent-Type: image/jpeg\r\n\r\n" + picture + b"\r\n" for picture in wanted)
+    # a whole JPEG within a header, as cameras put a thumbnail there
+    thumbnail[0x010E] = PICTURES[0].decode("latin-1")
+    wanted = [
+        *PICTURES,
+        jpeg(7, progressive=True),
+        jpeg(8, exif=thumbnail.tobytes()),
+        jpeg(9, restart_marker_blocks=1),
+    ]
+    stream = b"".join(
+        b"--frame\r\nContent-Type: image/jpeg\r\n\r\n" + picture + b"\r\n" for picture in wanted
+    )
     splitter, found, dice = jpegs.Splitter(), [], random.Random(seed)
     while stream:
         size = dice.choice((1, 2, 3, 100, 5000))
@@ -155,7 +166,9 @@ def test_the_temperature_is_remembered(monkeypatch: pytest.MonkeyPatch, bundle_f
 # Folders
 
 
-def test_a_folder_is_looped_in_order_and_a_new_picture_is_the_next(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_is_looped_in_order_and_a_new_picture_is_the_next(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(sources, "RESCAN_S", 0.0)
     (folder / "notes.txt").write_text("no picture")
     stopped = threading.Event()
@@ -178,8 +191,23 @@ def test_frames_are_paced(folder: Path) -> None:
     assert 0.19 < time.monotonic() - start < 1.5
 
 
-def test_a_folder_is_classified_as_onnxruntime_does(folder: Path, bundle_folder: Path, tmp_path: Path) -> None:
-    arguments = ("--live", "scaled", "--source", folder, "--fps", "20", "--frames", "70", "--threads", "1", "--every", "1")
+def test_a_folder_is_classified_as_onnxruntime_does(
+    folder: Path, bundle_folder: Path, tmp_path: Path
+) -> None:
+    arguments = (
+        "--live",
+        "scaled",
+        "--source",
+        folder,
+        "--fps",
+        "20",
+        "--frames",
+        "70",
+        "--threads",
+        "1",
+        "--every",
+        "1",
+    )
     done = compare(*arguments, "--json", tmp_path / "r.json", bundle=bundle_folder)
     assert done.returncode == 0, done.stderr
     found = live_json(tmp_path / "r.json")
@@ -195,8 +223,14 @@ def test_a_folder_is_classified_as_onnxruntime_does(folder: Path, bundle_folder:
     assert found["frames_per_s"] == pytest.approx(70 / found["seconds"])
     assert found["frames_per_s"] <= 21
     assert found["self_check_deviation"] < 1e-3
-    documented = (ROOT / "README.md").read_text(encoding="utf-8").split("### Live", 1)[1].split("### The page", 1)[0]
-    assert [key for key in (*found, *found["frames"], *found["model_ms"], *found["temperature_c"]) if f'"{key}"' not in documented] == []
+    documented = (
+        (ROOT / "README.md").read_text(encoding="utf-8").split("### Live", 1)[1].split("### The page", 1)[0]
+    )
+    assert [
+        key
+        for key in (*found, *found["frames"], *found["model_ms"], *found["temperature_c"])
+        if f'"{key}"' not in documented
+    ] == []
     document = json.loads((tmp_path / "r.json").read_text())
     assert document["schema"] == live.LIVE_SCHEMA
     assert document["device"]["threads"] == 1
@@ -239,7 +273,9 @@ def test_an_mjpeg_server_faster_than_the_model(bundle_folder: Path, tmp_path: Pa
 
 def test_a_stream_that_ends_says_so(bundle_folder: Path, tmp_path: Path) -> None:
     with soak.camera(PICTURES, 20, limit=6, cut_off_every=None) as url:
-        done = compare("--live", "scaled", "--source", url, "--json", tmp_path / "r.json", bundle=bundle_folder)
+        done = compare(
+            "--live", "scaled", "--source", url, "--json", tmp_path / "r.json", bundle=bundle_folder
+        )
     assert done.returncode == 0, done.stderr
     assert "Ended    the source ended" in done.stdout
     found = live_json(tmp_path / "r.json")
@@ -258,7 +294,13 @@ def test_a_file_is_played_and_a_pipe_is_read(bundle_folder: Path, tmp_path: Path
     expected = collections.Counter(top1(bundle_folder, "scaled", 160, picture) for picture in PICTURES)
     if not found["frames"]["dropped"]:
         assert {one["label"]: one["n"] for one in found["said"]} == expected
-    launcher = [sys.executable, str(bundle_folder / "runtime/compare.py"), *map(str, arguments), "--source", "-"]
+    launcher = [
+        sys.executable,
+        str(bundle_folder / "runtime/compare.py"),
+        *map(str, arguments),
+        "--source",
+        "-",
+    ]
     piped = subprocess.run(launcher, input=clip.read_bytes(), capture_output=True, check=False, timeout=120)
     assert piped.returncode == 0, piped.stderr
     assert live_json(tmp_path / "r.json")["source"] == "standard input"
@@ -310,7 +352,9 @@ def wrong() -> Iterator[str]:
         ("/torn", "cannot be read"),
     ],
 )
-def test_a_server_that_is_no_camera(path: str, sentence: str, wrong: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_that_is_no_camera(
+    path: str, sentence: str, wrong: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(sources, "SILENCE_S", 0.4)
     frames = sources.open_source(wrong + path, None).frames(threading.Event())
     if path == "/empty":
@@ -329,7 +373,9 @@ def test_no_server_and_a_source_that_breaks_off(wrong: str, bundle_folder: Path,
     done = compare("--live", "scaled", "--source", f"{wrong}/empty", bundle=bundle_folder)
     assert done.returncode == 2
     assert "not one frame of" in done.stderr
-    done = compare("--live", "scaled", "--source", f"{wrong}/torn", "--json", tmp_path / "r.json", bundle=bundle_folder)
+    done = compare(
+        "--live", "scaled", "--source", f"{wrong}/torn", "--json", tmp_path / "r.json", bundle=bundle_folder
+    )
     assert done.returncode == 1
     found = live_json(tmp_path / "r.json")
     assert (found["ended"], found["frames"]["classified"]) == ("error", 1)
@@ -342,8 +388,18 @@ def test_no_server_and_a_source_that_breaks_off(wrong: str, bundle_folder: Path,
 
 def start(bundle: Path, *arguments: str | Path) -> subprocess.Popen[str]:
     """A run that has begun to print lines."""
-    command = [sys.executable, str(bundle / "runtime/compare.py"), "--live", "scaled", "--every", "0.3", *map(str, arguments)]
-    running = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **interruptible())
+    command = [
+        sys.executable,
+        str(bundle / "runtime/compare.py"),
+        "--live",
+        "scaled",
+        "--every",
+        "0.3",
+        *map(str, arguments),
+    ]
+    running = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **interruptible()
+    )
     assert running.stdout is not None
     for line in running.stdout:
         if re.search(r"[1-9]\d* received", line):
@@ -351,8 +407,12 @@ def start(bundle: Path, *arguments: str | Path) -> subprocess.Popen[str]:
     return running
 
 
-@pytest.mark.parametrize(("number", "code", "word"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 0, "terminated")])
-def test_a_signal_ends_it_with_a_summary(number: int, code: int, word: str, folder: Path, bundle_folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("number", "code", "word"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 0, "terminated")]
+)
+def test_a_signal_ends_it_with_a_summary(
+    number: int, code: int, word: str, folder: Path, bundle_folder: Path, tmp_path: Path
+) -> None:
     running = start(bundle_folder, "--source", folder, "--json", tmp_path / "r.json")
     os.killpg(running.pid, number) if number == signal.SIGINT else os.kill(running.pid, number)
     output, errors = running.communicate(timeout=20)
@@ -402,8 +462,17 @@ def test_a_reader_of_its_lines_that_goes_away_ends_it(folder: Path, bundle_folde
 def test_ctrl_c_while_nothing_arrives(bundle_folder: Path, tmp_path: Path) -> None:
     """A pipe that stays silent: the reader waits, the interrupt is heard."""
     os.mkfifo(tmp_path / "pipe")
-    command = [sys.executable, str(bundle_folder / "runtime/compare.py"), "--live", "scaled", "--source", str(tmp_path / "pipe")]
-    running = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **interruptible())
+    command = [
+        sys.executable,
+        str(bundle_folder / "runtime/compare.py"),
+        "--live",
+        "scaled",
+        "--source",
+        str(tmp_path / "pipe"),
+    ]
+    running = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **interruptible()
+    )
     assert running.stdout is not None
     assert "is classified by" in running.stdout.readline()
     os.killpg(running.pid, signal.SIGINT)
@@ -425,7 +494,9 @@ def test_a_killed_model_is_a_sentence(folder: Path, bundle_folder: Path, tmp_pat
     assert found["frames"]["classified"] > 0
 
 
-def test_two_events_that_arrive_together_are_both_heard(bundle_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_events_that_arrive_together_are_both_heard(
+    bundle_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from vgg_runtime import manifest
 
     bundle = manifest.read(bundle_folder)
@@ -438,7 +509,9 @@ def test_two_events_that_arrive_together_are_both_heard(bundle_folder: Path, mon
         responder.close()
 
 
-def test_a_hung_model_is_a_sentence(bundle_folder: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hung_model_is_a_sentence(
+    bundle_folder: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from vgg_runtime import manifest
 
     bundle = manifest.read(bundle_folder)
@@ -488,11 +561,23 @@ def test_the_model_is_that_of_the_copy(folder: Path, bundle_copy: Path) -> None:
     ("arguments", "sentence"),
     [
         (("--live", "nope"), "there is no variant 'nope'; this bundle has baseline, quantized, scaled"),
-        (("--live", "scaled", "--source", "nowhere"), "nowhere cannot be used (No such file or directory); --source is a folder"),
-        (("--live", "scaled", "--source", "rtsp://camera/1"), "is no http address; other streams can be piped: ffmpeg"),
-        (("--live", "scaled", "--source", "http://camera/", "--fps", "5"), "--fps is for a folder, a file or a camera"),
+        (
+            ("--live", "scaled", "--source", "nowhere"),
+            "nowhere cannot be used (No such file or directory); --source is a folder",
+        ),
+        (
+            ("--live", "scaled", "--source", "rtsp://camera/1"),
+            "is no http address; other streams can be piped: ffmpeg",
+        ),
+        (
+            ("--live", "scaled", "--source", "http://camera/", "--fps", "5"),
+            "--fps is for a folder, a file or a camera",
+        ),
         (("--live", "scaled", "--source", "empty"), "empty holds no pictures"),
-        (("--live", "scaled", "--source", "empty/text"), "not one frame of empty/text could be classified, found none"),
+        (
+            ("--live", "scaled", "--source", "empty/text"),
+            "not one frame of empty/text could be classified, found none",
+        ),
         (("--live", "scaled", "--source", "/dev/null"), "reading /dev/null needs ffmpeg"),
         (("--live", "scaled"), "no camera module can be read: picamera2 cannot be imported"),
         (("--live", "scaled", "--image", "a.jpg"), "--image does not go with --live"),
@@ -501,13 +586,18 @@ def test_the_model_is_that_of_the_copy(folder: Path, bundle_copy: Path) -> None:
         (("--live", "scaled", "--port", "0"), "--port does not go with --live"),
         (("--live", "scaled", "--budget", "3"), "--budget does not go with --live"),
         (("--live", "scaled", "--source", "empty", "--frames", "0"), "expected at least 1"),
-        (("--live", "scaled", "--source", "empty", "--fps", "0"), "expected more than 0 and at most 1000 frames a second"),
+        (
+            ("--live", "scaled", "--source", "empty", "--fps", "0"),
+            "expected more than 0 and at most 1000 frames a second",
+        ),
         (("--source", "empty"), "--source belongs to --live VARIANT"),
         (("--frames", "3", "--serve"), "--frames belongs to --live VARIANT"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
 )
-def test_unusable_input_is_one_sentence_and_code_2(arguments: tuple[str, ...], sentence: str, bundle_folder: Path, tmp_path: Path) -> None:
+def test_unusable_input_is_one_sentence_and_code_2(
+    arguments: tuple[str, ...], sentence: str, bundle_folder: Path, tmp_path: Path
+) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty/text").write_text("no picture")
     done = compare(*arguments, bundle=bundle_folder, cwd=tmp_path, PATH=str(tmp_path))
@@ -524,7 +614,8 @@ def test_random_weights_do_not_speak(folder: Path, bundle_copy: Path) -> None:
     reseal(bundle_copy, figures_absent="random weights: nothing is known")
     done = compare(*arguments, bundle=bundle_copy)
     assert done.returncode == 0
-    assert done.stdout.count("!! random weights: nothing is known") == 2  # before hours of lines and after them
+    # before hours of lines and after them
+    assert done.stdout.count("!! random weights: nothing is known") == 2
     assert not any(label in done.stdout for label in ("Said ", *CLASSES))
 
 
@@ -540,21 +631,36 @@ def program(folder: Path, name: str, script: str) -> None:
 
 def test_a_video_device_is_read_through_ffmpeg(tmp_path: Path, bundle_folder: Path) -> None:
     (tmp_path / "clip").write_bytes(b"".join(PICTURES))
-    body = "assert sys.argv[sys.argv.index('-framerate') + 1] == '12'\nassert {'/dev/null', 'copy'} < set(sys.argv)\n"
+    body = (
+        "assert sys.argv[sys.argv.index('-framerate') + 1] == '12'\nassert {'/dev/null', 'copy'} <"
+        " set(sys.argv)\n"
+    )
     body += f"clip = open({str(tmp_path / 'clip')!r}, 'rb').read()\n"
-    program(tmp_path / "bin", "ffmpeg", body + "while True:\n    sys.stdout.buffer.write(clip); sys.stdout.flush(); time.sleep(0.05)")
+    program(
+        tmp_path / "bin",
+        "ffmpeg",
+        body + "while True:\n    sys.stdout.buffer.write(clip); sys.stdout.flush(); time.sleep(0.05)",
+    )
     arguments = ("--live", "scaled", "--source", "/dev/null", "--fps", "12", "--frames", "5")
     done = compare(*arguments, bundle=bundle_folder, PATH=str(tmp_path / "bin"))
     assert done.returncode == 0, done.stderr
     assert "5 classified" in done.stdout
-    program(tmp_path / "bin", "ffmpeg", "print('a', file=sys.stderr)\nsys.exit('/dev/null: Device or resource busy')")
+    program(
+        tmp_path / "bin",
+        "ffmpeg",
+        "print('a', file=sys.stderr)\nsys.exit('/dev/null: Device or resource busy')",
+    )
     done = compare(*arguments, bundle=bundle_folder, PATH=str(tmp_path / "bin"))
     assert done.returncode == 2
     assert "ffmpeg ended with code 1: /dev/null: Device or resource busy" in done.stderr
 
 
 def test_what_reads_a_device_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    program(tmp_path, "rpicam-vid", "import signal\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\nprint(flush=True)\ntime.sleep(60)")
+    program(
+        tmp_path,
+        "rpicam-vid",
+        "import signal\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\nprint(flush=True)\ntime.sleep(60)",
+    )
     monkeypatch.setenv("PATH", str(tmp_path))
     source = sources.open_source("camera", None)
     assert source.name == "camera (rpicam-vid)"
@@ -574,8 +680,10 @@ def test_picamera2_gives_pictures_in_red_green_blue(tmp_path: Path, monkeypatch:
         "    closed = False\n"
         "    def create_video_configuration(self, main, controls): return main, controls\n"
         "    def configure(self, wanted): self.main, self.controls = wanted\n"
-        "    def start(self): assert self.main['format'] == 'BGR888' and self.controls == {'FrameRate': 30.0}\n"
-        "    def capture_array(self, name): return numpy.full((*self.main['size'][::-1], 3), (200, 100, 0), numpy.uint8)\n"
+        "    def start(self): assert self.main['format'] == 'BGR888' and self.controls == {'FrameRate':"
+        " 30.0}\n"
+        "    def capture_array(self, name): return numpy.full((*self.main['size'][::-1], 3), (200, 100,"
+        " 0), numpy.uint8)\n"
         "    def close(self): Picamera2.closed = True\n"
     )
     monkeypatch.syspath_prepend(str(tmp_path))
@@ -600,7 +708,16 @@ def test_picamera2_gives_pictures_in_red_green_blue(tmp_path: Path, monkeypatch:
 
 def test_some_hundred_frames_leave_the_memory_flat(bundle_folder: Path, tmp_path: Path) -> None:
     with soak.camera(soak.pictures(10, (320, 240)), 200) as url:
-        command = [sys.executable, str(bundle_folder / "runtime/compare.py"), "--live", "scaled", "--source", url, "--threads", "1"]
+        command = [
+            sys.executable,
+            str(bundle_folder / "runtime/compare.py"),
+            "--live",
+            "scaled",
+            "--source",
+            url,
+            "--threads",
+            "1",
+        ]
         command += ["--every", "0.2", "--frames", "1500", "--json", str(tmp_path / "r.json")]
         code, memory = soak.watch(command, 0.1)
     assert code == 0
@@ -623,18 +740,33 @@ def test_the_soak_sees_growth_and_failure() -> None:
 def test_a_process_that_leaks_is_noticed_from_outside(tmp_path: Path) -> None:
     child = (
         "import time\nprint('loaded', flush=True)\nkept = []\n"
-        "for _ in range(40):\n    kept.append(bytearray(400_000)); kept[-1][::4096] = b'x' * 98; time.sleep(0.02)"
+        "for _ in range(40):\n    kept.append(bytearray(400_000)); kept[-1][::4096] = b'x' * 98;"
+        " time.sleep(0.02)"
     )
     (tmp_path / "leak.py").write_text(child)
     code, memory = soak.watch(
-        [sys.executable, "-c", f"import subprocess, sys; subprocess.run([sys.executable, {str(tmp_path / 'leak.py')!r}])"], 0.02
+        [
+            sys.executable,
+            "-c",
+            f"import subprocess, sys; subprocess.run([sys.executable, {str(tmp_path / 'leak.py')!r}])",
+        ],
+        0.02,
     )
     assert code == 0
     assert "model grew by" in (soak.verdict(code, {k: soak.growth(v) for k, v in memory.items()}, 4e6) or "")
 
 
 def test_the_soak_runs(bundle_folder: Path, tmp_path: Path) -> None:
-    command = [sys.executable, str(ROOT / "bench/soak.py"), "--bundle", str(bundle_folder), "--variant", "quantized", "--minutes", "0.05"]
+    command = [
+        sys.executable,
+        str(ROOT / "bench/soak.py"),
+        "--bundle",
+        str(bundle_folder),
+        "--variant",
+        "quantized",
+        "--minutes",
+        "0.05",
+    ]
     command += ["--sample-s", "0.05", "--limit-mb", "20", "--json", str(tmp_path / "soak.json")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -645,11 +777,25 @@ def test_the_soak_runs(bundle_folder: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("bundle", "minutes", "sentence"), [("nowhere", "1", "ended with code 2"), (None, "0.01", "are too few to see growth")]
+    ("bundle", "minutes", "sentence"),
+    [("nowhere", "1", "ended with code 2"), (None, "0.01", "are too few to see growth")],
 )
-def test_a_soak_that_says_nothing_fails(bundle: str | None, minutes: str, sentence: str, bundle_folder: Path, tmp_path: Path) -> None:
-    command = [sys.executable, str(ROOT / "bench/soak.py"), "--bundle", str(bundle_folder if bundle is None else tmp_path / bundle)]
-    done = subprocess.run([*command, "--variant", "scaled", "--minutes", minutes], capture_output=True, text=True, timeout=120, check=False)
+def test_a_soak_that_says_nothing_fails(
+    bundle: str | None, minutes: str, sentence: str, bundle_folder: Path, tmp_path: Path
+) -> None:
+    command = [
+        sys.executable,
+        str(ROOT / "bench/soak.py"),
+        "--bundle",
+        str(bundle_folder if bundle is None else tmp_path / bundle),
+    ]
+    done = subprocess.run(
+        [*command, "--variant", "scaled", "--minutes", minutes],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
     assert done.returncode == 1
     assert sentence in done.stdout
     assert "Traceback" not in done.stderr

@@ -7,7 +7,8 @@ from vgg_runtime import metrics
 
 
 def test_wilsons_interval_is_the_textbooks() -> None:
-    assert metrics.wilson_interval(81, 263) == pytest.approx((0.2553, 0.3662), abs=1e-4)  # Newcombe 1998, table I
+    # Newcombe 1998, table I
+    assert metrics.wilson_interval(81, 263) == pytest.approx((0.2553, 0.3662), abs=1e-4)
     assert metrics.wilson_interval(0, 10) == pytest.approx((0.0, 0.2775), abs=1e-4)
     assert metrics.wilson_interval(10, 10)[1] == 1.0
     for right, n in ((1, 0), (3, 2), (-1, 2)):
@@ -24,7 +25,9 @@ def test_divergence_is_zero_of_the_same_and_right_by_hand() -> None:
     p = np.log(np.array([[0.5, 0.5]], np.float32))
     q = np.log(np.array([[0.9, 0.1]], np.float32))
     assert metrics.kl_divergence(p, p) == pytest.approx([0.0])
-    assert metrics.kl_divergence(p, q) == pytest.approx([0.5 * math.log(0.5 / 0.9) + 0.5 * math.log(0.5 / 0.1)], rel=1e-5)
+    assert metrics.kl_divergence(p, q) == pytest.approx(
+        [0.5 * math.log(0.5 / 0.9) + 0.5 * math.log(0.5 / 0.1)], rel=1e-5
+    )
     assert metrics.kl_divergence(p, p + 7) == pytest.approx([0.0], abs=1e-6)
 
 

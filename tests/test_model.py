@@ -10,8 +10,8 @@ from vgg_export.errors import CheckpointError
 
 
 def undecided(checkpoint: model.Checkpoint, x: torch.Tensor) -> model.Checkpoint:
-    """The same with logits that are zero on average over pictures and spread by two: left alone, most drawn networks say one class of
-    everything, and so surely that hardly a change of their layers is noticed."""
+    """The same with logits that are zero on average over pictures and spread by two: left alone, most drawn
+    networks say one class of everything, and so surely that hardly a change of their layers is noticed."""
     with torch.inference_mode():
         logits = checkpoint.model()(x)
     weight, bias = (checkpoint.tensors[f"fc3.{part}"] for part in ("weight", "bias"))
@@ -21,8 +21,8 @@ def undecided(checkpoint: model.Checkpoint, x: torch.Tensor) -> model.Checkpoint
 
 
 def awake(checkpoint: model.Checkpoint, layer: str, x: torch.Tensor) -> model.Checkpoint:
-    """The same with a convolution whose filters are each zero on average over pictures before the ReLU: some that are drawn say nothing
-    or next to nothing of any picture."""
+    """The same with a convolution whose filters are each zero on average over pictures before the ReLU: some
+    that are drawn say nothing or next to nothing of any picture."""
     network = checkpoint.model()
     with torch.inference_mode():
         said = network[: list(dict(network.named_children())).index(layer) + 1](x)
@@ -36,7 +36,9 @@ def test_vgg19_has_the_published_size() -> None:
     assert plan.macs() / 1e9 == pytest.approx(19.63, abs=0.01)
 
 
-@pytest.mark.parametrize(("family", "parameters"), [("vgg11", 132_863_336), ("vgg13", 133_047_848), ("vgg16", 138_357_544)])
+@pytest.mark.parametrize(
+    ("family", "parameters"), [("vgg11", 132_863_336), ("vgg13", 133_047_848), ("vgg16", 138_357_544)]
+)
 def test_the_family_has_the_published_sizes(family: str, parameters: int) -> None:
     assert model.full_width(family).parameters() == parameters
 
@@ -85,7 +87,9 @@ def test_tensors_that_do_not_fit_the_plan_are_refused(checkpoint: model.Checkpoi
     with pytest.raises(CheckpointError, match=r"fc3.bias is \(3,\), but the plan says \(7,\)"):
         dataclasses.replace(checkpoint, tensors=wrong)
     with pytest.raises(CheckpointError, match=r"lacks conv1_1.bias"):
-        dataclasses.replace(checkpoint, tensors={k: v for k, v in checkpoint.tensors.items() if k != "conv1_1.bias"})
+        dataclasses.replace(
+            checkpoint, tensors={k: v for k, v in checkpoint.tensors.items() if k != "conv1_1.bias"}
+        )
     with pytest.raises(CheckpointError, match="8 labels for 7 classes"):
         dataclasses.replace(checkpoint, labels=("x",) * 8)
 
@@ -99,7 +103,9 @@ def test_a_plan_that_is_no_vgg_is_refused() -> None:
         model.Plan.from_json({"family": "vgg19"})
 
 
-def test_a_truncated_or_newer_checkpoint_is_refused(checkpoint: model.Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_truncated_or_newer_checkpoint_is_refused(
+    checkpoint: model.Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "c.safetensors"
     model.save(checkpoint, path)
     content = path.read_bytes()
@@ -129,4 +135,6 @@ def test_folded_batch_norm_is_the_same_function() -> None:
         mean=norm.running_mean,
         variance=norm.running_var,
     )
-    torch.testing.assert_close(torch.nn.functional.conv2d(x, weight, bias), norm(conv(x)), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        torch.nn.functional.conv2d(x, weight, bias), norm(conv(x)), rtol=1e-5, atol=1e-5
+    )

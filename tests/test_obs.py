@@ -45,7 +45,9 @@ def test_the_cost_is_what_the_refit_without_the_channels_loses() -> None:
     assert sorted(found.order.tolist()) == list(range(10))
     for k in range(1, 10):
         left = found.order[k:]
-        assert found.costs[k] * moments.yy == pytest.approx(refit_error(x[:, left], y), rel=1e-9, abs=1e-9 * moments.yy)
+        assert found.costs[k] * moments.yy == pytest.approx(
+            refit_error(x[:, left], y), rel=1e-9, abs=1e-9 * moments.yy
+        )
     assert (found.costs[0], found.costs[10]) == (0, pytest.approx(1, rel=1e-9))
     # and each step is the cheapest that there was
     for k in range(9):
@@ -70,8 +72,11 @@ def test_the_covariance_is_that_of_what_the_consumer_reads(tmp_path: Path) -> No
             maps.advance(*repair.forward(original.plan, name, original.tensors))
         features = network[: list(dict(network.named_children())).index("flatten")](x)
     rows = features.transpose(0, 1).flatten(1).double()
-    expected = torch.cov(rows, correction=0)  # from products in float32: off by up to 2e-6 of the largest in six networks
-    assert torch.allclose(obs._covariance(maps, 11, len(rows)), expected, rtol=1e-4, atol=1e-5 * float(expected.max()))
+    # from products in float32: off by up to 2e-6 of the largest in six networks
+    expected = torch.cov(rows, correction=0)
+    assert torch.allclose(
+        obs._covariance(maps, 11, len(rows)), expected, rtol=1e-4, atol=1e-5 * float(expected.max())
+    )
 
 
 def kept_of(original: model.Checkpoint, criterion: str, scratch: Path) -> list[int]:
@@ -114,8 +119,8 @@ def repeated(original: model.Checkpoint, layer: str) -> None:
 
 @pytest.mark.parametrize(("layer", "share"), [("conv3_1", 0.3), ("conv4_2", 1.0), ("conv5_2", 1.1)])
 def test_a_layer_made_redundant_loses_more_filters(layer: str, share: float, tmp_path: Path) -> None:
-    """``share``: of what uniform widths lose. Eight drawn networks lose 0.02 to 0.10, 0.62 to 0.85 and 0.74 to 0.96 of it: the deeper
-    the layer, the less arithmetic its filters save for others."""
+    """``share``: of what uniform widths lose. Eight drawn networks lose 0.02 to 0.10, 0.62 to 0.85 and 0.74
+    to 0.96 of it: the deeper the layer, the less arithmetic its filters save for others."""
     options = PruneOptions(0.25, "conv3", "obs", allocation="sensitivity", multiple=4)
     plain, original = at_64_px(small_checkpoint()), at_64_px(small_checkpoint())
     repeated(original, layer)
@@ -130,7 +135,9 @@ def test_a_layer_made_redundant_loses_more_filters(layer: str, share: float, tmp
     assert all(n % 4 == 0 for n in widths.values())
     uniform = prune.uniform_plan(original.plan, options)
     assert pruned.plan.macs() <= uniform.macs()
-    lost, uniformly = (sum(measured[name].costs[-1 - n] for name, _, n in plan.convs()) for plan in (pruned.plan, uniform))
+    lost, uniformly = (
+        sum(measured[name].costs[-1 - n] for name, _, n in plan.convs()) for plan in (pruned.plan, uniform)
+    )
     assert lost < share * uniformly
     prune.ensure_same_as_masked(original, pruned, kept)
 
@@ -141,21 +148,29 @@ def curves(seed: int) -> dict[str, dict[int, float]]:
     for name, _, n in PLAN.convs():
         steep = float(torch.rand(1, generator=generator)) * 4 + 0.5
         bumps = torch.rand(4, generator=generator).mul(0.1).cumsum(0).flip(0)
-        found[name] = {w: ((n - w) / n) ** steep + (float(bumps[w // 16 - 1]) if w < n else 0) for w in range(16, n + 1, 16)}
+        found[name] = {
+            w: ((n - w) / n) ** steep + (float(bumps[w // 16 - 1]) if w < n else 0)
+            for w in range(16, n + 1, 16)
+        }
     return found
 
 
 def test_the_widths_are_near_the_best_of_all_within_the_bound() -> None:
-    """Against all combinations. Of 200 drawn tables three in four are solved as well as can be, one in 20 loses 6 % more and the worst
-    25 %; equal widths lose 86 % more at least."""
+    """Against all combinations. Of 200 drawn tables three in four are solved as well as can be, one in 20
+    loses 6 % more and the worst 25 %; equal widths lose 86 % more at least."""
     names, bound = [name for name, *_ in PLAN.convs()], PLAN.macs() // 3
-    combinations = np.array([widths for widths in itertools.product((16, 32, 48, 64), repeat=len(names)) if macs(widths) <= bound])
+    combinations = np.array(
+        [widths for widths in itertools.product((16, 32, 48, 64), repeat=len(names)) if macs(widths) <= bound]
+    )
     excess = []
     for seed in range(20):
         offered = curves(seed)
         chosen = allocate.widths(PLAN, offered, bound)
         assert allocate.with_widths(PLAN, chosen).macs() <= bound
-        losses = [np.array([offered[name][16 * k] for k in range(1, 5)])[combinations[:, j] // 16 - 1] for j, name in enumerate(names)]
+        losses = [
+            np.array([offered[name][16 * k] for k in range(1, 5)])[combinations[:, j] // 16 - 1]
+            for j, name in enumerate(names)
+        ]
         excess.append(sum(offered[name][w] for name, w in chosen.items()) / float(np.sum(losses, 0).min()))
     assert np.median(excess) < 1.03
     assert max(excess) < 1.4

@@ -1,4 +1,5 @@
-"""The page in a real browser: headless Chromium, a real server, a real bundle. Screenshots are kept in ``test-output/``."""
+"""The page in a real browser: headless Chromium, a real server, a real bundle. Screenshots are kept in
+``test-output/``."""
 
 import base64
 import itertools
@@ -29,7 +30,9 @@ if not (BROWSER and DRIVER) and os.environ.get("VGG_EXPORT_REQUIRE_BROWSER"):  #
         pytest.fail(MISSING)
 
 
-pytestmark = pytest.mark.skipif(not (BROWSER and DRIVER) and not os.environ.get("VGG_EXPORT_REQUIRE_BROWSER"), reason=MISSING)
+pytestmark = pytest.mark.skipif(
+    not (BROWSER and DRIVER) and not os.environ.get("VGG_EXPORT_REQUIRE_BROWSER"), reason=MISSING
+)
 
 
 class Page:
@@ -42,7 +45,8 @@ class Page:
         self.requests()
         self.complaints()
         self.driver.execute_cdp_cmd(
-            "Emulation.setDeviceMetricsOverride", {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 600}
+            "Emulation.setDeviceMetricsOverride",
+            {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 600},
         )
         features = [{"name": name.replace("_", "-"), "value": value} for name, value in media.items()]
         self.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
@@ -66,7 +70,8 @@ class Page:
         self.wait(lambda: self.one("body").get_attribute("aria-busy") == "false")
 
     def complaints(self) -> list[str]:
-        """Errors and warnings of the console since the last call: exceptions, refused resources, policy violations."""
+        """Errors and warnings of the console since the last call: exceptions, refused resources, policy
+        violations."""
         return [entry["message"] for entry in self.driver.get_log("browser")]
 
     def requests(self) -> list[str]:
@@ -81,7 +86,9 @@ class Page:
     def picture(self, name: str) -> None:
         """Keep the whole page as a PNG."""
         OUTPUT.mkdir(exist_ok=True)
-        shot = self.driver.execute_cdp_cmd("Page.captureScreenshot", {"format": "png", "captureBeyondViewport": True})
+        shot = self.driver.execute_cdp_cmd(
+            "Page.captureScreenshot", {"format": "png", "captureBeyondViewport": True}
+        )
         (OUTPUT / f"{name}.png").write_bytes(base64.b64decode(shot["data"]))
 
 
@@ -121,7 +128,8 @@ def port(bundle_folder: Path) -> Iterator[int]:
 
 @pytest.fixture(autouse=True)
 def quiet(page: Page) -> Iterator[None]:
-    """In every test: nothing in the console that the test did not expect, no request but to the page's own server."""
+    """In every test: nothing in the console that the test did not expect, no request but to the page's own
+    server."""
     yield
     assert page.complaints() == []
     assert [url for url in page.requests() if not url.startswith(("http://localhost:", "file://"))] == []
@@ -138,7 +146,10 @@ def texts(page: Page, selector: str) -> list[str]:
 
 def figures(page: Page, variant: str) -> dict[str, list[str]]:
     """The table of a card by the name of its line."""
-    lines = [[cell.text for cell in line.find_elements(By.CSS_SELECTOR, "td")] for line in page.all(f"#card-{variant} tbody tr")]
+    lines = [
+        [cell.text for cell in line.find_elements(By.CSS_SELECTOR, "td")]
+        for line in page.all(f"#card-{variant} tbody tr")
+    ]
     return {name: values for name, *values in lines}
 
 
@@ -162,8 +173,13 @@ def check_card(page: Page, row: dict[str, Any], base: dict[str, Any], picture: i
     said, shown = row["predictions"][picture], figures(page, row["variant"])
     assert card.find_element(By.CSS_SELECTOR, ".says").text == said["labels"][0]
     bars = [line.text.split("\n") for line in card.find_elements(By.CSS_SELECTOR, ".bars li")]
-    assert bars == [[label, f"{100 * p:.1f} %"] for label, p in zip(said["labels"], said["probabilities"], strict=True)]
-    widths = [float(r.get_dom_attribute("width") or "nan") for r in card.find_elements(By.CSS_SELECTOR, ".bars rect")]
+    assert bars == [
+        [label, f"{100 * p:.1f} %"] for label, p in zip(said["labels"], said["probabilities"], strict=True)
+    ]
+    widths = [
+        float(r.get_dom_attribute("width") or "nan")
+        for r in card.find_elements(By.CSS_SELECTOR, ".bars rect")
+    ]
     assert widths == pytest.approx([100 * p for p in said["probabilities"]], abs=0.006)
     values = {"Latency (P50)": ms(row["p50_ms"]), "Load": ms(row["load_ms"])}
     values |= {"File": megabytes(row["size_bytes"]), "Peak memory": megabytes(row["peak_rss_bytes"])}
@@ -172,8 +188,14 @@ def check_card(page: Page, row: dict[str, Any], base: dict[str, Any], picture: i
     if row is base:
         assert all(len(cells) == 1 for cells in shown.values())
         return
-    assert shown["Latency (P50)"][1:] == [ms(base["p50_ms"]), ratio(base["p50_ms"], row["p50_ms"], "faster", "slower")]
-    assert shown["File"][1:] == [megabytes(base["size_bytes"]), ratio(base["size_bytes"], row["size_bytes"], "less", "more")]
+    assert shown["Latency (P50)"][1:] == [
+        ms(base["p50_ms"]),
+        ratio(base["p50_ms"], row["p50_ms"], "faster", "slower"),
+    ]
+    assert shown["File"][1:] == [
+        megabytes(base["size_bytes"]),
+        ratio(base["size_bytes"], row["size_bytes"], "less", "more"),
+    ]
     same = base["predictions"][picture]["classes"][0] == said["classes"][0]
     assert ("✓ the baseline says the same" in card.text) == same
     assert ("≠ the baseline says " + base["predictions"][picture]["labels"][0] in card.text) == (not same)
@@ -183,7 +205,8 @@ def test_a_picture_becomes_a_card_per_variant_one_by_one(page: Page, port: int) 
     live(page, port)
     assert page.all("#cards .card") == []
     page.js(
-        "window.steps = []; new MutationObserver(() => steps.push(document.querySelectorAll('#cards table').length))"
+        "window.steps = []; new MutationObserver(() => steps.push(document.querySelectorAll('#cards"
+        " table').length))"
         ".observe(document.getElementById('cards'), {childList: true})"
     )
     page.upload(PHOTO)
@@ -193,7 +216,9 @@ def test_a_picture_becomes_a_card_per_variant_one_by_one(page: Page, port: int) 
     assert set(steps) == {0, 1, 2, 3}
     result = page.js("return state.result")
     rows = result["variants"]
-    assert [card.get_attribute("id") for card in page.all("#cards .card")] == [f"card-{row['variant']}" for row in rows]
+    assert [card.get_attribute("id") for card in page.all("#cards .card")] == [
+        f"card-{row['variant']}" for row in rows
+    ]
     for row in rows:
         check_card(page, row, rows[0])
     pick = result["recommended"]["variant"]
@@ -208,7 +233,8 @@ def test_what_is_shown_is_what_the_server_sent(page: Page, port: int) -> None:
     live(page, port)
     page.js(
         "const real = window.fetch; window.fetch = async (...a) => { const answer = await real(...a);"
-        " if (String(a[0]).includes('compare')) answer.clone().text().then(text => { window.sent = text; }); return answer; }"
+        " if (String(a[0]).includes('compare')) answer.clone().text().then(text => { window.sent = text;"
+        " }); return answer; }"
     )
     page.upload(PHOTO)
     page.wait(lambda: page.js("return window.sent"))
@@ -219,13 +245,19 @@ def test_what_is_shown_is_what_the_server_sent(page: Page, port: int) -> None:
 
 def test_a_picture_can_be_dropped_and_pasted(page: Page, port: int) -> None:
     live(page, port)
-    page.js("for (const box of document.querySelectorAll('#boxes input')) box.checked = box.value === 'scaled'")
+    page.js(
+        "for (const box of document.querySelectorAll('#boxes input')) box.checked = box.value === 'scaled'"
+    )
     content = base64.b64encode(PHOTO.read_bytes()).decode()
     make = (
-        "const bytes = Uint8Array.from(atob(arguments[0]), c => c.charCodeAt(0)); const t = new DataTransfer();"
+        "const bytes = Uint8Array.from(atob(arguments[0]), c => c.charCodeAt(0)); const t = new"
+        " DataTransfer();"
         "t.items.add(new File([bytes], 'kitten.jpg', {type: 'image/jpeg'}));"
     )
-    drop = "document.getElementById('drop').dispatchEvent(new DragEvent('drop', {dataTransfer: t, bubbles: true, cancelable: true}))"
+    drop = (
+        "document.getElementById('drop').dispatchEvent(new DragEvent('drop', {dataTransfer: t, bubbles:"
+        " true, cancelable: true}))"
+    )
     paste = "document.dispatchEvent(new ClipboardEvent('paste', {clipboardData: t, bubbles: true}))"
     for number, how in enumerate((drop, paste), 1):
         page.js(make + how, content)
@@ -250,7 +282,10 @@ def test_variants_are_chosen_and_the_history_comes_back(page: Page, port: int) -
     assert len(page.all("#cards .card")) == 2
     assert page.one("#status").text == "Picture 1: cat.jpg"
     assert [b.get_attribute("aria-pressed") for b in page.all("#history button")] == ["false", "true"]
-    assert page.js("return document.activeElement.getAttribute('aria-label')") == "Show the results of picture 1: cat.jpg"
+    assert (
+        page.js("return document.activeElement.getAttribute('aria-label')")
+        == "Show the results of picture 1: cat.jpg"
+    )
     assert figures(page, "scaled")["File"][1:]  # beside the baseline: value, baseline and change
     page.all("#history button")[0].click()
     assert all(len(values) == 1 for values in figures(page, "scaled").values())  # alone: values only
@@ -274,7 +309,10 @@ def test_a_point_of_the_scatter_finds_its_card(page: Page, port: int) -> None:
     def places() -> list[str]:
         """The variants from left to right."""
         shown = {p.get_dom_attribute("data-variant"): p for p in page.all("#chart a")}
-        centre = {v: p.find_element(By.CSS_SELECTOR, "circle:not(.target)").get_dom_attribute("cx") for v, p in shown.items()}
+        centre = {
+            v: p.find_element(By.CSS_SELECTOR, "circle:not(.target)").get_dom_attribute("cx")
+            for v, p in shown.items()
+        }
         return sorted(map(str, centre), key=lambda variant: float(centre[variant] or "nan"))
 
     rows = {row["variant"]: row for row in page.js("return state.result.variants")}
@@ -291,7 +329,8 @@ def test_while_it_runs_what_was_found_stays_and_a_second_picture_waits(page: Pag
     page.wait(lambda: page.one("#results").is_displayed() and page.all("#cards .says"))
     busy, said = page.js(  # at once: the next variant's own line may follow within milliseconds
         "find('baseline'); compare(new File([new Uint8Array(9)], 'second.png'));"
-        "return [document.querySelector('#history button').disabled, document.getElementById('status').textContent]"
+        "return [document.querySelector('#history button').disabled,"
+        " document.getElementById('status').textContent]"
     )
     assert busy
     assert said == "One picture at a time: wait until all variants have answered."
@@ -358,8 +397,10 @@ def test_when_the_device_goes_away_the_page_says_so(page: Page, bundle_folder: P
 
 def overflowing(page: Page) -> list[str]:
     return page.js(
-        "return [...document.querySelectorAll('body *')].filter(n => n.getClientRects().length && !n.closest('.history') &&"
-        " n.getBoundingClientRect().right > document.documentElement.clientWidth + 1).map(n => n.outerHTML.slice(0, 90))"
+        "return [...document.querySelectorAll('body *')].filter(n => n.getClientRects().length &&"
+        " !n.closest('.history') &&"
+        " n.getBoundingClientRect().right > document.documentElement.clientWidth + 1).map(n =>"
+        " n.outerHTML.slice(0, 90))"
     )
 
 
@@ -369,11 +410,18 @@ def test_on_a_phone_nothing_is_cut_off(page: Page, port: int) -> None:
     assert page.js("return document.documentElement.scrollWidth") <= NARROW_PX
     assert overflowing(page) == []
     assert len({card.rect["x"] for card in page.all("#cards .card")}) == 1  # one below the other
-    small = [n.text or n.get_attribute("id") for n in page.all("button, label, #chart a") if n.is_displayed() and n.rect["height"] < 24]
+    small = [
+        n.text or n.get_attribute("id")
+        for n in page.all("button, label, #chart a")
+        if n.is_displayed() and n.rect["height"] < 24
+    ]
     assert small == []  # WCAG 2.2, target size
     page.picture("live-narrow")
     chart = page.one("#chart svg")
-    assert float(str(chart.get_dom_attribute("viewBox")).split()[2]) == pytest.approx(chart.rect["width"], abs=1)  # text keeps its size
+    # text keeps its size
+    assert float(str(chart.get_dom_attribute("viewBox")).split()[2]) == pytest.approx(
+        chart.rect["width"], abs=1
+    )
     live(page, port, WIDE_PX)
     page.upload(PHOTO)
     assert len({card.rect["x"] for card in page.all("#cards .card")}) > 1
@@ -387,7 +435,11 @@ def report(bundle_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tup
 
     folder = tmp_path_factory.mktemp("report")
     command = [sys.executable, bundle_folder / "runtime/compare.py", "--budget", "0.2"]
-    subprocess.run([*command, "--html", folder / "report.html", "--json", folder / "r.json"], check=True, capture_output=True)
+    subprocess.run(
+        [*command, "--html", folder / "report.html", "--json", folder / "r.json"],
+        check=True,
+        capture_output=True,
+    )
     return folder / "report.html", json.loads((folder / "r.json").read_text())
 
 
@@ -395,7 +447,9 @@ def test_the_saved_report_opens_from_disk(page: Page, report: tuple[Path, dict[s
     path, result = report
     page.open(path.as_uri())
     rows = result["variants"]
-    assert [card.get_attribute("id") for card in page.all("#cards .card")] == [f"card-{row['variant']}" for row in rows]
+    assert [card.get_attribute("id") for card in page.all("#cards .card")] == [
+        f"card-{row['variant']}" for row in rows
+    ]
     assert not page.one("#live").is_displayed()
     pictures = page.all("#pictures button")
     assert len(pictures) == len(result["images"]) > 1
@@ -410,7 +464,10 @@ def test_the_saved_report_opens_from_disk(page: Page, report: tuple[Path, dict[s
     n = rows[0]["agreement"]["n"]
     assert n > 1
     for row in rows[1:]:
-        assert figures(page, row["variant"])[f"Agreement on these {n}"][:2] == [f"{100 * row['agreement']['rate']:.1f} %", "100.0 %"]
+        assert figures(page, row["variant"])[f"Agreement on these {n}"][:2] == [
+            f"{100 * row['agreement']['rate']:.1f} %",
+            "100.0 %",
+        ]
     assert [url.rpartition("/")[2] for url in page.requests()] == ["report.html"]
     page.picture("report")
 
@@ -433,7 +490,9 @@ def test_the_report_names_the_class_and_counts_what_it_leaves_out(
     assert figures(page, "scaled")["Top-1 on these 4"] == ["50.0 %", "50.0 %", "same"]
 
 
-def test_what_is_assumed_and_what_is_not_understood_is_said(page: Page, report: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+def test_what_is_assumed_and_what_is_not_understood_is_said(
+    page: Page, report: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
     from vgg_runtime import page as template
 
     result = json.loads(json.dumps(report[1]))
@@ -442,7 +501,10 @@ def test_what_is_assumed_and_what_is_not_understood_is_said(page: Page, report: 
     result["recommended"] = {"variant": None, "max_loss_points": 1.0, "reason": problem}
     (tmp_path / "r.html").write_text(template.report(result, [PHOTO] * len(result["images"])))
     page.open((tmp_path / "r.html").as_uri())
-    assert page.one("#assumed").text == "Assumed, since the checkpoint does not say: ReLU behind every layer; pictures in RGB"
+    assert (
+        page.one("#assumed").text
+        == "Assumed, since the checkpoint does not say: ReLU behind every layer; pictures in RGB"
+    )
     assert page.one("#notice").text == problem
     assert page.one("#recommended").text == f"No recommendation: {problem}."
     assert page.all(".card.pick") == []
@@ -451,7 +513,9 @@ def test_what_is_assumed_and_what_is_not_understood_is_said(page: Page, report: 
     assert not page.one("#assumed").is_displayed()
 
 
-def test_what_a_stranger_wrote_is_shown_as_text(page: Page, report: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+def test_what_a_stranger_wrote_is_shown_as_text(
+    page: Page, report: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
     from vgg_runtime import page as template
 
     hostile = "<img src=x onerror=window.owned=1></script><script>window.owned=1</script>"
@@ -474,7 +538,10 @@ def test_what_a_stranger_wrote_is_shown_as_text(page: Page, report: tuple[Path, 
 
 def test_the_policy_stops_what_is_not_the_pages_own(page: Page, port: int) -> None:
     live(page, port)
-    page.js("const s = document.createElement('script'); s.textContent = 'window.owned = 1'; document.body.append(s)")
+    page.js(
+        "const s = document.createElement('script'); s.textContent = 'window.owned = 1';"
+        " document.body.append(s)"
+    )
     page.js("const i = new Image(); i.src = 'http://127.0.0.1:9/x.png'; document.body.append(i)")
     page.js("fetch('http://127.0.0.1:9/').catch(() => { window.stopped = 1; })")
     page.wait(lambda: page.js("return window.stopped"))
@@ -503,7 +570,8 @@ let seen = 0;
 const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
 while (walker.nextNode()) {
   const node = walker.currentNode.parentElement, text = walker.currentNode.data.trim();
-  if (!text || ['SCRIPT', 'STYLE'].includes(node.tagName) || !node.getClientRects().length || node.closest(':disabled')) continue;
+  if (!text || ['SCRIPT', 'STYLE'].includes(node.tagName)) continue;
+  if (!node.getClientRects().length || node.closest(':disabled')) continue;
   const style = getComputedStyle(node);
   const ink = rgb(node.namespaceURI.endsWith('svg') ? style.fill : style.color);
   const grounds = [behind(node)];
@@ -538,7 +606,9 @@ def accessible(page: Page) -> list[dict[str, Any]]:
         {
             "role": node.get("role", {}).get("value"),
             "name": node.get("name", {}).get("value", ""),
-            "focusable": any(p["name"] == "focusable" and p["value"]["value"] for p in node.get("properties", [])),
+            "focusable": any(
+                p["name"] == "focusable" and p["value"]["value"] for p in node.get("properties", [])
+            ),
         }
         for node in nodes
         if not node["ignored"]
@@ -546,15 +616,31 @@ def accessible(page: Page) -> list[dict[str, Any]]:
 
 
 def unnamed(page: Page) -> list[dict[str, Any]]:
-    roles = {"image", "button", "checkbox", "link", "heading", "article", "region", "group", "graphics-document"}
-    return [n for n in accessible(page) if (n["focusable"] or n["role"] in roles) and not n["name"] and n["role"] != "RootWebArea"]
+    roles = {
+        "image",
+        "button",
+        "checkbox",
+        "link",
+        "heading",
+        "article",
+        "region",
+        "group",
+        "graphics-document",
+    }
+    return [
+        n
+        for n in accessible(page)
+        if (n["focusable"] or n["role"] in roles) and not n["name"] and n["role"] != "RootWebArea"
+    ]
 
 
 def test_everything_has_a_name(page: Page, port: int) -> None:
     live(page, port)
     page.upload(PHOTO)
     found = accessible(page)
-    assert {"main", "banner", "contentinfo", "status", "checkbox", "button", "link", "article", "table"} <= {n["role"] for n in found}
+    assert {"main", "banner", "contentinfo", "status", "checkbox", "button", "link", "article", "table"} <= {
+        n["role"] for n in found
+    }
     assert unnamed(page) == []
     assert page.js("return document.documentElement.lang") == "en"
     assert len(page.all("h1")) == 1
@@ -572,8 +658,10 @@ def test_the_keyboard_reaches_everything_in_reading_order(page: Page, port: int)
     for _ in range(40):
         page.driver.switch_to.active_element.send_keys(Keys.TAB)
         name = page.js(
-            "const n = document.activeElement; if (n === document.body) return null; const s = getComputedStyle(n);"
-            "if (s.outlineStyle === 'none' || parseFloat(s.outlineWidth) < 2) return 'no outline: ' + n.outerHTML;"
+            "const n = document.activeElement; if (n === document.body) return null; const s ="
+            " getComputedStyle(n);"
+            "if (s.outlineStyle === 'none' || parseFloat(s.outlineWidth) < 2) return 'no outline: ' +"
+            " n.outerHTML;"
             "return n.id || n.value || n.dataset.variant || n.getAttribute('aria-label')"
         )
         if name is None or name in reached[:1]:
@@ -581,7 +669,15 @@ def test_the_keyboard_reaches_everything_in_reading_order(page: Page, port: int)
         reached.append(name)
     shown = page.js("return [...document.querySelectorAll('#chart a')].map(n => n.dataset.variant)")
     boxes = ["baseline", "quantized", "scaled"]
-    assert reached == ["choose", "photograph", *boxes, "Show the results of picture 1: cat.jpg", "by-speed", "by-size", *shown]
+    assert reached == [
+        "choose",
+        "photograph",
+        *boxes,
+        "Show the results of picture 1: cat.jpg",
+        "by-speed",
+        "by-size",
+        *shown,
+    ]
     assert not page.js("return [...document.querySelectorAll('[tabindex]')].some(n => n.tabIndex > 0)")
 
 
@@ -591,7 +687,8 @@ def test_nothing_moves_for_those_who_asked_for_that(motion: str, page: Page, por
     page.upload(PHOTO)
     moving = page.js(
         "return [...document.querySelectorAll('*')].filter(n => { const s = getComputedStyle(n);"
-        " return parseFloat(s.transitionDuration) > 0 || s.animationName !== 'none' || s.scrollBehavior === 'smooth' }).length"
+        " return parseFloat(s.transitionDuration) > 0 || s.animationName !== 'none' || s.scrollBehavior"
+        " === 'smooth' }).length"
     )
     assert (moving > 0) == (motion == "no-preference")
 

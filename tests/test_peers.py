@@ -1,4 +1,5 @@
-"""bench/peers.py: turns, rows and tables, with real child processes; of the engines only onnxruntime, which is always there."""
+"""bench/peers.py: turns, rows and tables, with real child processes; of the engines only onnxruntime, which
+is always there."""
 
 import json
 import os
@@ -92,7 +93,12 @@ def pictures(tmp_path: Path) -> Pictures:
 
 
 def contender(name: str, **changed: object) -> Contender:
-    fields: dict[str, object] = {"name": name, "engine": f"trivial_engines:{name}", "packages": (), "preprocessing": PREPROCESSING}
+    fields: dict[str, object] = {
+        "name": name,
+        "engine": f"trivial_engines:{name}",
+        "packages": (),
+        "preprocessing": PREPROCESSING,
+    }
     return Contender(**(fields | changed))  # type: ignore[arg-type]
 
 
@@ -128,20 +134,30 @@ def test_those_that_run_are_measured_and_related_to_the_first(pictures: Pictures
 
 
 @pytest.mark.usefixtures("trivial")
-def test_whoever_fails_is_a_row_with_the_reason_and_the_others_go_on(pictures: Pictures, tmp_path: Path) -> None:
+def test_whoever_fails_is_a_row_with_the_reason_and_the_others_go_on(
+    pictures: Pictures, tmp_path: Path
+) -> None:
     rows = measured(["Sum", "Dying", "DyingLater", "Raising", "Missing"], pictures, tmp_path / "work")
     assert "while it was to load: the process died of SIGABRT" in rows["Dying"]["error"]
     assert "while it was to run: the process ended with code 7" in rows["DyingLater"]["error"]
     assert rows["Raising"]["error"] == "ValueError: no such operator"
     assert rows["Missing"]["error"] == "not installed: No module named 'an_engine_that_nobody_has'"
     for name in ("Dying", "DyingLater", "Raising", "Missing"):
-        assert rows[name]["p50_ms"] is rows[name]["load_ms"] is rows[name]["agreement"] is rows[name]["bfloat16"] is None
+        assert (
+            rows[name]["p50_ms"]
+            is rows[name]["load_ms"]
+            is rows[name]["agreement"]
+            is rows[name]["bfloat16"]
+            is None
+        )
         assert rows[name]["samples_ms"] == []
     assert len(rows["Sum"]["samples_ms"]) == 6
 
 
 @pytest.mark.usefixtures("trivial")
-def test_a_first_contender_that_fails_leaves_the_others_without_comparison(pictures: Pictures, tmp_path: Path) -> None:
+def test_a_first_contender_that_fails_leaves_the_others_without_comparison(
+    pictures: Pictures, tmp_path: Path
+) -> None:
     rows = measured(["Raising", "Sum"], pictures, tmp_path / "work")
     assert rows["Sum"]["p50_ms"]
     assert rows["Sum"]["speedup"] is rows["Sum"]["agreement"] is None
@@ -151,19 +167,32 @@ def test_a_first_contender_that_fails_leaves_the_others_without_comparison(pictu
 def test_preparing_is_done_once_and_its_failure_is_shared(pictures: Pictures, tmp_path: Path) -> None:
     made = {"engine": "trivial_engines:Sum", "prepare": "trivial_engines:prepare"}
     never = made | {"prepare": "trivial_engines:forgets"}
-    contenders = [contender("a", **made), contender("b", **made, preprocessing=None), contender("c", **never), contender("d", **never)]
+    contenders = [
+        contender("a", **made),
+        contender("b", **made, preprocessing=None),
+        contender("c", **never),
+        contender("d", **never),
+    ]
     reports: list[str] = []
-    rows = peers_measure.measure(contenders, SOURCES, pictures, tmp_path / "work", Options(1, 1, 1), reports.append)
+    rows = peers_measure.measure(
+        contenders, SOURCES, pictures, tmp_path / "work", Options(1, 1, 1), reports.append
+    )
     assert [report for report in reports if report.startswith("preparing")] == ["preparing a", "preparing c"]
     assert [row["size_bytes"] for row in rows] == [32, 32, None, None]
-    assert rows[2]["error"] == rows[3]["error"] == "the conversion ended without an error, but wrote no never.bin"
+    assert (
+        rows[2]["error"]
+        == rows[3]["error"]
+        == "the conversion ended without an error, but wrote no never.bin"
+    )
 
 
 @pytest.mark.usefixtures("trivial")
 def test_memory_is_the_contenders_own(pictures: Pictures, tmp_path: Path) -> None:
     held = np.ones(300_000_000 // 8)  # the parent's peak, which ru_maxrss would hand down
     hungry = contender("Hungry", settings={"bytes": 150_000_000})
-    rows = peers_measure.measure([contender("Sum"), hungry], SOURCES, pictures, tmp_path / "work", Options(1, 1, 1), lambda _: None)
+    rows = peers_measure.measure(
+        [contender("Sum"), hungry], SOURCES, pictures, tmp_path / "work", Options(1, 1, 1), lambda _: None
+    )
     assert held.nbytes == 300_000_000
     small, large = (row["peak_rss_bytes"] for row in rows)
     assert small < 150e6
@@ -171,7 +200,9 @@ def test_memory_is_the_contenders_own(pictures: Pictures, tmp_path: Path) -> Non
 
 
 @pytest.mark.usefixtures("trivial")
-def test_a_contender_is_stopped_when_it_is_not_its_turn_and_ended_when_it_takes_too_long(pictures: Pictures, tmp_path: Path) -> None:
+def test_a_contender_is_stopped_when_it_is_not_its_turn_and_ended_when_it_takes_too_long(
+    pictures: Pictures, tmp_path: Path
+) -> None:
     request = {"files": [], "threads": 1, "settings": {}, "pictures": str(pictures.timed[PREPROCESSING])}
     with Child(tmp_path, 1, 5) as child:
         child.ask("load", engine="trivial_engines:Sum", **request)
@@ -195,7 +226,8 @@ def test_a_stopped_contender_ends_with_the_program(pictures: Pictures, tmp_path:
     code = (
         "import sys, time, pathlib, peers_measure\n"
         "child = peers_measure.Child(pathlib.Path(sys.argv[1]), 1, 5)\n"
-        "child.ask('load', engine='trivial_engines:Sum', files=[], threads=1, settings={}, pictures=sys.argv[2])\n"
+        "child.ask('load', engine='trivial_engines:Sum', files=[], threads=1, settings={},"
+        " pictures=sys.argv[2])\n"
         "print(child._process.pid, flush=True)\n"
         "time.sleep(60)\n"
     )
@@ -224,7 +256,12 @@ def result_of(rows: list[dict]) -> dict:
         "device": device,
         "versions": {"onnxruntime": "1.2.3", "ncnn": None},
         "options": {"threads": 2, "rounds": 3, "runs": 4},
-        "bundle": {"family": "vgg19", "weights": {"what": "some weights"}, "target": "x86 (a reason)", "notice": "A NOTICE"},
+        "bundle": {
+            "family": "vgg19",
+            "weights": {"what": "some weights"},
+            "target": "x86 (a reason)",
+            "notice": "A NOTICE",
+        },
         "figures_absent": None,
         "calibration_images": 5,
         "test_images": 6,
@@ -233,7 +270,16 @@ def result_of(rows: list[dict]) -> dict:
 
 
 def test_the_tables_show_a_failed_contender_with_its_reason() -> None:
-    good = row("good", p50_ms=12.34, speedup=1.0, size_bytes=5_000_000, bfloat16=True, remark="a remark", load_ms=3.0, first_ms=4.0)
+    good = row(
+        "good",
+        p50_ms=12.34,
+        speedup=1.0,
+        size_bytes=5_000_000,
+        bfloat16=True,
+        remark="a remark",
+        load_ms=3.0,
+        first_ms=4.0,
+    )
     result = result_of([good, row("bad", error="not installed: no | such engine")])
     text, page = peers.terminal(result), peers.markdown(result)
     for shown in (text, page):
@@ -252,11 +298,16 @@ def test_the_tables_show_a_failed_contender_with_its_reason() -> None:
     assert "· good: a remark" in text
     assert "| bad | 32 px | – | – | – | – | – | – | – | – | not installed: no \\| such engine |" in page
     assert "| good | 32 px | 5.0 | 3 | 4 | 12.3 | 1.00x | – | – | yes | a remark |" in page
-    assert len({line.replace("\\|", "").count("|") for line in page.splitlines() if line.startswith("|")}) == 1
+    assert (
+        len({line.replace("\\|", "").count("|") for line in page.splitlines() if line.startswith("|")}) == 1
+    )
 
 
 def test_only_chooses_by_name_and_keeps_the_baseline() -> None:
-    contenders = [contender(name) for name in ("vgg-export baseline", "vgg-export scaled", *(c.name for c in peers_contenders.PEERS))]
+    contenders = [
+        contender(name)
+        for name in ("vgg-export baseline", "vgg-export scaled", *(c.name for c in peers_contenders.PEERS))
+    ]
     assert [c.name for c in peers_contenders.chosen(contenders, "SCALED, torch.")] == [
         "vgg-export baseline",
         "vgg-export scaled",
@@ -269,8 +320,10 @@ def test_every_named_function_is_there_and_no_engine_is_imported_for_it() -> Non
     code = (
         "import sys, peers, peers_child, peers_engines\n"
         "for c in peers.PEERS:\n"
-        "    assert callable(peers_child.named(c.prepare)) and issubclass(peers_child.named(c.engine), peers_engines.Engine)\n"
-        "sys.exit(bool({'torch', 'onnxruntime', 'openvino', 'nncf', 'ncnn', 'litert_torch', 'ai_edge_litert'} & set(sys.modules)))\n"
+        "    assert callable(peers_child.named(c.prepare)) and issubclass(peers_child.named(c.engine),"
+        " peers_engines.Engine)\n"
+        "sys.exit(bool({'torch', 'onnxruntime', 'openvino', 'nncf', 'ncnn', 'litert_torch',"
+        " 'ai_edge_litert'} & set(sys.modules)))\n"
     )
     environment = command_environment()
     environment["PYTHONPATH"] += os.pathsep + str(ROOT / "bench")
@@ -279,11 +332,24 @@ def test_every_named_function_is_there_and_no_engine_is_imported_for_it() -> Non
 
 def bench(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(ROOT / "bench/peers.py"), *map(str, arguments)]
-    return subprocess.run(command, env=command_environment(), capture_output=True, text=True, timeout=100, check=False)
+    return subprocess.run(
+        command, env=command_environment(), capture_output=True, text=True, timeout=100, check=False
+    )
 
 
 def test_a_bundle_beside_onnxruntimes_defaults(bundle_copy: Path, signs_folder: Path, tmp_path: Path) -> None:
-    options = ["--calibration-images", 4, "--test-images", 6, "--rounds", 2, "--runs", 2, "--only", "vgg-export,quantize_static,eager"]
+    options = [
+        "--calibration-images",
+        4,
+        "--test-images",
+        6,
+        "--rounds",
+        2,
+        "--runs",
+        2,
+        "--only",
+        "vgg-export,quantize_static,eager",
+    ]
     files = ["--json", tmp_path / "p.json", "--markdown", tmp_path / "p.md"]
     done = bench("--bundle", bundle_copy, "--data", signs_folder, *map(str, options), *files)
     assert done.returncode == 0, done.stderr
@@ -303,7 +369,10 @@ def test_a_bundle_beside_onnxruntimes_defaults(bundle_copy: Path, signs_folder: 
         assert row["error"] is None
         assert len(row["samples_ms"]) == 4
         assert row["agreement"]["n"] == 6
-    assert rows["onnxruntime quantize_static, defaults"]["size_bytes"] < rows["vgg-export baseline = onnxruntime fp32"]["size_bytes"] / 2
+    assert (
+        rows["onnxruntime quantize_static, defaults"]["size_bytes"]
+        < rows["vgg-export baseline = onnxruntime fp32"]["size_bytes"] / 2
+    )
     assert rows["vgg-export scaled"]["input_px"] == 160
     assert "| vgg-export scaled | 160 px |" in (tmp_path / "p.md").read_text()
     assert done.stdout.count("✗") == 1

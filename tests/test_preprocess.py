@@ -140,7 +140,13 @@ def test_any_damage_is_an_image_error_or_a_picture() -> None:
     exif = Image.Exif()
     exif[274] = 6
     originals = []
-    for kind, options in (("JPEG", {"exif": exif}), ("TIFF", {}), ("PNG", {"exif": exif}), ("GIF", {}), ("WEBP", {})):
+    for kind, options in (
+        ("JPEG", {"exif": exif}),
+        ("TIFF", {}),
+        ("PNG", {"exif": exif}),
+        ("GIF", {}),
+        ("WEBP", {}),
+    ):
         buffer = io.BytesIO()
         signs.draw("stop", 1, 32).save(buffer, kind, **options)
         originals.append(buffer.getvalue())
@@ -156,7 +162,8 @@ def test_any_damage_is_an_image_error_or_a_picture() -> None:
     assert refused > 300
 
 
-# What follows is about files that are odd or damaged where the pixels are not; Pillow alone refuses most of them, or shows them wrong.
+# What follows is about files that are odd or damaged where the pixels are not; Pillow alone refuses most of
+# them, or shows them wrong.
 
 
 def pattern() -> np.ndarray:
@@ -202,12 +209,19 @@ Entry = tuple[int, int, int, bytes]  # tag, type, count, the four bytes of the v
 
 
 def directory(order: str, *entries: Entry) -> bytes:
-    found = b"".join(struct.pack(order + "HHL", *entry[:3]) + entry[3].ljust(4, b"\0") for entry in sorted(entries))
+    found = b"".join(
+        struct.pack(order + "HHL", *entry[:3]) + entry[3].ljust(4, b"\0") for entry in sorted(entries)
+    )
     return struct.pack(order + "H", len(entries)) + found + bytes(4)
 
 
 def exif(order: str, *entries: Entry) -> bytes:
-    return b"Exif\0\0" + ((b"II*\0" if order == "<" else b"MM\0*") + struct.pack(order + "L", 8)) + directory(order, *entries) + bytes(32)
+    return (
+        b"Exif\0\0"
+        + ((b"II*\0" if order == "<" else b"MM\0*") + struct.pack(order + "L", 8))
+        + directory(order, *entries)
+        + bytes(32)
+    )
 
 
 def turning(order: str, value: int = 6) -> Entry:
@@ -228,13 +242,37 @@ def stored(orientation: int) -> np.ndarray:
     return np.ascontiguousarray(turned.get(orientation, np.rot90(RGB, 3)))
 
 
-POINTERS = (0x8769, 0x8825, 0xA005, 0x14A, 0x201, 0x202, 0x927C)  # other directories, a thumbnail, a maker's note
-KNOWN = (*POINTERS, 0x0, 0x100, 0x101, 0x103, 0x10F, 0x110, 0x11A, 0x11B, 0x128, 0x131, 0x132, 0x213, 0x2BC, 0x8298, 0x829A, 0x8773, 0xC4A5)
+# other directories, a thumbnail, a maker's note
+POINTERS = (0x8769, 0x8825, 0xA005, 0x14A, 0x201, 0x202, 0x927C)
+KNOWN = (
+    *POINTERS,
+    0x0,
+    0x100,
+    0x101,
+    0x103,
+    0x10F,
+    0x110,
+    0x11A,
+    0x11B,
+    0x128,
+    0x131,
+    0x132,
+    0x213,
+    0x2BC,
+    0x8298,
+    0x829A,
+    0x8773,
+    0xC4A5,
+)
 
 
 def odd_entry(rng: np.random.Generator, order: str) -> Entry:
     tag = int(rng.choice(KNOWN)) if rng.random() < 0.7 else int(rng.integers(0x10000))
-    type_ = int(rng.integers(1, 14)) if rng.random() < 0.8 else int(rng.choice([0, 14, 16, 17, 18, 19, 255, 65535]))
+    type_ = (
+        int(rng.integers(1, 14))
+        if rng.random() < 0.8
+        else int(rng.choice([0, 14, 16, 17, 18, 19, 255, 65535]))
+    )
     count = int(rng.choice([0, 1, 1, 1, 2, 3, 4, 5, 8, 100, 65535, 2**31 - 1, 2**31, 2**32 - 1]))
     place = int(rng.choice([0, 1, 8, 10, 30, 40, 60, 2**16, 2**31, 2**32 - 1]))
     return tag, type_, count, rng.bytes(4) if rng.random() < 0.5 else struct.pack(order + "L", place)
@@ -265,7 +303,11 @@ def test_every_orientation_is_turned_upright_in_every_format(orientation: int) -
     for order in "<>":
         block = exif(order, turning(order, orientation))
         shows(encoded("JPEG", pixels, exif=block), RGB, 4)
-        shows(encoded("MPO", pixels, exif=block, save_all=True, append_images=[Image.fromarray(255 - pixels)]), RGB, 4)
+        shows(
+            encoded("MPO", pixels, exif=block, save_all=True, append_images=[Image.fromarray(255 - pixels)]),
+            RGB,
+            4,
+        )
         shows(encoded("PNG", pixels, exif=block), RGB)
         shows(encoded("WEBP", pixels, exif=block, lossless=True), RGB)
         for compression, tag in itertools.product(
@@ -274,7 +316,9 @@ def test_every_orientation_is_turned_upright_in_every_format(orientation: int) -
             shows(tiff(8, 2, pixels, order=order, compression=compression, entries=(tag,)), RGB)
     shows(encoded("TIFF", pixels, exif=block, big_tiff=True), RGB)
     text = b"Raw profile type exif\0"
-    profile = f"\nexif\n{len(block):8}\n".encode() + b"\n".join(block.hex().encode()[k : k + 72] for k in range(0, len(block) * 2, 72))
+    profile = f"\nexif\n{len(block):8}\n".encode() + b"\n".join(
+        block.hex().encode()[k : k + 72] for k in range(0, len(block) * 2, 72)
+    )
     png = encoded("PNG", pixels)
     shows(with_chunks(png, ("zTXt", text + b"\0" + zlib.compress(profile))), RGB)
     shows(with_chunks(png, ("tEXt", text + profile)), RGB)
@@ -328,7 +372,9 @@ def with_chunks(png: bytes, *chunks: tuple[str, bytes], spoil: int = 0) -> bytes
     return png[:33] + b"".join(chunk(name, data, spoil) for name, data in chunks) + png[33:]
 
 
-def png_of(depth: int, colours: int, rows: Sequence[bytes], *chunks: tuple[str, bytes], interlaced: int = 0) -> bytes:
+def png_of(
+    depth: int, colours: int, rows: Sequence[bytes], *chunks: tuple[str, bytes], interlaced: int = 0
+) -> bytes:
     header = struct.pack(">LLBBBBB", WIDTH, HEIGHT, depth, colours, 0, 0, interlaced)
     pixels = zlib.compress(b"".join(b"\0" + row for row in rows))
     made = b"\x89PNG\r\n\x1a\n" + chunk("IHDR", header) + chunk("IDAT", pixels) + chunk("IEND", b"")
@@ -338,7 +384,9 @@ def png_of(depth: int, colours: int, rows: Sequence[bytes], *chunks: tuple[str, 
 def packed(values: np.ndarray, bits: int) -> bytes:
     """Rows of samples of 1 to 16 bits, big endian, each row from a whole byte."""
     shifts = np.arange(bits - 1, -1, -1)
-    return np.packbits((values[..., None].astype(np.uint16) >> shifts & 1).astype(np.uint8).reshape(len(values), -1), axis=1).tobytes()
+    return np.packbits(
+        (values[..., None].astype(np.uint16) >> shifts & 1).astype(np.uint8).reshape(len(values), -1), axis=1
+    ).tobytes()
 
 
 ANCILLARY = {
@@ -384,7 +432,12 @@ def test_the_pixels_of_a_png_may_lie_in_many_chunks_and_need_no_end() -> None:
     place = png.index(b"IDAT")
     pixels = png[place + 4 : -16]
     half = len(pixels) // 2
-    parts = chunk("IDAT", pixels[:half]), chunk("IDAT", b""), chunk("tEXt", b"a\0b"), chunk("IDAT", pixels[half:])
+    parts = (
+        chunk("IDAT", pixels[:half]),
+        chunk("IDAT", b""),
+        chunk("tEXt", b"a\0b"),
+        chunk("IDAT", pixels[half:]),
+    )
     shows(png[: place - 4] + b"".join(parts) + png[-12:], RGB)
     moving = {"save_all": True, "append_images": [Image.fromarray(255 - RGB)], "duration": 100}
     shows(encoded("PNG", **moving), RGB)
@@ -392,7 +445,15 @@ def test_the_pixels_of_a_png_may_lie_in_many_chunks_and_need_no_end() -> None:
 
 
 def interlaced(values: np.ndarray) -> list[bytes]:
-    passes = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
+    passes = (
+        (0, 0, 8, 8),
+        (4, 0, 8, 8),
+        (0, 4, 4, 8),
+        (2, 0, 4, 4),
+        (0, 2, 2, 4),
+        (1, 0, 2, 2),
+        (0, 1, 1, 2),
+    )
     return [row.tobytes() for x, y, across, down in passes for row in values[y::down, x::across]]
 
 
@@ -402,15 +463,21 @@ def test_a_png_is_refused_for_its_pixels() -> None:
         spoiled = bytearray(png)
         spoiled[png.index(name) + 4 + int.from_bytes(png[png.index(name) - 4 : png.index(name)], "big")] ^= 1
         assert f"the checksum of a chunk {name.decode()} is wrong" in complaint(bytes(spoiled))
-    assert "the checksum of a chunk IDAT is wrong" in complaint(with_chunks(png, ("IDAT", zlib.compress(bytes(100))), spoil=1))
+    assert "the checksum of a chunk IDAT is wrong" in complaint(
+        with_chunks(png, ("IDAT", zlib.compress(bytes(100))), spoil=1)
+    )
     for cut in (30, len(png) // 2):
         assert "cannot be decoded (image file is truncated" in complaint(png[:-cut])
     rows = list(RGB)
     shows(png_of(8, 2, [row.tobytes() for row in rows]), RGB)
     shows(png_of(8, 2, interlaced(RGB), interlaced=1), RGB)
     for missing in (1, 30):
-        assert "the pixels end before the last row" in complaint(png_of(8, 2, [row.tobytes() for row in rows[:-missing]]))
-        assert "the pixels end before the last row" in complaint(png_of(8, 2, interlaced(RGB)[:-missing], interlaced=1))
+        assert "the pixels end before the last row" in complaint(
+            png_of(8, 2, [row.tobytes() for row in rows[:-missing]])
+        )
+        assert "the pixels end before the last row" in complaint(
+            png_of(8, 2, interlaced(RGB)[:-missing], interlaced=1)
+        )
     black = np.concatenate([RGB[:50], np.zeros_like(RGB[:10])])
     shows(png_of(8, 2, [row.tobytes() for row in black]), black)
     shows(png_of(16, 0, [bytes(WIDTH * 2)] * HEIGHT), np.zeros_like(GREY))
@@ -425,7 +492,9 @@ def test_the_transparent_grey_of_a_png_is_its_own(depth: int) -> None:
     key = int(values[30, 0])
     rows = packed(values, depth)
     width = len(rows) // HEIGHT
-    content = png_of(depth, 0, [rows[k : k + width] for k in range(0, len(rows), width)], ("tRNS", struct.pack(">H", key)))
+    content = png_of(
+        depth, 0, [rows[k : k + width] for k in range(0, len(rows), width)], ("tRNS", struct.pack(">H", key))
+    )
     shows(content, np.where(values == key, 255, values * 255 // ((1 << depth) - 1)))
 
 
@@ -443,7 +512,10 @@ def test_the_transparency_of_a_palette_is_as_long_as_it_at_most() -> None:
     rows = [row.tobytes() for row in indices]
     for alphas in (b"\0", b"\xff\0", bytes(16)):
         opaque = np.isin(indices, [k for k in range(16) if alphas[k : k + 1] != b"\0"])[..., None]
-        shows(png_of(8, 3, rows, ("PLTE", palette.tobytes()), ("tRNS", alphas)), np.where(opaque, palette[indices], 255))
+        shows(
+            png_of(8, 3, rows, ("PLTE", palette.tobytes()), ("tRNS", alphas)),
+            np.where(opaque, palette[indices], 255),
+        )
     for alphas in (bytes(17), bytes(300)):  # no transparency, as in browsers
         shows(png_of(8, 3, rows, ("PLTE", palette.tobytes()), ("tRNS", alphas)), palette[indices])
 
@@ -466,15 +538,24 @@ JPEGS: dict[str, dict[str, object]] = {
 
 
 @pytest.mark.parametrize("name", JPEGS)
-@pytest.mark.parametrize("pixels", [RGB, np.full_like(RGB, 128), np.zeros_like(RGB)], ids=["pattern", "grey", "black"])
+@pytest.mark.parametrize(
+    "pixels", [RGB, np.full_like(RGB, 128), np.zeros_like(RGB)], ids=["pattern", "grey", "black"]
+)
 def test_a_jpeg_needs_all_its_rows_but_no_end_marker(name: str, pixels: np.ndarray) -> None:
     jpeg = encoded("JPEG", pixels, **JPEGS[name])
     expected = decoded(jpeg)
-    for content in (jpeg[:-1], jpeg[:-2], jpeg[:-2] + bytes(50), jpeg + b"junk", jpeg[:-2] + b"\xff\xff\xff\xd9"):
+    for content in (
+        jpeg[:-1],
+        jpeg[:-2],
+        jpeg[:-2] + bytes(50),
+        jpeg + b"junk",
+        jpeg[:-2] + b"\xff\xff\xff\xd9",
+    ):
         assert np.array_equal(decoded(content), expected)
     start = jpeg.index(b"\xff\xda") + 20
     for end in range(start, len(jpeg) - 2, 7):
-        with contextlib.suppress(ImageError):  # otherwise what was cut off says nothing, or, progressive and between scans, only refines
+        # otherwise what was cut off says nothing, or, progressive and between scans, only refines
+        with contextlib.suppress(ImageError):
             assert np.array_equal(decoded(jpeg[:end]), expected) or name == "progressive"
     if name != "progressive" and pixels is RGB:
         for end in (start + 50, (start + len(jpeg)) // 2):
@@ -587,9 +668,21 @@ def tiff(
         if isinstance(strip, bytes):
             block = strip
         else:
-            block = strip.astype(f"{order}u{depth // 8}").tobytes() if depth in (8, 16, 32) else packed(strip, depth)
+            block = (
+                strip.astype(f"{order}u{depth // 8}").tobytes()
+                if depth in (8, 16, 32)
+                else packed(strip, depth)
+            )
         blocks.append(zlib.compress(block) if compression == 8 else block)
-    shorts = {256: [width], 257: [height], 258: [depth] * samples, 259: [compression], 262: [colours], 277: [samples], 278: [height]}
+    shorts = {
+        256: [width],
+        257: [height],
+        258: [depth] * samples,
+        259: [compression],
+        262: [colours],
+        277: [samples],
+        278: [height],
+    }
     shorts |= {int(name[1:]): values for name, values in tags.items()}
     places = list(itertools.accumulate(map(len, blocks), initial=8))
     longs = {273: places[:-1], 279: [len(block) for block in blocks]}
@@ -611,12 +704,16 @@ def tiff(
 @pytest.mark.parametrize("order", ["<", ">"], ids=["little", "big"])
 @pytest.mark.parametrize("white_is_zero", [False, True], ids=["", "white is zero"])
 @pytest.mark.parametrize("depth", [1, 2, 4, 8, 12, 16])
-def test_grey_of_any_depth_is_right_or_refused(depth: int, white_is_zero: bool, order: str, compression: int) -> None:
+def test_grey_of_any_depth_is_right_or_refused(
+    depth: int, white_is_zero: bool, order: str, compression: int
+) -> None:
     values = (GREY.astype(np.uint32) * 257 >> 16 - depth).astype(np.uint16)
     expected = values * 255.0 // ((1 << depth) - 1)
     written = (1 << depth) - 1 - values if white_is_zero else values
     for plain in ([1], [2]):  # how the channels lie, of which there is one
-        content = tiff(depth, int(not white_is_zero), written, order=order, compression=compression, t284=plain)
+        content = tiff(
+            depth, int(not white_is_zero), written, order=order, compression=compression, t284=plain
+        )
         if depth > 8 and (depth == 12 or white_is_zero) and (order == ">" or (depth == 12 and white_is_zero)):
             assert "begins like a TIFF file, but cannot be decoded" in complaint(content)
         else:
@@ -665,13 +762,25 @@ def test_samples_that_pillow_shows_wrong_are_refused() -> None:
     blocks = [luma[y::2, x::2, 0] for y in (0, 1) for x in (0, 1)] + [luma[::2, ::2, 1], luma[::2, ::2, 2]]
     halved = np.stack(blocks, -1).tobytes() + bytes(10_000)
     for compression in (1, 8):
-        assert "a TIFF with signed numbers" in complaint(tiff(8, 1, GREY ^ 128, compression=compression, t339=[2]))
-        assert "a TIFF with signed numbers" in complaint(tiff(16, 1, GREY.astype(np.uint16) * 128, compression=compression, t339=[2]))
-        assert "a TIFF with 32 bits a channel" in complaint(tiff(32, 1, GREY.astype(np.uint32) * 257, compression=compression))
-        assert "cannot be decoded" in complaint(tiff(14, 1, GREY.astype(np.uint16) << 6, compression=compression))
+        assert "a TIFF with signed numbers" in complaint(
+            tiff(8, 1, GREY ^ 128, compression=compression, t339=[2])
+        )
+        assert "a TIFF with signed numbers" in complaint(
+            tiff(16, 1, GREY.astype(np.uint16) * 128, compression=compression, t339=[2])
+        )
+        assert "a TIFF with 32 bits a channel" in complaint(
+            tiff(32, 1, GREY.astype(np.uint32) * 257, compression=compression)
+        )
+        assert "cannot be decoded" in complaint(
+            tiff(14, 1, GREY.astype(np.uint16) << 6, compression=compression)
+        )
         assert "whether zero is black" in complaint(tiff(8, 1, GREY, compression=compression, t262=[]))
         shade = channels(np.dstack([SHADE, ALPHA]))
-        assert "convert it" in (found := complaint(tiff(8, 1, shade, compression=compression, t338=[2], t284=[2]))) or "mode" in found
+        assert (
+            "convert it"
+            in (found := complaint(tiff(8, 1, shade, compression=compression, t338=[2], t284=[2])))
+            or "mode" in found
+        )
     assert "each channel on its own" in complaint(tiff(16, 2, channels(wide), t284=[2]))
     shows(tiff(16, 2, channels(wide), compression=8, t284=[2]), RGB)
     for subsampling in ([2, 2], []):
@@ -712,8 +821,16 @@ def test_a_phones_fifty_megapixels_fit_into_the_memory_of_a_decoder(kind: str) -
     )
     line, _, tensor = done.stdout.partition(b"\n")
     answer = json.loads(line)
-    assert answer == {"width": 6144, "height": 8192, "format": "JPEG" if kind == "JPEG" else "PNG", "tensor_bytes": [3 * 160 * 160 * 4]}
-    found = np.frombuffer(tensor, np.float32).reshape(3, -1).mean(1) * preprocess.IMAGENET_STD + preprocess.IMAGENET_MEAN
+    assert answer == {
+        "width": 6144,
+        "height": 8192,
+        "format": "JPEG" if kind == "JPEG" else "PNG",
+        "tensor_bytes": [3 * 160 * 160 * 4],
+    }
+    found = (
+        np.frombuffer(tensor, np.float32).reshape(3, -1).mean(1) * preprocess.IMAGENET_STD
+        + preprocess.IMAGENET_MEAN
+    )
     assert np.allclose(found * 255, (90, 120, 40), atol=2)
 
 

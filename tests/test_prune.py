@@ -57,7 +57,9 @@ def test_l1_and_l2_can_disagree() -> None:
     weight[0, 0, 0, 0] = 12.0  # l1 12, l2 12
     weight[1] = 0.5  # l1 144, l2 8.5
     chosen = {
-        c: prune.prune(original, PruneOptions(ratio=1 / 32, first_block="conv5", multiple=1, criterion=c))[1]["conv5_2"].tolist()
+        c: prune.prune(original, PruneOptions(ratio=1 / 32, first_block="conv5", multiple=1, criterion=c))[1][
+            "conv5_2"
+        ].tolist()
         for c in ("l1", "l2")
     }
     assert 0 not in chosen["l1"]
@@ -90,7 +92,9 @@ def test_the_check_notices_mixed_up_channels(checkpoint: model.Checkpoint) -> No
 
 
 def test_the_stage_writes_a_smaller_checkpoint(saved: stage.Artifact, tmp_path: Path) -> None:
-    made = prune.run(saved, None, tmp_path / "pruned.safetensors", dataclasses.replace(HALF, repair=False), Quiet())
+    made = prune.run(
+        saved, None, tmp_path / "pruned.safetensors", dataclasses.replace(HALF, repair=False), Quiet()
+    )
     small = model.load(made.path)
     assert made.path.stat().st_size < saved.path.stat().st_size
     assert made.measured["macs"] == {"before": model.load(saved.path).plan.macs(), "after": small.plan.macs()}
@@ -104,7 +108,9 @@ def test_what_is_left_is_repaired_on_pictures(splits: data.Splits, tmp_path: Pat
     original = undecided(small_checkpoint(), data.stacked(splits.fit, for_input(224)))
     options = dataclasses.replace(HALF, images=30, held_images=10)
     model.save(original, tmp_path / "original.safetensors")
-    made = prune.run(stage.of(tmp_path / "original.safetensors"), splits, tmp_path / "pruned.safetensors", options, Quiet())
+    made = prune.run(
+        stage.of(tmp_path / "original.safetensors"), splits, tmp_path / "pruned.safetensors", options, Quiet()
+    )
     loss, small = made.measured["losses"], model.load(made.path)
     assert (made.measured["images"], loss["removed"]["n"], loss["repaired"]["n"]) == (30, 10, 10)
     # Six drawn networks keep 0.03 to 0.34 of the divergence on these ten, and 0.03 to 0.25 on the 42 below.
@@ -121,7 +127,9 @@ def test_what_is_left_is_repaired_on_pictures(splits: data.Splits, tmp_path: Pat
     assert after["agreement"] > before["agreement"]
 
 
-def test_noise_repairs_too_but_claims_nothing(saved: stage.Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_noise_repairs_too_but_claims_nothing(
+    saved: stage.Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(prune, "NOISE_IMAGES", 20)
     original = model.load(saved.path)
     made = prune.run(saved, None, tmp_path / "pruned.safetensors", HALF, Quiet())
@@ -132,15 +140,23 @@ def test_noise_repairs_too_but_claims_nothing(saved: stage.Artifact, tmp_path: P
     assert small.source["history"][1:] == ["repaired in closed form on noise, without pictures"]
     unseen = repair.noise(50, 224, seed=1).fit
     removed, _ = prune.prune(original, HALF)
-    # Six drawn networks keep 0.00 to 0.19 of the divergence on such noise; on pictures there are some that it makes worse.
+    # Six drawn networks keep 0.00 to 0.19 of the divergence on such noise; on pictures there are some that it
+    # makes worse.
     assert repair.loss(original, small, unseen)["kl"] < 0.5 * repair.loss(original, removed, unseen)["kl"]
 
 
-def test_the_surgeon_chooses_on_pictures_and_says_what_it_cost(saved: stage.Artifact, splits: data.Splits, tmp_path: Path) -> None:
-    options = PruneOptions(0.5, "conv4", "obs", repair=False, allocation="sensitivity", multiple=8, images=20, held_images=5)
+def test_the_surgeon_chooses_on_pictures_and_says_what_it_cost(
+    saved: stage.Artifact, splits: data.Splits, tmp_path: Path
+) -> None:
+    options = PruneOptions(
+        0.5, "conv4", "obs", repair=False, allocation="sensitivity", multiple=8, images=20, held_images=5
+    )
     made = prune.run(saved, splits, tmp_path / "pruned.safetensors", options, Quiet())
     small, original = model.load(made.path), model.load(saved.path)
-    assert (made.sidecar["options"]["criterion"], made.sidecar["options"]["allocation"]) == ("obs", "sensitivity")
+    assert (made.sidecar["options"]["criterion"], made.sidecar["options"]["allocation"]) == (
+        "obs",
+        "sensitivity",
+    )
     costs = made.measured["costs"]
     assert list(costs) == [name for name, *_ in original.plan.convs()]
     assert [found["filters"] for found in costs.values()] == [n for *_, n in small.plan.convs()]
@@ -148,12 +164,16 @@ def test_the_surgeon_chooses_on_pictures_and_says_what_it_cost(saved: stage.Arti
     for found in costs.values():
         assert found["cost"] == found["curve"][str(found["filters"])]
     assert small.plan.macs() <= prune.uniform_plan(original.plan, options).macs()
-    assert small.source["history"] == ["pruned about 50% of the filters from conv4 on by obs, more where they are missed less"]
+    assert small.source["history"] == [
+        "pruned about 50% of the filters from conv4 on by obs, more where they are missed less"
+    ]
     assert small.source["fitted_on"] == splits.fitted()  # they chose, so no figure may come from them
     assert "losses" not in made.measured
 
 
-def test_the_surgeon_manages_with_noise(saved: stage.Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_surgeon_manages_with_noise(
+    saved: stage.Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(prune, "NOISE_IMAGES", 5)
     options = dataclasses.replace(HALF, criterion="obs", repair=False)
     made = prune.run(saved, None, tmp_path / "pruned.safetensors", options, Quiet())
@@ -163,7 +183,9 @@ def test_the_surgeon_manages_with_noise(saved: stage.Artifact, tmp_path: Path, m
 
 def test_costs_that_cannot_be_compared_choose_no_widths() -> None:
     for criterion in ("l2", "l1", "random"):
-        with pytest.raises(OptionsError, match=f"--criterion {criterion} does not measure; use --criterion obs"):
+        with pytest.raises(
+            OptionsError, match=f"--criterion {criterion} does not measure; use --criterion obs"
+        ):
             PruneOptions(criterion=criterion, allocation="sensitivity")
     with pytest.raises(OptionsError, match="must be one of uniform, sensitivity"):
         PruneOptions(allocation="greedy")

@@ -35,10 +35,14 @@ def test_every_target_gives_a_fully_int8_graph_close_to_float(
     assert (expected.argmax(1) == found.argmax(1)).mean() > 0.95
 
 
-def test_the_target_decides_type_and_range(exported: stage.Artifact, splits: data.Splits, tmp_path: Path) -> None:
+def test_the_target_decides_type_and_range(
+    exported: stage.Artifact, splits: data.Splits, tmp_path: Path
+) -> None:
     kinds, largest = {}, {}
     for target in ("pi5", "x86-vnni", "x86-avx2"):
-        made = quantize.run(exported, splits, 4, tmp_path / f"{target}.onnx", QuantizeOptions(target), Quiet())
+        made = quantize.run(
+            exported, splits, 4, tmp_path / f"{target}.onnx", QuantizeOptions(target), Quiet()
+        )
         loaded = onnx.load(made.path)
         tensors = {t.name: t for t in loaded.graph.initializer}
         entry = next(n for n in loaded.graph.node if n.op_type == "QuantizeLinear")
@@ -54,7 +58,9 @@ def test_the_target_decides_type_and_range(exported: stage.Artifact, splits: dat
     assert largest["x86-avx2"] <= 64
 
 
-def test_it_reads_each_calibration_picture_once(exported: stage.Artifact, splits: data.Splits, tmp_path: Path) -> None:
+def test_it_reads_each_calibration_picture_once(
+    exported: stage.Artifact, splits: data.Splits, tmp_path: Path
+) -> None:
     made = quantize.run(exported, splits, 5, tmp_path / "q.onnx", QuantizeOptions(), Quiet())
     used = made.measured["calibration_images"]
     assert len(used) == len(set(used)) == 5
@@ -62,7 +68,9 @@ def test_it_reads_each_calibration_picture_once(exported: stage.Artifact, splits
 
 
 @pytest.mark.parametrize("kind", ["Conv", "Gemm"])
-def test_the_audit_notices_a_float_layer(kind: str, exported: stage.Artifact, splits: data.Splits, tmp_path: Path) -> None:
+def test_the_audit_notices_a_float_layer(
+    kind: str, exported: stage.Artifact, splits: data.Splits, tmp_path: Path
+) -> None:
     from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
 
     from vgg_calibration.reader import ImageReader
@@ -85,7 +93,9 @@ def test_the_audit_notices_a_float_layer(kind: str, exported: stage.Artifact, sp
         graph.audit_quantized(exported.path)
 
 
-def test_a_model_without_sidecar_is_refused(exported: stage.Artifact, splits: data.Splits, tmp_path: Path) -> None:
+def test_a_model_without_sidecar_is_refused(
+    exported: stage.Artifact, splits: data.Splits, tmp_path: Path
+) -> None:
     stranger = tmp_path / "stranger.onnx"
     stranger.write_bytes(exported.path.read_bytes())
     with pytest.raises(DataError, match=r"has no sidecar stranger\.onnx\.json"):

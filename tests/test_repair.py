@@ -65,7 +65,10 @@ def test_ridge_is_anchored_and_its_strength_is_what_does_best_on_other_samples()
     assert strength == min(repair.STRENGTHS)  # no noise: the least damping is right
     assert torch.allclose(weight, true.double(), atol=5e-3)
     noisy = x[:8] @ true.T + 20 * torch.randn(8, 3)
-    assert repair.ridge(true.double(), moments(x[:8], noisy), moments(other, other @ true.T)) == (pytest.approx(true.double()), None)
+    assert repair.ridge(true.double(), moments(x[:8], noisy), moments(other, other @ true.T)) == (
+        pytest.approx(true.double()),
+        None,
+    )
 
 
 def test_the_dual_form_is_the_primal_one() -> None:
@@ -76,7 +79,8 @@ def test_the_dual_form_is_the_primal_one() -> None:
     if strength is None:
         strength, weight = repair.STRENGTHS_BY_PICTURE[0], start
         pytest.fail("the data of this test should make a fit worth while")
-    # In float64: with the least damping the inverse of the primal form is off by 4e-4 in float32; the dual form is by 1e-6.
+    # In float64: with the least damping the inverse of the primal form is off by 4e-4 in float32; the dual
+    # form is by 1e-6.
     first, x64, y64 = start.double(), fit.fit.double(), said.fit.double()
     damping = strength * float((x64 @ x64.T).diagonal().mean())
     inverse = torch.linalg.inv(x64.T @ x64 + damping * torch.eye(40, dtype=torch.float64))
@@ -93,7 +97,9 @@ def test_the_dual_form_is_not_taken_where_it_does_worse_on_other_samples() -> No
     assert torch.equal(found, true)
 
 
-def test_maps_that_are_computed_again_are_those_that_are_stored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_maps_that_are_computed_again_are_those_that_are_stored(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     checkpoint, x = at_64_px(small_checkpoint()), pictures(11)
     with torch.inference_mode():
         expected = checkpoint.model()(x)
@@ -115,8 +121,12 @@ def test_a_filter_that_another_one_repeats_can_go_without_loss(tmp_path: Path) -
     kept = everything(original)
     kept["conv4_1"] = torch.tensor([k for k in range(32) if k != 5])
     left = prune.remove_filters(original, kept)
-    plan = dataclasses.replace(original.plan, blocks=(*original.plan.blocks[:3], (31, 32), original.plan.blocks[4]))
-    tensors, fits = repair.repair(repair.Problem(original, left, kept, plan), shown, repair.Folders(tmp_path), Quiet())
+    plan = dataclasses.replace(
+        original.plan, blocks=(*original.plan.blocks[:3], (31, 32), original.plan.blocks[4])
+    )
+    tensors, fits = repair.repair(
+        repair.Problem(original, left, kept, plan), shown, repair.Folders(tmp_path), Quiet()
+    )
     before = repair.loss(original, model.Checkpoint(plan, left, original.labels, {}), shown.held)
     after = repair.loss(original, model.Checkpoint(plan, tensors, original.labels, {}), shown.held)
     assert before["kl"] > 100 * after["kl"]
@@ -127,7 +137,9 @@ def test_a_filter_that_another_one_repeats_can_go_without_loss(tmp_path: Path) -
     assert torch.equal(tensors["conv3_2.weight"], original.tensors["conv3_2.weight"])
 
 
-@pytest.mark.parametrize(("layer", "kind"), [("conv3_1", "channel"), ("conv3_1", "spatial"), ("fc1", "linear")])
+@pytest.mark.parametrize(
+    ("layer", "kind"), [("conv3_1", "channel"), ("conv3_1", "spatial"), ("fc1", "linear")]
+)
 def test_a_layer_of_low_rank_is_factorised_without_loss(layer: str, kind: str, tmp_path: Path) -> None:
     original = at_64_px(small_checkpoint())
     weight = original.tensors[f"{layer}.weight"]
@@ -139,7 +151,9 @@ def test_a_layer_of_low_rank_is_factorised_without_loss(layer: str, kind: str, t
     original.tensors[f"{layer}.weight"] = low.contiguous()
     plan = dataclasses.replace(original.plan, factors=(model.Factor(layer, kind, 6),))
     shown = repair.Pictures(pictures(40), pictures(10, seed=1))
-    tensors, (fit, *_) = repair.repair(repair.Problem(original, original.tensors, {}, plan), shown, repair.Folders(tmp_path), Quiet())
+    tensors, (fit, *_) = repair.repair(
+        repair.Problem(original, original.tensors, {}, plan), shown, repair.Folders(tmp_path), Quiet()
+    )
     made = model.Checkpoint(plan, tensors, original.labels, {})
     assert (fit.layer, fit.rank) == (layer, 6)
     assert fit.error_after < 1e-4
@@ -153,7 +167,9 @@ def test_the_important_directions_are_the_gradients_of_the_logits(layer: str) ->
     width = {name: n for name, _, n in original.plan.linears()}[layer]
     said = torch.randn(3, width, generator=torch.Generator().manual_seed(2)) * 3
     rows = repair.important(original, layer, said).view(3, repair.COMBINATIONS, width)
-    mixed = torch.randn(3, repair.COMBINATIONS, original.plan.classes, generator=torch.Generator().manual_seed(0))
+    mixed = torch.randn(
+        3, repair.COMBINATIONS, original.plan.classes, generator=torch.Generator().manual_seed(0)
+    )
     mixed -= mixed.mean(2, keepdim=True)
     outputs = said.clone().requires_grad_(True)
     logits = repair.Behind(original, layer, said).logits(outputs)
@@ -163,20 +179,26 @@ def test_the_important_directions_are_the_gradients_of_the_logits(layer: str) ->
 
 
 def test_a_thin_layer_keeps_what_the_logits_need_rather_than_what_varies_most() -> None:
-    """A layer whose largest variances are in directions that the later layers do not look at: of as many directions as they do look
-    at, the one way keeps all that are needed and the other none. Six drawn layers lose 0.06 to 0.19 of what the other way loses."""
+    """A layer whose largest variances are in directions that the later layers do not look at: of as many
+    directions as they do look at, the one way keeps all that are needed and the other none. Six drawn layers
+    lose 0.06 to 0.19 of what the other way loses."""
     original, generator = small_checkpoint(), torch.Generator().manual_seed(3)
     (_, _, n) = next(linear for linear in original.plan.linears() if linear[0] == "fc1")
     original.tensors["fc2.weight"][:, : n // 2] = 0  # nobody reads the first half
     x = torch.randn(120, 64, generator=generator)
-    weight = torch.randn(n, 64, generator=generator) * torch.cat([torch.full((n // 2,), 8.0), torch.ones(n - n // 2)])[:, None]
+    weight = (
+        torch.randn(n, 64, generator=generator)
+        * torch.cat([torch.full((n // 2,), 8.0), torch.ones(n - n // 2)])[:, None]
+    )
     said = x @ weight.T
     inputs, judge = repair.Centred.of(x, 80), repair.Behind(original, "fc1", said[80:])
 
     def cost(first: torch.Tensor, second: torch.Tensor) -> float:
         return judge.divergence(said[:80].mean(0) + repair.linear_in_parts(inputs.held, first, second))
 
-    aware = repair.in_two_by_picture(weight, inputs, repair.important(original, "fc1", said[:80]), n // 2, cost)
+    aware = repair.in_two_by_picture(
+        weight, inputs, repair.important(original, "fc1", said[:80]), n // 2, cost
+    )
     basis = repair.main_directions(weight @ weight.T, n // 2)
     assert cost(*aware) < 0.4 * cost(basis.T @ weight, basis)
     whole = repair.in_two_by_picture(weight, inputs, repair.important(original, "fc1", said[:80]), n, cost)
@@ -210,8 +232,12 @@ def test_interrupted_work_goes_on_behind_the_last_finished_layer(
     def run(name: str, progress: Progress, images: int = 16) -> stage.Artifact:
         output = tmp_path / name
         if which == "prune":
-            return prune.run(source, splits, output, PruneOptions(ratio=0.5, images=images, held_images=8), progress)
-        return factorise.run(source, splits, output, FactoriseOptions(images=images, held_images=8, multiple=4), progress)
+            return prune.run(
+                source, splits, output, PruneOptions(ratio=0.5, images=images, held_images=8), progress
+            )
+        return factorise.run(
+            source, splits, output, FactoriseOptions(images=images, held_images=8, multiple=4), progress
+        )
 
     whole = run("whole.safetensors", Quiet())
     layers = [fit["layer"] for fit in whole.measured["layers"]]
@@ -223,14 +249,20 @@ def test_interrupted_work_goes_on_behind_the_last_finished_layer(
     fitted: list[str] = []
     for kind in ("_conv", "_linear"):
         fit = getattr(repair._Walk, kind)
-        monkeypatch.setattr(repair._Walk, kind, lambda walk, name, *rest, fit=fit: fitted.append(name) or fit(walk, name, *rest))
+        monkeypatch.setattr(
+            repair._Walk,
+            kind,
+            lambda walk, name, *rest, fit=fit: fitted.append(name) or fit(walk, name, *rest),
+        )
     again = run("again.safetensors", Quiet())
     assert fitted == layers[2:]
     wanted, found = (model.load(made.path).tensors for made in (whole, again))
     assert all(torch.allclose(found[name], tensor, rtol=1e-2, atol=1e-3) for name, tensor in wanted.items())
     errors = [[fit["error_after"] for fit in made.measured["layers"]] for made in (again, whole)]
     assert errors[0] == pytest.approx(errors[1], rel=1e-2, abs=1e-6)
-    assert again.measured["losses"]["repaired"]["kl"] == pytest.approx(whole.measured["losses"]["repaired"]["kl"], rel=1e-2)
+    assert again.measured["losses"]["repaired"]["kl"] == pytest.approx(
+        whole.measured["losses"]["repaired"]["kl"], rel=1e-2
+    )
     assert not list(tmp_path.glob(".*.parts"))
     with pytest.raises(KeyboardInterrupt):
         run("again.safetensors", Interrupted(steps), images=12)
@@ -244,10 +276,13 @@ def test_repair_never_leaves_a_layer_worse_than_it_was_on_held_out_pictures(tmp_
     original = at_64_px(small_checkpoint())
     pruned, kept = prune.prune(original, PruneOptions(ratio=0.5))
     shown = repair.Pictures(pictures(2), pictures(10, seed=1))  # far too few to fit on
-    _, fits = repair.repair(repair.Problem(original, pruned.tensors, kept, pruned.plan), shown, repair.Folders(tmp_path), Quiet())
+    _, fits = repair.repair(
+        repair.Problem(original, pruned.tensors, kept, pruned.plan), shown, repair.Folders(tmp_path), Quiet()
+    )
     assert len(fits) >= 6
     assert all(fit.error_after <= fit.error_before + 1e-9 for fit in fits if fit.layer.startswith("conv"))
-    # A fully connected layer is chosen by its own outputs and measured by the logits: one in six networks was 1 % worse.
+    # A fully connected layer is chosen by its own outputs and measured by the logits: one in six networks was
+    # 1 % worse.
     assert all(fit.error_after <= 1.1 * fit.error_before for fit in fits)
 
 
@@ -267,6 +302,7 @@ def test_noise_has_the_spectrum_of_photographs() -> None:
     made = repair.noise(10, 64, 0)
     assert (len(made.fit), len(made.held)) == (8, 2)
     power = torch.fft.rfft2(made.fit.mean(1)).abs().square().mean(0)
-    assert float(power[0, 1:3].mean() / power[0, 12:16].mean()) > 30  # falls about as the square of the frequency
+    # falls about as the square of the frequency
+    assert float(power[0, 1:3].mean() / power[0, 12:16].mean()) > 30
     assert torch.equal(repair.noise(10, 64, 0).fit, made.fit)
     assert not torch.equal(repair.noise(10, 64, 1).fit, made.fit)

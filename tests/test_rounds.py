@@ -38,7 +38,9 @@ def board(root: Path, temperature_c: float = 50.0, clock_mhz: int = 1500, thrott
     return root
 
 
-def a_round(samples_ms: list[float], clock_mhz: float | None = 1500.0, held_back: tuple[str, ...] | None = ()) -> dict[str, Any]:
+def a_round(
+    samples_ms: list[float], clock_mhz: float | None = 1500.0, held_back: tuple[str, ...] | None = ()
+) -> dict[str, Any]:
     during = watch.State(60.0, clock_mhz, held_back).to_json()
     state = {"before": during, "during": during, "after": during}
     return {"load_ms": 10.0, "first_ms": 5.0, "samples_ms": samples_ms, "state": state}
@@ -61,11 +63,19 @@ def test_every_variant_takes_part_once_and_in_another_place_each_time() -> None:
 
 def test_rounds_of_a_steady_board_are_joined() -> None:
     row = settled(a_round([10.0] * 30), a_round([11.0] * 40))
-    assert (row["runs"], row["p50_ms"], row["p90_ms"], row["p99_ms"], row["marks"]) == (70, 11.0, 11.0, None, [])
+    assert (row["runs"], row["p50_ms"], row["p90_ms"], row["p99_ms"], row["marks"]) == (
+        70,
+        11.0,
+        11.0,
+        None,
+        [],
+    )
     assert row["samples_ms"] == [10.0] * 30 + [11.0] * 40
 
 
-@pytest.mark.parametrize("bad", [a_round([30.0] * 9, held_back=("under-voltage",)), a_round([30.0] * 9, clock_mhz=600.0)])
+@pytest.mark.parametrize(
+    "bad", [a_round([30.0] * 9, held_back=("under-voltage",)), a_round([30.0] * 9, clock_mhz=600.0)]
+)
 def test_a_round_in_which_the_board_was_held_back_is_marked_and_left_out(bad: dict[str, Any]) -> None:
     row = settled(a_round([10.0] * 9), bad, a_round([10.2] * 9))
     assert row["p50_ms"] == pytest.approx(10.1)
@@ -75,7 +85,9 @@ def test_a_round_in_which_the_board_was_held_back_is_marked_and_left_out(bad: di
 
 
 def test_a_board_that_was_always_held_back_has_figures_that_say_so() -> None:
-    row = settled(a_round([30.0] * 9, held_back=("throttled",)), a_round([31.0] * 9, held_back=("throttled",)))
+    row = settled(
+        a_round([30.0] * 9, held_back=("throttled",)), a_round([31.0] * 9, held_back=("throttled",))
+    )
     assert row["p50_ms"] == pytest.approx(30.5)
     assert "in every round: these figures are those of a board that is held back" in row["marks"][0]
 
@@ -83,7 +95,9 @@ def test_a_board_that_was_always_held_back_has_figures_that_say_so() -> None:
 def test_what_drifts_is_not_averaged() -> None:
     row = settled(a_round([10.0] * 9), a_round([15.0] * 9))
     assert row["p50_ms"] == 15.0
-    assert row["marks"] == ["drifting: the rounds' medians go from 10.0 to 15.0 ms; the figures are those of the last round"]
+    assert row["marks"] == [
+        "drifting: the rounds' medians go from 10.0 to 15.0 ms; the figures are those of the last round"
+    ]
     within = settled(a_round([10.0] * 10 + [12.0] * 5 + [14.0] * 10))
     assert "drifting: 1.40x within a round" in within["marks"][0]
     assert settled(a_round([10.0] * 9), a_round([12.0] * 9))["marks"] == []
@@ -104,8 +118,12 @@ def test_the_watch_sees_what_happens_between_start_and_end(tmp_path: Path) -> No
         board(tmp_path, 70.0, 1500, "0x50000")
     found = seen.to_json()
     assert found["before"] == {"temperature_c": 50.0, "clock_mhz": 1500.0, "held_back": ()}
-    assert (found["during"]["temperature_c"], found["during"]["held_back"]) == (81.0, ("throttled", "under-voltage"))
-    assert found["after"] == {"temperature_c": 70.0, "clock_mhz": 1500.0, "held_back": ()}  # since boot is not now
+    assert (found["during"]["temperature_c"], found["during"]["held_back"]) == (
+        81.0,
+        ("throttled", "under-voltage"),
+    )
+    # since boot is not now
+    assert found["after"] == {"temperature_c": 70.0, "clock_mhz": 1500.0, "held_back": ()}
 
 
 def test_it_waits_for_a_hot_board_but_not_for_ever(tmp_path: Path) -> None:
@@ -120,7 +138,17 @@ def test_it_waits_for_a_hot_board_but_not_for_ever(tmp_path: Path) -> None:
 
 def test_a_throttled_board_is_in_the_table_and_in_the_json(bundle_folder: Path, tmp_path: Path) -> None:
     root = board(tmp_path / "root", 84.5, 600, "0x50005")
-    done = compare("--budget", "0.6", "--cool-down", "0.1", "--root", root, "--json", tmp_path / "r.json", bundle=bundle_folder)
+    done = compare(
+        "--budget",
+        "0.6",
+        "--cool-down",
+        "0.1",
+        "--root",
+        root,
+        "--json",
+        tmp_path / "r.json",
+        bundle=bundle_folder,
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("held back (throttled, under-voltage) in every round") == 3
     assert "Raspberry Pi 4 Model B" in done.stdout
@@ -144,7 +172,16 @@ def test_decoding_and_the_model_are_apart(bundle_folder: Path, tmp_path: Path) -
 
 
 def test_a_thread_sweep_takes_what_is_fastest(bundle_folder: Path, tmp_path: Path) -> None:
-    arguments = ("--threads", "auto", "--budget", "0.6", "--variants", "baseline,quantized", "--json", tmp_path / "r.json")
+    arguments = (
+        "--threads",
+        "auto",
+        "--budget",
+        "0.6",
+        "--variants",
+        "baseline,quantized",
+        "--json",
+        tmp_path / "r.json",
+    )
     done = compare(*arguments, bundle=bundle_folder)
     assert done.returncode == 0, done.stderr
     assert "by threads" in done.stdout
@@ -158,8 +195,22 @@ def test_a_thread_sweep_takes_what_is_fastest(bundle_folder: Path, tmp_path: Pat
 
 def test_a_variant_that_hangs_is_a_row_and_the_others_run(bundle_folder: Path, tmp_path: Path) -> None:
     """The first variant's process is stopped dead; it is ended after the silence that is allowed."""
-    command = [sys.executable, str(bundle_folder / "runtime/compare.py"), "--budget", "0.2", "--silence", "2", "--rounds", "1"]
-    running = subprocess.Popen([*command, "--json", str(tmp_path / "r.json")], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    command = [
+        sys.executable,
+        str(bundle_folder / "runtime/compare.py"),
+        "--budget",
+        "0.2",
+        "--silence",
+        "2",
+        "--rounds",
+        "1",
+    ]
+    running = subprocess.Popen(
+        [*command, "--json", str(tmp_path / "r.json")],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     victim = None
     while victim is None and running.poll() is None:
         children = Path(f"/proc/{running.pid}/task/{running.pid}/children").read_text().split()

@@ -1,4 +1,5 @@
-"""A checkpoint that does not understand its pictures is noticed before anything takes time, and nothing near chance is recommended."""
+"""A checkpoint that does not understand its pictures is noticed before anything takes time, and nothing near
+chance is recommended."""
 
 import dataclasses
 import json
@@ -31,7 +32,10 @@ ONE, ZERO = torch.ones(3).double(), torch.zeros(3).double()
 # Chance.
 
 
-@pytest.mark.parametrize(("right", "n", "p"), [(0, 10, 0.3), (3, 10, 0.3), (10, 10, 0.5), (11, 200, 0.05), (60, 1000, 0.05), (1, 1, 0.0)])
+@pytest.mark.parametrize(
+    ("right", "n", "p"),
+    [(0, 10, 0.3), (3, 10, 0.3), (10, 10, 0.5), (11, 200, 0.05), (60, 1000, 0.05), (1, 1, 0.0)],
+)
 def test_the_binomial_test_is_exact(right: int, n: int, p: float) -> None:
     share = Fraction(p)
     exact = sum(math.comb(n, k) * share**k * (1 - share) ** (n - k) for k in range(right, n + 1))
@@ -39,7 +43,8 @@ def test_the_binomial_test_is_exact(right: int, n: int, p: float) -> None:
 
 
 def test_the_binomial_test_of_many_pictures_and_of_nonsense() -> None:
-    assert metrics.binomial_tail(2600, 50_000, 0.05) == pytest.approx(0.0208, rel=0.02)  # two standard deviations above
+    # two standard deviations above
+    assert metrics.binomial_tail(2600, 50_000, 0.05) == pytest.approx(0.0208, rel=0.02)
     assert metrics.binomial_tail(5, 10, 1.0) == 1.0
     for wrong in ((11, 10, 0.5), (0, 0, 0.5), (1, 2, 1.5)):
         with pytest.raises(ValueError, match="a binomial test needs"):
@@ -81,7 +86,9 @@ def test_a_permuted_order_is_found_on_half_and_shown_on_the_rest() -> None:
     assert f"0 {NAMES[order[0]]}, 1 {NAMES[order[1]]}" in sanity._why(found)
 
 
-def test_two_exchanged_classes_of_ten_are_found_too_and_are_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+def test_two_exchanged_classes_of_ten_are_found_too_and_are_a_warning(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     labels = np.repeat(np.arange(10), 12)
     outputs = np.where(labels == 2, 7, np.where(labels == 7, 2, labels))
     found = sanity.judge(said(outputs), labels, NAMES)
@@ -97,7 +104,9 @@ def test_two_classes_the_wrong_way_round_stop() -> None:
     labels = np.arange(60) % 2
     found = sanity.judge(said(1 - labels, classes=2), labels, ("cat", "dog"))
     assert found.order == ("dog", "cat")
-    with pytest.raises(AccuracyError, match=r"right on 0\.0 % of 60 .* always saying 'cat' \(50\.0 %\).*0 dog, 1 cat"):
+    with pytest.raises(
+        AccuracyError, match=r"right on 0\.0 % of 60 .* always saying 'cat' \(50\.0 %\).*0 dog, 1 cat"
+    ):
         sanity.ensure_understood(found, accept=False)
 
 
@@ -111,14 +120,17 @@ def test_a_class_that_was_not_seen_is_not_invented() -> None:
 
 
 def test_noise_is_explained_by_no_order() -> None:
-    """Of a hundred networks that guess: an order fitted and judged on the same pictures would "explain" a third of them."""
+    """Of a hundred networks that guess: an order fitted and judged on the same pictures would "explain" a
+    third of them."""
     generator = np.random.default_rng(0)
     labels = np.repeat(np.arange(10), 12)
     found = [sanity.judge(said(generator.integers(0, 10, 120)), labels, NAMES) for _ in range(100)]
     assert not any(answers.order for answers in found)
     assert sum(answers.better_than_chance for answers in found) <= 5
     with pytest.raises(AccuracyError, match="the likely causes are another normalisation"):
-        sanity.ensure_understood(next(answers for answers in found if not answers.better_than_chance), accept=False)
+        sanity.ensure_understood(
+            next(answers for answers in found if not answers.better_than_chance), accept=False
+        )
 
 
 def test_a_sound_network_is_not_doubted(caplog: pytest.LogCaptureFixture) -> None:
@@ -136,7 +148,8 @@ def test_a_sound_network_is_not_doubted(caplog: pytest.LogCaptureFixture) -> Non
 
 def test_half_as_often_right_as_it_is_sure_is_a_warning(caplog: pytest.LogCaptureFixture) -> None:
     labels = np.repeat(np.arange(10), 20)
-    outputs = np.where(np.arange(200) % 5 < 2, labels, (labels + np.arange(200)) % 10)  # about 46 %, no order explains the rest
+    # about 46 %, no order explains the rest
+    outputs = np.where(np.arange(200) % 5 < 2, labels, (labels + np.arange(200)) % 10)
     found = sanity.judge(said(outputs, sure=9.0), labels, NAMES)
     assert found.order is None
     assert found.right / found.n < found.mean_probability / 2
@@ -168,7 +181,8 @@ def test_an_order_that_explains_only_a_part_is_said_to_be_that() -> None:
 def test_pictures_that_are_nearly_all_of_one_class_cannot_tell(
     drawn: data.Splits, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """48 of 50 of one class: not even all of them right would be better than chance, so nothing is refused for that."""
+    """48 of 50 of one class: not even all of them right would be better than chance, so nothing is refused
+    for that."""
     items = [dataclasses.replace(item, label=0 if k < 48 else 1) for k, item in enumerate(drawn.select[:50])]
     splits = dataclasses.replace(drawn, select=tuple(items), test=())
     found = asked(weights.resolve(WeightsOptions("demo")), splits, tmp_path)
@@ -184,7 +198,9 @@ def test_pictures_that_are_nearly_all_of_one_class_cannot_tell(
 def test_uneven_pictures_are_named_as_a_cause() -> None:
     labels = np.where(np.arange(100) < 90, 0, 1)
     with pytest.raises(AccuracyError, match="or these pictures tell too little, since most are of one class"):
-        sanity.ensure_understood(sanity.judge(said(np.where(np.arange(100) < 95, 0, 1)), labels, NAMES), accept=False)
+        sanity.ensure_understood(
+            sanity.judge(said(np.where(np.arange(100) < 95, 0, 1)), labels, NAMES), accept=False
+        )
 
 
 def test_pictures_of_one_class_are_compared_with_guessing(caplog: pytest.LogCaptureFixture) -> None:
@@ -206,11 +222,14 @@ def test_accepted_it_goes_on_and_says_so(caplog: pytest.LogCaptureFixture) -> No
 
 
 def rewritten(scale: torch.Tensor, shift: torch.Tensor, *, bgr: bool = False) -> model.Checkpoint:
-    """The demo's network for an input u where a pixel in 0..1 is scale * u + shift; the same function but for the border."""
+    """The demo's network for an input u where a pixel in 0..1 is scale * u + shift; the same function but for
+    the border."""
     demo = weights.resolve(WeightsOptions("demo"))
     tensors = dict(demo.tensors)
     weight = tensors["conv1_1.weight"].double()
-    tensors["conv1_1.bias"] = (tensors["conv1_1.bias"].double() + (weight * ((shift - MEAN) / STD).view(1, 3, 1, 1)).sum((1, 2, 3))).float()
+    tensors["conv1_1.bias"] = (
+        tensors["conv1_1.bias"].double() + (weight * ((shift - MEAN) / STD).view(1, 3, 1, 1)).sum((1, 2, 3))
+    ).float()
     weight = weight * (scale / STD).view(1, 3, 1, 1)
     tensors["conv1_1.weight"] = (weight.flip(1) if bgr else weight).float().contiguous()
     return model.Checkpoint(demo.plan, tensors, demo.labels, {"weights": "file", "what": "rewritten"})
@@ -234,13 +253,19 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> data.Splits:
     return data.resolve(DataOptions(str(folder)), "file", tuple(signs.CLASSES), None, folder, Quiet())
 
 
-def asked(checkpoint: model.Checkpoint, splits: data.Splits, folder: Path, *, accept: bool = False) -> sanity.Checked:
+def asked(
+    checkpoint: model.Checkpoint, splits: data.Splits, folder: Path, *, accept: bool = False
+) -> sanity.Checked:
     model.save(checkpoint, folder / "c.safetensors")
-    return pipeline.ensure_understood(stage.of(folder / "c.safetensors"), splits, folder, Quiet(), accept=accept)
+    return pipeline.ensure_understood(
+        stage.of(folder / "c.safetensors"), splits, folder, Quiet(), accept=accept
+    )
 
 
 @pytest.mark.parametrize("name", WANTS)
-def test_another_input_is_named(name: str, drawn: data.Splits, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_another_input_is_named(
+    name: str, drawn: data.Splits, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     scale, shift, bgr, words = WANTS[name]
     checkpoint = rewritten(scale, shift, bgr=bgr)
     if name in ("raw255", "caffe"):
@@ -259,7 +284,9 @@ def test_another_input_is_named(name: str, drawn: data.Splits, tmp_path: Path, c
         assert answers["reading_right"] >= 57
 
 
-def test_another_order_of_the_classes_is_named_and_right_when_given(drawn: data.Splits, tmp_path: Path) -> None:
+def test_another_order_of_the_classes_is_named_and_right_when_given(
+    drawn: data.Splits, tmp_path: Path
+) -> None:
     demo = weights.resolve(WeightsOptions("demo"))
     order = torch.randperm(20, generator=torch.Generator().manual_seed(1)).tolist()
     moved = {name: demo.tensors[name][order].clone() for name in ("fc3.weight", "fc3.bias")}
@@ -269,10 +296,13 @@ def test_another_order_of_the_classes_is_named_and_right_when_given(drawn: data.
         asked(permuted, drawn, tmp_path)
     right = [demo.labels[k] for k in order]
     assert ", ".join(f"{k} {name}" for k, name in enumerate(right)) in str(error.value)
-    assert "which is better than" in str(error.value)  # two classes of twenty stand where they should: 10 %, and still it stops
+    # two classes of twenty stand where they should: 10 %, and still it stops
+    assert "which is better than" in str(error.value)
     (tmp_path / "labels.txt").write_text("\n".join(right))
     found = weights.resolve(WeightsOptions(str(tmp_path / "c.safetensors"), tmp_path / "labels.txt"))
-    splits = dataclasses.replace(drawn, **{part: tuple(renumbered(getattr(drawn, part), right)) for part in data.PARTS})
+    splits = dataclasses.replace(
+        drawn, **{part: tuple(renumbered(getattr(drawn, part), right)) for part in data.PARTS}
+    )
     assert asked(found, splits, tmp_path) == sanity.Checked()
 
 
@@ -280,7 +310,9 @@ def renumbered(items: tuple[data.Item, ...], names: list[str]) -> list[data.Item
     return [dataclasses.replace(item, label=names.index(item.path.parent.name)) for item in items]
 
 
-def test_what_was_asked_once_is_not_asked_again(drawn: data.Splits, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_what_was_asked_once_is_not_asked_again(
+    drawn: data.Splits, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     caplog.set_level(logging.INFO)
     demo = weights.resolve(WeightsOptions("demo"))
     for _ in range(2):
@@ -293,11 +325,17 @@ def test_what_was_asked_once_is_not_asked_again(drawn: data.Splits, tmp_path: Pa
     ("select", "test", "words"),
     [
         ("unlabelled", "unlabelled", "NOT CHECKED: the pictures that nothing is fitted on have no labels"),
-        ("few", "none", "NOT CHECKED: 19 labelled pictures that nothing is fitted on are too few (at least 20)"),
+        (
+            "few",
+            "none",
+            "NOT CHECKED: 19 labelled pictures that nothing is fitted on are too few (at least 20)",
+        ),
         ("none", "none", "NOT CHECKED: all pictures are fitted on"),
     ],
 )
-def test_what_cannot_be_asked_is_a_notice(select: str, test: str, words: str, drawn: data.Splits, tmp_path: Path) -> None:
+def test_what_cannot_be_asked_is_a_notice(
+    select: str, test: str, words: str, drawn: data.Splits, tmp_path: Path
+) -> None:
     parts = {
         "unlabelled": tuple(dataclasses.replace(i, label=None) for i in drawn.select),
         "few": drawn.select[:19],
@@ -309,7 +347,12 @@ def test_what_cannot_be_asked_is_a_notice(select: str, test: str, words: str, dr
     assert notice is not None
     assert notice.startswith(words)
     assert "nobody knows whether the checkpoint understands" in notice
-    assert asked(weights.resolve(WeightsOptions("demo")), dataclasses.replace(drawn, test=drawn.test[:1]), tmp_path) == sanity.Checked()
+    assert (
+        asked(
+            weights.resolve(WeightsOptions("demo")), dataclasses.replace(drawn, test=drawn.test[:1]), tmp_path
+        )
+        == sanity.Checked()
+    )
 
 
 # What is recommended.
@@ -317,7 +360,13 @@ def test_what_cannot_be_asked_is_a_notice(select: str, test: str, words: str, dr
 
 def figures(rate: float, n: int = 600, chance: float | None = 0.07) -> dict[str, Any]:
     top1 = {"rate": rate, "n": n, "interval95": [0, 1]}
-    return {"n": n, "top1": top1, "chance": chance, "agreement": {"rate": 0.99, "n": n, "interval95": [0, 1]}, "loss_error_points": 0.1}
+    return {
+        "n": n,
+        "top1": top1,
+        "chance": chance,
+        "agreement": {"rate": 0.99, "n": n, "interval95": [0, 1]},
+        "loss_error_points": 0.1,
+    }
 
 
 def row(name: str, p50_ms: float, built: dict[str, Any]) -> dict[str, Any]:
@@ -325,7 +374,8 @@ def row(name: str, p50_ms: float, built: dict[str, Any]) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("rate", "chance", "recommended"), [(0.053, 0.07, False), (0.085, 0.07, False), (0.53, 0.07, True), (0.053, None, True)]
+    ("rate", "chance", "recommended"),
+    [(0.053, 0.07, False), (0.085, 0.07, False), (0.53, 0.07, True), (0.053, None, True)],
 )
 def test_nothing_is_recommended_near_chance(rate: float, chance: float | None, recommended: bool) -> None:
     built = figures(rate, chance=chance)
@@ -336,8 +386,11 @@ def test_nothing_is_recommended_near_chance(rate: float, chance: float | None, r
 
 
 @pytest.mark.parametrize(("count", "right", "recommended"), [(40, 3, False), (40, 30, True), (19, 0, True)])
-def test_pictures_shown_on_the_device_speak_against_a_baseline(count: int, right: int, recommended: bool, bundle_folder: Path) -> None:
-    """Of a bundle whose maker had no labels: what the board sees of it counts against it, and never for it."""
+def test_pictures_shown_on_the_device_speak_against_a_baseline(
+    count: int, right: int, recommended: bool, bundle_folder: Path
+) -> None:
+    """Of a bundle whose maker had no labels: what the board sees of it counts against it, and never for
+    it."""
     from vgg_runtime import measure
 
     bundle = manifest.read(bundle_folder)
@@ -347,20 +400,33 @@ def test_pictures_shown_on_the_device_speak_against_a_baseline(count: int, right
     result = measure.skeleton(bundle_folder, bundle, labels, images, options)
     for variant, p50_ms in zip(bundle.variants[:2], (10.0, 5.0), strict=True):
         made = measure.empty_row(variant) | {"p50_ms": p50_ms, "built": figures(0.9, chance=None)}
-        made["predictions"] = [{"classes": [(k if k < right else k + 1) % 7], "probabilities": [1.0]} for k in range(count)]
+        made["predictions"] = [
+            {"classes": [(k if k < right else k + 1) % 7], "probabilities": [1.0]} for k in range(count)
+        ]
         result["variants"].append(made)
     measure.finish(result, bundle, labels, images)
     answer = result["recommended"]
     assert (answer["variant"] == "quantized") == recommended
-    assert recommended or f"of {count} pictures shown here, which is not clearly better than chance" in answer["reason"]
+    assert (
+        recommended
+        or f"of {count} pictures shown here, which is not clearly better than chance" in answer["reason"]
+    )
 
 
 def test_nothing_is_recommended_of_what_was_accepted() -> None:
-    """A permuted order is right on a tenth of the pictures by its fixed points: better than chance, and no use."""
+    """A permuted order is right on a tenth of the pictures by its fixed points: better than chance, and no
+    use."""
     built = figures(0.105)
-    answer = recommend([row("baseline", 10, built), row("quantized", 2, built)], "baseline", problem="the classes are in another order")
+    answer = recommend(
+        [row("baseline", 10, built), row("quantized", 2, built)],
+        "baseline",
+        problem="the classes are in another order",
+    )
     assert (answer["variant"], answer["reason"]) == (None, "the classes are in another order")
-    assert recommend([row("baseline", 10, built), row("quantized", 2, built)], "baseline")["variant"] == "quantized"
+    assert (
+        recommend([row("baseline", 10, built), row("quantized", 2, built)], "baseline")["variant"]
+        == "quantized"
+    )
 
 
 @pytest.fixture(scope="module")
@@ -396,7 +462,18 @@ def test_every_command_stops_before_anything_is_made(
 def test_accepted_a_bundle_recommends_nothing_and_evaluate_stops(
     in_this_process: Run, state: Path, signs_of_all: Path, tmp_path: Path
 ) -> None:
-    arguments = ("--weights", state, "--data", signs_of_all, "--variants", "quantized", "--target", default_targets()[0], "--output", "out")
+    arguments = (
+        "--weights",
+        state,
+        "--data",
+        signs_of_all,
+        "--variants",
+        "quantized",
+        "--target",
+        default_targets()[0],
+        "--output",
+        "out",
+    )
     done = in_this_process("all", *arguments, "--accept-accuracy", "--no-compare")
     assert done.returncode == 0, done.stderr
     bundle = manifest.read(tmp_path / "out")
@@ -419,7 +496,10 @@ def test_accepted_a_bundle_recommends_nothing_and_evaluate_stops(
     ]
     shown = subprocess.run([*map(str, command)], cwd=tmp_path, capture_output=True, text=True, check=True)
     assert "★" not in shown.stdout
-    assert "None is recommended: the checkpoint does not understand its pictures; the notice says what was found" in shown.stdout
+    assert (
+        "None is recommended: the checkpoint does not understand its pictures; the notice says what was found"
+        in shown.stdout
+    )
     assert shown.stdout.count(f"!! {bundle.problem}") == 2
     assert f"Assumed  {weights.ASSUMED[0]}; {weights.ASSUMED[1]}" in shown.stdout
     result = json.loads(told.read_text())
@@ -447,8 +527,13 @@ def test_evaluating_a_bundle_on_unlabelled_pictures_says_so_and_labelled_ones_cl
     assert "!! NOT CHECKED: the pictures that nothing is fitted on have no labels" in done.stdout
     unchecked = manifest.read(bundle_copy).unchecked
     assert unchecked is not None
-    assert present.notice({"bundle": {"notice": None, "figures_absent": None, "unchecked": unchecked}}) == f"!! {unchecked}"
-    done = in_this_process("evaluate", "--bundle", bundle_copy, "--data", signs_folder, "--record", "--accept-accuracy")
+    assert (
+        present.notice({"bundle": {"notice": None, "figures_absent": None, "unchecked": unchecked}})
+        == f"!! {unchecked}"
+    )
+    done = in_this_process(
+        "evaluate", "--bundle", bundle_copy, "--data", signs_folder, "--record", "--accept-accuracy"
+    )
     assert done.returncode == 0, done.stderr
     assert manifest.read(bundle_copy).unchecked is None
     assert manifest.read(bundle_copy).problem is not None
@@ -465,7 +550,9 @@ def test_a_bundle_made_before_has_nothing_assumed_and_says_nothing(bundle_copy: 
     assert manifest.read(bundle_copy).assumed == ("a",)
 
 
-def test_a_search_near_chance_recommends_nothing(signs_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_search_near_chance_recommends_nothing(
+    signs_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from vgg_export import search
     from vgg_export.options import Budget, DistilOptions, FactoriseOptions
 

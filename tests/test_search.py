@@ -43,15 +43,35 @@ def figures(top1: float | None, agreement: float = 0.99, error: float = 0.0) -> 
     def proportion(rate: float) -> dict[str, Any]:
         return {"rate": rate, "n": N, "interval95": list(wilson_interval(round(rate * N), N))}
 
-    return {"n": N, "top1": None if top1 is None else proportion(top1), "agreement": proportion(agreement), "loss_error_points": error}
+    return {
+        "n": N,
+        "top1": None if top1 is None else proportion(top1),
+        "agreement": proportion(agreement),
+        "loss_error_points": error,
+    }
 
 
-def point(name: str, top1: float | None, speed: float, size: float, family: str = "compact", **more: Any) -> search.Point:
+def point(
+    name: str, top1: float | None, speed: float, size: float, family: str = "compact", **more: Any
+) -> search.Point:
     """``size``: how many times smaller than the baseline."""
     return search.Point(
-        family, name, ("export",), f"{name}.onnx", name, 160, "int8", "pi5", round(BASE_BYTES / size), 1, 1, BASE_MS / speed, BASE_MS,
-        figures(top1, more.get("agreement", 0.99), more.get("error", 0.0)), more.get("test"), {}
-    )  # fmt: skip
+        family,
+        name,
+        ("export",),
+        model=f"{name}.onnx",
+        sha256=name,
+        input_px=160,
+        precision="int8",
+        target="pi5",
+        bytes=round(BASE_BYTES / size),
+        parameters=1,
+        macs=1,
+        p50_ms=BASE_MS / speed,
+        baseline_p50_ms=BASE_MS,
+        select=figures(top1, more.get("agreement", 0.99), more.get("error", 0.0)),
+        test=more.get("test"),
+    )
 
 
 BASE = point("fp32", 0.95, 1, 1, "baseline", agreement=1.0)
@@ -60,7 +80,9 @@ BASE = point("fp32", 0.95, 1, 1, "baseline", agreement=1.0)
 class Scripted:
     """What each rung would give: lost points, speed and how many times smaller."""
 
-    def __init__(self, rungs: dict[float, tuple[float, float, float]], least: float = 0.0, error: float = 0.0) -> None:
+    def __init__(
+        self, rungs: dict[float, tuple[float, float, float]], least: float = 0.0, error: float = 0.0
+    ) -> None:
         self.error, self.options = error, AllOptions()
         self.rungs, self.least = rungs, least
         self.asked: dict[str, list[float]] = {"small": [], "large": []}
@@ -97,8 +119,10 @@ def run(scripted: Scripted, budget: Budget, ladder: Sequence[search.Rung] = LADD
 def test_it_halves_the_ladder_as_far_as_the_loss_allows_and_looks_once_in_between() -> None:
     scripted = Scripted(RUNGS)
     found = run(scripted, Budget(max_drop=1.0))
-    assert scripted.asked["small"] == [0.5, 0.35, 0.25, 0.296]  # rolled back from 0.25, and the geometric middle tried
-    assert scripted.asked["large"] == [0.25, 0.296]  # only where it might be faster; the other size of what becomes variants was asked
+    # rolled back from 0.25, and the geometric middle tried
+    assert scripted.asked["small"] == [0.5, 0.35, 0.25, 0.296]
+    # only where it might be faster; the other size of what becomes variants was asked
+    assert scripted.asked["large"] == [0.25, 0.296]
     assert found.recommended is not None
     assert found.recommended.speedup == pytest.approx(17.0)
     assert found.rung.conv_share == 0.296
@@ -107,7 +131,9 @@ def test_it_halves_the_ladder_as_far_as_the_loss_allows_and_looks_once_in_betwee
     assert len(found.points) == 7
 
 
-def test_it_says_how_many_rungs_are_left_and_how_long_they_take(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_says_how_many_rungs_are_left_and_how_long_they_take(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     clock = itertools.count(0, 150)  # each rung takes two and a half minutes
     monkeypatch.setattr(search.time, "monotonic", lambda: next(clock))
     with caplog.at_level(logging.INFO):
@@ -124,7 +150,8 @@ def test_it_says_how_many_rungs_are_left_and_how_long_they_take(caplog: pytest.L
 def test_where_the_middle_loses_too_much_it_goes_back_up() -> None:
     scripted = Scripted(RUNGS | {0.5: (2.0, 12.0, 35.0), 0.592: (0.7, 9.0, 32.0)})
     found = run(scripted, Budget(max_drop=1.0))
-    assert scripted.asked == {"small": [0.5, 0.7, 0.592], "large": [0.35, 0.25, 0.296, 0.592]}  # each size has its own boundary
+    # each size has its own boundary
+    assert scripted.asked == {"small": [0.5, 0.7, 0.592], "large": [0.35, 0.25, 0.296, 0.592]}
     assert found.rung.conv_share == 0.592
 
 
@@ -144,8 +171,12 @@ def test_a_loss_counts_with_its_standard_error() -> None:
     assert "12.0x, +0.2 ± 0.3 points lost" in found.reason
     unsure = run(Scripted(RUNGS, error=2.0), Budget(max_drop=1.0))
     assert unsure.recommended is None
-    assert "8.0x, +0.0 ± 2.0 points lost on 1000 selection pictures; more of them would tell it more exactly" in unsure.reason
-    for budget in (Budget(max_drop=0.5, speedup=30), Budget(speedup=30)):  # it is not the loss that stands in the way
+    assert (
+        "8.0x, +0.0 ± 2.0 points lost on 1000 selection pictures; more of them would tell it more exactly"
+        in unsure.reason
+    )
+    # it is not the loss that stands in the way
+    for budget in (Budget(max_drop=0.5, speedup=30), Budget(speedup=30)):
         assert "more of them" not in run(Scripted(RUNGS, error=2.0), budget).reason
 
 
@@ -162,16 +193,26 @@ def test_targets_alone_are_met_as_high_up_as_possible_and_keep_the_least_loss() 
 def test_a_budget_that_cannot_be_met_says_so_and_names_the_nearest() -> None:
     found = run(Scripted(RUNGS), Budget(max_drop=0.5, speedup=30))
     assert found.recommended is None
-    assert "cannot be met; the nearest is compact, conv 50%, fc 100%: 14.3 MB (1/35), 12.0x, +0.2 ± 0.0 points lost" in found.reason
+    assert (
+        "cannot be met; the nearest is compact, conv 50%, fc 100%: 14.3 MB (1/35), 12.0x, +0.2 ± 0.0"
+        " points lost" in found.reason
+    )
     nothing = run(Scripted({0.7: (5.0, 8.0, 30.0)}), Budget(max_drop=0.5, size_bytes=1000), LADDER[1:2])
     assert "the nearest is int8 alone, int8: 125.0 MB" in nothing.reason
     assert nothing.rung.conv_share == 0.7
 
 
 @pytest.mark.parametrize(
-    ("budget", "nearest"), [(Budget(speedup=30), 0.25), (Budget(size_bytes=5_000_000), 0.25), (Budget(speedup=30, max_drop=0.5), 0.5)]
+    ("budget", "nearest"),
+    [
+        (Budget(speedup=30), 0.25),
+        (Budget(size_bytes=5_000_000), 0.25),
+        (Budget(speedup=30, max_drop=0.5), 0.5),
+    ],
 )
-def test_targets_that_cannot_be_reached_name_the_point_that_is_closest_to_them(budget: Budget, nearest: float) -> None:
+def test_targets_that_cannot_be_reached_name_the_point_that_is_closest_to_them(
+    budget: Budget, nearest: float
+) -> None:
     found = run(Scripted(RUNGS), budget)
     assert found.recommended is None
     assert found.rung.conv_share == nearest
@@ -181,12 +222,17 @@ def test_how_far_a_point_is_from_the_targets() -> None:
     reached = point("reached", 0.9, 20, 50)
     assert search.shortfall(reached, Budget(speedup=20, size_bytes=10_000_000)) == 0.0
     assert search.shortfall(reached, Budget(max_drop=1.0)) == 0.0
-    assert search.shortfall(reached, Budget(speedup=40, size_bytes=5_000_000)) == pytest.approx(2 * math.log(2))
+    assert search.shortfall(reached, Budget(speedup=40, size_bytes=5_000_000)) == pytest.approx(
+        2 * math.log(2)
+    )
 
 
 def test_what_becomes_no_variant_is_not_recommended(searching: Callable[[], search.Search]) -> None:
     made = searching()
-    alone, folded = (dataclasses.replace(POINTS[0], steps=steps) for steps in (("export", "quantize"), ("fold", "export", "quantize")))
+    alone, folded = (
+        dataclasses.replace(POINTS[0], steps=steps)
+        for steps in (("export", "quantize"), ("fold", "export", "quantize"))
+    )
     assert made.becomes_a_variant(alone)
     assert not made.becomes_a_variant(folded)
     made.options = dataclasses.replace(made.options, variants=("compact", "compact-scaled"))
@@ -207,10 +253,14 @@ def test_the_ladder_ends_where_the_network_is_too_narrow() -> None:
         run(Scripted(RUNGS, least=0.9), Budget(max_drop=1.0))
 
 
-def test_a_loss_that_so_few_pictures_cannot_show_is_refused_before_anything_takes_time(splits: data.Splits) -> None:
+def test_a_loss_that_so_few_pictures_cannot_show_is_refused_before_anything_takes_time(
+    splits: data.Splits,
+) -> None:
     asked = AllOptions(budget=Budget(max_drop=0.5))
     n = len(splits.select)
-    with pytest.raises(OptionsError, match=rf"at most 0\.5 points cannot be shown with {n} selection pictures, .* 0 ± \d"):
+    with pytest.raises(
+        OptionsError, match=rf"at most 0\.5 points cannot be shown with {n} selection pictures, .* 0 ± \d"
+    ):
         pipeline._search(None, splits, asked, Quiet())  # type: ignore[arg-type]
 
 
@@ -222,16 +272,26 @@ def test_without_labels_the_loss_is_disagreement() -> None:
 @pytest.mark.parametrize(
     ("allowed", "said"),
     [
-        (0.4, "as compact in the bundle, on 1000 test pictures +0.5 ± 0.2 points lost, which is more than the 0.4 allowed"),
-        (0.5, "as compact in the bundle, on 1000 test pictures +0.5 ± 0.2 points lost"),  # 100 * (0.8 - 0.795) is a little more than 0.5
+        (
+            0.4,
+            "as compact in the bundle, on 1000 test pictures +0.5 ± 0.2 points lost, which is more than"
+            " the 0.4 allowed",
+        ),
+        # 100 * (0.8 - 0.795) is a little more than 0.5
+        (0.5, "as compact in the bundle, on 1000 test pictures +0.5 ± 0.2 points lost"),
         (0.6, "as compact in the bundle, on 1000 test pictures +0.5 ± 0.2 points lost"),
         (None, "as compact in the bundle, on 1000 test pictures +0.5 ± 0.2 points lost"),
     ],
 )
 def test_the_reason_says_what_the_test_pictures_say_of_the_budget(allowed: float | None, said: str) -> None:
     found = search.Found(POINTS, BASE, POINTS[1], "because", LADDER[0])
-    made = {"baseline": (BASE.sha256, figures(0.80)), "compact": (POINTS[1].sha256, figures(0.795, error=0.2))}
-    entries = [SimpleNamespace(id=name, model=SimpleNamespace(sha256=sha256)) for name, (sha256, _) in made.items()]
+    made = {
+        "baseline": (BASE.sha256, figures(0.80)),
+        "compact": (POINTS[1].sha256, figures(0.795, error=0.2)),
+    }
+    entries = [
+        SimpleNamespace(id=name, model=SimpleNamespace(sha256=sha256)) for name, (sha256, _) in made.items()
+    ]
     told = pipeline._with_test_figures(found, entries, {name: f for name, (_, f) in made.items()}, allowed)  # type: ignore[arg-type]
     assert told.reason == f"because; {said}"
     assert told.recommended is not None
@@ -246,7 +306,9 @@ def test_a_budget_wants_both_that_may_be_recommended_in_the_bundle(variants: tup
     AllOptions(budget=Budget(1.0), variants=("compact-scaled", "compact"))
 
 
-@pytest.mark.parametrize(("field", "value"), [("max_drop", -1.0), ("size_bytes", 0), ("speedup", 0.5), ("max_drop", float("nan"))])
+@pytest.mark.parametrize(
+    ("field", "value"), [("max_drop", -1.0), ("size_bytes", 0), ("speedup", 0.5), ("max_drop", float("nan"))]
+)
 def test_impossible_budgets_are_refused(field: str, value: float) -> None:
     with pytest.raises(OptionsError, match="must be at least"):
         Budget(**{field: value})  # type: ignore[arg-type]
@@ -263,7 +325,8 @@ POINTS = (
 
 def test_the_front_is_what_nothing_beats() -> None:
     assert [p.name for p in front.pareto(POINTS, BASE, lambda p: -p.speedup)] == ["b", "a", "int8"]
-    assert [p.name for p in front.pareto([*POINTS, BASE], BASE, lambda p: p.bytes)] == ["b", "a", "int8"]  # as good and smaller
+    # as good and smaller
+    assert [p.name for p in front.pareto([*POINTS, BASE], BASE, lambda p: p.bytes)] == ["b", "a", "int8"]
     assert [p.name for p in front.pareto(POINTS[2:], BASE, lambda p: p.bytes)] == ["b", "worse than a"]
 
 
@@ -284,7 +347,13 @@ def test_the_front_is_written_as_json_csv_and_pictures(tmp_path: Path) -> None:
     assert rows[0]["test_top1"] == ""  # absent, not nought
     drawn = paths[2].read_text()
     assert drawn.startswith("<?xml")
-    for text in ("1: int8 alone, int8", "2: compact, a", "3: compact, b", "filters at random, not repaired", "recommended"):
+    for text in (
+        "1: int8 alone, int8",
+        "2: compact, a",
+        "3: compact, b",
+        "filters at random, not repaired",
+        "recommended",
+    ):
         assert text in drawn
     assert paths[3].read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
 
@@ -320,7 +389,10 @@ def searching(splits: data.Splits, tmp_path: Path) -> Callable[[], search.Search
 
 
 def test_a_sweep_brings_what_keeps_it_honest_and_a_search_goes_on_from_its_points(
-    searching: Callable[[], search.Search], splits: data.Splits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    searching: Callable[[], search.Search],
+    splits: data.Splits,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(search, "TIMING_S", 0.02)
     ladder = (search.Rung(0.5, 0.5),)
@@ -329,7 +401,8 @@ def test_a_sweep_brings_what_keeps_it_honest_and_a_search_goes_on_from_its_point
     assert set(by_family) == set(front.LOOKS) - {"baseline"}
     assert [p.input_px for p in found.points if p.family in ("int8 alone", "compact")] == [224, 96, 224, 96]
     sizes = [p.bytes for family, p in by_family.items() if family.startswith("filters")]
-    assert sizes == pytest.approx([sizes[0]] * 3, abs=20)  # the same size, chosen otherwise: no layer is kept float for its agreement
+    # the same size, chosen otherwise: no layer is kept float for its agreement
+    assert sizes == pytest.approx([sizes[0]] * 3, abs=20)
     compact, not_fitted = by_family["compact"], by_family["compact, not fitted"]
     assert compact.bytes == pytest.approx(not_fitted.bytes, abs=20)
     assert compact.macs == not_fitted.macs < by_family["int8 alone"].macs
@@ -349,7 +422,10 @@ def test_a_sweep_brings_what_keeps_it_honest_and_a_search_goes_on_from_its_point
     assert front.judged_on(found.points) == "test"
     front.write(tmp_path / "front", found)
     # what a model says does not depend on who asks
-    subjects = [evaluate.Subject(name, stage.of(tmp_path / name), for_input(224)) for name in ("baseline.onnx", compact.model)]
+    subjects = [
+        evaluate.Subject(name, stage.of(tmp_path / name), for_input(224))
+        for name in ("baseline.onnx", compact.model)
+    ]
     assert compact.select == evaluate.evaluate(subjects, splits.select, tmp_path, Quiet())[compact.model]
     timed: list[str] = []
     monkeypatch.setattr(search.Judge, "time", lambda *_: timed.append("again") or (1.0, 1.0))
@@ -361,7 +437,9 @@ def test_a_sweep_brings_what_keeps_it_honest_and_a_search_goes_on_from_its_point
     assert len(timed) == 1 + len(again.points)  # but latencies of another machine are no use
 
 
-def test_a_ratio_that_removes_nothing_is_refused_before_a_sweep_begins(searching: Callable[[], search.Search]) -> None:
+def test_a_ratio_that_removes_nothing_is_refused_before_a_sweep_begins(
+    searching: Callable[[], search.Search],
+) -> None:
     made = searching()
     made.alone = lambda: pytest.fail("it began")  # type: ignore[method-assign]
     with pytest.raises(OptionsError, match=r"a ratio of 0\.001 from conv1 on removes nothing"):
@@ -381,7 +459,10 @@ def test_with_an_allowed_drop_all_layers_of_a_compact_model_are_int8(
     made = searching()
     for max_drop in (None, 1.0):
         made.options = dataclasses.replace(made.options, budget=Budget(max_drop))
-        for options, chain in ((made.options, ("export",)), (made.at(search.Rung(0.5, 0.5)), ("factorise", "export"))):
+        for options, chain in (
+            (made.options, ("export",)),
+            (made.at(search.Rung(0.5, 0.5)), ("factorise", "export")),
+        ):
             recipes.Steps(made.checkpoint, made.splits, options, Quiet()).make((*chain, "quantize"))
     assert asked == [(False, 0.98), (True, 0.98), (False, 0.98), (True, 0.0)]
 
@@ -411,7 +492,8 @@ def test_all_with_a_budget_brings_the_recommended_variant_and_can_be_run_again(
     content = json.loads((tmp_path / "out/front.json").read_text())
     assert content["recommended"]["family"] == "compact"
     assert content["recommended"]["test"]["n"] == 42
-    assert [loss["step"] for loss in made.variant("compact").losses] == ["removed", "repaired", "quantized"]  # nothing was tuned
+    # nothing was tuned
+    assert [loss["step"] for loss in made.variant("compact").losses] == ["removed", "repaired", "quantized"]
     quantized = sum(record.getMessage().startswith("int8: ") for record in caplog.records)
     assert quantized == len(content["points"]) - 1  # all but the baseline, and none for a variant again
     (name,) = re.findall(r"as (compact|compact-scaled) in the bundle", content["reason"])
@@ -420,7 +502,16 @@ def test_all_with_a_budget_brings_the_recommended_variant_and_can_be_run_again(
     assert {point["family"] for point in content["points"]} == {"baseline", "int8 alone", "compact"}
     # the device judges by the same rule
     told = tmp_path / "told.json"
-    command = [sys.executable, tmp_path / "out/runtime/compare.py", "--budget", "0.1", "--rounds", "1", "--json", told]
+    command = [
+        sys.executable,
+        tmp_path / "out/runtime/compare.py",
+        "--budget",
+        "0.1",
+        "--rounds",
+        "1",
+        "--json",
+        told,
+    ]
     subprocess.run(command, check=True, capture_output=True)
     assert json.loads(told.read_text())["recommended"]["max_loss_points"] == 100.0
     caplog.clear()

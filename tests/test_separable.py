@@ -1,4 +1,5 @@
-"""The spatial form of a convolution against the definitions: what is exact, what is a least-squares solution, what a rank keeps."""
+"""The spatial form of a convolution against the definitions: what is exact, what is a least-squares solution,
+what a rank keeps."""
 
 import pytest
 import torch
@@ -33,7 +34,9 @@ def test_the_two_convolutions_are_the_joined_one(weight: torch.Tensor) -> None:
     x = torch.randn(2, C, 8, 8).double()
     between = torch.nn.functional.conv2d(x, vertical[..., None], padding=(1, 0))
     out = torch.nn.functional.conv2d(between, horizontal[:, :, None], padding=(0, 1))
-    assert torch.allclose(out, torch.nn.functional.conv2d(x, separable.joined(vertical, horizontal), padding=1), atol=1e-10)
+    assert torch.allclose(
+        out, torch.nn.functional.conv2d(x, separable.joined(vertical, horizontal), padding=1), atol=1e-10
+    )
 
 
 def test_at_full_rank_nothing_changes(weight: torch.Tensor) -> None:
@@ -45,7 +48,9 @@ def test_at_full_rank_nothing_changes(weight: torch.Tensor) -> None:
 
 
 @pytest.mark.parametrize("rank", [1, 3, 6])
-def test_the_horizontal_filters_are_the_least_squares_solution_and_the_share_is_what_is_measured(rank: int, weight: torch.Tensor) -> None:
+def test_the_horizontal_filters_are_the_least_squares_solution_and_the_share_is_what_is_measured(
+    rank: int, weight: torch.Tensor
+) -> None:
     x = patches(3000).double()
     x = x - x.mean(0)
     y = x @ weight.flatten(1).T
@@ -60,7 +65,8 @@ def test_the_horizontal_filters_are_the_least_squares_solution_and_the_share_is_
 
 
 def test_the_inputs_decide_what_is_kept(weight: torch.Tensor) -> None:
-    """It loses less on such inputs than what the weights alone give, and nothing where the inputs have few directions."""
+    """It loses less on such inputs than what the weights alone give, and nothing where the inputs have few
+    directions."""
     x, other = patches(3000), patches(1000, seed=1)
     y, said = (a @ weight.float().flatten(1).T for a in (x, other))
     fitting, held = moments(x, y), moments(other, said)

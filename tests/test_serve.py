@@ -18,7 +18,16 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, ask, command_environment, interruptible, served, serving, status_field, wait_until_up
+from conftest import (
+    ROOT,
+    ask,
+    command_environment,
+    interruptible,
+    served,
+    serving,
+    status_field,
+    wait_until_up,
+)
 from PIL import Image
 
 from vgg_runtime import page, recommend, serve, uploads
@@ -47,7 +56,9 @@ def events(content: bytes) -> list[dict]:
     return [json.loads(line) for line in content.splitlines()]
 
 
-def test_a_picture_is_answered_variant_by_variant(port: int, photo: bytes, bundle_folder: Path, tmp_path: Path) -> None:
+def test_a_picture_is_answered_variant_by_variant(
+    port: int, photo: bytes, bundle_folder: Path, tmp_path: Path
+) -> None:
     status, content, headers = ask(port, "POST", "/api/compare", photo)
     assert (status, headers["content-type"]) == (200, "application/x-ndjson")
     told = events(content)
@@ -71,7 +82,9 @@ def test_a_picture_is_answered_variant_by_variant(port: int, photo: bytes, bundl
     subprocess.run(command, check=True, capture_output=True)
     for row, other in zip(rows, json.loads((tmp_path / "r.json").read_text())["variants"], strict=True):
         assert row["predictions"][0]["labels"] == other["predictions"][0]["labels"]
-        assert row["predictions"][0]["probabilities"] == pytest.approx(other["predictions"][0]["probabilities"], abs=1e-4)
+        assert row["predictions"][0]["probabilities"] == pytest.approx(
+            other["predictions"][0]["probabilities"], abs=1e-4
+        )
         assert row["agreement"]["n"] == 1
         assert row["error"] is None
 
@@ -118,7 +131,9 @@ def test_nothing_else_is_served(method: str, path: str, status: int, port: int) 
     found, content, headers = ask(port, method, path)
     assert found == status
     assert "Token" not in json.loads(content)["error"]
-    assert headers.get("allow") == {("PUT", "/"): "GET, HEAD", ("GET", "/api/compare"): "POST"}.get((method, path))
+    assert headers.get("allow") == {("PUT", "/"): "GET, HEAD", ("GET", "/api/compare"): "POST"}.get(
+        (method, path)
+    )
 
 
 def hostile() -> dict[str, tuple[bytes, int]]:
@@ -157,7 +172,9 @@ def test_an_oversized_stream_without_a_length_is_cut(port: int) -> None:
 def test_other_hosts_and_origins_are_refused(port: int, photo: bytes) -> None:
     assert ask(port, "GET", "/", Host="evil.example")[0] == 400
     assert ask(port, "POST", "/api/compare", photo, Origin="http://evil.example")[0] == 403
-    assert ask(port, "POST", "/api/compare?variants=scaled", photo, Origin=f"http://127.0.0.1:{port}")[0] == 200
+    assert (
+        ask(port, "POST", "/api/compare?variants=scaled", photo, Origin=f"http://127.0.0.1:{port}")[0] == 200
+    )
 
 
 def test_a_slow_upload_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -179,7 +196,10 @@ def test_a_slow_upload_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
 def begun_upload(port: int, content: bytes = b"\xff\xd8\xff", length: int = 1000) -> socket.socket:
     """A connection that has sent the beginning of a picture and no more."""
     connection = socket.create_connection(("127.0.0.1", port))
-    connection.sendall(f"POST /api/compare HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nContent-Length: {length}\r\n\r\n".encode() + content)
+    connection.sendall(
+        f"POST /api/compare HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nContent-Length: {length}\r\n\r\n".encode()
+        + content
+    )
     return connection
 
 
@@ -198,7 +218,11 @@ def wait_for(condition: Callable[[], bool]) -> None:
 def measuring(pid: int) -> bool:
     """Whether the server ``pid`` has a process that runs a variant."""
     with contextlib.suppress(OSError):  # one that ends while it is looked at
-        children = [child for listed in Path(f"/proc/{pid}/task").glob("*/children") for child in listed.read_text().split()]
+        children = [
+            child
+            for listed in Path(f"/proc/{pid}/task").glob("*/children")
+            for child in listed.read_text().split()
+        ]
         return any(b"vgg_runtime.child" in Path(f"/proc/{child}/cmdline").read_bytes() for child in children)
     return False
 
@@ -231,15 +255,21 @@ def test_beyond_the_queue_is_503_and_who_leaves_makes_room(port: int, photo: byt
     for connection in held:
         connection.close()
     wait_for(lambda: waiting(port) == 0)
-    assert time.monotonic() - began < 8 * 3 * serve.BUDGET_S / 4  # far less than answering all of them would take
+    # far less than answering all of them would take
+    assert time.monotonic() - began < 8 * 3 * serve.BUDGET_S / 4
     assert ask(port, "POST", "/api/compare?variants=scaled", photo)[0] == 200
 
 
-def test_all_pictures_together_stay_within_the_memory_kept_for_them(bundle_folder: Path, photo: bytes) -> None:
-    """Eight clients with a large picture each; what does not fit is told to come back, and the server stays small."""
+def test_all_pictures_together_stay_within_the_memory_kept_for_them(
+    bundle_folder: Path, photo: bytes
+) -> None:
+    """Eight clients with a large picture each; what does not fit is told to come back, and the server stays
+    small."""
     large = photo + b"\0" * (uploads.MAX_UPLOAD_BYTES - len(photo))  # what follows a JPEG's end is ignored
     with served(bundle_folder) as (port, running), concurrent.futures.ThreadPoolExecutor(8) as clients:
-        answers = list(clients.map(lambda _: ask(port, "POST", "/api/compare?variants=scaled", large)[0], range(8)))
+        answers = list(
+            clients.map(lambda _: ask(port, "POST", "/api/compare?variants=scaled", large)[0], range(8))
+        )
         assert set(answers) <= {200, 503}
         assert 200 in answers or ask(port, "POST", "/api/compare?variants=scaled", large)[0] == 200
         assert status_field(running.pid, "VmHWM") <= 72_000_000
@@ -247,7 +277,8 @@ def test_all_pictures_together_stay_within_the_memory_kept_for_them(bundle_folde
 
 def test_silent_connections_do_not_block_the_page(bundle_folder: Path) -> None:
     script = (
-        "import sys; from vgg_runtime import serve; serve.HEADER_SECONDS = 1.0; from vgg_runtime.compare import main;"
+        "import sys; from vgg_runtime import serve; serve.HEADER_SECONDS = 1.0; from vgg_runtime.compare"
+        " import main;"
         f"sys.exit(main(['--serve', '--port', '0', '--bundle', {str(bundle_folder)!r}]))"
     )
     with serving([sys.executable, "-c", script], command_environment()) as (port, _):
@@ -269,7 +300,9 @@ def test_silent_connections_do_not_block_the_page(bundle_folder: Path) -> None:
 
 def test_an_interrupt_ends_the_running_variant_and_says_so(bundle_folder: Path, photo: bytes) -> None:
     command = [sys.executable, str(bundle_folder / "runtime/compare.py"), "--serve", "--port", "0"]
-    running = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **interruptible())
+    running = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **interruptible()
+    )
     assert running.stdout is not None
     found = re.search(r":(\d+)/", running.stdout.readline())
     assert found
@@ -313,12 +346,26 @@ def test_the_address_of_the_connection_is_a_right_name(host: str, here: str, rig
 
 @pytest.mark.parametrize(
     ("host", "address", "open_to_all"),
-    [("127.0.0.2", "http://127.0.0.2:", False), ("::1", "http://[::1]:", False), ("0.0.0.0", "http://", True)],
+    [
+        ("127.0.0.2", "http://127.0.0.2:", False),
+        ("::1", "http://[::1]:", False),
+        ("0.0.0.0", "http://", True),
+    ],
 )
-def test_the_address_that_is_told_works(host: str, address: str, open_to_all: bool, bundle_folder: Path) -> None:
+def test_the_address_that_is_told_works(
+    host: str, address: str, open_to_all: bool, bundle_folder: Path
+) -> None:
     if ":" in host and not socket.has_ipv6:
         pytest.skip("this machine has no IPv6")
-    command = [sys.executable, str(bundle_folder / "runtime/compare.py"), "--serve", "--port", "0", "--host", host]
+    command = [
+        sys.executable,
+        str(bundle_folder / "runtime/compare.py"),
+        "--serve",
+        "--port",
+        "0",
+        "--host",
+        host,
+    ]
     running = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
         assert running.stdout is not None
@@ -344,7 +391,9 @@ def test_the_address_that_is_told_works(host: str, address: str, open_to_all: bo
 
 
 @pytest.mark.slow
-def test_two_hundred_uploads_from_eight_clients_half_of_them_hostile(bundle_folder: Path, photo: bytes) -> None:
+def test_two_hundred_uploads_from_eight_clients_half_of_them_hostile(
+    bundle_folder: Path, photo: bytes
+) -> None:
     bodies = list(hostile().values())
     before = {p for p in bundle_folder.rglob("*") if "__pycache__" not in p.parts}
     with served(bundle_folder) as (port, running):
@@ -362,7 +411,11 @@ def test_two_hundred_uploads_from_eight_clients_half_of_them_hostile(bundle_fold
         with concurrent.futures.ThreadPoolExecutor(8) as clients:
             answers = list(clients.map(upload, range(200)))
         assert [status for status, _, _ in answers] == [expected for _, expected, _ in answers]
-        said = {json.dumps(events(c)[-1]["result"]["variants"][0]["predictions"]) for s, _, c in answers if s == 200}
+        said = {
+            json.dumps(events(c)[-1]["result"]["variants"][0]["predictions"])
+            for s, _, c in answers
+            if s == 200
+        }
         assert len(said) == 1  # every good one answered, and alike
         assert status_field(running.pid, "VmRSS") < memory + 40_000_000
         assert not list(Path(f"/proc/{running.pid}/task/{running.pid}/children").read_text().split())
@@ -401,9 +454,15 @@ def test_a_variant_that_dies_is_a_row(bundle_copy: Path, photo: bytes) -> None:
         (("--serve", "--port", "70000"), "expected 0 to 65535"),
     ],
 )
-def test_options_that_do_not_fit_are_refused(arguments: tuple[str, ...], sentence: str, bundle_folder: Path) -> None:
+def test_options_that_do_not_fit_are_refused(
+    arguments: tuple[str, ...], sentence: str, bundle_folder: Path
+) -> None:
     done = subprocess.run(
-        [sys.executable, bundle_folder / "runtime/compare.py", *arguments], capture_output=True, text=True, check=False, timeout=60
+        [sys.executable, bundle_folder / "runtime/compare.py", *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
     )
     assert done.returncode == 2
     assert sentence in done.stderr
@@ -413,7 +472,14 @@ def test_options_that_do_not_fit_are_refused(arguments: tuple[str, ...], sentenc
 def test_without_uvicorn_there_is_one_sentence(bundle_folder: Path, tmp_path: Path) -> None:
     (tmp_path / "uvicorn.py").write_text("raise ImportError('not here')\n")
     command = [sys.executable, bundle_folder / "runtime/compare.py", "--serve"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ | {"PYTHONPATH": str(tmp_path)}, timeout=60)
+    done = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ | {"PYTHONPATH": str(tmp_path)},
+        timeout=60,
+    )
     assert done.returncode == 2
     assert "pip install -r requirements-web.txt" in done.stderr
 
@@ -438,7 +504,13 @@ def built(top1: float | None, agreement: float) -> dict:
 
 
 def row(name: str, p50: float | None, figures: dict | None, error: str | None = None) -> dict:
-    return {"variant": name, "p50_ms": p50, "speedup": None if p50 is None else 100 / p50, "built": figures, "error": error}
+    return {
+        "variant": name,
+        "p50_ms": p50,
+        "speedup": None if p50 is None else 100 / p50,
+        "built": figures,
+        "error": error,
+    }
 
 
 def test_the_fastest_that_loses_little_is_recommended() -> None:
@@ -452,10 +524,18 @@ def test_the_fastest_that_loses_little_is_recommended() -> None:
     assert chosen["variant"] == "good"
     assert "89.5 % against 90.0 % on 1000 test images" in chosen["reason"]
     assert recommend.recommend(rows, "baseline", 2.5)["variant"] == "fast"
-    unsure = [row("baseline", 100, built(0.90, 1)), row("a", 10, built(0.90, 0.97) | {"loss_error_points": 1.2})]
+    unsure = [
+        row("baseline", 100, built(0.90, 1)),
+        row("a", 10, built(0.90, 0.97) | {"loss_error_points": 1.2}),
+    ]
     unsure.append(row("b", 20, built(0.895, 0.97) | {"loss_error_points": 0.5}))
-    assert recommend.recommend(unsure, "baseline")["variant"] == "b"  # a loses nothing, give or take more than is allowed
-    unlabelled = [row("baseline", 100, built(None, 1)), row("a", 10, built(None, 0.98)), row("b", 20, built(None, 0.995))]
+    # a loses nothing, give or take more than is allowed
+    assert recommend.recommend(unsure, "baseline")["variant"] == "b"
+    unlabelled = [
+        row("baseline", 100, built(None, 1)),
+        row("a", 10, built(None, 0.98)),
+        row("b", 20, built(None, 0.995)),
+    ]
     assert recommend.recommend(unlabelled, "baseline")["variant"] == "b"
     few = [row("baseline", 100, built(0.9, 1) | {"n": 40}), row("a", 10, built(0.9, 0.5) | {"n": 40})]
     assert recommend.recommend(few, "baseline")["variant"] is None

@@ -35,7 +35,8 @@ def test_work_is_done_once_per_content(tmp_path: Path) -> None:
     source.write_text("two")
     run({"a": 2})
     assert len(calls) == 3
-    storage.write_json(stage.sidecar_path(source), {"measured": {"labels": ["cat"]}})  # a stage may pass on what its input's says
+    # a stage may pass on what its input's says
+    storage.write_json(stage.sidecar_path(source), {"measured": {"labels": ["cat"]}})
     run({"a": 2})
     assert len(calls) == 4
     output.write_text("touched")

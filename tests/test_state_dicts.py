@@ -35,9 +35,16 @@ def test_torchvisions_own_vgg_is_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("prefix", ["", "module."])
-@pytest.mark.parametrize(("suffix", "wrapper"), [(".pth", None), (".pth", "state_dict"), (".pt", "model"), (".safetensors", None)])
-def test_wrapped_and_prefixed_files_are_read(wrapper: str | None, prefix: str, suffix: str, tmp_path: Path) -> None:
-    state = {prefix + name: t.contiguous() for name, t in small_torchvision_vgg("vgg11", False).state_dict().items()}
+@pytest.mark.parametrize(
+    ("suffix", "wrapper"), [(".pth", None), (".pth", "state_dict"), (".pt", "model"), (".safetensors", None)]
+)
+def test_wrapped_and_prefixed_files_are_read(
+    wrapper: str | None, prefix: str, suffix: str, tmp_path: Path
+) -> None:
+    state = {
+        prefix + name: t.contiguous()
+        for name, t in small_torchvision_vgg("vgg11", False).state_dict().items()
+    }
     path = tmp_path / f"weights{suffix}"
     if suffix == ".safetensors":
         save_file(state, path)
@@ -76,7 +83,9 @@ class Payload:
 
 def test_pickled_code_is_refused_and_does_not_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     torch.save({"state_dict": Payload()}, tmp_path / "evil.pth")
-    assert "holds Python objects beside tensors (builtins.print) and is not loaded" in refusal(tmp_path / "evil.pth")
+    assert "holds Python objects beside tensors (builtins.print) and is not loaded" in refusal(
+        tmp_path / "evil.pth"
+    )
     (tmp_path / "plain.pt").write_bytes(pickle.dumps(Payload()))
     assert str(tmp_path / "plain.pt") in refusal(tmp_path / "plain.pt")
     assert "code ran" not in capsys.readouterr().out
@@ -100,14 +109,18 @@ def test_broken_tensors_are_refused(tmp_path: Path) -> None:
     bad = dict(state) | {"classifier.6.bias": torch.full((7,), float("nan"))}
     torch.save(bad, tmp_path / "nan.pth")
     assert "classifier.6.bias holds values that are not finite" in refusal(tmp_path / "nan.pth")
-    torch.save(dict(state) | {"features.1.running_var": -state["features.1.running_var"]}, tmp_path / "negative.pth")
+    torch.save(
+        dict(state) | {"features.1.running_var": -state["features.1.running_var"]}, tmp_path / "negative.pth"
+    )
     assert "conv1_1.weight is not finite once its batch norm is folded" in refusal(tmp_path / "negative.pth")
     torch.save(dict(state) | {"classifier.0.weight": torch.zeros(48, 100)}, tmp_path / "odd.pth")
     assert "takes 100 inputs; expected 32 channels x 7 x 7 = 1568" in refusal(tmp_path / "odd.pth")
     torch.save(dict(state) | {"classifier.0.weight": torch.zeros(48, 32 * 9)}, tmp_path / "small.pth")
     assert "takes 288 inputs, that is 3 x 3 positions" in refusal(tmp_path / "small.pth")
     torch.save(dict(state) | {"classifier.6.weight": torch.zeros(7, 100)}, tmp_path / "chain.pth")
-    assert "classifier.6.weight is [7, 100], but the layer before asks for [7, 40]" in refusal(tmp_path / "chain.pth")
+    assert "classifier.6.weight is [7, 100], but the layer before asks for [7, 40]" in refusal(
+        tmp_path / "chain.pth"
+    )
     torch.save(dict(state) | {"features.0.weight": torch.zeros(16, 3, 11, 11)}, tmp_path / "kernel.pth")
     assert "1 of 62 tensors do not fit: features.0.weight [16, 3, 11, 11]" in refusal(tmp_path / "kernel.pth")
     torch.save(dict(state) | {"features.0.weight": torch.zeros(16, 1, 3, 3)}, tmp_path / "grey.pth")
@@ -128,9 +141,14 @@ def test_what_is_named_is_what_does_not_fit(tmp_path: Path) -> None:
     two = refusal(tmp_path / "two.pth")
     assert "it lacks classifier.6.weight, classifier.6.bias" in two
     assert "features.0" not in two
-    moved = {k.replace("classifier.3", "classifier.2").replace("classifier.6", "classifier.4"): v for k, v in state.items()}
+    moved = {
+        k.replace("classifier.3", "classifier.2").replace("classifier.6", "classifier.4"): v
+        for k, v in state.items()
+    }
     torch.save(moved, tmp_path / "moved.pth")
-    assert "4 of 22 tensors do not fit: classifier.2.weight [40, 48], classifier.2.bias [40]" in refusal(tmp_path / "moved.pth")
+    assert "4 of 22 tensors do not fit: classifier.2.weight [40, 48], classifier.2.bias [40]" in refusal(
+        tmp_path / "moved.pth"
+    )
     torch.save({f"backbone.{k}": v for k, v in state.items()}, tmp_path / "prefix.pth")
     assert "(every name begins with 'backbone.': save them without it)" in refusal(tmp_path / "prefix.pth")
     torch.save({"net": state, "acc": 93.1}, tmp_path / "net.pth")
@@ -140,9 +158,13 @@ def test_what_is_named_is_what_does_not_fit(tmp_path: Path) -> None:
 
 def test_a_classifier_that_was_never_trained_is_no_training_gone_wrong(tmp_path: Path) -> None:
     state = dict(small_torchvision_vgg("vgg11", False).state_dict())
-    nan = {name: torch.full_like(t, float("nan")) for name, t in state.items() if name.startswith("classifier")}
+    nan = {
+        name: torch.full_like(t, float("nan")) for name, t in state.items() if name.startswith("classifier")
+    }
     torch.save(state | nan, tmp_path / "features.pth")
-    assert "every weight of the classifier is NaN: the file holds the features only" in refusal(tmp_path / "features.pth")
+    assert "every weight of the classifier is NaN: the file holds the features only" in refusal(
+        tmp_path / "features.pth"
+    )
 
 
 def test_one_output_is_refused_with_the_way_to_two(tmp_path: Path) -> None:
@@ -153,7 +175,10 @@ def test_one_output_is_refused_with_the_way_to_two(tmp_path: Path) -> None:
     assert "the last layer has one output" in refusal(tmp_path / "one.pth")
     with pytest.raises(CheckpointError, match="at least two classes"):
         model.full_width("vgg11", classes=1)
-    state |= {name: torch.cat([torch.zeros_like(state[name]), state[name]]) for name in ("classifier.6.weight", "classifier.6.bias")}
+    state |= {
+        name: torch.cat([torch.zeros_like(state[name]), state[name]])
+        for name in ("classifier.6.weight", "classifier.6.bias")
+    }
     plan, tensors = state_dicts.to_plan_and_tensors(state)
     x = torch.randn(3, 3, 224, 224)
     with torch.inference_mode():
@@ -170,7 +195,9 @@ def test_one_output_is_refused_with_the_way_to_two(tmp_path: Path) -> None:
         (lambda t: (100 * t).to(torch.int8), "int8 numbers"),
     ],
 )
-def test_tensors_that_are_no_plain_numbers_are_refused(change: Callable[[torch.Tensor], torch.Tensor], words: str, tmp_path: Path) -> None:
+def test_tensors_that_are_no_plain_numbers_are_refused(
+    change: Callable[[torch.Tensor], torch.Tensor], words: str, tmp_path: Path
+) -> None:
     state = dict(small_torchvision_vgg("vgg11", False).state_dict())
     torch.save(state | {"classifier.3.weight": change(state["classifier.3.weight"])}, tmp_path / "odd.pth")
     assert f"odd.pth holds classifier.3.weight as {words}" in refusal(tmp_path / "odd.pth")
@@ -193,12 +220,20 @@ def test_parameters_that_require_grad_are_read(tmp_path: Path) -> None:
         ({"optimizer": {"state": {"0": {"exp_avg": torch.zeros(3)}}}, "epoch": 3}, ()),
     ],
 )
-def test_other_weights_of_the_network_are_named(beside: dict[str, Any], expected: tuple[tuple[str, ...], ...], tmp_path: Path) -> None:
+def test_other_weights_of_the_network_are_named(
+    beside: dict[str, Any], expected: tuple[tuple[str, ...], ...], tmp_path: Path
+) -> None:
     state = small_torchvision_vgg("vgg11", False).state_dict()
     forms = {"same": dict(state), "prefixed": {f"module.{k}": v for k, v in state.items()}}
 
     def filled(value: Any) -> Any:
-        return {k: filled(v) for k, v in value.items()} if isinstance(value, dict) else forms[value] if isinstance(value, str) else value
+        return (
+            {k: filled(v) for k, v in value.items()}
+            if isinstance(value, dict)
+            else forms[value]
+            if isinstance(value, str)
+            else value
+        )
 
     torch.save({"state_dict": state, **filled(beside)}, tmp_path / "ema.pth")
     assert state_dicts.read_file(tmp_path / "ema.pth").left_aside == expected
@@ -210,4 +245,8 @@ def test_a_file_is_read_by_its_content_whatever_it_is_called(tmp_path: Path) -> 
     torch.save(state, tmp_path / "weights.safetensors")
     torch.save(state, tmp_path / "old.bin", _use_new_zipfile_serialization=False)
     for name in ("weights.pth", "weights.safetensors", "old.bin"):
-        assert state_dicts.read_file(tmp_path / name).tensors["features.0.weight"].equal(state["features.0.weight"])
+        assert (
+            state_dicts.read_file(tmp_path / name)
+            .tensors["features.0.weight"]
+            .equal(state["features.0.weight"])
+        )

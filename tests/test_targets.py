@@ -46,8 +46,12 @@ def described(**known: object) -> device.Device:
         ("a PC", None, "x86_64", (), "x86-avx2"),  # nothing is known of it: what is right everywhere
     ],
 )
-def test_what_a_device_is(board: str, cpu: str | None, machine: str, features: tuple[str, ...], target: str) -> None:
-    assert targets.of_device(described(board=board, cpu=cpu, machine=machine, features=features)).name == target
+def test_what_a_device_is(
+    board: str, cpu: str | None, machine: str, features: tuple[str, ...], target: str
+) -> None:
+    assert (
+        targets.of_device(described(board=board, cpu=cpu, machine=machine, features=features)).name == target
+    )
 
 
 @pytest.mark.parametrize(
@@ -114,7 +118,10 @@ def test_signed_activations_are_the_same_function(unsigned: stage.Artifact, tmp_
     assert zero_point_types(made.path) == {onnx.TensorProto.INT8}
     assert made.measured["target"] == "pi4"
     assert made.measured["model"] == unsigned.measured["model"]
-    before, after = ({t.name: onnx.numpy_helper.to_array(t) for t in onnx.load(a.path).graph.initializer} for a in (unsigned, made))
+    before, after = (
+        {t.name: onnx.numpy_helper.to_array(t) for t in onnx.load(a.path).graph.initializer}
+        for a in (unsigned, made)
+    )
     assert before.keys() == after.keys()
     changed = {name for name in before if not np.array_equal(before[name], after[name])}
     assert changed
@@ -124,32 +131,39 @@ def test_signed_activations_are_the_same_function(unsigned: stage.Artifact, tmp_
     one, two = (Model(a.path, SessionSettings(), 2)(x) for a in (unsigned, made))
     np.testing.assert_allclose(two, one, atol=0.01 * float(one.max() - one.min()))
     back = retype.run(made, "x86-vnni", tmp_path / "back.onnx", Quiet())
-    assert {t.name: onnx.numpy_helper.to_array(t).tolist() for t in onnx.load(back.path).graph.initializer} == {
-        name: value.tolist() for name, value in before.items()
-    }
+    assert {
+        t.name: onnx.numpy_helper.to_array(t).tolist() for t in onnx.load(back.path).graph.initializer
+    } == {name: value.tolist() for name, value in before.items()}
 
 
-def test_what_cannot_be_retyped_is_said(exported: stage.Artifact, unsigned: stage.Artifact, tmp_path: Path) -> None:
+def test_what_cannot_be_retyped_is_said(
+    exported: stage.Artifact, unsigned: stage.Artifact, tmp_path: Path
+) -> None:
     with pytest.raises(CheckFailedError, match="has no QuantizeLinear"):
         integer.retype(onnx.load(exported.path), signed=True)
     with pytest.raises(CheckFailedError, match="is uint8; expected int8"):
         integer.retype(onnx.load(unsigned.path), signed=False)
     model = onnx.load(unsigned.path)
-    scale = next(t for t in model.graph.initializer if t.name.startswith("input") and t.name.endswith("_scale"))
+    scale = next(
+        t for t in model.graph.initializer if t.name.startswith("input") and t.name.endswith("_scale")
+    )
     scale.CopyFrom(onnx.numpy_helper.from_array(2 * onnx.numpy_helper.to_array(scale), scale.name))
     onnx.save(model, tmp_path / "wrong.onnx")
     with pytest.raises(CheckFailedError, match=r"logits differ by .* of their spread, at most 0.02 allowed"):
         retype.ensure_same(unsigned, tmp_path / "wrong.onnx")
 
 
-def test_weights_lie_beside_the_graph_and_are_shared(exported: stage.Artifact, unsigned: stage.Artifact, tmp_path: Path) -> None:
+def test_weights_lie_beside_the_graph_and_are_shared(
+    exported: stage.Artifact, unsigned: stage.Artifact, tmp_path: Path
+) -> None:
     signed = retype.run(unsigned, "pi4", tmp_path / "work.onnx", Quiet())
     first = external.write(unsigned.path, tmp_path / "a.onnx")
     second = external.write(signed.path, tmp_path / "b.onnx", [first])
     other = external.write(exported.path, tmp_path / "c.onnx", [first])
     assert first.path == second.path == tmp_path / "a.data"
     assert other.path == tmp_path / "c.data"  # fp32 weights are not those
-    assert external.write(signed.path, tmp_path / "e.onnx", [other, first]).path == first.path  # of any build before
+    # of any build before
+    assert external.write(signed.path, tmp_path / "e.onnx", [other, first]).path == first.path
     assert (tmp_path / "a.onnx").stat().st_size < 0.2 * unsigned.path.stat().st_size
     assert all(offset % external.SMALLEST_BYTES == 0 for offset in first.offsets.values())
     x = np.random.default_rng(1).standard_normal((1, 3, 224, 224), np.float32)
@@ -162,11 +176,18 @@ def test_weights_lie_beside_the_graph_and_are_shared(exported: stage.Artifact, u
 
 
 @pytest.fixture(scope="module")
-def several(exported: stage.Artifact, unsigned: stage.Artifact, splits: data.Splits, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def several(
+    exported: stage.Artifact,
+    unsigned: stage.Artifact,
+    splits: data.Splits,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Path:
     """A bundle with a build of its int8 variant for every form of int8."""
     folder = tmp_path_factory.mktemp("several")
     signed = retype.run(unsigned, "pi4", folder / "signed.onnx", Quiet())
-    reduced = quantize.run(exported, splits, 12, folder / "reduced.onnx", QuantizeOptions("x86-avx2", "minmax"), Quiet())
+    reduced = quantize.run(
+        exported, splits, 12, folder / "reduced.onnx", QuantizeOptions("x86-avx2", "minmax"), Quiet()
+    )
     others = (
         bundling.Build("quantized.pi4", "", ("pi5", "pi4"), signed, "quantized"),
         bundling.Build("quantized.x86-avx2", "", ("x86-avx2",), reduced, "quantized.x86-avx2"),
@@ -191,7 +212,8 @@ def test_a_bundle_of_several_builds(several: Path) -> None:
     for name in TARGETS:
         front = builds.for_core(found, TARGETS[name]).variant("quantized").build
         assert front == (reduced if name == "x86-avx2" else own if name == "x86-vnni" else signed)
-    assert builds.for_core(found, TARGETS["pi4"], {"quantized": own.id}).variant("quantized").build == own  # measured to be faster
+    # measured to be faster
+    assert builds.for_core(found, TARGETS["pi4"], {"quantized": own.id}).variant("quantized").build == own
 
 
 def test_the_board_takes_the_build_for_its_core_and_says_which(several: Path, tmp_path: Path) -> None:
@@ -204,7 +226,9 @@ def test_the_board_takes_the_build_for_its_core_and_says_which(several: Path, tm
     row = document["variants"][1]
     assert own in row["build"]["targets"]
     assert "no build for" not in done.stdout
-    done = compare("--budget", "0.1", "--rounds", "1", "--target", "pi4", "--json", tmp_path / "pi4.json", bundle=several)
+    done = compare(
+        "--budget", "0.1", "--rounds", "1", "--target", "pi4", "--json", tmp_path / "pi4.json", bundle=several
+    )
     assert done.returncode == 0, done.stdout
     assert json.loads((tmp_path / "pi4.json").read_text())["variants"][1]["build"]["id"] == "quantized.pi4"
     assert f"quantized: no build for {own} was used, but the one for pi5, pi4" in done.stdout
@@ -231,7 +255,9 @@ def test_tuning_is_remembered_for_this_board_and_these_models(several: Path, tmp
     assert compare(*arguments, bundle=several, XDG_CACHE_HOME=str(tmp_path)).returncode == 0
     assert json.loads((tmp_path / "r.json").read_text())["variants"][1]["build"]["id"] != "quantized.pi4"
     (tmp_path / "file").write_text("")
-    done = compare("--tune", "--budget", "0.1", "--rounds", "1", bundle=several, XDG_CACHE_HOME=str(tmp_path / "file"))
+    done = compare(
+        "--tune", "--budget", "0.1", "--rounds", "1", bundle=several, XDG_CACHE_HOME=str(tmp_path / "file")
+    )
     assert (done.returncode, "not remembered (" in done.stdout) == (0, True)
 
 
@@ -239,10 +265,17 @@ def test_it_is_the_build_for_this_core_that_has_to_be_beaten_each_time(
     several: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    own, other = builds.for_core(manifest.read(several), targets.here()).variant("quantized").build.id, "quantized.pi4"
+    own, other = (
+        builds.for_core(manifest.read(several), targets.here()).variant("quantized").build.id,
+        "quantized.pi4",
+    )
     for other_ms, wins in ((5.0, other), (9.9, own)):  # much faster; as fast as makes no difference
         times = {own: 10.0, other: other_ms}
-        monkeypatch.setattr(tuning, "_timed", lambda *given, times=times: {build.id: times.get(build.id, 50.0) for build in given[3]})
+        monkeypatch.setattr(
+            tuning,
+            "_timed",
+            lambda *given, times=times: {build.id: times.get(build.id, 50.0) for build in given[3]},
+        )
         bundle = tuning.for_here(manifest.read(several), None)
         tuned = tuning.tune(several, bundle, bundle.variants, 1, Path("/"), lambda _: None)
         assert tuned.variant("quantized").build.id == wins
@@ -265,7 +298,11 @@ def test_the_fastest_build_is_one_that_ran() -> None:
 
 
 def test_a_build_for_other_cores_that_runs_with_slower_kernels_is_said_to(several: Path) -> None:
-    row = {"variant": "quantized", "memory_mode": "fast", "build": {"id": "q", "form": "", "targets": ["pi5"], "slower_kernels": True}}
+    row = {
+        "variant": "quantized",
+        "memory_mode": "fast",
+        "build": {"id": "q", "form": "", "targets": ["pi5"], "slower_kernels": True},
+    }
     result = {"device": {"target": "x86-avx2"}, "variants": [row]}
     (line,) = present._builds(result)
     slower = "with slower kernels, in which its 8-bit weights do not overflow"
@@ -273,21 +310,29 @@ def test_a_build_for_other_cores_that_runs_with_slower_kernels_is_said_to(severa
     row["build"] |= {"slower_kernels": False}
     (line,) = present._builds(result)
     assert line.startswith("quantized: no build for x86-avx2 was used, but the one for pi5; ")
-    found = {b.id: measure.empty_row(manifest.read(several).variant("quantized").using(b))["build"]["slower_kernels"]
-             for b in manifest.read(several).variant("quantized").builds}  # fmt: skip
+    variant = manifest.read(several).variant("quantized")
+    found = {b.id: measure.empty_row(variant.using(b))["build"]["slower_kernels"] for b in variant.builds}
     assert found["quantized.x86-avx2"] is False
     assert found["quantized.pi4"] is (targets.here().name == "x86-avx2")
 
 
 def test_what_overflows_in_the_fast_kernels_is_run_with_others() -> None:
     settings = SessionSettings(arena=False, config={"a": "b"})
-    assert exact(settings, TARGETS["x86-avx2"], ("pi5", "pi4")) == SessionSettings(arena=False, config={"a": "b", EXACT: "1"})
-    for core, made_for in (("x86-avx2", ("x86-avx2",)), ("x86-avx2", ()), ("x86-vnni", ("pi5",)), ("pi4", ("x86-vnni",))):
+    assert exact(settings, TARGETS["x86-avx2"], ("pi5", "pi4")) == SessionSettings(
+        arena=False, config={"a": "b", EXACT: "1"}
+    )
+    for core, made_for in (
+        ("x86-avx2", ("x86-avx2",)),
+        ("x86-avx2", ()),
+        ("x86-vnni", ("pi5",)),
+        ("pi4", ("x86-vnni",)),
+    ):
         assert exact(settings, TARGETS[core], made_for) == settings
 
 
 def test_the_logits_recorded_for_a_board_are_those_of_exact_sums(several: Path) -> None:
-    """Whatever this PC's kernels do: without optimization onnxruntime computes the integers' layers in float."""
+    """Whatever this PC's kernels do: without optimization onnxruntime computes the integers' layers in
+    float."""
     bundle = manifest.read(several)
     options = ort.SessionOptions()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
@@ -297,7 +342,11 @@ def test_the_logits_recorded_for_a_board_are_those_of_exact_sums(several: Path) 
         found = np.concatenate([session.run(None, {"input": one[None]})[0] for one in x])
         assert check.deviation(found, expected) < 0.01, build.id
         settings = build.sessions["fast"]
-        again = Model(several / build.model.path, dataclasses.replace(settings, config=settings.config | {EXACT: "1"}), 1)
+        again = Model(
+            several / build.model.path,
+            dataclasses.replace(settings, config=settings.config | {EXACT: "1"}),
+            1,
+        )
         assert check.deviation(np.concatenate([again(one[None]) for one in x]), expected) < 0.01, build.id
 
 
@@ -333,11 +382,15 @@ def test_anonymous_and_file_backed_memory_are_told_apart(tmp_path: Path) -> None
     (tmp_path / "file").write_bytes(bytes(40_000_000))
     code = (
         "import mmap, sys, time; a = bytearray(60_000_000); f = open(sys.argv[1], 'rb');"
-        "m = mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ); sum(m[k] for k in range(0, len(m), 4096)); print('ready', flush=True);"
+        "m = mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ); sum(m[k] for k in range(0, len(m), 4096));"
+        " print('ready', flush=True);"
         "sys.stdin.read()"
     )
     child = subprocess.Popen(
-        [sys.executable, "-c", code, str(tmp_path / "file")], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=os.environ
+        [sys.executable, "-c", code, str(tmp_path / "file")],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env=os.environ,
     )
     with builds.Resident(child.pid) as seen:
         assert child.stdout
@@ -365,19 +418,23 @@ def test_a_manifest_without_builds_is_damaged(several: Path, tmp_path: Path) -> 
 def entry_of(size: int, entry_id: str, precision: str, steps: tuple[str, ...], path: Path) -> bundling.Entry:
     with path.open("wb") as file:
         file.truncate(size)  # sparse
-    return bundling.Entry(entry_id, "", "", steps, stage.Artifact(path, "", {"measured": {"model": {"precision": precision}}}))
+    return bundling.Entry(
+        entry_id, "", "", steps, stage.Artifact(path, "", {"measured": {"model": {"precision": precision}}})
+    )
 
 
 def test_what_is_worth_shipping(tmp_path: Path) -> None:
-    """Where int8 is faster its float twin is left out, and on a small board what is larger than half its memory; but never the baseline
-    or what was asked for by name."""
+    """Where int8 is faster its float twin is left out, and on a small board what is larger than half its
+    memory; but never the baseline or what was asked for by name."""
     compact = entry_of(100, "compact-fp32", "fp32", ("factorise", "distil", "export"), tmp_path / "a")
     large = entry_of(373_000_000, "scaled", "fp32", ("fold", "export"), tmp_path / "b")
     baseline = entry_of(575_000_000, "baseline", "fp32", ("export",), tmp_path / "c")
 
     def reason(entry: bundling.Entry, *names: str, variants: tuple[str, ...] | None = None) -> str | None:
         wanted = QuantizeOptions(names[0] if names else options.default_targets()[0])
-        return pipeline.not_worth_it(entry, AllOptions(targets=names or None, quantize=wanted, variants=variants))
+        return pipeline.not_worth_it(
+            entry, AllOptions(targets=names or None, quantize=wanted, variants=variants)
+        )
 
     assert reason(compact, "pi5") == "int8 is smaller and faster on pi5"
     assert reason(compact, "pi5", "pi4") is None
@@ -392,7 +449,9 @@ def test_measure_counts_no_memory_of_a_child_that_never_ran(several: Path) -> No
     found = manifest.read(several)
     broken = found.variant("baseline")
     wrong = dataclasses.replace(broken.build, model=manifest.FileEntry("models/none.onnx", "", 0))
-    row = measure.measure(several, found, broken.using(wrong), measure.Pictures(), measure.Options(1, 0.1), lambda _: None)
+    row = measure.measure(
+        several, found, broken.using(wrong), measure.Pictures(), measure.Options(1, 0.1), lambda _: None
+    )
     assert row["error"]
     assert row["p50_ms"] is None
 

@@ -1,7 +1,8 @@
-"""onnxruntime's wheels from 1.29 on upload events and write a device identifier; nothing that is started here lets them.
+"""onnxruntime's wheels from 1.29 on upload events and write a device identifier; nothing that is started here
+lets them.
 
-The counter-checks run onnxruntime without the project: they see what is to be prevented. Nobody is reached from here: connections are
-refused by the tracer, or go to a proxy that is not there.
+The counter-checks run onnxruntime without the project: they see what is to be prevented. Nobody is reached
+from here: connections are refused by the tracer, or go to a proxy that is not there.
 """
 
 import ast
@@ -30,7 +31,8 @@ AFTERWARDS_S = 3.0  # for which what looked up nothing is watched on
 ATTEMPT = re.compile(r"AF_INET|/etc/resolv\.conf|/nscd/|/systemd/resolve/")
 FILES = re.compile(r"DeveloperTools/|/\.ses\b|deviceid")
 
-# Loads and runs the model it is given, then waits until its standard input ends. An import of the project's may stand before it.
+# Loads and runs the model it is given, then waits until its standard input ends. An import of the project's
+# may stand before it.
 BARE = """
 import sys
 import numpy, onnxruntime
@@ -55,10 +57,11 @@ sys.stdin.read()
 
 STRACE = shutil.which("strace")
 MISSING = "needs strace (Debian: apt install strace) and the right to trace a process"
-# With any of these set onnxruntime 1.32.0 keeps its telemetry to itself (strings of its library), as a board's never does.
+# With any of these set onnxruntime 1.32.0 keeps its telemetry to itself (strings of its library), as a
+# board's never does.
 BUILD_SERVERS = frozenset(
-    "CI TF_BUILD GITHUB_ACTIONS GITLAB_CI CIRCLECI TRAVIS JENKINS_URL CODEBUILD_BUILD_ID BUILDKITE TEAMCITY_VERSION APPVEYOR "
-    "BITBUCKET_BUILD_NUMBER".split()
+    {"CI", "TF_BUILD", "GITHUB_ACTIONS", "GITLAB_CI", "CIRCLECI", "TRAVIS", "JENKINS_URL"}
+    | {"CODEBUILD_BUILD_ID", "BUILDKITE", "TEAMCITY_VERSION", "APPVEYOR", "BITBUCKET_BUILD_NUMBER"}
 )
 REFUSED = ("-e", "inject=connect,sendto,sendmsg,sendmmsg:error=ENETUNREACH")
 QUIETLY = ("--budget", "0.2", "--rounds", "1")
@@ -66,7 +69,13 @@ QUIETLY = ("--budget", "0.2", "--rounds", "1")
 
 def tracing() -> bool:
     """Whether a process can be traced here: some containers forbid it."""
-    return bool(STRACE) and subprocess.run([str(STRACE), "-f", "-o", "/dev/null", *REFUSED, "true"], capture_output=True).returncode == 0
+    return (
+        bool(STRACE)
+        and subprocess.run(
+            [str(STRACE), "-f", "-o", "/dev/null", *REFUSED, "true"], capture_output=True
+        ).returncode
+        == 0
+    )
 
 
 TRACING = tracing()
@@ -77,14 +86,20 @@ if not TRACING and os.environ.get("VGG_EXPORT_REQUIRE_TRACE"):  # .ci/run sets i
         pytest.fail(MISSING)
 
 
-needs_strace = pytest.mark.skipif(not TRACING and not os.environ.get("VGG_EXPORT_REQUIRE_TRACE"), reason=MISSING)
+needs_strace = pytest.mark.skipif(
+    not TRACING and not os.environ.get("VGG_EXPORT_REQUIRE_TRACE"), reason=MISSING
+)
 
 
 def environment(home: Path, **more: str) -> dict[str, str]:
     """Of a person who has an empty home and has set nothing."""
     home.mkdir()
     left_out = {VARIABLE, "XDG_CACHE_HOME"} | BUILD_SERVERS
-    kept = {k: v for k, v in command_environment().items() if k not in left_out and not k.lower().endswith("_proxy")}
+    kept = {
+        k: v
+        for k, v in command_environment().items()
+        if k not in left_out and not k.lower().endswith("_proxy")
+    }
     return kept | {"HOME": str(home), "TMPDIR": str(home)} | more
 
 
@@ -95,12 +110,22 @@ def offline(home: Path, **more: str) -> dict[str, str]:
 
 def left_in(home: Path) -> list[str]:
     """The telemetry's files."""
-    return [path for path in (f"/{found.relative_to(home)}" for found in home.rglob("*")) if FILES.search(path)]
+    return [
+        path for path in (f"/{found.relative_to(home)}" for found in home.rglob("*")) if FILES.search(path)
+    ]
 
 
 def bare(model: Path, *, first: str = "", **environment: str) -> None:
     command = [sys.executable, "-c", f"{first}{BARE}", str(model)]
-    done = subprocess.run(command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=100, check=False)
+    done = subprocess.run(
+        command,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
     assert (done.returncode, done.stdout) == (0, "ran\n"), done.stderr
 
 
@@ -113,7 +138,8 @@ def model_of(bundle: Path) -> Path:
 
 @pytest.mark.skipif(not HAS_TELEMETRY, reason="this onnxruntime has no telemetry")
 def test_onnxruntime_alone_writes_a_device_identifier(bundle_folder: Path, tmp_path: Path) -> None:
-    """If this fails for a new onnxruntime, look where its telemetry writes now: the other tests would not see it there."""
+    """If this fails for a new onnxruntime, look where its telemetry writes now: the other tests would not see
+    it there."""
     bare(model_of(bundle_folder), **offline(tmp_path / "home"))
     assert any("deviceid" in path for path in left_in(tmp_path / "home"))
 
@@ -125,18 +151,35 @@ def test_behind_any_package_it_writes_none(package: str, bundle_folder: Path, tm
 
 
 @pytest.mark.parametrize("what", ["compare", "doctor", "evaluate"])
-def test_no_command_writes_a_device_identifier(what: str, bundle_copy: Path, signs_folder: Path, tmp_path: Path) -> None:
+def test_no_command_writes_a_device_identifier(
+    what: str, bundle_copy: Path, signs_folder: Path, tmp_path: Path
+) -> None:
     compare = [bundle_copy / "runtime/compare.py"]
     command = {
         "compare": [*compare, "--variants", "baseline", *QUIETLY],
         "doctor": [*compare, "--doctor"],
-        "evaluate": ["-m", "vgg_export", "evaluate", "--bundle", bundle_copy, "--data", signs_folder, "--accept-accuracy"],
+        "evaluate": [
+            "-m",
+            "vgg_export",
+            "evaluate",
+            "--bundle",
+            bundle_copy,
+            "--data",
+            signs_folder,
+            "--accept-accuracy",
+        ],
     }[what]
     done = subprocess.run(
-        [sys.executable, *map(str, command)], env=offline(tmp_path / "home"), capture_output=True, text=True, timeout=300, check=False
+        [sys.executable, *map(str, command)],
+        env=offline(tmp_path / "home"),
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert ("its process took" if what == "doctor" else "baseline") in done.stdout  # it came as far as a session
+    # it came as far as a session
+    assert ("its process took" if what == "doctor" else "baseline") in done.stdout
     assert left_in(tmp_path / "home") == []
 
 
@@ -145,7 +188,19 @@ def test_no_command_writes_a_device_identifier(what: str, bundle_copy: Path, sig
 
 def traced(trace: Path, *command: str | Path) -> list[str]:
     assert STRACE
-    return [STRACE, "-f", "-qq", "-s", "200", "-e", "trace=%network,openat", *REFUSED, "-o", str(trace), *map(str, command)]
+    return [
+        STRACE,
+        "-f",
+        "-qq",
+        "-s",
+        "200",
+        "-e",
+        "trace=%network,openat",
+        *REFUSED,
+        "-o",
+        str(trace),
+        *map(str, command),
+    ]
 
 
 def seen(trace: Path, pattern: re.Pattern[str]) -> list[str]:
@@ -156,7 +211,9 @@ def seen(trace: Path, pattern: re.Pattern[str]) -> list[str]:
 def waiting(trace: Path, home: Path, code: str, *arguments: str | Path) -> Iterator[None]:
     """A traced process that has run a model and goes on."""
     command = traced(trace, sys.executable, "-c", code, *arguments)
-    with subprocess.Popen(command, env=environment(home), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as running:
+    with subprocess.Popen(
+        command, env=environment(home), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as running:
         assert running.stdin is not None
         assert running.stdout is not None
         try:
@@ -168,13 +225,21 @@ def waiting(trace: Path, home: Path, code: str, *arguments: str | Path) -> Itera
 
 
 @needs_strace
-def test_a_loaded_model_looks_nothing_up_for_as_long_as_onnxruntime_alone_takes_to(bundle_folder: Path, tmp_path: Path) -> None:
-    """Both run side by side until the one without the project has tried to reach somebody, which takes seconds."""
+def test_a_loaded_model_looks_nothing_up_for_as_long_as_onnxruntime_alone_takes_to(
+    bundle_folder: Path, tmp_path: Path
+) -> None:
+    """Both run side by side until the one without the project has tried to reach somebody, which takes
+    seconds."""
     model, ours, alone = model_of(bundle_folder), tmp_path / "ours", tmp_path / "alone"
     end = time.monotonic() + PATIENCE_S
-    with waiting(ours, tmp_path / "home", RUNTIME, model, "224"), waiting(alone, tmp_path / "other", BARE, model):
+    with (
+        waiting(ours, tmp_path / "home", RUNTIME, model, "224"),
+        waiting(alone, tmp_path / "other", BARE, model),
+    ):
         while HAS_TELEMETRY and not seen(alone, ATTEMPT):
-            assert time.monotonic() < end, "onnxruntime alone reaches for nobody any more: this test would not see it"
+            assert time.monotonic() < end, (
+                "onnxruntime alone reaches for nobody any more: this test would not see it"
+            )
             time.sleep(0.2)
         time.sleep(AFTERWARDS_S)
     if HAS_TELEMETRY:
@@ -188,7 +253,9 @@ def test_a_loaded_model_looks_nothing_up_for_as_long_as_onnxruntime_alone_takes_
 def test_a_comparison_and_its_children_reach_for_nobody(bundle_folder: Path, tmp_path: Path) -> None:
     trace, launcher = tmp_path / "trace", bundle_folder / "runtime/compare.py"
     command = traced(trace, sys.executable, launcher, "--variants", "baseline", *QUIETLY)
-    done = subprocess.run(command, env=environment(tmp_path / "home"), capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run(
+        command, env=environment(tmp_path / "home"), capture_output=True, text=True, timeout=300, check=False
+    )
     assert done.returncode == 0, done.stderr
     assert seen(trace, re.compile("baseline.onnx"))
     assert (seen(trace, ATTEMPT), seen(trace, FILES), left_in(tmp_path / "home")) == ([], [], [])
@@ -202,7 +269,9 @@ def test_what_a_person_has_set_stays(value: str | None, tmp_path: Path) -> None:
     own = {} if value is None else {VARIABLE: value}
     code = "import subprocess, sys, vgg_runtime; subprocess.run([sys.executable, '-c', sys.argv[1]])"
     command = [sys.executable, "-c", code, f"import os; print(os.environ[{VARIABLE!r}])"]
-    done = subprocess.run(command, env=environment(tmp_path / "home") | own, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        command, env=environment(tmp_path / "home") | own, capture_output=True, text=True, check=True
+    )
     assert done.stdout == f"{'1' if value is None else value}\n"  # in a child
 
 
@@ -214,7 +283,8 @@ def test_a_person_may_have_it(bundle_folder: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("value", ["0", None])
 def test_an_emulated_board_begins_with_it(value: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its Python may import onnxruntime without the runtime, and has nothing else of this machine's environment."""
+    """Its Python may import onnxruntime without the runtime, and has nothing else of this machine's
+    environment."""
     if value is None:
         monkeypatch.delenv(VARIABLE, raising=False)
     else:
@@ -225,7 +295,11 @@ def test_an_emulated_board_begins_with_it(value: str | None, monkeypatch: pytest
 
 # What the source says.
 
-PACKAGES = {"vgg_runtime": ROOT / "runtime", "vgg_calibration": ROOT / "calibration", "vgg_export": ROOT / "export"}
+PACKAGES = {
+    "vgg_runtime": ROOT / "runtime",
+    "vgg_calibration": ROOT / "calibration",
+    "vgg_export": ROOT / "export",
+}
 SOURCES = sorted(path for folder in (*PACKAGES.values(), ROOT / "bench") for path in folder.rglob("*.py"))
 
 
@@ -243,7 +317,10 @@ def packages(node: ast.AST) -> set[str]:
 def prepares(statement: ast.stmt) -> bool:
     """Whether a statement of a module's sets the variable, or imports a package that does."""
     if isinstance(statement, ast.Import | ast.ImportFrom):
-        return any(sets_it_first(PACKAGES[name] / name / "__init__.py") for name in packages(statement) & set(PACKAGES))
+        return any(
+            sets_it_first(PACKAGES[name] / name / "__init__.py")
+            for name in packages(statement) & set(PACKAGES)
+        )
     return ast.unparse(statement) == f"os.environ.setdefault({VARIABLE!r}, '1')"
 
 
@@ -263,12 +340,18 @@ def is_prepared(module: Path) -> bool:
 
 
 def importing(modules: list[Path]) -> list[Path]:
-    return [module for module in modules if "onnxruntime" in packages(ast.parse(module.read_text(encoding="utf-8")))]
+    return [
+        module
+        for module in modules
+        if "onnxruntime" in packages(ast.parse(module.read_text(encoding="utf-8")))
+    ]
 
 
 def test_whatever_imports_onnxruntime_has_it_set_before() -> None:
     found = importing(SOURCES)
-    assert {"session.py", "observe.py", "graph.py", "forms.py", "winograd_counts_child.py"} <= {module.name for module in found}
+    assert {"session.py", "observe.py", "graph.py", "forms.py", "winograd_counts_child.py"} <= {
+        module.name for module in found
+    }
     assert [module for module in found if not is_prepared(module)] == []
 
 

@@ -19,7 +19,14 @@ def test_the_exported_graph_is_torchvisions_network(family: str, px: int, tmp_pa
     original = small_torchvision_vgg(family, False)
     checkpoint = fold.fold(small_checkpoint(family), px)
     to_onnx.export(checkpoint, tmp_path / "m.onnx")
-    assert set(graph.audit_exported(tmp_path / "m.onnx")) <= {"Conv", "Relu", "MaxPool", "Gemm", "Reshape", "Flatten"}
+    assert set(graph.audit_exported(tmp_path / "m.onnx")) <= {
+        "Conv",
+        "Relu",
+        "MaxPool",
+        "Gemm",
+        "Reshape",
+        "Flatten",
+    }
     assert to_onnx.ensure_parity(checkpoint, tmp_path / "m.onnx") < 1e-5
     session = ort.InferenceSession(tmp_path / "m.onnx")
     for batch in (1, 4):
@@ -30,7 +37,9 @@ def test_the_exported_graph_is_torchvisions_network(family: str, px: int, tmp_pa
         assert np.abs(found - expected).max() / np.abs(expected).max() < 1e-5
 
 
-def test_fully_connected_weights_are_stored_transposed_and_nothing_tells_of_this_machine(saved: stage.Artifact, tmp_path: Path) -> None:
+def test_fully_connected_weights_are_stored_transposed_and_nothing_tells_of_this_machine(
+    saved: stage.Artifact, tmp_path: Path
+) -> None:
     made = to_onnx.run(saved, tmp_path / "m.onnx", Quiet())
     exported = onnx.load(made.path)
     shapes = {t.name: tuple(t.dims) for t in exported.graph.initializer}
@@ -58,8 +67,12 @@ def test_parity_notices_other_weights(checkpoint: model.Checkpoint, tmp_path: Pa
 
 
 def test_the_audit_notices_a_pooling_tail(tmp_path: Path) -> None:
-    tail = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(4, 2))
-    torch.onnx.export(tail.eval(), (torch.zeros(1, 3, 32, 32),), tmp_path / "tail.onnx", dynamo=True, verbose=False)
+    tail = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 4, 3), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(4, 2)
+    )
+    torch.onnx.export(
+        tail.eval(), (torch.zeros(1, 3, 32, 32),), tmp_path / "tail.onnx", dynamo=True, verbose=False
+    )
     with pytest.raises(CheckFailedError, match="the exported graph holds"):
         graph.audit_exported(tmp_path / "tail.onnx")
 

@@ -31,7 +31,8 @@ def server(folder: Path) -> Iterator[str]:
 
 @pytest.fixture
 def published(tmp_path: Path) -> Path:
-    """A 1000-class VGG19 under the name torchvision gives such files: vgg19-<first 8 hex digits of its sha256>.pth."""
+    """A 1000-class VGG19 under the name torchvision gives such files: vgg19-<first 8 hex digits of its
+    sha256>.pth."""
     folder = tmp_path / "published"
     folder.mkdir()
     plain = folder / "vgg19.pth"
@@ -47,7 +48,9 @@ def empty_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "torch" / "hub" / "checkpoints"
 
 
-def test_imagenet_is_downloaded_once_and_then_cached(published: Path, empty_hub: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_imagenet_is_downloaded_once_and_then_cached(
+    published: Path, empty_hub: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with server(published.parent) as address:
         monkeypatch.setenv(weights.MIRROR_VARIABLE, f"{address}/{published.name}")
         first = weights.resolve(WeightsOptions("imagenet"))
@@ -59,7 +62,9 @@ def test_imagenet_is_downloaded_once_and_then_cached(published: Path, empty_hub:
     assert torch.equal(first.tensors["fc1.weight"], second.tensors["fc1.weight"])
 
 
-def test_a_wrong_hash_is_refused_when_downloaded_and_when_cached(published: Path, empty_hub: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wrong_hash_is_refused_when_downloaded_and_when_cached(
+    published: Path, empty_hub: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     wrong = published.rename(published.with_name("vgg19-00000000.pth"))
     with server(wrong.parent) as address:
         monkeypatch.setenv(weights.MIRROR_VARIABLE, f"{address}/{wrong.name}")
@@ -71,7 +76,9 @@ def test_a_wrong_hash_is_refused_when_downloaded_and_when_cached(published: Path
         weights.resolve(WeightsOptions("imagenet"))
 
 
-def test_a_wrong_class_count_under_imagenets_name_is_refused(empty_hub: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wrong_class_count_under_imagenets_name_is_refused(
+    empty_hub: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     empty_hub.mkdir(parents=True)
     plain = empty_hub / "plain.pth"
     torch.save(small_torchvision_vgg("vgg19", False, classes=7).state_dict(), plain)
@@ -108,7 +115,9 @@ def test_a_server_that_never_answers_does_not_hang() -> None:
     assert why
 
 
-def test_a_missing_file_on_the_server_is_an_error_with_a_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_file_on_the_server_is_an_error_with_a_remedy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with server(tmp_path) as address:
         monkeypatch.setenv(weights.MIRROR_VARIABLE, f"{address}/vgg19-dcbb9e9d.pth")
         with pytest.raises(HubError, match=r"404.*use --weights demo"):
@@ -120,7 +129,9 @@ def test_random_is_full_size_seeded_and_without_figures() -> None:
     assert checkpoint.plan == model.full_width("vgg19")
     assert checkpoint.source["figures_absent"].startswith("random weights")
     torch.manual_seed(3)
-    assert float(checkpoint.tensors["conv5_4.weight"].std()) == pytest.approx((2 / (512 * 9)) ** 0.5, rel=0.01)
+    assert float(checkpoint.tensors["conv5_4.weight"].std()) == pytest.approx(
+        (2 / (512 * 9)) ** 0.5, rel=0.01
+    )
 
 
 def test_a_file_takes_its_labels_from_a_file_or_the_folders(tmp_path: Path) -> None:
@@ -138,7 +149,9 @@ def test_a_file_takes_its_labels_from_a_file_or_the_folders(tmp_path: Path) -> N
         weights.resolve(WeightsOptions(str(path)), lambda: ("x", "y", "z"))
 
 
-def test_a_file_called_like_a_word_of_the_option_is_not_taken_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_called_like_a_word_of_the_option_is_not_taken_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     model.save(small_checkpoint(), Path("demo"))
     made = pipeline.checkpoint_file(WeightsOptions("demo"), None, tmp_path / "work", Quiet())

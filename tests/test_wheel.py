@@ -31,7 +31,12 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_it_holds_the_three_packages_their_data_and_nothing_else(wheel: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
     assert wheel.name == f"vgg_export-{__version__}-py3-none-any.whl"
-    assert {n.split("/")[0] for n in names} == {"vgg_export", "vgg_runtime", "vgg_calibration", f"vgg_export-{__version__}.dist-info"}
+    assert {n.split("/")[0] for n in names} == {
+        "vgg_export",
+        "vgg_runtime",
+        "vgg_calibration",
+        f"vgg_export-{__version__}.dist-info",
+    }
     for needed in (
         "vgg_export/assets/demo_vgg19.safetensors",
         "vgg_export/assets/demo_vgg19.json",
@@ -44,12 +49,21 @@ def test_it_holds_the_three_packages_their_data_and_nothing_else(wheel: Path) ->
         assert needed in names
 
 
-def test_the_installed_wheel_makes_a_bundle_that_runs(wheel: Path, signs_folder: Path, tmp_path: Path) -> None:
+def test_the_installed_wheel_makes_a_bundle_that_runs(
+    wheel: Path, signs_folder: Path, tmp_path: Path
+) -> None:
     target = tmp_path / "site"
-    subprocess.run([sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", target, wheel], check=True, timeout=500)
+    subprocess.run(
+        [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", target, wheel],
+        check=True,
+        timeout=500,
+    )
     model.save(small_checkpoint(), tmp_path / "own.safetensors")
     # -P and the path below keep the checkout and an editable install out
-    code = f"import sys; sys.path.insert(0, {str(target)!r}); import vgg_export; assert vgg_export.__file__.startswith({str(target)!r})\n"
+    code = (
+        f"import sys; sys.path.insert(0, {str(target)!r}); import vgg_export; assert"
+        f" vgg_export.__file__.startswith({str(target)!r})\n"
+    )
     code += "from vgg_export.cli import main; sys.exit(main(sys.argv[1:]))"
     arguments = [
         "all",
@@ -64,7 +78,12 @@ def test_the_installed_wheel_makes_a_bundle_that_runs(wheel: Path, signs_folder:
         "--accept-accuracy",
     ]
     done = subprocess.run(
-        [sys.executable, "-P", "-c", code, *arguments], cwd=tmp_path, capture_output=True, text=True, timeout=500, check=False
+        [sys.executable, "-P", "-c", code, *arguments],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=500,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "out/runtime/compare.py").read_bytes() == (ROOT / "runtime/compare.py").read_bytes()

@@ -26,9 +26,13 @@ from vgg_export.progress import Quiet
 LAYER = Layer("layer", 6, 10, (3, 3), 10, bias=True)
 
 
-def one(kernel: tuple[int, int] = (3, 3), side: int = 10, inputs: int = 6, outputs: int = 10) -> onnx.ModelProto:
+def one(
+    kernel: tuple[int, int] = (3, 3), side: int = 10, inputs: int = 6, outputs: int = 10
+) -> onnx.ModelProto:
     """A graph of one convolution named "layer" and a ReLU."""
-    return onnx.load_from_string(winograd_counts.single(Layer("layer", inputs, outputs, kernel, side, bias=True), None))
+    return onnx.load_from_string(
+        winograd_counts.single(Layer("layer", inputs, outputs, kernel, side, bias=True), None)
+    )
 
 
 def answer(made: onnx.ModelProto, x: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
@@ -91,7 +95,11 @@ def test_a_layer_without_bias_and_a_map_that_is_not_square() -> None:
 
 def mixed(exported: Path) -> dict[str, Form]:
     """F(2x2) and F(4x4) in turns, the first convolution as it is."""
-    convs = [node.input[1].removesuffix(".weight") for node in onnx.load(exported).graph.node if node.op_type == "Conv"]
+    convs = [
+        node.input[1].removesuffix(".weight")
+        for node in onnx.load(exported).graph.node
+        if node.op_type == "Conv"
+    ]
     return {name: FORMS[("F(2x2)", "F(4x4)")[k % 2]] for k, name in enumerate(convs[1:])}
 
 
@@ -126,7 +134,12 @@ def factorised() -> model.Checkpoint:
 
 def test_a_factorised_network(tmp_path: Path) -> None:
     source, result = export(factorised(), tmp_path), tmp_path / "w.onnx"
-    names = {"conv2_1_reduce": "F(4x1)", "conv2_1_expand": "F(1x4)", "conv3_1_reduce": "F(4x4)", "conv3_2_reduce": "F(2x1)"}
+    names = {
+        "conv2_1_reduce": "F(4x1)",
+        "conv2_1_expand": "F(1x4)",
+        "conv3_1_reduce": "F(4x4)",
+        "conv3_2_reduce": "F(2x1)",
+    }
     forms = {name: FORMS[form] for name, form in (names | {"conv3_2_expand": "F(1x2)"}).items()}
     winograd.rewrite_file(source, result, forms)
     assert winograd.ensure(source, result, forms) < winograd.TOLERANCE
@@ -134,21 +147,32 @@ def test_a_factorised_network(tmp_path: Path) -> None:
 
 def test_weights_in_another_file_stay_there(exported: Path, tmp_path: Path) -> None:
     outside = tmp_path / "outside.onnx"
-    onnx.save(onnx.load(exported), outside, save_as_external_data=True, location="weights.bin", size_threshold=64)
+    onnx.save(
+        onnx.load(exported), outside, save_as_external_data=True, location="weights.bin", size_threshold=64
+    )
     before = (tmp_path / "weights.bin").stat()
     result, forms = tmp_path / "w.onnx", mixed(outside)
     winograd.rewrite_file(outside, result, forms)
     winograd.ensure(outside, result, forms)
     after = (tmp_path / "weights.bin").stat()
     assert (after.st_mtime_ns, after.st_size) == (before.st_mtime_ns, before.st_size)
-    assert result.stat().st_size < outside.stat().st_size + winograd.allowed_growth_bytes(len(forms)) < 200_000 < after.st_size
+    assert (
+        result.stat().st_size
+        < outside.stat().st_size + winograd.allowed_growth_bytes(len(forms))
+        < 200_000
+        < after.st_size
+    )
     (tmp_path / "elsewhere").mkdir()
-    with pytest.raises(RewriteError, match=r"has weights in weights\.bin; write the output into the same folder"):
+    with pytest.raises(
+        RewriteError, match=r"has weights in weights\.bin; write the output into the same folder"
+    ):
         winograd.rewrite_file(outside, tmp_path / "elsewhere/w.onnx", forms)
     moved = onnx.load(result, load_external_data=False)
     moved.graph.initializer[0].external_data[0].value = "other.bin"
     result.write_bytes(moved.SerializeToString())
-    with pytest.raises(CheckFailedError, match=r"references to weights in other files differ from those of outside\.onnx"):
+    with pytest.raises(
+        CheckFailedError, match=r"references to weights in other files differ from those of outside\.onnx"
+    ):
         winograd.ensure_same_interface(outside, result)
 
 
@@ -188,7 +212,10 @@ def test_what_does_not_fit_is_refused() -> None:
         winograd.rewrite(twice, {"layer": FORMS["F(4x4)"]})
     unknown = one()
     unknown.graph.input[0].type.tensor_type.shape.dim[2].dim_param = "height"
-    with pytest.raises(RewriteError, match=r"shapes \(10, 6, 3, 3\) of the weight and \(0, 6, 0, 10\) of the input; expected four known"):
+    with pytest.raises(
+        RewriteError,
+        match=r"shapes \(10, 6, 3, 3\) of the weight and \(0, 6, 0, 10\) of the input; expected four known",
+    ):
         winograd.rewrite(unknown, {"layer": FORMS["F(4x4)"]})
 
 
@@ -203,7 +230,9 @@ def test_the_checks_notice_a_file_that_grew(exported: Path, rewritten: Path) -> 
     made = onnx.load(rewritten)
     made.graph.initializer.append(numpy_helper.from_array(np.zeros(100_000, np.float32), "transformed"))
     onnx.save(made, rewritten)
-    with pytest.raises(CheckFailedError, match=r"the rewritten file grew by \d+ bytes for 7 layers; at most 55000 expected"):
+    with pytest.raises(
+        CheckFailedError, match=r"the rewritten file grew by \d+ bytes for 7 layers; at most 55000 expected"
+    ):
         winograd.ensure(exported, rewritten, mixed(exported))
 
 
@@ -211,7 +240,9 @@ def test_the_checks_notice_another_interface(exported: Path, rewritten: Path) ->
     made = onnx.load(rewritten)
     made.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 1
     onnx.save(made, rewritten)
-    with pytest.raises(CheckFailedError, match=r"the rewritten graph's inputs or outputs differ from those of direct\.onnx"):
+    with pytest.raises(
+        CheckFailedError, match=r"the rewritten graph's inputs or outputs differ from those of direct\.onnx"
+    ):
         winograd.ensure(exported, rewritten, mixed(exported))
 
 
@@ -223,8 +254,11 @@ def test_the_checks_notice_an_invalid_graph(exported: Path, rewritten: Path) -> 
         winograd.ensure(exported, rewritten, mixed(exported))
 
 
-def test_the_checks_notice_weights_that_are_transformed_in_every_inference(exported: Path, rewritten: Path) -> None:
-    """onnxruntime cannot fold an initializer that the caller may replace, which is one that is among the inputs."""
+def test_the_checks_notice_weights_that_are_transformed_in_every_inference(
+    exported: Path, rewritten: Path
+) -> None:
+    """onnxruntime cannot fold an initializer that the caller may replace, which is one that is among the
+    inputs."""
     made = onnx.load(rewritten)
     weight = next(t for t in made.graph.initializer if t.name == "conv2_1.weight")
     made.graph.input.append(onnx.helper.make_tensor_value_info(weight.name, weight.data_type, weight.dims))
@@ -238,7 +272,9 @@ def test_the_checks_notice_other_numbers(exported: Path, rewritten: Path) -> Non
     matrix = next(t for t in made.graph.initializer if t.name == "winograd.F(4x4).output")
     matrix.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(matrix) * np.float32(1.001), matrix.name))
     onnx.save(made, rewritten)
-    with pytest.raises(CheckFailedError, match=r"logits differ by [\d.e-]+ of the largest, at most 0\.0001 allowed"):
+    with pytest.raises(
+        CheckFailedError, match=r"logits differ by [\d.e-]+ of the largest, at most 0\.0001 allowed"
+    ):
         winograd.ensure(exported, rewritten, mixed(exported))
 
 
@@ -248,7 +284,12 @@ def wide(tmp_path: Path, side: int = 64) -> stage.Artifact:
 
     plan = model.Plan("vgg11", ((16,), (32,), (128, 128), (128, 128), (128, 128)), (16, 16), 7, side)
     torch.manual_seed(0)
-    checkpoint = model.Checkpoint(plan, dict(model.build(plan).state_dict()), tuple("abcdefg"), {"weights": "random", "what": "for tests"})
+    checkpoint = model.Checkpoint(
+        plan,
+        dict(model.build(plan).state_dict()),
+        tuple("abcdefg"),
+        {"weights": "random", "what": "for tests"},
+    )
     model.save(checkpoint, tmp_path / "c.safetensors")
     return to_onnx.run(stage.of(tmp_path / "c.safetensors"), tmp_path / "direct.onnx", Quiet())
 
@@ -268,15 +309,27 @@ def test_the_stage_rewrites_what_pays_and_says_so(tmp_path: Path) -> None:
 
 def test_the_stage_refuses_what_it_cannot_use(saved: stage.Artifact, tmp_path: Path) -> None:
     direct = to_onnx.run(saved, tmp_path / "narrow.onnx", Quiet())
-    with pytest.raises(OptionsError, match="there are no counts of a core 'cortex-m4'; known are cortex-a53, cortex-a72, cortex-a76"):
+    with pytest.raises(
+        OptionsError,
+        match="there are no counts of a core 'cortex-m4'; known are cortex-a53, cortex-a72, cortex-a76",
+    ):
         winograd.run(direct, "cortex-m4", tmp_path / "w.onnx", Quiet())
-    with pytest.raises(NothingToGainError, match="no convolution takes less work on a cortex-a72 in another form"):
+    with pytest.raises(
+        NothingToGainError, match="no convolution takes less work on a cortex-a72 in another form"
+    ):
         winograd.run(direct, "cortex-a72", tmp_path / "w.onnx", Quiet())
-    integers = stage.Artifact(direct.path, direct.sha256, {"measured": {"model": direct.measured["model"] | {"precision": "int8"}}})
+    integers = stage.Artifact(
+        direct.path, direct.sha256, {"measured": {"model": direct.measured["model"] | {"precision": "int8"}}}
+    )
     with pytest.raises(DataError, match="a model in int8; expected an fp32 model"):
         winograd.run(integers, "cortex-a72", tmp_path / "w.onnx", Quiet())
     with pytest.raises(DataError, match="no sidecar; expected an fp32 model"):
-        winograd.run(stage.Artifact(direct.path, direct.sha256, {"measured": {}}), "cortex-a72", tmp_path / "w.onnx", Quiet())
+        winograd.run(
+            stage.Artifact(direct.path, direct.sha256, {"measured": {}}),
+            "cortex-a72",
+            tmp_path / "w.onnx",
+            Quiet(),
+        )
     assert not (tmp_path / "w.onnx").exists()
 
 
@@ -294,7 +347,10 @@ def test_a_layer_that_does_not_pay_stays_as_it_is() -> None:
         assert choice.rewritten.moved_bytes > choice.direct.moved_bytes
         deep = 256 * 256 * 4  # bytes of one tap, 36 of which there are then and not 9
         assert choice.rewritten.weight_bytes - choice.direct.weight_bytes == 27 * deep
-    free, dear = (set(winograd_cost.choose(model.full_width("vgg19").layers(), "cortex-a72", cost).forms) for cost in (0.0, 100.0))
+    free, dear = (
+        set(winograd_cost.choose(model.full_width("vgg19").layers(), "cortex-a72", cost).forms)
+        for cost in (0.0, 100.0)
+    )
     assert dear == set()
     assert free == {name for name, _, _ in model.full_width("vgg19").convs()} - {"conv1_1"}
 
@@ -309,7 +365,9 @@ def test_the_model_of_costs_holds_on_shapes_that_it_was_not_fitted_to() -> None:
         said = winograd_cost.predicted(table["cores"]["cortex-a72"], layer, form).instructions
         key = winograd_cost.name_of(layer, form)
         off[key] = max(off.get(key, 0), abs(said / row["instructions"] - 1))
-    assert {key: round(error, 4) for key, error in off.items()} == {key: error["held_out"] for key, error in table["errors"].items()}
+    assert {key: round(error, 4) for key, error in off.items()} == {
+        key: error["held_out"] for key, error in table["errors"].items()
+    }
     assert max(off.values()) < 0.1
 
 
@@ -326,7 +384,9 @@ def test_fewer_instructions_on_an_emulated_pi_4(tmp_path: Path) -> None:
     pi = boards()["cortex-a72"]
     layer = Layer("layer", 256, 256, (3, 3), 20, bias=True)
     form = winograd_cost.choose([layer], "cortex-a72").forms["layer"]
-    paths, outputs = ([tmp_path / f"{name}.{end}" for name in ("direct", "rewritten")] for end in ("onnx", "npy"))
+    paths, outputs = (
+        [tmp_path / f"{name}.{end}" for name in ("direct", "rewritten")] for end in ("onnx", "npy")
+    )
     for path, which in zip(paths, (None, form), strict=True):
         path.write_bytes(winograd_counts.single(layer, which))
     before, after = winograd_counts.count_models(pi, [(path, (1, 256, 20, 20)) for path in paths], outputs)
@@ -335,12 +395,16 @@ def test_fewer_instructions_on_an_emulated_pi_4(tmp_path: Path) -> None:
     assert np.abs(found - expected).max() < winograd.TOLERANCE * expected.max()
     coefficients = winograd_cost.of_core("cortex-a72")
     for count, which in ((before, None), (after, form)):
-        assert winograd_cost.predicted(coefficients, layer, which).instructions == pytest.approx(count, rel=0.1)
+        assert winograd_cost.predicted(coefficients, layer, which).instructions == pytest.approx(
+            count, rel=0.1
+        )
 
 
 def test_cores_that_do_not_do_the_same_are_noticed() -> None:
     pi = boards()["cortex-a72"]
     grid = [winograd_counts.Task(LAYER, None, pi)] * 2
     winograd_counts.ensure_same(grid, [10_000, 10_001])
-    with pytest.raises(emulated.EmulationError, match=r"\[1000, 1100\] instructions on different cores; count each apart"):
+    with pytest.raises(
+        emulated.EmulationError, match=r"\[1000, 1100\] instructions on different cores; count each apart"
+    ):
         winograd_counts.ensure_same(grid, [1000, 1100])

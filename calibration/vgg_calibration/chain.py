@@ -1,4 +1,5 @@
-"""The layers of an exported VGG: a chain of convolutions and fully connected layers with ReLU, pooling and a flattening between."""
+"""The layers of an exported VGG: a chain of convolutions and fully connected layers with ReLU, pooling and a
+flattening between."""
 
 import dataclasses
 from typing import TYPE_CHECKING
@@ -9,8 +10,9 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class Layer:
-    """A Conv or Gemm node. ``name`` is that of its weight without ``.weight`` (conv3_1, fc1_reduce); ``input`` the tensor it
-    reads, ``sum`` what it computes, ``output`` the same behind ReLU where there is one; ``nodes`` are it and its ReLU."""
+    """A Conv or Gemm node. ``name`` is that of its weight without ``.weight`` (conv3_1, fc1_reduce);
+    ``input`` the tensor it reads, ``sum`` what it computes, ``output`` the same behind ReLU where there is
+    one; ``nodes`` are it and its ReLU."""
 
     name: str
     kind: str
@@ -31,16 +33,21 @@ def layers(model: "onnx.ModelProto") -> list[Layer]:
     """The layers from the input to the logits; the weights themselves are not looked at.
 
     Raises:
-        ValueError: not a chain, another operator than an exported VGG has, or a Gemm whose weight is [outputs, inputs].
+        ValueError: not a chain, another operator than an exported VGG has, or a Gemm whose weight is
+            [outputs, inputs].
     """
     found: list[Layer] = []
     before = model.graph.input[0].name
     for node in model.graph.node:
         if node.input[0] != before:
-            raise ValueError(f"{node.op_type} {node.name} reads {node.input[0]}; expected {before}: a VGG is a chain")
+            raise ValueError(
+                f"{node.op_type} {node.name} reads {node.input[0]}; expected {before}: a VGG is a chain"
+            )
         before = node.output[0]
         if any(a.name == "transB" and a.i for a in node.attribute):
-            raise ValueError(f"the weight of {node.name} is stored as [outputs, inputs]; expected [inputs, outputs]")
+            raise ValueError(
+                f"the weight of {node.name} is stored as [outputs, inputs]; expected [inputs, outputs]"
+            )
         if node.op_type in ("Conv", "Gemm"):
             weight, bias = node.input[1], node.input[2] if len(node.input) > 2 else None
             name = weight.removesuffix(".weight")

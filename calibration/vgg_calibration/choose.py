@@ -1,4 +1,5 @@
-"""Chooses images by their content, so that the same pictures are chosen whatever they are called and wherever they lie."""
+"""Chooses images by their content, so that the same pictures are chosen whatever they are called and wherever
+they lie."""
 
 import hashlib
 import re
@@ -19,14 +20,17 @@ def content_hash(path: Path) -> str:
 
 
 def source_of(path: Path, sha256: str) -> str:
-    """What a picture was made from: copies that share a source must not be split between fitting and testing."""
+    """What a picture was made from: copies that share a source must not be split between fitting and
+    testing."""
     match = _AUGMENTED.match(path.stem)
     return match["source"] if match else sha256
 
 
 def spread(sources: Sequence[str], seed: int) -> list[float]:
     """A number in [0, 1) per source, from its hash and the seed alone: equal sources get equal numbers."""
-    return [int(hashlib.sha256(f"{seed}:{source}".encode()).hexdigest()[:13], 16) / 16**13 for source in sources]
+    return [
+        int(hashlib.sha256(f"{seed}:{source}".encode()).hexdigest()[:13], 16) / 16**13 for source in sources
+    ]
 
 
 def limit(items: Sequence[T], sources: Sequence[str], count: int, seed: int) -> list[T]:

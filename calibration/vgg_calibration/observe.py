@@ -1,6 +1,8 @@
-"""What every tensor of a float network holds over the calibration pictures, gathered in one pass that keeps no activations.
+"""What every tensor of a float network holds over the calibration pictures, gathered in one pass that keeps
+no activations.
 
-onnxruntime's own Percentile and Entropy calibration keep all of them in memory (150 MB a picture of a VGG19 at 224 px).
+onnxruntime's own Percentile and Entropy calibration keep all of them in memory (150 MB a picture of a VGG19
+at 224 px).
 """
 
 import dataclasses
@@ -20,9 +22,11 @@ from .reader import ImageReader
 
 Array = npt.NDArray[np.float64]
 
-BINS = 2048  # on each side of zero; at least half of them are below the largest value, four to a step of 8 bits
+# on each side of zero; at least half of them are below the largest value, four to a step of 8 bits
+BINS = 2048
 SAMPLED = 100_000  # values of a tensor that a picture adds to the histogram, at most
-SHARES = tuple(k / 40 for k in range(12, 41))  # of the range seen, tried in search of the least rounding error
+# of the range seen, tried in search of the least rounding error
+SHARES = tuple(k / 40 for k in range(12, 41))
 
 
 class Histogram:
@@ -52,8 +56,8 @@ class Histogram:
         self.width *= 2
 
     def least_error(self, low: float, high: float) -> tuple[float, float]:
-        """The share of the range from ``low`` to ``high`` (zero in it) whose 8-bit steps have the least squared error, clipping
-        what lies outside."""
+        """The share of the range from ``low`` to ``high`` (zero in it) whose 8-bit steps have the least
+        squared error, clipping what lies outside."""
         values = (np.arange(-BINS, BINS) + 0.5) * self.width
         best, least = 1.0, np.inf
         for share in reversed(SHARES):  # of equal ones the widest
@@ -67,8 +71,9 @@ class Histogram:
 
 @dataclasses.dataclass
 class Seen:
-    """Of a tensor [1, C, H, W] or [1, n] over all pictures: ``low`` and ``high`` [C] of every channel, ``mean`` [C, H, W] or [n]
-    over the pictures, and how the values are spread (None once they have been scaled)."""
+    """Of a tensor [1, C, H, W] or [1, n] over all pictures: ``low`` and ``high`` [C] of every channel,
+    ``mean`` [C, H, W] or [n] over the pictures, and how the values are spread (None once they have been
+    scaled)."""
 
     low: Array
     high: Array
@@ -80,24 +85,37 @@ class Seen:
         return min(0.0, float(self.low.min())), max(0.0, float(self.high.max()))
 
     def clipped(self) -> tuple[float, float]:
-        """The part of the range with the least squared error in 8 bits; all of it where the spread is not known."""
+        """The part of the range with the least squared error in 8 bits; all of it where the spread is not
+        known."""
         return self.range() if self.spread is None else self.spread.least_error(*self.range())
 
     def divided(self, scale: Array) -> Self:
-        """The same of the tensor whose channels were divided by ``scale`` [C], or [n / positions] behind a flattening."""
+        """The same of the tensor whose channels were divided by ``scale`` [C], or [n / positions] behind a
+        flattening."""
         by = np.repeat(scale, len(self.low) // len(scale))
-        return type(self)(self.low / by, self.high / by, self.mean / by.reshape(-1, *(1,) * (self.mean.ndim - 1)), None)
+        return type(self)(
+            self.low / by, self.high / by, self.mean / by.reshape(-1, *(1,) * (self.mean.ndim - 1)), None
+        )
 
 
 def observe(
-    path: Path, layers: Sequence[Layer], pictures: Sequence[Path], preprocessing: Preprocessing, scratch: Path, on_image: Callable[[], None]
+    path: Path,
+    layers: Sequence[Layer],
+    pictures: Sequence[Path],
+    preprocessing: Preprocessing,
+    scratch: Path,
+    on_image: Callable[[], None],
 ) -> dict[str, Seen]:
     """What the inputs and outputs of every layer of the float model ``path`` hold, by the tensor's name.
 
     ``scratch`` is a folder for a copy of the file; ``on_image`` is called after every picture.
     """
     source = layers[0].input
-    names = [name for name in dict.fromkeys([n for layer in layers for n in (layer.input, layer.output)]) if name != source]
+    names = [
+        name
+        for name in dict.fromkeys([n for layer in layers for n in (layer.input, layer.output)])
+        if name != source
+    ]
     session = _session(path, [name for name in names if name != layers[-1].output], scratch)
     reader = ImageReader(pictures, preprocessing, source, on_image)
     gathered: dict[str, Seen] = {}
@@ -124,14 +142,16 @@ def _add(gathered: dict[str, Seen], name: str, values: npt.NDArray[np.float32]) 
 def _session(path: Path, names: Sequence[str], scratch: Path) -> Any:
     """A session that also gives the named tensors.
 
-    Joining two protobuf messages merges them: the additional outputs are appended to a copy of the file, and half a gigabyte
-    of weights is not parsed and written again.
+    Joining two protobuf messages merges them: the additional outputs are appended to a copy of the file, and
+    half a gigabyte of weights is not parsed and written again.
     """
     import onnx
     import onnxruntime as ort
 
     extra = onnx.ModelProto()
-    extra.graph.output.extend(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in names)
+    extra.graph.output.extend(
+        onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in names
+    )
     options = ort.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = usable_cores(), 1
     options.log_severity_level = 3

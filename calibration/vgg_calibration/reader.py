@@ -1,4 +1,5 @@
-"""Calibration images one at a time for onnxruntime's static quantization, so that memory does not grow with their number."""
+"""Calibration images one at a time for onnxruntime's static quantization, so that memory does not grow with
+their number."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -10,12 +11,19 @@ from vgg_runtime.preprocess import Preprocessing, load
 
 
 class ImageReader:
-    """A CalibrationDataReader (onnxruntime accepts anything with ``get_next``): [1, 3, crop_px, crop_px] per call.
+    """A CalibrationDataReader (onnxruntime accepts anything with ``get_next``): [1, 3, crop_px, crop_px] per
+    call.
 
     ``on_image`` is called after every picture that was handed out.
     """
 
-    def __init__(self, paths: Sequence[Path], preprocessing: Preprocessing, input_name: str, on_image: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        paths: Sequence[Path],
+        preprocessing: Preprocessing,
+        input_name: str,
+        on_image: Callable[[], None],
+    ) -> None:
         self._remaining = iter(paths)
         self._preprocessing, self._input_name, self._on_image = preprocessing, input_name, on_image
 

@@ -1,5 +1,5 @@
-"""How a reduction is distributed over layers: each offers points (size, loss), and on the lower convex hulls of these the step
-that loses least for what it saves is taken first, whichever layer it is in.
+"""How a reduction is distributed over layers: each offers points (size, loss), and on the lower convex hulls
+of these the step that loses least for what it saves is taken first, whichever layer it is in.
 """
 
 import dataclasses
@@ -11,7 +11,8 @@ from . import model
 
 
 class Point(NamedTuple):
-    """What a layer may become: its size (arithmetic or width), what is lost then, and the choice that this is (rank or width)."""
+    """What a layer may become: its size (arithmetic or width), what is lost then, and the choice that this is
+    (rank or width)."""
 
     size: int
     loss: float
@@ -19,7 +20,8 @@ class Point(NamedTuple):
 
 
 def hull(points: list[Point]) -> list[Point]:
-    """The lower convex hull, from the largest size to the smallest; each step of it loses more for what it saves than the last."""
+    """The lower convex hull, from the largest size to the smallest; each step of it loses more for what it
+    saves than the last."""
     found: list[Point] = []
     for point in sorted(points, reverse=True):
         while len(found) > 1 and _slope(found[-2], found[-1]) >= _slope(found[-2], point):
@@ -35,17 +37,21 @@ def _slope(a: Point, b: Point) -> float:
 def widths(plan: model.Plan, curves: Mapping[str, Mapping[int, float]], bound: int) -> dict[str, int]:
     """Widths of the convolutions for at most ``bound`` MACs of the whole plan, with a small sum of losses.
 
-    What a filter costs to compute depends on the widths before and behind it, so a step's saving is that at the widths reached
-    so far. The last step may save more than was asked; what is left over is given back where it helps most, and widths are
-    exchanged between layers as long as that helps.
+    What a filter costs to compute depends on the widths before and behind it, so a step's saving is that at
+    the widths reached so far. The last step may save more than was asked; what is left over is given back
+    where it helps most, and widths are exchanged between layers as long as that helps.
 
     Args:
-        curves: for each convolution that may shrink, the loss at every width that it may have, its full one among them.
+        curves: for each convolution that may shrink, the loss at every width that it may have, its full one
+            among them.
 
     Returns:
         The width of every convolution of ``curves``; the narrowest of all when ``bound`` cannot be met.
     """
-    steps = {name: hull([Point(width, loss, width) for width, loss in curve.items()]) for name, curve in curves.items()}
+    steps = {
+        name: hull([Point(width, loss, width) for width, loss in curve.items()])
+        for name, curve in curves.items()
+    }
     chosen = {name: points.pop(0).choice for name, points in steps.items()}
     while any(steps.values()) and (now := with_widths(plan, chosen).macs()) > bound:
         # the price of each layer's next step, at the widths that the others have now
@@ -59,8 +65,11 @@ def widths(plan: model.Plan, curves: Mapping[str, Mapping[int, float]], bound: i
     return _exchanged(plan, curves, chosen, bound)
 
 
-def _exchanged(plan: model.Plan, curves: Mapping[str, Mapping[int, float]], chosen: dict[str, int], bound: int) -> dict[str, int]:
-    """Wider by one step in one layer, narrower by one in another or none, while that loses less within the bound."""
+def _exchanged(
+    plan: model.Plan, curves: Mapping[str, Mapping[int, float]], chosen: dict[str, int], bound: int
+) -> dict[str, int]:
+    """Wider by one step in one layer, narrower by one in another or none, while that loses less within the
+    bound."""
     offered = {name: sorted(curve) for name, curve in curves.items()}
 
     def moved(name: str, by: int) -> dict[str, int]:
@@ -68,8 +77,14 @@ def _exchanged(plan: model.Plan, curves: Mapping[str, Mapping[int, float]], chos
         return {name: offered[name][k]} if 0 <= k < len(offered[name]) else {}
 
     while True:
-        moves = [moved(wider, 1) | (moved(narrower, -1) if narrower else {}) for wider, narrower in _pairs(list(curves))]
-        gains = [(sum(curves[name][chosen[name]] - curves[name][width] for name, width in move.items()), move) for move in moves]
+        moves = [
+            moved(wider, 1) | (moved(narrower, -1) if narrower else {})
+            for wider, narrower in _pairs(list(curves))
+        ]
+        gains = [
+            (sum(curves[name][chosen[name]] - curves[name][width] for name, width in move.items()), move)
+            for move in moves
+        ]
         for gain, move in sorted(gains, key=lambda g: -g[0]):
             if gain <= 1e-12:
                 return chosen
@@ -87,5 +102,8 @@ def _pairs(names: list[str]) -> list[tuple[str, str | None]]:
 def with_widths(plan: model.Plan, chosen: Mapping[str, int]) -> model.Plan:
     """The plan with other widths of some convolutions."""
     convs = plan.convs()
-    blocks = tuple(tuple(chosen.get(name, width) for name, _, width in itertools.islice(convs, len(block))) for block in plan.blocks)
+    blocks = tuple(
+        tuple(chosen.get(name, width) for name, _, width in itertools.islice(convs, len(block)))
+        for block in plan.blocks
+    )
     return dataclasses.replace(plan, blocks=blocks)

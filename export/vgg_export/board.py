@@ -16,7 +16,8 @@ PYTHONS = ("python3", "python3.14", "python3.13", "python3.12", "python3.11")
 MARK = "@vgg-export "
 
 _ABOUT_PYTHON = (
-    "import json, platform, sys; from importlib.util import find_spec; print(json.dumps({'python': sys.version_info[:3],"
+    "import json, platform, sys; from importlib.util import find_spec; print(json.dumps({'python':"
+    " sys.version_info[:3],"
     " 'bits': 64 if sys.maxsize > 2 ** 32 else 32, 'libc': platform.libc_ver(),"
     " 'venv': bool(find_spec('venv') and find_spec('ensurepip'))}))"
 )
@@ -98,19 +99,27 @@ def _ensure_64_bit(name: str, found: dict[str, str], pythons: list[tuple[str, di
     narrow = found.get("bits") == "32" or any(about["bits"] == 32 for _, about in pythons)
     if machine.startswith(("armv", "i386", "i686")) or narrow:
         raise BoardError(
-            f"{name} runs a 32-bit system ({machine}), for which there is no onnxruntime; install the 64-bit Raspberry Pi OS on it"
+            f"{name} runs a 32-bit system ({machine}), for which there is no onnxruntime; install the"
+            " 64-bit Raspberry Pi OS on it"
             " (from a Pi Zero 2 W or Pi 3 on)"
         )
     if machine not in MACHINES:
-        raise BoardError(f"{name} is {machine}, for which there is no onnxruntime; expected {' or '.join(MACHINES)}")
+        raise BoardError(
+            f"{name} is {machine}, for which there is no onnxruntime; expected {' or '.join(MACHINES)}"
+        )
 
 
 def _choose(name: str, pythons: list[tuple[str, dict[str, Any]]]) -> tuple[str, dict[str, Any]]:
     """The first Python that is new enough."""
     if not pythons:
-        raise BoardError(f"{name} has no python3; install it there (Raspberry Pi OS: sudo apt install python3 python3-venv)")
+        raise BoardError(
+            f"{name} has no python3; install it there (Raspberry Pi OS: sudo apt install python3"
+            " python3-venv)"
+        )
     for path, about in pythons:
         if tuple(about["python"][:2]) >= OLDEST_PYTHON:
             return path, about
     versions = ", ".join(".".join(map(str, about["python"])) for _, about in pythons)
-    raise BoardError(f"{name} has Python {versions}; 3.11 or newer is needed: Raspberry Pi OS Bookworm and later have it")
+    raise BoardError(
+        f"{name} has Python {versions}; 3.11 or newer is needed: Raspberry Pi OS Bookworm and later have it"
+    )

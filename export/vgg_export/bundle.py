@@ -1,7 +1,8 @@
-"""Writes the folder that is copied to the board: models, labels, samples, expected outputs, the runtime, the manifest.
+"""Writes the folder that is copied to the board: models, labels, samples, expected outputs, the runtime, the
+manifest.
 
-A bundle is complete or it is not there: it is written beside, synced and renamed; what was there before is put back when
-anything goes wrong.
+A bundle is complete or it is not there: it is written beside, synced and renamed; what was there before is
+put back when anything goes wrong.
 """
 
 import contextlib
@@ -40,8 +41,12 @@ _IGNORED = ("__pycache__", ".mypy_cache", ".DS_Store")
 
 
 SESSIONS = {
-    # A float kernel that packs its weights is no faster here (measured), and unpacked they stay in the file's pages.
-    "fp32": {builds.FAST: m.SessionSettings(), builds.LEAN: m.SessionSettings(config={"session.disable_prepacking": "1"})},
+    # A float kernel that packs its weights is no faster here (measured), and unpacked they stay in the file's
+    # pages.
+    "fp32": {
+        builds.FAST: m.SessionSettings(),
+        builds.LEAN: m.SessionSettings(config={"session.disable_prepacking": "1"}),
+    },
     # An int8 kernel that does not is 3.5 times slower.
     "int8": {builds.FAST: m.SessionSettings(), builds.LEAN: m.SessionSettings()},
 }
@@ -49,8 +54,8 @@ SESSIONS = {
 
 @dataclasses.dataclass(frozen=True)
 class Build:
-    """One form of a variant: its model for the cores in ``targets`` (none: any). ``figures``: the id of the build whose figures on test
-    images are its own, too, because it computes the same."""
+    """One form of a variant: its model for the cores in ``targets`` (none: any). ``figures``: the id of the
+    build whose figures on test images are its own, too, because it computes the same."""
 
     id: str
     form: str
@@ -61,8 +66,9 @@ class Build:
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """A variant to be bundled: what it is called and its model, made by ``export`` or ``quantize``, for the cores in ``targets``
-    (none: those that its sidecar says, or any); ``others``: its builds for other cores."""
+    """A variant to be bundled: what it is called and its model, made by ``export`` or ``quantize``, for the
+    cores in ``targets`` (none: those that its sidecar says, or any); ``others``: its builds for other
+    cores."""
 
     id: str
     title: str
@@ -76,7 +82,10 @@ class Entry:
     @property
     def builds(self) -> tuple[Build, ...]:
         made_for = self.model.measured.get("target")
-        return (Build(self.id, "", self.targets or ((made_for,) if made_for else ()), self.model, self.id), *self.others)
+        return (
+            Build(self.id, "", self.targets or ((made_for,) if made_for else ()), self.model, self.id),
+            *self.others,
+        )
 
     @property
     def info(self) -> dict[str, Any]:
@@ -90,9 +99,10 @@ class Entry:
 
 @dataclasses.dataclass(frozen=True)
 class Contents:
-    """All that goes into a bundle. ``evaluation``: figures by variant, or None with the reason in ``evaluation_absent``; ``max_drop``:
-    what a recommended variant may lose, in points, where that was asked for; ``checked``: whether the checkpoint was asked if it
-    understands the pictures, and what was accepted."""
+    """All that goes into a bundle. ``evaluation``: figures by variant, or None with the reason in
+    ``evaluation_absent``; ``max_drop``: what a recommended variant may lose, in points, where that was asked
+    for; ``checked``: whether the checkpoint was asked if it understands the pictures, and what was
+    accepted."""
 
     entries: tuple[Entry, ...]
     splits: Splits
@@ -105,19 +115,25 @@ class Contents:
     def __post_init__(self) -> None:
         ids = [entry.id for entry in self.entries]
         if twice := sorted({name for name in ids if ids.count(name) > 1}):
-            raise DataError(f"two models are called {twice[0]!r}; a variant is named after its file, so rename one")
+            raise DataError(
+                f"two models are called {twice[0]!r}; a variant is named after its file, so rename one"
+            )
         first = self.entries[0]
         for entry in self.entries[1:]:
-            if list(entry.info["labels"]) != list(first.info["labels"]):  # tuples before they have been through JSON
+            # tuples before they have been through JSON
+            if list(entry.info["labels"]) != list(first.info["labels"]):
                 raise DataError(
-                    f"{entry.id} has {len(entry.info['labels'])} classes, {first.id} has {len(first.info['labels'])} or others;"
+                    f"{entry.id} has {len(entry.info['labels'])} classes, {first.id} has"
+                    f" {len(first.info['labels'])} or others;"
                     " the models of a bundle must answer the same question"
                 )
 
     @property
     def target(self) -> str:
         """What the int8 models were made for, as their sidecars say."""
-        int8 = [build for entry in self.entries if entry.info["precision"] == "int8" for build in entry.builds]
+        int8 = [
+            build for entry in self.entries if entry.info["precision"] == "int8" for build in entry.builds
+        ]
         names = dict.fromkeys(name for build in int8 for name in build.targets)
         return "; ".join(f"{name} ({TARGETS[name].reason})" for name in names) or "nothing: no int8 model"
 
@@ -164,16 +180,24 @@ def ensure_replaceable(output: Path) -> None:
         if not os.access(output, os.W_OK) or not os.access(output.parent, os.W_OK):
             raise OutputError(f"{output} cannot be written to; choose another --output")
         found = {
-            p.relative_to(output).as_posix() for p in output.rglob("*") if p.is_file() and not any(part in _IGNORED for part in p.parts)
+            p.relative_to(output).as_posix()
+            for p in output.rglob("*")
+            if p.is_file() and not any(part in _IGNORED for part in p.parts)
         }
     if not found:
         return
     try:
-        known = {m.FILE_NAME, m.REPORT_NAME, *m.FRONT_NAMES, *(entry.path for entry in m.read(output).all_files())}
+        known = {
+            m.FILE_NAME,
+            m.REPORT_NAME,
+            *m.FRONT_NAMES,
+            *(entry.path for entry in m.read(output).all_files()),
+        }
     except BundleError as error:
         shown = ", ".join(sorted(found)[:3])
         raise OutputError(
-            f"{output} is not empty and not a readable bundle (it holds {shown}); move it away or choose another --output"
+            f"{output} is not empty and not a readable bundle (it holds {shown}); move it away or choose"
+            " another --output"
         ) from error
     if extra := sorted(found - known):
         raise OutputError(
@@ -190,7 +214,13 @@ def _key(contents: Contents) -> str:
         [(e.id, e.title, e.description, e.steps, e.info, e.losses) for e in contents.entries],
         [(b.id, b.form, b.targets, b.model.sha256, b.figures) for e in contents.entries for b in e.builds],
         contents.splits.digest(),
-        [contents.class_ids, contents.target, contents.evaluation, contents.evaluation_absent, contents.max_drop],
+        [
+            contents.class_ids,
+            contents.target,
+            contents.evaluation,
+            contents.evaluation_absent,
+            contents.max_drop,
+        ],
         dataclasses.asdict(contents.checked),
         [stage.versions(), stage.source_digest(), *(sha256(path) for path in runtime_files())],
     ]
@@ -255,7 +285,11 @@ def _write(folder: Path, contents: Contents, key: str, advance: Any) -> m.Manife
     written = m.Manifest(
         created_by=stage.versions() | {"key": key},
         family=info["plan"]["family"],
-        weights={k: v for k, v in source.items() if k not in ("notice", "figures_absent", "history", "fitted_on", "assumed")},
+        weights={
+            k: v
+            for k, v in source.items()
+            if k not in ("notice", "figures_absent", "history", "fitted_on", "assumed")
+        },
         notice=source.get("notice"),
         figures_absent=source.get("figures_absent"),
         target=contents.target,
@@ -289,7 +323,10 @@ def _write_model(folder: Path, entry: Entry, contents: Contents) -> m.Variant:
         parameters=entry.info["parameters"],
         macs=entry.info["macs"],
         preprocessing=entry.preprocessing,
-        steps=(*entry.info["source"].get("history", ()), *(("quantized to int8",) if entry.info["precision"] == "int8" else ())),
+        steps=(
+            *entry.info["source"].get("history", ()),
+            *(("quantized to int8",) if entry.info["precision"] == "int8" else ()),
+        ),
         builds=tuple(_write_builds(folder, entry, contents)),
         losses=entry.losses,
     )
@@ -315,7 +352,8 @@ def _write_builds(folder: Path, entry: Entry, contents: Contents) -> Iterator[m.
 
 
 def _write_samples(folder: Path, contents: Contents) -> list[m.Sample]:
-    """Pictures to look at on the device: from the test set, one of each class as far as they go, else from the fitting set."""
+    """Pictures to look at on the device: from the test set, one of each class as far as they go, else from
+    the fitting set."""
     (folder / "samples").mkdir()
     samples = []
     splits, fitted = contents.splits, set(contents.fitted())
@@ -341,7 +379,8 @@ def _plain(name: str) -> str:
 
 
 def _write_expected(folder: Path, variants: Sequence[m.Variant], pictures: Sequence[Path]) -> None:
-    """Inputs and logits for the device's self-check, computed here with onnxruntime, one picture at a time."""
+    """Inputs and logits for the device's self-check, computed here with onnxruntime, one picture at a
+    time."""
     if not pictures:
         raise DataError("a bundle needs at least one sample picture for its self-check")
     arrays = {}
@@ -349,15 +388,22 @@ def _write_expected(folder: Path, variants: Sequence[m.Variant], pictures: Seque
         inputs = np.stack([load(picture, variant.preprocessing) for picture in pictures])
         arrays[check.input_key(variant.preprocessing.crop_px)] = inputs
         for build in variant.builds:
-            session = Model(folder / build.model.path, builds.session_here(build, builds.FAST), device.usable_cores())
-            arrays[check.logits_key(build.id)] = np.concatenate([session(inputs[k : k + 1]) for k in range(len(inputs))])
+            session = Model(
+                folder / build.model.path, builds.session_here(build, builds.FAST), device.usable_cores()
+            )
+            arrays[check.logits_key(build.id)] = np.concatenate(
+                [session(inputs[k : k + 1]) for k in range(len(inputs))]
+            )
     np.savez_compressed(folder / "expected.npz", **arrays)  # type: ignore[arg-type]
 
 
 def runtime_folder() -> Path:
-    """Where the launcher and the device's requirements are: beside the package in a checkout, inside it in a wheel."""
+    """Where the launcher and the device's requirements are: beside the package in a checkout, inside it in a
+    wheel."""
     package = Path(vgg_runtime.__file__).parent
-    return next(folder for folder in (package / "launcher", package.parent) if (folder / "compare.py").is_file())
+    return next(
+        folder for folder in (package / "launcher", package.parent) if (folder / "compare.py").is_file()
+    )
 
 
 def _write_runtime(folder: Path) -> None:
@@ -370,7 +416,9 @@ def _write_runtime(folder: Path) -> None:
 def runtime_files() -> list[Path]:
     """Everything of the runtime that goes to the device."""
     package = Path(vgg_runtime.__file__).parent
-    launcher = [runtime_folder() / name for name in ("compare.py", "requirements.txt", "requirements-web.txt")]
+    launcher = [
+        runtime_folder() / name for name in ("compare.py", "requirements.txt", "requirements-web.txt")
+    ]
     return [*sorted(package.glob("*.py")), *sorted(package.glob("*.html")), *launcher]
 
 
@@ -380,9 +428,12 @@ def _readme(entries: Sequence[Entry]) -> str:
         "# A VGG in several sizes, to be compared on this board\n\n"
         "    python3 -m venv venv && venv/bin/pip install -r runtime/requirements.txt\n"
         "    venv/bin/python runtime/compare.py\n\n"
-        "Needs 64-bit Linux and Python 3.11 or newer; `--doctor` says what this board lacks, `--image FILE` classifies your own picture,\n"
+        "Needs 64-bit Linux and Python 3.11 or newer; `--doctor` says what this board lacks, `--image"
+        " FILE` classifies your own picture,\n"
         "`--help` lists the rest.\n"
-        "As a page: `venv/bin/pip install -r runtime/requirements-web.txt`, then `venv/bin/python runtime/compare.py --serve`.\n"
-        f"`{m.REPORT_NAME}`, if it is here, shows what the computer that made this folder measured; its times are not this board's.\n"
+        "As a page: `venv/bin/pip install -r runtime/requirements-web.txt`, then `venv/bin/python"
+        " runtime/compare.py --serve`.\n"
+        f"`{m.REPORT_NAME}`, if it is here, shows what the computer that made this folder measured; its"
+        " times are not this board's.\n"
         f"Variants: {names}. What each is, and what it lost, is in `manifest.json`.\n"
     )

@@ -1,4 +1,5 @@
-"""The names of a checkpoint's classes in the order of its outputs: out of its file, or out of ``--labels``."""
+"""The names of a checkpoint's classes in the order of its outputs: out of its file, or out of
+``--labels``."""
 
 import dataclasses
 import json
@@ -36,13 +37,16 @@ def shown(names: Sequence[str], limit: int = SHOWN) -> str:
 
 
 def beside(data: Mapping[Any, Any], file: Path) -> ClassNames | None:
-    """What a checkpoint's dictionary says of its classes, directly or in a dictionary inside it (Lightning's ``hyper_parameters``).
+    """What a checkpoint's dictionary says of its classes, directly or in a dictionary inside it (Lightning's
+    ``hyper_parameters``).
 
     Raises:
         CheckpointError: two entries contradict each other, or one names classes in a way that gives no order.
     """
     found: list[ClassNames] = []
-    inner = {f"{key}.{k}": v for key, value in data.items() if isinstance(value, Mapping) for k, v in value.items()}
+    inner = {
+        f"{key}.{k}": v for key, value in data.items() if isinstance(value, Mapping) for k, v in value.items()
+    }
     for key, value in (*((str(k), v) for k, v in data.items()), *inner.items()):
         last = key.rpartition(".")[2].lower()
         if last not in KEYS:
@@ -74,7 +78,9 @@ def read(path: Path) -> ClassNames:
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{path} cannot be read as UTF-8 text ({error}); expected one class name a line, or JSON") from error
+        raise CheckpointError(
+            f"{path} cannot be read as UTF-8 text ({error}); expected one class name a line, or JSON"
+        ) from error
     if path.suffix.lower() == ".json" or _is_json(text):
         return ClassNames(_from_json(text, path), str(path))
     return ClassNames(tuple(_name(line, str(path)) for line in text.splitlines() if line.strip()), str(path))
@@ -93,7 +99,9 @@ def _from_json(text: str, path: Path) -> tuple[str, ...]:
     try:
         data = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} is not readable JSON ({error}); {expected}, or one name a line in a text file") from error
+        raise CheckpointError(
+            f"{path} is not readable JSON ({error}); {expected}, or one name a line in a text file"
+        ) from error
     for key in KEYS:  # a file that holds them as a checkpoint would
         if isinstance(data, dict) and isinstance(data.get(key), dict | list):
             return _names(data[key], f"{key} in {path}", by_name=key in BY_NAME) or ()
@@ -104,7 +112,8 @@ def _from_json(text: str, path: Path) -> tuple[str, ...]:
 
 
 def same(some: Sequence[str], others: Sequence[str]) -> bool:
-    """Whether two lists name the same classes in the same order; case, hyphens and underscores do not matter."""
+    """Whether two lists name the same classes in the same order; case, hyphens and underscores do not
+    matter."""
     return [normalise(name) for name in some] == [normalise(name) for name in others]
 
 
@@ -118,10 +127,16 @@ def _names(value: Any, where: str, *, by_name: bool) -> tuple[str, ...] | None:
         return None
     numbers = [_number(key) for key in value]
     values = [_number(v) for v in value.values()]
-    if not (by_name and None not in values) and None not in numbers and all(isinstance(v, str) for v in value.values()):
+    if (
+        not (by_name and None not in values)
+        and None not in numbers
+        and all(isinstance(v, str) for v in value.values())
+    ):
         return _in_order(dict(zip(map(int, map(str, value)), value.values(), strict=True)), len(value), where)
     if None not in values and all(isinstance(key, str) for key in value):
-        return _in_order({v: key for v, key in zip(values, value, strict=True) if v is not None}, len(value), where)
+        return _in_order(
+            {v: key for v, key in zip(values, value, strict=True) if v is not None}, len(value), where
+        )
     return None
 
 
@@ -139,7 +154,8 @@ def _in_order(by_number: dict[int, str], count: int, where: str) -> tuple[str, .
     if sorted(by_number) != list(range(count)):
         found = ", ".join(map(str, sorted(by_number)[:SHOWN]))
         raise CheckpointError(
-            f"{where} numbers its {count} classes {found}{', …' if len(by_number) > SHOWN else ''}; expected each of 0 to {count - 1} once"
+            f"{where} numbers its {count} classes {found}{', …' if len(by_number) > SHOWN else ''};"
+            f" expected each of 0 to {count - 1} once"
         )
     return tuple(_name(by_number[k], where) for k in range(count))
 
@@ -148,12 +164,22 @@ def _name(text: str, where: str) -> str:
     """One name. A bundle's labels.txt holds one a line, so that a name is one line."""
     name = text.strip()
     if not name or len(name.splitlines()) > 1:
-        raise CheckpointError(f"{where} has the class name {printable(text)!r}; expected a name of one line, which is not empty")
+        raise CheckpointError(
+            f"{where} has the class name {printable(text)!r}; expected a name of one line, which is not empty"
+        )
     return name
 
 
 def _kind(data: Any) -> str:
     if isinstance(data, dict):
         key, value = next(iter(data.items()), ("", ""))
-        return f"an object with entries such as {printable(str(key))!r}: {printable(str(value))}" if data else "an empty object"
-    return f"a list with entries such as {printable(str(data[0]))}" if isinstance(data, list) and data else printable(str(data))
+        return (
+            f"an object with entries such as {printable(str(key))!r}: {printable(str(value))}"
+            if data
+            else "an empty object"
+        )
+    return (
+        f"a list with entries such as {printable(str(data[0]))}"
+        if isinstance(data, list) and data
+        else printable(str(data))
+    )

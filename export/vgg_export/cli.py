@@ -50,17 +50,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
         click.secho(f"Error: {error}", fg="red", err=True)
         return 2
     except (KeyboardInterrupt, click.Abort):
-        click.echo("\nInterrupted; what was finished is kept and the same command goes on from there.", err=True)
+        click.echo(
+            "\nInterrupted; what was finished is kept and the same command goes on from there.", err=True
+        )
         return EXIT_INTERRUPTED
     except MemoryError:
-        click.secho("Error: this computer ran out of memory; close other programs or use a machine with more", fg="red", err=True)
+        click.secho(
+            "Error: this computer ran out of memory; close other programs or use a machine with more",
+            fg="red",
+            err=True,
+        )
         return 1
     except Exception as error:
         if os.environ.get("VGG_EXPORT_TRACEBACK"):
             raise
         text = " ".join(str(error).split())[:300]
         click.secho(
-            f"Error: unexpected {type(error).__name__}: {text} (VGG_EXPORT_TRACEBACK=1 shows where; please report it)", fg="red", err=True
+            f"Error: unexpected {type(error).__name__}: {text} (VGG_EXPORT_TRACEBACK=1 shows where; please"
+            " report it)",
+            fg="red",
+            err=True,
         )
         return 1
     return int(result or 0)
@@ -72,7 +81,9 @@ class TerminalProgress:
     @contextlib.contextmanager
     def task(self, label: str, total: int | None) -> Iterator["_Line | _Bar"]:
         if total and sys.stderr.isatty():
-            with click.progressbar(length=total, label=f"  {label:<42}", file=sys.stderr, show_eta=True, show_pos=True) as bar:
+            with click.progressbar(
+                length=total, label=f"  {label:<42}", file=sys.stderr, show_eta=True, show_pos=True
+            ) as bar:
                 yield _Bar(bar)
             return
         line = _Line(label, total)
@@ -126,7 +137,8 @@ def cli() -> None:
     for name in ("torch", "onnxscript", "onnx_ir", "onnxruntime"):
         logging.getLogger(name).setLevel(logging.ERROR)
     logging.getLogger().setLevel(logging.ERROR)
-    warnings.simplefilter("ignore")  # the libraries' remarks to programmers; what a user must know is an error or logged
+    # the libraries' remarks to programmers; what a user must know is an error or logged
+    warnings.simplefilter("ignore")
 
 
 def _grouped(*decorators: Command) -> Command:
@@ -142,10 +154,17 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
 _FOLDER = click.Path(path_type=Path, file_okay=False)
 _weights = _grouped(
     click.option(
-        "--weights", default="auto", show_default=True, metavar="auto|imagenet|demo|random|FILE", help="Where the checkpoint comes from."
+        "--weights",
+        default="auto",
+        show_default=True,
+        metavar="auto|imagenet|demo|random|FILE",
+        help="Where the checkpoint comes from.",
     ),
     click.option(
-        "--labels", type=_FILE, help='Class names in the order of the classes, one a line, or JSON (a list, {"0": name} or {name: 0}).'
+        "--labels",
+        type=_FILE,
+        help='Class names in the order of the classes, one a line, or JSON (a list, {"0": name} or {name:'
+        " 0}).",
     ),
 )
 _data = click.option("--data", metavar="imagenette|DIR|none", help="Pictures; the default fits the weights.")
@@ -157,19 +176,32 @@ _calibration = click.option(
     help="At most so many calibrate int8.",
 )
 _test = click.option(
-    "--test-images", type=int, default=options.DataOptions.test_images, show_default=True, help="At most so many are evaluated."
+    "--test-images",
+    type=int,
+    default=options.DataOptions.test_images,
+    show_default=True,
+    help="At most so many are evaluated.",
 )
 _seed = click.option(
-    "--seed", type=click.IntRange(0, 99), default=0, show_default=True, help="Of everything that is drawn or split at random."
+    "--seed",
+    type=click.IntRange(0, 99),
+    default=0,
+    show_default=True,
+    help="Of everything that is drawn or split at random.",
 )
 _accept = click.option(
     "--accept-accuracy",
     is_flag=True,
-    help="Go on with a checkpoint that is near chance on the labelled pictures, or has its classes in another order.",
+    help="Go on with a checkpoint that is near chance on the labelled pictures, or has its classes in"
+    " another order.",
 )
 _prune = _grouped(
     click.option(
-        "--prune-ratio", type=float, default=options.PruneOptions.ratio, show_default=True, help="Share of the filters to remove."
+        "--prune-ratio",
+        type=float,
+        default=options.PruneOptions.ratio,
+        show_default=True,
+        help="Share of the filters to remove.",
     ),
     click.option(
         "--prune-from",
@@ -186,7 +218,9 @@ _prune = _grouped(
         help="What makes a filter important.",
     ),
     click.option(
-        "--width-multiple", type=int, help="Widths land on a multiple of this  [default: what the target's int8 kernels want, 8 or 16]"
+        "--width-multiple",
+        type=int,
+        help="Widths land on a multiple of this  [default: what the target's int8 kernels want, 8 or 16]",
     ),
     click.option(
         "--prune-widths",
@@ -196,9 +230,15 @@ _prune = _grouped(
         help="The same ratio everywhere, or more where filters are missed less (needs obs).",
     ),
 )
-_no_repair = click.option("--no-repair", is_flag=True, help="Prune without the closed-form repair, to see what it buys.")
+_no_repair = click.option(
+    "--no-repair", is_flag=True, help="Prune without the closed-form repair, to see what it buys."
+)
 _repair_images = click.option(
-    "--repair-images", type=int, default=options.REPAIR_IMAGES, show_default=True, help="At most so many to fit layers on."
+    "--repair-images",
+    type=int,
+    default=options.REPAIR_IMAGES,
+    show_default=True,
+    help="At most so many to fit layers on.",
 )
 _factorise = _grouped(
     click.option(
@@ -208,7 +248,11 @@ _factorise = _grouped(
         show_default=True,
         help="What is left of the convolutions' arithmetic.",
     ),
-    click.option("--fc-ranks", metavar="A,B", help="Ranks of fc1 and fc2  [default: by their width and the number of classes]"),
+    click.option(
+        "--fc-ranks",
+        metavar="A,B",
+        help="Ranks of fc1 and fc2  [default: by their width and the number of classes]",
+    ),
 )
 _finetune = _grouped(
     click.option(
@@ -220,7 +264,12 @@ _finetune = _grouped(
         help="0 to leave it out. Compact variants have levels of their own: --distil-up-to.",
     ),
     click.option(
-        "--finetune-images", "images", type=int, default=options.FinetuneOptions.images, show_default=True, help="At most so many an epoch."
+        "--finetune-images",
+        "images",
+        type=int,
+        default=options.FinetuneOptions.images,
+        show_default=True,
+        help="At most so many an epoch.",
     ),
     click.option(
         "--learning-rate",
@@ -238,7 +287,9 @@ _finetune = _grouped(
         help="First layers whose weights move; fc1: only the classifier.",
     ),
 )
-_one_target = functools.partial(click.option, "--target", type=click.Choice(tuple(TARGETS)), help="The core that int8 is made for.")
+_one_target = functools.partial(
+    click.option, "--target", type=click.Choice(tuple(TARGETS)), help="The core that int8 is made for."
+)
 _target = _one_target(default=options.QuantizeOptions.target, show_default=True)
 _target_here = _one_target(default=lambda: options.default_targets()[0], show_default="this machine")
 _targets = click.option(
@@ -255,19 +306,27 @@ _quantize = _grouped(
         type=click.Choice(("auto", *options.INT8_FORMS)),
         default=options.QuantizeOptions.method,
         show_default=True,
-        help="How int8 is made; auto: the plain minmax, or what is closer to the float model where that is not close enough.",
+        help="How int8 is made; auto: the plain minmax, or what is closer to the float model where that is"
+        " not close enough.",
     ),
     click.option(
         "--min-agreement",
         type=float,
         default=options.QuantizeOptions.min_agreement,
         show_default=True,
-        help="With the float model; below it the most sensitive layers stay float (not of compact variants under --max-drop). 0: none.",
+        help="With the float model; below it the most sensitive layers stay float (not of compact variants"
+        " under --max-drop). 0: none.",
     ),
 )
 
 
-_scaled = click.option("--scaled-px", type=int, default=options.AllOptions.scaled_px, show_default=True, help="Side of the smaller input.")
+_scaled = click.option(
+    "--scaled-px",
+    type=int,
+    default=options.AllOptions.scaled_px,
+    show_default=True,
+    help="Side of the smaller input.",
+)
 _budget = _grouped(
     click.option(
         "--max-drop",
@@ -276,14 +335,20 @@ _budget = _grouped(
         help="Search the compact variants: lose at most so many points of top-1, standard error included.",
     ),
     click.option("--target-size", metavar="SIZE", help="Search: a file of at most so much, e.g. 20MB."),
-    click.option("--target-speedup", type=float, metavar="X", help="Search: at least so many times the baseline's speed, here."),
+    click.option(
+        "--target-speedup",
+        type=float,
+        metavar="X",
+        help="Search: at least so many times the baseline's speed, here.",
+    ),
 )
 _distil = click.option(
     "--distil-up-to",
     type=click.Choice(options.DISTIL_CHOICES),
     default=options.DistilOptions.up_to,
     show_default=True,
-    help="Of the compact variants: what is trained again. auto: the classifier; for a budget the deeper blocks, too, if needed.",
+    help="Of the compact variants: what is trained again. auto: the classifier; for a budget the deeper"
+    " blocks, too, if needed.",
 )
 
 
@@ -299,7 +364,9 @@ def _weights_options(chosen: dict[str, Any]) -> options.WeightsOptions:
 def _data_options(chosen: dict[str, Any]) -> options.DataOptions:
     default = options.DataOptions()
     calibration = chosen.get("calibration_images", default.calibration_images)
-    return options.DataOptions(chosen["data"], chosen.get("seed", 0), calibration, chosen.get("test_images", default.test_images))
+    return options.DataOptions(
+        chosen["data"], chosen.get("seed", 0), calibration, chosen.get("test_images", default.test_images)
+    )
 
 
 def _ensure_output(output: Path, suffix: str, *inputs: Path | str) -> None:
@@ -308,7 +375,9 @@ def _ensure_output(output: Path, suffix: str, *inputs: Path | str) -> None:
         raise OptionsError(f"--output {output} must end in {suffix}")
     for given in inputs:
         if Path(given).exists() and output.exists() and Path(given).samefile(output):
-            raise OptionsError(f"--output {output} is also an input and would be overwritten; name another file")
+            raise OptionsError(
+                f"--output {output} is also an input and would be overwritten; name another file"
+            )
 
 
 def _quantize_options(chosen: dict[str, Any]) -> options.QuantizeOptions:
@@ -325,7 +394,9 @@ def _prune_options(chosen: dict[str, Any]) -> options.PruneOptions:
         chosen["prune_ratio"],
         chosen["prune_from"],
         chosen["criterion"],
-        options.width_multiple(_built_for(chosen)) if chosen["width_multiple"] is None else chosen["width_multiple"],
+        options.width_multiple(_built_for(chosen))
+        if chosen["width_multiple"] is None
+        else chosen["width_multiple"],
         chosen["seed"],
         repair=not chosen["no_repair"],
         images=chosen["repair_images"],
@@ -339,17 +410,26 @@ def _factorise_options(chosen: dict[str, Any]) -> options.FactoriseOptions:
         try:
             first, second = (int(part) for part in chosen["fc_ranks"].split(","))
         except ValueError as error:
-            raise OptionsError(f"--fc-ranks takes two whole numbers such as 256,128, found {chosen['fc_ranks']!r}") from error
+            raise OptionsError(
+                f"--fc-ranks takes two whole numbers such as 256,128, found {chosen['fc_ranks']!r}"
+            ) from error
         ranks = (first, second)
     multiple = options.width_multiple(_built_for(chosen))
-    return options.FactoriseOptions(chosen["conv_share"], ranks, multiple, chosen["repair_images"], seed=chosen["seed"])
+    return options.FactoriseOptions(
+        chosen["conv_share"], ranks, multiple, chosen["repair_images"], seed=chosen["seed"]
+    )
 
 
 def _budget_options(chosen: dict[str, Any]) -> options.Budget:
     budget = options.Budget(chosen["max_drop"], _bytes(chosen["target_size"]), chosen["target_speedup"])
-    given = click.get_current_context().get_parameter_source("conv_share") is not click.core.ParameterSource.DEFAULT
+    given = (
+        click.get_current_context().get_parameter_source("conv_share")
+        is not click.core.ParameterSource.DEFAULT
+    )
     if budget.asked and (chosen["fc_ranks"] or given):
-        raise OptionsError("a budget searches for the ranks, --conv-share and --fc-ranks set them: give one or the other")
+        raise OptionsError(
+            "a budget searches for the ranks, --conv-share and --fc-ranks set them: give one or the other"
+        )
     return budget
 
 
@@ -365,12 +445,22 @@ def _bytes(text: str | None) -> int | None:
 
 def _finetune_options(chosen: dict[str, Any]) -> options.FinetuneOptions:
     return options.FinetuneOptions(
-        chosen["epochs"], chosen["rate"], train_from=chosen["train_from"], images=chosen["images"], seed=chosen["seed"]
+        chosen["epochs"],
+        chosen["rate"],
+        train_from=chosen["train_from"],
+        images=chosen["images"],
+        seed=chosen["seed"],
     )
 
 
 @cli.command("all")
-@click.option("--output", type=_FOLDER, default=Path("artifacts"), show_default=True, help="The bundle; replaced as a whole.")
+@click.option(
+    "--output",
+    type=_FOLDER,
+    default=Path("artifacts"),
+    show_default=True,
+    help="The bundle; replaced as a whole.",
+)
 @click.option("--work", type=_FOLDER, help="Intermediate files  [default: .OUTPUT.work beside the output]")
 @_weights
 @_data
@@ -391,7 +481,8 @@ def _finetune_options(chosen: dict[str, Any]) -> options.FinetuneOptions:
 @_seed
 @click.option("--no-compare", is_flag=True, help="Do not measure the variants on this machine at the end.")
 def all_(no_compare: bool, **chosen: Any) -> int:
-    """Everything: from a checkpoint to a bundle, then the comparison on this machine, also as report.html in the bundle.
+    """Everything: from a checkpoint to a bundle, then the comparison on this machine, also as report.html in
+    the bundle.
 
     Example: vgg-export all --weights my_vgg16.pth --data photos/ --target pi4
     """
@@ -407,7 +498,9 @@ def all_(no_compare: bool, **chosen: Any) -> int:
         quantize=_quantize_options(chosen),
         budget=_budget_options(chosen),
         scaled_px=chosen["scaled_px"],
-        variants=tuple(name.strip() for name in chosen["variants"].split(",")) if chosen["variants"] else None,
+        variants=tuple(name.strip() for name in chosen["variants"].split(","))
+        if chosen["variants"]
+        else None,
         targets=chosen["targets"] or None,
         accept_accuracy=chosen["accept_accuracy"],
     )
@@ -416,7 +509,11 @@ def all_(no_compare: bool, **chosen: Any) -> int:
     from . import pipeline
 
     pipeline.run(wanted, TerminalProgress())
-    click.echo(f"\nThe bundle is in {wanted.output}; copy that folder to the board and run runtime/compare.py there.\n", err=True)
+    click.echo(
+        f"\nThe bundle is in {wanted.output}; copy that folder to the board and run runtime/compare.py"
+        " there.\n",
+        err=True,
+    )
     if no_compare:
         return 0
     launcher, report = wanted.output / "runtime" / "compare.py", wanted.output / REPORT_NAME
@@ -429,9 +526,20 @@ def all_(no_compare: bool, **chosen: Any) -> int:
 @_data
 @_calibration
 @_test
-@click.option("--ratios", metavar="A,B", default=",".join(map(str, options.SWEEP_RATIOS)), show_default=True, help="Of filters to remove.")
 @click.option(
-    "--max-drop", type=float, default=options.SweepOptions.max_drop, show_default=True, metavar="POINTS", help="Of the recommended point."
+    "--ratios",
+    metavar="A,B",
+    default=",".join(map(str, options.SWEEP_RATIOS)),
+    show_default=True,
+    help="Of filters to remove.",
+)
+@click.option(
+    "--max-drop",
+    type=float,
+    default=options.SweepOptions.max_drop,
+    show_default=True,
+    metavar="POINTS",
+    help="Of the recommended point.",
 )
 @_repair_images
 @_distil
@@ -441,7 +549,9 @@ def all_(no_compare: bool, **chosen: Any) -> int:
 @_accept
 @_seed
 @click.option("--work", type=_FOLDER, help="Intermediate files  [default: .OUTPUT.work beside the output]")
-@click.option("--output", type=_FOLDER, required=True, help="Folder for front.json, front.csv, front.svg and front.png.")
+@click.option(
+    "--output", type=_FOLDER, required=True, help="Folder for front.json, front.csv, front.svg and front.png."
+)
 def sweep(ratios: str, max_drop: float, **chosen: Any) -> None:
     """The whole trade-off: compact variants of every strength, and what keeps them honest beside them.
 
@@ -458,7 +568,9 @@ def sweep(ratios: str, max_drop: float, **chosen: Any) -> None:
         weights=_weights_options(chosen),
         data=_data_options(chosen),
         prune=options.PruneOptions(multiple=multiple, images=chosen["repair_images"], seed=chosen["seed"]),
-        factorise=options.FactoriseOptions(multiple=multiple, images=chosen["repair_images"], seed=chosen["seed"]),
+        factorise=options.FactoriseOptions(
+            multiple=multiple, images=chosen["repair_images"], seed=chosen["seed"]
+        ),
         distil=options.DistilOptions(chosen["distil_up_to"], seed=chosen["seed"]),
         quantize=_quantize_options(chosen),
         budget=options.Budget(max_drop),
@@ -486,20 +598,31 @@ def sweep(ratios: str, max_drop: float, **chosen: Any) -> None:
 def prune(output: Path, no_pictures: bool, **chosen: Any) -> None:
     """Remove filters, so that the tensors get smaller, and repair what is left in closed form.
 
-    Example: vgg-export prune --weights my_vgg16.pth --data photos/ --prune-ratio 0.2 --output pruned.safetensors
+    Example: vgg-export prune --weights my_vgg16.pth --data photos/ --prune-ratio 0.2 --output
+    pruned.safetensors
     """
     wanted, pictures = _prune_options(chosen), _data_options(chosen)
     if no_pictures and (chosen["data"] or not wanted.sees_pictures):
-        raise OptionsError("--no-pictures goes neither with --data nor, unless --criterion is obs, with --no-repair")
+        raise OptionsError(
+            "--no-pictures goes neither with --data nor, unless --criterion is obs, with --no-repair"
+        )
     _ensure_output(output, ".safetensors", chosen["weights"])
     from . import pipeline, prune
 
     progress = TerminalProgress()
-    checkpoint = pipeline.checkpoint_file(_weights_options(chosen), pictures if chosen["data"] else None, _work(output), progress)
+    checkpoint = pipeline.checkpoint_file(
+        _weights_options(chosen), pictures if chosen["data"] else None, _work(output), progress
+    )
     needed = wanted.sees_pictures and not no_pictures
-    splits = pipeline.splits_for(checkpoint, pictures, _work(output), progress) if needed or chosen["data"] else None
+    splits = (
+        pipeline.splits_for(checkpoint, pictures, _work(output), progress)
+        if needed or chosen["data"]
+        else None
+    )
     if splits:
-        pipeline.ensure_understood(checkpoint, splits, _work(output), progress, accept=chosen["accept_accuracy"])
+        pipeline.ensure_understood(
+            checkpoint, splits, _work(output), progress, accept=chosen["accept_accuracy"]
+        )
     prune.run(checkpoint, splits if needed else None, output, wanted, progress)
     click.echo(f"wrote {output}")
 
@@ -513,9 +636,11 @@ def prune(output: Path, no_pictures: bool, **chosen: Any) -> None:
 @_seed
 @click.option("--output", type=_FILE, required=True, help="The factorised checkpoint (.safetensors).")
 def factorise(output: Path, **chosen: Any) -> None:
-    """Make each heavy layer out of two thin ones, fitted in closed form on a few hundred pictures without labels.
+    """Make each heavy layer out of two thin ones, fitted in closed form on a few hundred pictures without
+    labels.
 
-    Example: vgg-export factorise --weights my_vgg16.pth --data photos/ --conv-share 0.4 --output compact.safetensors
+    Example: vgg-export factorise --weights my_vgg16.pth --data photos/ --conv-share 0.4 --output
+    compact.safetensors
     """
     wanted, pictures = _factorise_options(chosen), _data_options(chosen)
     _ensure_output(output, ".safetensors", chosen["weights"])
@@ -535,12 +660,15 @@ def factorise(output: Path, **chosen: Any) -> None:
 @_finetune
 @_accept
 @_seed
-@click.option("--teacher", required=True, metavar="FILE|demo|imagenet", help="The checkpoint whose answers are learned.")
+@click.option(
+    "--teacher", required=True, metavar="FILE|demo|imagenet", help="The checkpoint whose answers are learned."
+)
 @click.option("--output", type=_FILE, required=True, help="The tuned checkpoint (.safetensors).")
 def finetune(output: Path, teacher: str, **chosen: Any) -> None:
     """Distil a pruned checkpoint from the original; labels join where there are any.
 
-    Example: vgg-export finetune --weights pruned.safetensors --teacher my_vgg16.pth --data photos/ --output tuned.safetensors
+    Example: vgg-export finetune --weights pruned.safetensors --teacher my_vgg16.pth --data photos/ --output
+    tuned.safetensors
 
     On several cores or machines: torchrun --standalone --nproc-per-node 2 -m vgg_export finetune ...
     """
@@ -549,14 +677,17 @@ def finetune(output: Path, teacher: str, **chosen: Any) -> None:
     from . import finetune, pipeline, storage
 
     progress = TerminalProgress()
-    with storage.exclusive(_work(output)):  # under torchrun the first process prepares, the others find it done
+    # under torchrun the first process prepares, the others find it done
+    with storage.exclusive(_work(output)):
         student = pipeline.checkpoint_file(_weights_options(chosen), pictures, _work(output), progress)
         taught_by = pipeline.checkpoint_file(
             options.WeightsOptions(teacher, chosen["labels"]), pictures, _work(output), progress, "teacher"
         )
         splits = pipeline.splits_for(student, pictures, _work(output), progress)
         # the teacher, since what is to be tuned may well be damaged
-        pipeline.ensure_understood(taught_by, splits, _work(output), progress, accept=chosen["accept_accuracy"])
+        pipeline.ensure_understood(
+            taught_by, splits, _work(output), progress, accept=chosen["accept_accuracy"]
+        )
     made = finetune.run(student, taught_by, splits, output, wanted, progress)
     if made.path == output:
         click.echo(f"wrote {output}")
@@ -588,7 +719,9 @@ def export(output: Path, input_px: int, **chosen: Any) -> None:
 
 
 @cli.command()
-@click.option("--model", "source", type=_FILE, required=True, help="A float model that 'vgg-export export' wrote.")
+@click.option(
+    "--model", "source", type=_FILE, required=True, help="A float model that 'vgg-export export' wrote."
+)
 @_data
 @_calibration
 @_target
@@ -596,7 +729,8 @@ def export(output: Path, input_px: int, **chosen: Any) -> None:
 @_seed
 @click.option("--output", type=_FILE, required=True, help="The int8 model (.onnx).")
 def quantize(source: Path, output: Path, **chosen: Any) -> None:
-    """Static int8, calibrated on pictures; where the plain way is not close to the float model, others are tried on held-out ones.
+    """Static int8, calibrated on pictures; where the plain way is not close to the float model, others are
+    tried on held-out ones.
 
     Example: vgg-export quantize --model tuned.onnx --data photos/ --target pi4 --output tuned-int8.onnx
     """
@@ -615,9 +749,16 @@ def quantize(source: Path, output: Path, **chosen: Any) -> None:
 @click.argument("models", nargs=-1, required=True, type=_FILE)
 @_data
 @_seed
-@click.option("--output", type=_FOLDER, default=Path("artifacts"), show_default=True, help="The bundle; replaced as a whole.")
+@click.option(
+    "--output",
+    type=_FOLDER,
+    default=Path("artifacts"),
+    show_default=True,
+    help="The bundle; replaced as a whole.",
+)
 def bundle(models: tuple[Path, ...], output: Path, **chosen: Any) -> None:
-    """Put exported models into a folder for the board; the first is the baseline, each is named after its file.
+    """Put exported models into a folder for the board; the first is the baseline, each is named after its
+    file.
 
     Example: vgg-export bundle baseline.onnx tuned-int8.onnx --data photos/ --output artifacts
     """
@@ -629,13 +770,17 @@ def bundle(models: tuple[Path, ...], output: Path, **chosen: Any) -> None:
 
 
 @cli.command()
-@click.option("--bundle", "folder", type=_FOLDER, default=Path("artifacts"), show_default=True, help="What to evaluate.")
+@click.option(
+    "--bundle", "folder", type=_FOLDER, default=Path("artifacts"), show_default=True, help="What to evaluate."
+)
 @_data
 @_test
 @_accept
 @click.option("--record", is_flag=True, help="Write the figures into the bundle's manifest.")
 @click.option("--json", "json_file", type=_FILE, help="Write the figures to a file.")
-def evaluate(folder: Path, record: bool, accept_accuracy: bool, json_file: Path | None, **chosen: Any) -> None:
+def evaluate(
+    folder: Path, record: bool, accept_accuracy: bool, json_file: Path | None, **chosen: Any
+) -> None:
     """Accuracy and agreement of a bundle's variants on pictures that were not used to make it.
 
     Example: vgg-export evaluate --bundle artifacts --data photos/test
@@ -646,21 +791,38 @@ def evaluate(folder: Path, record: bool, accept_accuracy: bool, json_file: Path 
     from . import pipeline
     from .storage import write_json
 
-    figures, n, notices = pipeline.evaluate_bundle(folder, pictures, TerminalProgress(), record=record, accept=accept_accuracy)
+    figures, n, notices = pipeline.evaluate_bundle(
+        folder, pictures, TerminalProgress(), record=record, accept=accept_accuracy
+    )
     for notice in notices:
         click.echo(f"!! {notice}")
     click.echo(f"{n} test images, none of them used for fitting or calibration")
     click.echo(
-        present.table(("variant", *present.EVALUATION_COLUMNS), [[name, *present.evaluation_cells(row)] for name, row in figures.items()])
+        present.table(
+            ("variant", *present.EVALUATION_COLUMNS),
+            [[name, *present.evaluation_cells(row)] for name, row in figures.items()],
+        )
     )
     if json_file:
         write_json(json_file, figures)
 
 
 @cli.command()
-@click.option("--bundle", "folder", type=_FOLDER, default=Path("artifacts"), show_default=True, help="What to compare.")
-@click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="Of the page; 0 for any free one.")
-@click.option("--host", metavar="ADDRESS", help="Open the page to the network, e.g. 0.0.0.0  [default: this machine only]")
+@click.option(
+    "--bundle", "folder", type=_FOLDER, default=Path("artifacts"), show_default=True, help="What to compare."
+)
+@click.option(
+    "--port",
+    type=click.IntRange(0, 65535),
+    default=8000,
+    show_default=True,
+    help="Of the page; 0 for any free one.",
+)
+@click.option(
+    "--host",
+    metavar="ADDRESS",
+    help="Open the page to the network, e.g. 0.0.0.0  [default: this machine only]",
+)
 def serve(folder: Path, port: int, host: str | None) -> int:
     """The device's page on this machine: drop in a picture, see a card per variant.
 
@@ -668,7 +830,9 @@ def serve(folder: Path, port: int, host: str | None) -> int:
     """
     from vgg_runtime import compare
 
-    return compare.main(["--bundle", str(folder), "--serve", "--port", str(port), *(["--host", host] if host else [])])
+    return compare.main(
+        ["--bundle", str(folder), "--serve", "--port", str(port), *(["--host", host] if host else [])]
+    )
 
 
 @cli.command()
@@ -685,15 +849,36 @@ def report(results: tuple[Path, ...]) -> None:
 
 @cli.command()
 @click.argument("host", metavar="USER@HOST")
-@click.option("--bundle", type=_FOLDER, default=options.DeployOptions.bundle, show_default=True, help="What to bring there.")
+@click.option(
+    "--bundle",
+    type=_FOLDER,
+    default=options.DeployOptions.bundle,
+    show_default=True,
+    help="What to bring there.",
+)
 @click.option("--output", type=_FOLDER, help="Where the results go  [default: results/HOST]")
-@click.option("--port", type=click.IntRange(1, 65535), help="Of the ssh server  [default: what ssh says, most often 22]")
-@click.option("--identity", type=_FILE, metavar="FILE", help="The private key to log in with  [default: what ssh finds]")
-@click.option("--path", default=options.DeployOptions.path, show_default=True, help="Folder on the board, from the home folder on.")
+@click.option(
+    "--port", type=click.IntRange(1, 65535), help="Of the ssh server  [default: what ssh says, most often 22]"
+)
+@click.option(
+    "--identity", type=_FILE, metavar="FILE", help="The private key to log in with  [default: what ssh finds]"
+)
+@click.option(
+    "--path",
+    default=options.DeployOptions.path,
+    show_default=True,
+    help="Folder on the board, from the home folder on.",
+)
 @click.option("--variants", metavar="A,B", help="Bring and run only these and the baseline  [default: all]")
 @click.option("--wheels", is_flag=True, help="Bring the Python packages along: the board needs no internet.")
 @click.option("--web", is_flag=True, help="Install what the page (compare.py --serve) needs, too.")
-@click.option("--budget", "budget_s", type=float, metavar="SECONDS", help="Of timed runs per variant  [default: compare.py's own]")
+@click.option(
+    "--budget",
+    "budget_s",
+    type=float,
+    metavar="SECONDS",
+    help="Of timed runs per variant  [default: compare.py's own]",
+)
 @click.option("--no-run", is_flag=True, help="Copy and install, but run nothing.")
 def deploy(no_run: bool, **chosen: Any) -> int:
     """Bring a bundle to a board over ssh, run it there, and bring the results back.
@@ -712,11 +897,18 @@ def deploy(no_run: bool, **chosen: Any) -> int:
 
 @cli.command("draw-signs")
 @click.option(
-    "--output", type=_FOLDER, required=True, help="A new folder; train/CLASS, test/CLASS and, with --val, val/CLASS are made in it."
+    "--output",
+    type=_FOLDER,
+    required=True,
+    help="A new folder; train/CLASS, test/CLASS and, with --val, val/CLASS are made in it.",
 )
 @click.option("--train", type=int, default=1200, show_default=True, help="Pictures to draw for training.")
-@click.option("--val", type=int, default=0, show_default=True, help="Pictures to draw for selecting, from other seeds.")
-@click.option("--test", type=int, default=600, show_default=True, help="Pictures to draw for testing, from other seeds.")
+@click.option(
+    "--val", type=int, default=0, show_default=True, help="Pictures to draw for selecting, from other seeds."
+)
+@click.option(
+    "--test", type=int, default=600, show_default=True, help="Pictures to draw for testing, from other seeds."
+)
 @click.option("--size-px", type=int, default=256, show_default=True, help="Side of the square pictures.")
 @_seed
 def draw_signs(output: Path, train: int, val: int, test: int, size_px: int, seed: int) -> None:
@@ -731,9 +923,16 @@ def draw_signs(output: Path, train: int, val: int, test: int, size_px: int, seed
 
 
 @cli.command("demo-train")
-@click.option("--output", type=_FILE, required=True, help="The checkpoint (.safetensors); its model card is written beside it.")
+@click.option(
+    "--output",
+    type=_FILE,
+    required=True,
+    help="The checkpoint (.safetensors); its model card is written beside it.",
+)
 @click.option("--images", type=int, default=24_000, show_default=True, help="Signs to draw for training.")
-@click.option("--test-images", type=int, default=2_000, show_default=True, help="Signs to draw for the accuracy.")
+@click.option(
+    "--test-images", type=int, default=2_000, show_default=True, help="Signs to draw for the accuracy."
+)
 @_seed
 def demo_train(output: Path, images: int, test_images: int, seed: int) -> None:
     """Train the embedded default anew (about an hour on two cores).
@@ -748,7 +947,9 @@ def demo_train(output: Path, images: int, test_images: int, seed: int) -> None:
 
 @cli.command("demo-test")
 @click.option("--weights", type=_FILE, help="A demo checkpoint  [default: the embedded one]")
-@click.option("--test-images", type=click.IntRange(min=1), default=2_000, show_default=True, help="Signs to draw.")
+@click.option(
+    "--test-images", type=click.IntRange(min=1), default=2_000, show_default=True, help="Signs to draw."
+)
 def demo_test(weights: Path | None, test_images: int) -> None:
     """Reproduce the accuracy on the embedded demo's model card.
 
@@ -761,7 +962,10 @@ def demo_test(weights: Path | None, test_images: int) -> None:
 
     right, n = demo.test_accuracy(weights or demo_path(), test_images, TerminalProgress())
     low, high = wilson_interval(right, n)
-    click.echo(f"top-1 at 224 px: {100 * right / n:.2f} % of {n} signs (95 % interval {100 * low:.2f} to {100 * high:.2f} %)")
+    click.echo(
+        f"top-1 at 224 px: {100 * right / n:.2f} % of {n} signs (95 % interval {100 * low:.2f} to"
+        f" {100 * high:.2f} %)"
+    )
 
 
 if __name__ == "__main__":

@@ -1,8 +1,10 @@
-"""Filters of three taps with fewer multiplications: F(m, 3) of Toom, Cook and Winograd (Lavin and Gray 2015, arXiv:1509.09308).
+"""Filters of three taps with fewer multiplications: F(m, 3) of Toom, Cook and Winograd (Lavin and Gray 2015,
+arXiv:1509.09308).
 
-Of m outputs of a correlation y[k] = sum_j g[j] d[k + j] with three weights g, every one takes three multiplications. Through the
-values of polynomials at m + 1 points and at infinity all m take m + 2: y = A^T ((G g) * (B^T d)), exact in exact arithmetic. In two
-dimensions the transforms are applied to the columns and to the rows, and (3 m)^2 multiplications become (m + 2)^2.
+Of m outputs of a correlation y[k] = sum_j g[j] d[k + j] with three weights g, every one takes three
+multiplications. Through the values of polynomials at m + 1 points and at infinity all m take m + 2: y = A^T
+((G g) * (B^T d)), exact in exact arithmetic. In two dimensions the transforms are applied to the columns and
+to the rows, and (3 m)^2 multiplications become (m + 2)^2.
 """
 
 import dataclasses
@@ -23,14 +25,18 @@ Matrix = list[list[Fraction]]
 
 @dataclasses.dataclass(frozen=True)
 class Form:
-    """Tiles of ``rows`` x ``columns`` outputs; 1 where the filter has one tap only in that direction. As text "F(4x4)"."""
+    """Tiles of ``rows`` x ``columns`` outputs; 1 where the filter has one tap only in that direction. As text
+    "F(4x4)"."""
 
     rows: int
     columns: int
 
     def __post_init__(self) -> None:
         if not (1 <= self.rows <= LARGEST and 1 <= self.columns <= LARGEST and self.rows * self.columns > 1):
-            raise ValueError(f"tiles of {self.rows}x{self.columns} outputs; expected 1 to {LARGEST} each way, and more than one in all")
+            raise ValueError(
+                f"tiles of {self.rows}x{self.columns} outputs; expected 1 to {LARGEST} each way, and more"
+                " than one in all"
+            )
 
     def __str__(self) -> str:
         return f"F({self.rows}x{self.columns})"
@@ -55,7 +61,8 @@ class Form:
         return down * self.rows + self.kernel[0] - 1, across * self.columns + self.kernel[1] - 1
 
 
-# By what they are called in files. A tile of four is the largest whose rounding stays far below what int8 or pruning change.
+# By what they are called in files. A tile of four is the largest whose rounding stays far below what int8 or
+# pruning change.
 FORMS = {str(form): form for form in (Form(2, 2), Form(4, 4), Form(2, 1), Form(4, 1), Form(1, 2), Form(1, 4))}
 
 
@@ -65,18 +72,22 @@ def of_kernel(kernel: tuple[int, int]) -> tuple[Form, ...]:
 
 
 def input_transform(m: int) -> Matrix:
-    """B^T [m + 2, m + 2]: row i holds the coefficients of the polynomial that is 0 at all points but the i-th, the last row
-    those of the one that is 0 at all of them."""
+    """B^T [m + 2, m + 2]: row i holds the coefficients of the polynomial that is 0 at all points but the
+    i-th, the last row those of the one that is 0 at all of them."""
     points = POINTS[: m + 1]
     rows = [[*_polynomial([p for p in points if p != point]), Fraction(0)] for point in points]
     return [*rows, _polynomial(list(points))]
 
 
 def weight_transform(m: int) -> Matrix:
-    """G [m + 2, 3]: the filter's polynomial at every point, divided by what the row of B^T is there, and its last coefficient."""
+    """G [m + 2, 3]: the filter's polynomial at every point, divided by what the row of B^T is there, and its
+    last coefficient."""
     points = POINTS[: m + 1]
     scales = [math.prod(Fraction(point - p) for p in points if p != point) for point in points]
-    rows = [[Fraction(point) ** k / scale for k in range(TAPS)] for point, scale in zip(points, scales, strict=True)]
+    rows = [
+        [Fraction(point) ** k / scale for k in range(TAPS)]
+        for point, scale in zip(points, scales, strict=True)
+    ]
     return [*rows, [Fraction(k == TAPS - 1) for k in range(TAPS)]]
 
 
@@ -95,7 +106,8 @@ def _polynomial(roots: list[int]) -> list[Fraction]:
 
 
 def input_matrix(form: Form) -> npt.NDArray[np.float32]:
-    """kron(B^T, B^T) [window, window], the windows flattened; of one direction where the filter has one tap in the other."""
+    """kron(B^T, B^T) [window, window], the windows flattened; of one direction where the filter has one tap
+    in the other."""
     return _both(input_transform, form)
 
 

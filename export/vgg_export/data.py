@@ -38,16 +38,20 @@ SELECT_OF_HELD = 1 / 3  # of the pictures outside train/, where only one such fo
 LEAST_TO_DIVIDE = 150  # of those: a hundred are left to test
 SELECT_OF_TRAIN = 0.2  # where there are fewer
 PARTS = ("fit", "select", "test")
-# How folders of parts are called, in any case: a word, a longer form of it, and then perhaps what tells it from others (test1, train_set).
+# How folders of parts are called, in any case: a word, a longer form of it, and then perhaps what tells it
+# from others (test1, train_set).
 _BEGINNINGS = {"train": "train", "val": "select", "test": "test", "eval": "eval"}
 _BEGINS_LIKE_ONE = re.compile("|".join(_BEGINNINGS))
-_WORD_WITHIN = re.compile(r"[ _.-](train|val|test|eval)(?=(?:ing|id|idation|uation)?[0-9]*(?:$|[ _.-]))")  # seg_train, x-test
+# seg_train, x-test
+_WORD_WITHIN = re.compile(r"[ _.-](train|val|test|eval)(?=(?:ing|id|idation|uation)?[0-9]*(?:$|[ _.-]))")
 _PART_NAME = re.compile(
-    r"(train(ing)?|val(id(ation)?)?|test(ing)?|eval(uation)?)([ _.-]?(s|sets?|data|datasets?|images?|imgs?|pictures?|[0-9]+))*"
+    r"(train(ing)?|val(id(ation)?)?|test(ing)?|eval(uation)?)(["
+    r" _.-]?(s|sets?|data|datasets?|images?|imgs?|pictures?|[0-9]+))*"
 )
 HELD_OF_FIT = 0.2  # for repair, where there is no selection set
 SIGNS_TRAIN, SIGNS_VAL = 1280, 320  # drawn to fit and to select with, where the demo brings no pictures
-SIGNS_SEEDS = {"train": 20_000_000, "val": 30_000_000, "test": 10_000_000}  # above every seed the demo was trained on
+# above every seed the demo was trained on
+SIGNS_SEEDS = {"train": 20_000_000, "val": 30_000_000, "test": 10_000_000}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,14 +85,19 @@ class Splits:
             for item in getattr(self, name):
                 if seen.setdefault(item.source, name) != name:
                     raise DataError(
-                        f"{item.path} was made from a picture that is also in the {seen[item.source]} set; the sets must not share pictures"
+                        f"{item.path} was made from a picture that is also in the {seen[item.source]} set;"
+                        " the sets must not share pictures"
                     )
         if not self.fit:
             raise DataError(f"{self.origin} holds no pictures to calibrate with")
 
     def digest(self, *parts: str) -> str:
-        """Hash of the contents of some sets (all by default), whatever the files are called and wherever they lie."""
-        content = {name: sorted((i.sha256, i.label is None, i.label or 0) for i in getattr(self, name)) for name in parts or PARTS}
+        """Hash of the contents of some sets (all by default), whatever the files are called and wherever they
+        lie."""
+        content = {
+            name: sorted((i.sha256, i.label is None, i.label or 0) for i in getattr(self, name))
+            for name in parts or PARTS
+        }
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
     def to_json(self) -> dict[str, Any]:
@@ -99,16 +108,20 @@ class Splits:
         }
 
     def fitted(self, before: Sequence[str] = ()) -> list[str]:
-        """Short hashes of every picture and source that something was fitted to or selected on, ``before`` this, too; no figure may
-        come from them."""
+        """Short hashes of every picture and source that something was fitted to or selected on, ``before``
+        this, too; no figure may come from them."""
         return sorted(frozenset(before).union(*(i.short_hashes for i in (*self.fit, *self.select))))
 
     def without(self, fitted: Sequence[str]) -> "Splits":
         """Without test pictures that these weights were fitted to or selected on before."""
         kept = tuple(i for i in self.test if i.short_hashes.isdisjoint(fitted))
         if dropped := len(self.test) - len(kept):
-            log.warning("%s: %d test pictures were used to make these weights and were left out", self.origin, dropped)
-        return dataclasses.replace(self, test=kept, note=self.note if kept or not self.test else "no test pictures remain")
+            log.warning(
+                "%s: %d test pictures were used to make these weights and were left out", self.origin, dropped
+            )
+        return dataclasses.replace(
+            self, test=kept, note=self.note if kept or not self.test else "no test pictures remain"
+        )
 
 
 def short_hash(text: str) -> str:
@@ -129,7 +142,12 @@ def class_folders(options: DataOptions) -> tuple[str, ...] | None:
 
 
 def resolve(
-    options: DataOptions, weights: str, labels: Sequence[str], ids: Sequence[str] | None, cache: Path, progress: Progress
+    options: DataOptions,
+    weights: str,
+    labels: Sequence[str],
+    ids: Sequence[str] | None,
+    cache: Path,
+    progress: Progress,
 ) -> Splits:
     """The pictures that ``--data`` asks for, split.
 
@@ -144,7 +162,10 @@ def resolve(
     spec = options.spec
     if spec is None and weights == "demo":
         folder = draw_signs(
-            DrawOptions(cache / "signs", train=SIGNS_TRAIN, test=options.test_images, seed=options.seed, val=SIGNS_VAL), progress
+            DrawOptions(
+                cache / "signs", train=SIGNS_TRAIN, test=options.test_images, seed=options.seed, val=SIGNS_VAL
+            ),
+            progress,
         )
         return _from_folder(folder, options, labels, ids, progress, "drawn road signs")
     if spec == "imagenette" or (spec is None and ids and weights != "random"):
@@ -156,7 +177,9 @@ def resolve(
             log.warning("%s; the sample photographs are used instead", error)
     if spec in (None, "none"):
         items = _items(images.find(sample_photos()), None, "sample photographs", progress)
-        note = "only the sample photographs were there, and all of them calibrate: no test images, so no figures"
+        note = (
+            "only the sample photographs were there, and all of them calibrate: no test images, so no figures"
+        )
         return Splits("sample photographs", tuple(items), (), (), note)
     return _from_folder(Path(str(spec)), options, labels, ids, progress, str(spec))
 
@@ -170,8 +193,8 @@ def unseen(
     cache: Path,
     progress: Progress,
 ) -> list[Item]:
-    """Pictures to evaluate a finished bundle on: the test part of ``--data`` (its val part, or all of a folder without parts),
-    without those whose own or whose source's short hash is in ``fitted``."""
+    """Pictures to evaluate a finished bundle on: the test part of ``--data`` (its val part, or all of a
+    folder without parts), without those whose own or whose source's short hash is in ``fitted``."""
     if options.spec is None or options.spec in ("none", "imagenette"):
         items = list(resolve(options, weights, labels, ids, cache, progress).test)
     else:
@@ -189,16 +212,21 @@ def sample_photos() -> Path:
 
 
 def _parts(root: Path, labels: Sequence[str] = ()) -> dict[str, list[images.Found]]:
-    """Pictures of a folder by part: train, select and test as far as there are such folders, else all under ``""``.
+    """Pictures of a folder by part: train, select and test as far as there are such folders, else all under
+    ``""``.
 
     Args:
         labels: the model's class names where they are known; a class may well be called "train" or "test".
 
     Raises:
-        DataError: no such folder, no pictures, or folders that could be parts as well as classes; then it names both readings.
+        DataError: no such folder, no pictures, or folders that could be parts as well as classes; then it
+            names both readings.
     """
     if not root.is_dir():
-        raise DataError(f"there is no folder {root}; --data takes imagenette, none, or a folder of pictures or class folders")
+        raise DataError(
+            f"there is no folder {root}; --data takes imagenette, none, or a folder of pictures or class"
+            " folders"
+        )
     folders = sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith((".", "__")))
     parts = _part_folders(folders, labels)
     try:
@@ -245,14 +273,17 @@ def _beside(folders: Sequence[Path], parts: Sequence[Path]) -> str:
 def _two_readings(folders: Sequence[Path], parts: Sequence[Path]) -> str:
     shown = ", ".join(folder.name for folder in folders[:8])
     return (
-        f"{folders[0].parent} can be read in two ways: {', '.join(p.name for p in parts)} as parts of the data with unlabelled pictures,"
-        f" or {shown} as classes. For parts, let only train, val and test stand there; for classes, put these folders into a new one"
+        f"{folders[0].parent} can be read in two ways: {', '.join(p.name for p in parts)} as parts of the"
+        " data with unlabelled pictures,"
+        f" or {shown} as classes. For parts, let only train, val and test stand there; for classes, put"
+        " these folders into a new one"
         " called train" + (", or name the classes with --labels" if len(parts) < len(folders) else "")
     )
 
 
 def _by_part(folders: Sequence[Path]) -> dict[str, Path]:
-    """The folder of each part; one for evaluation takes the place that is free: the test's, or else the selection's."""
+    """The folder of each part; one for evaluation takes the place that is free: the test's, or else the
+    selection's."""
     parts: dict[str, list[Path]] = {}
     for folder in folders:
         parts.setdefault(str(_part_of_name(folder.name)), []).append(folder)
@@ -261,8 +292,10 @@ def _by_part(folders: Sequence[Path]) -> dict[str, Path]:
     for part, found in parts.items():
         if len(found) > 1:
             raise DataError(
-                f"{', '.join(folder.name for folder in found)} in {found[0].parent} are all called like the part {part!r}; expected one"
-                " folder for each part: put their pictures together or move the others away; if they are classes, put them into a new"
+                f"{', '.join(folder.name for folder in found)} in {found[0].parent} are all called like"
+                f" the part {part!r}; expected one"
+                " folder for each part: put their pictures together or move the others away; if they are"
+                " classes, put them into a new"
                 " folder called train"
             )
     return {part: _down(found[0]) for part, found in parts.items()}
@@ -275,15 +308,26 @@ def _part_of_name(name: str) -> str | None:
 
 
 def _down(part: Path) -> Path:
-    """The folder below that is called like the part again, where it is all that is there: seg_train/seg_train/CLASS."""
+    """The folder below that is called like the part again, where it is all that is there:
+    seg_train/seg_train/CLASS."""
     inside = [entry for entry in part.iterdir() if not entry.name.startswith((".", "__"))]
-    if len(inside) == 1 and inside[0].is_dir() and _part_of_name(inside[0].name) == _part_of_name(part.name) and _inside(inside[0]):
+    if (
+        len(inside) == 1
+        and inside[0].is_dir()
+        and _part_of_name(inside[0].name) == _part_of_name(part.name)
+        and _inside(inside[0])
+    ):
         return inside[0]
     return part
 
 
 def _from_folder(
-    root: Path, options: DataOptions, labels: Sequence[str], ids: Sequence[str] | None, progress: Progress, origin: str
+    root: Path,
+    options: DataOptions,
+    labels: Sequence[str],
+    ids: Sequence[str] | None,
+    progress: Progress,
+    origin: str,
 ) -> Splits:
     parts = _parts(root, labels)
     classes = _classes(str(root), parts, labels, ids)
@@ -291,14 +335,22 @@ def _from_folder(
     return _split(origin, sets, options)
 
 
-def _classes(root: str, parts: dict[str, list[images.Found]], labels: Sequence[str], ids: Sequence[str] | None) -> dict[str, int]:
+def _classes(
+    root: str, parts: dict[str, list[images.Found]], labels: Sequence[str], ids: Sequence[str] | None
+) -> dict[str, int]:
     try:
-        return images.match_folders({f.folder for found in parts.values() for f in found if f.folder}, labels, ids)
+        return images.match_folders(
+            {f.folder for found in parts.values() for f in found if f.folder}, labels, ids
+        )
     except RuntimeInputError as error:
-        raise DataError(f"{root}: {error}, or give the names in order with --labels where the checkpoint is read") from error
+        raise DataError(
+            f"{root}: {error}, or give the names in order with --labels where the checkpoint is read"
+        ) from error
 
 
-def _items(found: Sequence[images.Found], classes: dict[str, int] | None, origin: str, progress: Progress) -> list[Item]:
+def _items(
+    found: Sequence[images.Found], classes: dict[str, int] | None, origin: str, progress: Progress
+) -> list[Item]:
     """Hash every picture and make sure that it can be decoded.
 
     Raises:
@@ -307,7 +359,9 @@ def _items(found: Sequence[images.Found], classes: dict[str, int] | None, origin
     items, bad = [], []
     workers = concurrent.futures.ThreadPoolExecutor(os.cpu_count())
     with workers, progress.task(f"reading {origin}", len(found)) as task:
-        for picture, (digest, complaint) in zip(found, workers.map(_inspect, [f.path for f in found]), strict=True):
+        for picture, (digest, complaint) in zip(
+            found, workers.map(_inspect, [f.path for f in found]), strict=True
+        ):
             if complaint:
                 bad.append(complaint)
             label = classes[picture.folder] if classes and picture.folder else None
@@ -315,7 +369,9 @@ def _items(found: Sequence[images.Found], classes: dict[str, int] | None, origin
             task.advance()
     if bad:
         raise DataError(
-            bad[0] + (f" ({len(bad) - 1} more pictures cannot be read either)" if len(bad) > 1 else "") + "; remove or repair them"
+            bad[0]
+            + (f" ({len(bad) - 1} more pictures cannot be read either)" if len(bad) > 1 else "")
+            + "; remove or repair them"
         )
     return items
 
@@ -330,14 +386,16 @@ def _inspect(path: Path) -> tuple[str, str | None]:
 
 
 def _split(origin: str, parts: dict[str, list[Item]], options: DataOptions) -> Splits:
-    """Assign items to the three sets by the hash of their source; duplicates across given parts stay with the first."""
+    """Assign items to the three sets by the hash of their source; duplicates across given parts stay with the
+    first."""
     seed = options.seed
     parts = {part: _without_copies(items) for part, items in parts.items()}
     if "" in parts:
         items = parts[""]
         if len({i.source for i in items}) < LEAST_FOR_SPLIT:
             note = (
-                f"{len(items)} pictures are too few to set some apart for a test (at least {LEAST_FOR_SPLIT});"
+                f"{len(items)} pictures are too few to set some apart for a test (at least"
+                f" {LEAST_FOR_SPLIT});"
                 " all of them calibrate, and there are no figures"
             )
             return Splits(origin, tuple(items), (), (), note)
@@ -349,14 +407,20 @@ def _split(origin: str, parts: dict[str, list[Item]], options: DataOptions) -> S
     used |= {i.source for i in select}
     kept = [i for i in test if i.source not in used]
     if dropped := len(test) - len(kept):
-        log.warning("%s: %d test pictures are also among the fitted ones and were left out of the test", origin, dropped)
+        log.warning(
+            "%s: %d test pictures are also among the fitted ones and were left out of the test",
+            origin,
+            dropped,
+        )
     kept = choose.limit(kept, [i.source for i in kept], options.test_images, seed)
     return Splits(origin, tuple(fit), tuple(select), tuple(kept), None if kept else "no test pictures remain")
 
 
-def _given_parts(origin: str, parts: dict[str, list[Item]], seed: int) -> tuple[list[Item], list[Item], list[Item]]:
-    """The sets of given folders. Of two, train and another one, the other one is divided: a checkpoint was likely trained on train,
-    knows those pictures by heart, and says little about others there."""
+def _given_parts(
+    origin: str, parts: dict[str, list[Item]], seed: int
+) -> tuple[list[Item], list[Item], list[Item]]:
+    """The sets of given folders. Of two, train and another one, the other one is divided: a checkpoint was
+    likely trained on train, knows those pictures by heart, and says little about others there."""
     fit, select, test = parts["train"], parts.get("select", []), parts.get("test", [])
     if select and test:
         return fit, select, test
@@ -364,20 +428,25 @@ def _given_parts(origin: str, parts: dict[str, list[Item]], seed: int) -> tuple[
     rank_of = _ranks([i for i in held if i.source not in fitted], seed)
     if len(rank_of) < LEAST_TO_DIVIDE:
         log.warning(
-            "%s: a fifth of train/ selects; weights that were trained on these pictures know them by heart, so put others into val/", origin
+            "%s: a fifth of train/ selects; weights that were trained on these pictures know them by"
+            " heart, so put others into val/",
+            origin,
         )
         rank = choose.spread([i.source for i in fit], seed)
         select = [i for i, r in zip(fit, rank, strict=True) if r < SELECT_OF_TRAIN]
         return [i for i, r in zip(fit, rank, strict=True) if r >= SELECT_OF_TRAIN], select, held
     select = [i for i in held if rank_of.get(i.source, 1) < SELECT_OF_HELD]
-    return fit, select, [i for i in held if rank_of.get(i.source, 1) >= SELECT_OF_HELD]  # copies of fitted ones are dropped and counted
+    # copies of fitted ones are dropped and counted
+    return fit, select, [i for i in held if rank_of.get(i.source, 1) >= SELECT_OF_HELD]
 
 
 def _without_copies(items: Sequence[Item]) -> list[Item]:
     """Each picture once, in the order of their hashes: copies would inflate n, and names decide nothing."""
     once = {item.sha256: item for item in reversed(items)}
     if len(once) < len(items):
-        log.warning("%d of %d pictures are copies of others and count once", len(items) - len(once), len(items))
+        log.warning(
+            "%d of %d pictures are copies of others and count once", len(items) - len(once), len(items)
+        )
     return [once[digest] for digest in sorted(once)]
 
 
@@ -404,18 +473,24 @@ def _imagenette() -> Path:
     if not folder.is_dir():
         url = Imagenette._ARCHIVES["320px"][0]
         if why := reachable(url):
-            raise HubError(f"Imagenette is neither in {root} nor to be had from {url} ({why}); use --data FOLDER or --data none")
+            raise HubError(
+                f"Imagenette is neither in {root} nor to be had from {url} ({why}); use --data FOLDER or"
+                " --data none"
+            )
         root.mkdir(parents=True, exist_ok=True)
     try:
         Imagenette(str(root), split="val", size="320px", download=not folder.is_dir())
     except (OSError, RuntimeError) as error:
-        raise HubError(f"Imagenette could not be had ({error}); delete {folder} and run again, or use --data FOLDER") from error
+        raise HubError(
+            f"Imagenette could not be had ({error}); delete {folder} and run again, or use --data FOLDER"
+        ) from error
     return folder
 
 
 @dataclasses.dataclass(frozen=True)
 class DrawOptions:
-    """Class folders of drawn signs below ``output``/train, /val if any are asked for, and /test, as JPEG files of ``size_px``."""
+    """Class folders of drawn signs below ``output``/train, /val if any are asked for, and /test, as JPEG
+    files of ``size_px``."""
 
     output: Path
     train: int = 1200
@@ -428,13 +503,16 @@ class DrawOptions:
         if min(self.train, self.test) < 1 or self.val < 0 or self.size_px < 32 or not 0 <= self.seed < 100:
             counts = f"--train {self.train} --val {self.val} --test {self.test}"
             found = f"{counts}, {self.size_px} px and seed {self.seed}"
-            raise OptionsError(f"expected positive counts, a size of at least 32 px and a seed of 0 to 99; found {found}")
+            raise OptionsError(
+                f"expected positive counts, a size of at least 32 px and a seed of 0 to 99; found {found}"
+            )
         if max(self.train, self.val, self.test) > 1_000_000:
             raise OptionsError("at most 1,000,000 signs a set")
 
 
 def draw_signs(options: DrawOptions, progress: Progress) -> Path:
-    """Draw the folders unless they are there as asked; a folder that something else wrote is never replaced."""
+    """Draw the folders unless they are there as asked; a folder that something else wrote is never
+    replaced."""
     import PIL
 
     record = options.output / "drawn.json"
@@ -451,7 +529,9 @@ def draw_signs(options: DrawOptions, progress: Progress) -> Path:
     if record.is_file() and json.loads(record.read_text()) == wanted:
         return options.output
     if options.output.exists() and not record.is_file() and any(options.output.iterdir()):
-        raise DataError(f"{options.output} is not empty and was not drawn by this program; name another folder")
+        raise DataError(
+            f"{options.output} is not empty and was not drawn by this program; name another folder"
+        )
     beside = options.output.with_name(f".{options.output.name}.partial")
     shutil.rmtree(beside, ignore_errors=True)
     try:
@@ -473,7 +553,10 @@ def _draw_all(root: Path, options: DrawOptions, progress: Progress) -> None:
         for k in range(count):
             name, seed = signs.CLASSES[k % len(signs.CLASSES)], base + options.seed * 100_000_000 + k
             jobs.append((root / part / name / f"{seed}.jpg", name, seed, options.size_px))
-    with concurrent.futures.ProcessPoolExecutor(os.cpu_count()) as pool, progress.task("drawing road signs", len(jobs)) as task:
+    with (
+        concurrent.futures.ProcessPoolExecutor(os.cpu_count()) as pool,
+        progress.task("drawing road signs", len(jobs)) as task,
+    ):
         for _ in pool.map(_draw_file, jobs, chunksize=32):
             task.advance()
 
@@ -486,8 +569,8 @@ def _draw_file(job: tuple[Path, str, int, int]) -> None:
 def batches_of(
     items: Sequence[Item], preprocessing: Preprocessing, least_area: float = 1.0, seed: int = 0
 ) -> "torch.utils.data.Dataset[tuple[torch.Tensor, int]]":
-    """A torch dataset of ([3, px, px], class index or -1). ``least_area`` below 1: of each picture a part of at least that share,
-    with the same ``seed`` always the same one."""
+    """A torch dataset of ([3, px, px], class index or -1). ``least_area`` below 1: of each picture a part of
+    at least that share, with the same ``seed`` always the same one."""
     import torch
 
     class Pictures(torch.utils.data.Dataset[tuple[torch.Tensor, int]]):
@@ -505,8 +588,8 @@ def batches_of(
 
 
 def part_of(size: tuple[int, int], least_area: float, seed: str) -> tuple[int, int, int, int]:
-    """A box (left, upper, right, lower) within a picture of (width, height): about ``least_area`` to all of its area, up to a
-    quarter wider or narrower than the picture. The same seed always gives the same one."""
+    """A box (left, upper, right, lower) within a picture of (width, height): about ``least_area`` to all of
+    its area, up to a quarter wider or narrower than the picture. The same seed always gives the same one."""
     chance, (width, height) = random.Random(seed), size
     area, stretch = chance.uniform(least_area, 1) * width * height, chance.uniform(0.8, 1.25)
     wide = max(1, min(width, round(math.sqrt(area * stretch * width / height))))
@@ -516,8 +599,8 @@ def part_of(size: tuple[int, int], least_area: float, seed: str) -> tuple[int, i
 
 
 def fit_and_held(splits: Splits, images: int, held_images: int, seed: int) -> tuple[list[Item], list[Item]]:
-    """Pictures to fit layers on, and others, of other sources, that choose the strength of the fit and measure; the second are
-    the selection set's, or a share of the fitting set where there is none.
+    """Pictures to fit layers on, and others, of other sources, that choose the strength of the fit and
+    measure; the second are the selection set's, or a share of the fitting set where there is none.
 
     Raises:
         DataError: there are not two sources.
@@ -526,10 +609,18 @@ def fit_and_held(splits: Splits, images: int, held_images: int, seed: int) -> tu
     if not held:
         place = choose.spread([i.source for i in fit], seed)
         edge = sorted(place)[-max(1, round(HELD_OF_FIT * len(fit)))]
-        fit, held = [i for i, p in zip(fit, place, strict=True) if p < edge], [i for i, p in zip(fit, place, strict=True) if p >= edge]
+        fit, held = (
+            [i for i, p in zip(fit, place, strict=True) if p < edge],
+            [i for i, p in zip(fit, place, strict=True) if p >= edge],
+        )
     if not fit:
-        raise DataError(f"repair needs at least two pictures of different sources, found {len(splits.fit)}; give more with --data")
-    return choose.limit(fit, [i.source for i in fit], images, seed), choose.limit(held, [i.source for i in held], held_images, seed)
+        raise DataError(
+            f"repair needs at least two pictures of different sources, found {len(splits.fit)}; give more"
+            " with --data"
+        )
+    return choose.limit(fit, [i.source for i in fit], images, seed), choose.limit(
+        held, [i.source for i in held], held_images, seed
+    )
 
 
 def stacked(items: Sequence[Item], preprocessing: Preprocessing) -> "torch.Tensor":

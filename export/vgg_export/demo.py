@@ -1,7 +1,8 @@
 """Trains the embedded default: a VGG19 at a quarter of its width on drawn road signs.
 
-Run once by whoever maintains the package (``vgg-export demo-train``); the result ships as float16 safetensors. Progressive
-sizes: most of the passes see small pictures, the last ones see 224 px, where the network is used.
+Run once by whoever maintains the package (``vgg-export demo-train``); the result ships as float16
+safetensors. Progressive sizes: most of the passes see small pictures, the last ones see 224 px, where the
+network is used.
 """
 
 import concurrent.futures
@@ -34,7 +35,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-PLAN = model.Plan("vgg19", ((16,) * 2, (32,) * 2, (64,) * 4, (128,) * 4, (128,) * 4), (512, 512), len(signs.CLASSES))
+PLAN = model.Plan(
+    "vgg19", ((16,) * 2, (32,) * 2, (64,) * 4, (128,) * 4, (128,) * 4), (512, 512), len(signs.CLASSES)
+)
 DRAWN_PX = 256  # as the preprocessing resizes to before it crops 224
 TEST_SEED = 10_000_000  # training draws from seeds below, tests from here on: disjoint by construction
 
@@ -64,7 +67,9 @@ class DemoTrainOptions:
 
     def __post_init__(self) -> None:
         if not len(signs.CLASSES) <= self.images < TEST_SEED:
-            raise OptionsError(f"--images must be between {len(signs.CLASSES)} and {TEST_SEED - 1}, found {self.images}")
+            raise OptionsError(
+                f"--images must be between {len(signs.CLASSES)} and {TEST_SEED - 1}, found {self.images}"
+            )
         if self.test_images < 1:
             raise OptionsError(f"--test-images must be positive, found {self.test_images}")
 
@@ -75,16 +80,21 @@ def run(options: DemoTrainOptions, progress: Progress) -> dict[str, Any]:
 
     torch.manual_seed(options.seed)
     network = _trainable()
-    pictures, labels = draw_many(options.images, options.seed * options.images, progress, "drawing training signs")
+    pictures, labels = draw_many(
+        options.images, options.seed * options.images, progress, "drawing training signs"
+    )
     for phase in options.phases:
         _train(network, phase, pictures, labels, options.seed, progress)
-    checkpoint = _folded(network, {"weights": "demo", "what": "VGG19 at a quarter of its width, trained on drawn road signs"})
+    checkpoint = _folded(
+        network, {"weights": "demo", "what": "VGG19 at a quarter of its width, trained on drawn road signs"}
+    )
     model.save(checkpoint, options.output, half=True)
     return _write_card(options, progress)
 
 
 def _trainable() -> "nn.Module":
-    """The demo's VGG with batch norm, dropout and an adaptive pool, so that fc1 reads 7x7 at every training size."""
+    """The demo's VGG with batch norm, dropout and an adaptive pool, so that fc1 reads 7x7 at every training
+    size."""
     from torch import nn
 
     layers: list[tuple[str, nn.Module]] = []
@@ -95,7 +105,9 @@ def _trainable() -> "nn.Module":
     return nn.Sequential(OrderedDict(layers))
 
 
-def draw_many(count: int, first_seed: int, progress: Progress, label: str) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
+def draw_many(
+    count: int, first_seed: int, progress: Progress, label: str
+) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
     """``count`` signs, classes in turn: pictures uint8 [count, 256, 256, 3] and class indices [count]."""
     labels = np.arange(count) % len(signs.CLASSES)
     pictures = np.empty((count, DRAWN_PX, DRAWN_PX, 3), np.uint8)
@@ -112,14 +124,21 @@ def _draw_one(label: int, seed: int) -> npt.NDArray[np.uint8]:
 
 
 def _train(
-    network: "nn.Module", phase: Phase, pictures: npt.NDArray[np.uint8], labels: npt.NDArray[np.int64], seed: int, progress: Progress
+    network: "nn.Module",
+    phase: Phase,
+    pictures: npt.NDArray[np.uint8],
+    labels: npt.NDArray[np.int64],
+    seed: int,
+    progress: Progress,
 ) -> None:
     import torch
 
     network.train()
     network.to(memory_format=torch.channels_last)
     steps = phase.epochs * math.ceil(len(labels) / phase.batch)
-    optimizer = torch.optim.SGD(network.parameters(), lr=phase.rate, momentum=0.9, nesterov=True, weight_decay=5e-4)
+    optimizer = torch.optim.SGD(
+        network.parameters(), lr=phase.rate, momentum=0.9, nesterov=True, weight_decay=5e-4
+    )
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, phase.rate, total_steps=steps, pct_start=0.2)
     average = 0.0
     with progress.task(f"training at {phase.px} px", steps) as task:
@@ -200,12 +219,19 @@ def _write_card(options: DemoTrainOptions, progress: Progress) -> dict[str, Any]
     low, high = wilson_interval(right, n)
     card = {
         "model": "vgg19 at a quarter of its width, 20 drawn road signs",
-        "command": f"vgg-export demo-train --images {options.images} --test-images {options.test_images} --seed {options.seed}",
+        "command": f"vgg-export demo-train --images {options.images} --test-images {options.test_images}"
+        f" --seed {options.seed}",
         "check": "vgg-export demo-test",
         "sha256": sha256(options.output),
         "parameters": PLAN.parameters(),
         "phases": [dataclasses.asdict(p) for p in options.phases],
-        "accuracy": {"top1": right / n, "n": n, "interval95": [low, high], "input_px": 224, "test_seeds": [TEST_SEED, TEST_SEED + n - 1]},
+        "accuracy": {
+            "top1": right / n,
+            "n": n,
+            "interval95": [low, high],
+            "input_px": 224,
+            "test_seeds": [TEST_SEED, TEST_SEED + n - 1],
+        },
         "versions": {
             "vgg-export": __version__,
             "torch": torch.__version__,

@@ -1,4 +1,5 @@
-"""A bundle onto a board and its results back: copy what changed, virtual environment, packages, doctor, comparison."""
+"""A bundle onto a board and its results back: copy what changed, virtual environment, packages, doctor,
+comparison."""
 
 import dataclasses
 import hashlib
@@ -21,7 +22,8 @@ from .transfer import Local, Place, bring
 
 log = logging.getLogger(__name__)
 
-ENVIRONMENT_BYTES = 350_000_000  # of a virtual environment with onnxruntime, numpy and Pillow, and pip's copies meanwhile
+# of a virtual environment with onnxruntime, numpy and Pillow, and pip's copies meanwhile
+ENVIRONMENT_BYTES = 350_000_000
 PYTHON = "venv/bin/python"
 RESULT, REPORT, DOCTOR, DOCTOR_TEXT = "result.json", "report.html", "doctor.json", "doctor.txt"
 EXIT_OK, EXIT_FAILED, EXIT_INTERRUPTED = 0, 1, 130
@@ -31,7 +33,8 @@ Show = Callable[[str], None]
 
 @dataclasses.dataclass(frozen=True)
 class Deployed:
-    """What was done. ``code``: of the doctor and the comparison there, the worse; ``written``: the results on this computer."""
+    """What was done. ``code``: of the doctor and the comparison there, the worse; ``written``: the results on
+    this computer."""
 
     root: str
     copied: tuple[str, ...]
@@ -78,7 +81,9 @@ def _chosen(whole: m.Manifest, wanted: str | None) -> m.Manifest:
     if wanted is None:
         return whole
     names = {whole.variants[0].id, *(variant.id for variant in whole.chosen(wanted))}
-    return dataclasses.replace(whole, variants=tuple(variant for variant in whole.variants if variant.id in names))
+    return dataclasses.replace(
+        whole, variants=tuple(variant for variant in whole.variants if variant.id in names)
+    )
 
 
 def _verify(bundle: Path, chosen: m.Manifest, progress: Progress) -> None:
@@ -89,13 +94,17 @@ def _verify(bundle: Path, chosen: m.Manifest, progress: Progress) -> None:
 
 
 def _files(bundle: Path, whole: m.Manifest, chosen: m.Manifest, folder: Path) -> list[Local]:
-    """What has to be there, the manifest at the end: it makes a bundle of the rest. One of fewer variants is a bundle too."""
-    files = [Local(entry.path, bundle / entry.path, entry.sha256, entry.bytes) for entry in chosen.all_files()]
+    """What has to be there, the manifest at the end: it makes a bundle of the rest. One of fewer variants is
+    a bundle too."""
+    files = [
+        Local(entry.path, bundle / entry.path, entry.sha256, entry.bytes) for entry in chosen.all_files()
+    ]
     path = bundle / m.FILE_NAME
     if chosen != whole:
         path = folder / m.FILE_NAME
         write_json(path, chosen.to_json())
-    if (report := bundle / m.REPORT_NAME).is_file():  # its peaks are what the doctor compares the board's memory with
+    # its peaks are what the doctor compares the board's memory with
+    if (report := bundle / m.REPORT_NAME).is_file():
         files.append(local(m.REPORT_NAME, report))
     return [*files, local(m.FILE_NAME, path)]
 
@@ -108,7 +117,13 @@ def local(path: str, source: Path) -> Local:
 def _log_copied(copied: list[Local], files: list[Local]) -> None:
     if copied:
         size = sum(file.bytes for file in copied) / 1e6
-        log.info("%d of %d files copied (%.1f MB): %s", len(copied), len(files), size, _shortened([file.path for file in copied]))
+        log.info(
+            "%d of %d files copied (%.1f MB): %s",
+            len(copied),
+            len(files),
+            size,
+            _shortened([file.path for file in copied]),
+        )
     else:
         log.info("all %d files were there already; nothing was copied", len(files))
 
@@ -124,7 +139,11 @@ def _requirements(options: DeployOptions) -> list[str]:
 
 def _packages(options: DeployOptions) -> list[str]:
     """The names of the distributions that the requirements ask for."""
-    lines = [line for name in _requirements(options) for line in (options.bundle / name).read_text(encoding="utf-8").splitlines()]
+    lines = [
+        line
+        for name in _requirements(options)
+        for line in (options.bundle / name).read_text(encoding="utf-8").splitlines()
+    ]
     return [found[0] for line in lines if (found := re.match(r"[A-Za-z0-9][A-Za-z0-9._-]*", line))]
 
 
@@ -138,13 +157,29 @@ def _install(place: Place, board: Board, options: DeployOptions, progress: Progr
     """The virtual environment and the packages in it."""
     if not works:
         if not board.venv:
-            package = f"python3.{board.version[1]}-venv" if board.python.endswith(f"3.{board.version[1]}") else "python3-venv"
-            raise BoardError(f"{place.name} cannot make virtual environments; run 'sudo apt install {package}' there")
+            package = (
+                f"python3.{board.version[1]}-venv"
+                if board.python.endswith(f"3.{board.version[1]}")
+                else "python3-venv"
+            )
+            raise BoardError(
+                f"{place.name} cannot make virtual environments; run 'sudo apt install {package}' there"
+            )
         with progress.task(f"making the virtual environment on {place.name}", None):
             made = place.connection.work(place.root, [board.python, "-m", "venv", "--clear", "venv"])
         if made.code:
             raise wheels.explain_install(place.name, f"{made.out}\n{made.err}", wheels=True)
-    command = [PYTHON, "-m", "pip", "install", "-q", "--disable-pip-version-check", "--no-input", "--retries", "2"]
+    command = [
+        PYTHON,
+        "-m",
+        "pip",
+        "install",
+        "-q",
+        "--disable-pip-version-check",
+        "--no-input",
+        "--retries",
+        "2",
+    ]
     command += [argument for name in _requirements(options) for argument in ("-r", name)]
     if options.wheels:
         command += ["--no-index", "-f", _bring_wheels(place, board, options, progress)]
@@ -165,8 +200,11 @@ def _bring_wheels(place: Place, board: Board, options: DeployOptions, progress: 
     return folder
 
 
-def _measure(place: Place, chosen: m.Manifest, options: DeployOptions, show: Show) -> tuple[int, tuple[Path, ...]]:
-    """The doctor if this bundle has one, then the comparison; the worse exit code, and the files that were written."""
+def _measure(
+    place: Place, chosen: m.Manifest, options: DeployOptions, show: Show
+) -> tuple[int, tuple[Path, ...]]:
+    """The doctor if this bundle has one, then the comparison; the worse exit code, and the files that were
+    written."""
     place.ask("forget", paths=[f"{on_board.OWN}/{name}" for name in (RESULT, REPORT, DOCTOR)])
     code = EXIT_OK
     written: list[Path] = []
@@ -177,7 +215,9 @@ def _measure(place: Place, chosen: m.Manifest, options: DeployOptions, show: Sho
     for name in (RESULT, REPORT):
         text = place.ask("fetch", path=f"{on_board.OWN}/{name}")[-1]["text"]
         if text is None:
-            raise DeployError(f"the comparison on {place.name} left no {name}: {said or 'it printed no reason'}")
+            raise DeployError(
+                f"the comparison on {place.name} left no {name}: {said or 'it printed no reason'}"
+            )
         written.append(_save(options.output_folder / name, text))
     return max(code, compared), tuple(written)
 
@@ -193,18 +233,32 @@ def _doctor(place: Place, options: DeployOptions, show: Show) -> tuple[int, list
     if (text := place.ask("fetch", path=f"{on_board.OWN}/{DOCTOR}")[-1]["text"]) is not None:
         written.append(_save(options.output_folder / DOCTOR, text))
     if done.code not in (EXIT_OK, EXIT_FAILED):
-        log.warning("the doctor could not finish: %s", ssh.last_line(done.err).removeprefix("Error: ") or f"exit code {done.code}")
+        log.warning(
+            "the doctor could not finish: %s",
+            ssh.last_line(done.err).removeprefix("Error: ") or f"exit code {done.code}",
+        )
     return (EXIT_FAILED if done.code else EXIT_OK), written
 
 
-def _compare(place: Place, variants: Sequence[m.Variant], options: DeployOptions, show: Show) -> tuple[int, str]:
+def _compare(
+    place: Place, variants: Sequence[m.Variant], options: DeployOptions, show: Show
+) -> tuple[int, str]:
     """The comparison: 0, or 1 when a variant or a self-check failed there; and its last complaint.
 
     Raises:
         DeployError: it could not be made.
     """
-    command = [PYTHON, "runtime/compare.py", "--json", f"{on_board.OWN}/{RESULT}", "--html", f"{on_board.OWN}/{REPORT}"]
-    command += ["--variants", ",".join(variant.id for variant in variants)] if options.variants is not None else []
+    command = [
+        PYTHON,
+        "runtime/compare.py",
+        "--json",
+        f"{on_board.OWN}/{RESULT}",
+        "--html",
+        f"{on_board.OWN}/{REPORT}",
+    ]
+    command += (
+        ["--variants", ",".join(variant.id for variant in variants)] if options.variants is not None else []
+    )
     command += ["--budget", f"{options.budget_s:g}"] if options.budget_s else []
     done = place.connection.work(place.root, command, show, _complain)
     said = ssh.last_line(done.err).removeprefix("Error: ")
@@ -214,13 +268,16 @@ def _compare(place: Place, variants: Sequence[m.Variant], options: DeployOptions
         raise KeyboardInterrupt
     reason = said or f"exit code {done.code}"
     if done.code > 128:  # the kernel's signal, most often for want of memory
-        reason = f"it was killed by signal {done.code - 128}, most often because memory ran out; choose smaller --variants"
+        reason = (
+            f"it was killed by signal {done.code - 128}, most often because memory ran out; choose"
+            " smaller --variants"
+        )
     raise DeployError(f"the comparison on {place.name} could not be made: {reason}")
 
 
 def _complain(line: str) -> None:
-    """What the board's program says of its progress, without each file that it checks; its error becomes the sentence that this
-    program ends with."""
+    """What the board's program says of its progress, without each file that it checks; its error becomes the
+    sentence that this program ends with."""
     if line and not line.startswith(("Error: ", "checking ")):
         log.info("  %s", line)
 

@@ -1,9 +1,11 @@
-"""Cross-layer equalization (Nagel et al. 2019, "Data-Free Quantization through Weight Equalization and Bias Correction").
+"""Cross-layer equalization (Nagel et al. 2019, "Data-Free Quantization through Weight Equalization and Bias
+Correction").
 
-A channel between two layers can be divided by any positive number in the first and multiplied by it in the second without
-changing the function: ReLU, max-pooling and the flattening let it through. It is chosen such that the largest weight of a
-channel is the same on both sides. With weights quantized per channel the gain is in the activations, whose channels then fill
-their common range more evenly; it may also be a loss, so it is tried rather than done.
+A channel between two layers can be divided by any positive number in the first and multiplied by it in the
+second without changing the function: ReLU, max-pooling and the flattening let it through. It is chosen such
+that the largest weight of a channel is the same on both sides. With weights quantized per channel the gain is
+in the activations, whose channels then fill their common range more evenly; it may also be a loss, so it is
+tried rather than done.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -47,7 +49,8 @@ def equalize(model: "onnx.ModelProto", scales: list[Array]) -> None:
 
 
 def solve(largest: list[Floats]) -> list[Array]:
-    """The scales for layers whose largest weights between channels are ``largest`` [outputs, inputs] each, which is used up."""
+    """The scales for layers whose largest weights between channels are ``largest`` [outputs, inputs] each,
+    which is used up."""
     scales = [np.ones(len(weight)) for weight in largest[:-1]]
     for _ in range(ROUNDS):
         change = 0.0
@@ -66,21 +69,27 @@ def solve(largest: list[Floats]) -> list[Array]:
 
 def maxima(layers: list[chain.Layer], tensors: "Tensors") -> list[Floats]:
     """Largest |weight| between the channels of every layer: [outputs, inputs] each."""
-    return [_channel_maxima(layer, before, tensors) for layer, before in zip(layers, [None, *layers], strict=False)]
+    return [
+        _channel_maxima(layer, before, tensors)
+        for layer, before in zip(layers, [None, *layers], strict=False)
+    ]
 
 
 def _channel_maxima(layer: chain.Layer, before: chain.Layer | None, tensors: "Tensors") -> Floats:
     weight = array(tensors[layer.weight])
     if layer.kind == "Conv":
         return np.asarray(np.abs(weight).max((2, 3)))
-    channels = len(weight) if before is None else tensors[before.weight].dims[0 if before.kind == "Conv" else 1]
+    channels = (
+        len(weight) if before is None else tensors[before.weight].dims[0 if before.kind == "Conv" else 1]
+    )
     by_channel = weight.reshape(channels, -1, weight.shape[1])
     return np.ascontiguousarray(np.maximum(by_channel.max(1), -by_channel.min(1)).T)
 
 
 def path_norm(layers: list[chain.Layer], tensors: "Tensors") -> Array:
-    """For each logit the sum over all paths, from the input or a bias, of the product of the largest weights on it (after
-    Neyshabur et al. 2015). Scaling a channel on one side and undoing it on the other does not change it."""
+    """For each logit the sum over all paths, from the input or a bias, of the product of the largest weights
+    on it (after Neyshabur et al. 2015). Scaling a channel on one side and undoing it on the other does not
+    change it."""
     largest = maxima(layers, tensors)
     reached = np.ones(largest[0].shape[1])
     for layer, weight in zip(layers, largest, strict=True):
@@ -98,11 +107,15 @@ def ensure_unchanged(before: Array, after: Array) -> None:
     """
     difference = float((np.abs(after - before) / np.maximum(before, np.finfo(np.float64).tiny)).max())
     if not difference <= TOLERANCE:
-        raise CheckFailedError(f"equalizing changed the function: its path norm by {difference:.2g}, at most {TOLERANCE:g} allowed")
+        raise CheckFailedError(
+            f"equalizing changed the function: its path norm by {difference:.2g}, at most {TOLERANCE:g}"
+            " allowed"
+        )
 
 
 def rescale(layer: chain.Layer, tensors: "Tensors", read: Array | None, written: Array | None) -> None:
-    """Multiply what a layer reads of a channel by ``read`` and divide what it writes by ``written``, in place."""
+    """Multiply what a layer reads of a channel by ``read`` and divide what it writes by ``written``, in
+    place."""
     weight = array(tensors[layer.weight]).copy()
     outputs, inputs = (0, 1) if layer.kind == "Conv" else (1, 0)
     if read is not None:

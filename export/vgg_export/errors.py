@@ -32,7 +32,8 @@ class OptionsError(VggExportError):
 
 
 class NothingToGainError(OptionsError):
-    """The network is too narrow to be factorised as far as was asked, or for another form of its convolutions to pay."""
+    """The network is too narrow to be factorised as far as was asked, or for another form of its convolutions
+    to pay."""
 
 
 class OutputError(VggExportError):

@@ -1,4 +1,5 @@
-"""Accuracy of and agreement between exported files on the test images, through onnxruntime and the device's preprocessing."""
+"""Accuracy of and agreement between exported files on the test images, through onnxruntime and the device's
+preprocessing."""
 
 import dataclasses
 import logging
@@ -41,15 +42,21 @@ class Subject:
         return exact(self.settings, here(), self.targets)
 
 
-def run(subjects: Sequence[Subject], items: Sequence[Item], output: Path, progress: Progress) -> stage.Artifact:
-    """Evaluate all subjects on the same pictures; the first is the baseline that the others are compared with.
+def run(
+    subjects: Sequence[Subject], items: Sequence[Item], output: Path, progress: Progress
+) -> stage.Artifact:
+    """Evaluate all subjects on the same pictures; the first is the baseline that the others are compared
+    with.
 
     The artifact is JSON: variant -> figures, as ``evaluate`` returns them.
     """
     import json
 
     pictures = [(i.sha256, i.label) for i in items]
-    options = {"images": pictures, "subjects": [[s.id, s.preprocessing.to_json(), dataclasses.asdict(s.session)] for s in subjects]}
+    options = {
+        "images": pictures,
+        "subjects": [[s.id, s.preprocessing.to_json(), dataclasses.asdict(s.session)] for s in subjects],
+    }
 
     def make(path: Path) -> dict[str, object]:
         figures = evaluate(subjects, items, path.parent, progress)
@@ -59,13 +66,16 @@ def run(subjects: Sequence[Subject], items: Sequence[Item], output: Path, progre
     return stage.produce("evaluate", options, {s.id: s.model for s in subjects}, output, make)
 
 
-def evaluate(subjects: Sequence[Subject], items: Sequence[Item], work: Path, progress: Progress) -> dict[str, Any]:
+def evaluate(
+    subjects: Sequence[Subject], items: Sequence[Item], work: Path, progress: Progress
+) -> dict[str, Any]:
     """Figures of every subject on ``items``.
 
     Returns:
-        ``{id: {"n", "top1", "chance", "top5", "agreement", "loss_error_points", "kl_mean", "kl_p95"}}``; proportions are
-        ``{"rate", "n", "interval95"}``, top-1, ``chance`` and top-5 are None without labels, top-5 also with five classes or fewer,
-        where it says nothing. ``chance`` and ``loss_error_points`` as ``metrics`` says.
+        ``{id: {"n", "top1", "chance", "top5", "agreement", "loss_error_points", "kl_mean", "kl_p95"}}``;
+        proportions are ``{"rate", "n", "interval95"}``, top-1, ``chance`` and top-5 are None without labels,
+        top-5 also with five classes or fewer, where it says nothing. ``chance`` and ``loss_error_points`` as
+        ``metrics`` says.
 
     Raises:
         DataError: no pictures.
@@ -84,8 +94,11 @@ def evaluate(subjects: Sequence[Subject], items: Sequence[Item], work: Path, pro
     return {s.id: figures(logits[s.id], baseline, labels) for s in subjects}
 
 
-def figures(logits: npt.NDArray[np.float32], baseline: npt.NDArray[np.float32], labels: npt.NDArray[np.int64]) -> dict[str, Any]:
-    """Accuracy of ``logits`` [n, classes] and agreement with ``baseline``; ``labels`` [n] with -1 where unknown."""
+def figures(
+    logits: npt.NDArray[np.float32], baseline: npt.NDArray[np.float32], labels: npt.NDArray[np.int64]
+) -> dict[str, Any]:
+    """Accuracy of ``logits`` [n, classes] and agreement with ``baseline``; ``labels`` [n] with -1 where
+    unknown."""
     known = labels >= 0
     divergence = metrics.kl_divergence(baseline, logits)
     best = metrics.top_k(logits, min(5, logits.shape[1]))
@@ -96,7 +109,9 @@ def figures(logits: npt.NDArray[np.float32], baseline: npt.NDArray[np.float32], 
         "n": len(logits),
         "top1": _proportion(right),
         "chance": metrics.chance(labels[known], logits.shape[1]),
-        "top5": _proportion((best[known] == labels[known, None]).any(axis=1)) if logits.shape[1] > 5 else None,
+        "top5": _proportion((best[known] == labels[known, None]).any(axis=1))
+        if logits.shape[1] > 5
+        else None,
         "agreement": _proportion(best[:, 0] == reference),
         "loss_error_points": metrics.loss_error_points(float(lost.sum()), float((lost**2).sum()), len(lost)),
         "kl_mean": float(divergence.mean()),
@@ -108,10 +123,16 @@ def _proportion(hits: npt.NDArray[np.bool_]) -> dict[str, Any] | None:
     if not len(hits):
         return None
     right = int(hits.sum())
-    return {"rate": right / len(hits), "n": len(hits), "interval95": list(metrics.wilson_interval(right, len(hits)))}
+    return {
+        "rate": right / len(hits),
+        "n": len(hits),
+        "interval95": list(metrics.wilson_interval(right, len(hits))),
+    }
 
 
-def prepared(items: Sequence[Item], preprocessing: Preprocessing, folder: Path, progress: Progress) -> npt.NDArray[np.float32]:
+def prepared(
+    items: Sequence[Item], preprocessing: Preprocessing, folder: Path, progress: Progress
+) -> npt.NDArray[np.float32]:
     """All pictures preprocessed once, on disk rather than in memory: [n, 3, px, px]."""
     px = preprocessing.crop_px
     tensors = reserved_array(folder / f"{px}.npy", (len(items), 3, px, px))

@@ -1,5 +1,5 @@
-"""Large tensors in a file beside the graph, where onnxruntime maps them instead of copying them into its own memory, and where the
-graphs of one variant for several cores can share them."""
+"""Large tensors in a file beside the graph, where onnxruntime maps them instead of copying them into its own
+memory, and where the graphs of one variant for several cores can share them."""
 
 import dataclasses
 import hashlib
@@ -34,8 +34,8 @@ def size_bytes(source: Path, scratch: Path) -> int:
 
 
 def write(source: Path, graph: Path, known: Sequence[Weights] = ()) -> Weights:
-    """Write the model ``source``, whose tensors are all in it, as ``graph`` and a file of its large tensors: one of the ``known`` that
-    holds them, else a new one named after the graph.
+    """Write the model ``source``, whose tensors are all in it, as ``graph`` and a file of its large tensors:
+    one of the ``known`` that holds them, else a new one named after the graph.
 
     Raises:
         CheckFailedError: the tensors of ``source`` are not in it.
@@ -45,7 +45,9 @@ def write(source: Path, graph: Path, known: Sequence[Weights] = ()) -> Weights:
     model = onnx.load(source, load_external_data=False)
     tensors = {t.name: _bytes(t) for t in model.graph.initializer}
     large = {name: content for name, content in tensors.items() if len(content) >= SMALLEST_BYTES}
-    shared = next((weights for weights in known if _holds(weights, large)), None) or _store(large, graph.with_suffix(".data"))
+    shared = next((weights for weights in known if _holds(weights, large)), None) or _store(
+        large, graph.with_suffix(".data")
+    )
     for tensor in model.graph.initializer:
         content = large.get(tensor.name)
         if content is not None and (offset := shared.offsets.get(_digest(content))) is not None:
@@ -56,7 +58,10 @@ def write(source: Path, graph: Path, known: Sequence[Weights] = ()) -> Weights:
 
 def _holds(shared: Weights, large: Mapping[str, bytes]) -> bool:
     """Whether what is not among the shared tensors is little enough to stay in the graph."""
-    return sum(len(content) for content in large.values() if _digest(content) not in shared.offsets) <= INLINE_BYTES
+    return (
+        sum(len(content) for content in large.values() if _digest(content) not in shared.offsets)
+        <= INLINE_BYTES
+    )
 
 
 def _store(large: Mapping[str, bytes], path: Path) -> Weights:
@@ -73,8 +78,14 @@ def _bytes(tensor: "onnx.TensorProto") -> bytes:
     import onnx
 
     if tensor.data_location == onnx.TensorProto.EXTERNAL:
-        raise CheckFailedError(f"the tensor {tensor.name} lies outside its model; expected a model in one file")
-    return bytes(tensor.raw_data) if tensor.HasField("raw_data") else bytes(onnx.numpy_helper.to_array(tensor).tobytes())
+        raise CheckFailedError(
+            f"the tensor {tensor.name} lies outside its model; expected a model in one file"
+        )
+    return (
+        bytes(tensor.raw_data)
+        if tensor.HasField("raw_data")
+        else bytes(onnx.numpy_helper.to_array(tensor).tobytes())
+    )
 
 
 def _digest(content: bytes) -> str:
@@ -85,7 +96,15 @@ def _refer(tensor: "onnx.TensorProto", location: str, offset: int, length: int) 
     """Make a tensor one that lies outside."""
     import onnx
 
-    for field in ("raw_data", "float_data", "int32_data", "int64_data", "double_data", "uint64_data", "string_data"):
+    for field in (
+        "raw_data",
+        "float_data",
+        "int32_data",
+        "int64_data",
+        "double_data",
+        "uint64_data",
+        "string_data",
+    ):
         tensor.ClearField(field)
     tensor.data_location = onnx.TensorProto.EXTERNAL
     del tensor.external_data[:]

@@ -1,8 +1,10 @@
-"""Factorised layers: a 3x3 convolution becomes one of 3x1 and one of 1x3, or one of fewer filters and one of 1x1; a fully connected
-layer becomes two thinner ones; fitted in closed form to what the original says on a few hundred pictures without labels (``repair``).
+"""Factorised layers: a 3x3 convolution becomes one of 3x1 and one of 1x3, or one of fewer filters and one of
+1x1; a fully connected layer becomes two thinner ones; fitted in closed form to what the original says on a
+few hundred pictures without labels (``repair``).
 
-The forms and ranks of the convolutions follow from a sensitivity table: the share of the variance of a layer's outputs that each
-form keeps at each rank. The product of these shares is kept as large as a bound on the arithmetic allows (Zhang et al. 2015).
+The forms and ranks of the convolutions follow from a sensitivity table: the share of the variance of a
+layer's outputs that each form keeps at each rank. The product of these shares is kept as large as a bound on
+the arithmetic allows (Zhang et al. 2015).
 """
 
 import dataclasses
@@ -35,14 +37,23 @@ TABLE_PLACES = 256  # of each picture
 
 
 def run(
-    checkpoint: stage.Artifact, splits: Splits, output: Path, options: FactoriseOptions, progress: Progress, tables: Path | None = None
+    checkpoint: stage.Artifact,
+    splits: Splits,
+    output: Path,
+    options: FactoriseOptions,
+    progress: Progress,
+    tables: Path | None = None,
 ) -> stage.Artifact:
-    """Factorise a checkpoint file; the sidecar holds the plan, the sensitivity table, how each layer was fitted and what was lost.
+    """Factorise a checkpoint file; the sidecar holds the plan, the sensitivity table, how each layer was
+    fitted and what was lost.
 
     ``tables``: a folder where the sensitivity table is kept, which does not depend on how far is factorised.
     """
     fit, held = fit_and_held(splits, options.images, options.held_images, options.seed)
-    inputs = {"checkpoint": checkpoint, "splits": stage.Artifact(Path("splits"), splits.digest("fit", "select"), {})}
+    inputs = {
+        "checkpoint": checkpoint,
+        "splits": stage.Artifact(Path("splits"), splits.digest("fit", "select"), {}),
+    }
 
     def make(path: Path) -> dict[str, object]:
         original = model.load(checkpoint.path)
@@ -62,8 +73,8 @@ def run(
 
 @dataclasses.dataclass(frozen=True)
 class Parts:
-    """Where finished parts of the work are kept: a folder for each fitted ``layers``, the file of the sensitivity ``table`` and the
-    ``checkpoint`` file that it is of."""
+    """Where finished parts of the work are kept: a folder for each fitted ``layers``, the file of the
+    sensitivity ``table`` and the ``checkpoint`` file that it is of."""
 
     layers: Path
     table: Path
@@ -71,7 +82,12 @@ class Parts:
 
 
 def factorise(
-    original: model.Checkpoint, fit: Sequence[Item], held: Sequence[Item], options: FactoriseOptions, parts: Parts, progress: Progress
+    original: model.Checkpoint,
+    fit: Sequence[Item],
+    held: Sequence[Item],
+    options: FactoriseOptions,
+    parts: Parts,
+    progress: Progress,
 ) -> tuple[model.Checkpoint, dict[str, Any]]:
     """The factorised checkpoint, and what was measured while it was made.
 
@@ -81,18 +97,27 @@ def factorise(
     if original.plan.factors:
         raise OptionsError("the checkpoint is factorised already; give the one that it was made from")
     # what cannot be done is said before any picture is read: as if every direction held everything
-    choose_ranks(original.plan, {name: dict.fromkeys(CONV_FORMS, [1.0] * 3 * n) for name, _, n in original.plan.convs()}, options)
+    choose_ranks(
+        original.plan,
+        {name: dict.fromkeys(CONV_FORMS, [1.0] * 3 * n) for name, _, n in original.plan.convs()},
+        options,
+    )
     pictures = repair.Pictures(*(stacked(items, for_input(original.plan.input_px)) for items in (fit, held)))
     with tempfile.TemporaryDirectory(prefix=".factorise.", dir=parts.layers) as folder:
-        table = _kept_table(original, [i.sha256 for i in fit[:TABLE_PICTURES]], pictures, parts, Path(folder), progress)
+        table = _kept_table(
+            original, [i.sha256 for i in fit[:TABLE_PICTURES]], pictures, parts, Path(folder), progress
+        )
         plan = choose_ranks(original.plan, table, options)
         cut = truncated(original, plan)
         tensors, fits = cut, list[repair.Fit]()
         if fitted := options.repair and original.has_knowledge:
             problem = repair.Problem(original, original.tensors, {}, plan)
-            tensors, fits = repair.repair(problem, pictures, repair.Folders(Path(folder), parts.layers), progress)
+            tensors, fits = repair.repair(
+                problem, pictures, repair.Folders(Path(folder), parts.layers), progress
+            )
     words = (
-        f"factorised to {plan.macs() / original.plan.macs():.0%} of the arithmetic and {plan.parameters() / original.plan.parameters():.0%}"
+        f"factorised to {plan.macs() / original.plan.macs():.0%} of the arithmetic and"
+        f" {plan.parameters() / original.plan.parameters():.0%}"
         f" of the parameters, " + (f"fitted on {len(fit)} pictures" if fitted else "not fitted")
     )
     source = original.source | {"history": [*original.source.get("history", []), words]}
@@ -102,14 +127,21 @@ def factorise(
         **model.sizes(original.plan, plan),
         "images": len(fit),
         "held_images": len(held),
-        "table": {name: {kind: _at_ranks(shares, options.multiple) for kind, shares in forms.items()} for name, forms in table.items()},
+        "table": {
+            name: {kind: _at_ranks(shares, options.multiple) for kind, shares in forms.items()}
+            for name, forms in table.items()
+        },
         "layers": [f.to_json() for f in fits],
         "losses": {},
     }
     if original.has_knowledge:
         with progress.task("measuring what the factorising cost", None):
-            stages = {"removed": dataclasses.replace(made, tensors=cut)} | ({"repaired": made} if fitted else {})
-            measured["losses"] = {name: repair.loss(original, left, pictures.held) for name, left in stages.items()}
+            stages = {"removed": dataclasses.replace(made, tensors=cut)} | (
+                {"repaired": made} if fitted else {}
+            )
+            measured["losses"] = {
+                name: repair.loss(original, left, pictures.held) for name, left in stages.items()
+            }
     return made, measured
 
 
@@ -118,7 +150,8 @@ def _at_ranks(shares: Sequence[float], multiple: int) -> dict[str, float]:
 
 
 def truncated(original: model.Checkpoint, plan: model.Plan) -> "dict[str, torch.Tensor]":
-    """The tensors of a plan's factors as the weights alone give them, by singular values: what it would be without pictures."""
+    """The tensors of a plan's factors as the weights alone give them, by singular values: what it would be
+    without pictures."""
     import torch
 
     tensors = dict(original.tensors)
@@ -129,16 +162,26 @@ def truncated(original: model.Checkpoint, plan: model.Plan) -> "dict[str, torch.
             reduce, expand = vertical[..., None], horizontal[:, :, None]
         else:
             torch.manual_seed(0)  # the randomised method starts from random directions
-            left, values, right = torch.svd_lowrank(weight.flatten(1), q=min(factor.rank + 16, *weight.flatten(1).shape), niter=4)
+            left, values, right = torch.svd_lowrank(
+                weight.flatten(1), q=min(factor.rank + 16, *weight.flatten(1).shape), niter=4
+            )
             reduce = (right * values)[:, : factor.rank].T.reshape(factor.rank, *weight.shape[1:])
             expand = left[:, : factor.rank].reshape(len(weight), factor.rank, *(1,) * (weight.dim() - 2))
-        tensors[f"{factor.layer}_reduce.weight"], tensors[f"{factor.layer}_expand.weight"] = reduce.contiguous(), expand.contiguous()
+        tensors[f"{factor.layer}_reduce.weight"], tensors[f"{factor.layer}_expand.weight"] = (
+            reduce.contiguous(),
+            expand.contiguous(),
+        )
         tensors[f"{factor.layer}_expand.bias"] = bias
     return tensors
 
 
 def _kept_table(
-    original: model.Checkpoint, images: list[str], pictures: repair.Pictures, parts: Parts, scratch: Path, progress: Progress
+    original: model.Checkpoint,
+    images: list[str],
+    pictures: repair.Pictures,
+    parts: Parts,
+    scratch: Path,
+    progress: Progress,
 ) -> Table:
     """The sensitivity table, from its file where it was made before of just these pictures."""
 
@@ -147,13 +190,18 @@ def _kept_table(
         path.write_text(json.dumps(table))
         return {}
 
-    made = stage.produce("sensitivity", {"images": images}, {"checkpoint": parts.checkpoint}, parts.table, make)
+    made = stage.produce(
+        "sensitivity", {"images": images}, {"checkpoint": parts.checkpoint}, parts.table, make
+    )
     table: Table = json.loads(made.path.read_text())
     return table
 
 
-def sensitivity(original: model.Checkpoint, pictures: "torch.Tensor", scratch: Path, progress: Progress) -> Table:
-    """For every convolution and form, the share of the variance of its outputs that is kept at rank 1, 2, ..."""
+def sensitivity(
+    original: model.Checkpoint, pictures: "torch.Tensor", scratch: Path, progress: Progress
+) -> Table:
+    """For every convolution and form, the share of the variance of its outputs that is kept at rank 1, 2,
+    ..."""
     import torch
 
     table: Table = {}
@@ -174,7 +222,9 @@ def _moments(maps: repair.Maps, count: int) -> "torch.Tensor":
     for a in range(0, count, repair.CHUNK):
         x = maps.read(a, min(a + repair.CHUNK, count))
         area = x.shape[2] * x.shape[3]
-        places = torch.stack([torch.randperm(area, generator=generator)[:TABLE_PLACES] for _ in range(len(x))])
+        places = torch.stack(
+            [torch.randperm(area, generator=generator)[:TABLE_PLACES] for _ in range(len(x))]
+        )
         rows = repair.patches(x, places)
         sums = sums or repair.Sums(rows.shape[1], 1)
         sums.add(rows, rows[:, :1])
@@ -183,7 +233,8 @@ def _moments(maps: repair.Maps, count: int) -> "torch.Tensor":
 
 
 def _shares(weight: "torch.Tensor", xx: "torch.Tensor") -> dict[str, list[float]]:
-    """By form, the share of the variance of a convolution's outputs that is kept at rank 1, 2, ... up to the last that saves anything."""
+    """By form, the share of the variance of a convolution's outputs that is kept at rank 1, 2, ... up to the
+    last that saves anything."""
     import torch
 
     flat = weight.flatten(1)
@@ -194,10 +245,11 @@ def _shares(weight: "torch.Tensor", xx: "torch.Tensor") -> dict[str, list[float]
 
 
 def choose_ranks(plan: model.Plan, table: Table, options: FactoriseOptions) -> model.Plan:
-    """The plan with the convolutions' arithmetic at most ``conv_share`` of what it was, and the fully connected ranks.
+    """The plan with the convolutions' arithmetic at most ``conv_share`` of what it was, and the fully
+    connected ranks.
 
-    Every convolution offers points (arithmetic, -log of the variance kept). On the lower convex hull of these the cheapest
-    step of all layers is taken until the bound is met.
+    Every convolution offers points (arithmetic, -log of the variance kept). On the lower convex hull of these
+    the cheapest step of all layers is taken until the bound is met.
 
     Raises:
         NothingToGainError: the bound cannot be met, or nothing would become smaller.
@@ -208,7 +260,10 @@ def choose_ranks(plan: model.Plan, table: Table, options: FactoriseOptions) -> m
     steps = []
     for name, forms in table.items():
         offers = _offers(plan, name, forms, options.multiple)
-        points = [allocate.Point(full[name], 0.0, -1), *(allocate.Point(macs, loss, k) for k, (macs, loss, _) in enumerate(offers))]
+        points = [
+            allocate.Point(full[name], 0.0, -1),
+            *(allocate.Point(macs, loss, k) for k, (macs, loss, _) in enumerate(offers)),
+        ]
         for (more, better, _), (less, worse, k) in itertools.pairwise(allocate.hull(points)):
             steps.append(((worse - better) / (more - less), more - less, name, offers[k].factor))
     chosen: dict[str, model.Factor] = {}
@@ -219,7 +274,8 @@ def choose_ranks(plan: model.Plan, table: Table, options: FactoriseOptions) -> m
         chosen[name] = factor
     if total > bound:
         raise NothingToGainError(
-            f"the convolutions cannot be factorised to {options.conv_share:.0%} of their arithmetic with ranks in multiples of"
+            f"the convolutions cannot be factorised to {options.conv_share:.0%} of their arithmetic with"
+            " ranks in multiples of"
             f" {options.multiple}; the least is {total / sum(full.values()):.0%}: use a larger --conv-share"
         )
     factors = [chosen[name] for name, *_ in plan.convs() if name in chosen]
@@ -228,11 +284,14 @@ def choose_ranks(plan: model.Plan, table: Table, options: FactoriseOptions) -> m
             factors.append(model.Factor(name, "linear", rank))
         elif options.fc_ranks:
             raise OptionsError(
-                f"--fc-ranks: rank {rank} saves nothing in {name}, which is {c} x {n}; the largest that does is {(c * n - 1) // (c + n)}"
+                f"--fc-ranks: rank {rank} saves nothing in {name}, which is {c} x {n}; the largest that"
+                f" does is {(c * n - 1) // (c + n)}"
             )
     smaller = dataclasses.replace(plan, factors=tuple(factors))
     if not factors or smaller.macs() >= plan.macs():
-        raise NothingToGainError(f"nothing of this {plan.family} is to be gained by factorising it to {options.conv_share:.0%}")
+        raise NothingToGainError(
+            f"nothing of this {plan.family} is to be gained by factorising it to {options.conv_share:.0%}"
+        )
     return smaller
 
 
@@ -251,7 +310,9 @@ def _offers(plan: model.Plan, name: str, forms: dict[str, list[float]], multiple
     for kind, shares in forms.items():
         for rank in range(multiple, len(shares) + 1, multiple):
             factor = model.Factor(name, kind, rank)
-            parts = dataclasses.replace(plan, factors=(factor,)).parts(name, layer.inputs, layer.outputs, layer.side_px)
+            parts = dataclasses.replace(plan, factors=(factor,)).parts(
+                name, layer.inputs, layer.outputs, layer.side_px
+            )
             macs = sum(part.macs() for part in parts)
             if macs < layer.macs():
                 found.append(Offer(macs, -math.log(max(shares[rank - 1], 1e-12)), factor))
@@ -259,7 +320,8 @@ def _offers(plan: model.Plan, name: str, forms: dict[str, list[float]], multiple
 
 
 def fc_ranks(plan: model.Plan, options: FactoriseOptions) -> tuple[int, int]:
-    """Ranks of fc1 and fc2: as asked for, or a sixteenth and a thirty-second of the width, more where there are many classes."""
+    """Ranks of fc1 and fc2: as asked for, or a sixteenth and a thirty-second of the width, more where there
+    are many classes."""
     if options.fc_ranks:
         return options.fc_ranks
     first = max(plan.hidden[0] // 16, min(plan.classes, plan.hidden[0] // 8))

@@ -36,7 +36,8 @@ _COMPRESSED = ((b"\x1f\x8b", "gzip"), (b"BZh", "bzip2"), (b"\xfd7zXZ\x00", "xz")
 
 @dataclasses.dataclass(frozen=True)
 class Kind:
-    """``readable``: SAFETENSORS, TORCH_ZIP or PICKLE where there is a reader, else None; then ``what`` it is and what to ``do``."""
+    """``readable``: SAFETENSORS, TORCH_ZIP or PICKLE where there is a reader, else None; then ``what`` it is
+    and what to ``do``."""
 
     readable: str | None
     what: str = ""
@@ -64,7 +65,11 @@ def recognise(path: Path) -> Kind:
 def _is_safetensors(head: bytes, size: int) -> bool:
     """Eight bytes of length, little-endian, and a JSON object of that length."""
     length = int.from_bytes(head[:8], "little")
-    return len(head) > 8 and head[8:9] == b"{" and 2 <= length <= min(size + LONGEST_HEADER_BYTES, LONGEST_HEADER_BYTES)
+    return (
+        len(head) > 8
+        and head[8:9] == b"{"
+        and 2 <= length <= min(size + LONGEST_HEADER_BYTES, LONGEST_HEADER_BYTES)
+    )
 
 
 def _zip(path: Path) -> Kind:
@@ -73,9 +78,20 @@ def _zip(path: Path) -> Kind:
     inside = {name.partition("/")[2] for name in names if "/" in name}
     if "constants.pkl" in inside and any(name.startswith("code/") for name in inside):
         what = "a TorchScript program (torch.jit.save): a network as code, which is not run from a file"
-        return Kind(None, what, "load it in PyTorch and save its tensors: torch.save(torch.jit.load(FILE).state_dict(), 'weights.pth')")
-    if any(name in ("archive_format", "models/model.json") for name in inside) or "serialized_exported_program.json" in names:
-        do = "load it in PyTorch and save its tensors: torch.save(torch.export.load(FILE).state_dict, 'weights.pth')"
+        return Kind(
+            None,
+            what,
+            "load it in PyTorch and save its tensors: torch.save(torch.jit.load(FILE).state_dict(),"
+            " 'weights.pth')",
+        )
+    if (
+        any(name in ("archive_format", "models/model.json") for name in inside)
+        or "serialized_exported_program.json" in names
+    ):
+        do = (
+            "load it in PyTorch and save its tensors: torch.save(torch.export.load(FILE).state_dict,"
+            " 'weights.pth')"
+        )
         return Kind(None, "an exported program (torch.export.save)", do)
     if "data.pkl" in inside:
         return Kind(TORCH_ZIP)
@@ -91,11 +107,17 @@ def _binary(path: Path, head: bytes) -> Kind | None:
         if head.startswith(start):
             return Kind(None, what, do)
     if _is_hdf5(path, head):
-        return Kind(None, "an HDF5 file, as Keras writes (.h5)", "this version does not read Keras; " + _TO_STATE_DICT)
+        return Kind(
+            None, "an HDF5 file, as Keras writes (.h5)", "this version does not read Keras; " + _TO_STATE_DICT
+        )
     if not head.strip(b"\0"):
-        return Kind(None, "nothing but zero bytes at its beginning, as a download that broke off leaves", _FETCH_AGAIN)
+        return Kind(
+            None, "nothing but zero bytes at its beginning, as a download that broke off leaves", _FETCH_AGAIN
+        )
     if head[4:8] == b"TFL3":
-        return Kind(None, "a TensorFlow Lite model (.tflite)", "its weights have been converted; " + _TO_STATE_DICT)
+        return Kind(
+            None, "a TensorFlow Lite model (.tflite)", "its weights have been converted; " + _TO_STATE_DICT
+        )
     if tarfile.is_tarfile(path):
         return Kind(None, f"a tar archive of {_some(_tar_members(path))}", _UNPACK)
     for start, name in _COMPRESSED:
@@ -116,16 +138,19 @@ def _tar_members(path: Path) -> Iterator[str]:
     try:
         with tarfile.open(path) as archive:
             yield from (member.name for member in archive)
-    except (tarfile.TarError, OSError, EOFError):  # the rest is damaged; what was seen is enough to say what it is
+    except (tarfile.TarError, OSError, EOFError):
+        # the rest is damaged; what was seen is enough to say what it is
         return
 
 
 def _is_onnx(path: Path) -> bool:
-    """Whether onnx itself reads it as a model with a graph; its large tensors, if they lie beside it, are left alone."""
+    """Whether onnx itself reads it as a model with a graph; its large tensors, if they lie beside it, are
+    left alone."""
     import onnx
 
     with path.open("rb") as file:
-        if file.read(1)[0] >> 3 not in range(1, 9) or file.seek(0):  # the fields of a ModelProto that may come first
+        # the fields of a ModelProto that may come first
+        if file.read(1)[0] >> 3 not in range(1, 9) or file.seek(0):
             return False
     try:
         loaded = onnx.load(path, load_external_data=False)
@@ -138,15 +163,29 @@ def _text(path: Path, head: bytes, size: int) -> Kind | None:
     encoding = "utf-16" if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig"
     start = head.decode(encoding, errors="replace").lstrip().lower()
     if start.startswith("version https://git-lfs.github.com/spec/"):
-        return Kind(None, "a Git-LFS pointer: the few lines that stand for a file which was not fetched", "run 'git lfs pull' there")
-    if start.startswith(("<!doctype html", "<html")) or ("<html" in start and start.startswith(("<", "<?xml"))):
-        return Kind(None, "an HTML page: what was downloaded is a web page, most often a log-in or a warning", _FETCH_AGAIN)
+        return Kind(
+            None,
+            "a Git-LFS pointer: the few lines that stand for a file which was not fetched",
+            "run 'git lfs pull' there",
+        )
+    if start.startswith(("<!doctype html", "<html")) or (
+        "<html" in start and start.startswith(("<", "<?xml"))
+    ):
+        return Kind(
+            None,
+            "an HTML page: what was downloaded is a web page, most often a log-in or a warning",
+            _FETCH_AGAIN,
+        )
     if start.startswith("<?xml"):
         return Kind(None, "an XML document, most often a server's error message", _FETCH_AGAIN)
     if start.startswith(("{", "[")) and size <= LONGEST_TEXT_BYTES and (found := _json(path, encoding)):
         return found
     if start and "\ufffd" not in start[:-1] and all(c.isprintable() or c.isspace() for c in start):
-        return Kind(None, f"a text file, which begins with {printable(start.splitlines()[0])!r}", "give the checkpoint itself to --weights")
+        return Kind(
+            None,
+            f"a text file, which begins with {printable(start.splitlines()[0])!r}",
+            "give the checkpoint itself to --weights",
+        )
     return None
 
 
@@ -156,7 +195,11 @@ def _json(path: Path, encoding: str) -> Kind | None:
     except (ValueError, RecursionError):
         return None
     if isinstance(found, dict) and "weight_map" in found:
-        return Kind(None, "the index of a checkpoint in several files (JSON); the tensors are in those", "join them into one file first")
+        return Kind(
+            None,
+            "the index of a checkpoint in several files (JSON); the tensors are in those",
+            "join them into one file first",
+        )
     if isinstance(found, dict) and {"class_name", "config"} <= found.keys():
         return Kind(None, "the architecture of a Keras model (JSON) without its weights", _TO_STATE_DICT)
     return Kind(None, "JSON text without tensors", "class names go to --labels, a checkpoint to --weights")
@@ -165,7 +208,9 @@ def _json(path: Path, encoding: str) -> Kind | None:
 def folder(path: Path) -> str:
     """What a folder in the place of a checkpoint is, and what to do."""
     if (path / "saved_model.pb").is_file():
-        return f"{path} is a TensorFlow SavedModel (a folder); this version does not read it: {_TO_STATE_DICT}"
+        return (
+            f"{path} is a TensorFlow SavedModel (a folder); this version does not read it: {_TO_STATE_DICT}"
+        )
     if (path / "data.pkl").is_file():
         return f"{path} is an unpacked torch.save archive; give the file as torch.save wrote it"
     return f"{path} is a folder; --weights takes a file"

@@ -1,13 +1,16 @@
-"""A short run of distillation: the student learns the checkpoint's own answers, and labels where there are any.
+"""A short run of distillation: the student learns the checkpoint's own answers, and labels where there are
+any.
 
-loss = T^2 KL(teacher || student) at temperature T (Hinton et al. 2015) + cross-entropy of the labelled pictures. Runs alone
-or under ``torchrun`` (DistributedDataParallel, gloo on CPU): each process then takes its share of every batch.
+loss = T^2 KL(teacher || student) at temperature T (Hinton et al. 2015) + cross-entropy of the labelled
+pictures. Runs alone or under ``torchrun`` (DistributedDataParallel, gloo on CPU): each process then takes its
+share of every batch.
 
-The fitting pictures are parts of the given ones, and the teacher answers for the same parts (Beyer et al. 2022): a checkpoint that
-was trained on these pictures knows them by heart, and its answers for them say nothing of how it judges others.
+The fitting pictures are parts of the given ones, and the teacher answers for the same parts (Beyer et al.
+2022): a checkpoint that was trained on these pictures knows them by heart, and its answers for them say
+nothing of how it judges others.
 
-Steps are relative to the size of each tensor: the two halves of a factorised layer can be five orders of magnitude apart, and what
-one of them hardly notices is the end of the other.
+Steps are relative to the size of each tensor: the two halves of a factorised layer can be five orders of
+magnitude apart, and what one of them hardly notices is the end of the other.
 """
 
 import contextlib
@@ -58,10 +61,11 @@ def run(
 ) -> stage.Artifact:
     """Fine-tune a checkpoint file towards another; the sidecar records the selection loss of every epoch.
 
-    ``answers``: a folder where the teacher's answers are kept for other students; asking it is most of the time.
+    ``answers``: a folder where the teacher's answers are kept for other students; asking it is most of the
+    time.
 
-    Without fitting or selection pictures, or for random weights, the student is passed on unchanged and the sidecar says
-    why. Under torchrun the first process alone writes.
+    Without fitting or selection pictures, or for random weights, the student is passed on unchanged and the
+    sidecar says why. Under torchrun the first process alone writes.
     """
 
     def make(path: Path) -> dict[str, object]:
@@ -73,16 +77,23 @@ def run(
                 model.save(checkpoint, path)
             return {"skipped": reason, "epochs": [], "kept_epoch": 0}
         kept = Answers(answers, teacher.sha256) if answers and _world() == 1 else None
-        tuned, measured = tune(checkpoint, model.load(teacher.path), splits, options, path.parent, progress, kept)
+        tuned, measured = tune(
+            checkpoint, model.load(teacher.path), splits, options, path.parent, progress, kept
+        )
         if rank() == 0:
             model.save(tuned, path)
         return measured
 
-    inputs = {"student": student, "teacher": teacher, "splits": stage.Artifact(Path("splits"), splits.digest("fit", "select"), {})}
+    inputs = {
+        "student": student,
+        "teacher": teacher,
+        "splits": stage.Artifact(Path("splits"), splits.digest("fit", "select"), {}),
+    }
     with _process_group():
         if rank() == 0:
             return stage.produce("finetune", as_json(options), inputs, output, make)
-        if not stage.current("finetune", as_json(options), inputs, output):  # else the first process has nothing to do either
+        # else the first process has nothing to do either
+        if not stage.current("finetune", as_json(options), inputs, output):
             make(output)  # takes part in the sums, writes nothing
         return student
 
@@ -137,27 +148,39 @@ def tune(
     import torch
 
     if student.plan.classes != teacher.plan.classes:
-        raise DataError(f"the student has {student.plan.classes} classes, the teacher {teacher.plan.classes}; expected the same")
+        raise DataError(
+            f"the student has {student.plan.classes} classes, the teacher {teacher.plan.classes}; expected"
+            " the same"
+        )
     torch.manual_seed(options.seed)
     network = student.model()
     frozen, trained = _divide(network, options.train_from)
     shown = progress if rank() == 0 else Quiet()
     with tempfile.TemporaryDirectory(prefix=".finetune.", dir=folder) as scratch:
         sets = {}
-        asked = (("fitting", splits.fit, options.images, options.least_area), ("selection", splits.select, options.select_images, 1.0))
+        asked = (
+            ("fitting", splits.fit, options.images, options.least_area),
+            ("selection", splits.select, options.select_images, 1.0),
+        )
         for name, items, limit, least_area in asked:
             chosen = choose.limit(items, [i.source for i in items], limit, options.seed)[rank() :: _world()]
             pictures = _Pictures(name, chosen, least_area, options.seed, options.batch, shown)
             known = before = answers.read(pictures, teacher.plan.input_px) if answers else None
-            if known is None and teacher.plan.input_px != student.plan.input_px:  # each sees the pictures at its own size
+            # each sees the pictures at its own size
+            if known is None and teacher.plan.input_px != student.plan.input_px:
                 known = _ask(pictures, teacher)
             sets[name] = _cache(pictures, student.plan.input_px, frozen, teacher, known, Path(scratch) / name)
             if answers and before is None:
                 answers.write(pictures, teacher.plan.input_px, sets[name].teacher)
         losses, kept = _epochs(trained, sets["fitting"], sets["selection"], options, shown)
         measured = {"selection_loss": losses, "kept_epoch": kept, "processes": _world()}
-        measured["losses"], measured["points_lost"], measured["loss_error_points"] = _lost(trained, sets["selection"], options.batch)
-        measured |= {"images": _total(len(sets["fitting"].labels)), "select_images": _total(len(sets["selection"].labels))}
+        measured["losses"], measured["points_lost"], measured["loss_error_points"] = _lost(
+            trained, sets["selection"], options.batch
+        )
+        measured |= {
+            "images": _total(len(sets["fitting"].labels)),
+            "select_images": _total(len(sets["selection"].labels)),
+        }
     tensors = {name: t.detach().clone() for name, t in network.state_dict().items()}
     words = (
         f"distilled for {kept} of {options.epochs} epochs on {measured['images']} pictures"
@@ -170,15 +193,22 @@ def tune(
 
 
 def _epochs(
-    trained: "nn.Module", fitting: "_Cached", selection: "_Cached", options: FinetuneOptions, progress: Progress
+    trained: "nn.Module",
+    fitting: "_Cached",
+    selection: "_Cached",
+    options: FinetuneOptions,
+    progress: Progress,
 ) -> tuple[list[float], int]:
-    """Train; leaves the best weights in ``trained`` and returns the selection loss of the start and every epoch, and the kept one."""
+    """Train; leaves the best weights in ``trained`` and returns the selection loss of the start and every
+    epoch, and the kept one."""
     losses, kept = [_selection_loss(trained, selection, options)], 0
     best, rate = copy.deepcopy(trained.state_dict()), options.rate
     for epoch in range(1, options.epochs + 1):
         _train_epoch(trained, fitting, options, epoch, rate, progress)
         losses.append(_selection_loss(trained, selection, options))
-        log.info("epoch %d: selection loss %.4f (start %.4f) at a rate of %.1e", epoch, losses[-1], losses[0], rate)
+        log.info(
+            "epoch %d: selection loss %.4f (start %.4f) at a rate of %.1e", epoch, losses[-1], losses[0], rate
+        )
         rate *= options.decay
         if losses[-1] < losses[kept]:
             best, kept = copy.deepcopy(trained.state_dict()), epoch
@@ -190,20 +220,24 @@ def _epochs(
 
 
 def _divide(network: "nn.Module", train_from: str) -> "tuple[nn.Sequential, nn.Sequential]":
-    """The layers before the first trained block, whose weights stay, and the rest; both share the network's tensors."""
+    """The layers before the first trained block, whose weights stay, and the rest; both share the network's
+    tensors."""
     import torch
 
     layers = list(network.named_children())
     first = next(k for k, (name, _) in enumerate(layers) if name.startswith(train_from))
-    frozen, trained = (torch.nn.Sequential(*(layer for _, layer in part)) for part in (layers[:first], layers[first:]))
+    frozen, trained = (
+        torch.nn.Sequential(*(layer for _, layer in part)) for part in (layers[:first], layers[first:])
+    )
     frozen.requires_grad_(requires_grad=False)
     return frozen, trained
 
 
 @dataclasses.dataclass(frozen=True)
 class _Cached:
-    """What the frozen layers and the teacher say of this process's pictures: features [n, ...] on disk, logits [n, classes],
-    labels [n] with -1 where unknown. Neither changes while the deeper blocks train, so each is computed once."""
+    """What the frozen layers and the teacher say of this process's pictures: features [n, ...] on disk,
+    logits [n, classes], labels [n] with -1 where unknown. Neither changes while the deeper blocks train, so
+    each is computed once."""
 
     features: npt.NDArray[np.float32]
     teacher: "torch.Tensor"
@@ -217,7 +251,8 @@ class _Cached:
 
 @dataclasses.dataclass(frozen=True)
 class _Pictures:
-    """A set of pictures, how much of each is seen at least and what chooses that part, and how they are gone through."""
+    """A set of pictures, how much of each is seen at least and what chooses that part, and how they are gone
+    through."""
 
     name: str
     items: Sequence[Item]
@@ -228,13 +263,16 @@ class _Pictures:
 
     @contextlib.contextmanager
     def batches(self, px: int, doing: str) -> "Iterator[Iterator[tuple[torch.Tensor, torch.Tensor]]]":
-        """([n, 3, px, px] channels-last, which torch's CPU convolutions are fast at: three times here; labels [n]) in turn."""
+        """([n, 3, px, px] channels-last, which torch's CPU convolutions are fast at: three times here; labels
+        [n]) in turn."""
         import torch
 
         with self.progress.task(f"{doing}, {self.name} pictures", len(self.items)) as task:
 
             def shown() -> "Iterator[tuple[torch.Tensor, torch.Tensor]]":
-                for x, y in torch.utils.data.DataLoader(batches_of(self.items, for_input(px), self.least_area, self.seed), self.batch):
+                for x, y in torch.utils.data.DataLoader(
+                    batches_of(self.items, for_input(px), self.least_area, self.seed), self.batch
+                ):
                     yield x.contiguous(memory_format=torch.channels_last), y
                     task.advance(len(x))
 
@@ -249,7 +287,15 @@ class Answers:
 
     def _path(self, of: "_Pictures", px: int) -> Path:
         asked = json.dumps(
-            [self._teacher, px, of.least_area, of.seed, stage.versions(), stage.source_digest(), [i.sha256 for i in of.items]]
+            [
+                self._teacher,
+                px,
+                of.least_area,
+                of.seed,
+                stage.versions(),
+                stage.source_digest(),
+                [i.sha256 for i in of.items],
+            ]
         )
         return self._folder / f"answers-{hashlib.sha256(asked.encode()).hexdigest()[:16]}.npy"
 
@@ -269,13 +315,19 @@ class Answers:
 
 
 def _cache(
-    pictures: _Pictures, px: int, frozen: "nn.Sequential", teacher: model.Checkpoint, known: "torch.Tensor | None", path: Path
+    pictures: _Pictures,
+    px: int,
+    frozen: "nn.Sequential",
+    teacher: model.Checkpoint,
+    known: "torch.Tensor | None",
+    path: Path,
 ) -> _Cached:
     """``known``: the teacher's logits where it was asked before."""
     import torch
 
     reference, frozen = (n.to(memory_format=torch.channels_last) for n in (teacher.model(), frozen))
-    shared = _begins_with(reference, frozen)  # pruning leaves the first blocks alone: no need to compute them twice
+    # pruning leaves the first blocks alone: no need to compute them twice
+    shared = _begins_with(reference, frozen)
     if shared:
         reference = reference[len(frozen) :]
     features: npt.NDArray[np.float32] | None = None
@@ -293,7 +345,10 @@ def _cache(
             labels.append(y)
             done += len(found)
     if features is None:
-        raise DataError(f"process {rank()} of {_world()} has no {pictures.name} pictures; use fewer processes or more pictures")
+        raise DataError(
+            f"process {rank()} of {_world()} has no {pictures.name} pictures; use fewer processes or more"
+            " pictures"
+        )
     return _Cached(features, torch.cat(logits).clone() if known is None else known, torch.cat(labels))
 
 
@@ -315,8 +370,11 @@ def _begins_with(network: "nn.Sequential", layers: "nn.Sequential") -> bool:
     return len(wanted) == len(found) and all(torch.equal(a, b) for a, b in zip(wanted, found, strict=True))
 
 
-def distance(logits: "torch.Tensor", teacher: "torch.Tensor", labels: "torch.Tensor", temperature: float) -> "torch.Tensor":
-    """Sum over a batch of T^2 KL(teacher || student) and, where labels are not -1, cross-entropy; logits are [N, classes]."""
+def distance(
+    logits: "torch.Tensor", teacher: "torch.Tensor", labels: "torch.Tensor", temperature: float
+) -> "torch.Tensor":
+    """Sum over a batch of T^2 KL(teacher || student) and, where labels are not -1, cross-entropy; logits are
+    [N, classes]."""
     from torch.nn import functional
 
     wanted, found = (teacher / temperature).log_softmax(1), (logits / temperature).log_softmax(1)
@@ -327,16 +385,27 @@ def distance(logits: "torch.Tensor", teacher: "torch.Tensor", labels: "torch.Ten
 
 
 def _optimizer(trained: "nn.Module", rate: float) -> "torch.optim.Optimizer":
-    """Adam whose rate is relative to the root mean square of each tensor, as Adafactor's is (Shazeer and Stern 2018, section 8).
-    A new one for each epoch: its state would belong to weights that a roll-back forgets."""
+    """Adam whose rate is relative to the root mean square of each tensor, as Adafactor's is (Shazeer and
+    Stern 2018, section 8). A new one for each epoch: its state would belong to weights that a roll-back
+    forgets."""
     import torch
 
     sizes = ((t, float(t.detach().square().mean().sqrt())) for t in trained.parameters() if t.requires_grad)
-    groups = [{"params": [t], "lr": rate * (size or SIZE_OF_ZEROS), "eps": EPSILON / (size or SIZE_OF_ZEROS)} for t, size in sizes]
+    groups = [
+        {"params": [t], "lr": rate * (size or SIZE_OF_ZEROS), "eps": EPSILON / (size or SIZE_OF_ZEROS)}
+        for t, size in sizes
+    ]
     return torch.optim.Adam(groups)
 
 
-def _train_epoch(trained: "nn.Module", cached: _Cached, options: FinetuneOptions, epoch: int, rate: float, progress: Progress) -> None:
+def _train_epoch(
+    trained: "nn.Module",
+    cached: _Cached,
+    options: FinetuneOptions,
+    epoch: int,
+    rate: float,
+    progress: Progress,
+) -> None:
     import torch
 
     tail: nn.Module = trained.train()
@@ -344,8 +413,13 @@ def _train_epoch(trained: "nn.Module", cached: _Cached, options: FinetuneOptions
         tail = torch.nn.parallel.DistributedDataParallel(trained)
     optimizer = _optimizer(trained, rate)
     # Every process makes as many steps of as many pictures, as the averaging of gradients needs.
-    steps, per_process = -(-_least(len(cached.labels)) // max(1, options.batch // _world())), max(1, options.batch // _world())
-    order = torch.randperm(len(cached.labels), generator=torch.Generator().manual_seed(options.seed * 1000 + epoch)).tolist()
+    steps, per_process = (
+        -(-_least(len(cached.labels)) // max(1, options.batch // _world())),
+        max(1, options.batch // _world()),
+    )
+    order = torch.randperm(
+        len(cached.labels), generator=torch.Generator().manual_seed(options.seed * 1000 + epoch)
+    ).tolist()
     with progress.task(f"fine-tuning, epoch {epoch} of {options.epochs}", steps) as task:
         for step in range(steps):
             x, teacher, labels = cached.batch(order[step * per_process : (step + 1) * per_process])
@@ -370,8 +444,9 @@ def _selection_loss(trained: "nn.Module", cached: _Cached, options: FinetuneOpti
 
 
 def _lost(trained: "nn.Module", cached: _Cached, batch: int) -> tuple[dict[str, Any], float, float]:
-    """Agreement with the teacher and mean KL in nats over the selection set of all processes; and the points lost against the
-    teacher there, with their standard error: of top-1 on the labelled pictures, of agreement where there are none."""
+    """Agreement with the teacher and mean KL in nats over the selection set of all processes; and the points
+    lost against the teacher there, with their standard error: of top-1 on the labelled pictures, of agreement
+    where there are none."""
     import torch
     from torch.nn import functional
 
@@ -382,7 +457,11 @@ def _lost(trained: "nn.Module", cached: _Cached, batch: int) -> tuple[dict[str, 
             logits = trained(x)
             said, wanted = logits.argmax(1), teacher.argmax(1)
             same += float((said == wanted).sum())
-            divergence += float(functional.kl_div(logits.log_softmax(1), teacher.log_softmax(1), reduction="sum", log_target=True))
+            divergence += float(
+                functional.kl_div(
+                    logits.log_softmax(1), teacher.log_softmax(1), reduction="sum", log_target=True
+                )
+            )
             labelled += float((labels >= 0).sum())
             more_right += float((wanted == labels).sum() - (said == labels).sum())
             changed += float(((wanted == labels) != (said == labels)).sum())

@@ -1,8 +1,8 @@
-"""Input scaling: the adaptive pool multiplied into the first fully connected layer, so that a smaller picture needs neither a
-pooling operator nor retraining.
+"""Input scaling: the adaptive pool multiplied into the first fully connected layer, so that a smaller picture
+needs neither a pooling operator nor retraining.
 
-torchvision's ``AdaptiveAvgPool2d((7, 7))`` and fc1 are both linear, so their product is exact: fc1 [n, c*49] times the pool's
-[49, s*s] matrix is a fully connected layer on the s x s feature map.
+torchvision's ``AdaptiveAvgPool2d((7, 7))`` and fc1 are both linear, so their product is exact: fc1 [n, c*49]
+times the pool's [49, s*s] matrix is a fully connected layer on the s x s feature map.
 """
 
 import dataclasses
@@ -29,7 +29,12 @@ def run(checkpoint: stage.Artifact, output: Path, input_px: int, progress: Progr
             folded = fold(original, input_px)
             difference = ensure_same_as_pooled(original, folded)
             model.save(folded, path)
-        return {"parity": difference, "tolerance": TOLERANCE, "parameters": folded.plan.parameters(), "macs": folded.plan.macs()}
+        return {
+            "parity": difference,
+            "tolerance": TOLERANCE,
+            "parameters": folded.plan.parameters(),
+            "macs": folded.plan.macs(),
+        }
 
     return stage.produce("fold", {"input_px": input_px}, {"checkpoint": checkpoint}, output, make)
 
@@ -50,14 +55,21 @@ def fold(checkpoint: model.Checkpoint, input_px: int) -> model.Checkpoint:
     """
     plan = checkpoint.plan
     if plan.grid_px != model.POOLED_PX:
-        raise OptionsError(f"the checkpoint already takes {plan.input_px} px; expected the one for {model.POOLED_PX * model.STRIDE_PX} px")
+        raise OptionsError(
+            f"the checkpoint already takes {plan.input_px} px; expected the one for"
+            f" {model.POOLED_PX * model.STRIDE_PX} px"
+        )
     smaller = dataclasses.replace(plan, input_px=input_px)
     name = f"{plan.first_linear()}.weight"
     weight = checkpoint.tensors[name]
     matrix = pooling_matrix(smaller.grid_px).to(weight.dtype)
     folded = weight.view(weight.shape[0], -1, matrix.shape[0]) @ matrix
-    source = checkpoint.source | {"history": [*checkpoint.source.get("history", []), f"adaptive pool folded into fc1 for {input_px} px"]}
-    return model.Checkpoint(smaller, checkpoint.tensors | {name: folded.flatten(1)}, checkpoint.labels, source)
+    source = checkpoint.source | {
+        "history": [*checkpoint.source.get("history", []), f"adaptive pool folded into fc1 for {input_px} px"]
+    }
+    return model.Checkpoint(
+        smaller, checkpoint.tensors | {name: folded.flatten(1)}, checkpoint.labels, source
+    )
 
 
 def ensure_same_as_pooled(original: model.Checkpoint, folded: model.Checkpoint) -> float:
@@ -72,12 +84,15 @@ def ensure_same_as_pooled(original: model.Checkpoint, folded: model.Checkpoint) 
     x = torch.randn(1, 3, px, px, generator=torch.Generator().manual_seed(0))
     layers = list(original.model().children())
     flatten = next(k for k, layer in enumerate(layers) if isinstance(layer, torch.nn.Flatten))
-    pooled = torch.nn.Sequential(*layers[:flatten], torch.nn.AdaptiveAvgPool2d(model.POOLED_PX), *layers[flatten:])
+    pooled = torch.nn.Sequential(
+        *layers[:flatten], torch.nn.AdaptiveAvgPool2d(model.POOLED_PX), *layers[flatten:]
+    )
     with torch.inference_mode():
         expected, found = pooled(x), folded.model()(x)
     difference = float((found - expected).abs().max() / expected.abs().max().clamp_min(1e-12))
     if not difference <= TOLERANCE:
         raise CheckFailedError(
-            f"folding: logits differ by {difference:.2g} of the largest from the pooled network, at most {TOLERANCE:g} allowed"
+            f"folding: logits differ by {difference:.2g} of the largest from the pooled network, at most"
+            f" {TOLERANCE:g} allowed"
         )
     return difference

@@ -1,5 +1,5 @@
-"""The trade-off as files: front.json, front.csv and a picture (SVG and PNG) of every point that was tried, size and speed against
-accuracy, with the points that nothing beats and the recommended one marked."""
+"""The trade-off as files: front.json, front.csv and a picture (SVG and PNG) of every point that was tried,
+size and speed against accuracy, with the points that nothing beats and the recommended one marked."""
 
 import csv
 import io
@@ -16,7 +16,8 @@ from .storage import atomic_file
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-# Colour and marker of each family of points (Okabe and Ito's colours, which colour-blind readers tell apart), and its legend.
+# Colour and marker of each family of points (Okabe and Ito's colours, which colour-blind readers tell apart),
+# and its legend.
 LOOKS = {
     "baseline": ("#000000", "*"),
     "int8 alone": ("#E69F00", "D"),
@@ -56,8 +57,8 @@ COLUMNS = (
 
 
 def pareto(points: Sequence[Point], baseline: Point, cost: Callable[[Point], float]) -> list[Point]:
-    """The points that no other beats both in ``cost`` (less is better) and in points lost, by cost; judged on the test pictures
-    where there are any, else on the selection pictures."""
+    """The points that no other beats both in ``cost`` (less is better) and in points lost, by cost; judged on
+    the test pictures where there are any, else on the selection pictures."""
     which = judged_on(points)
     found: list[Point] = []
     for point in sorted(points, key=lambda p: (cost(p), drop(p, baseline, which))):
@@ -107,7 +108,10 @@ def table(found: Found, front: set[int]) -> str:
         own: dict[str, Any] = {name: getattr(p, name) for name in COLUMNS[: COLUMNS.index("select_n")]}
         for which, figures in (("select", p.select), ("test", p.test)):
             if figures:
-                own |= {f"{which}_n": figures["n"], f"{which}_drop_points": round(drop(p, found.baseline, which), 4)}
+                own |= {
+                    f"{which}_n": figures["n"],
+                    f"{which}_drop_points": round(drop(p, found.baseline, which), 4),
+                }
                 own[f"{which}_loss_error_points"] = round(error(p, which), 4)
         if p.test:
             own["test_agreement"] = p.test["agreement"]["rate"]
@@ -120,7 +124,8 @@ def table(found: Found, front: set[int]) -> str:
 
 
 def picture(found: Found, fastest: Sequence[Point], smallest: Sequence[Point], kind: str) -> bytes:
-    """Two panels, speed and size, each against accuracy (or agreement without labels) with its 95 % interval."""
+    """Two panels, speed and size, each against accuracy (or agreement without labels) with its 95 %
+    interval."""
     from matplotlib.figure import Figure
 
     points = [found.baseline, *found.points]
@@ -133,20 +138,42 @@ def picture(found: Found, fastest: Sequence[Point], smallest: Sequence[Point], k
         (lambda p: p.speedup, fastest, "times the baseline's speed (right is faster)"),
         (lambda p: p.bytes / 1e6, smallest, "file, MB (left is smaller)"),
     )
-    numbers = {id(p): k for k, p in enumerate(sorted((p for p in points if p in (*fastest, *smallest)), key=lambda p: p.speedup), 1)}
+    numbers = {
+        id(p): k
+        for k, p in enumerate(
+            sorted((p for p in points if p in (*fastest, *smallest)), key=lambda p: p.speedup), 1
+        )
+    }
     for axes, (where, front, label) in zip(panels, sides, strict=True):
         _panel(axes, points, front, found.recommended, where, lambda p: _accuracy(p, which, proportion))
         for p in front:
             place = (0, 10 if numbers[id(p)] % 2 else -16)  # neighbours above and below in turn
             axes.annotate(
-                str(numbers[id(p)]), (where(p), _accuracy(p, which, proportion)[0]), place, textcoords="offset points", ha="center"
+                str(numbers[id(p)]),
+                (where(p), _accuracy(p, which, proportion)[0]),
+                place,
+                textcoords="offset points",
+                ha="center",
             )
         axes.set_xlabel(label)
-    panels[0].set_ylabel(f"{WORDS[proportion]} on {n} {'test' if which == 'test' else 'selection'} pictures, %")
+    panels[0].set_ylabel(
+        f"{WORDS[proportion]} on {n} {'test' if which == 'test' else 'selection'} pictures, %"
+    )
     panels[0].legend(fontsize=8, loc="best")
-    names = [f"{numbers[id(p)]}: {p.family}, {p.name}" for p in sorted(points, key=lambda p: numbers.get(id(p), 0)) if id(p) in numbers]
-    figure.supxlabel("\n".join("     ".join(names[k : k + 3]) for k in range(0, len(names), 3)), fontsize=8, x=0.02, ha="left")
-    figure.suptitle("Speed and size against accuracy; bars: 95 % interval; line: what nothing beats", fontsize=11)
+    names = [
+        f"{numbers[id(p)]}: {p.family}, {p.name}"
+        for p in sorted(points, key=lambda p: numbers.get(id(p), 0))
+        if id(p) in numbers
+    ]
+    figure.supxlabel(
+        "\n".join("     ".join(names[k : k + 3]) for k in range(0, len(names), 3)),
+        fontsize=8,
+        x=0.02,
+        ha="left",
+    )
+    figure.suptitle(
+        "Speed and size against accuracy; bars: 95 % interval; line: what nothing beats", fontsize=11
+    )
     buffer = io.BytesIO()
     figure.savefig(buffer, format=kind, dpi=120, metadata={"Date": None} if kind == "svg" else {})
     return buffer.getvalue()
@@ -162,19 +189,38 @@ def _panel(
 ) -> None:
     axes.set_xscale("log")
     axes.grid(visible=True, which="both", alpha=0.25)
-    axes.plot([where(p) for p in front], [height(p)[0] for p in front], color="#999999", linewidth=1, zorder=1)
+    axes.plot(
+        [where(p) for p in front], [height(p)[0] for p in front], color="#999999", linewidth=1, zorder=1
+    )
     for family in dict.fromkeys(p.family for p in points):
         colour, marker = LOOKS.get(family, UNKNOWN_LOOK)
         own = [p for p in points if p.family == family]
         ys = [height(p) for p in own]
         bars = [[y - low for y, low, _ in ys], [high - y for y, _, high in ys]]
         axes.errorbar(
-            [where(p) for p in own], [y for y, *_ in ys], yerr=bars, fmt=marker, color=colour, label=family, capsize=2, markersize=7
+            [where(p) for p in own],
+            [y for y, *_ in ys],
+            yerr=bars,
+            fmt=marker,
+            color=colour,
+            label=family,
+            capsize=2,
+            markersize=7,
         )
     if recommended:
-        axes.plot(where(recommended), height(recommended)[0], "o", markersize=17, fillstyle="none", color="#C00000", label="recommended")
+        axes.plot(
+            where(recommended),
+            height(recommended)[0],
+            "o",
+            markersize=17,
+            fillstyle="none",
+            color="#C00000",
+            label="recommended",
+        )
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
-    axes.xaxis.set_minor_formatter(lambda value, _: f"{value:g}" if str(value).lstrip("0.")[:1] in "25" else "")
+    axes.xaxis.set_minor_formatter(
+        lambda value, _: f"{value:g}" if str(value).lstrip("0.")[:1] in "25" else ""
+    )
 
 
 def _accuracy(point: Point, which: str, proportion_of: str) -> tuple[float, float, float]:

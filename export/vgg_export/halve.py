@@ -1,8 +1,9 @@
-"""The largest fully connected layer of an int8 graph as two of half as many outputs, so that loading it takes less memory.
+"""The largest fully connected layer of an int8 graph as two of half as many outputs, so that loading it takes
+less memory.
 
-onnxruntime packs a weight into a buffer of its own while the file's pages of it are still mapped: for a moment fc1 of a VGG, two
-thirds of the model, is there twice. Of two halves only one is there twice at a time. The sums of each output are the same, and putting
-the halves together is a copy of some kilobytes.
+onnxruntime packs a weight into a buffer of its own while the file's pages of it are still mapped: for a
+moment fc1 of a VGG, two thirds of the model, is there twice. Of two halves only one is there twice at a time.
+The sums of each output are the same, and putting the halves together is a copy of some kilobytes.
 """
 
 from collections.abc import Iterator, Sequence
@@ -25,17 +26,22 @@ PARTS = 2
 
 
 def halve(model: "onnx.ModelProto", large_bytes: int = LARGE_BYTES) -> list[str]:
-    """Replace every Gemm of an int8 QDQ graph whose weight [inputs, outputs] is large, in place; the weights' names.
+    """Replace every Gemm of an int8 QDQ graph whose weight [inputs, outputs] is large, in place; the weights'
+    names.
 
     Raises:
-        CheckFailedError: such a Gemm is not what 'vgg-export quantize' writes: weight and bias dequantized along the outputs, the
-            result quantized.
+        CheckFailedError: such a Gemm is not what 'vgg-export quantize' writes: weight and bias dequantized
+            along the outputs, the result quantized.
     """
     nodes, tensors = model.graph.node, {t.name: t for t in model.graph.initializer}
     makers = {node.output[0]: node for node in nodes}
     done = []
     for gemm in [node for node in nodes if node.op_type == "Gemm"]:
-        constants = [node for name in gemm.input[1:] if (node := makers.get(name)) is not None and node.op_type == "DequantizeLinear"]
+        constants = [
+            node
+            for name in gemm.input[1:]
+            if (node := makers.get(name)) is not None and node.op_type == "DequantizeLinear"
+        ]
         if len(constants) != len(gemm.input) - 1:
             continue  # it stays float
         weight = constants[0]  # and the bias, where there is one
@@ -43,7 +49,10 @@ def halve(model: "onnx.ModelProto", large_bytes: int = LARGE_BYTES) -> list[str]
             continue
         quantizer = next((node for node in nodes if gemm.output[0] in node.input), None)
         if quantizer is None or quantizer.op_type != "QuantizeLinear":
-            raise CheckFailedError(f"{gemm.name} is large and its result is not in integers; expected a layer that is int8 as a whole")
+            raise CheckFailedError(
+                f"{gemm.name} is large and its result is not in integers; expected a layer that is int8 as"
+                " a whole"
+            )
         at = list(nodes).index(quantizer)
         for node in reversed(list(_halves(model, gemm, constants, quantizer))):
             nodes.insert(at, node)
@@ -56,9 +65,13 @@ def halve(model: "onnx.ModelProto", large_bytes: int = LARGE_BYTES) -> list[str]
 
 
 def _halves(
-    model: "onnx.ModelProto", gemm: "onnx.NodeProto", constants: "Sequence[onnx.NodeProto]", quantizer: "onnx.NodeProto"
+    model: "onnx.ModelProto",
+    gemm: "onnx.NodeProto",
+    constants: "Sequence[onnx.NodeProto]",
+    quantizer: "onnx.NodeProto",
 ) -> "Iterator[onnx.NodeProto]":
-    """The nodes in place of a Gemm, of what dequantizes its weight and bias if it has one, and of what quantizes its result."""
+    """The nodes in place of a Gemm, of what dequantizes its weight and bias if it has one, and of what
+    quantizes its result."""
     from onnx.helper import make_node
 
     results = []
@@ -74,17 +87,30 @@ def _halves(
                 f"{constant.name}_part{part}",
                 axis=next(a.i for a in constant.attribute if a.name == "axis"),
             )
-        summed, integer, result = (f"{name}_part{part}" for name in (gemm.output[0], quantizer.output[0], f"{gemm.output[0]}_rounded"))
+        summed, integer, result = (
+            f"{name}_part{part}"
+            for name in (gemm.output[0], quantizer.output[0], f"{gemm.output[0]}_rounded")
+        )
         half = make_node("Gemm", inputs, [summed], f"{gemm.name}_part{part}")
         half.attribute.extend(gemm.attribute)
         yield half
-        yield make_node("QuantizeLinear", [summed, *quantizer.input[1:]], [integer], f"{quantizer.name}_part{part}")
-        # Back to float and to integers again behind the Concat, which changes nothing: onnxruntime knows how to take away what stands
-        # between such pairs, and on x86 turns signed activations into unsigned ones pair by pair.
-        yield make_node("DequantizeLinear", [integer, *quantizer.input[1:]], [result], f"{result}_DequantizeLinear")
+        yield make_node(
+            "QuantizeLinear", [summed, *quantizer.input[1:]], [integer], f"{quantizer.name}_part{part}"
+        )
+        # Back to float and to integers again behind the Concat, which changes nothing: onnxruntime knows how
+        # to take away what stands between such pairs, and on x86 turns signed activations into unsigned ones
+        # pair by pair.
+        yield make_node(
+            "DequantizeLinear", [integer, *quantizer.input[1:]], [result], f"{result}_DequantizeLinear"
+        )
         results.append(result)
     yield make_node("Concat", results, [f"{gemm.output[0]}_joined"], f"{gemm.name}_joined", axis=1)
-    yield make_node("QuantizeLinear", [f"{gemm.output[0]}_joined", *quantizer.input[1:]], quantizer.output, f"{quantizer.name}_joined")
+    yield make_node(
+        "QuantizeLinear",
+        [f"{gemm.output[0]}_joined", *quantizer.input[1:]],
+        quantizer.output,
+        f"{quantizer.name}_joined",
+    )
 
 
 def _part(model: "onnx.ModelProto", name: str, part: int) -> str:
@@ -107,5 +133,6 @@ def ensure_equal(before: Path, after: Path, px: int) -> None:
     expected, found = (Model(path, SessionSettings(), device.usable_cores())(x) for path in (before, after))
     if not np.array_equal(expected, found):
         raise CheckFailedError(
-            f"with its largest layer in halves the int8 model's logits differ by up to {np.abs(found - expected).max():.2g}"
+            "with its largest layer in halves the int8 model's logits differ by up to"
+            f" {np.abs(found - expected).max():.2g}"
         )

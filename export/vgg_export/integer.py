@@ -1,4 +1,5 @@
-"""A float graph and the ranges of its tensors -> the int8 QDQ graph, layers that stay float, and the correction of its biases."""
+"""A float graph and the ranges of its tensors -> the int8 QDQ graph, layers that stay float, and the
+correction of its biases."""
 
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -21,14 +22,18 @@ OPS = ["Conv", "Gemm", "Relu", "MaxPool", "Reshape", "Flatten"]
 INT32 = np.iinfo(np.int32)
 
 
-def ranges(layers: Sequence[Layer], seen: Mapping[str, Seen], *, clipped: bool) -> dict[str, tuple[float, float]]:
-    """Lowest and highest value of every tensor that is quantized; a tensor behind a pool has the range of the one before it,
-    and one before a ReLU that of the one behind it."""
+def ranges(
+    layers: Sequence[Layer], seen: Mapping[str, Seen], *, clipped: bool
+) -> dict[str, tuple[float, float]]:
+    """Lowest and highest value of every tensor that is quantized; a tensor behind a pool has the range of the
+    one before it, and one before a ReLU that of the one behind it."""
     before = layers[0].input
     found = {before: seen[before].range()}  # pictures have known limits
     for layer in layers:
         found[layer.input] = found[before]
-        found[layer.output] = found[layer.sum] = seen[layer.output].clipped() if clipped else seen[layer.output].range()
+        found[layer.output] = found[layer.sum] = (
+            seen[layer.output].clipped() if clipped else seen[layer.output].range()
+        )
         before = layer.output
     return found
 
@@ -45,15 +50,18 @@ def write(
 ) -> None:
     """Write the int8 QDQ graph of the float ``model``, which is used up.
 
-    Activations are asymmetric, because symmetric ones keep ReLU from folding into the convolution. Layers in ``kept`` stay
-    float; if there are any in ``only``, all others do.
+    Activations are asymmetric, because symmetric ones keep ReLU from folding into the convolution. Layers in
+    ``kept`` stay float; if there are any in ``only``, all others do.
     """
     from onnxruntime.quantization import CalibrationMethod, QDQQuantizer, QuantType, TensorData, TensorsData
 
     _keep_float(model, layers, kept)
     # Its shapes are there; without this mark they would be inferred again, through two copies of the model.
     model.metadata_props.add(key="onnx.infer", value="onnxruntime.quant")
-    data = {name: TensorData(lowest=np.array(low, np.float32), highest=np.array(high, np.float32)) for name, (low, high) in limits.items()}
+    data = {
+        name: TensorData(lowest=np.array(low, np.float32), highest=np.array(high, np.float32))
+        for name, (low, high) in limits.items()
+    }
     quantizer: Any = QDQQuantizer(
         model,
         per_channel=True,
@@ -62,7 +70,9 @@ def write(
         activation_qType=QuantType.QInt8 if target.signed_activations else QuantType.QUInt8,
         tensors_range=TensorsData(CalibrationMethod.MinMax, data),
         nodes_to_quantize=[node for layer in layers if layer.name in only for node in layer.nodes],
-        nodes_to_exclude=[node for layer in layers if layer.name in kept for node in (*layer.nodes, _guard(layer))],
+        nodes_to_exclude=[
+            node for layer in layers if layer.name in kept for node in (*layer.nodes, _guard(layer))
+        ],
         op_types_to_quantize=OPS,
         extra_options={"ActivationSymmetric": False, "WeightSymmetric": True},
     )
@@ -71,7 +81,8 @@ def write(
 
 
 def share_weights(model: "onnx.ModelProto", folder: Path) -> Path:
-    """Write a graph with its weights in a file beside it, so that many graphs can be made that differ in one layer."""
+    """Write a graph with its weights in a file beside it, so that many graphs can be made that differ in one
+    layer."""
     import onnx
 
     path = folder / "shared.onnx"
@@ -101,8 +112,9 @@ def _guard(layer: Layer) -> str:
 def _keep_float(model: "onnx.ModelProto", layers: Sequence[Layer], kept: Collection[str]) -> None:
     """Put a ReLU before layers that are to stay float.
 
-    Leaving a layer out of the quantization is not enough: onnxruntime's optimizer quantizes any Conv or Gemm between a
-    DequantizeLinear and a QuantizeLinear. A second ReLU behind the first changes nothing and comes between.
+    Leaving a layer out of the quantization is not enough: onnxruntime's optimizer quantizes any Conv or Gemm
+    between a DequantizeLinear and a QuantizeLinear. A second ReLU behind the first changes nothing and comes
+    between.
     """
     import onnx
 
@@ -111,18 +123,22 @@ def _keep_float(model: "onnx.ModelProto", layers: Sequence[Layer], kept: Collect
         if layer.name in kept and rectified:
             at = next(k for k, node in enumerate(model.graph.node) if node.name == layer.nodes[0])
             model.graph.node[at].input[0] = guarded = f"{layer.input}_float"
-            model.graph.node.insert(at, onnx.helper.make_node("Relu", [layer.input], [guarded], name=_guard(layer)))
+            model.graph.node.insert(
+                at, onnx.helper.make_node("Relu", [layer.input], [guarded], name=_guard(layer))
+            )
         rectified = layer.output if layer.output != layer.sum else ""
 
 
 def correct_biases(
     floating: "onnx.ModelProto", layers: Sequence[Layer], seen: Mapping[str, Seen], integer: "onnx.ModelProto"
 ) -> dict[str, Array]:
-    """Take from the int32 biases of ``integer``, in place, what the rounding of the weights adds to each channel on average.
+    """Take from the int32 biases of ``integer``, in place, what the rounding of the weights adds to each
+    channel on average.
 
-    E[W_q x] - E[W x] (Nagel et al. 2019) with the means of x over the calibration pictures, padding included. A layer without
-    bias hands its shift on to the next one. The biases have steps of input scale times weight scale, hundreds of times finer
-    than a step of the output, so that nothing is gained by correcting the float biases and quantizing all of it again.
+    E[W_q x] - E[W x] (Nagel et al. 2019) with the means of x over the calibration pictures, padding included.
+    A layer without bias hands its shift on to the next one. The biases have steps of input scale times weight
+    scale, hundreds of times finer than a step of the output, so that nothing is gained by correcting the
+    float biases and quantizing all of it again.
 
     Returns:
         The shift of every corrected channel [outputs], by the layer's name.
@@ -144,7 +160,10 @@ def correct_biases(
         handed_on = None if layer.bias else shift
         if layer.bias:
             shifts[layer.name] = shift
-            _subtract(quantized[f"{layer.bias}_quantized"], shift / array(quantized[f"{layer.bias}_quantized_scale"]))
+            _subtract(
+                quantized[f"{layer.bias}_quantized"],
+                shift / array(quantized[f"{layer.bias}_quantized_scale"]),
+            )
     return shifts
 
 
@@ -162,7 +181,8 @@ def dequantized(layer: Layer, tensors: "Mapping[str, onnx.TensorProto]") -> npt.
 
 
 def mean_output(layer: Layer, weight: npt.NDArray[np.float32], mean: npt.NDArray[np.floating[Any]]) -> Array:
-    """What a layer of stride 1 and 'same' padding, without bias, gives per channel on average over pictures and places, [outputs].
+    """What a layer of stride 1 and 'same' padding, without bias, gives per channel on average over pictures
+    and places, [outputs].
 
     Args:
         weight: [n, c, height, width], or [inputs, n] of a fully connected layer.
@@ -181,10 +201,11 @@ def mean_output(layer: Layer, weight: npt.NDArray[np.float32], mean: npt.NDArray
 
 
 def retype(model: "onnx.ModelProto", *, signed: bool) -> None:
-    """Signed activations instead of unsigned ones, or the other way round, in place: the same function, other kernels.
+    """Signed activations instead of unsigned ones, or the other way round, in place: the same function, other
+    kernels.
 
-    x = scale (q - zero_point) stays the same when 128 is taken from q and from the zero point. Scales, weights and int32 biases are
-    those that were calibrated.
+    x = scale (q - zero_point) stays the same when 128 is taken from q and from the zero point. Scales,
+    weights and int32 biases are those that were calibrated.
 
     Raises:
         CheckFailedError: they are of that type already, or of another than 8 bits.
@@ -194,7 +215,9 @@ def retype(model: "onnx.ModelProto", *, signed: bool) -> None:
     tensors = {t.name: t for t in model.graph.initializer}
     names = {node.input[2] for node in model.graph.node if node.op_type == "QuantizeLinear"}
     if not names:
-        raise CheckFailedError("the graph has no QuantizeLinear; expected a file that 'vgg-export quantize' wrote")
+        raise CheckFailedError(
+            "the graph has no QuantizeLinear; expected a file that 'vgg-export quantize' wrote"
+        )
     before, after, offset = (np.uint8, np.int8, -128) if signed else (np.int8, np.uint8, 128)
     for name in sorted(names):
         value = onnx.numpy_helper.to_array(tensors[name])

@@ -1,7 +1,7 @@
 """A VGG from a channel plan, and the checkpoint format: a plan plus tensors.
 
-A pruned VGG is only another plan. Everything downstream (fold, export, quantize, the manifest) reads the plan and never
-guesses from layer names.
+A pruned VGG is only another plan. Everything downstream (fold, export, quantize, the manifest) reads the plan
+and never guesses from layer names.
 """
 
 import dataclasses
@@ -19,13 +19,19 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-CONVS_PER_BLOCK = {"vgg11": (1, 1, 2, 2, 2), "vgg13": (2, 2, 2, 2, 2), "vgg16": (2, 2, 3, 3, 3), "vgg19": (2, 2, 4, 4, 4)}
+CONVS_PER_BLOCK = {
+    "vgg11": (1, 1, 2, 2, 2),
+    "vgg13": (2, 2, 2, 2, 2),
+    "vgg16": (2, 2, 3, 3, 3),
+    "vgg19": (2, 2, 4, 4, 4),
+}
 STRIDE_PX = 32  # five 2x2 max-pools
 POOLED_PX = 7  # torchvision's AdaptiveAvgPool2d((7, 7)) in front of fc1
 FORMAT = "vgg-export-checkpoint"
 FORMAT_VERSION = 2  # 2: plans with factorised layers
 
-# How a layer of c inputs and n outputs is replaced by two thinner ones with r between them, without a non-linearity there.
+# How a layer of c inputs and n outputs is replaced by two thinner ones with r between them, without a
+# non-linearity there.
 FACTORS = {
     "channel": ((3, 3), (1, 1)),  # 3x3 c -> r, then 1x1 r -> n (Zhang et al. 2015)
     "spatial": ((3, 1), (1, 3)),  # 3x1 c -> r, then 1x3 r -> n (Jaderberg et al. 2014)
@@ -35,7 +41,8 @@ FACTORS = {
 
 @dataclasses.dataclass(frozen=True)
 class Factor:
-    """A layer of the plan that is made of two: ``kind`` is a key of FACTORS, ``rank`` the width between them."""
+    """A layer of the plan that is made of two: ``kind`` is a key of FACTORS, ``rank`` the width between
+    them."""
 
     layer: str
     kind: str
@@ -44,7 +51,8 @@ class Factor:
 
 @dataclasses.dataclass(frozen=True)
 class Layer:
-    """A layer with weights as it is executed; ``kernel`` is None for a fully connected one, ``side_px`` the side of its map."""
+    """A layer with weights as it is executed; ``kernel`` is None for a fully connected one, ``side_px`` the
+    side of its map."""
 
     name: str
     inputs: int
@@ -69,12 +77,12 @@ class Layer:
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """The shape of a VGG: output channels of every convolution by block, then three fully connected layers; ``factors`` names
-    the layers that are made of two thinner ones.
+    """The shape of a VGG: output channels of every convolution by block, then three fully connected layers;
+    ``factors`` names the layers that are made of two thinner ones.
 
-    ``input_px`` is the side of the square input the network takes. At 224 px the feature map is 7x7 and the adaptive pool
-    of torchvision is the identity, so there is no pool in the network at all; for other sizes ``fold`` multiplies the pool
-    into fc1.
+    ``input_px`` is the side of the square input the network takes. At 224 px the feature map is 7x7 and the
+    adaptive pool of torchvision is the identity, so there is no pool in the network at all; for other sizes
+    ``fold`` multiplies the pool into fc1.
     """
 
     family: str
@@ -88,20 +96,32 @@ class Plan:
         counts = tuple(len(block) for block in self.blocks)
         if CONVS_PER_BLOCK.get(self.family) != counts:
             known = ", ".join(f"{name} {convs}" for name, convs in CONVS_PER_BLOCK.items())
-            raise CheckpointError(f"{self.family!r} with {counts} convolutions per block is not a VGG; expected one of: {known}")
+            raise CheckpointError(
+                f"{self.family!r} with {counts} convolutions per block is not a VGG; expected one of: {known}"
+            )
         if min(*(w for block in self.blocks for w in block), *self.hidden, self.classes) < 1:
             raise CheckpointError(
-                f"every layer needs at least one output, found widths {self.blocks}, {self.hidden} and {self.classes} classes"
+                f"every layer needs at least one output, found widths {self.blocks}, {self.hidden} and"
+                f" {self.classes} classes"
             )
         if self.classes < 2:
-            raise CheckpointError("a network with one output has no classes to choose from; expected at least two classes, one output each")
+            raise CheckpointError(
+                "a network with one output has no classes to choose from; expected at least two classes,"
+                " one output each"
+            )
         if self.input_px < STRIDE_PX:
-            raise CheckpointError(f"a VGG halves its input five times: the input must be at least {STRIDE_PX} px, found {self.input_px}")
+            raise CheckpointError(
+                f"a VGG halves its input five times: the input must be at least {STRIDE_PX} px, found"
+                f" {self.input_px}"
+            )
         sizes = {name: (c, n) for name, c, n in (*self.convs(), *self.linears())}
         for factor in self.factors:
             kinds = ("linear",) if factor.layer.startswith("fc") else ("channel", "spatial")
             if factor.layer not in sizes or factor.kind not in kinds or factor.rank < 1:
-                raise CheckpointError(f"{factor} is no factorisation of a layer of {self.family}; expected a rank and one of {kinds}")
+                raise CheckpointError(
+                    f"{factor} is no factorisation of a layer of {self.family}; expected a rank and one of"
+                    f" {kinds}"
+                )
         if len({factor.layer for factor in self.factors}) != len(self.factors):
             raise CheckpointError("a layer is factorised twice in the plan")
 
@@ -134,7 +154,8 @@ class Plan:
             yield from self.parts(*linear, side_px=1)
 
     def parts(self, name: str, inputs: int, outputs: int, side_px: int) -> tuple[Layer, ...]:
-        """The one or two layers that a layer of the plan is made of; those of a factorised one end in _reduce and _expand."""
+        """The one or two layers that a layer of the plan is made of; those of a factorised one end in _reduce
+        and _expand."""
         factor = next((f for f in self.factors if f.layer == name), None)
         if factor is None:
             kernel = None if name.startswith("fc") else (3, 3)
@@ -171,10 +192,14 @@ class Plan:
                 hidden=(int(data["hidden"][0]), int(data["hidden"][1])),
                 classes=int(data["classes"]),
                 input_px=int(data["input_px"]),
-                factors=tuple(Factor(str(f["layer"]), str(f["kind"]), int(f["rank"])) for f in data.get("factors", ())),
+                factors=tuple(
+                    Factor(str(f["layer"]), str(f["kind"]), int(f["rank"])) for f in data.get("factors", ())
+                ),
             )
         except (KeyError, TypeError, ValueError, IndexError) as error:
-            raise CheckpointError(f"the channel plan is damaged ({error!r}); expected family, blocks, hidden, classes, input_px") from error
+            raise CheckpointError(
+                f"the channel plan is damaged ({error!r}); expected family, blocks, hidden, classes, input_px"
+            ) from error
 
 
 def sizes(before: Plan, after: Plan) -> dict[str, Any]:
@@ -202,8 +227,9 @@ def full_width(family: str, classes: int = 1000) -> Plan:
 
 @dataclasses.dataclass(frozen=True)
 class Checkpoint:
-    """A plan, its float32 tensors (``conv1_1.weight`` [n, c, 3, 3], ``fc1.weight`` [n, c*grid*grid], ``*.bias`` [n]; the two
-    parts of a factorised layer are ``conv3_1_reduce`` and ``conv3_1_expand``), the class names and where the weights came from."""
+    """A plan, its float32 tensors (``conv1_1.weight`` [n, c, 3, 3], ``fc1.weight`` [n, c*grid*grid],
+    ``*.bias`` [n]; the two parts of a factorised layer are ``conv3_1_reduce`` and ``conv3_1_expand``), the
+    class names and where the weights came from."""
 
     plan: Plan
     tensors: "dict[str, torch.Tensor]"
@@ -215,19 +241,25 @@ class Checkpoint:
         found = {name: tuple(t.shape) for name, t in self.tensors.items()}
         if missing := sorted(expected.keys() - found.keys()):
             raise CheckpointError(
-                f"the checkpoint lacks {missing[0]} {expected[missing[0]]} and {len(missing) - 1} more tensors of its plan"
+                f"the checkpoint lacks {missing[0]} {expected[missing[0]]} and {len(missing) - 1} more"
+                " tensors of its plan"
             )
         for name, shape in found.items():
             if name not in expected:
-                raise CheckpointError(f"the checkpoint holds {name} {shape}, which a {self.plan.family} does not have")
+                raise CheckpointError(
+                    f"the checkpoint holds {name} {shape}, which a {self.plan.family} does not have"
+                )
             if shape != expected[name]:
                 raise CheckpointError(f"{name} is {shape}, but the plan says {expected[name]}")
         if len(self.labels) != self.plan.classes:
-            raise CheckpointError(f"{len(self.labels)} labels for {self.plan.classes} classes; they must be as many")
+            raise CheckpointError(
+                f"{len(self.labels)} labels for {self.plan.classes} classes; they must be as many"
+            )
 
     @property
     def has_knowledge(self) -> bool:
-        """False for random weights: there is nothing to repair or to recover, and no figure of accuracy means anything."""
+        """False for random weights: there is nothing to repair or to recover, and no figure of accuracy means
+        anything."""
         return not self.source.get("figures_absent")
 
     def model(self) -> "nn.Sequential":
@@ -248,7 +280,8 @@ def expected_shapes(plan: Plan) -> dict[str, tuple[int, ...]]:
 
 
 def build(plan: Plan, *, batch_norm: bool = False, dropout: float = 0.0) -> "nn.Sequential":
-    """The network of a plan with PyTorch's default initial weights: [N, 3, input_px, input_px] -> logits [N, classes]."""
+    """The network of a plan with PyTorch's default initial weights: [N, 3, input_px, input_px] -> logits [N,
+    classes]."""
     from torch import nn
 
     layers: OrderedDict[str, nn.Module] = OrderedDict()
@@ -299,7 +332,8 @@ def fold_batch_norm(
         weight: [n, c, 3, 3]; bias [n] or None; the batch norm's vectors [n].
 
     Returns:
-        weight [n, c, 3, 3] and bias [n] of the single convolution with the same function, computed in float64.
+        weight [n, c, 3, 3] and bias [n] of the single convolution with the same function, computed in
+        float64.
     """
     scale = gamma.double() / (variance.double() + epsilon).sqrt()
     shift = beta.double() + ((0 if bias is None else bias.double()) - mean.double()) * scale
@@ -307,7 +341,8 @@ def fold_batch_norm(
 
 
 def save(checkpoint: Checkpoint, path: Path, *, half: bool = False) -> None:
-    """Write plan, labels and source as metadata of a safetensors file; ``half`` stores the tensors as float16."""
+    """Write plan, labels and source as metadata of a safetensors file; ``half`` stores the tensors as
+    float16."""
     from safetensors.torch import save as to_bytes
 
     header = {"plan": checkpoint.plan.to_json(), "labels": checkpoint.labels, "source": checkpoint.source}
@@ -320,8 +355,9 @@ def save(checkpoint: Checkpoint, path: Path, *, half: bool = False) -> None:
 
 
 def _in_order(content: bytes) -> tuple[bytes, memoryview]:
-    """A safetensors file's header, its metadata in order, and the rest: the library writes metadata in the order of a hash table, so
-    that the same checkpoint would have another hash each time and everything made from it would be made again."""
+    """A safetensors file's header, its metadata in order, and the rest: the library writes metadata in the
+    order of a hash table, so that the same checkpoint would have another hash each time and everything made
+    from it would be made again."""
     end = 8 + int.from_bytes(content[:8], "little")
     header = json.loads(content[8:end])
     header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
@@ -339,17 +375,20 @@ def load(path: Path) -> Checkpoint:
     """Read what ``save`` wrote; the tensors come back as float32.
 
     Raises:
-        CheckpointError: not a safetensors file, truncated, not ours, newer than this program, or tensors that do not fit
-            the plan.
+        CheckpointError: not a safetensors file, truncated, not ours, newer than this program, or tensors that
+            do not fit the plan.
     """
     from safetensors.torch import load_file
 
     metadata = _metadata(path)
     if metadata.get("format") != FORMAT:
-        raise CheckpointError(f"{path} is a safetensors file, but not a {FORMAT}; give it to --weights instead")
+        raise CheckpointError(
+            f"{path} is a safetensors file, but not a {FORMAT}; give it to --weights instead"
+        )
     if not metadata.get("version", "").isdigit() or int(metadata["version"]) > FORMAT_VERSION:
         raise CheckpointError(
-            f"{path} has format version {metadata.get('version')}; this program reads up to {FORMAT_VERSION}: update vgg-export"
+            f"{path} has format version {metadata.get('version')}; this program reads up to"
+            f" {FORMAT_VERSION}: update vgg-export"
         )
     try:
         header = json.loads(metadata["checkpoint"])
@@ -359,7 +398,9 @@ def load(path: Path) -> Checkpoint:
     except CheckpointError:
         raise
     except Exception as error:  # a damaged header fails in any way there is
-        raise CheckpointError(f"{path} is damaged ({type(error).__name__}: {error}); make it again") from error
+        raise CheckpointError(
+            f"{path} is damaged ({type(error).__name__}: {error}); make it again"
+        ) from error
     return Checkpoint(plan, tensors, labels, {"weights": "file", "what": plan.family} | source)
 
 
@@ -372,4 +413,6 @@ def _metadata(path: Path) -> dict[str, str]:
     except FileNotFoundError as error:
         raise CheckpointError(f"there is no file {path}") from error
     except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path} is not a readable safetensors file ({error}); it may be truncated: fetch it again") from error
+        raise CheckpointError(
+            f"{path} is not a readable safetensors file ({error}); it may be truncated: fetch it again"
+        ) from error

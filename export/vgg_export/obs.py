@@ -1,15 +1,16 @@
-"""Which filters the next layer misses least: the optimal brain surgeon on channels (Hassibi & Stork 1993), with the
-reconstruction of the next layer's outputs as the loss (He et al. 2017).
+"""Which filters the next layer misses least: the optimal brain surgeon on channels (Hassibi & Stork 1993),
+with the reconstruction of the next layer's outputs as the loss (He et al. 2017).
 
-With W_:,c all weights of the consumer that read channel c and G = Cov(x) + lambda I of its input channels over pictures and
-positions, what removing c costs after the consumer is fitted again to the channels that are left is
+With W_:,c all weights of the consumer that read channel c and G = Cov(x) + lambda I of its input channels
+over pictures and positions, what removing c costs after the consumer is fitted again to the channels that are
+left is
 
     rho_c = ||W_:,c||^2 / [G^-1]_cc.
 
-The covariance is centred because the repair that follows corrects the bias. The cheapest channel is removed, G^-1 and W become
-those of the refit, and so on: of two channels that say the same the first is free, and the second then is not. The form is
-exact for a fully connected consumer of one position; for others it takes the taps of a channel as uncorrelated, each with the
-channel's covariance, which is what keeps it C x C.
+The covariance is centred because the repair that follows corrects the bias. The cheapest channel is removed,
+G^-1 and W become those of the refit, and so on: of two channels that say the same the first is free, and the
+second then is not. The form is exact for a fully connected consumer of one position; for others it takes the
+taps of a channel as uncorrelated, each with the channel's covariance, which is what keeps it C x C.
 """
 
 import dataclasses
@@ -22,13 +23,14 @@ from .progress import Progress
 if TYPE_CHECKING:
     import torch
 
-DAMPING = repair.STRENGTHS[0]  # lambda as a share of the mean variance of a channel: the least that the repair tries
+# lambda as a share of the mean variance of a channel: the least that the repair tries
+DAMPING = repair.STRENGTHS[0]
 
 
 @dataclasses.dataclass(frozen=True)
 class Removal:
-    """The channels [C] of a convolution in the order in which they go, and what the first 0, 1, ... C of them cost together:
-    a share of the variance of the consumer's outputs, 0 for none and 1 for all."""
+    """The channels [C] of a convolution in the order in which they go, and what the first 0, 1, ... C of them
+    cost together: a share of the variance of the consumer's outputs, 0 for none and 1 for all."""
 
     order: "torch.Tensor"
     costs: tuple[float, ...]
@@ -39,8 +41,11 @@ class Removal:
         return {width: self.costs[full - width] for width in (*range(multiple, full, multiple), full)}
 
 
-def removals(original: model.Checkpoint, pictures: "torch.Tensor", scratch: Path, progress: Progress) -> dict[str, Removal]:
-    """The order of removal of every convolution's filters, in one pass of pictures [N, 3, px, px] through the original.
+def removals(
+    original: model.Checkpoint, pictures: "torch.Tensor", scratch: Path, progress: Progress
+) -> dict[str, Removal]:
+    """The order of removal of every convolution's filters, in one pass of pictures [N, 3, px, px] through the
+    original.
 
     ``scratch`` is a folder for maps that do not fit into memory.
     """
@@ -59,7 +64,8 @@ def removals(original: model.Checkpoint, pictures: "torch.Tensor", scratch: Path
 
 
 def _covariance(maps: repair.Maps, count: int, channels: int) -> "torch.Tensor":
-    """Of the channels over all pictures and positions, [C, C] in float64; fc1's inputs are channel * positions + position."""
+    """Of the channels over all pictures and positions, [C, C] in float64; fc1's inputs are channel *
+    positions + position."""
     sums = repair.Sums(channels, 1)
     for a in range(0, count, repair.CHUNK):
         x = maps.read(a, min(a + repair.CHUNK, count))
@@ -69,8 +75,8 @@ def _covariance(maps: repair.Maps, count: int, channels: int) -> "torch.Tensor":
 
 
 def gram(weight: "torch.Tensor", channels: int) -> "torch.Tensor":
-    """Products of what reads channel c and what reads channel d, [C, C] in float64: over the outputs and taps of a convolution
-    [n, C, 3, 3], or the outputs and positions of fc1 [n, C * positions]."""
+    """Products of what reads channel c and what reads channel d, [C, C] in float64: over the outputs and taps
+    of a convolution [n, C, 3, 3], or the outputs and positions of fc1 [n, C * positions]."""
     import torch
 
     total = torch.zeros(channels, channels, dtype=torch.float64)
@@ -84,7 +90,8 @@ def removal(covariance: "torch.Tensor", readers: "torch.Tensor", damping: float)
 
     Args:
         covariance: of the channels, [C, C] float64.
-        readers: ``gram`` of the consumer's weights, [C, C] float64. All that the costs need of W, and small even for fc1.
+        readers: ``gram`` of the consumer's weights, [C, C] float64. All that the costs need of W, and small
+            even for fc1.
         damping: lambda as a share of the mean variance.
     """
     import torch
@@ -102,9 +109,12 @@ def removal(covariance: "torch.Tensor", readers: "torch.Tensor", damping: float)
         total += float(each[c])
         order.append(c)
         costs.append(min(1.0, total / variance))
-        # the refit gives what reads c to the others: W - W_c g, with g the row of G^-1 relative to its diagonal
+        # the refit gives what reads c to the others: W - W_c g, with g the row of G^-1 relative to its
+        # diagonal
         share, column = inverse[c] / inverse[c, c], readers[c].clone()
-        readers += torch.outer(share, share) * column[c] - torch.outer(column, share) - torch.outer(share, column)
+        readers += (
+            torch.outer(share, share) * column[c] - torch.outer(column, share) - torch.outer(share, column)
+        )
         inverse -= torch.outer(inverse[:, c].clone(), share)
         there[c] = False
     return Removal(torch.tensor(order), tuple(costs))

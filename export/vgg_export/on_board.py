@@ -1,7 +1,8 @@
-"""What the board's own Python does for ``deploy``. Its source is sent there as text, so it imports the standard library alone.
+"""What the board's own Python does for ``deploy``. Its source is sent there as text, so it imports the
+standard library alone.
 
-The request is one line of JSON on standard input, behind it the files' bytes for ``receive``. Lines of the answer that begin with
-MARK hold JSON; a login script may print what it likes between them.
+The request is one line of JSON on standard input, behind it the files' bytes for ``receive``. Lines of the
+answer that begin with MARK hold JSON; a login script may print what it likes between them.
 """
 
 import errno
@@ -61,7 +62,9 @@ def is_ours(root: Path) -> bool:
     if not root.exists() or not any(root.iterdir()) or (root / OWN).is_dir():
         return True
     try:
-        return bool(json.loads((root / "manifest.json").read_text(encoding="utf-8"))["format"] == "vgg-export-bundle")
+        return bool(
+            json.loads((root / "manifest.json").read_text(encoding="utf-8"))["format"] == "vgg-export-bundle"
+        )
     except (OSError, ValueError, KeyError, TypeError):
         return False
 
@@ -88,7 +91,8 @@ def receive(root: Path, request: Request) -> None:
 
 
 def place(root: Path, request: Request) -> None:
-    """Check what has arrived and put it in its place, all or nothing; remove what was placed earlier and is no longer wanted."""
+    """Check what has arrived and put it in its place, all or nothing; remove what was placed earlier and is
+    no longer wanted."""
     incoming = root / OWN / "incoming"
     differing = []
     for path, size, digest in request["files"]:
@@ -112,7 +116,8 @@ def place(root: Path, request: Request) -> None:
 
 
 def record(root: Path, keep: list[str]) -> None:
-    """Only what was recorded as placed from here is ever removed; anything else in the folder is its owner's."""
+    """Only what was recorded as placed from here is ever removed; anything else in the folder is its
+    owner's."""
     file = root / OWN / "placed.json"
     try:
         placed = json.loads(file.read_text(encoding="utf-8"))
@@ -124,7 +129,8 @@ def record(root: Path, keep: list[str]) -> None:
 
 
 def environment(root: Path, request: Request) -> None:
-    """Whether the virtual environment works, and the stamp of what was installed in it while it is still there."""
+    """Whether the virtual environment works, and the stamp of what was installed in it while it is still
+    there."""
     venv = root / "venv"
     code = "import importlib.metadata as m, sys; [m.version(name) for name in sys.argv[1:]]"
     works = succeeds(venv / "bin/python", "-m", "pip", "--version")
@@ -171,7 +177,11 @@ def main() -> None:
     try:
         TASKS[request["do"]](root, request)
     except OSError as error:
-        say(error=error.strerror or str(error), full=error.errno in (errno.ENOSPC, errno.EDQUOT), file=str(error.filename or root))
+        say(
+            error=error.strerror or str(error),
+            full=error.errno in (errno.ENOSPC, errno.EDQUOT),
+            file=str(error.filename or root),
+        )
 
 
 if __name__ == "__main__":

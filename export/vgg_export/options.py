@@ -45,9 +45,10 @@ class DataOptions:
 
 @dataclasses.dataclass(frozen=True)
 class PruneOptions:
-    """``ratio`` of the filters of every convolution from block ``first_block`` on; widths land on a multiple of ``multiple``.
-    ``allocation`` "sensitivity" takes as much arithmetic away, but more filters where they are missed less.
-    ``repair`` fits what is left in closed form to ``images`` pictures, choosing and measuring with ``held_images`` others."""
+    """``ratio`` of the filters of every convolution from block ``first_block`` on; widths land on a multiple
+    of ``multiple``. ``allocation`` "sensitivity" takes as much arithmetic away, but more filters where they
+    are missed less. ``repair`` fits what is left in closed form to ``images`` pictures, choosing and
+    measuring with ``held_images`` others."""
 
     ratio: float = 0.10
     first_block: str = "conv4"
@@ -63,14 +64,19 @@ class PruneOptions:
         if not 0 <= self.ratio < 1:
             raise OptionsError(f"--prune-ratio must be at least 0 and below 1, found {self.ratio}")
         if self.first_block not in BLOCK_NAMES:
-            raise OptionsError(f"--prune-from must be one of {', '.join(BLOCK_NAMES)}, found {self.first_block!r}")
+            raise OptionsError(
+                f"--prune-from must be one of {', '.join(BLOCK_NAMES)}, found {self.first_block!r}"
+            )
         if self.criterion not in CRITERIA:
             raise OptionsError(f"--criterion must be one of {', '.join(CRITERIA)}, found {self.criterion!r}")
         if self.allocation not in ALLOCATIONS:
-            raise OptionsError(f"--prune-widths must be one of {', '.join(ALLOCATIONS)}, found {self.allocation!r}")
+            raise OptionsError(
+                f"--prune-widths must be one of {', '.join(ALLOCATIONS)}, found {self.allocation!r}"
+            )
         if self.allocation == "sensitivity" and self.criterion != "obs":
             raise OptionsError(
-                f"--prune-widths sensitivity needs costs that can be compared between layers, which --criterion {self.criterion} does not"
+                "--prune-widths sensitivity needs costs that can be compared between layers, which"
+                f" --criterion {self.criterion} does not"
                 " measure; use --criterion obs or --prune-widths uniform"
             )
         if self.multiple < 1:
@@ -86,8 +92,9 @@ class PruneOptions:
 
 @dataclasses.dataclass(frozen=True)
 class FinetuneOptions:
-    """A short distillation. ``rate`` of the first epoch, relative to the root mean square of each tensor; ``train_from``: the first
-    block whose weights move; ``images`` per epoch at most, of each a part of at least ``least_area``."""
+    """A short distillation. ``rate`` of the first epoch, relative to the root mean square of each tensor;
+    ``train_from``: the first block whose weights move; ``images`` per epoch at most, of each a part of at
+    least ``least_area``."""
 
     epochs: int = 2
     rate: float = 1e-3
@@ -102,19 +109,29 @@ class FinetuneOptions:
 
     def __post_init__(self) -> None:
         if not 0 < self.least_area <= 1:
-            raise OptionsError(f"the least share of a picture to be seen must be above 0 and at most 1, found {self.least_area}")
+            raise OptionsError(
+                "the least share of a picture to be seen must be above 0 and at most 1, found"
+                f" {self.least_area}"
+            )
         if self.epochs < 0 or self.batch < 1 or self.images < 1 or self.select_images < 1:
             found = f"{self.epochs}, {self.batch}, {self.images} and {self.select_images}"
-            raise OptionsError(f"epochs must not be negative, batch and the numbers of images must be positive; found {found}")
+            raise OptionsError(
+                "epochs must not be negative, batch and the numbers of images must be positive; found"
+                f" {found}"
+            )
         if min(self.rate, self.decay, self.temperature) <= 0:
             found = f"{self.rate}, {self.decay} and {self.temperature}"
-            raise OptionsError(f"the learning rate, its decay and the temperature must be positive; found {found}")
+            raise OptionsError(
+                f"the learning rate, its decay and the temperature must be positive; found {found}"
+            )
         if self.train_from not in TRAINABLE:
-            raise OptionsError(f"--train-from must be one of {', '.join(TRAINABLE)}, found {self.train_from!r}")
+            raise OptionsError(
+                f"--train-from must be one of {', '.join(TRAINABLE)}, found {self.train_from!r}"
+            )
 
 
-# The levels of recovery from the cheapest to the dearest: the classifier on features that are computed once, the deeper blocks
-# on inputs that are computed once, the whole network.
+# The levels of recovery from the cheapest to the dearest: the classifier on features that are computed once,
+# the deeper blocks on inputs that are computed once, the whole network.
 DISTIL_LEVELS = {
     "classifier": FinetuneOptions(8, rate=3e-3, decay=0.7, train_from="fc1"),
     "blocks": FinetuneOptions(3, rate=1e-3, train_from="conv4"),
@@ -125,8 +142,9 @@ DISTIL_CHOICES = ("auto", "none", *DISTIL_LEVELS)
 
 @dataclasses.dataclass(frozen=True)
 class DistilOptions:
-    """``up_to``: the last level of DISTIL_LEVELS to try, "none", or "auto": the classifier, and for a ``Budget`` the deeper blocks, too,
-    where the classifier does not keep half of its ``max_drop``, or helped and there is none. Each level goes on from the one before."""
+    """``up_to``: the last level of DISTIL_LEVELS to try, "none", or "auto": the classifier, and for a
+    ``Budget`` the deeper blocks, too, where the classifier does not keep half of its ``max_drop``, or helped
+    and there is none. Each level goes on from the one before."""
 
     up_to: str = "auto"
     images: int = FinetuneOptions.images
@@ -134,7 +152,9 @@ class DistilOptions:
 
     def __post_init__(self) -> None:
         if self.up_to not in DISTIL_CHOICES:
-            raise OptionsError(f"--distil-up-to must be one of {', '.join(DISTIL_CHOICES)}, found {self.up_to!r}")
+            raise OptionsError(
+                f"--distil-up-to must be one of {', '.join(DISTIL_CHOICES)}, found {self.up_to!r}"
+            )
 
     def levels(self, budget: "Budget") -> dict[str, FinetuneOptions]:
         """The levels to try, by name."""
@@ -142,14 +162,18 @@ class DistilOptions:
         if last == "auto":  # not the whole network, which takes minutes an epoch
             last = "blocks" if budget.asked else "classifier"
         names = [] if last == "none" else list(DISTIL_LEVELS)[: list(DISTIL_LEVELS).index(last) + 1]
-        return {name: dataclasses.replace(DISTIL_LEVELS[name], images=self.images, seed=self.seed) for name in names}
+        return {
+            name: dataclasses.replace(DISTIL_LEVELS[name], images=self.images, seed=self.seed)
+            for name in names
+        }
 
 
 @dataclasses.dataclass(frozen=True)
 class FactoriseOptions:
-    """``conv_share``: what is left of the convolutions' arithmetic at most; ``fc_ranks``: of fc1 and fc2, None for what fits the
-    network, times ``fc_share``; ``images`` to fit on and ``held_images`` to choose and measure with, at most; without ``repair``
-    the weights' own singular vectors are taken as they are, to see what the fit buys."""
+    """``conv_share``: what is left of the convolutions' arithmetic at most; ``fc_ranks``: of fc1 and fc2,
+    None for what fits the network, times ``fc_share``; ``images`` to fit on and ``held_images`` to choose and
+    measure with, at most; without ``repair`` the weights' own singular vectors are taken as they are, to see
+    what the fit buys."""
 
     conv_share: float = 0.28
     fc_ranks: tuple[int, int] | None = None
@@ -164,18 +188,22 @@ class FactoriseOptions:
         if not 0 < self.conv_share < 1:
             raise OptionsError(f"--conv-share must be above 0 and below 1, found {self.conv_share}")
         if not 0 < self.fc_share <= 1:
-            raise OptionsError(f"the share of the default ranks must be above 0 and at most 1, found {self.fc_share}")
+            raise OptionsError(
+                f"the share of the default ranks must be above 0 and at most 1, found {self.fc_share}"
+            )
         if min(self.multiple, self.images, self.held_images, *(self.fc_ranks or (1,))) < 1:
             ranks = ",".join(map(str, self.fc_ranks or ("default",)))
             found = f"{ranks}, {self.multiple}, {self.images} and {self.held_images}"
-            raise OptionsError(f"ranks, their multiple and the numbers of images must be positive; found {found}")
+            raise OptionsError(
+                f"ranks, their multiple and the numbers of images must be positive; found {found}"
+            )
 
 
 @dataclasses.dataclass(frozen=True)
 class Int8Form:
-    """A way to make int8 of a float graph, beginning with the plain one: ranges from the least to the largest value seen.
-    ``equalized``: channels scaled between layers first; ``clipped``: the part of each range with the least squared error;
-    ``corrected``: biases without the mean shift that rounding the weights brings."""
+    """A way to make int8 of a float graph, beginning with the plain one: ranges from the least to the largest
+    value seen. ``equalized``: channels scaled between layers first; ``clipped``: the part of each range with
+    the least squared error; ``corrected``: biases without the mean shift that rounding the weights brings."""
 
     name: str
     equalized: bool = False
@@ -198,9 +226,9 @@ INT8_FORMS = {
 
 @dataclasses.dataclass(frozen=True)
 class QuantizeOptions:
-    """``target``: a key of TARGETS; ``method``: a key of INT8_FORMS, or "auto" for the one that is closest to the float model on
-    ``held_images`` pictures at most that nothing was calibrated on. Where fewer than ``min_agreement`` of those get the float
-    model's class, up to ``float_layers`` layers stay float."""
+    """``target``: a key of TARGETS; ``method``: a key of INT8_FORMS, or "auto" for the one that is closest to
+    the float model on ``held_images`` pictures at most that nothing was calibrated on. Where fewer than
+    ``min_agreement`` of those get the float model's class, up to ``float_layers`` layers stay float."""
 
     target: str = "pi5"
     method: str = "auto"
@@ -212,18 +240,24 @@ class QuantizeOptions:
         if self.target not in TARGETS:
             raise OptionsError(f"--target must be one of {', '.join(TARGETS)}, found {self.target!r}")
         if self.method not in ("auto", *INT8_FORMS):
-            raise OptionsError(f"--int8-method must be one of auto, {', '.join(INT8_FORMS)}, found {self.method!r}")
+            raise OptionsError(
+                f"--int8-method must be one of auto, {', '.join(INT8_FORMS)}, found {self.method!r}"
+            )
         if not 0 <= self.min_agreement <= 1:
             raise OptionsError(f"--min-agreement must be from 0 to 1, found {self.min_agreement}")
         if self.float_layers < 0 or self.held_images < 1:
             found = f"{self.float_layers} and {self.held_images}"
-            raise OptionsError(f"the number of float layers must not be negative, that of held-out pictures positive; found {found}")
+            raise OptionsError(
+                "the number of float layers must not be negative, that of held-out pictures positive;"
+                f" found {found}"
+            )
 
 
 @dataclasses.dataclass(frozen=True)
 class Budget:
-    """What the compact variants may cost and must reach; None: not asked. ``max_drop``: points of top-1, or of disagreement where
-    there are no labels; ``size_bytes`` of the file; ``speedup`` over the baseline on this machine."""
+    """What the compact variants may cost and must reach; None: not asked. ``max_drop``: points of top-1, or
+    of disagreement where there are no labels; ``size_bytes`` of the file; ``speedup`` over the baseline on
+    this machine."""
 
     max_drop: float | None = None
     size_bytes: int | None = None
@@ -244,7 +278,11 @@ class Budget:
 
     def in_words(self) -> str:
         """For logs and for the recommendation."""
-        words = [] if self.max_drop is None else [f"a loss of at most {self.max_drop:g} point{'' if self.max_drop == 1 else 's'}"]
+        words = (
+            []
+            if self.max_drop is None
+            else [f"a loss of at most {self.max_drop:g} point{'' if self.max_drop == 1 else 's'}"]
+        )
         words += [] if self.size_bytes is None else [f"a file of at most {self.size_bytes / 1e6:g} MB"]
         words += [] if self.speedup is None else [f"at least {self.speedup:g} times the baseline's speed"]
         return ", ".join(words)
@@ -265,7 +303,8 @@ SWEEP_RATIOS = (0.1, 0.3, 0.5)
 
 @dataclasses.dataclass(frozen=True)
 class SweepOptions:
-    """``ratios``: of filters, from the first block on, for the families that remove filters; ``max_drop`` of the recommendation."""
+    """``ratios``: of filters, from the first block on, for the families that remove filters; ``max_drop`` of
+    the recommendation."""
 
     ratios: tuple[float, ...] = SWEEP_RATIOS
     max_drop: float = 1.0
@@ -288,29 +327,44 @@ class AllOptions:
     finetune: FinetuneOptions = dataclasses.field(default_factory=FinetuneOptions)
     factorise: FactoriseOptions = dataclasses.field(default_factory=FactoriseOptions)
     distil: DistilOptions = dataclasses.field(default_factory=DistilOptions)
-    quantize: QuantizeOptions = dataclasses.field(default_factory=lambda: QuantizeOptions(default_targets()[0]))
+    quantize: QuantizeOptions = dataclasses.field(
+        default_factory=lambda: QuantizeOptions(default_targets()[0])
+    )
     budget: Budget = dataclasses.field(default_factory=Budget)
     scaled_px: int = 160
     variants: tuple[str, ...] | None = None  # None: all; the baseline is always among them
-    targets: tuple[str, ...] | None = None  # the cores to build for; None: this machine and a Pi 5, and whatever is worth it anywhere
+    # the cores to build for; None: this machine and a Pi 5, and whatever is worth it anywhere
+    targets: tuple[str, ...] | None = None
     accept_accuracy: bool = False  # of a checkpoint that is not clearly better than chance
 
     def __post_init__(self) -> None:
         if unknown := [name for name in self.targets or () if name not in TARGETS]:
             raise OptionsError(f"--target must be one of {', '.join(TARGETS)}, found {unknown[0]!r}")
         if self.quantize.target != self.built_for[0]:
-            raise OptionsError(f"int8 is first made for {self.built_for[0]}, the first target, and not for {self.quantize.target}")
-        if self.budget.asked and self.variants is not None and not {"compact", "compact-scaled"} <= set(self.variants):
             raise OptionsError(
-                "a budget is met by compact or by compact-scaled, whichever the search recommends: name both in --variants, or leave it out"
+                f"int8 is first made for {self.built_for[0]}, the first target, and not for"
+                f" {self.quantize.target}"
+            )
+        if (
+            self.budget.asked
+            and self.variants is not None
+            and not {"compact", "compact-scaled"} <= set(self.variants)
+        ):
+            raise OptionsError(
+                "a budget is met by compact or by compact-scaled, whichever the search recommends: name"
+                " both in --variants, or leave it out"
             )
         if not 32 <= self.scaled_px < 224:
             raise OptionsError(f"--scaled-px must be at least 32 and below 224, found {self.scaled_px}")
         folder = self.output.resolve()
         if folder == Path.cwd().resolve() or folder in Path.cwd().resolve().parents:
-            raise OptionsError(f"--output {self.output} contains the current folder; name a folder of its own")
+            raise OptionsError(
+                f"--output {self.output} contains the current folder; name a folder of its own"
+            )
         if self.work and (self.work.resolve() == folder or folder in self.work.resolve().parents):
-            raise OptionsError(f"--work {self.work} lies inside --output {self.output}; the output is replaced as a whole")
+            raise OptionsError(
+                f"--work {self.work} lies inside --output {self.output}; the output is replaced as a whole"
+            )
 
     @property
     def built_for(self) -> tuple[str, ...]:
@@ -325,9 +379,9 @@ class AllOptions:
 
 @dataclasses.dataclass(frozen=True)
 class DeployOptions:
-    """``host``: HOST or USER@HOST, as ssh takes it; ``path`` of the bundle on the board, from the home folder on; ``wheels``: this
-    computer brings the packages along; ``web``: those of the page too; ``run``: doctor and comparison there, with ``budget_s``
-    seconds per variant if that is not None."""
+    """``host``: HOST or USER@HOST, as ssh takes it; ``path`` of the bundle on the board, from the home folder
+    on; ``wheels``: this computer brings the packages along; ``web``: those of the page too; ``run``: doctor
+    and comparison there, with ``budget_s`` seconds per variant if that is not None."""
 
     host: str
     bundle: Path = Path("artifacts")
@@ -342,14 +396,24 @@ class DeployOptions:
     budget_s: float | None = None
 
     def __post_init__(self) -> None:
-        if not re.fullmatch(r"([^\s@/:\[\]-][^\s@/:\[\]]*@)?[^\s@/\[\]-][^\s@/\[\]]*", self.host) or not self.host.isprintable():
-            raise OptionsError(f"expected HOST or USER@HOST such as pi@raspberrypi.local, found {self.host!r}")
+        if (
+            not re.fullmatch(r"([^\s@/:\[\]-][^\s@/:\[\]]*@)?[^\s@/\[\]-][^\s@/\[\]]*", self.host)
+            or not self.host.isprintable()
+        ):
+            raise OptionsError(
+                f"expected HOST or USER@HOST such as pi@raspberrypi.local, found {self.host!r}"
+            )
         if self.name.count(":") == 1:  # more of them are an IPv6 address
-            raise OptionsError(f"{self.host} has a colon in it; a port goes into --port, a folder on the board into --path")
+            raise OptionsError(
+                f"{self.host} has a colon in it; a port goes into --port, a folder on the board into --path"
+            )
         if self.identity and not self.identity.is_file():
             raise OptionsError(f"there is no key file {self.identity}; --identity takes the private key")
         if not self.path.strip() or not self.path.isprintable() or ":" in self.path:
-            raise OptionsError(f"--path takes a folder on the board without colons and control characters, found {self.path!r}")
+            raise OptionsError(
+                "--path takes a folder on the board without colons and control characters, found"
+                f" {self.path!r}"
+            )
         if self.budget_s is not None and not 0 < self.budget_s <= 86400:
             raise OptionsError(f"--budget must be above 0 and at most 86400 seconds, found {self.budget_s:g}")
 

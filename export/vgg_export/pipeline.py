@@ -1,4 +1,5 @@
-"""The order of the stages for ``vgg-export all``. A variant is a list of steps; steps that variants share are done once."""
+"""The order of the stages for ``vgg-export all``. A variant is a list of steps; steps that variants share are
+done once."""
 
 import contextlib
 import dataclasses
@@ -64,8 +65,11 @@ def _run(recipes: Sequence[Recipe], options: AllOptions, progress: Progress) -> 
     return made_bundle
 
 
-def _search(checkpoint: stage.Artifact, splits: data.Splits, options: AllOptions, progress: Progress) -> tuple[search.Found, AllOptions]:
-    """The points tried within the budget, and the options that make the compact variants the recommended ones.
+def _search(
+    checkpoint: stage.Artifact, splits: data.Splits, options: AllOptions, progress: Progress
+) -> tuple[search.Found, AllOptions]:
+    """The points tried within the budget, and the options that make the compact variants the recommended
+    ones.
 
     Raises:
         OptionsError: there are too few pictures for what is allowed.
@@ -73,7 +77,8 @@ def _search(checkpoint: stage.Artifact, splits: data.Splits, options: AllOptions
     allowed, n = options.budget.max_drop, len(splits.select)
     if allowed is not None and n and (least := loss_error_points(0, 0, n)) > allowed:
         raise OptionsError(
-            f"a loss of at most {allowed:g} points cannot be shown with {n} selection pictures, on which no loss at all"
+            f"a loss of at most {allowed:g} points cannot be shown with {n} selection pictures, on which"
+            " no loss at all"
             f" is one of 0 ± {least:.2g}; allow more, or give more pictures (class folders in val/)"
         )
     with _search_in(checkpoint, splits, options, ("select",), progress) as tried:
@@ -83,7 +88,11 @@ def _search(checkpoint: stage.Artifact, splits: data.Splits, options: AllOptions
 
 @contextlib.contextmanager
 def _search_in(
-    checkpoint: stage.Artifact, splits: data.Splits, options: AllOptions, sets: Sequence[str], progress: Progress
+    checkpoint: stage.Artifact,
+    splits: data.Splits,
+    options: AllOptions,
+    sets: Sequence[str],
+    progress: Progress,
 ) -> Iterator[search.Search]:
     """What a search needs, for as long as it takes.
 
@@ -93,9 +102,14 @@ def _search_in(
     if absent := _source_and_labels(checkpoint)[0].get("figures_absent"):
         raise OptionsError(f"points of accuracy cannot be counted: {absent}")
     if not splits.select:
-        raise OptionsError("a budget needs pictures that nothing is fitted on to choose with; give more than a dozen with --data")
+        raise OptionsError(
+            "a budget needs pictures that nothing is fitted on to choose with; give more than a dozen with"
+            " --data"
+        )
     baseline = Steps(checkpoint, splits, options, progress).make(("export",))
-    judge = search.Judge(baseline, {name: getattr(splits, name) for name in sets}, options.work_folder, progress)
+    judge = search.Judge(
+        baseline, {name: getattr(splits, name) for name in sets}, options.work_folder, progress
+    )
     try:
         yield search.Search(checkpoint, splits, options, judge, progress)
     finally:
@@ -103,9 +117,13 @@ def _search_in(
 
 
 def _with_test_figures(
-    found: search.Found, entries: Sequence[bundle.Entry], figures: dict[str, Any] | None, allowed: float | None
+    found: search.Found,
+    entries: Sequence[bundle.Entry],
+    figures: dict[str, Any] | None,
+    allowed: float | None,
 ) -> search.Found:
-    """The points that became variants of the bundle with their figures on the test pictures, and what these say of the budget."""
+    """The points that became variants of the bundle with their figures on the test pictures, and what these
+    say of the budget."""
     if not figures:
         return found
     known = {entry.model.sha256: figures[entry.id] for entry in entries}
@@ -115,7 +133,10 @@ def _with_test_figures(
     reason = found.reason
     if best and best.test:
         name = next(entry.id for entry in entries if entry.model.sha256 == best.sha256)
-        reason += f"; as {name} in the bundle, on {best.test['n']} test pictures {search.lost_in_words(best, baseline, 'test')}"
+        reason += (
+            f"; as {name} in the bundle, on {best.test['n']} test pictures"
+            f" {search.lost_in_words(best, baseline, 'test')}"
+        )
         if allowed is not None and search.drop(best, baseline, "test") > allowed + 1e-9:
             reason += f", which is more than the {allowed:g} allowed"
     return dataclasses.replace(found, points=points, baseline=baseline, recommended=best, reason=reason)
@@ -138,9 +159,11 @@ def run_sweep(options: AllOptions, wanted: SweepOptions, progress: Progress) -> 
     return found
 
 
-def prepare(options: AllOptions, progress: Progress) -> tuple[stage.Artifact, data.Splits, tuple[str, ...] | None, sanity.Checked]:
-    """The checkpoint as a file in the work folder, the three sets of pictures, WordNet ids if there are any, and whether the checkpoint
-    understands the pictures.
+def prepare(
+    options: AllOptions, progress: Progress
+) -> tuple[stage.Artifact, data.Splits, tuple[str, ...] | None, sanity.Checked]:
+    """The checkpoint as a file in the work folder, the three sets of pictures, WordNet ids if there are any,
+    and whether the checkpoint understands the pictures.
 
     Raises:
         AccuracyError: it does not.
@@ -148,13 +171,28 @@ def prepare(options: AllOptions, progress: Progress) -> tuple[stage.Artifact, da
     saved = checkpoint_file(options.weights, options.data, options.work_folder, progress)
     checkpoint_source, labels = _source_and_labels(saved)
     ids = data.ids_for(checkpoint_source)
-    splits = data.resolve(options.data, checkpoint_source["weights"], labels, ids, options.work_folder, progress)
+    splits = data.resolve(
+        options.data, checkpoint_source["weights"], labels, ids, options.work_folder, progress
+    )
     splits = splits.without(checkpoint_source.get("fitted_on", ()))
-    log.info("%s: %d pictures to fit, %d to select, %d to test", splits.origin, len(splits.fit), len(splits.select), len(splits.test))
-    return saved, splits, ids, ensure_understood(saved, splits, options.work_folder, progress, accept=options.accept_accuracy)
+    log.info(
+        "%s: %d pictures to fit, %d to select, %d to test",
+        splits.origin,
+        len(splits.fit),
+        len(splits.select),
+        len(splits.test),
+    )
+    return (
+        saved,
+        splits,
+        ids,
+        ensure_understood(saved, splits, options.work_folder, progress, accept=options.accept_accuracy),
+    )
 
 
-def ensure_understood(checkpoint: stage.Artifact, splits: data.Splits, folder: Path, progress: Progress, *, accept: bool) -> sanity.Checked:
+def ensure_understood(
+    checkpoint: stage.Artifact, splits: data.Splits, folder: Path, progress: Progress, *, accept: bool
+) -> sanity.Checked:
     """Ask a checkpoint about labelled pictures that nothing is fitted on.
 
     Raises:
@@ -176,11 +214,24 @@ def ensure_understood(checkpoint: stage.Artifact, splits: data.Splits, folder: P
         return answer
 
     sets, output = (splits.select, splits.test), folder / "sanity.json"
-    return sanity.check(network, checkpoint, for_input(header.plan.input_px), sets, header.labels, output, progress, accept=accept)
+    return sanity.check(
+        network,
+        checkpoint,
+        for_input(header.plan.input_px),
+        sets,
+        header.labels,
+        output,
+        progress,
+        accept=accept,
+    )
 
 
 def checkpoint_file(
-    wanted: WeightsOptions, pictures: DataOptions | None, folder: Path, progress: Progress, name: str = "checkpoint"
+    wanted: WeightsOptions,
+    pictures: DataOptions | None,
+    folder: Path,
+    progress: Progress,
+    name: str = "checkpoint",
 ) -> stage.Artifact:
     """``--weights`` as a checkpoint file in our own format: as it is, or converted into ``folder``."""
     given = Path(wanted.spec)
@@ -190,7 +241,9 @@ def checkpoint_file(
     with progress.task("reading the weights", None):
         checkpoint = weights.resolve(wanted, lambda: data.class_folders(pictures) if pictures else None)
         options = {"weights": weights.fingerprint(checkpoint), "source": checkpoint.source}
-        return stage.produce("weights", options, {}, folder / f"{name}.safetensors", lambda path: _save(checkpoint, path))
+        return stage.produce(
+            "weights", options, {}, folder / f"{name}.safetensors", lambda path: _save(checkpoint, path)
+        )
 
 
 def _source_and_labels(artifact: stage.Artifact) -> tuple[dict[str, Any], tuple[str, ...]]:
@@ -209,26 +262,35 @@ def model_file(path: Path) -> stage.Artifact:
         DataError: no such file, or no sidecar beside it.
     """
     if not path.is_file():
-        raise DataError(f"there is no file {path}; expected a model that 'vgg-export export' or 'quantize' wrote")
+        raise DataError(
+            f"there is no file {path}; expected a model that 'vgg-export export' or 'quantize' wrote"
+        )
     found = stage.of(path)
     if "model" not in found.measured:
         raise DataError(
-            f"{path} has no sidecar {stage.sidecar_path(path).name}; expected a model that 'vgg-export export' or 'quantize' wrote"
+            f"{path} has no sidecar {stage.sidecar_path(path).name}; expected a model that 'vgg-export"
+            " export' or 'quantize' wrote"
         )
     return found
 
 
-def splits_for(artifact: stage.Artifact, pictures: DataOptions, folder: Path, progress: Progress) -> data.Splits:
+def splits_for(
+    artifact: stage.Artifact, pictures: DataOptions, folder: Path, progress: Progress
+) -> data.Splits:
     """The three sets of pictures for a checkpoint or an exported model."""
     source, labels = _source_and_labels(artifact)
     return data.resolve(pictures, source["weights"], labels, data.ids_for(source), folder, progress)
 
 
-def at_input_px(checkpoint: stage.Artifact, input_px: int, folder: Path, progress: Progress) -> stage.Artifact:
+def at_input_px(
+    checkpoint: stage.Artifact, input_px: int, folder: Path, progress: Progress
+) -> stage.Artifact:
     """The checkpoint for another input size; itself when it already is."""
     if model.load(checkpoint.path).plan.input_px == input_px:
         return checkpoint
-    return fold.run(checkpoint, folder / f"{checkpoint.path.stem}-{input_px}px.safetensors", input_px, progress)
+    return fold.run(
+        checkpoint, folder / f"{checkpoint.path.stem}-{input_px}px.safetensors", input_px, progress
+    )
 
 
 def bundle_files(models: Sequence[Path], pictures: DataOptions, output: Path, progress: Progress) -> Manifest:
@@ -244,18 +306,21 @@ def bundle_files(models: Sequence[Path], pictures: DataOptions, output: Path, pr
         entries.append(bundle.Entry(name, recipe.title, recipe.description, recipe.steps, artifact))
     splits = splits_for(artifacts[0], pictures, output.parent / f".{output.name}.work", progress)
     absent = source.get("figures_absent") or "not evaluated; run 'vgg-export evaluate --record'"
-    return bundle.run(bundle.Contents(tuple(entries), splits, data.ids_for(source), None, absent), output, progress)
+    return bundle.run(
+        bundle.Contents(tuple(entries), splits, data.ids_for(source), None, absent), output, progress
+    )
 
 
 def evaluate_bundle(
     folder: Path, pictures: DataOptions, progress: Progress, *, record: bool, accept: bool = False
 ) -> tuple[dict[str, Any], int, tuple[str, ...]]:
-    """Figures of a bundle's variants on pictures it was not made with; how many, and what must be said with them; ``record``
-    writes them into its manifest.
+    """Figures of a bundle's variants on pictures it was not made with; how many, and what must be said with
+    them; ``record`` writes them into its manifest.
 
     Raises:
         DataError: random weights, or no pictures are left.
-        AccuracyError: the baseline is not clearly better than chance on them, unless that is to be ``accept``-ed.
+        AccuracyError: the baseline is not clearly better than chance on them, unless that is to be
+            ``accept``-ed.
     """
     present = manifest.read(folder)
     manifest.verify(folder, present.all_files())
@@ -264,10 +329,16 @@ def evaluate_bundle(
     labels = manifest.read_labels(folder, present)
     fitted = manifest.read_fitted(folder)
     work = folder.resolve().parent / f".{folder.resolve().name}.work"
-    items = data.unseen(pictures, present.weights["weights"], labels, present.class_ids, fitted, work, progress)
+    items = data.unseen(
+        pictures, present.weights["weights"], labels, present.class_ids, fitted, work, progress
+    )
     subjects = [
         evaluate.Subject(
-            b.id, stage.Artifact(folder / b.model.path, b.model.sha256, {}), v.preprocessing, b.targets, b.sessions[builds.FAST]
+            b.id,
+            stage.Artifact(folder / b.model.path, b.model.sha256, {}),
+            v.preprocessing,
+            b.targets,
+            b.sessions[builds.FAST],
         )
         for v in present.variants
         for b in v.builds
@@ -288,24 +359,36 @@ def evaluate_bundle(
     figures = evaluate.evaluate(subjects, items, work, progress)
     if record:
         variants = tuple(_with_figures(v, figures) for v in present.variants)
-        made_by = present.created_by | {"key": "evaluated later"}  # so that 'all' writes its own figures again
-        changed = dataclasses.replace(present, variants=variants, created_by=made_by, unchecked=checked.unchecked, problem=checked.problem)
+        # so that 'all' writes its own figures again
+        made_by = present.created_by | {"key": "evaluated later"}
+        changed = dataclasses.replace(
+            present,
+            variants=variants,
+            created_by=made_by,
+            unchecked=checked.unchecked,
+            problem=checked.problem,
+        )
         write_json(folder / manifest.FILE_NAME, changed.to_json())
     return figures, len(items), tuple(filter(None, (present.notice, checked.unchecked, checked.problem)))
 
 
 def _with_figures(variant: manifest.Variant, figures: dict[str, Any]) -> manifest.Variant:
-    evaluated = tuple(dataclasses.replace(b, evaluation=figures[b.id], evaluation_absent=None) for b in variant.builds)
+    evaluated = tuple(
+        dataclasses.replace(b, evaluation=figures[b.id], evaluation_absent=None) for b in variant.builds
+    )
     return dataclasses.replace(variant, builds=evaluated)
 
 
 def not_worth_it(entry: bundle.Entry, options: AllOptions) -> str | None:
-    """Why a variant that was not asked for by name is no use on any of the cores that were; None when it is, or none were."""
+    """Why a variant that was not asked for by name is no use on any of the cores that were; None when it is,
+    or none were."""
     asked = [TARGETS[name] for name in options.targets or ()]
     if not asked or options.variants or entry.id == RECIPES[0].id or entry.info["precision"] != "fp32":
         return None
     if all(target.ram_bytes and entry.model.path.stat().st_size > target.ram_bytes / 2 for target in asked):
-        return f"its weights alone are more than half the memory of {', '.join(target.name for target in asked)}"
+        return (
+            f"its weights alone are more than half the memory of {', '.join(target.name for target in asked)}"
+        )
     has_integer_twin = any(recipe.steps == (*entry.steps, "quantize") for recipe in RECIPES)
     if all(target.dot_product for target in asked) and entry.id.startswith("compact") and has_integer_twin:
         return f"int8 is smaller and faster on {', '.join(target.name for target in asked)}"
@@ -321,9 +404,18 @@ def _evaluate(
     entries: list[bundle.Entry], splits: data.Splits, options: AllOptions, progress: Progress
 ) -> tuple[dict[str, object] | None, str | None]:
     """Figures by variant, or None and the reason."""
-    absent = entries[0].info["source"].get("figures_absent") or (None if splits.test else splits.note or "there are no test pictures")
+    absent = entries[0].info["source"].get("figures_absent") or (
+        None if splits.test else splits.note or "there are no test pictures"
+    )
     if absent:
         log.info("not evaluated: %s", absent)
         return None, absent
-    subjects = [evaluate.Subject(b.id, b.model, e.preprocessing, b.targets) for e in entries for b in e.builds if b.id == b.figures]
-    return evaluate.run(subjects, splits.test, options.work_folder / "evaluation.json", progress).measured, None
+    subjects = [
+        evaluate.Subject(b.id, b.model, e.preprocessing, b.targets)
+        for e in entries
+        for b in e.builds
+        if b.id == b.figures
+    ]
+    return evaluate.run(
+        subjects, splits.test, options.work_folder / "evaluation.json", progress
+    ).measured, None

@@ -12,7 +12,8 @@ class Task(Protocol):
 
 class Progress(Protocol):
     def task(self, label: str, total: int | None) -> contextlib.AbstractContextManager[Task]:
-        """A stretch of work of ``total`` steps; None when it cannot be counted (then elapsed time is shown)."""
+        """A stretch of work of ``total`` steps; None when it cannot be counted (then elapsed time is
+        shown)."""
 
 
 class Quiet:

@@ -1,4 +1,5 @@
-"""Structured pruning: whole filters leave, the tensors get smaller, the next layer's inputs and fc1's columns follow."""
+"""Structured pruning: whole filters leave, the tensors get smaller, the next layer's inputs and fc1's columns
+follow."""
 
 import dataclasses
 import logging
@@ -20,18 +21,21 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# Largest |difference of logits| between the pruned network and the original with the removed filters' outputs set to
-# zero, relative to the largest |logit|: the two are the same sums in another order.
+# Largest |difference of logits| between the pruned network and the original with the removed filters' outputs
+# set to zero, relative to the largest |logit|: the two are the same sums in another order.
 TOLERANCE = 1e-4
 NOISE_IMAGES = 60
 
 
-def run(checkpoint: stage.Artifact, splits: Splits | None, output: Path, options: PruneOptions, progress: Progress) -> stage.Artifact:
-    """Prune a checkpoint file and repair what is left; the sidecar records widths, parameters and MACs before and after, what the
-    removed filters cost (criterion obs), how each layer was fitted, and what was lost before and after the repair.
+def run(
+    checkpoint: stage.Artifact, splits: Splits | None, output: Path, options: PruneOptions, progress: Progress
+) -> stage.Artifact:
+    """Prune a checkpoint file and repair what is left; the sidecar records widths, parameters and MACs before
+    and after, what the removed filters cost (criterion obs), how each layer was fitted, and what was lost
+    before and after the repair.
 
-    Without pictures (``splits`` is None) filters are chosen and layers fitted on noise with the spectrum of photographs, and no
-    loss is claimed.
+    Without pictures (``splits`` is None) filters are chosen and layers fitted on noise with the spectrum of
+    photographs, and no loss is claimed.
     """
     pictured = splits if options.sees_pictures else None
     inputs = {"checkpoint": checkpoint}
@@ -40,25 +44,44 @@ def run(checkpoint: stage.Artifact, splits: Splits | None, output: Path, options
 
     def make(path: Path) -> dict[str, object]:
         original = model.load(checkpoint.path)
-        shrinks = uniform_plan(original.plan, options) != original.plan  # what cannot be done is said before pictures are read
-        shown = _pictures(original.plan.input_px, pictured, options) if shrinks and _needs_pictures(original, options) else None
+        # what cannot be done is said before pictures are read
+        shrinks = uniform_plan(original.plan, options) != original.plan
+        shown = (
+            _pictures(original.plan.input_px, pictured, options)
+            if shrinks and _needs_pictures(original, options)
+            else None
+        )
         with tempfile.TemporaryDirectory(prefix=".prune.", dir=path.parent) as folder:
-            removals = obs.removals(original, shown.fit, Path(folder), progress) if shown and options.criterion == "obs" else None
+            removals = (
+                obs.removals(original, shown.fit, Path(folder), progress)
+                if shown and options.criterion == "obs"
+                else None
+            )
             with progress.task("pruning filters", None):
                 made, kept = prune(original, options, removals)
                 ensure_same_as_masked(original, made, kept)
-            measured: dict[str, Any] = {"costs": _costs(made.plan, removals, options.multiple)} if removals else {}
+            measured: dict[str, Any] = (
+                {"costs": _costs(made.plan, removals, options.multiple)} if removals else {}
+            )
             if shown and options.repair and original.has_knowledge:
                 problem = repair.Problem(original, made.tensors, kept, made.plan)
                 with stage.unfinished("prune", as_json(options), inputs, output) as parts:
-                    made, fitted = _repaired(problem, made, shown, pictured, repair.Folders(Path(folder), parts), progress)
+                    made, fitted = _repaired(
+                        problem, made, shown, pictured, repair.Folders(Path(folder), parts), progress
+                    )
                 measured |= fitted
         if shown and pictured:
-            made = dataclasses.replace(made, source=made.source | {"fitted_on": pictured.fitted(made.source.get("fitted_on", ()))})
+            made = dataclasses.replace(
+                made, source=made.source | {"fitted_on": pictured.fitted(made.source.get("fitted_on", ()))}
+            )
         model.save(made, path)
         before, after = original.plan, made.plan
         log.info("pruned %s", model.sizes_in_words(before, after))
-        return {"widths": {"before": before.blocks, "after": after.blocks}, **model.sizes(before, after), **measured}
+        return {
+            "widths": {"before": before.blocks, "after": after.blocks},
+            **model.sizes(before, after),
+            **measured,
+        }
 
     return stage.produce("prune", as_json(options), inputs, output, make)
 
@@ -97,7 +120,11 @@ def _repaired(
 ) -> tuple[model.Checkpoint, dict[str, Any]]:
     """The pruned checkpoint with its layers fitted again, and what that did."""
     tensors, fits = repair.repair(problem, shown, folders, progress)
-    words = f"repaired in closed form on {len(shown.fit)} pictures" if splits else "repaired in closed form on noise, without pictures"
+    words = (
+        f"repaired in closed form on {len(shown.fit)} pictures"
+        if splits
+        else "repaired in closed form on noise, without pictures"
+    )
     source = pruned.source | {"history": [*pruned.source["history"], words]}
     made = model.Checkpoint(pruned.plan, tensors, pruned.labels, source)
     measured: dict[str, Any] = {"images": len(shown.fit), "layers": [fit.to_json() for fit in fits]}
@@ -108,12 +135,17 @@ def _repaired(
                 "repaired": repair.loss(problem.original, made, shown.held),
             }
         agreement = [100 * loss["agreement"] for loss in measured["losses"].values()]
-        log.info("agreement with the original on %d held-out pictures: %.1f %% pruned, %.1f %% repaired", len(shown.held), *agreement)
+        log.info(
+            "agreement with the original on %d held-out pictures: %.1f %% pruned, %.1f %% repaired",
+            len(shown.held),
+            *agreement,
+        )
     return made, measured
 
 
 def target_width(width: int, ratio: float, multiple: int) -> int:
-    """How many of ``width`` filters stay: the multiple nearest to ``width * (1 - ratio)``, at least one, never more than there are."""
+    """How many of ``width`` filters stay: the multiple nearest to ``width * (1 - ratio)``, at least one,
+    never more than there are."""
     if ratio == 0:
         return width
     return min(width, max(multiple, multiple * round(width * (1 - ratio) / multiple)))
@@ -126,9 +158,14 @@ def uniform_plan(plan: model.Plan, options: PruneOptions) -> model.Plan:
         OptionsError: the ratio removes nothing after rounding, or the checkpoint is factorised.
     """
     if plan.factors:
-        raise OptionsError("the checkpoint is factorised; prune the one that it was made from, then factorise")
+        raise OptionsError(
+            "the checkpoint is factorised; prune the one that it was made from, then factorise"
+        )
     first = BLOCK_NAMES.index(options.first_block)
-    smaller = dataclasses.replace(plan, blocks=(*plan.blocks[:first], *(tuple(_targets(block, options)) for block in plan.blocks[first:])))
+    smaller = dataclasses.replace(
+        plan,
+        blocks=(*plan.blocks[:first], *(tuple(_targets(block, options)) for block in plan.blocks[first:])),
+    )
     if options.ratio > 0 and smaller == plan:
         raise OptionsError(
             f"a ratio of {options.ratio} from {options.first_block} on removes nothing of {plan.blocks}"
@@ -143,10 +180,12 @@ def _targets(block: Iterable[int], options: PruneOptions) -> Iterator[int]:
 
 
 def sensitive_plan(plan: model.Plan, removals: dict[str, obs.Removal], options: PruneOptions) -> model.Plan:
-    """The plan with at most the arithmetic of the uniform one and the removed filters where they cost least, from ``first_block``
-    on. Raises what ``uniform_plan`` raises."""
+    """The plan with at most the arithmetic of the uniform one and the removed filters where they cost least,
+    from ``first_block`` on. Raises what ``uniform_plan`` raises."""
     chosen = BLOCK_NAMES[BLOCK_NAMES.index(options.first_block) :]
-    curves = {name: removals[name].at_widths(options.multiple) for name, *_ in plan.convs() if name[:5] in chosen}
+    curves = {
+        name: removals[name].at_widths(options.multiple) for name, *_ in plan.convs() if name[:5] in chosen
+    }
     return allocate.with_widths(plan, allocate.widths(plan, curves, uniform_plan(plan, options).macs()))
 
 
@@ -184,12 +223,15 @@ def prune(
 
 def _words(options: PruneOptions) -> str:
     where = ", more where they are missed less" if options.allocation == "sensitivity" else ""
-    return f"pruned about {options.ratio:.0%} of the filters from {options.first_block} on by {options.criterion}{where}"
+    return (
+        f"pruned about {options.ratio:.0%} of the filters from {options.first_block} on by"
+        f" {options.criterion}{where}"
+    )
 
 
 def _scores(weight: "torch.Tensor", criterion: str, generator: "torch.Generator") -> "torch.Tensor":
-    """Importance of each filter of [n, c, 3, 3]: its norm (Li et al. 2017), or chance as the baseline to be beaten. The
-    importance that the criterion obs measures is in ``obs``."""
+    """Importance of each filter of [n, c, 3, 3]: its norm (Li et al. 2017), or chance as the baseline to be
+    beaten. The importance that the criterion obs measures is in ``obs``."""
     import torch
 
     if criterion == "random":
@@ -198,7 +240,9 @@ def _scores(weight: "torch.Tensor", criterion: str, generator: "torch.Generator"
     return norm
 
 
-def remove_filters(checkpoint: model.Checkpoint, kept: "dict[str, torch.Tensor]") -> "dict[str, torch.Tensor]":
+def remove_filters(
+    checkpoint: model.Checkpoint, kept: "dict[str, torch.Tensor]"
+) -> "dict[str, torch.Tensor]":
     """The tensors with only the kept filters; fc1's columns are ordered channel * positions + position."""
     import torch
 
@@ -207,7 +251,10 @@ def remove_filters(checkpoint: model.Checkpoint, kept: "dict[str, torch.Tensor]"
     for name, *_ in checkpoint.plan.convs():
         weight, bias = checkpoint.tensors[f"{name}.weight"], checkpoint.tensors[f"{name}.bias"]
         weight = weight[kept[name]] if before is None else weight[kept[name]][:, before]
-        tensors[f"{name}.weight"], tensors[f"{name}.bias"] = weight.contiguous(), bias[kept[name]].contiguous()
+        tensors[f"{name}.weight"], tensors[f"{name}.bias"] = (
+            weight.contiguous(),
+            bias[kept[name]].contiguous(),
+        )
         before = kept[name]
     assert before is not None  # a plan has convolutions
     positions = checkpoint.plan.grid_px**2
@@ -218,7 +265,9 @@ def remove_filters(checkpoint: model.Checkpoint, kept: "dict[str, torch.Tensor]"
     return tensors
 
 
-def ensure_same_as_masked(original: model.Checkpoint, pruned: model.Checkpoint, kept: "dict[str, torch.Tensor]") -> None:
+def ensure_same_as_masked(
+    original: model.Checkpoint, pruned: model.Checkpoint, kept: "dict[str, torch.Tensor]"
+) -> None:
     """Removing filters must give what zeroing their outputs in the original gives.
 
     Raises:
@@ -240,6 +289,7 @@ def ensure_same_as_masked(original: model.Checkpoint, pruned: model.Checkpoint, 
     difference = float((found - expected).abs().max() / expected.abs().max().clamp_min(1e-12))
     if not difference <= TOLERANCE:
         raise CheckFailedError(
-            f"pruning: the pruned network differs from the masked original by {difference:.2g} of its largest logit,"
+            f"pruning: the pruned network differs from the masked original by {difference:.2g} of its"
+            " largest logit,"
             f" at most {TOLERANCE:g} allowed"
         )

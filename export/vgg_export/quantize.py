@@ -1,8 +1,9 @@
-"""Static int8: QDQ nodes, per-channel weights, ranges from calibration images through the device's own preprocessing.
+"""Static int8: QDQ nodes, per-channel weights, ranges from calibration images through the device's own
+preprocessing.
 
-The plain form (ranges from the least to the largest value seen) is enough for most networks. Where it is not, others are tried
-on pictures that nothing was calibrated on, and the closest to the float model is kept; where that is still too far away, the
-most sensitive layers stay float, and what that costs is said.
+The plain form (ranges from the least to the largest value seen) is enough for most networks. Where it is not,
+others are tried on pictures that nothing was calibrated on, and the closest to the float model is kept; where
+that is still too far away, the most sensitive layers stay float, and what that costs is said.
 """
 
 import dataclasses
@@ -33,17 +34,26 @@ ERRORS = 2.0  # ... and by this many standard errors of the difference, to be pr
 
 
 def run(
-    exported: stage.Artifact, splits: Splits, count: int, output: Path, options: QuantizeOptions, progress: Progress, seed: int = 0
+    exported: stage.Artifact,
+    splits: Splits,
+    count: int,
+    output: Path,
+    options: QuantizeOptions,
+    progress: Progress,
+    seed: int = 0,
 ) -> stage.Artifact:
-    """Quantize an exported model with at most ``count`` pictures of the fitting set; the selection set decides between forms.
+    """Quantize an exported model with at most ``count`` pictures of the fitting set; the selection set
+    decides between forms.
 
-    The sidecar says under ``losses`` how far the result is from the float model (agreement and mean KL on n held-out pictures, the
-    ones that chose the form; nothing where there are none), and under ``int8`` what was tried and why this was chosen.
+    The sidecar says under ``losses`` how far the result is from the float model (agreement and mean KL on n
+    held-out pictures, the ones that chose the form; nothing where there are none), and under ``int8`` what
+    was tried and why this was chosen.
     """
     info = exported.measured.get("model")
     if info is None:
         raise DataError(
-            f"{exported.path} has no sidecar {stage.sidecar_path(exported.path).name}; expected a model that 'vgg-export export' wrote"
+            f"{exported.path} has no sidecar {stage.sidecar_path(exported.path).name}; expected a model"
+            " that 'vgg-export export' wrote"
         )
     items = choose.limit(splits.fit, [i.source for i in splits.fit], count, seed)
     # Agreement with a network of random weights says nothing.
@@ -52,9 +62,12 @@ def run(
 
     def make(path: Path) -> dict[str, object]:
         with tempfile.TemporaryDirectory(prefix=".quantize.", dir=path.parent) as scratch:
-            # Unsigned first: on x86 onnxruntime rewrites signed activations pair by pair, which an audit there would stumble over.
+            # Unsigned first: on x86 onnxruntime rewrites signed activations pair by pair, which an audit
+            # there would stumble over.
             target = dataclasses.replace(TARGETS[options.target], signed_activations=False)
-            bench = Bench(exported.path, target, Preprocessing.from_json(info["preprocessing"]), Path(scratch), progress)
+            bench = Bench(
+                exported.path, target, Preprocessing.from_json(info["preprocessing"]), Path(scratch), progress
+            )
             bench.calibrate([i.path for i in items], [i.path for i in held])
             made, told = choose_form(bench, options)
             whole = _in_halves(made.path, bench.preprocessing.crop_px)
@@ -67,7 +80,8 @@ def run(
             "target": options.target,
             "losses": {"quantized": {**loss, "against": "its float model"}} if (loss := made.loss()) else {},
             "int8": told,
-            "model": info | {"precision": "int8", "calibrated_on": [short_hash(i.sha256) for i in (*items, *held)]},
+            "model": info
+            | {"precision": "int8", "calibrated_on": [short_hash(i.sha256) for i in (*items, *held)]},
         }
 
     used = {"seed": seed, "images": [i.sha256 for i in items], "held": [i.sha256 for i in held]}
@@ -106,7 +120,11 @@ def choose_form(bench: Bench, options: QuantizeOptions) -> tuple[Trial, dict[str
     best = closest(trials)
     if why is None:
         changed = best is not trials[0]
-        why = "closest to the float model of those tried" if changed else "none of the others is closer by more than chance"
+        why = (
+            "closest to the float model of those tried"
+            if changed
+            else "none of the others is closer by more than chance"
+        )
     kept, told = keep_layers(bench, best, options)
     log.info("int8: %s; %s", in_words(best), why)
     log_float_layers(best, kept, told, options)
@@ -133,17 +151,20 @@ def closest(trials: list[Trial]) -> Trial:
 
 
 def clearly_better(trial: Trial, plain: Trial) -> bool:
-    """Whether the mean KL is lower by more than the margin and more than noise: the same pictures are compared in pairs."""
+    """Whether the mean KL is lower by more than the margin and more than noise: the same pictures are
+    compared in pairs."""
     gain = plain.divergence - trial.divergence
     noise = ERRORS * float(gain.std(ddof=1)) / math.sqrt(len(gain)) if len(gain) > 1 else math.inf
     return float(gain.mean()) > max(MARGIN * float(plain.divergence.mean()), noise)
 
 
 def keep_layers(bench: Bench, best: Trial, options: QuantizeOptions) -> tuple[Trial, list[dict[str, Any]]]:
-    """Keep the most sensitive layers in float, one more at a time, as long as the agreement is below what was asked for.
+    """Keep the most sensitive layers in float, one more at a time, as long as the agreement is below what was
+    asked for.
 
     Returns:
-        ``best`` or what is better, and for every layer that is float in it ``{"layer", "kl_alone", "why", "bytes"}``.
+        ``best`` or what is better, and for every layer that is float in it ``{"layer", "kl_alone", "why",
+        "bytes"}``.
     """
     if meets(best, options.min_agreement) or not options.float_layers:
         return best, []
@@ -154,9 +175,15 @@ def keep_layers(bench: Bench, best: Trial, options: QuantizeOptions) -> tuple[Tr
         if meets(trials[-1], options.min_agreement):
             break
     chosen = max(trials, key=lambda t: int(t.same.sum()))  # of equal ones the first, which keeps the fewest
-    why = f"agreement of {100 * best.same.mean():.1f} % on {len(best.same)} held-out pictures, {100 * options.min_agreement:g} % asked for"
+    why = (
+        f"agreement of {100 * best.same.mean():.1f} % on {len(best.same)} held-out pictures,"
+        f" {100 * options.min_agreement:g} % asked for"
+    )
     sizes = [t.path.stat().st_size for t in trials]
-    told = [{"layer": name, "kl_alone": cost[name], "why": why, "bytes": sizes[k + 1] - sizes[k]} for k, name in enumerate(chosen.kept)]
+    told = [
+        {"layer": name, "kl_alone": cost[name], "why": why, "bytes": sizes[k + 1] - sizes[k]}
+        for k, name in enumerate(chosen.kept)
+    ]
     return chosen, told
 
 
@@ -171,19 +198,27 @@ def in_words(trial: Trial) -> str:
     if not (loss := trial.loss()):
         return trial.form.name
     agreement, kl, n = 100 * loss["agreement"], loss["kl"], loss["n"]
-    return f"{trial.form.name} agrees with the float model on {agreement:.1f} % of {n} held-out pictures, mean KL {kl:.4f}"
+    return (
+        f"{trial.form.name} agrees with the float model on {agreement:.1f} % of {n} held-out pictures,"
+        f" mean KL {kl:.4f}"
+    )
 
 
-def log_float_layers(before: Trial, after: Trial, told: list[dict[str, Any]], options: QuantizeOptions) -> None:
+def log_float_layers(
+    before: Trial, after: Trial, told: list[dict[str, Any]], options: QuantizeOptions
+) -> None:
     """Say which layers stay float, why, and what that costs; and when what was asked for is not reached."""
     now = 100 * after.same.mean() if len(after.same) else 100.0
     if told:
         added = (after.path.stat().st_size - before.path.stat().st_size) / 1e6
         names = ", ".join(entry["layer"] for entry in told)
-        log.info("%s in float, because of an %s: now %.1f %%, for %.2f MB more", names, told[0]["why"], now, added)
+        log.info(
+            "%s in float, because of an %s: now %.1f %%, for %.2f MB more", names, told[0]["why"], now, added
+        )
     if not meets(after, options.min_agreement):
         log.warning(
-            "the int8 model agrees with the float model on only %.1f %% of the held-out pictures, %g %% asked for",
+            "the int8 model agrees with the float model on only %.1f %% of the held-out pictures, %g %%"
+            " asked for",
             now,
             100 * options.min_agreement,
         )

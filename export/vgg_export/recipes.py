@@ -31,7 +31,12 @@ class Recipe:
 
 RECIPES = (
     Recipe("baseline", "Baseline", "the checkpoint as it is", ("export",)),
-    Recipe("pruned", "Pruned", "filters removed from the deeper blocks, then fine-tuned", ("prune", "finetune", "export")),
+    Recipe(
+        "pruned",
+        "Pruned",
+        "filters removed from the deeper blocks, then fine-tuned",
+        ("prune", "finetune", "export"),
+    ),
     Recipe("quantized", "Quantized", "8-bit integers instead of 32-bit floats", ("export", "quantize")),
     Recipe(
         "pruned-quantized",
@@ -39,7 +44,12 @@ RECIPES = (
         "filters removed, fine-tuned, then 8-bit integers",
         ("prune", "finetune", "export", "quantize"),
     ),
-    Recipe("scaled", "Smaller input", "a smaller picture into the same network, not retrained", ("fold", "export")),
+    Recipe(
+        "scaled",
+        "Smaller input",
+        "a smaller picture into the same network, not retrained",
+        ("fold", "export"),
+    ),
     Recipe(
         "pruned-quantized-scaled",
         "All three",
@@ -67,7 +77,8 @@ RECIPES = (
     Recipe(
         "compact-scaled-fp32",
         "Compact, smaller input, fp32",
-        "layers factorised and fitted in closed form, smaller input, distilled at that size; for boards where integers are no faster",
+        "layers factorised and fitted in closed form, smaller input, distilled at that size; for boards"
+        " where integers are no faster",
         ("factorise", "fold", "distil", "export"),
     ),
 )
@@ -77,9 +88,15 @@ class Steps:
     """What each step name of a recipe does to the artifact of the step before."""
 
     def __init__(
-        self, checkpoint: stage.Artifact, splits: data.Splits, options: AllOptions, progress: Progress, shared: Path | None = None
+        self,
+        checkpoint: stage.Artifact,
+        splits: data.Splits,
+        options: AllOptions,
+        progress: Progress,
+        shared: Path | None = None,
     ) -> None:
-        """``shared``: where the teacher's answers and the sensitivity table are kept, if not in the work folder."""
+        """``shared``: where the teacher's answers and the sensitivity table are kept, if not in the work
+        folder."""
         self.checkpoint, self.splits, self.options, self.progress = checkpoint, splits, options, progress
         self._shared = shared or options.work_folder
         self._done: dict[tuple[str, ...], stage.Artifact] = {(): checkpoint}
@@ -90,11 +107,14 @@ class Steps:
             before = self.make(steps[:-1])
             perform: Callable[[stage.Artifact, Path], stage.Artifact] = getattr(self, f"_{steps[-1]}")
             suffix = ".onnx" if {"export", "quantize"} & set(steps) else ".safetensors"
-            self._done[steps] = perform(before, self.options.work_folder / ("checkpoint+" + "+".join(steps) + suffix))
+            self._done[steps] = perform(
+                before, self.options.work_folder / ("checkpoint+" + "+".join(steps) + suffix)
+            )
         return self._done[steps]
 
     def losses(self, steps: tuple[str, ...]) -> tuple[dict[str, Any], ...]:
-        """What each step lost, as its stage measured it on held-out pictures: ``{"step", "agreement", "kl", "n", "against"}``."""
+        """What each step lost, as its stage measured it on held-out pictures: ``{"step", "agreement", "kl",
+        "n", "against"}``."""
         found = []
         for k in range(1, len(steps) + 1):
             made = self.make(steps[:k])
@@ -106,24 +126,36 @@ class Steps:
         return prune.run(before, self.splits, output, self.options.prune, self.progress)
 
     def _finetune(self, before: stage.Artifact, output: Path) -> stage.Artifact:
-        return finetune.run(before, self.checkpoint, self.splits, output, self.options.finetune, self.progress, self._shared)
+        return finetune.run(
+            before, self.checkpoint, self.splits, output, self.options.finetune, self.progress, self._shared
+        )
 
     def _factorise(self, before: stage.Artifact, output: Path) -> stage.Artifact:
         return factorise.run(before, self.splits, output, self.options.factorise, self.progress, self._shared)
 
     def _distil(self, before: stage.Artifact, output: Path) -> stage.Artifact:
-        """Level by level: as long as each helps, or, where a drop is allowed, until half of it is kept (the other half is int8's)."""
+        """Level by level: as long as each helps, or, where a drop is allowed, until half of it is kept (the
+        other half is int8's)."""
         allowed = self.options.budget.max_drop
         for name, level in self.options.distil.levels(self.options.budget).items():
             made = output.with_name(f"{output.stem}-{name}{output.suffix}")
-            before = finetune.run(before, self.checkpoint, self.splits, made, level, self.progress, self._shared)
+            before = finetune.run(
+                before, self.checkpoint, self.splits, made, level, self.progress, self._shared
+            )
             if "points_lost" not in before.measured:  # it was skipped, and says why
                 break
             lost, error = before.measured["points_lost"], before.measured["loss_error_points"]
             if allowed is not None:
-                words = f"{lost:+.1f} ± {error:.1f} points lost in fp32, {allowed * FLOAT_SHARE:g} allowed before int8"
+                words = (
+                    f"{lost:+.1f} ± {error:.1f} points lost in fp32, {allowed * FLOAT_SHARE:g} allowed"
+                    " before int8"
+                )
                 log.info("distilled, %s: %s", name, words)
-            if lost + error <= allowed * FLOAT_SHARE if allowed is not None else not before.measured["kept_epoch"]:
+            if (
+                lost + error <= allowed * FLOAT_SHARE
+                if allowed is not None
+                else not before.measured["kept_epoch"]
+            ):
                 break
         return before
 
@@ -137,15 +169,25 @@ class Steps:
         chosen, wanted = self.options.data, self.options.quantize
         if target:
             wanted = dataclasses.replace(wanted, target=target)
-        return quantize.run(before, self.splits, chosen.calibration_images, output, wanted, self.progress, chosen.seed)
+        return quantize.run(
+            before, self.splits, chosen.calibration_images, output, wanted, self.progress, chosen.seed
+        )
 
     def entry(self, recipe: Recipe) -> bundle.Entry:
         """A variant with its builds for all the cores that are asked for."""
         made, losses = self.make(recipe.steps), self.losses(recipe.steps)
-        targets, others = self._integer_builds(recipe, made) if "quantize" in recipe.steps else ((), self._float_builds(recipe, made))
-        return bundle.Entry(recipe.id, recipe.title, recipe.description, recipe.steps, made, losses, targets, others)
+        targets, others = (
+            self._integer_builds(recipe, made)
+            if "quantize" in recipe.steps
+            else ((), self._float_builds(recipe, made))
+        )
+        return bundle.Entry(
+            recipe.id, recipe.title, recipe.description, recipe.steps, made, losses, targets, others
+        )
 
-    def _integer_builds(self, recipe: Recipe, made: stage.Artifact) -> tuple[tuple[str, ...], tuple[bundle.Build, ...]]:
+    def _integer_builds(
+        self, recipe: Recipe, made: stage.Artifact
+    ) -> tuple[tuple[str, ...], tuple[bundle.Build, ...]]:
         """The cores that the recipe's own model is right for, and the builds for the others."""
         forms: dict[tuple[bool, bool], list[str]] = {}
         for name in self.options.built_for:
@@ -155,7 +197,10 @@ class Steps:
         for (reduced, _), names in list(forms.items())[1:]:
             build_id = f"{recipe.id}.{names[0]}"
             if reduced not in by_range:
-                by_range[reduced] = (self._quantize(self.make(recipe.steps[:-1]), self._named(made, names[0]), names[0]), build_id)
+                by_range[reduced] = (
+                    self._quantize(self.make(recipe.steps[:-1]), self._named(made, names[0]), names[0]),
+                    build_id,
+                )
             source, figures = by_range[reduced]
             if TARGETS[source.measured["target"]].signed_activations != TARGETS[names[0]].signed_activations:
                 source = retype.run(source, names[0], self._named(made, f"{names[0]}-retyped"), self.progress)
@@ -163,7 +208,8 @@ class Steps:
         return tuple(own), tuple(others)
 
     def _float_builds(self, recipe: Recipe, made: stage.Artifact) -> tuple[bundle.Build, ...]:
-        """Builds for the cores whose int8 is no faster than float: with Winograd's convolutions, where any layer gains by it."""
+        """Builds for the cores whose int8 is no faster than float: with Winograd's convolutions, where any
+        layer gains by it."""
         others: dict[str, bundle.Build] = {}
         for name in self.options.built_for:
             core = TARGETS[name].winograd_core
@@ -172,11 +218,19 @@ class Steps:
             with contextlib.suppress(NothingToGainError):
                 rewritten = winograd.run(made, core, self._named(made, core), self.progress)
                 if not _has_room(TARGETS[name], made, rewritten):
-                    log.info("%s: no Winograd build for %s, whose memory is too small for the transformed weights", recipe.id, name)
+                    log.info(
+                        "%s: no Winograd build for %s, whose memory is too small for the transformed weights",
+                        recipe.id,
+                        name,
+                    )
                     continue
                 count = len(rewritten.measured["winograd"]["layers"])
-                form = f"{count} convolutions as Winograd's, which take fewer instructions on a {core.title()}"
-                known = others.get(rewritten.sha256) or bundle.Build(f"{recipe.id}.{name}", form, (), rewritten, recipe.id)
+                form = (
+                    f"{count} convolutions as Winograd's, which take fewer instructions on a {core.title()}"
+                )
+                known = others.get(rewritten.sha256) or bundle.Build(
+                    f"{recipe.id}.{name}", form, (), rewritten, recipe.id
+                )
                 others[rewritten.sha256] = dataclasses.replace(known, targets=(*known.targets, name))
         return tuple(others.values())
 

@@ -1,14 +1,16 @@
-"""Closed-form repair: every layer is fitted again to what the original layer said, on the inputs that it gets now.
+"""Closed-form repair: every layer is fitted again to what the original layer said, on the inputs that it gets
+now.
 
-One walk from the input to the logits. For each layer that changed, or whose inputs did, with X~ its inputs in the smaller
-network and Y what the original layer computes from the original's own inputs (He et al. 2017, "Channel pruning"):
+One walk from the input to the logits. For each layer that changed, or whose inputs did, with X~ its inputs in
+the smaller network and Y what the original layer computes from the original's own inputs (He et al. 2017,
+"Channel pruning"):
 
     W' = W_S + (Y - W_S X~) X~^T (X~ X~^T + lambda I)^-1,  centred;  b' = mean(Y) - W' mean(X~)
 
-a ridge regression anchored at the old weights W_S of the inputs that are left. lambda is chosen on pictures that were not used
-for the fit. A factorised convolution keeps the r directions of W' X~ with the largest variance (reduced-rank regression), or the r
-vertical filters of ``separable``; a fully connected layer those that matter to the logits. Only sums of products are kept, never all
-patches.
+a ridge regression anchored at the old weights W_S of the inputs that are left. lambda is chosen on pictures
+that were not used for the fit. A factorised convolution keeps the r directions of W' X~ with the largest
+variance (reduced-rank regression), or the r vertical filters of ``separable``; a fully connected layer those
+that matter to the logits. Only sums of products are kept, never all patches.
 """
 
 import dataclasses
@@ -29,8 +31,10 @@ if TYPE_CHECKING:
     Step = Callable[[torch.Tensor], torch.Tensor]
 
 STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0)  # lambda as a share of the mean variance of an input
-STRENGTHS_BY_PICTURE = (1e-3, 1e-2, 1e-1, 1.0)  # the same where there are fewer pictures than inputs: of the mean eigenvalue
-PRIORS = (0.0, 0.1, 0.5)  # share of uncorrelated inputs in the covariance that a fully connected layer's directions are chosen by
+# the same where there are fewer pictures than inputs: of the mean eigenvalue
+STRENGTHS_BY_PICTURE = (1e-3, 1e-2, 1e-1, 1.0)
+# share of uncorrelated inputs in the covariance that a fully connected layer's directions are chosen by
+PRIORS = (0.0, 0.1, 0.5)
 DAMPINGS = (0.01, 0.1, 1.0)  # share of all directions beside those that the logits are sensitive to
 COMBINATIONS = 16  # of the logits per picture, whose gradients stand for all
 SAMPLES = 40_000  # places of the pictures that a convolution is fitted on, at most
@@ -41,8 +45,9 @@ KEPT_BYTES = 4_000_000  # a map larger than this per picture is computed again i
 
 @dataclasses.dataclass(frozen=True)
 class Problem:
-    """What is repaired: the original; the tensors that are left of it, one set per layer of the plan; the filters of each
-    convolution that these are (absent: all); and the plan, which may ask for factorised layers."""
+    """What is repaired: the original; the tensors that are left of it, one set per layer of the plan; the
+    filters of each convolution that these are (absent: all); and the plan, which may ask for factorised
+    layers."""
 
     original: model.Checkpoint
     left: "dict[str, torch.Tensor]"
@@ -60,8 +65,8 @@ class Pictures:
 
 @dataclasses.dataclass(frozen=True)
 class Folders:
-    """``scratch``: for maps that do not fit into memory; ``parts``: where each fitted layer is kept, so that interrupted work goes
-    on behind the last one (``stage.unfinished``); None: nowhere."""
+    """``scratch``: for maps that do not fit into memory; ``parts``: where each fitted layer is kept, so that
+    interrupted work goes on behind the last one (``stage.unfinished``); None: nowhere."""
 
     scratch: Path
     parts: Path | None = None
@@ -69,10 +74,10 @@ class Folders:
 
 @dataclasses.dataclass(frozen=True)
 class Fit:
-    """How a layer was fitted. Errors are on held-out pictures, as a share of the variance of what the original says there (of a fully
-    connected layer: of the logits that the original's later layers make of it): ``error_before`` with the old weights and a
-    corrected bias, ``error_after`` with the new ones. ``strength``: lambda, None
-    where the old weights were better than any fit."""
+    """How a layer was fitted. Errors are on held-out pictures, as a share of the variance of what the
+    original says there (of a fully connected layer: of the logits that the original's later layers make of
+    it): ``error_before`` with the old weights and a corrected bias, ``error_after`` with the new ones.
+    ``strength``: lambda, None where the old weights were better than any fit."""
 
     layer: str
     samples: int
@@ -85,8 +90,11 @@ class Fit:
         return dataclasses.asdict(self)
 
 
-def repair(problem: Problem, pictures: Pictures, folders: Folders, progress: Progress) -> "tuple[dict[str, torch.Tensor], list[Fit]]":
-    """The tensors of the plan, and how each fitted layer did. Layers that ``folders.parts`` holds are not fitted again."""
+def repair(
+    problem: Problem, pictures: Pictures, folders: Folders, progress: Progress
+) -> "tuple[dict[str, torch.Tensor], list[Fit]]":
+    """The tensors of the plan, and how each fitted layer did. Layers that ``folders.parts`` holds are not
+    fitted again."""
     import torch
 
     walk = _Walk(problem, pictures, folders)
@@ -128,7 +136,9 @@ class _Walk:
         self.theirs.advance(*forward(old.plan, name, old.tensors))
         return tensors, fit
 
-    def _fitted(self, name: str, start: "torch.Tensor", factor: model.Factor | None) -> "tuple[dict[str, torch.Tensor], Fit]":
+    def _fitted(
+        self, name: str, start: "torch.Tensor", factor: model.Factor | None
+    ) -> "tuple[dict[str, torch.Tensor], Fit]":
         """The layer as an interrupted run left it, or fitted now and kept."""
         from safetensors import safe_open
         from safetensors.torch import load_file, save_file
@@ -140,10 +150,16 @@ class _Walk:
         tensors, fit = (self._conv if start.dim() == 4 else self._linear)(name, start, factor)
         if part:
             with atomic_file(part) as temporary:
-                save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, temporary, {"fit": json.dumps(fit.to_json())})
+                save_file(
+                    {key: tensor.contiguous() for key, tensor in tensors.items()},
+                    temporary,
+                    {"fit": json.dumps(fit.to_json())},
+                )
         return tensors, fit
 
-    def _conv(self, name: str, start: "torch.Tensor", factor: model.Factor | None) -> "tuple[dict[str, torch.Tensor], Fit]":
+    def _conv(
+        self, name: str, start: "torch.Tensor", factor: model.Factor | None
+    ) -> "tuple[dict[str, torch.Tensor], Fit]":
         fitting, held = self._moments(name, start.shape[1])
         weight, strength = ridge(start.flatten(1).double(), fitting, held)
         last = f"{name}_expand" if factor else name
@@ -156,7 +172,8 @@ class _Walk:
         return tensors, Fit(name, fitting.n, strength, factor.rank if factor else None, *errors)
 
     def _moments(self, name: str, inputs: int) -> "tuple[Moments, Moments]":
-        """Of the patches that the smaller network sees and what the original says at those places; fitting and held-out apart."""
+        """Of the patches that the smaller network sees and what the original says at those places; fitting
+        and held-out apart."""
         import torch
 
         weight, bias = (self.problem.original.tensors[f"{name}.{part}"] for part in ("weight", "bias"))
@@ -170,7 +187,9 @@ class _Walk:
                 seen = x if self.ours is self.theirs else self.ours.read(a, b)
                 area = x.shape[2] * x.shape[3]
                 places = min(area, max(1, SAMPLES // self.counts[0]))
-                chosen = torch.stack([torch.randperm(area, generator=generator)[:places] for _ in range(b - a)])
+                chosen = torch.stack(
+                    [torch.randperm(area, generator=generator)[:places] for _ in range(b - a)]
+                )
                 said = torch.nn.functional.conv2d(x, weight[rows], bias[rows], padding=1).flatten(2)
                 said = said.gather(2, chosen[:, None].expand(-1, len(rows), -1))
                 sums.add(patches(seen, chosen), said.transpose(1, 2).reshape(-1, len(rows)))
@@ -178,7 +197,9 @@ class _Walk:
             first += count
         return found[0], found[1]
 
-    def _linear(self, name: str, start: "torch.Tensor", factor: model.Factor | None) -> "tuple[dict[str, torch.Tensor], Fit]":
+    def _linear(
+        self, name: str, start: "torch.Tensor", factor: model.Factor | None
+    ) -> "tuple[dict[str, torch.Tensor], Fit]":
         import torch
 
         original, (fitted, total) = self.problem.original, (self.counts[0], sum(self.counts))
@@ -193,16 +214,27 @@ class _Walk:
         if factor:
             rows = important(original, name, said[:fitted])
             first, second = in_two_by_picture(
-                new, x, rows, factor.rank, lambda *parts: judge.divergence(y.mean + linear_in_parts(x.held, *parts))
+                new,
+                x,
+                rows,
+                factor.rank,
+                lambda *parts: judge.divergence(y.mean + linear_in_parts(x.held, *parts)),
             )
-            tensors, effective = {f"{name}_reduce.weight": first, f"{name}_expand.weight": second}, (first, second)
+            tensors, effective = (
+                {f"{name}_reduce.weight": first, f"{name}_expand.weight": second},
+                (first, second),
+            )
         last = f"{name}_expand" if factor else name
         tensors[f"{last}.bias"] = y.mean - linear_in_parts(x.mean[None], *effective)[0]
-        errors = [judge.error(y.mean + linear_in_parts(x.held, *parts)) for parts in ((start, None), effective)]
+        errors = [
+            judge.error(y.mean + linear_in_parts(x.held, *parts)) for parts in ((start, None), effective)
+        ]
         return tensors, Fit(name, fitted, strength, factor.rank if factor else None, *errors)
 
 
-def in_two(name: str, weight: "torch.Tensor", xx: "torch.Tensor", factor: model.Factor) -> "tuple[dict[str, torch.Tensor], torch.Tensor]":
+def in_two(
+    name: str, weight: "torch.Tensor", xx: "torch.Tensor", factor: model.Factor
+) -> "tuple[dict[str, torch.Tensor], torch.Tensor]":
     """The weights of the two parts of a factorised convolution, and what they are together, [n, 9 c].
 
     Args:
@@ -211,19 +243,26 @@ def in_two(name: str, weight: "torch.Tensor", xx: "torch.Tensor", factor: model.
     if factor.kind == "spatial":
         made = separable.separate(weight, xx, factor.rank)
         horizontal = made.horizontal()
-        tensors = {f"{name}_reduce.weight": made.vertical[..., None], f"{name}_expand.weight": horizontal[:, :, None]}
+        tensors = {
+            f"{name}_reduce.weight": made.vertical[..., None],
+            f"{name}_expand.weight": horizontal[:, :, None],
+        }
         effective = separable.joined(made.vertical, horizontal).flatten(1)
     else:
         flat = weight.flatten(1)
         basis = main_directions(flat @ xx @ flat.T, factor.rank)
         reduced = basis.T @ flat
-        tensors = {f"{name}_reduce.weight": reduced.view(-1, *weight.shape[1:]), f"{name}_expand.weight": basis[:, :, None, None]}
+        tensors = {
+            f"{name}_reduce.weight": reduced.view(-1, *weight.shape[1:]),
+            f"{name}_expand.weight": basis[:, :, None, None],
+        }
         effective = basis @ reduced
     return {key: tensor.float().contiguous() for key, tensor in tensors.items()}, effective
 
 
 def forward(plan: model.Plan, name: str, tensors: "dict[str, torch.Tensor]") -> "tuple[Step, int]":
-    """The step from a layer's input to the next one's, with ReLU, pooling and flattening, and its output's bytes per picture."""
+    """The step from a layer's input to the next one's, with ReLU, pooling and flattening, and its output's
+    bytes per picture."""
     import torch
     from torch.nn import functional
 
@@ -249,7 +288,8 @@ def forward(plan: model.Plan, name: str, tensors: "dict[str, torch.Tensor]") -> 
 
 
 def _place(plan: model.Plan, name: str) -> tuple[tuple[int, bool], tuple[int, int]]:
-    """Block number of a layer (0: fully connected) and whether a pool follows it; its outputs and the side of its map."""
+    """Block number of a layer (0: fully connected) and whether a pool follows it; its outputs and the side of
+    its map."""
     if name.startswith("fc"):
         return (0, False), (next(n for known, _, n in plan.linears() if known == name), 1)
     b, j = (int(part) for part in name.removeprefix("conv").split("_"))
@@ -257,10 +297,12 @@ def _place(plan: model.Plan, name: str) -> tuple[tuple[int, bool], tuple[int, in
 
 
 class Maps:
-    """What one network has computed of all pictures: maps stored on disk, and the steps since then, which are done again at
-    each reading because their output would be too large to keep."""
+    """What one network has computed of all pictures: maps stored on disk, and the steps since then, which are
+    done again at each reading because their output would be too large to keep."""
 
-    def __init__(self, stored: "torch.Tensor | _Stored", scratch: Path, steps: "tuple[Step, ...]" = ()) -> None:
+    def __init__(
+        self, stored: "torch.Tensor | _Stored", scratch: Path, steps: "tuple[Step, ...]" = ()
+    ) -> None:
         self._stored, self._scratch, self._steps = stored, scratch, steps
 
     def fork(self) -> "Maps":
@@ -268,7 +310,8 @@ class Maps:
         return Maps(self._stored, self._scratch, self._steps)
 
     def read(self, a: int, b: int) -> "torch.Tensor":
-        """The maps of the pictures from a to b: [b - a, channels, side, side], or [b - a, inputs] behind the flattening."""
+        """The maps of the pictures from a to b: [b - a, channels, side, side], or [b - a, inputs] behind the
+        flattening."""
         x = self._stored[a:b]
         for step in self._steps:
             x = step(x)
@@ -285,8 +328,8 @@ class Maps:
 
 
 class _Stored:
-    """Rows of float32 in a file without a name, which goes when it is no longer used; read and written, not mapped, so that a
-    full disk is an error and not a signal."""
+    """Rows of float32 in a file without a name, which goes when it is no longer used; read and written, not
+    mapped, so that a full disk is an error and not a signal."""
 
     def __init__(self, folder: Path) -> None:
         self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115  it lives as long as this object
@@ -312,19 +355,25 @@ class _Stored:
 
 
 def patches(maps: "torch.Tensor", places: "torch.Tensor") -> "torch.Tensor":
-    """The 3x3 surroundings of places [N, P] (row * side + column) in maps [N, C, H, W], zero outside: [N * P, C * 9]."""
+    """The 3x3 surroundings of places [N, P] (row * side + column) in maps [N, C, H, W], zero outside: [N * P,
+    C * 9]."""
     import torch
 
     n, channels, _, width = maps.shape
     padded = torch.nn.functional.pad(maps, (1, 1, 1, 1)).flatten(2)
     corner = places // width * (width + 2) + places % width
-    taps = [padded.gather(2, (corner + dy * (width + 2) + dx)[:, None].expand(n, channels, -1)) for dy in range(3) for dx in range(3)]
+    taps = [
+        padded.gather(2, (corner + dy * (width + 2) + dx)[:, None].expand(n, channels, -1))
+        for dy in range(3)
+        for dx in range(3)
+    ]
     return torch.stack(taps, 2).permute(0, 3, 1, 2).reshape(-1, channels * 9)
 
 
 @dataclasses.dataclass(frozen=True)
 class Moments:
-    """Centred second moments of n samples of x [d] and y [k], in float64: xx [d, d], yx [k, d], yy the variance of y in all."""
+    """Centred second moments of n samples of x [d] and y [k], in float64: xx [d, d], yx [k, d], yy the
+    variance of y in all."""
 
     n: int
     xx: "torch.Tensor"
@@ -352,7 +401,8 @@ class Sums:
     def add(self, x: "torch.Tensor", y: "torch.Tensor") -> None:
         """Samples x [m, d] and y [m, k]; products in float32 per chunk, sums in float64."""
         self._n += len(x)
-        for a in range(0, x.shape[1], BLOCK):  # the half above the diagonal: the rest of a symmetric product is not multiplied out
+        # the half above the diagonal: the rest of a symmetric product is not multiplied out
+        for a in range(0, x.shape[1], BLOCK):
             b = a + BLOCK
             self._xx[a:b, a:] += x[:, a:b].T @ x[:, a:]
         self._yx += y.T @ x
@@ -369,11 +419,14 @@ class Sums:
         for a in range(BLOCK, len(self._xx), BLOCK):
             self._xx[a:, a - BLOCK : a] = self._xx[a - BLOCK : a, a:].T
         xx, yx = self._xx.div_(n), self._yx.div_(n)
-        return Moments(self._n, xx.sub_(torch.outer(x, x)), yx.sub_(torch.outer(y, x)), self._yy / n - float(y @ y), x, y)
+        return Moments(
+            self._n, xx.sub_(torch.outer(x, x)), yx.sub_(torch.outer(y, x)), self._yy / n - float(y @ y), x, y
+        )
 
 
 def ridge(start: "torch.Tensor", fitting: Moments, held: Moments) -> "tuple[torch.Tensor, float | None]":
-    """The weight [k, d] fitted with the strength that does best on the held-out samples, or ``start`` and None."""
+    """The weight [k, d] fitted with the strength that does best on the held-out samples, or ``start`` and
+    None."""
     import torch
 
     missing = (fitting.yx - start @ fitting.xx).T
@@ -410,14 +463,17 @@ class Centred:
         return cls(mean, rows[:fitted] - mean, rows[fitted:] - mean)
 
 
-def linear_in_parts(x: "torch.Tensor", first: "torch.Tensor", second: "torch.Tensor | None") -> "torch.Tensor":
+def linear_in_parts(
+    x: "torch.Tensor", first: "torch.Tensor", second: "torch.Tensor | None"
+) -> "torch.Tensor":
     """x [N, d] through one fully connected layer or through two."""
     out = x @ first.T
     return out if second is None else out @ second.T
 
 
 def ridge_by_picture(start: "torch.Tensor", x: Centred, y: Centred) -> "tuple[torch.Tensor, float | None]":
-    """As ``ridge``, for a layer with more inputs than there are pictures: one unknown per picture (the dual form)."""
+    """As ``ridge``, for a layer with more inputs than there are pictures: one unknown per picture (the dual
+    form)."""
     import torch
 
     kernel = (x.fit @ x.fit.T).double()
@@ -438,8 +494,8 @@ def ridge_by_picture(start: "torch.Tensor", x: Centred, y: Centred) -> "tuple[to
 
 @dataclasses.dataclass(frozen=True)
 class Behind:
-    """What the original's later layers make of a fully connected layer's outputs on the held-out pictures: ``said`` [N, n] are the
-    original's."""
+    """What the original's later layers make of a fully connected layer's outputs on the held-out pictures:
+    ``said`` [N, n] are the original's."""
 
     original: model.Checkpoint
     layer: str
@@ -450,13 +506,18 @@ class Behind:
         from torch.nn.functional import linear, relu
 
         for name in _later(self.layer):
-            outputs = linear(relu(outputs), *(self.original.tensors[f"{name}.{part}"] for part in ("weight", "bias")))
+            outputs = linear(
+                relu(outputs), *(self.original.tensors[f"{name}.{part}"] for part in ("weight", "bias"))
+            )
         return outputs
 
     def error(self, outputs: "torch.Tensor") -> float:
         """Squared distance of the logits from the original's, as a share of their variance."""
         wanted = self.logits(self.said)
-        return float((self.logits(outputs) - wanted).square().sum() / (wanted - wanted.mean(0)).square().sum().clamp_min(1e-30))
+        return float(
+            (self.logits(outputs) - wanted).square().sum()
+            / (wanted - wanted.mean(0)).square().sum().clamp_min(1e-30)
+        )
 
     def divergence(self, outputs: "torch.Tensor") -> float:
         """Mean KL from the original's answers, in nats."""
@@ -473,9 +534,9 @@ def _later(layer: str) -> tuple[str, ...]:
 
 
 def important(original: model.Checkpoint, layer: str, said: "torch.Tensor") -> "torch.Tensor":
-    """Directions [m, n] in which the logits are sensitive to a fully connected layer's outputs ``said`` [N, n] before the ReLU:
-    the gradients, at each picture, of random combinations of the centred logits (their second moments are what a change of the
-    outputs does to the logits, to first order)."""
+    """Directions [m, n] in which the logits are sensitive to a fully connected layer's outputs ``said`` [N,
+    n] before the ReLU: the gradients, at each picture, of random combinations of the centred logits (their
+    second moments are what a change of the outputs does to the logits, to first order)."""
     import torch
 
     tensors = original.tensors
@@ -493,14 +554,19 @@ def important(original: model.Checkpoint, layer: str, said: "torch.Tensor") -> "
 
 
 def in_two_by_picture(
-    weight: "torch.Tensor", x: Centred, rows: "torch.Tensor", rank: int, cost: "Callable[[torch.Tensor, torch.Tensor], float]"
+    weight: "torch.Tensor",
+    x: Centred,
+    rows: "torch.Tensor",
+    rank: int,
+    cost: "Callable[[torch.Tensor, torch.Tensor], float]",
 ) -> "tuple[torch.Tensor, torch.Tensor]":
-    """The two parts [rank, d] and [n, rank] of a fully connected layer, which keep the directions of its outputs that vary most where
-    the logits are sensitive to them.
+    """The two parts [rank, d] and [n, rank] of a fully connected layer, which keep the directions of its
+    outputs that vary most where the logits are sensitive to them.
 
-    With G the second moments of ``rows`` (``important``), damped, and C the covariance of the outputs, the best for
-    tr (W - W') C_x (W - W')^T G are the main directions of G^1/2 C G^1/2. A few hundred pictures say too little of either: a share
-    of what uncorrelated inputs would give joins C, all directions join G; how much, ``cost`` of the parts on held-out pictures says.
+    With G the second moments of ``rows`` (``important``), damped, and C the covariance of the outputs, the
+    best for tr (W - W') C_x (W - W')^T G are the main directions of G^1/2 C G^1/2. A few hundred pictures say
+    too little of either: a share of what uncorrelated inputs would give joins C, all directions join G; how
+    much, ``cost`` of the parts on held-out pictures says.
     """
     import torch
 
@@ -513,7 +579,9 @@ def in_two_by_picture(
     for damping in DAMPINGS:
         root = torch.linalg.cholesky(sensitive + damping * torch.eye(len(sensitive)))
         for prior in PRIORS:
-            covariance = seen * ((1 - prior) / float(seen.trace())) + uncorrelated * (prior / float(uncorrelated.trace()))
+            covariance = seen * ((1 - prior) / float(seen.trace())) + uncorrelated * (
+                prior / float(uncorrelated.trace())
+            )
             torch.manual_seed(0)  # the randomised method starts from random directions
             weighted = root.T @ covariance @ root
             directions, *_ = torch.svd_lowrank(weighted, q=min(rank + 32, len(weighted)), niter=4)
@@ -528,13 +596,15 @@ def in_two_by_picture(
 
 
 def noise(count: int, px: int, seed: int) -> Pictures:
-    """Normalised noise whose amplitude falls with frequency as that of photographs does (1/f), for want of any: some to fit,
-    a fifth to choose with."""
+    """Normalised noise whose amplitude falls with frequency as that of photographs does (1/f), for want of
+    any: some to fit, a fifth to choose with."""
     import torch
 
     generator = torch.Generator().manual_seed(seed)
     frequency = torch.fft.fftfreq(px)[:, None].square() + torch.fft.rfftfreq(px).square()
-    spectrum = torch.fft.rfft2(torch.randn(count, 3, px, px, generator=generator)) / frequency.sqrt().clamp_min(1 / px)
+    spectrum = torch.fft.rfft2(
+        torch.randn(count, 3, px, px, generator=generator)
+    ) / frequency.sqrt().clamp_min(1 / px)
     grey = spectrum.mean(1, keepdim=True) * 3**0.5  # photographs are mostly grey
     maps = torch.fft.irfft2(0.3 * spectrum + 0.7 * grey, s=(px, px))
     maps = (maps - maps.mean((2, 3), keepdim=True)) / maps.std((1, 2, 3), keepdim=True)
@@ -543,14 +613,18 @@ def noise(count: int, px: int, seed: int) -> Pictures:
 
 
 def loss(original: model.Checkpoint, smaller: model.Checkpoint, pictures: "torch.Tensor") -> dict[str, Any]:
-    """What was lost on pictures [N, 3, px, px] that nothing was fitted on: agreement of the top-1, mean KL in nats, n."""
+    """What was lost on pictures [N, 3, px, px] that nothing was fitted on: agreement of the top-1, mean KL in
+    nats, n."""
     import torch
 
     said = []
     with torch.inference_mode():
         for checkpoint in (original, smaller):
             network = checkpoint.model().to(memory_format=torch.channels_last)
-            parts = [network(pictures[k : k + CHUNK].contiguous(memory_format=torch.channels_last)) for k in range(0, len(pictures), CHUNK)]
+            parts = [
+                network(pictures[k : k + CHUNK].contiguous(memory_format=torch.channels_last))
+                for k in range(0, len(pictures), CHUNK)
+            ]
             said.append(torch.cat(parts).log_softmax(1))
     theirs, ours = said
     divergence = torch.nn.functional.kl_div(ours, theirs, reduction="batchmean", log_target=True)

@@ -1,4 +1,5 @@
-"""Signed instead of unsigned activations of an int8 graph, or the other way round: the same function, other kernels.
+"""Signed instead of unsigned activations of an int8 graph, or the other way round: the same function, other
+kernels.
 
 Both graphs can share the file of their weights.
 """
@@ -17,12 +18,14 @@ from . import integer, stage
 from .errors import CheckFailedError
 from .progress import Progress
 
-# Largest difference of logits as a fraction of their spread. The sums are exact in both; only how a tie is rounded may differ.
+# Largest difference of logits as a fraction of their spread. The sums are exact in both; only how a tie is
+# rounded may differ.
 TOLERANCE = 0.02
 
 
 def run(quantized: stage.Artifact, target: str, output: Path, progress: Progress) -> stage.Artifact:
-    """Retype the activations of a file that ``quantize`` wrote for a target whose weights have the same range."""
+    """Retype the activations of a file that ``quantize`` wrote for a target whose weights have the same
+    range."""
 
     def make(path: Path) -> dict[str, object]:
         import onnx
@@ -48,5 +51,7 @@ def ensure_same(before: stage.Artifact, path: Path) -> float:
     expected, found = (Model(p, SessionSettings(), device.usable_cores())(x) for p in (before.path, path))
     apart = check.deviation(found, expected)
     if not apart <= TOLERANCE:
-        raise CheckFailedError(f"the retyped graph's logits differ by {apart:.2g} of their spread, at most {TOLERANCE:g} allowed")
+        raise CheckFailedError(
+            f"the retyped graph's logits differ by {apart:.2g} of their spread, at most {TOLERANCE:g} allowed"
+        )
     return apart

@@ -1,7 +1,8 @@
 """Whether a checkpoint understands the pictures that it is given, asked before anything takes time.
 
-Fed with another normalisation, with swapped channels or with its classes in another order, a network answers as surely as ever, its
-variants agree with it, and every figure of agreement is fine. Only its accuracy on labelled pictures tells.
+Fed with another normalisation, with swapped channels or with its classes in another order, a network answers
+as surely as ever, its variants agree with it, and every figure of agreement is fine. Only its accuracy on
+labelled pictures tells.
 """
 
 import dataclasses
@@ -36,7 +37,8 @@ CERTAIN = 0.9  # from here on it is said to be the order
 MOSTLY_ONE_CLASS = 0.5  # of the pictures; a good network is then hardly better than saying the same of all
 MOST_SHOWN = 60  # classes of an order
 CAUSES = (
-    "the likely causes are another normalisation or range of values, another order of the channels (BGR), another order of the classes,"
+    "the likely causes are another normalisation or range of values, another order of the channels (BGR),"
+    " another order of the classes,"
     " or pictures of something else"
 )
 
@@ -54,22 +56,27 @@ def _unit(x: Floats) -> Floats:
 
 # What else a network may have been trained on, made of ImageNet's tensor [n, 3, px, px].
 READINGS: dict[str, Callable[[Floats], Floats]] = {
-    "BGR with ImageNet's mean and standard deviation in that order": lambda x: ((_unit(x)[:, ::-1] - _MEAN) / _STD).astype(np.float32),
+    "BGR with ImageNet's mean and standard deviation in that order": lambda x: (
+        (_unit(x)[:, ::-1] - _MEAN) / _STD
+    ).astype(np.float32),
     "the same values with red and blue exchanged": lambda x: np.ascontiguousarray(x[:, ::-1]),
     "values of 0 to 1": _unit,
     "values of -1 to 1": lambda x: 2 * _unit(x) - 1,
     "values of 0 to 255": lambda x: 255 * _unit(x),
-    "BGR of 0 to 255 less the mean, as Caffe's and Keras' VGG": lambda x: 255 * _unit(x)[:, ::-1] - _CAFFE_MEAN_BGR,
+    "BGR of 0 to 255 less the mean, as Caffe's and Keras' VGG": lambda x: (
+        255 * _unit(x)[:, ::-1] - _CAFFE_MEAN_BGR
+    ),
 }
 
 
 @dataclasses.dataclass(frozen=True)
 class Answers:
-    """What a checkpoint said of ``n`` labelled pictures: ``right`` of them, ``chance`` and the name of the ``largest`` class, its
-    predictions' mean probability, and what would explain its errors.
+    """What a checkpoint said of ``n`` labelled pictures: ``right`` of them, ``chance`` and the name of the
+    ``largest`` class, its predictions' mean probability, and what would explain its errors.
 
-    On pictures apart: ``order``, the class names in the order of its outputs (None: not seen, one of the ``missing``), right on
-    ``order_right`` of ``order_n``. On some of the same: ``reading``, another input, right on ``reading_right`` of ``reading_n``."""
+    On pictures apart: ``order``, the class names in the order of its outputs (None: not seen, one of the
+    ``missing``), right on ``order_right`` of ``order_n``. On some of the same: ``reading``, another input,
+    right on ``reading_right`` of ``reading_n``."""
 
     n: int
     right: int
@@ -95,12 +102,14 @@ class Answers:
 
     @property
     def telling(self) -> bool:
-        """Whether these pictures could show anything: where nearly all are of one class, not even all of them right would."""
+        """Whether these pictures could show anything: where nearly all are of one class, not even all of them
+        right would."""
         return metrics.better_than_chance(self.n, self.n, self.chance)
 
     @property
     def misordered(self) -> bool:
-        """Another order of the classes is right at least twice as often: most of them are not what they are called."""
+        """Another order of the classes is right at least twice as often: most of them are not what they are
+        called."""
         return self.order is not None and 2 * self.right / self.n < self.order_right / self.order_n
 
     @property
@@ -110,12 +119,19 @@ class Answers:
     @property
     def doubtful(self) -> bool:
         """Near chance, or clearly less often right than the network is sure of itself."""
-        return not self.better_than_chance or metrics.wilson_interval(self.right, self.n)[1] < self.mean_probability
+        return (
+            not self.better_than_chance
+            or metrics.wilson_interval(self.right, self.n)[1] < self.mean_probability
+        )
 
     @property
     def suspicious(self) -> bool:
         """Understood, and still something is wrong."""
-        return self.right / self.n < self.mean_probability / 2 or self.order is not None or self.reading is not None
+        return (
+            self.right / self.n < self.mean_probability / 2
+            or self.order is not None
+            or self.reading is not None
+        )
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> "Answers":
@@ -125,7 +141,8 @@ class Answers:
 
 @dataclasses.dataclass(frozen=True)
 class Checked:
-    """``unchecked``: why nothing was asked; ``problem``: what was found and accepted. Both are said with every figure."""
+    """``unchecked``: why nothing was asked; ``problem``: what was found and accepted. Both are said with
+    every figure."""
 
     unchecked: str | None = None
     problem: str | None = None
@@ -142,7 +159,8 @@ def check(
     *,
     accept: bool,
 ) -> Checked:
-    """Ask a checkpoint about pictures of ``sets``, the first one first; the other arguments as ``ask`` takes them.
+    """Ask a checkpoint about pictures of ``sets``, the first one first; the other arguments as ``ask`` takes
+    them.
 
     Raises:
         AccuracyError: it does not understand them, unless that is to be accepted.
@@ -154,7 +172,8 @@ def check(
     answers = ask(network, asked, preprocessing, items, names, output, progress)
     if not answers.telling:
         uneven = (
-            f"{100 * answers.chance:.0f} % of {answers.n} labelled pictures are {printable(answers.largest)!r}, so that they cannot tell"
+            f"{100 * answers.chance:.0f} % of {answers.n} labelled pictures are"
+            f" {printable(answers.largest)!r}, so that they cannot tell"
         )
         log.warning("!! %s", unchecked := _not_checked(uneven))
         return Checked(unchecked)
@@ -171,17 +190,23 @@ def labelled(sets: Sequence[Sequence[Item]]) -> list[Item]:
 
 
 def _unchecked(count: int, pictures: int) -> str | None:
-    """Why nothing can be asked, as a notice that is shown with every figure; None where there are enough pictures."""
+    """Why nothing can be asked, as a notice that is shown with every figure; None where there are enough
+    pictures."""
     if count >= LEAST_LABELLED:
         return None
     if count:
-        return _not_checked(f"{count} labelled pictures that nothing is fitted on are too few (at least {LEAST_LABELLED})")
-    return _not_checked(f"{'the pictures that nothing is fitted on have no labels' if pictures else 'all pictures are fitted on'}")
+        return _not_checked(
+            f"{count} labelled pictures that nothing is fitted on are too few (at least {LEAST_LABELLED})"
+        )
+    if pictures:
+        return _not_checked("the pictures that nothing is fitted on have no labels")
+    return _not_checked("all pictures are fitted on")
 
 
 def _not_checked(why: str) -> str:
     return (
-        f"NOT CHECKED: {why}, so nobody knows whether the checkpoint understands its pictures as they are prepared here (normalisation,"
+        f"NOT CHECKED: {why}, so nobody knows whether the checkpoint understands its pictures as they are"
+        " prepared here (normalisation,"
         " channel order, range, order of classes); agreement says only that the variants answer like it"
     )
 
@@ -203,7 +228,11 @@ def ask(
         names: of the classes, in the order that is assumed.
         output: where the answers are kept, as JSON.
     """
-    options = {"images": [[i.sha256, i.label] for i in items], "names": list(names), "preprocessing": preprocessing.to_json()}
+    options = {
+        "images": [[i.sha256, i.label] for i in items],
+        "names": list(names),
+        "preprocessing": preprocessing.to_json(),
+    }
 
     def make(path: Path) -> dict[str, Any]:
         answers = dataclasses.asdict(_ask(network(), preprocessing, items, names, progress))
@@ -213,7 +242,13 @@ def ask(
     return Answers.from_json(stage.produce("sanity", options, {"checkpoint": asked}, output, make).measured)
 
 
-def _ask(network: Ask, preprocessing: Preprocessing, items: Sequence[Item], names: Sequence[str], progress: Progress) -> Answers:
+def _ask(
+    network: Ask,
+    preprocessing: Preprocessing,
+    items: Sequence[Item],
+    names: Sequence[str],
+    progress: Progress,
+) -> Answers:
     labels = np.array([i.label for i in items], np.int64)
     doing = "asking the checkpoint about labelled pictures"
     (logits,) = _logits(network, preprocessing, items, {"as it is": lambda x: x}, doing, progress).values()
@@ -263,7 +298,8 @@ def _batches(items: Sequence[Item]) -> Iterator[Sequence[Item]]:
 
 
 def judge(logits: Floats, labels: npt.NDArray[np.int64], names: Sequence[str]) -> Answers:
-    """What ``logits`` [n, classes] say of pictures whose classes are ``labels`` [n]; ``names`` in the order that is assumed."""
+    """What ``logits`` [n, classes] say of pictures whose classes are ``labels`` [n]; ``names`` in the order
+    that is assumed."""
     chance = metrics.chance(labels, logits.shape[1])
     assert chance is not None
     predicted = logits.argmax(1)
@@ -276,12 +312,18 @@ def judge(logits: Floats, labels: npt.NDArray[np.int64], names: Sequence[str]) -
         single_class=int((counts > 0).sum()) == 1,
         mean_probability=float(metrics.softmax(logits).max(1).mean()),
     )
-    return dataclasses.replace(answers, **_other_order(predicted, labels, names)) if answers.doubtful else answers
+    return (
+        dataclasses.replace(answers, **_other_order(predicted, labels, names))
+        if answers.doubtful
+        else answers
+    )
 
 
-def _other_order(predicted: npt.NDArray[np.int64], labels: npt.NDArray[np.int64], names: Sequence[str]) -> dict[str, Any]:
-    """The order of the classes that the confusion asks for: found on every other picture of each class, and kept only if it is right
-    on the rest, clearly more often than the order that is assumed."""
+def _other_order(
+    predicted: npt.NDArray[np.int64], labels: npt.NDArray[np.int64], names: Sequence[str]
+) -> dict[str, Any]:
+    """The order of the classes that the confusion asks for: found on every other picture of each class, and
+    kept only if it is right on the rest, clearly more often than the order that is assumed."""
     place = np.zeros(len(labels), np.int64)  # of a picture among those of its class
     for label in np.unique(labels):
         place[labels == label] = np.arange((labels == label).sum())
@@ -297,7 +339,10 @@ def _other_order(predicted: npt.NDArray[np.int64], labels: npt.NDArray[np.int64]
     if right / n < LEAST_EXPLAINED or not _clearly_more(hits, predicted[apart] == labels[apart]):
         return {}
     if len(class_of) == len(names) - 1:  # the last one is what is left
-        (output,), (label,) = set(range(len(names))) - set(class_of), set(range(len(names))) - set(class_of.values())
+        (output,), (label,) = (
+            set(range(len(names))) - set(class_of),
+            set(range(len(names))) - set(class_of.values()),
+        )
         class_of[output] = label
     order = tuple(names[class_of[k]] if k in class_of else None for k in range(len(names)))
     missing = tuple(name for k, name in enumerate(names) if k not in class_of.values())
@@ -306,7 +351,10 @@ def _other_order(predicted: npt.NDArray[np.int64], labels: npt.NDArray[np.int64]
 
 def _assigned(confusion: npt.NDArray[np.int64]) -> dict[int, int]:
     """Output -> class, the pairs that are seen most often first, each used once."""
-    pairs = [(int(confusion[label, output]), int(label), int(output)) for label, output in zip(*np.nonzero(confusion), strict=True)]
+    pairs = [
+        (int(confusion[label, output]), int(label), int(output))
+        for label, output in zip(*np.nonzero(confusion), strict=True)
+    ]
     class_of: dict[int, int] = {}
     taken: set[int] = set()
     for _, label, output in sorted(pairs, key=lambda pair: (-pair[0], pair[1], pair[2])):
@@ -323,14 +371,24 @@ def ensure_understood(answers: Answers, *, accept: bool) -> str | None:
         the problem that was accepted, a sentence; None where there is none.
 
     Raises:
-        AccuracyError: the checkpoint is not clearly better than chance, or its classes are in another order, unless that is to be accepted.
+        AccuracyError: the checkpoint is not clearly better than chance, or its classes are in another order,
+            unless that is to be accepted.
     """
     found = _found(answers)
     if answers.understood:
         if answers.suspicious:
-            log.warning("!! %s, while its mean probability is %.1f %%: %s", found, 100 * answers.mean_probability, _why(answers))
+            log.warning(
+                "!! %s, while its mean probability is %.1f %%: %s",
+                found,
+                100 * answers.mean_probability,
+                _why(answers),
+            )
         elif answers.single_class:
-            log.warning("!! %s; all are %s, so that a network that always says so would pass, too", found, printable(answers.largest))
+            log.warning(
+                "!! %s; all are %s, so that a network that always says so would pass, too",
+                found,
+                printable(answers.largest),
+            )
         else:
             log.info("%s", found)
         return None
@@ -338,9 +396,14 @@ def ensure_understood(answers: Answers, *, accept: bool) -> str | None:
     if not answers.single_class:
         against = f"always saying {printable(answers.largest)!r} ({100 * answers.chance:.1f} %)"
     better = answers.better_than_chance
-    problem = f"{found}, which is {'' if better else 'not clearly '}better than {against}{', but' if better else ':'} {_why(answers)}"
+    problem = (
+        f"{found}, which is {'' if better else 'not clearly '}better than"
+        f" {against}{', but' if better else ':'} {_why(answers)}"
+    )
     if not accept:
-        raise AccuracyError(f"{problem}. With --accept-accuracy it goes on all the same, and recommends nothing")
+        raise AccuracyError(
+            f"{problem}. With --accept-accuracy it goes on all the same, and recommends nothing"
+        )
     log.warning("!! %s. It goes on as asked (--accept-accuracy), and nothing is recommended", problem)
     return problem
 
@@ -348,29 +411,44 @@ def ensure_understood(answers: Answers, *, accept: bool) -> str | None:
 def _found(answers: Answers) -> str:
     low, high = (100 * bound for bound in metrics.wilson_interval(answers.right, answers.n))
     rate = 100 * answers.right / answers.n
-    return f"the checkpoint is right on {rate:.1f} % of {answers.n} labelled pictures ({low:.1f} to {high:.1f} %)"
+    return (
+        f"the checkpoint is right on {rate:.1f} % of {answers.n} labelled pictures ({low:.1f} to"
+        f" {high:.1f} %)"
+    )
 
 
 def _why(answers: Answers) -> str:
     if answers.order is not None:
-        fact = "its classes are in another order" if answers.order_certain else "another order of its classes would explain a part of it"
+        fact = (
+            "its classes are in another order"
+            if answers.order_certain
+            else "another order of its classes would explain a part of it"
+        )
         return (
             f"{fact}, with which it is right on {answers.order_right} of {answers.order_n} pictures apart:"
-            f" {_order_in_words(answers.order, answers.missing)}. Give the names in that order with --labels, or"
+            f" {_order_in_words(answers.order, answers.missing)}. Give the names in that order with"
+            " --labels, or"
             " correct them in the file if it names them"
         )
     if answers.reading is not None:
         return (
-            f"it seems to have been trained on another input: asked with {answers.reading} it is right on {answers.reading_right} of"
-            f" {answers.reading_n} of them. This version prepares every picture as ImageNet's, so change the first layer to take that"
+            f"it seems to have been trained on another input: asked with {answers.reading} it is right on"
+            f" {answers.reading_right} of"
+            f" {answers.reading_n} of them. This version prepares every picture as ImageNet's, so change"
+            " the first layer to take that"
             " (weights and bias), or train with ImageNet's normalisation"
         )
     if answers.chance >= MOSTLY_ONE_CLASS:
-        return f"{CAUSES}; or these pictures tell too little, since most are of one class: give as many of each as there are"
+        return (
+            f"{CAUSES}; or these pictures tell too little, since most are of one class: give as many of"
+            " each as there are"
+        )
     return CAUSES
 
 
 def _order_in_words(order: Sequence[str | None], missing: Sequence[str]) -> str:
     names = [f"{k} {'(not seen)' if name is None else printable(name)}" for k, name in enumerate(order)]
     shown = ", ".join(names[:MOST_SHOWN]) + (f", … {len(names)} in all" if len(names) > MOST_SHOWN else "")
-    return shown + (f" (those not seen are {', '.join(map(printable, missing[:MOST_SHOWN]))})" if missing else "")
+    return shown + (
+        f" (those not seen are {', '.join(map(printable, missing[:MOST_SHOWN]))})" if missing else ""
+    )

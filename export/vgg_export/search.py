@@ -1,12 +1,14 @@
-"""A budget instead of a ratio: compact variants of several strengths are made, exported, quantized, timed as int8 on this
-machine and judged on the selection pictures; the best of those within the budget is recommended. A loss counts with its standard
-error: of several points the fastest that just holds is one that chance favoured, and would lose more on the next pictures.
+"""A budget instead of a ratio: compact variants of several strengths are made, exported, quantized, timed as
+int8 on this machine and judged on the selection pictures; the best of those within the budget is recommended.
+A loss counts with its standard error: of several points the fastest that just holds is one that chance
+favoured, and would lose more on the next pictures.
 
-A rung is a share of the convolutions' arithmetic and of the default ranks of fc1 and fc2; the ranks of the layers follow from the
-sensitivity table (``factorise``). The search halves the ladder: down where the loss is within the budget (or, without one, the
-targets are not met), back up where it is not, and then looks once between the last rung that held and the first that did not. That
-at the smaller input first and then at the larger one, with an allowed drop only below the rung that the smaller one held at. Every
-point stays on disk with its files, so that an interrupted search goes on where it was. The test pictures are not looked at here.
+A rung is a share of the convolutions' arithmetic and of the default ranks of fc1 and fc2; the ranks of the
+layers follow from the sensitivity table (``factorise``). The search halves the ladder: down where the loss is
+within the budget (or, without one, the targets are not met), back up where it is not, and then looks once
+between the last rung that held and the first that did not. That at the smaller input first and then at the
+larger one, with an allowed drop only below the rung that the smaller one held at. Every point stays on disk
+with its files, so that an interrupted search goes on where it was. The test pictures are not looked at here.
 """
 
 import dataclasses
@@ -63,17 +65,27 @@ class Rung:
 
     def between(self, other: "Rung") -> "Rung":
         """The geometric middle."""
-        return Rung(round(math.sqrt(self.conv_share * other.conv_share), 3), round(math.sqrt(self.fc_share * other.fc_share), 3))
+        return Rung(
+            round(math.sqrt(self.conv_share * other.conv_share), 3),
+            round(math.sqrt(self.fc_share * other.fc_share), 3),
+        )
 
 
-LADDER = (Rung(0.5, 1.0), Rung(0.35, 1.0), Rung(0.25, 1.0), Rung(0.18, 0.5), Rung(0.125, 0.5), Rung(0.09, 0.25))
+LADDER = (
+    Rung(0.5, 1.0),
+    Rung(0.35, 1.0),
+    Rung(0.25, 1.0),
+    Rung(0.18, 0.5),
+    Rung(0.125, 0.5),
+    Rung(0.09, 0.25),
+)
 
 
 @dataclasses.dataclass(frozen=True)
 class Point:
-    """A model that was tried. ``model``: its file, relative to the work folder. ``select`` and ``test``: figures as ``evaluate``
-    gives them, on the selection and the test pictures, None where these are absent. ``speedup``: median latency of the baseline
-    over this one's, both timed in turn."""
+    """A model that was tried. ``model``: its file, relative to the work folder. ``select`` and ``test``:
+    figures as ``evaluate`` gives them, on the selection and the test pictures, None where these are absent.
+    ``speedup``: median latency of the baseline over this one's, both timed in turn."""
 
     family: str
     name: str
@@ -106,8 +118,8 @@ class Point:
 
 @dataclasses.dataclass(frozen=True)
 class Found:
-    """The end of a search: every point tried, the recommended one (None: nothing is within the budget) and why, the rung of the
-    compact variants to be made."""
+    """The end of a search: every point tried, the recommended one (None: nothing is within the budget) and
+    why, the rung of the compact variants to be made."""
 
     points: tuple[Point, ...]
     baseline: Point
@@ -117,9 +129,12 @@ class Found:
 
 
 class Judge:
-    """Times and judges models against the baseline: one set of pictures, tensors and the baseline's logits computed once."""
+    """Times and judges models against the baseline: one set of pictures, tensors and the baseline's logits
+    computed once."""
 
-    def __init__(self, baseline: stage.Artifact, sets: dict[str, Sequence[Item]], work: Path, progress: Progress) -> None:
+    def __init__(
+        self, baseline: stage.Artifact, sets: dict[str, Sequence[Item]], work: Path, progress: Progress
+    ) -> None:
         self.baseline, self.work, self.progress = baseline, work, progress
         self._sets = {name: list(items) for name, items in sets.items() if items}
         self._tensors: dict[tuple[str, int], npt.NDArray[np.float32]] = {}
@@ -131,7 +146,9 @@ class Judge:
         self._tensors.clear()
         self._scratch.cleanup()
 
-    def point(self, family: str, name: str, steps: tuple[str, ...], made: stage.Artifact, setting: dict[str, Any]) -> Point:
+    def point(
+        self, family: str, name: str, steps: tuple[str, ...], made: stage.Artifact, setting: dict[str, Any]
+    ) -> Point:
         """Judge a model, unless that was done before with just these pictures on a machine like this."""
         info = made.measured["model"]
         known: dict[str, Any] = {"family": family, "name": name, "steps": steps, "setting": setting}
@@ -159,7 +176,9 @@ class Judge:
             return found.to_json()
 
         inputs = {"model": made, "baseline": self.baseline}
-        recorded = stage.produce("point", options, inputs, made.path.with_name(made.path.stem + ".point.json"), make)
+        recorded = stage.produce(
+            "point", options, inputs, made.path.with_name(made.path.stem + ".point.json"), make
+        )
         return Point.from_json(recorded.measured)
 
     def figures(self, which: str, made: stage.Artifact, name: str) -> dict[str, Any] | None:
@@ -177,11 +196,14 @@ class Judge:
         key = (which, subject.preprocessing.crop_px)
         if key not in self._tensors:
             folder = Path(tempfile.mkdtemp(dir=self._scratch.name))
-            self._tensors[key] = evaluate.prepared(self._sets[which], subject.preprocessing, folder, self.progress)
+            self._tensors[key] = evaluate.prepared(
+                self._sets[which], subject.preprocessing, folder, self.progress
+            )
         return evaluate.infer(subject, self._tensors[key], self.progress)
 
     def time(self, made: stage.Artifact, name: str) -> tuple[float, float]:
-        """Median latencies in ms of a model and of the baseline, loaded and run in turn: other work on the machine meets both."""
+        """Median latencies in ms of a model and of the baseline, loaded and run in turn: other work on the
+        machine meets both."""
         own: list[float] = []
         reference: list[float] = []
         with self.progress.task(f"timing {name}", TIMING_ROUNDS) as task:
@@ -194,7 +216,8 @@ class Judge:
 
 
 def timed_on() -> dict[str, Any]:
-    """What makes latencies comparable, and decides which kernels a core's int8 runs with: a work folder may go on on another machine."""
+    """What makes latencies comparable, and decides which kernels a core's int8 runs with: a work folder may
+    go on on another machine."""
     machine = device.describe(device.usable_cores())
     return {"cpu": machine.cpu, "features": machine.features, "cores": machine.threads}
 
@@ -202,7 +225,9 @@ def timed_on() -> dict[str, Any]:
 def subject_of(made: stage.Artifact, name: str) -> evaluate.Subject:
     """An exported or quantized model as it is asked and timed here."""
     made_for = (made.measured["target"],) if "target" in made.measured else ()
-    return evaluate.Subject(name, made, Preprocessing.from_json(made.measured["model"]["preprocessing"]), made_for)
+    return evaluate.Subject(
+        name, made, Preprocessing.from_json(made.measured["model"]["preprocessing"]), made_for
+    )
 
 
 def timed(made: stage.Artifact) -> list[float]:
@@ -224,8 +249,21 @@ def timed(made: stage.Artifact) -> list[float]:
 class Search:
     """The points of one checkpoint and one set of options, made on demand."""
 
-    def __init__(self, checkpoint: stage.Artifact, splits: Splits, options: AllOptions, judge: Judge, progress: Progress) -> None:
-        self.checkpoint, self.splits, self.options, self.judge, self.progress = checkpoint, splits, options, judge, progress
+    def __init__(
+        self,
+        checkpoint: stage.Artifact,
+        splits: Splits,
+        options: AllOptions,
+        judge: Judge,
+        progress: Progress,
+    ) -> None:
+        self.checkpoint, self.splits, self.options, self.judge, self.progress = (
+            checkpoint,
+            splits,
+            options,
+            judge,
+            progress,
+        )
 
     def rung(self, rung: Rung, steps: tuple[str, ...]) -> Point:
         """The int8 point of a rung at the input size of ``steps``.
@@ -241,21 +279,29 @@ class Search:
         """The int8 point of a rung from the weights alone, and not distilled."""
         log.info("rung: %s, not fitted", rung.name)
         options, folder = self.at(rung), self._folder("compact, not fitted", rung.name)
-        options = dataclasses.replace(options, factorise=dataclasses.replace(options.factorise, repair=False), work=folder)
+        options = dataclasses.replace(
+            options, factorise=dataclasses.replace(options.factorise, repair=False), work=folder
+        )
         chains = (("factorise", "export", "quantize"),)
         return self.points("compact, not fitted", rung.name, chains, options, dataclasses.asdict(rung))
 
     def at(self, rung: Rung) -> AllOptions:
         """The options that make the compact variants those of a rung, from the files that its points left."""
-        wanted = dataclasses.replace(self.options.factorise, conv_share=rung.conv_share, fc_share=rung.fc_share)
-        return dataclasses.replace(self._judged_in_points(), factorise=wanted, work=self._folder("compact", rung.name))
+        wanted = dataclasses.replace(
+            self.options.factorise, conv_share=rung.conv_share, fc_share=rung.fc_share
+        )
+        return dataclasses.replace(
+            self._judged_in_points(), factorise=wanted, work=self._folder("compact", rung.name)
+        )
 
     def _judged_in_points(self) -> AllOptions:
-        """Where a drop is allowed, what int8 loses is judged in points of it and all layers are int8: one that is kept float for its
-        agreement can be as large as all others together."""
+        """Where a drop is allowed, what int8 loses is judged in points of it and all layers are int8: one
+        that is kept float for its agreement can be as large as all others together."""
         if self.options.budget.max_drop is None:
             return self.options
-        return dataclasses.replace(self.options, quantize=dataclasses.replace(self.options.quantize, min_agreement=0.0))
+        return dataclasses.replace(
+            self.options, quantize=dataclasses.replace(self.options.quantize, min_agreement=0.0)
+        )
 
     def filters(self, family: str, options: PruneOptions) -> list[Point]:
         """An int8 point of a network that lost filters and was not tuned."""
@@ -265,12 +311,19 @@ class Search:
         return self.points(family, name, (("prune", "export", "quantize"),), asked, setting)
 
     def alone(self) -> list[Point]:
-        """int8 and the smaller input without anything else: what any budget is compared with. At 224 px it is a variant, too, and
-        therefore made where these are."""
-        return self.points("int8 alone", "int8", (("export", "quantize"), ("fold", "export", "quantize")), self.options, {})
+        """int8 and the smaller input without anything else: what any budget is compared with. At 224 px it is
+        a variant, too, and therefore made where these are."""
+        return self.points(
+            "int8 alone", "int8", (("export", "quantize"), ("fold", "export", "quantize")), self.options, {}
+        )
 
     def points(
-        self, family: str, name: str, chains: Sequence[tuple[str, ...]], options: AllOptions, setting: dict[str, Any]
+        self,
+        family: str,
+        name: str,
+        chains: Sequence[tuple[str, ...]],
+        options: AllOptions,
+        setting: dict[str, Any],
     ) -> list[Point]:
         """One point per chain of steps, its files in the work folder of ``options``."""
         options.work_folder.mkdir(parents=True, exist_ok=True)
@@ -285,10 +338,15 @@ class Search:
         return found
 
     def _folder(self, family: str, name: str) -> Path:
-        return self.options.work_folder / "points" / "".join(c if c.isalnum() else "-" for c in f"{family} {name}")
+        return (
+            self.options.work_folder
+            / "points"
+            / "".join(c if c.isalnum() else "-" for c in f"{family} {name}")
+        )
 
     def becomes_a_variant(self, point: Point) -> bool:
-        """Whether a point is one of the bundle's variants: int8 alone at the smaller input is only there to be compared with."""
+        """Whether a point is one of the bundle's variants: int8 alone at the smaller input is only there to
+        be compared with."""
         return point.steps in {recipe.steps for recipe in chosen_recipes(self.options.variants)}
 
     def baseline(self) -> Point:
@@ -308,10 +366,17 @@ def run(search: Search, ladder: Sequence[Rung] = LADDER) -> Found:
     # the larger input is slower and no smaller: with a drop allowed it has to hold further down to be of use
     halving.boundary(COMPACT, held if budget.max_drop is not None else -1)
     if not (tried := halving.tried):
-        raise OptionsError("this network is too narrow to be factorised; use --prune-ratio instead of a budget")
-    best = conclude([*points, *itertools.chain(*tried.values())], baseline, budget, tried, search.becomes_a_variant).rung
-    tried[best] = [search.rung(best, steps) for steps in (COMPACT, COMPACT_SCALED)]  # both sizes become variants
-    return conclude([*points, *itertools.chain(*tried.values())], baseline, budget, tried, search.becomes_a_variant)
+        raise OptionsError(
+            "this network is too narrow to be factorised; use --prune-ratio instead of a budget"
+        )
+    best = conclude(
+        [*points, *itertools.chain(*tried.values())], baseline, budget, tried, search.becomes_a_variant
+    ).rung
+    # both sizes become variants
+    tried[best] = [search.rung(best, steps) for steps in (COMPACT, COMPACT_SCALED)]
+    return conclude(
+        [*points, *itertools.chain(*tried.values())], baseline, budget, tried, search.becomes_a_variant
+    )
 
 
 class Halving:
@@ -323,8 +388,9 @@ class Halving:
         self._longest_s = 0.0
 
     def boundary(self, steps: tuple[str, ...], upper: int) -> int:
-        """Try rungs below the one of index ``upper`` until the last that is not far enough and the first that is are neighbours, and
-        one between these; returns the index of the last that was not, ``upper`` where there is none."""
+        """Try rungs below the one of index ``upper`` until the last that is not far enough and the first that
+        is are neighbours, and one between these; returns the index of the last that was not, ``upper`` where
+        there is none."""
         baseline, budget, lower = self.search.baseline(), self.search.options.budget, len(self.rungs)
         while lower - upper > 1:
             k = (upper + lower) // 2
@@ -339,7 +405,11 @@ class Halving:
                 lower = k
             else:
                 upper = k
-        if upper >= 0 and lower < len(self.rungs) and all(self.rungs[k] in self.tried for k in (upper, lower)):
+        if (
+            upper >= 0
+            and lower < len(self.rungs)
+            and all(self.rungs[k] in self.tried for k in (upper, lower))
+        ):
             self._try(self.rungs[upper].between(self.rungs[lower]), steps)
         return upper
 
@@ -351,14 +421,16 @@ class Halving:
         return point
 
     def _remaining(self, rungs: int) -> str:
-        """How many rungs are tried at most, and how long that takes if each takes as long as the slowest so far."""
+        """How many rungs are tried at most, and how long that takes if each takes as long as the slowest so
+        far."""
         known = f", about {math.ceil(rungs * self._longest_s / 60)} min" if self._longest_s else ""
         return f"{rungs} more rungs at most{known}"
 
 
 def sweep(search: Search, options: SweepOptions, ladder: Sequence[Rung] = LADDER) -> Found:
-    """Every rung, and beside it what keeps it honest: int8 alone, the same rung not fitted, filters by L2 with and without repair
-    and filters at random, at the same ratios. The recommendation is made on the selection pictures as in ``run``."""
+    """Every rung, and beside it what keeps it honest: int8 alone, the same rung not fitted, filters by L2
+    with and without repair and filters at random, at the same ratios. The recommendation is made on the
+    selection pictures as in ``run``."""
     base = dataclasses.replace(search.options.prune, first_block="conv1")
     plan = model.load(search.checkpoint.path).plan
     for ratio in options.ratios:  # one that removes nothing is refused before anything takes time
@@ -375,7 +447,9 @@ def sweep(search: Search, options: SweepOptions, ladder: Sequence[Rung] = LADDER
         raise OptionsError("this network is too narrow to be factorised, so there is no front to draw")
     for ratio in options.ratios:
         for family, criterion, repaired in FILTER_FAMILIES:
-            points += search.filters(family, dataclasses.replace(base, ratio=ratio, criterion=criterion, repair=repaired))
+            points += search.filters(
+                family, dataclasses.replace(base, ratio=ratio, criterion=criterion, repair=repaired)
+            )
     return conclude(points, search.baseline(), Budget(options.max_drop), tried)
 
 
@@ -390,7 +464,8 @@ def too_much(points: Iterable[Point], baseline: Point, budget: Budget) -> bool:
 
 
 def far_enough(points: Sequence[Point], baseline: Point, budget: Budget) -> bool:
-    """Whether nothing is to be looked for further down: too much is lost, or, with targets alone, these are reached."""
+    """Whether nothing is to be looked for further down: too much is lost, or, with targets alone, these are
+    reached."""
     if budget.max_drop is None:
         return any(reaches(p, budget) for p in points)
     return too_much(points, baseline, budget)
@@ -403,18 +478,21 @@ def reaches(point: Point, budget: Budget) -> bool:
 
 
 def drop(point: Point, baseline: Point, which: str = "select") -> float:
-    """Points lost against the baseline on the selection (or test) pictures: of top-1, or of agreement without labels."""
+    """Points lost against the baseline on the selection (or test) pictures: of top-1, or of agreement without
+    labels."""
     own, reference = getattr(point, which), getattr(baseline, which)
     return loss_points(own, reference)
 
 
 def error(point: Point, which: str = "select") -> float:
-    """The standard error of ``drop``: about one network in six loses more than both together on other pictures."""
+    """The standard error of ``drop``: about one network in six loses more than both together on other
+    pictures."""
     return float(getattr(point, which)["loss_error_points"])
 
 
 def shortfall(point: Point, budget: Budget) -> float:
-    """How far a point is from the targets of size and speed: the sum of the logarithms of the factors that are missing."""
+    """How far a point is from the targets of size and speed: the sum of the logarithms of the factors that
+    are missing."""
     size = 0.0 if budget.size_bytes is None else max(0.0, math.log(point.bytes / budget.size_bytes))
     return size + (0.0 if budget.speedup is None else max(0.0, math.log(budget.speedup / point.speedup)))
 
@@ -431,8 +509,9 @@ def conclude(
     tried: dict[Rung, list[Point]],
     eligible: Callable[[Point], bool] = anything,
 ) -> Found:
-    """The recommendation among the eligible points: within the budget the fastest, or, when only targets were set, the one that loses
-    least; or else the nearest: of those that lose least beyond what is allowed the one that is closest to the targets."""
+    """The recommendation among the eligible points: within the budget the fastest, or, when only targets were
+    set, the one that loses least; or else the nearest: of those that lose least beyond what is allowed the
+    one that is closest to the targets."""
     candidates = [p for p in points if eligible(p)]
     fit = [p for p in candidates if reaches(p, budget) and not too_much([p], baseline, budget)]
     n = baseline.select["n"] if baseline.select else 0
@@ -441,7 +520,10 @@ def conclude(
     elif fit:
         best, why = min(fit, key=lambda p: (drop(p, baseline), -p.speedup)), "the point that loses least"
     else:
-        nearest = min(candidates, key=lambda p: (_excess(p, baseline, budget), shortfall(p, budget), drop(p, baseline), -p.speedup))
+        nearest = min(
+            candidates,
+            key=lambda p: (_excess(p, baseline, budget), shortfall(p, budget), drop(p, baseline), -p.speedup),
+        )
         words = f"{nearest.family}, {nearest.name}: {in_words(nearest, baseline)} on {n} selection pictures"
         reason = f"the budget ({budget.in_words()}) cannot be met; the nearest is {words}"
         if reaches(nearest, budget) and drop(nearest, baseline) <= (budget.max_drop or 0.0):
@@ -456,11 +538,14 @@ def conclude(
 
 def _excess(point: Point, baseline: Point, budget: Budget) -> float:
     """Points lost, with their error, beyond what is allowed."""
-    return 0.0 if budget.max_drop is None else max(0.0, drop(point, baseline) + error(point) - budget.max_drop)
+    return (
+        0.0 if budget.max_drop is None else max(0.0, drop(point, baseline) + error(point) - budget.max_drop)
+    )
 
 
 def _rung_of(point: Point, tried: dict[Rung, list[Point]]) -> Rung:
-    """The rung of a point; of one that has none (int8 alone) the least compressed, so that there are compact variants to look at."""
+    """The rung of a point; of one that has none (int8 alone) the least compressed, so that there are compact
+    variants to look at."""
     least = max(tried, key=lambda rung: rung.conv_share)
     return next((rung for rung, found in tried.items() if point in found), least)
 

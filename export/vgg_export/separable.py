@@ -1,9 +1,11 @@
-"""A 3x3 convolution as one of 3x1 and one of 1x3 (Jaderberg et al. 2014), in closed form and aware of its inputs.
+"""A 3x3 convolution as one of 3x1 and one of 1x3 (Jaderberg et al. 2014), in closed form and aware of its
+inputs.
 
-The vertical filters are the main directions of what the columns of a patch contribute to the output, the covariance of a column
-being the mean over the three places it can have. Given these, the horizontal filters are the least-squares solution on the whole
-patch, with all that the columns have in common. Everything follows from the second moments of the patches; the vertical filters
-come most important first, so that one solution serves every rank.
+The vertical filters are the main directions of what the columns of a patch contribute to the output, the
+covariance of a column being the mean over the three places it can have. Given these, the horizontal filters
+are the least-squares solution on the whole patch, with all that the columns have in common. Everything
+follows from the second moments of the patches; the vertical filters come most important first, so that one
+solution serves every rank.
 """
 
 import dataclasses
@@ -19,8 +21,9 @@ DAMPINGS = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)  # of the mean variance: inputs 
 
 @dataclasses.dataclass(frozen=True)
 class Separable:
-    """``vertical`` [rank, c, 3], whose outputs have the same variance. Of their outputs in the three columns, z [rank * 3]: ``zz``
-    the second moments and ``yz`` [n, rank * 3] those with the convolution's outputs, whose variance in all is ``yy``."""
+    """``vertical`` [rank, c, 3], whose outputs have the same variance. Of their outputs in the three columns,
+    z [rank * 3]: ``zz`` the second moments and ``yz`` [n, rank * 3] those with the convolution's outputs,
+    whose variance in all is ``yy``."""
 
     vertical: "torch.Tensor"
     zz: "torch.Tensor"
@@ -64,18 +67,22 @@ def separate(weight: "torch.Tensor", xx: "torch.Tensor", rank: int) -> Separable
     contributed = root.T @ weight.permute(1, 2, 0, 3).reshape(3 * c, 3 * n)
     directions = torch.linalg.eigh(contributed @ contributed.T).eigenvectors.flip(1)[:, :rank]
     vertical = torch.linalg.solve_triangular(root.T, directions, upper=True).T
-    zz = torch.stack([torch.stack([vertical @ between(h, g) @ vertical.T for g in range(3)], 2) for h in range(3)], 1)
+    zz = torch.stack(
+        [torch.stack([vertical @ between(h, g) @ vertical.T for g in range(3)], 2) for h in range(3)], 1
+    )
     zz = zz.reshape(3 * rank, 3 * rank)
     flat = weight.reshape(n, -1)
     yx = flat @ xx
     columns = yx.view(n, c, 3, 3)
-    yz = torch.stack([columns[..., h].reshape(n, 3 * c) @ vertical.T for h in range(3)], 2).reshape(n, 3 * rank)
+    yz = torch.stack([columns[..., h].reshape(n, 3 * c) @ vertical.T for h in range(3)], 2).reshape(
+        n, 3 * rank
+    )
     return Separable(vertical.view(rank, c, 3), zz, yz, float((yx * flat).sum()))
 
 
 def cholesky(moments: "torch.Tensor") -> "torch.Tensor":
-    """The lower Cholesky factor of second moments, damped as little as it takes: where inputs vary little beside their mean, what is
-    left after the subtraction may be negative by rounding.
+    """The lower Cholesky factor of second moments, damped as little as it takes: where inputs vary little
+    beside their mean, what is left after the subtraction may be negative by rounding.
 
     Raises:
         CheckFailedError: these are no second moments.
@@ -91,19 +98,22 @@ def cholesky(moments: "torch.Tensor") -> "torch.Tensor":
             root: torch.Tensor = result.L
             return root
     raise CheckFailedError(
-        f"the second moments of a layer's inputs (mean {mean:.3g}) are not positive; its weights or pictures are not finite"
+        f"the second moments of a layer's inputs (mean {mean:.3g}) are not positive; its weights or"
+        " pictures are not finite"
     )
 
 
 def joined(vertical: "torch.Tensor", horizontal: "torch.Tensor") -> "torch.Tensor":
-    """The one convolution [n, c, 3, 3] that vertical [rank, c, 3] and horizontal filters [n, rank, 3] are together."""
+    """The one convolution [n, c, 3, 3] that vertical [rank, c, 3] and horizontal filters [n, rank, 3] are
+    together."""
     import torch
 
     return torch.einsum("rcv,nrh->ncvh", vertical, horizontal)
 
 
 def by_weights(weight: "torch.Tensor", rank: int) -> "tuple[torch.Tensor, torch.Tensor]":
-    """Vertical [rank, c, 3] and horizontal filters [n, rank, 3] as the weights alone give them, by singular values."""
+    """Vertical [rank, c, 3] and horizontal filters [n, rank, 3] as the weights alone give them, by singular
+    values."""
     import torch
 
     n, c = weight.shape[:2]
@@ -111,4 +121,6 @@ def by_weights(weight: "torch.Tensor", rank: int) -> "tuple[torch.Tensor, torch.
     unfolded = weight.permute(1, 2, 0, 3).reshape(3 * c, 3 * n)
     left, values, right = torch.svd_lowrank(unfolded, q=min(rank + 16, *unfolded.shape), niter=4)
     roots = values[:rank].sqrt()
-    return (left[:, :rank] * roots).T.reshape(rank, c, 3), (right[:, :rank] * roots).view(n, 3, rank).transpose(1, 2)
+    return (left[:, :rank] * roots).T.reshape(rank, c, 3), (right[:, :rank] * roots).view(
+        n, 3, rank
+    ).transpose(1, 2)

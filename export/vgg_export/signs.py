@@ -1,8 +1,8 @@
 """The embedded default's data: road signs drawn with Pillow, at any size, from a seed.
 
-Every picture is a function of ``(class, seed, size_px)`` alone. What makes them hard is on purpose: four speed
-limits that differ in one digit, mirrored arrows, small signs, blur, night, noise and things in the way, so that a
-classifier does not sit at 100 % and a loss of accuracy has room to show.
+Every picture is a function of ``(class, seed, size_px)`` alone. What makes them hard is on purpose: four
+speed limits that differ in one digit, mirrored arrows, small signs, blur, night, noise and things in the way,
+so that a classifier does not sit at 100 % and a loss of accuracy has room to show.
 """
 
 import functools
@@ -35,7 +35,8 @@ CLASSES = (
     "stop",
     "yield",
 )
-_TEMPLATE_PX = (256, 128, 64)  # a small pyramid, so that a small sign is not sampled from a large one (aliasing)
+# a small pyramid, so that a small sign is not sampled from a large one (aliasing)
+_TEMPLATE_PX = (256, 128, 64)
 _SUPERSAMPLE = 4
 _RED, _BLUE, _BLACK, _WHITE = (190, 20, 35), (20, 75, 160), (20, 20, 20), (245, 245, 245)
 _YELLOW, _GREY = (245, 190, 20), (110, 110, 110)
@@ -86,7 +87,9 @@ def _background(rng: np.random.Generator, size: int) -> Image.Image:
             case 0:
                 canvas.rectangle((x, y, x + w, y + h), fill=colour)
             case 1:
-                canvas.ellipse((x, y, x + w, y + w), fill=colour, outline=_random_colour(rng), width=1 + size // 60)
+                canvas.ellipse(
+                    (x, y, x + w, y + w), fill=colour, outline=_random_colour(rng), width=1 + size // 60
+                )
             case 2:
                 corners = [(x + rng.uniform(-w, w), y + rng.uniform(-h, h)) for _ in range(3)]
                 canvas.polygon(corners, fill=colour)
@@ -105,7 +108,8 @@ def _random_colour(rng: np.random.Generator) -> Colour:
 
 
 def _placed_sign(rng: np.random.Generator, name: str, size: int) -> tuple[Image.Image, Point, float]:
-    """The sign under a random perspective as an RGBA layer of the scene's size, its centre and its diameter in px."""
+    """The sign under a random perspective as an RGBA layer of the scene's size, its centre and its diameter
+    in px."""
     diameter = size * math.exp(rng.uniform(math.log(0.22), math.log(0.72)))
     slack = max(0.0, 0.40 * size - diameter / 2)  # the centre crop of the preprocessing still shows the sign
     centre = (size / 2 + rng.uniform(-slack, slack), size / 2 + rng.uniform(-slack, slack))
@@ -157,7 +161,9 @@ def _camera(rng: np.random.Generator, scene: Image.Image) -> Image.Image:
     """Light, shadow, defocus or motion blur, sensor noise."""
     size = scene.width
     blur = abs(rng.normal(0, 0.007)) * size
-    scene = scene.filter(ImageFilter.BoxBlur((blur, 0)) if rng.random() < 0.3 else ImageFilter.GaussianBlur(blur * 0.7))
+    scene = scene.filter(
+        ImageFilter.BoxBlur((blur, 0)) if rng.random() < 0.3 else ImageFilter.GaussianBlur(blur * 0.7)
+    )
     pixels = np.asarray(scene, np.float32)
     gain = rng.uniform(0.25, 1.3) * rng.uniform(0.85, 1.15, 3)
     slope = rng.normal(0, 0.35, 2)
@@ -192,7 +198,9 @@ class _Pen:
         return [((x + 1) * self.half, (y + 1) * self.half) for x, y in points]
 
     def disc(self, radius: float, colour: Colour, x: float = 0, y: float = 0) -> None:
-        self.canvas.ellipse(self.at([(x - radius, y - radius)])[0] + self.at([(x + radius, y + radius)])[0], fill=colour)
+        self.canvas.ellipse(
+            self.at([(x - radius, y - radius)])[0] + self.at([(x + radius, y + radius)])[0], fill=colour
+        )
 
     def box(self, left: float, top: float, right: float, bottom: float, colour: Colour) -> None:
         self.canvas.rectangle(self.at([(left, top)])[0] + self.at([(right, bottom)])[0], fill=colour)
@@ -213,7 +221,9 @@ class _Pen:
         along = (math.cos(direction), math.sin(direction))
         base = (tip[0] - along[0] * length, tip[1] - along[1] * length)
         side = (-along[1] * length * 0.75, along[0] * length * 0.75)
-        self.polygon([tip, (base[0] + side[0], base[1] + side[1]), (base[0] - side[0], base[1] - side[1])], colour)
+        self.polygon(
+            [tip, (base[0] + side[0], base[1] + side[1]), (base[0] - side[0], base[1] - side[1])], colour
+        )
 
 
 def _ring(pen: _Pen) -> None:
@@ -238,7 +248,13 @@ def _yield(pen: _Pen) -> None:
 
 def _octagon(pen: _Pen) -> None:
     for radius, colour in ((1.0, _WHITE), (0.94, _RED)):
-        pen.polygon([(radius * math.cos(a), radius * math.sin(a)) for a in (math.pi * (k + 0.5) / 4 for k in range(8))], colour)
+        pen.polygon(
+            [
+                (radius * math.cos(a), radius * math.sin(a))
+                for a in (math.pi * (k + 0.5) / 4 for k in range(8))
+            ],
+            colour,
+        )
 
 
 def _diamond(pen: _Pen) -> None:

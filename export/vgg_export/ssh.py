@@ -1,4 +1,5 @@
-"""A board over the system's own ssh: one connection that everything goes through, so that a password is asked for at most once.
+"""A board over the system's own ssh: one connection that everything goes through, so that a password is asked
+for at most once.
 
 Host keys, the agent and ~/.ssh/config are ssh's business and stay as they are.
 """
@@ -25,7 +26,8 @@ from .options import DeployOptions
 log = logging.getLogger(__name__)
 
 CONNECT_S = 15
-IDLE_S = 1800  # the shared connection ends by itself when this program was killed; downloading wheels may take minutes
+# the shared connection ends by itself when this program was killed; downloading wheels may take minutes
+IDLE_S = 1800
 SOCKET_BYTES = 90  # of the about 108 that a socket's path may have; ssh appends 17 while it makes it
 LOST = 255  # ssh's own exit code
 PID = f"{on_board.OWN}/pid"
@@ -34,10 +36,14 @@ OnLine = Callable[[str], None]
 
 # What ssh says, and what that means to the person who wants to reach a board. The first that fits counts.
 REASONS = (
-    (r"could not resolve hostname", "the name {name} is not known in this network; check its spelling, or give the board's IP address"),
+    (
+        r"could not resolve hostname",
+        "the name {name} is not known in this network; check its spelling, or give the board's IP address",
+    ),
     (
         r"connection refused",
-        "{name} is there, but no ssh server answers on that port; switch ssh on (sudo raspi-config, Interface Options) or give --port",
+        "{name} is there, but no ssh server answers on that port; switch ssh on (sudo raspi-config,"
+        " Interface Options) or give --port",
     ),
     (
         r"timed out|no route to host|is unreachable|host is down",
@@ -45,7 +51,8 @@ REASONS = (
     ),
     (
         r"identification has changed",
-        "the host key of {name} is not the one that this computer remembers; if the board was set up anew, run 'ssh-keygen -R {known}' and"
+        "the host key of {name} is not the one that this computer remembers; if the board was set up anew,"
+        " run 'ssh-keygen -R {known}' and"
         " connect once with 'ssh {login}', otherwise find out who answers there",
     ),
     (
@@ -56,10 +63,14 @@ REASONS = (
         r"too many authentication failures",
         "{name} refused because too many keys were offered; name the right one with --identity FILE",
     ),
-    (r"unprotected private key", "others can read the key file, so ssh does not use it; run 'chmod 600' on it"),
+    (
+        r"unprotected private key",
+        "others can read the key file, so ssh does not use it; run 'chmod 600' on it",
+    ),
     (
         r"permission denied",
-        "{name} refused the login: no key and no password was accepted; check the user name in {host}, copy a key there with"
+        "{name} refused the login: no key and no password was accepted; check the user name in {host},"
+        " copy a key there with"
         " 'ssh-copy-id {login}', or name one with --identity FILE",
     ),
 )
@@ -81,7 +92,10 @@ def explain(error: str, options: DeployOptions) -> str:
     for pattern, sentence in REASONS:
         if re.search(pattern, error, re.IGNORECASE):
             return sentence.format(name=options.name, host=options.host, login=login, known=known)
-    return f"no connection to {options.name}: {last_line(error) or 'ssh gave no reason'}; 'ssh -v {login}' shows more"
+    return (
+        f"no connection to {options.name}: {last_line(error) or 'ssh gave no reason'}; 'ssh -v {login}'"
+        " shows more"
+    )
 
 
 def last_line(text: str) -> str:
@@ -113,38 +127,59 @@ def _short_folder() -> str | None:
 
 
 class Connection:
-    """Commands on the board, each a session of one shared connection. ``folder`` holds its socket and is for the taking."""
+    """Commands on the board, each a session of one shared connection. ``folder`` holds its socket and is for
+    the taking."""
 
     def __init__(self, options: DeployOptions, folder: Path) -> None:
         self.options, self.folder = options, folder
         socket = str(folder / "s").replace("%", "%%")
-        own = ("RemoteCommand=none", "ClearAllForwardings=yes", f"ControlPath={socket}")  # what a config may have for other occasions
+        # what a config may have for other occasions
+        own = ("RemoteCommand=none", "ClearAllForwardings=yes", f"ControlPath={socket}")
         self._shared = ["ssh", "-T", *(argument for option in own for argument in ("-o", option))]
 
     def open(self) -> Self:
-        """Log in. ssh asks on the terminal what it wants to know: a password, or whether a new host key is right."""
+        """Log in. ssh asks on the terminal what it wants to know: a password, or whether a new host key is
+        right."""
         options = self.options
         command = [*self._shared, "-f", "-N", "-o", "ControlMaster=yes", "-o", f"ControlPersist={IDLE_S}"]
-        command += ["-o", f"ConnectTimeout={CONNECT_S}", "-o", "ServerAliveInterval=15", "-o", "ServerAliveCountMax=4"]
+        command += [
+            "-o",
+            f"ConnectTimeout={CONNECT_S}",
+            "-o",
+            "ServerAliveInterval=15",
+            "-o",
+            "ServerAliveCountMax=4",
+        ]
         command += ["-p", str(options.port)] if options.port else []
         command += ["-o", "IdentitiesOnly=yes", "-i", str(options.identity)] if options.identity else []
-        complaints = self.folder / "complaints"  # a file: the connection stays in the background and would keep a pipe open
+        # a file: the connection stays in the background and would keep a pipe open
+        complaints = self.folder / "complaints"
         with complaints.open("wb") as file:
-            code = subprocess.run([*command, "--", options.host], stdin=subprocess.DEVNULL, stderr=file, check=False).returncode
+            code = subprocess.run(
+                [*command, "--", options.host], stdin=subprocess.DEVNULL, stderr=file, check=False
+            ).returncode
         if code:
             raise BoardError(explain(complaints.read_text(encoding="utf-8", errors="replace"), options))
         return self
 
     def close(self) -> None:
         """Log out."""
-        subprocess.run([*self._shared, "-O", "exit", "--", self.options.host], capture_output=True, check=False)
+        subprocess.run(
+            [*self._shared, "-O", "exit", "--", self.options.host], capture_output=True, check=False
+        )
 
     def command(self) -> list[str]:
         """ssh through the shared connection, without the host and what to run there; it asks nothing."""
         return [*self._shared, "-o", "ControlMaster=no", "-o", "BatchMode=yes"]
 
     def run(
-        self, script: str, feed: Iterable[bytes] = (), on_line: OnLine | None = None, on_complaint: OnLine | None = None, *, stop: str = ""
+        self,
+        script: str,
+        feed: Iterable[bytes] = (),
+        on_line: OnLine | None = None,
+        on_complaint: OnLine | None = None,
+        *,
+        stop: str = "",
     ) -> Answer:
         """A script for the board's sh, whatever the login shell is, with ``feed`` on its standard input.
 
@@ -155,16 +190,21 @@ class Connection:
             DeployError: the connection broke.
         """
         command = [*self.command(), "--", self.options.host, f"sh -c {shlex.quote(script)}"]
-        running = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        running = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        )
         assert running.stdin
         assert running.stdout
         assert running.stderr
         complaints: list[str] = []
-        reader = threading.Thread(target=_collect, args=(running.stderr, complaints, on_complaint), daemon=True)
+        reader = threading.Thread(
+            target=_collect, args=(running.stderr, complaints, on_complaint), daemon=True
+        )
         lines: list[str] = []
         try:
             reader.start()
-            with contextlib.suppress(BrokenPipeError), running.stdin as stdin:  # a program that gave up says why
+            # a program that gave up says why
+            with contextlib.suppress(BrokenPipeError), running.stdin as stdin:
                 for block in feed:
                     stdin.write(block)
             _collect(running.stdout, lines, on_line)
@@ -177,18 +217,28 @@ class Connection:
                 self.run(stop)
             raise
         if code == LOST and not self.alive():
-            raise DeployError(f"the connection to {self.options.name} broke; the same command goes on from there")
+            raise DeployError(
+                f"the connection to {self.options.name} broke; the same command goes on from there"
+            )
         return Answer(code, "\n".join(lines), "\n".join(complaints))
 
     def alive(self) -> bool:
         check = [*self._shared, "-O", "check", "--", self.options.host]
         return subprocess.run(check, capture_output=True, check=False).returncode == 0
 
-    def work(self, root: str, arguments: Sequence[str], on_line: OnLine | None = None, on_complaint: OnLine | None = None) -> Answer:
-        """A program in a folder of the board that may take long; it is interrupted there when it is interrupted here."""
+    def work(
+        self,
+        root: str,
+        arguments: Sequence[str],
+        on_line: OnLine | None = None,
+        on_complaint: OnLine | None = None,
+    ) -> Answer:
+        """A program in a folder of the board that may take long; it is interrupted there when it is
+        interrupted here."""
         folder = shlex.quote(root)
         script = f"cd {folder} && echo $$ > {PID} && export LC_ALL=C.UTF-8 && exec {shlex.join(arguments)}"
-        ours = '[ "$(readlink "/proc/$p/cwd")" = "$(pwd -P)" ]'  # the number may have gone to somebody else's process since
+        # the number may have gone to somebody else's process since
+        ours = '[ "$(readlink "/proc/$p/cwd")" = "$(pwd -P)" ]'
         stop = f"cd {folder} && p=$(cat {PID}) && {ours} && kill -INT $p"
         return self.run(script, on_line=on_line, on_complaint=on_complaint, stop=stop)
 
@@ -228,17 +278,22 @@ class Connection:
                 raise disk_full(self.options.name)
             if "error" in answer:
                 raise BoardError(
-                    f"{answer['file']} on {self.options.name}: {answer['error']}; choose another folder with --path, or see to its owner"
+                    f"{answer['file']} on {self.options.name}: {answer['error']}; choose another folder"
+                    " with --path, or see to its owner"
                 )
         if done.code or not answers:
             raise DeployError(
-                f"{self.options.name} did not finish '{request['do']}' ({last_line(done.err) or f'exit code {done.code}'}); run the same"
+                f"{self.options.name} did not finish '{request['do']}'"
+                f" ({last_line(done.err) or f'exit code {done.code}'}); run the same"
                 " command again"
             )
 
 
 def disk_full(name: str) -> BoardError:
-    return BoardError(f"the disk of {name} is full; free some space there (df -h shows how much is left), or copy fewer --variants")
+    return BoardError(
+        f"the disk of {name} is full; free some space there (df -h shows how much is left), or copy fewer"
+        " --variants"
+    )
 
 
 def _collect(stream: IO[bytes], lines: list[str], on_line: OnLine | None) -> None:

@@ -1,7 +1,7 @@
 """What stages have in common: an artifact, its JSON sidecar, and the decision that it is up to date.
 
-A stage's work is keyed by content: its options, the hashes of the files it read and what was recorded when these were made, the
-versions of the libraries and the source of this program. Nothing depends on file times.
+A stage's work is keyed by content: its options, the hashes of the files it read and what was recorded when
+these were made, the versions of the libraries and the source of this program. Nothing depends on file times.
 """
 
 import contextlib
@@ -53,7 +53,11 @@ def of(path: Path) -> Artifact:
 
 
 def produce(
-    stage: str, options: dict[str, Any], inputs: dict[str, Artifact], output: Path, make: Callable[[Path], dict[str, Any]]
+    stage: str,
+    options: dict[str, Any],
+    inputs: dict[str, Artifact],
+    output: Path,
+    make: Callable[[Path], dict[str, Any]],
 ) -> Artifact:
     """Make ``output`` unless it is up to date.
 
@@ -79,13 +83,17 @@ def produce(
         "measured": measured,
     }
     write_json(sidecar_path(output), sidecar)
-    return Artifact(output, digest, json.loads(json.dumps(sidecar)))  # as it will be read the next time: keys are made of it
+    # as it will be read the next time: keys are made of it
+    return Artifact(output, digest, json.loads(json.dumps(sidecar)))
 
 
 @contextlib.contextmanager
-def unfinished(stage: str, options: dict[str, Any], inputs: dict[str, Artifact], output: Path) -> Iterator[Path]:
-    """A folder beside ``output`` for the finished parts of it. It goes when the block ends well and stays when it does not, so
-    that the next attempt at just the same goes on from there; what other attempts left is removed."""
+def unfinished(
+    stage: str, options: dict[str, Any], inputs: dict[str, Artifact], output: Path
+) -> Iterator[Path]:
+    """A folder beside ``output`` for the finished parts of it. It goes when the block ends well and stays
+    when it does not, so that the next attempt at just the same goes on from there; what other attempts left
+    is removed."""
     folder = output.with_name(f".{output.name}.{_key(stage, options, inputs)[:16]}.parts")
     with explain_write_errors(folder):
         for left in output.parent.glob(f".{glob.escape(output.name)}.*.parts"):
@@ -96,7 +104,9 @@ def unfinished(stage: str, options: dict[str, Any], inputs: dict[str, Artifact],
     shutil.rmtree(folder)
 
 
-def current(stage: str, options: dict[str, Any], inputs: dict[str, Artifact], output: Path) -> Artifact | None:
+def current(
+    stage: str, options: dict[str, Any], inputs: dict[str, Artifact], output: Path
+) -> Artifact | None:
     """``output`` if it was made from just this and has not been touched since, else None."""
     sidecar = _read(sidecar_path(output))
     if not sidecar or sidecar.get("key") != _key(stage, options, inputs) or not output.is_file():
@@ -107,9 +117,12 @@ def current(stage: str, options: dict[str, Any], inputs: dict[str, Artifact], ou
 
 
 def _key(stage: str, options: dict[str, Any], inputs: dict[str, Artifact]) -> str:
-    # of an input also what its sidecar says: class names, for example, are in no ONNX file, and a stage passes them on
+    # of an input also what its sidecar says: class names, for example, are in no ONNX file, and a stage
+    # passes them on
     hashes = {name: [artifact.sha256, artifact.measured] for name, artifact in inputs.items()}
-    return hashlib.sha256(json.dumps([stage, options, hashes, versions(), source_digest()], sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(
+        json.dumps([stage, options, hashes, versions(), source_digest()], sort_keys=True).encode()
+    ).hexdigest()
 
 
 def _read(path: Path) -> dict[str, Any] | None:

@@ -1,4 +1,5 @@
-"""A torchvision VGG state dict -> a checkpoint: family member, widths and class count are read off the tensors."""
+"""A torchvision VGG state dict -> a checkpoint: family member, widths and class count are read off the
+tensors."""
 
 import contextlib
 import dataclasses
@@ -28,9 +29,9 @@ MOST_DEPTH = 3  # of dictionaries in which other weights may lie
 
 @dataclasses.dataclass(frozen=True)
 class Content:
-    """What a checkpoint's file holds: the ``tensors`` of the network by name, the ``names`` of its classes if it says them
-    (``names_fault``: why what it says of them cannot be used), and what other weights of the same network were ``left_aside`` (averaged
-    ones), as the keys that lead to them."""
+    """What a checkpoint's file holds: the ``tensors`` of the network by name, the ``names`` of its classes if
+    it says them (``names_fault``: why what it says of them cannot be used), and what other weights of the
+    same network were ``left_aside`` (averaged ones), as the keys that lead to them."""
 
     tensors: "dict[str, torch.Tensor]"
     names: ClassNames | None = None
@@ -39,8 +40,8 @@ class Content:
 
 
 def read_file(path: Path) -> Content:
-    """A file of torch.save or safetensors, whatever it is called, its tensors bare or under ``state_dict``, ``model`` or
-    ``model_state_dict``, without ``module.``.
+    """A file of torch.save or safetensors, whatever it is called, its tensors bare or under ``state_dict``,
+    ``model`` or ``model_state_dict``, without ``module.``.
 
     Raises:
         CheckpointError: missing, truncated, something else (it says what), or holding pickled code.
@@ -50,20 +51,31 @@ def read_file(path: Path) -> Content:
     if path.is_dir():
         raise CheckpointError(file_kinds.folder(path))
     if not path.is_file():
-        raise CheckpointError(f"there is no file {path}; --weights takes auto, imagenet, demo, random or a .pth, .pt or .safetensors file")
+        raise CheckpointError(
+            f"there is no file {path}; --weights takes auto, imagenet, demo, random or a .pth, .pt or"
+            " .safetensors file"
+        )
     try:
         kind = file_kinds.recognise(path)
     except OSError as error:
-        raise CheckpointError(f"{path} cannot be read ({error.strerror}); check that you may read it") from error
+        raise CheckpointError(
+            f"{path} cannot be read ({error.strerror}); check that you may read it"
+        ) from error
     if kind.readable is None:
         raise CheckpointError(f"{path} is {kind.what}; {kind.do}")
-    data, metadata = _read_safetensors(path) if kind.readable == file_kinds.SAFETENSORS else (_read_pickle(path), None)
+    data, metadata = (
+        _read_safetensors(path) if kind.readable == file_kinds.SAFETENSORS else (_read_pickle(path), None)
+    )
     whole, keys = data, tuple[str, ...]()
     for wrapper in _WRAPPERS:
         if isinstance(data, dict) and isinstance(data.get(wrapper), dict):
             data, keys = data[wrapper], (*keys, wrapper)
     if not keys and isinstance(data, dict):  # names of classes among the tensors
-        data = {k: v for k, v in data.items() if isinstance(v, torch.Tensor) or str(k).lower() not in class_names.KEYS}
+        data = {
+            k: v
+            for k, v in data.items()
+            if isinstance(v, torch.Tensor) or str(k).lower() not in class_names.KEYS
+        }
     tensors = _tensors(data, path)
     names, fault = None, None
     try:
@@ -86,7 +98,9 @@ def _read_safetensors(path: Path) -> tuple[Any, dict[str, Any]]:
                     metadata[key] = json.loads(text)
         return load_file(path), metadata
     except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path} is not a readable safetensors file ({error}); it may be truncated: fetch it again") from error
+        raise CheckpointError(
+            f"{path} is not a readable safetensors file ({error}); it may be truncated: fetch it again"
+        ) from error
 
 
 def _read_pickle(path: Path) -> Any:
@@ -102,23 +116,31 @@ def _read_pickle(path: Path) -> Any:
     except pickle.UnpicklingError as error:
         if "Unsupported" in str(error) and (begins == b"PK" or begins[:1] == pickle.PROTO):
             raise CheckpointError(
-                f"{path} holds Python objects beside tensors{_objects(path)} and is not loaded, because that could run code from the file;"
+                f"{path} holds Python objects beside tensors{_objects(path)} and is not loaded, because"
+                " that could run code from the file;"
                 " save the tensors alone: torch.save(model.state_dict(), FILE)"
             ) from error
-        raise CheckpointError(f"{path} is not a PyTorch checkpoint or is truncated: fetch it again; {_EXPECTED}") from error
-    except Exception as error:  # a damaged file makes the reader fail in any way there is, in words for programmers
-        raise CheckpointError(f"{path} cannot be read by PyTorch; it may be truncated: fetch it again; {_EXPECTED}") from error
+        raise CheckpointError(
+            f"{path} is not a PyTorch checkpoint or is truncated: fetch it again; {_EXPECTED}"
+        ) from error
+    except Exception as error:
+        # a damaged file makes the reader fail in any way there is, in words for programmers
+        raise CheckpointError(
+            f"{path} cannot be read by PyTorch; it may be truncated: fetch it again; {_EXPECTED}"
+        ) from error
 
 
 def _objects(path: Path) -> str:
-    """The classes and functions that a file of torch.save names and that are no tensors, as far as torch can list them."""
+    """The classes and functions that a file of torch.save names and that are no tensors, as far as torch can
+    list them."""
     import torch
 
     try:
         found = torch.serialization.get_unsafe_globals_in_checkpoint(path)
     except Exception:  # an old or damaged format: the sentence does without
         return ""
-    shown = sorted(found, key=lambda name: name.startswith("torch.nn."))  # the whole network's class says more than its layers'
+    # the whole network's class says more than its layers'
+    shown = sorted(found, key=lambda name: name.startswith("torch.nn."))
     return f" ({_some([printable(name, 80) for name in shown])})" if found else ""
 
 
@@ -130,17 +152,23 @@ def _tensors(data: Any, path: Path) -> "dict[str, torch.Tensor]":
     import torch
 
     if not isinstance(data, dict) or not data:
-        raise CheckpointError(f"{path} holds {'an empty' if isinstance(data, dict) else 'a'} {type(data).__name__}; {_EXPECTED}")
+        raise CheckpointError(
+            f"{path} holds {'an empty' if isinstance(data, dict) else 'a'} {type(data).__name__}; {_EXPECTED}"
+        )
     wrong = [str(name) for name, value in data.items() if not isinstance(value, torch.Tensor)]
     if wrong:
         under = ["[" + "][".join(map(repr, keys)) + "]" for keys, _ in _dictionaries_of_tensors(data)]
         hint = f"; its tensors lie under {_some(under)}: save those alone" if under else ""
         types = [f"{printable(name)!r} ({type(data[name]).__name__})" for name in wrong if name in data]
-        raise CheckpointError(f"{path} holds {_some(types or wrong)}; {_EXPECTED}, bare or under {' or '.join(map(repr, _WRAPPERS))}{hint}")
+        raise CheckpointError(
+            f"{path} holds {_some(types or wrong)}; {_EXPECTED}, bare or under"
+            f" {' or '.join(map(repr, _WRAPPERS))}{hint}"
+        )
     for name, value in data.items():
         if why := _unusable(str(name), value):
             raise CheckpointError(
-                f"{path} holds {printable(str(name), 60)} as {why}; expected dense floating-point numbers: save it as such"
+                f"{path} holds {printable(str(name), 60)} as {why}; expected dense floating-point numbers:"
+                " save it as such"
             )
     return {str(name).removeprefix("module."): value.detach() for name, value in data.items()}
 
@@ -158,7 +186,9 @@ def _unusable(name: str, tensor: "torch.Tensor") -> str | None:
     return None
 
 
-def _dictionaries_of_tensors(data: Any, keys: tuple[str, ...] = ()) -> "Iterator[tuple[tuple[str, ...], Mapping[str, torch.Tensor]]]":
+def _dictionaries_of_tensors(
+    data: Any, keys: tuple[str, ...] = ()
+) -> "Iterator[tuple[tuple[str, ...], Mapping[str, torch.Tensor]]]":
     """Every dictionary inside ``data`` most of whose values are tensors, with the keys that lead to it."""
     import torch
 
@@ -172,24 +202,37 @@ def _dictionaries_of_tensors(data: Any, keys: tuple[str, ...] = ()) -> "Iterator
         yield from _dictionaries_of_tensors(value, (*keys, str(key)))
 
 
-def _others(whole: Any, taken: tuple[str, ...], tensors: "dict[str, torch.Tensor]") -> Iterator[tuple[str, ...]]:
-    """Where else in the file the weights of this network are: dictionaries that name most of its tensors, with whatever prefix."""
+def _others(
+    whole: Any, taken: tuple[str, ...], tensors: "dict[str, torch.Tensor]"
+) -> Iterator[tuple[str, ...]]:
+    """Where else in the file the weights of this network are: dictionaries that name most of its tensors,
+    with whatever prefix."""
     for keys, found in _dictionaries_of_tensors(whole):
-        if keys != taken and sum(any(name.endswith(own) for name in found) for own in tensors) > len(tensors) / 2:
+        if (
+            keys != taken
+            and sum(any(name.endswith(own) for name in found) for own in tensors) > len(tensors) / 2
+        ):
             yield keys
 
 
 def to_plan_and_tensors(state: "dict[str, torch.Tensor]") -> "tuple[Plan, dict[str, torch.Tensor]]":
-    """Infer the plan, fold batch norm, rename ``features.0`` to ``conv1_1`` and ``classifier.6`` to ``fc3``; float32.
+    """Infer the plan, fold batch norm, rename ``features.0`` to ``conv1_1`` and ``classifier.6`` to ``fc3``;
+    float32.
 
     Raises:
         CheckpointError: not a VGG, with the tensors that do not fit.
     """
-    indices = sorted(int(m[1]) for name, t in state.items() if (m := re.fullmatch(r"features\.(\d+)\.weight", name)) and t.dim() == 4)
+    indices = sorted(
+        int(m[1])
+        for name, t in state.items()
+        if (m := re.fullmatch(r"features\.(\d+)\.weight", name)) and t.dim() == 4
+    )
     batch_norm = bool(indices) and f"features.{indices[0] + 1}.running_mean" in state
     _ensure_its_names(state, indices, batch_norm=batch_norm)
     blocks = _blocks(indices, 3 if batch_norm else 2)
-    family = next((name for name, counts in CONVS_PER_BLOCK.items() if counts == tuple(len(b) for b in blocks)), None)
+    family = next(
+        (name for name, counts in CONVS_PER_BLOCK.items() if counts == tuple(len(b) for b in blocks)), None
+    )
     if family is None:
         raise CheckpointError(f"found {[len(b) for b in blocks]} convolutions per block; {_EXPECTED}")
     _ensure_finite(state, indices)
@@ -202,18 +245,26 @@ def to_plan_and_tensors(state: "dict[str, torch.Tensor]") -> "tuple[Plan, dict[s
         for part in ("weight", "bias"):
             tensors[f"fc{k}.{part}"] = _get(state, f"classifier.{index}.{part}")
     if bad := [name for name, tensor in tensors.items() if not tensor.isfinite().all()]:
-        raise CheckpointError(f"{bad[0]} is not finite once its batch norm is folded into it; are the running variances below zero?")
+        raise CheckpointError(
+            f"{bad[0]} is not finite once its batch norm is folded into it; are the running variances"
+            " below zero?"
+        )
     return plan, tensors
 
 
 def _ensure_its_names(state: "dict[str, torch.Tensor]", indices: Sequence[int], *, batch_norm: bool) -> None:
-    """Every tensor is one of a VGG's, and none is missing: dropping one silently would compile another function."""
+    """Every tensor is one of a VGG's, and none is missing: dropping one silently would compile another
+    function."""
     layers = [f"features.{i}" for i in indices] + [f"classifier.{k}" for k in _LINEARS]
     norms = [f"features.{i + 1}" for i in indices] if batch_norm else []
-    optional = {f"{norm}.num_batches_tracked" for norm in norms} | {f"features.{i}.bias" for i in indices if batch_norm}
+    optional = {f"{norm}.num_batches_tracked" for norm in norms} | {
+        f"features.{i}.bias" for i in indices if batch_norm
+    }
     needed = [f"{layer}.{part}" for layer in layers for part in ("weight", "bias")]
     needed += [f"{norm}.{part}" for norm in norms for part in _NORM.values()]
-    other_kernels = {f"features.{i}.weight" for i in indices if tuple(state[f"features.{i}.weight"].shape[2:]) != (3, 3)}
+    other_kernels = {
+        f"features.{i}.weight" for i in indices if tuple(state[f"features.{i}.weight"].shape[2:]) != (3, 3)
+    }
     extra = [name for name in state if (name not in needed and name not in optional) or name in other_kernels]
     missing = [name for name in needed if name not in state and name not in optional]
     if not extra and not missing:
@@ -224,7 +275,10 @@ def _ensure_its_names(state: "dict[str, torch.Tensor]", indices: Sequence[int], 
         found.append(f"{len(extra)} of {len(state)} tensors do not fit: {_some(shapes)}")
     if missing:
         found.append(f"it lacks {_some(missing)}")
-    raise CheckpointError(f"{'; '.join(found)}{_prefix_in_words(state)}; {_EXPECTED}, its layers features.N and classifier.0, .3 and .6")
+    raise CheckpointError(
+        f"{'; '.join(found)}{_prefix_in_words(state)}; {_EXPECTED}, its layers features.N and"
+        " classifier.0, .3 and .6"
+    )
 
 
 def _ensure_shapes(state: "dict[str, torch.Tensor]", plan: Plan, indices: Sequence[int]) -> None:
@@ -235,7 +289,10 @@ def _ensure_shapes(state: "dict[str, torch.Tensor]", plan: Plan, indices: Sequen
         for part, expected in (("weight", size), ("bias", size[:1])):
             tensor = state.get(f"{name}.{part}")
             if tensor is not None and list(tensor.shape) != expected:
-                raise CheckpointError(f"{name}.{part} is {list(tensor.shape)}, but the layer before asks for {expected}; {_EXPECTED}")
+                raise CheckpointError(
+                    f"{name}.{part} is {list(tensor.shape)}, but the layer before asks for {expected};"
+                    f" {_EXPECTED}"
+                )
 
 
 def _prefix_in_words(state: "dict[str, torch.Tensor]") -> str:
@@ -248,17 +305,21 @@ def _prefix_in_words(state: "dict[str, torch.Tensor]") -> str:
 
 
 def _ensure_finite(state: "dict[str, torch.Tensor]", indices: Sequence[int]) -> None:
-    bad = [name for name, tensor in state.items() if tensor.is_floating_point() and not tensor.isfinite().all()]
+    bad = [
+        name for name, tensor in state.items() if tensor.is_floating_point() and not tensor.isfinite().all()
+    ]
     if not bad:
         return
     head = {f"classifier.{k}.{part}" for k in _LINEARS for part in ("weight", "bias")}
     if set(bad) == head and all(state[name].isnan().all() for name in bad):
         raise CheckpointError(
-            "every weight of the classifier is NaN: the file holds the features only (as torchvision's IMAGENET1K_FEATURES), and its"
+            "every weight of the classifier is NaN: the file holds the features only (as torchvision's"
+            " IMAGENET1K_FEATURES), and its"
             " classifier was never trained; train one on your classes, then save the whole network"
         )
     raise CheckpointError(
-        f"{_some(bad)} {'holds' if len(bad) == 1 else 'hold'} values that are not finite (NaN or infinity); the training that made this"
+        f"{_some(bad)} {'holds' if len(bad) == 1 else 'hold'} values that are not finite (NaN or"
+        " infinity); the training that made this"
         " file went wrong"
     )
 
@@ -280,38 +341,57 @@ def _plan(state: "dict[str, torch.Tensor]", family: str, blocks: list[list[int]]
     first = _get(state, f"features.{blocks[0][0]}.weight")
     if first.shape[1] != 3:
         raise CheckpointError(
-            f"features.{blocks[0][0]} takes {first.shape[1]} channels; expected three: this version reads colour pictures"
+            f"features.{blocks[0][0]} takes {first.shape[1]} channels; expected three: this version reads"
+            " colour pictures"
         )
     widths = tuple(tuple(_get(state, f"features.{i}.weight").shape[0] for i in block) for block in blocks)
     fc1, fc2, fc3 = (_get(state, f"classifier.{k}.weight") for k in _LINEARS)
     if any(t.dim() != 2 for t in (fc1, fc2, fc3)):
-        raise CheckpointError(f"the classifier's weights are {[tuple(t.shape) for t in (fc1, fc2, fc3)]}; expected three matrices")
+        raise CheckpointError(
+            f"the classifier's weights are {[tuple(t.shape) for t in (fc1, fc2, fc3)]}; expected three"
+            " matrices"
+        )
     positions = POOLED_PX**2
     if fc1.shape[1] != widths[-1][-1] * positions:
         seen, rest = divmod(fc1.shape[1], widths[-1][-1])
-        side = "" if rest or round(seen**0.5) ** 2 != seen else f", that is {round(seen**0.5)} x {round(seen**0.5)} positions"
+        side = (
+            ""
+            if rest or round(seen**0.5) ** 2 != seen
+            else f", that is {round(seen**0.5)} x {round(seen**0.5)} positions"
+        )
         raise CheckpointError(
-            f"classifier.0 takes {fc1.shape[1]} inputs{side}; expected {widths[-1][-1]} channels x {POOLED_PX} x {POOLED_PX} ="
-            f" {widths[-1][-1] * positions}: this version reads networks that pool to {POOLED_PX} x {POOLED_PX}, as torchvision's do"
+            f"classifier.0 takes {fc1.shape[1]} inputs{side}; expected {widths[-1][-1]} channels x"
+            f" {POOLED_PX} x {POOLED_PX} ="
+            f" {widths[-1][-1] * positions}: this version reads networks that pool to {POOLED_PX} x"
+            f" {POOLED_PX}, as torchvision's do"
         )
     if fc3.shape[0] == 1:
         raise CheckpointError(
-            "the last layer has one output, of which a sigmoid makes two classes; expected one output a class: with one, every picture"
-            " would be class 0 at 100 %. Make two of it, which say the same: torch.cat([torch.zeros_like(t), t]) of classifier.6.weight"
+            "the last layer has one output, of which a sigmoid makes two classes; expected one output a"
+            " class: with one, every picture"
+            " would be class 0 at 100 %. Make two of it, which say the same:"
+            " torch.cat([torch.zeros_like(t), t]) of classifier.6.weight"
             " and of classifier.6.bias, the class at 0 first"
         )
     return Plan(family, widths, (fc1.shape[0], fc2.shape[0]), fc3.shape[0], POOLED_PX * STRIDE_PX)
 
 
-def _conv(state: "dict[str, torch.Tensor]", index: int, *, batch_norm: bool) -> "tuple[torch.Tensor, torch.Tensor]":
+def _conv(
+    state: "dict[str, torch.Tensor]", index: int, *, batch_norm: bool
+) -> "tuple[torch.Tensor, torch.Tensor]":
     weight, name = _get(state, f"features.{index}.weight"), f"features.{index}.bias"
     if not batch_norm:
         return weight, _get(state, name)
     norm = {key: _get(state, f"features.{index + 1}.{part}") for key, part in _NORM.items()}
     if any(vector.shape != weight.shape[:1] for vector in norm.values()):
-        raise CheckpointError(f"features.{index + 1} does not have the {weight.shape[0]} channels of features.{index}; {_EXPECTED}")
+        raise CheckpointError(
+            f"features.{index + 1} does not have the {weight.shape[0]} channels of features.{index};"
+            f" {_EXPECTED}"
+        )
     bias = _get(state, name) if name in state else None
-    return fold_batch_norm(weight, bias, gamma=norm["gamma"], beta=norm["beta"], mean=norm["mean"], variance=norm["variance"])
+    return fold_batch_norm(
+        weight, bias, gamma=norm["gamma"], beta=norm["beta"], mean=norm["mean"], variance=norm["variance"]
+    )
 
 
 _NORM = {"gamma": "weight", "beta": "bias", "mean": "running_mean", "variance": "running_var"}

@@ -23,13 +23,18 @@ def explain_write_errors(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise OutputError(f"the disk is full while writing {path}; free some space or choose another folder") from error
-        raise OutputError(f"{path} cannot be written ({error.strerror or error}); choose a folder you may write to") from error
+            raise OutputError(
+                f"the disk is full while writing {path}; free some space or choose another folder"
+            ) from error
+        raise OutputError(
+            f"{path} cannot be written ({error.strerror or error}); choose a folder you may write to"
+        ) from error
 
 
 @contextlib.contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
-    """A temporary path beside ``path`` that takes its place when the block ends well, and vanishes when it does not."""
+    """A temporary path beside ``path`` that takes its place when the block ends well, and vanishes when it
+    does not."""
     with explain_write_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent)
@@ -45,8 +50,8 @@ def atomic_file(path: Path) -> Iterator[Path]:
 
 
 def reserved_array(path: Path, shape: tuple[int, ...]) -> npt.NDArray[np.float32]:
-    """A float32 array on disk whose space is really there: writing past the end of a full disk through a mapping would kill
-    the program (SIGBUS) instead of raising.
+    """A float32 array on disk whose space is really there: writing past the end of a full disk through a
+    mapping would kill the program (SIGBUS) instead of raising.
 
     Raises:
         OSError: the disk is full.

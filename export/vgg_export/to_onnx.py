@@ -1,4 +1,5 @@
-"""A checkpoint -> a float ONNX graph: traced by torch's exporter, cleaned, audited, and compared with torch."""
+"""A checkpoint -> a float ONNX graph: traced by torch's exporter, cleaned, audited, and compared with
+torch."""
 
 import logging
 from pathlib import Path
@@ -19,8 +20,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# Largest |difference of logits| between torch and onnxruntime relative to the largest |logit|: both are fp32, but sum in
-# another order through up to 19 layers.
+# Largest |difference of logits| between torch and onnxruntime relative to the largest |logit|: both are fp32,
+# but sum in another order through up to 19 layers.
 TOLERANCE = 1e-4
 OPSET = 20
 
@@ -37,7 +38,9 @@ def run(checkpoint: stage.Artifact, output: Path, progress: Progress) -> stage.A
         log.info("exported: largest relative difference to torch %.1e", parity)
         return {"ops": ops, "parity": parity, "tolerance": TOLERANCE, "model": describe(source)}
 
-    return stage.produce("export", {"opset": OPSET, "transposed_linear": True}, {"checkpoint": checkpoint}, output, make)
+    return stage.produce(
+        "export", {"opset": OPSET, "transposed_linear": True}, {"checkpoint": checkpoint}, output, make
+    )
 
 
 def describe(checkpoint: model.Checkpoint) -> dict[str, Any]:
@@ -55,7 +58,8 @@ def describe(checkpoint: model.Checkpoint) -> dict[str, Any]:
 
 
 def export(checkpoint: model.Checkpoint, path: Path) -> None:
-    """Write float32 ``input`` [batch, 3, px, px] -> ``logits`` [batch, classes] with a batch that can vary."""
+    """Write float32 ``input`` [batch, 3, px, px] -> ``logits`` [batch, classes] with a batch that can
+    vary."""
     import torch
 
     px = checkpoint.plan.input_px
@@ -92,8 +96,8 @@ def strip_metadata(exported: "onnx_ir.Model") -> None:
 def transpose_linear_weights(exported: "onnx_ir.Model") -> None:
     """Store fully connected weights as [inputs, outputs] (``transB=0``).
 
-    onnxruntime's int8 kernel wants them so; otherwise it makes a transposed copy while loading, which is what peaks (a
-    quarter of a VGG19's int8 load, measured).
+    onnxruntime's int8 kernel wants them so; otherwise it makes a transposed copy while loading, which is what
+    peaks (a quarter of a VGG19's int8 load, measured).
     """
     import onnx_ir as ir
 
@@ -110,7 +114,8 @@ def transpose_linear_weights(exported: "onnx_ir.Model") -> None:
 
 
 def ensure_parity(checkpoint: model.Checkpoint, path: Path) -> float:
-    """Largest relative difference of logits between torch and onnxruntime, for a batch of one and a batch of three.
+    """Largest relative difference of logits between torch and onnxruntime, for a batch of one and a batch of
+    three.
 
     Raises:
         CheckFailedError: more than the tolerance.
@@ -123,9 +128,12 @@ def ensure_parity(checkpoint: model.Checkpoint, path: Path) -> float:
         expected = checkpoint.model()(x).numpy()
     session = Model(path, SessionSettings(), torch.get_num_threads())
     found = np.concatenate([session(x[:1].numpy()), session(x.numpy())])
-    difference = float(np.abs(found - np.concatenate([expected[:1], expected])).max() / max(np.abs(expected).max(), 1e-12))
+    difference = float(
+        np.abs(found - np.concatenate([expected[:1], expected])).max() / max(np.abs(expected).max(), 1e-12)
+    )
     if not difference <= TOLERANCE:
         raise CheckFailedError(
-            f"the exported graph's logits differ from torch's by {difference:.2g} of the largest, at most {TOLERANCE:g} allowed"
+            f"the exported graph's logits differ from torch's by {difference:.2g} of the largest, at most"
+            f" {TOLERANCE:g} allowed"
         )
     return difference

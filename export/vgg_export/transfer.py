@@ -1,4 +1,5 @@
-"""Brings files to a folder on the board: only those that are not there yet, checked there, then placed all at once."""
+"""Brings files to a folder on the board: only those that are not there yet, checked there, then placed all at
+once."""
 
 import dataclasses
 import logging
@@ -19,7 +20,16 @@ log = logging.getLogger(__name__)
 
 MEGABYTE = 1_000_000
 BLOCK_BYTES = 1 << 18
-RSYNC = ("rsync", "--recursive", "--copy-links", "--ignore-times", "--partial", "--protect-args", "--info=progress2", "--no-human-readable")
+RSYNC = (
+    "rsync",
+    "--recursive",
+    "--copy-links",
+    "--ignore-times",
+    "--partial",
+    "--protect-args",
+    "--info=progress2",
+    "--no-human-readable",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +47,8 @@ class Local:
 
 @dataclasses.dataclass(frozen=True)
 class Place:
-    """A folder on the board, by its absolute path there, and how to get at it. ``rsync``: both sides have it."""
+    """A folder on the board, by its absolute path there, and how to get at it. ``rsync``: both sides have
+    it."""
 
     connection: Connection
     python: str
@@ -80,7 +91,8 @@ def bring(
     """Make ``files`` be on the board, the last one last.
 
     Args:
-        keep: all paths that may stay there of those that were ever brought; None: nothing is removed, and nothing remembered.
+        keep: all paths that may stay there of those that were ever brought; None: nothing is removed, and
+            nothing remembered.
         spare_bytes: what else will need room there.
 
     Returns:
@@ -95,7 +107,8 @@ def bring(
     needed = sum(file.bytes for file in missing if states[file.path] == "absent")
     if needed + spare_bytes > free:
         raise BoardError(
-            f"{place.name} has {free / 1e6:.0f} MB free in {place.root}, {(needed + spare_bytes) / 1e6:.0f} MB are needed;"
+            f"{place.name} has {free / 1e6:.0f} MB free in {place.root},"
+            f" {(needed + spare_bytes) / 1e6:.0f} MB are needed;"
             " free some space there, name another disk with --path, or copy fewer --variants"
         )
     place.ask("prepare")
@@ -108,7 +121,8 @@ def bring(
         absent = [file for file in missing if file.path in differing]
         log.warning("%s arrived damaged%s", ", ".join(differing), "; copying again" if attempt == 1 else "")
     raise DeployError(
-        f"{differing[0]} differs on {place.name} from what was sent, twice (sha256); its disk or the network damages data: try another"
+        f"{differing[0]} differs on {place.name} from what was sent, twice (sha256); its disk or the"
+        " network damages data: try another"
         " SD card or a cable, then run the same command again"
     )
 
@@ -126,7 +140,10 @@ def _look(place: Place, files: Sequence[Local], progress: Progress) -> tuple[Pla
         request = {"do": "look", "root": place.root, "files": [file.to_json() for file in files]}
         first, *states, last = place.connection.ask(place.python, request, on_answer=on_answer)
     if not first["usable"]:
-        raise BoardError(f"{first['root']} on {place.name} is not empty and holds no bundle; name another folder with --path")
+        raise BoardError(
+            f"{first['root']} on {place.name} is not empty and holds no bundle; name another folder with"
+            " --path"
+        )
     place = dataclasses.replace(place, root=first["root"])
     return place, {answer["path"]: answer["state"] for answer in states}, last["free_bytes"]
 
@@ -156,7 +173,8 @@ def _stream(place: Place, files: Sequence[Local], counted: Megabytes) -> None:
 
 
 def _rsync(place: Place, files: Sequence[Local], counted: Megabytes) -> bool:
-    """With rsync, which goes on in the middle of a file; False when it did not work and the plain way should be tried.
+    """With rsync, which goes on in the middle of a file; False when it did not work and the plain way should
+    be tried.
 
     Raises:
         BoardError: the disk there is full.
@@ -175,7 +193,9 @@ def _rsync(place: Place, files: Sequence[Local], counted: Megabytes) -> bool:
     command = [*RSYNC, "-e", shell, "--", f"{tree}/", f"{host}:{place.root}/{on_board.OWN}/incoming/"]
     complaints = place.connection.folder / "rsync"
     with complaints.open("wb") as file_of_complaints:
-        running = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=file_of_complaints)
+        running = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=file_of_complaints
+        )
         try:
             _follow(running, counted.reach)
         except BaseException:
@@ -194,7 +214,8 @@ def _rsync(place: Place, files: Sequence[Local], counted: Megabytes) -> bool:
 
 
 def _follow(running: subprocess.Popen[bytes], on_bytes: Callable[[int], None]) -> None:
-    """Read the progress that rsync prints: lines that end in a carriage return and begin with the bytes so far."""
+    """Read the progress that rsync prints: lines that end in a carriage return and begin with the bytes so
+    far."""
     assert running.stdout
     rest = b""
     while block := running.stdout.read1(4096):  # type: ignore[attr-defined]
@@ -214,7 +235,12 @@ def _place(place: Place, files: Sequence[Local], keep: Sequence[str] | None, pro
             if "checked" in answer:
                 counted.add(sizes[answer["checked"]])
 
-        request = {"do": "place", "root": place.root, "files": [file.to_json() for file in files], "keep": keep}
+        request = {
+            "do": "place",
+            "root": place.root,
+            "files": [file.to_json() for file in files],
+            "keep": keep,
+        }
         answers = place.connection.ask(place.python, request, on_answer=on_answer)
     differing: list[str] = answers[-1]["differing"]
     return differing

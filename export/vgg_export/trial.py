@@ -24,13 +24,14 @@ from .progress import Progress
 if TYPE_CHECKING:
     import onnx
 
-RANKED_IMAGES = 10  # held-out pictures that layers are ranked with: each layer takes a pass of the float network
+# held-out pictures that layers are ranked with: each layer takes a pass of the float network
+RANKED_IMAGES = 10
 
 
 @dataclasses.dataclass(frozen=True)
 class Trial:
-    """An int8 graph, the layers of the plan that are ``kept`` in float in it, and per held-out picture [n] the KL divergence from
-    the float model in nats and whether the class is the same."""
+    """An int8 graph, the layers of the plan that are ``kept`` in float in it, and per held-out picture [n]
+    the KL divergence from the float model in nats and whether the class is the same."""
 
     form: Int8Form
     kept: tuple[str, ...]
@@ -42,19 +43,32 @@ class Trial:
         """Agreement and mean KL over n pictures, None where there are none."""
         if not len(self.same):
             return None
-        return {"agreement": float(self.same.mean()), "kl": float(self.divergence.mean()), "n": len(self.same)}
+        return {
+            "agreement": float(self.same.mean()),
+            "kl": float(self.divergence.mean()),
+            "n": len(self.same),
+        }
 
 
 class Bench:
-    """One float graph, what its tensors hold over the calibration pictures, and what it says of the held-out ones.
+    """One float graph, what its tensors hold over the calibration pictures, and what it says of the held-out
+    ones.
 
     ``scratch`` is a folder for the graphs that are tried; they stay until the caller removes it.
     """
 
-    def __init__(self, source: Path, target: Target, preprocessing: Preprocessing, scratch: Path, progress: Progress) -> None:
+    def __init__(
+        self, source: Path, target: Target, preprocessing: Preprocessing, scratch: Path, progress: Progress
+    ) -> None:
         import onnx
 
-        self.source, self.target, self.preprocessing, self.scratch, self.progress = source, target, preprocessing, scratch, progress
+        self.source, self.target, self.preprocessing, self.scratch, self.progress = (
+            source,
+            target,
+            preprocessing,
+            scratch,
+            progress,
+        )
         self.session = exact(SessionSettings(), here(), (target.name,))
         self.layers = chain.layers(onnx.load(source))
         self.seen: dict[str, Seen] = {}
@@ -65,7 +79,9 @@ class Bench:
     def calibrate(self, pictures: Sequence[Path], held: Sequence[Path]) -> None:
         """One pass over the calibration pictures and one over the held-out ones."""
         with self.progress.task(f"calibrating for {self.target.name}", len(pictures)) as task:
-            self.seen = observe(self.source, self.layers, pictures, self.preprocessing, self.scratch, task.advance)
+            self.seen = observe(
+                self.source, self.layers, pictures, self.preprocessing, self.scratch, task.advance
+            )
         self.inputs = [load(path, self.preprocessing)[None] for path in held]
         if held:
             self.expected = self._logits(self.source, "asking the float model", self.inputs)
@@ -75,7 +91,9 @@ class Bench:
         path = self._write(form, kept)
         if not self.inputs:
             return Trial(form, tuple(kept), path, np.zeros(0), np.zeros(0, bool))
-        found = self._logits(path, f"trying {form.name}" + "".join(f", {name} in float" for name in kept), self.inputs)
+        found = self._logits(
+            path, f"trying {form.name}" + "".join(f", {name} in float" for name in kept), self.inputs
+        )
         same = found.argmax(1) == self.expected.argmax(1)
         return Trial(form, tuple(kept), path, kl_divergence(self.expected, found), same)
 
@@ -134,7 +152,9 @@ class Bench:
         equalize.equalize(floating, self.scales)
         return floating, equalize.rescaled(self.seen, self.layers, self.scales)
 
-    def _logits(self, path: Path, label: str | None, inputs: Sequence[npt.NDArray[np.float32]]) -> npt.NDArray[np.float32]:
+    def _logits(
+        self, path: Path, label: str | None, inputs: Sequence[npt.NDArray[np.float32]]
+    ) -> npt.NDArray[np.float32]:
         """[n, classes], one picture at a time as on the device; not reported without a label."""
         session = Model(path, self.session, device.usable_cores())
         if label is None:

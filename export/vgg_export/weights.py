@@ -1,4 +1,5 @@
-"""Where a checkpoint comes from: ImageNet through the torch hub cache, a file, the embedded demo, or random."""
+"""Where a checkpoint comes from: ImageNet through the torch hub cache, a file, the embedded demo, or
+random."""
 
 import hashlib
 import importlib.resources
@@ -23,13 +24,17 @@ from .storage import explain_write_errors, sha256
 
 log = logging.getLogger(__name__)
 
-# For networks that reach a mirror but not download.pytorch.org; the file name must end in the first hex digits of its hash.
+# For networks that reach a mirror but not download.pytorch.org; the file name must end in the first hex
+# digits of its hash.
 MIRROR_VARIABLE = "VGG_EXPORT_IMAGENET_URL"
 WORDS = ("auto", "imagenet", "demo", "random")  # of --weights; anything else is a file
 Folders = Callable[[], Sequence[str] | None]
 DECIDE_SECONDS = 4.0
 STALL_SECONDS = 30.0
-SEED_NOTE = "random weights: the predictions mean nothing, so accuracy and agreement are absent; size, speed and memory are real"
+SEED_NOTE = (
+    "random weights: the predictions mean nothing, so accuracy and agreement are absent; size,"
+    " speed and memory are real"
+)
 
 
 def no_folders() -> None:
@@ -40,8 +45,8 @@ def resolve(options: WeightsOptions, folders: Folders = no_folders) -> model.Che
     """The checkpoint that ``--weights`` asks for.
 
     Args:
-        folders: gives the class folders of the data, which name the classes where nothing else does; asked only then, because what
-            is a class folder and what a part of the data can depend on the names.
+        folders: gives the class folders of the data, which name the classes where nothing else does; asked
+            only then, because what is a class folder and what a part of the data can depend on the names.
 
     Raises:
         CheckpointError, HubError: with what to do.
@@ -82,12 +87,17 @@ def hub_file(url: str) -> Path:
 
 def wordnet_ids() -> tuple[str, ...]:
     """ImageNet's 1000 WordNet ids in the order of the classes."""
-    text = importlib.resources.files("vgg_export").joinpath("assets", "imagenet_wnids.txt").read_text(encoding="ascii")
+    text = (
+        importlib.resources.files("vgg_export")
+        .joinpath("assets", "imagenet_wnids.txt")
+        .read_text(encoding="ascii")
+    )
     return tuple(text.split())
 
 
 def reachable(url: str, seconds: float = DECIDE_SECONDS) -> str | None:
-    """None when ``url`` answers within ``seconds``, else why not. Name look-ups that hang are not waited for."""
+    """None when ``url`` answers within ``seconds``, else why not. Name look-ups that hang are not waited
+    for."""
     answer: list[str | None] = []
 
     def ask() -> None:
@@ -112,10 +122,13 @@ def _auto() -> model.Checkpoint:
         except HubError as error:
             why = str(error)
     notice = (
-        "DEMO WEIGHTS: a small VGG19 trained on drawn road signs stands in for ImageNet's, which could not be downloaded."
-        f" For the real one run with --weights imagenet where there is a network, or put {hub_file(url).name} into torch's hub cache"
+        "DEMO WEIGHTS: a small VGG19 trained on drawn road signs stands in for ImageNet's, which could not"
+        " be downloaded."
+        " For the real one run with --weights imagenet where there is a network, or put"
+        f" {hub_file(url).name} into torch's hub cache"
     )
-    log.warning("%s (%s). The reason: %s", notice, hub_file(url).parent, why)  # the reason varies, so it stays out of what is hashed
+    # the reason varies, so it stays out of what is hashed
+    log.warning("%s (%s). The reason: %s", notice, hub_file(url).parent, why)
     return _demo(notice)
 
 
@@ -124,14 +137,27 @@ def _imagenet() -> model.Checkpoint:
 
     url = imagenet_url()
     if _hash_prefix(hub_file(url)) is None:
-        raise HubError(f"{url} must end in the first hex digits of its sha256, as vgg19-dcbb9e9d.pth does, so that it can be checked")
+        raise HubError(
+            f"{url} must end in the first hex digits of its sha256, as vgg19-dcbb9e9d.pth does, so that it"
+            " can be checked"
+        )
     path = _fetch(url)
     plan, tensors = to_plan_and_tensors(read_file(path).tensors)
     labels = tuple(VGG19_Weights.IMAGENET1K_V1.meta["categories"])
     if plan.family != "vgg19" or plan.classes != len(labels):
-        raise CheckpointError(f"{path} is a {plan.family} of {plan.classes} classes; expected vgg19 of {len(labels)}")
+        raise CheckpointError(
+            f"{path} is a {plan.family} of {plan.classes} classes; expected vgg19 of {len(labels)}"
+        )
     return model.Checkpoint(
-        plan, tensors, labels, {"weights": "imagenet", "what": "VGG19 of torchvision, ImageNet-1k", "sha256": sha256(path), "wordnet": True}
+        plan,
+        tensors,
+        labels,
+        {
+            "weights": "imagenet",
+            "what": "VGG19 of torchvision, ImageNet-1k",
+            "sha256": sha256(path),
+            "wordnet": True,
+        },
     )
 
 
@@ -149,12 +175,16 @@ def _fetch(url: str) -> Path:
         try:
             torch.hub.download_url_to_file(url, str(path), hash_prefix=_hash_prefix(path), progress=True)
         except (OSError, RuntimeError, ValueError) as error:
-            raise HubError(f"{url} could not be downloaded ({error}); use --weights demo, or put the file at {path}") from error
+            raise HubError(
+                f"{url} could not be downloaded ({error}); use --weights demo, or put the file at {path}"
+            ) from error
         finally:
             socket.setdefaulttimeout(before)
     prefix = _hash_prefix(path)
     if prefix and not sha256(path).startswith(prefix):
-        raise HubError(f"{path} does not have the sha256 {prefix}… that its name promises; delete it and run again")
+        raise HubError(
+            f"{path} does not have the sha256 {prefix}… that its name promises; delete it and run again"
+        )
     return path
 
 
@@ -165,8 +195,14 @@ def _hash_prefix(path: Path) -> str | None:
 
 def _demo(notice: str | None) -> model.Checkpoint:
     checkpoint = model.load(demo_path())
-    text = notice or "DEMO WEIGHTS: a small VGG19 trained on drawn road signs, not on photographs; for your own use --weights FILE"
-    return model.Checkpoint(checkpoint.plan, checkpoint.tensors, checkpoint.labels, checkpoint.source | {"notice": text})
+    text = (
+        notice
+        or "DEMO WEIGHTS: a small VGG19 trained on drawn road signs, not on photographs; for your own use"
+        " --weights FILE"
+    )
+    return model.Checkpoint(
+        checkpoint.plan, checkpoint.tensors, checkpoint.labels, checkpoint.source | {"notice": text}
+    )
 
 
 def _random(seed: int) -> model.Checkpoint:
@@ -177,11 +213,16 @@ def _random(seed: int) -> model.Checkpoint:
     network = model.build(plan)
     for layer in network.children():
         if isinstance(layer, torch.nn.Conv2d | torch.nn.Linear):
-            # He's initialisation keeps the activations' scale through 19 layers; PyTorch's default lets them fade to nothing.
+            # He's initialisation keeps the activations' scale through 19 layers; PyTorch's default lets them
+            # fade to nothing.
             torch.nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
             if layer.bias is not None:
                 torch.nn.init.uniform_(layer.bias, -0.05, 0.05)
-    source = {"weights": "random", "what": f"VGG19 with random weights, seed {seed}", "figures_absent": SEED_NOTE}
+    source = {
+        "weights": "random",
+        "what": f"VGG19 with random weights, seed {seed}",
+        "figures_absent": SEED_NOTE,
+    }
     labels = tuple(f"class {k}" for k in range(plan.classes))
     return model.Checkpoint(plan, dict(network.state_dict()), labels, source)
 
@@ -218,7 +259,8 @@ def _file(path: Path, labels: Path | None, folders: Folders) -> model.Checkpoint
     for keys in content.left_aside:
         entry = "".join(f"[{key!r}]" for key in keys)
         log.warning(
-            "%s also holds weights of the same network under %s, which are left aside (averaged ones are often the better); to take them:"
+            "%s also holds weights of the same network under %s, which are left aside (averaged ones are"
+            " often the better); to take them:"
             " torch.save(torch.load(%r, map_location='cpu')%s, 'other.pth')",
             path,
             entry,
@@ -232,7 +274,11 @@ def _file(path: Path, labels: Path | None, folders: Folders) -> model.Checkpoint
 
 def is_own(path: Path) -> bool:
     """Whether a file is a checkpoint in our own format."""
-    return path.is_file() and file_kinds.recognise(path).readable == file_kinds.SAFETENSORS and model.is_checkpoint(path)
+    return (
+        path.is_file()
+        and file_kinds.recognise(path).readable == file_kinds.SAFETENSORS
+        and model.is_checkpoint(path)
+    )
 
 
 def say_what_is_assumed(source: dict[str, Any]) -> None:
@@ -242,9 +288,15 @@ def say_what_is_assumed(source: dict[str, Any]) -> None:
 
 
 def _names(
-    path: Path, classes: int, given: ClassNames | None, content: Content, folders: Folders, source: dict[str, Any]
+    path: Path,
+    classes: int,
+    given: ClassNames | None,
+    content: Content,
+    folders: Folders,
+    source: dict[str, Any],
 ) -> tuple[str, ...]:
-    """The class names: those of the file, of ``--labels``, of the folders in the order of the alphabet, ImageNet's, or numbers.
+    """The class names: those of the file, of ``--labels``, of the folders in the order of the alphabet,
+    ImageNet's, or numbers.
 
     Raises:
         CheckpointError: as many as there are not, or two that contradict each other.
@@ -260,7 +312,9 @@ def _names(
         elif fault:
             log.warning("%s; the names of --labels are taken", fault)
     elif fault:
-        raise CheckpointError(f"{fault}; correct it, or give the names in the order of the outputs with --labels")
+        raise CheckpointError(
+            f"{fault}; correct it, or give the names in the order of the outputs with --labels"
+        )
     if chosen := given or inside:
         log.info("class names: %s", chosen.in_words())
         source["names_from"] = "checkpoint" if inside else "labels"
@@ -268,8 +322,10 @@ def _names(
     found = sorted(folders() or ())
     if len(found) == classes:
         log.warning(
-            "class names: %s. The checkpoint does not say in which order its classes are; the alphabet of the folders is assumed, as"
-            " torchvision and Keras number them. If it was trained in another order, give the names in that order with --labels",
+            "class names: %s. The checkpoint does not say in which order its classes are; the alphabet of"
+            " the folders is assumed, as"
+            " torchvision and Keras number them. If it was trained in another order, give the names in"
+            " that order with --labels",
             class_names.shown(found),
         )
         source["assumed"].append(ALPHABET)
@@ -281,7 +337,8 @@ def _names(
         return tuple(VGG19_Weights.IMAGENET1K_V1.meta["categories"])
     if found:
         raise CheckpointError(
-            f"{path} has {classes} classes, the data has {len(found)} class folders ({class_names.shown(found, 20)}); expected as many,"
+            f"{path} has {classes} classes, the data has {len(found)} class folders"
+            f" ({class_names.shown(found, 20)}); expected as many,"
             " or the checkpoint's class names in order with --labels FILE"
         )
     log.warning("the classes have no names; give them with --labels FILE (one a line, or JSON)")
@@ -302,15 +359,18 @@ def _renamed(checkpoint: model.Checkpoint, given: ClassNames) -> model.Checkpoin
 def _ensure_same(given: ClassNames, inside: ClassNames) -> None:
     if not class_names.same(inside.names, given.names):
         raise CheckpointError(
-            f"--labels contradicts the checkpoint, {class_names.difference(given, inside)}: {given.in_words()}, but {inside.in_words()};"
-            " leave --labels out if the checkpoint is right, else correct the names in it or save its tensors without them"
+            f"--labels contradicts the checkpoint, {class_names.difference(given, inside)}:"
+            f" {given.in_words()}, but {inside.in_words()};"
+            " leave --labels out if the checkpoint is right, else correct the names in it or save its"
+            " tensors without them"
         )
 
 
 def _ensure_count(given: ClassNames, classes: int) -> None:
     if len(given.names) != classes:
         raise CheckpointError(
-            f"{given.where} has {len(given.names)} class names, the checkpoint has {classes} classes; expected one name for each, in the"
+            f"{given.where} has {len(given.names)} class names, the checkpoint has {classes} classes;"
+            " expected one name for each, in the"
             " order of the classes"
         )
 

@@ -1,4 +1,5 @@
-"""The packages that a board needs, fetched by this computer's pip for the board's Python, so that the board needs no internet."""
+"""The packages that a board needs, fetched by this computer's pip for the board's Python, so that the board
+needs no internet."""
 
 import hashlib
 import importlib.util
@@ -20,14 +21,26 @@ from .storage import explain_write_errors
 log = logging.getLogger(__name__)
 
 OLDEST_GLIBC_MINOR = 17  # manylinux2014; no wheel of interest asks for less
-_NO_NETWORK = ("name resolution", "NewConnectionError", "unreachable", "Max retries", "timed out", "Could not fetch", "not known", "Proxy")
+_NO_NETWORK = (
+    "name resolution",
+    "NewConnectionError",
+    "unreachable",
+    "Max retries",
+    "timed out",
+    "Could not fetch",
+    "not known",
+    "Proxy",
+)
 _NO_ROOM = ("No space left", "Disk quota")
 
 
 def platforms(board: Board) -> list[str]:
     """pip's names for what runs on the board, the newest first: pip does not infer the older ones."""
     if not board.glibc:
-        raise BoardError("the board has another C library than glibc, for which there are no wheels; use Raspberry Pi OS or Debian")
+        raise BoardError(
+            "the board has another C library than glibc, for which there are no wheels; use Raspberry Pi"
+            " OS or Debian"
+        )
     newest = board.glibc[1]
     return [f"manylinux_2_{minor}_{board.machine}" for minor in range(newest, OLDEST_GLIBC_MINOR - 1, -1)] + [
         f"manylinux2014_{board.machine}"
@@ -35,7 +48,8 @@ def platforms(board: Board) -> list[str]:
 
 
 def fetch(board: Board, requirements: Sequence[Path], cache: Path, progress: Progress) -> list[Path]:
-    """Wheels of all requirements and what these need; those that an earlier run fetched for such a board are taken again.
+    """Wheels of all requirements and what these need; those that an earlier run fetched for such a board are
+    taken again.
 
     Raises:
         BoardError: there can be none for such a board.
@@ -45,12 +59,20 @@ def fetch(board: Board, requirements: Sequence[Path], cache: Path, progress: Pro
     version = ".".join(map(str, board.version[:2]))
     arguments = ["--only-binary=:all:", "--implementation", "cp", "--python-version", version]
     arguments += [argument for name in platforms(board) for argument in ("--platform", name)]
-    key = hashlib.sha256("\n".join([*arguments, *(path.read_text(encoding="utf-8") for path in requirements)]).encode()).hexdigest()
+    key = hashlib.sha256(
+        "\n".join([*arguments, *(path.read_text(encoding="utf-8") for path in requirements)]).encode()
+    ).hexdigest()
     folder = cache / f"{board.machine}-{version}-{key[:12]}"
     if not folder.is_dir():
         if not importlib.util.find_spec("pip"):
-            raise DeployError("--wheels needs pip on this computer; run 'python -m ensurepip' in its environment, or leave --wheels out")
-        with progress.task(f"fetching wheels for {board.machine}, Python {version}", None), explain_write_errors(folder):
+            raise DeployError(
+                "--wheels needs pip on this computer; run 'python -m ensurepip' in its environment, or"
+                " leave --wheels out"
+            )
+        with (
+            progress.task(f"fetching wheels for {board.machine}, Python {version}", None),
+            explain_write_errors(folder),
+        ):
             _download(arguments, requirements, folder)
     return sorted(folder.glob("*.whl"))
 
@@ -58,16 +80,33 @@ def fetch(board: Board, requirements: Sequence[Path], cache: Path, progress: Pro
 def _download(arguments: Sequence[str], requirements: Sequence[Path], folder: Path) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".fetching.", dir=folder.parent) as new:
-        command = [sys.executable, "-m", "pip", "download", "-q", "--disable-pip-version-check", "--no-input", "--retries", "2", *arguments]
+        command = [
+            sys.executable,
+            "-m",
+            "pip",
+            "download",
+            "-q",
+            "--disable-pip-version-check",
+            "--no-input",
+            "--retries",
+            "2",
+            *arguments,
+        ]
         command += ["-d", new, *(argument for path in requirements for argument in ("-r", str(path)))]
-        done = subprocess.run(command, capture_output=True, text=True, errors="replace", stdin=subprocess.DEVNULL, check=False)
+        done = subprocess.run(
+            command, capture_output=True, text=True, errors="replace", stdin=subprocess.DEVNULL, check=False
+        )
         if done.returncode:
             if any(sign in done.stderr for sign in _NO_ROOM):
                 raise OSError(28, "No space left on device")
             if any(sign in done.stderr for sign in _NO_NETWORK):
-                raise HubError("this computer cannot reach the package index either; connect it to the internet for --wheels")
+                raise HubError(
+                    "this computer cannot reach the package index either; connect it to the internet for"
+                    " --wheels"
+                )
             raise DeployError(
-                f"there are no wheels for the board's system and Python ({last_line(done.stderr)}); use a Python there that onnxruntime"
+                f"there are no wheels for the board's system and Python ({last_line(done.stderr)}); use a"
+                " Python there that onnxruntime"
                 " has wheels for, such as Raspberry Pi OS's own"
             )
         shutil.copytree(new, folder.with_suffix(".partial"), dirs_exist_ok=True)
@@ -81,12 +120,19 @@ def explain_install(name: str, error: str, *, wheels: bool) -> Exception:
         return BoardError(f"the disk of {name} is full; free some space there (df -h shows how much is left)")
     if "certificate verify failed" in error or "CERTIFICATE_VERIFY_FAILED" in error:
         return BoardError(
-            f"{name} does not trust the package index, most often because its clock is wrong (see 'date' there); set it, or use --wheels"
+            f"{name} does not trust the package index, most often because its clock is wrong (see 'date'"
+            " there); set it, or use --wheels"
         )
     if any(sign in error for sign in _NO_NETWORK) and not wheels:
-        return BoardError(f"{name} cannot reach the package index: it has no internet; use --wheels to bring the packages along")
+        return BoardError(
+            f"{name} cannot reach the package index: it has no internet; use --wheels to bring the"
+            " packages along"
+        )
     if found := re.search(r"No matching distribution found for (\S+)", error):
         return DeployError(
-            f"pip found no {found[1]} for the Python of {name}; use one there that it has wheels for, such as Raspberry Pi OS's own"
+            f"pip found no {found[1]} for the Python of {name}; use one there that it has wheels for, such"
+            " as Raspberry Pi OS's own"
         )
-    return DeployError(f"pip failed on {name}: {last_line(error) or 'it gave no reason'}; run the same command again")
+    return DeployError(
+        f"pip failed on {name}: {last_line(error) or 'it gave no reason'}; run the same command again"
+    )

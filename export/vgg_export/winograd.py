@@ -1,12 +1,14 @@
-"""Convolutions rewritten in standard operators so that they take fewer multiplications, for processors whose int8 is no faster.
+"""Convolutions rewritten in standard operators so that they take fewer multiplications, for processors whose
+int8 is no faster.
 
-A Raspberry Pi 4, 3 or Zero 2 has no dot product of bytes, and onnxruntime multiplies out every 3x3 convolution there. With
-F(4x4, 3x3) (see ``cook_toom``) a VGG's take a third of the instructions, with the same numbers up to rounding. Channels come
-last inside a layer, so that whatever gathers tiles moves whole rows of channels, and a window's transforms are small matrices from
-the left: both cost little beside the multiplications (counted on the emulated core, ``bench/winograd_counts.py``).
+A Raspberry Pi 4, 3 or Zero 2 has no dot product of bytes, and onnxruntime multiplies out every 3x3
+convolution there. With F(4x4, 3x3) (see ``cook_toom``) a VGG's take a third of the instructions, with the
+same numbers up to rounding. Channels come last inside a layer, so that whatever gathers tiles moves whole
+rows of channels, and a window's transforms are small matrices from the left: both cost little beside the
+multiplications (counted on the emulated core, ``bench/winograd_counts.py``).
 
-The transform of the weights is done by nodes that onnxruntime folds while it loads the model: the file does not grow, and weights
-may lie in another file.
+The transform of the weights is done by nodes that onnxruntime folds while it loads the model: the file does
+not grow, and weights may lie in another file.
 """
 
 import logging
@@ -35,16 +37,18 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 MARK = ".winograd."  # in the names of what a layer is made of
-# Largest |difference of logits| relative to the largest |logit|, as for the export itself. Both are fp32; the transforms of F(4x4) add and
-# subtract numbers up to a hundred times as large as the result, so that a layer is off by some 1e-6 of its largest output and not 1e-7.
-# Of a whole VGG19 with all of its convolutions in F(4x4), 1.4e-6 was the most that was seen.
+# Largest |difference of logits| relative to the largest |logit|, as for the export itself. Both are fp32; the
+# transforms of F(4x4) add and subtract numbers up to a hundred times as large as the result, so that a layer
+# is off by some 1e-6 of its largest output and not 1e-7. Of a whole VGG19 with all of its convolutions in
+# F(4x4), 1.4e-6 was the most that was seen.
 TOLERANCE = 1e-4
 # The matrices and positions, which layers share, and the names of some twenty nodes for each layer.
 GROWTH_BYTES, GROWTH_BYTES_PER_LAYER = 20_000, 5_000
 
 
 def run(exported: stage.Artifact, core: str, output: Path, progress: Progress) -> stage.Artifact:
-    """Rewrite an exported float model for a core (of ``winograd_cost.CORES``), every layer in the form that is cheapest there.
+    """Rewrite an exported float model for a core (of ``winograd_cost.CORES``), every layer in the form that
+    is cheapest there.
 
     Raises:
         DataError: it is not a float model that 'vgg-export export' wrote.
@@ -53,10 +57,16 @@ def run(exported: stage.Artifact, core: str, output: Path, progress: Progress) -
     info = exported.measured.get("model")
     if info is None or info["precision"] != "fp32":
         found = "no sidecar" if info is None else f"a model in {info['precision']}"
-        raise DataError(f"{exported.path}: {found}; expected an fp32 model that 'vgg-export export' wrote, with its sidecar")
+        raise DataError(
+            f"{exported.path}: {found}; expected an fp32 model that 'vgg-export export' wrote, with its"
+            " sidecar"
+        )
     choice = choose(Plan.from_json(info["plan"]).layers(), core)
     if not choice.forms:
-        raise NothingToGainError(f"{exported.path}: no convolution takes less work on a {core} in another form; use the model as it is")
+        raise NothingToGainError(
+            f"{exported.path}: no convolution takes less work on a {core} in another form; use the model"
+            " as it is"
+        )
     told = {"core": core, **choice.to_json()}
 
     def make(path: Path) -> dict[str, object]:
@@ -76,7 +86,8 @@ def run(exported: stage.Artifact, core: str, output: Path, progress: Progress) -
 
 
 def rewrite_file(source: Path, output: Path, forms: Mapping[str, Form]) -> None:
-    """``rewrite`` a file. Weights beside it stay where they are; the output has to lie in the same folder then.
+    """``rewrite`` a file. Weights beside it stay where they are; the output has to lie in the same folder
+    then.
 
     Raises:
         RewriteError: as ``rewrite``, or the output would not find the weights.
@@ -84,10 +95,13 @@ def rewrite_file(source: Path, output: Path, forms: Mapping[str, Form]) -> None:
     import onnx
 
     model = onnx.load(source, load_external_data=False)
-    beside = {entry.value for t in model.graph.initializer for entry in t.external_data if entry.key == "location"}
+    beside = {
+        entry.value for t in model.graph.initializer for entry in t.external_data if entry.key == "location"
+    }
     if beside and not source.parent.samefile(output.parent):
         raise RewriteError(
-            f"{source} has weights in {', '.join(sorted(beside))}; write the output into the same folder, not {output.parent}"
+            f"{source} has weights in {', '.join(sorted(beside))}; write the output into the same folder,"
+            f" not {output.parent}"
         )
     rewrite(model, forms)
     output.write_bytes(model.SerializeToString())
@@ -110,7 +124,9 @@ def ensure_small(source: Path, result: Path, forms: Collection[str]) -> None:
     """The transformed weights are not in the file."""
     growth, expected = result.stat().st_size - source.stat().st_size, allowed_growth_bytes(len(forms))
     if growth > expected:
-        raise CheckFailedError(f"the rewritten file grew by {growth} bytes for {len(forms)} layers; at most {expected} expected")
+        raise CheckFailedError(
+            f"the rewritten file grew by {growth} bytes for {len(forms)} layers; at most {expected} expected"
+        )
 
 
 def allowed_growth_bytes(layers: int) -> int:
@@ -118,18 +134,23 @@ def allowed_growth_bytes(layers: int) -> int:
 
 
 def ensure_same_interface(source: Path, result: Path) -> None:
-    """The names, types and shapes of inputs and outputs are the same, and so are the files that the weights are in."""
+    """The names, types and shapes of inputs and outputs are the same, and so are the files that the weights
+    are in."""
     import onnx
 
     def interface(path: Path) -> tuple[list[bytes], set[tuple[str, bytes]]]:
         graph = onnx.load(path, load_external_data=False).graph
-        outside = {(t.name, entry.SerializeToString()) for t in graph.initializer for entry in t.external_data}
+        outside = {
+            (t.name, entry.SerializeToString()) for t in graph.initializer for entry in t.external_data
+        }
         return [value.SerializeToString() for value in (*graph.input, *graph.output)], outside
 
     before, after = interface(source), interface(result)
     if before != after:
         what = "inputs or outputs" if before[0] != after[0] else "references to weights in other files"
-        raise CheckFailedError(f"the rewritten graph's {what} differ from those of {source.name}; expected the same")
+        raise CheckFailedError(
+            f"the rewritten graph's {what} differ from those of {source.name}; expected the same"
+        )
 
 
 def ensure_folded(result: Path, forms: Collection[str]) -> None:
@@ -140,13 +161,21 @@ def ensure_folded(result: Path, forms: Collection[str]) -> None:
     """
     optimized = graph.optimized(result).graph
     constant = {tensor.name for tensor in optimized.initializer}
-    left = [node.name or node.op_type for node in optimized.node if node.input and constant.issuperset(filter(None, node.input))]
+    left = [
+        node.name or node.op_type
+        for node in optimized.node
+        if node.input and constant.issuperset(filter(None, node.input))
+    ]
     if left:
-        raise CheckFailedError(f"onnxruntime does not fold {', '.join(left[:3])} of {len(forms)} rewritten layers; expected constants")
+        raise CheckFailedError(
+            f"onnxruntime does not fold {', '.join(left[:3])} of {len(forms)} rewritten layers; expected"
+            " constants"
+        )
 
 
 def ensure_parity(source: Path, result: Path) -> float:
-    """The largest relative difference of logits for a batch of one and of three, of noise as strong as normalised pictures are.
+    """The largest relative difference of logits for a batch of one and of three, of noise as strong as
+    normalised pictures are.
 
     Raises:
         CheckFailedError: more than the tolerance.
@@ -159,7 +188,8 @@ def ensure_parity(source: Path, result: Path) -> float:
     difference = float(np.abs(found - expected).max() / max(np.abs(expected).max(), 1e-12))
     if not difference <= TOLERANCE:
         raise CheckFailedError(
-            f"the rewritten graph's logits differ by {difference:.2g} of the largest, at most {TOLERANCE:g} allowed; use the model as it is"
+            f"the rewritten graph's logits differ by {difference:.2g} of the largest, at most"
+            f" {TOLERANCE:g} allowed; use the model as it is"
         )
     return difference
 
@@ -174,11 +204,13 @@ def rewrite(model: "onnx.ModelProto", forms: Mapping[str, Form]) -> None:
     """Replace convolutions of a float graph, in place and without looking at any weight.
 
     Args:
-        model: with float32 convolutions of [N, C, H, W]; N may vary, the rest may not. External data need not be loaded.
+        model: with float32 convolutions of [N, C, H, W]; N may vary, the rest may not. External data need not
+            be loaded.
         forms: layer, which is the name of its weight without ".weight" -> the form that fits its kernel.
 
     Raises:
-        RewriteError: a layer is not there, or is not a plain convolution whose output is as large as its input.
+        RewriteError: a layer is not there, or is not a plain convolution whose output is as large as its
+            input.
     """
     shapes = shapes_of(model)
     sides = {name: require(model, shapes, name, form) for name, form in forms.items()}
@@ -195,10 +227,13 @@ def rewrite(model: "onnx.ModelProto", forms: Mapping[str, Form]) -> None:
     _replace(model, nodes, constants)
 
 
-def _replace(model: "onnx.ModelProto", nodes: "list[onnx.NodeProto]", constants: Mapping[str, npt.NDArray[Any]]) -> None:
+def _replace(
+    model: "onnx.ModelProto", nodes: "list[onnx.NodeProto]", constants: Mapping[str, npt.NDArray[Any]]
+) -> None:
     from onnx import numpy_helper
 
-    kept = [type(node).FromString(node.SerializeToString()) for node in nodes]  # they are emptied with the list that they are in
+    # they are emptied with the list that they are in
+    kept = [type(node).FromString(node.SerializeToString()) for node in nodes]
     del model.graph.node[:]
     model.graph.node.extend(kept)
     model.graph.initializer.extend(numpy_helper.from_array(array, name) for name, array in constants.items())
@@ -223,10 +258,25 @@ def require(
         raise RewriteError(f"{len(found)} convolutions are named {layer!r}; expected one of: {known}")
     weight, image = shapes.get(found[0].input[1], ()), shapes.get(found[0].input[0], ())
     if len(weight) != 4 or len(image) != 4 or not all((*weight, *image[1:])):
-        raise RewriteError(f"{layer}: shapes {weight} of the weight and {image} of the input; expected four known numbers, the batch apart")
+        raise RewriteError(
+            f"{layer}: shapes {weight} of the weight and {image} of the input; expected four known"
+            " numbers, the batch apart"
+        )
     kernel = weight[2:]
-    expected = {"kernel": form.kernel, "strides": (1, 1), "dilations": (1, 1), "pads": (kernel[0] // 2, kernel[1] // 2) * 2, "group": (1,)}
-    actual = {"kernel": kernel, "strides": (1, 1), "dilations": (1, 1), "pads": (0, 0, 0, 0), "group": (1,)} | _attributes(found[0])
+    expected = {
+        "kernel": form.kernel,
+        "strides": (1, 1),
+        "dilations": (1, 1),
+        "pads": (kernel[0] // 2, kernel[1] // 2) * 2,
+        "group": (1,),
+    }
+    actual = {
+        "kernel": kernel,
+        "strides": (1, 1),
+        "dilations": (1, 1),
+        "pads": (0, 0, 0, 0),
+        "group": (1,),
+    } | _attributes(found[0])
     for key, value in expected.items():
         if actual[key] != value:
             raise RewriteError(f"{layer} has {key} {actual[key]}; {form} is for {value}")
@@ -242,17 +292,21 @@ def _attributes(node: "onnx.NodeProto") -> dict[str, Any]:
 
 
 def shapes_of(model: "onnx.ModelProto") -> dict[str, tuple[int, ...]]:
-    """Tensor -> shape, 0 for what can vary. The weights are not touched: the inference is done on a graph that has them as inputs."""
+    """Tensor -> shape, 0 for what can vary. The weights are not touched: the inference is done on a graph
+    that has them as inputs."""
     import onnx
 
     def declared(tensor: "onnx.TensorProto") -> "onnx.ValueInfoProto":
         return onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims))
 
-    small = [t for t in model.graph.initializer if math.prod(t.dims) <= 8 and not t.external_data]  # the shapes that a Reshape wants
+    # the shapes that a Reshape wants
+    small = [t for t in model.graph.initializer if math.prod(t.dims) <= 8 and not t.external_data]
     names = {tensor.name for tensor in small}
     inputs = [*model.graph.input, *(declared(t) for t in model.graph.initializer if t.name not in names)]
     skeleton = onnx.helper.make_graph(model.graph.node, "skeleton", inputs, model.graph.output, small)
-    inferred = onnx.shape_inference.infer_shapes(onnx.helper.make_model(skeleton, opset_imports=model.opset_import))
+    inferred = onnx.shape_inference.infer_shapes(
+        onnx.helper.make_model(skeleton, opset_imports=model.opset_import)
+    )
     values = [*inferred.graph.value_info, *inferred.graph.input, *inferred.graph.output]
     return {value.name: tuple(d.dim_value for d in value.type.tensor_type.shape.dim) for value in values}
 
@@ -260,7 +314,9 @@ def shapes_of(model: "onnx.ModelProto") -> dict[str, tuple[int, ...]]:
 class _Layer:
     """The nodes that one convolution is replaced by."""
 
-    def __init__(self, conv: "onnx.NodeProto", name: str, form: Form, weight: tuple[int, ...], image: tuple[int, ...]) -> None:
+    def __init__(
+        self, conv: "onnx.NodeProto", name: str, form: Form, weight: tuple[int, ...], image: tuple[int, ...]
+    ) -> None:
         self.conv, self.name, self.form = conv, name, form
         self.outputs, self.inputs = weight[:2]
         self.height, self.width = image[1:]
@@ -270,7 +326,9 @@ class _Layer:
 
     def nodes(self) -> "list[onnx.NodeProto]":
         """From the convolution's input to its output, in order."""
-        products = self.add("MatMul", "multiplied", self.windows(self.conv.input[0]), self.weights(self.conv.input[1]))
+        products = self.add(
+            "MatMul", "multiplied", self.windows(self.conv.input[0]), self.weights(self.conv.input[1])
+        )
         image = self.image(products)
         if len(self.conv.input) > 2 and self.conv.input[2]:
             image = self.add("Add", "biased", image, self.bias(self.conv.input[2]))
@@ -282,7 +340,9 @@ class _Layer:
         """[N, C, H, W] -> B^T d B of the window of every tile, [N, window, tiles, C]."""
         side = self.form.covered(self.height, self.width)
         before = [k // 2 for k in self.form.kernel]
-        after = [full - b - size for full, b, size in zip(side, before, (self.height, self.width), strict=True)]
+        after = [
+            full - b - size for full, b, size in zip(side, before, (self.height, self.width), strict=True)
+        ]
         x = self.add("Transpose", "channels_last", x, perm=[0, 2, 3, 1])
         x = self.add("Pad", "padded", x, self.numbers(0, *before, 0, 0, *after, 0))
         x = self.reshaped(x, -1, math.prod(side), self.inputs)
@@ -292,37 +352,56 @@ class _Layer:
 
     def image(self, products: str) -> str:
         """What was multiplied, [N, window, tiles, K] -> A^T M A put together, [N, H, W, K]."""
-        (rows, columns), (down, across) = (self.form.rows, self.form.columns), self.form.tiles(self.height, self.width)
+        (rows, columns), (down, across) = (
+            (self.form.rows, self.form.columns),
+            self.form.tiles(self.height, self.width),
+        )
         x = self.transformed("output", cook_toom.output_matrix(self.form), products, self.outputs)
         x = self.reshaped(x, -1, rows, columns, down, across, self.outputs)
         x = self.add("Transpose", "placed", x, perm=[0, 3, 1, 4, 2, 5])
         x = self.reshaped(x, -1, down * rows, across * columns, self.outputs)
         if (down * rows, across * columns) == (self.height, self.width):
             return x
-        return self.add("Slice", "cropped", x, self.numbers(0, 0), self.numbers(self.height, self.width), self.numbers(1, 2))
+        return self.add(
+            "Slice",
+            "cropped",
+            x,
+            self.numbers(0, 0),
+            self.numbers(self.height, self.width),
+            self.numbers(1, 2),
+        )
 
     def weights(self, weight: str) -> str:
         """[K, C, height, width] -> G g G^T, [window, C, K]; depends on nothing but the weights."""
         x = self.add("Transpose", "weight.taps_first", weight, perm=[2, 3, 1, 0])
         x = self.reshaped(x, math.prod(self.form.kernel), self.inputs * self.outputs)
-        x = self.add("MatMul", "weight", self.constant(f"{self.form}.weight", cook_toom.weight_matrix(self.form)), x)
+        x = self.add(
+            "MatMul", "weight", self.constant(f"{self.form}.weight", cook_toom.weight_matrix(self.form)), x
+        )
         return self.reshaped(x, self.window, self.inputs, self.outputs)
 
     def bias(self, bias: str) -> str:
-        """[K] -> [W, K]: onnxruntime adds a whole row at once then, which takes less than half the instructions."""
+        """[K] -> [W, K]: onnxruntime adds a whole row at once then, which takes less than half the
+        instructions."""
         return self.add("Expand", "bias", bias, self.numbers(self.width, self.outputs))
 
     def transformed(self, which: str, matrix: npt.NDArray[np.float32], x: str, channels: int) -> str:
-        """[N, window, tiles, channels] -> [N, what the matrix [n, window] makes of the window, tiles * channels].
+        """[N, window, tiles, channels] -> [N, what the matrix [n, window] makes of the window, tiles *
+        channels].
 
-        Both directions at once: one after the other takes a few instructions less, and writes and reads everything once more.
+        Both directions at once: one after the other takes a few instructions less, and writes and reads
+        everything once more.
         """
         return self.add(
-            "MatMul", which, self.constant(f"{self.form}.{which}", matrix), self.reshaped(x, -1, self.window, self.tiles * channels)
+            "MatMul",
+            which,
+            self.constant(f"{self.form}.{which}", matrix),
+            self.reshaped(x, -1, self.window, self.tiles * channels),
         )
 
     def positions(self, width: int) -> str:
-        """[window, tiles]: where the elements of every window are in a map of this width; summed up when the model is loaded."""
+        """[window, tiles]: where the elements of every window are in a map of this width; summed up when the
+        model is loaded."""
         (high, wide), (down, across) = self.form.window, self.form.tiles(self.height, self.width)
         rows = np.arange(high)[:, None, None, None] + self.form.rows * np.arange(down)[:, None]
         columns = np.arange(wide)[:, None, None] + self.form.columns * np.arange(across)

@@ -1,8 +1,10 @@
-"""What a convolution costs on a board's core, as it is and in every form of fewer multiplications, and which of these is the least.
+"""What a convolution costs on a board's core, as it is and in every form of fewer multiplications, and which
+of these is the least.
 
-Instructions were counted on the emulated core (``bench/winograd_counts.py`` writes ``assets/winograd.json``), and a small linear
-model of them covers the shapes between. Instructions are not all: a form multiplies less and moves more, windows overlap and the
-transformed weights are larger. So bytes that are written and read count too.
+Instructions were counted on the emulated core (``bench/winograd_counts.py`` writes ``assets/winograd.json``),
+and a small linear model of them covers the shapes between. Instructions are not all: a form multiplies less
+and moves more, windows overlap and the transformed weights are larger. So bytes that are written and read
+count too.
 """
 
 import dataclasses
@@ -26,10 +28,13 @@ TABLE = "winograd.json"
 DIRECT = "direct"  # the convolution as it is, among the forms' names
 CORES = ("cortex-a53", "cortex-a72", "cortex-a76")
 
-MARGIN = 0.1  # what a form must save: the model of instructions is off by up to 6 % either way, and what a byte is worth is a guess
-# Instructions that a board's four cores execute while it moves a byte. Of a Pi 4: STREAM 5.5e9 bytes/s (sci-pi.org.uk/bench/stream),
-# Linpack 8e9 (feiereisen.net, ?page_id=924) to 13e9 float64 operations/s, four of them and as many instructions as these products
-# take (1.3 each, counted) making 2.7e9 to 4.3e9 instructions/s: 0.5 to 0.8. Rounded up, against the forms; not measured here.
+# what a form must save: the model of instructions is off by up to 6 % either way, and what a byte is worth is
+# a guess
+MARGIN = 0.1
+# Instructions that a board's four cores execute while it moves a byte. Of a Pi 4: STREAM 5.5e9 bytes/s
+# (sci-pi.org.uk/bench/stream), Linpack 8e9 (feiereisen.net, ?page_id=924) to 13e9 float64 operations/s, four
+# of them and as many instructions as these products take (1.3 each, counted) making 2.7e9 to 4.3e9
+# instructions/s: 0.5 to 0.8. Rounded up, against the forms; not measured here.
 PER_BYTE = 1.0
 FLOAT_BYTES = 4
 
@@ -38,8 +43,8 @@ Array = npt.NDArray[np.float64]
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-    """Of one inference: ``instructions`` as the model predicts them, ``moved_bytes`` between the operators and from the weights;
-    ``weight_bytes``, which these and the memory hold."""
+    """Of one inference: ``instructions`` as the model predicts them, ``moved_bytes`` between the operators
+    and from the weights; ``weight_bytes``, which these and the memory hold."""
 
     instructions: float
     moved_bytes: float
@@ -51,7 +56,8 @@ class Cost:
 
 @dataclasses.dataclass(frozen=True)
 class Choice:
-    """``forms`` of the layers where one pays, and the predicted costs of all convolutions before and after."""
+    """``forms`` of the layers where one pays, and the predicted costs of all convolutions before and
+    after."""
 
     forms: dict[str, Form]
     direct: Cost
@@ -59,7 +65,10 @@ class Choice:
 
     def to_json(self) -> dict[str, Any]:
         def both(what: str) -> dict[str, int]:
-            return {"direct": round(getattr(self.direct, what)), "rewritten": round(getattr(self.rewritten, what))}
+            return {
+                "direct": round(getattr(self.direct, what)),
+                "rewritten": round(getattr(self.rewritten, what)),
+            }
 
         return {
             "layers": {name: str(form) for name, form in self.forms.items()},
@@ -102,7 +111,8 @@ def _sum(costs: Sequence[Cost]) -> Cost:
 
 
 def predicted(coefficients: dict[str, list[float]], layer: Layer, form: Form | None) -> Cost:
-    """By the model: ``coefficients`` by form, "direct" and as in "F(4x4)"; None as a form is the convolution as it is."""
+    """By the model: ``coefficients`` by form, "direct" and as in "F(4x4)"; None as a form is the convolution
+    as it is."""
     key = name_of(layer, form)
     instructions = float(np.array(coefficients[key]) @ features(layer, form))
     return Cost(instructions, moved_bytes(layer, form), weight_bytes(layer, form))
@@ -115,26 +125,36 @@ def name_of(layer: Layer, form: Form | None) -> str:
 
 
 def features(layer: Layer, form: Form | None) -> Array:
-    """What instructions are proportional to: products, elements that are gathered or transformed on the way to them and from them,
-    weights that are packed, and a number for what is always there."""
+    """What instructions are proportional to: products, elements that are gathered or transformed on the way
+    to them and from them, weights that are packed, and a number for what is always there."""
     assert layer.kernel
     if form is None:
         positions, taps = layer.side_px**2, math.prod(layer.kernel)
-        return np.array([taps * positions * layer.inputs * layer.outputs, taps * positions * layer.inputs, positions * layer.outputs, 1.0])
+        return np.array(
+            [
+                taps * positions * layer.inputs * layer.outputs,
+                taps * positions * layer.inputs,
+                positions * layer.outputs,
+                1.0,
+            ]
+        )
     window, tiles = math.prod(form.window), math.prod(form.tiles(layer.side_px, layer.side_px))
     inputs, outputs = window * layer.inputs, window * layer.outputs
     rows = _steps(tiles)
-    return np.array([rows * inputs * layer.outputs, tiles * inputs, tiles * outputs, inputs * layer.outputs, 1.0])
+    return np.array(
+        [rows * inputs * layer.outputs, tiles * inputs, tiles * outputs, inputs * layer.outputs, 1.0]
+    )
 
 
 def _steps(rows: int) -> float:
-    """Rows of a product in units of four: onnxruntime's kernels do four at a time, and what is left of them by two and by one, which
-    takes longer by row."""
+    """Rows of a product in units of four: onnxruntime's kernels do four at a time, and what is left of them
+    by two and by one, which takes longer by row."""
     return rows // 4 + (0, 0.45, 0.6, 1.05)[rows % 4]
 
 
 def moved_bytes(layer: Layer, form: Form | None) -> float:
-    """Written by one operator and read by the next, and weights read once; what stays in a cache is not left out."""
+    """Written by one operator and read by the next, and weights read once; what stays in a cache is not left
+    out."""
     assert layer.kernel
     pixels = layer.side_px**2
     inputs, outputs = pixels * layer.inputs, pixels * layer.outputs
@@ -144,13 +164,16 @@ def moved_bytes(layer: Layer, form: Form | None) -> float:
     window, tiles = math.prod(form.window), math.prod(form.tiles(layer.side_px, layer.side_px))
     covered, gathered = math.prod(side) * layer.inputs, window * tiles * layer.inputs
     multiplied, tiled = window * tiles * layer.outputs, form.rows * form.columns * tiles * layer.outputs
-    before = 3 * inputs + 2 * covered + 4 * gathered  # channels last, padded, gathered, transformed, multiplied
-    after = 2 * multiplied + 3 * tiled + 6 * outputs  # transformed, placed, with the bias, channels first, and ReLU
+    # channels last, padded, gathered, transformed, multiplied
+    before = 3 * inputs + 2 * covered + 4 * gathered
+    # transformed, placed, with the bias, channels first, and ReLU
+    after = 2 * multiplied + 3 * tiled + 6 * outputs
     return FLOAT_BYTES * (before + after) + weight_bytes(layer, form)
 
 
 def weight_bytes(layer: Layer, form: Form | None) -> float:
-    """Of the weights as they are multiplied, in memory: a form's are four times as large with F(4x4), and never in the file."""
+    """Of the weights as they are multiplied, in memory: a form's are four times as large with F(4x4), and
+    never in the file."""
     assert layer.kernel
     return FLOAT_BYTES * math.prod(form.window if form else layer.kernel) * layer.inputs * layer.outputs
 
@@ -171,7 +194,10 @@ def of_core(core: str) -> dict[str, list[float]]:
     """
     cores: dict[str, dict[str, list[float]]] = table()["cores"]
     if core not in cores:
-        raise OptionsError(f"there are no counts of a core {core!r}; known are {', '.join(cores)}: bench/winograd_counts.py makes them")
+        raise OptionsError(
+            f"there are no counts of a core {core!r}; known are {', '.join(cores)}:"
+            " bench/winograd_counts.py makes them"
+        )
     return cores[core]
 
 
@@ -181,5 +207,8 @@ def table() -> dict[str, Any]:
     path = importlib.resources.files("vgg_export.assets").joinpath(TABLE)
     data: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     if data.get("schema") != SCHEMA:
-        raise OptionsError(f"{TABLE} has schema {data.get('schema')}; expected {SCHEMA}: make it again with bench/winograd_counts.py")
+        raise OptionsError(
+            f"{TABLE} has schema {data.get('schema')}; expected {SCHEMA}: make it again with"
+            " bench/winograd_counts.py"
+        )
     return data

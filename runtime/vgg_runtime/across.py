@@ -21,11 +21,20 @@ def read(path: Path) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise RuntimeInputError(f"{path} cannot be read ({error}); expected a file that 'compare.py --json' wrote") from error
-    if not isinstance(found, dict) or not isinstance(found.get("schema"), int) or not {"device", "bundle", "variants"} <= found.keys():
+        raise RuntimeInputError(
+            f"{path} cannot be read ({error}); expected a file that 'compare.py --json' wrote"
+        ) from error
+    if (
+        not isinstance(found, dict)
+        or not isinstance(found.get("schema"), int)
+        or not {"device", "bundle", "variants"} <= found.keys()
+    ):
         raise RuntimeInputError(f"{path} is no result; expected a file that 'compare.py --json' wrote")
     if found["schema"] > RESULT_SCHEMA:
-        raise RuntimeInputError(f"{path} has schema {found['schema']}; this runtime reads up to {RESULT_SCHEMA}: use a newer vgg-export")
+        raise RuntimeInputError(
+            f"{path} has schema {found['schema']}; this runtime reads up to {RESULT_SCHEMA}: use a newer"
+            " vgg-export"
+        )
     return found
 
 
@@ -34,13 +43,27 @@ def device_words(result: dict[str, Any]) -> str:
     device = result["device"]
     engine = f"onnxruntime {device['onnxruntime'] or 'missing'}"
     cpu = printable(device["cpu"] or device["machine"])
-    return f"{printable(device['board'])}, {cpu}, {device['threads']} threads, {engine}, {result['measured_at']}"
+    return (
+        f"{printable(device['board'])}, {cpu}, {device['threads']} threads, {engine}, {result['measured_at']}"
+    )
 
 
 def diff(before: dict[str, Any], after: dict[str, Any]) -> str:
     """Two results, variant by variant: latency, memory, size, and what else changed."""
     lines = [f"A  {device_words(before)}", f"B  {device_words(after)}", ""]
-    columns = ("variant", "P50 ms A", "B", "change", "peak MB A", "B", "change", "file MB A", "B", "agrees A", "B")
+    columns = (
+        "variant",
+        "P50 ms A",
+        "B",
+        "change",
+        "peak MB A",
+        "B",
+        "change",
+        "file MB A",
+        "B",
+        "agrees A",
+        "B",
+    )
     first, second = _by_variant(before), _by_variant(after)
     rows = []
     for name in [*first, *(name for name in second if name not in first)]:
@@ -59,21 +82,36 @@ def diff(before: dict[str, Any], after: dict[str, Any]) -> str:
     return "\n".join(lines) + table(columns, rows) + "".join(_remarks(before, after, first, second))
 
 
-def _remarks(before: dict[str, Any], after: dict[str, Any], first: dict[str, Any], second: dict[str, Any]) -> list[str]:
-    found = [f"\n{letter} {line}" for letter, result in (("A", before), ("B", after)) for line in notice(result).splitlines()]
-    for key, name in (("board", "boards"), ("onnxruntime", "versions of onnxruntime"), ("threads", "numbers of threads")):
+def _remarks(
+    before: dict[str, Any], after: dict[str, Any], first: dict[str, Any], second: dict[str, Any]
+) -> list[str]:
+    found = [
+        f"\n{letter} {line}"
+        for letter, result in (("A", before), ("B", after))
+        for line in notice(result).splitlines()
+    ]
+    for key, name in (
+        ("board", "boards"),
+        ("onnxruntime", "versions of onnxruntime"),
+        ("threads", "numbers of threads"),
+    ):
         if before["device"][key] != after["device"][key]:
             found.append(f"\nThese are different {name}: {before['device'][key]} and {after['device'][key]}.")
-    other = [name for name in first if name in second and first[name]["size_bytes"] != second[name]["size_bytes"]]
+    other = [
+        name for name in first if name in second and first[name]["size_bytes"] != second[name]["size_bytes"]
+    ]
     found += [f"\n{name} is another model: the file has another size." for name in other]
     for letter, rows in (("A", first), ("B", second)):
-        found += [f"\n{letter} {MARK} {name}: {mark}" for name, row in rows.items() for mark in row.get("marks", ())]
+        found += [
+            f"\n{letter} {MARK} {name}: {mark}" for name, row in rows.items() for mark in row.get("marks", ())
+        ]
         found += [f"\n{letter} ✗ {name}: {row['error']}" for name, row in rows.items() if row["error"]]
     return found
 
 
 def change(before: float | None, after: float | None) -> str:
-    """In per cent, with an arrow where it is more than runs on one board differ by; a dash where there is nothing to compare."""
+    """In per cent, with an arrow where it is more than runs on one board differ by; a dash where there is
+    nothing to compare."""
     if not before or after is None:
         return ABSENT
     ratio = after / before - 1
@@ -91,11 +129,27 @@ def boards(results: Sequence[dict[str, Any]]) -> str:
         cells = [name]
         for rows_of_one in found:
             row = rows_of_one.get(name, {})
-            cells += [_latency(row, "p50_ms"), number(row.get("speedup"), "x"), _memory(row, "peak_rss_bytes")]
+            cells += [
+                _latency(row, "p50_ms"),
+                number(row.get("speedup"), "x"),
+                _memory(row, "peak_rss_bytes"),
+            ]
         rows.append(cells)
-    columns = [f"{title} [{k}]" for k in range(1, len(results) + 1) for title in ("P50 ms", "speed", "peak MB")]
-    marks = [f"[{k}] {MARK} {n}: {m}" for k, of in enumerate(found, 1) for n, row in of.items() for m in row.get("marks", ())]
-    failed = [f"[{k}] ✗ {n}: {row['error']}" for k, of in enumerate(found, 1) for n, row in of.items() if row["error"]]
+    columns = [
+        f"{title} [{k}]" for k in range(1, len(results) + 1) for title in ("P50 ms", "speed", "peak MB")
+    ]
+    marks = [
+        f"[{k}] {MARK} {n}: {m}"
+        for k, of in enumerate(found, 1)
+        for n, row in of.items()
+        for m in row.get("marks", ())
+    ]
+    failed = [
+        f"[{k}] ✗ {n}: {row['error']}"
+        for k, of in enumerate(found, 1)
+        for n, row in of.items()
+        if row["error"]
+    ]
     notices = [f"[{k}] {line}" for k, result in enumerate(results, 1) for line in notice(result).splitlines()]
     return "\n".join([*heads, "", table(("variant", *columns), rows), *marks, *failed, *notices])
 

@@ -1,19 +1,29 @@
-"""What slows a device down and what to do about it: said by the doctor before a measurement, and below the table after it."""
+"""What slows a device down and what to do about it: said by the doctor before a measurement, and below the
+table after it."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-# Instructions that multiply and add four 8-bit integers at a time; without them int8 is hardly faster than float.
+# Instructions that multiply and add four 8-bit integers at a time; without them int8 is hardly faster than
+# float.
 DOT_PRODUCT = ("asimddp", "i8mm", "avx512_vnni", "avx_vnni", "amx_int8")
 NO_DOT_PRODUCT = "this core has no dot product{missing}: int8 saves memory here, not time"
 WORTH_IT = 1.5  # times the speed of its float form; an int8 variant below that is a disappointment
-TINY_MS = 10.0  # ms of the float form, below which int8 has a few ms to save at most, and what it costs beside the arithmetic takes them
-NEARLY_FULL = 0.9  # of the available memory; beyond it the system swaps, or drops file pages that it reads again
+# ms of the float form, below which int8 has a few ms to save at most, and what it costs beside the arithmetic
+# takes them
+TINY_MS = 10.0
+# of the available memory; beyond it the system swaps, or drops file pages that it reads again
+NEARLY_FULL = 0.9
 HOT_C = 80.0  # here a Raspberry Pi begins to lower its clock
 
-SUPPLY = "use the board's own power supply (5 V 3 A for a Pi 4, 5 V 5 A for a Pi 5) and a short thick cable, and reboot"
+SUPPLY = (
+    "use the board's own power supply (5 V 3 A for a Pi 4, 5 V 5 A for a Pi 5) and a short thick"
+    " cable, and reboot"
+)
 COOLING = "give it a heat sink or a fan, wait until it is cool, and measure again"
-GOVERNOR = "let it choose the clock: echo ondemand | sudo tee /sys/devices/system/cpu/cpu*/cpufreq/scaling_governor"
+GOVERNOR = (
+    "let it choose the clock: echo ondemand | sudo tee /sys/devices/system/cpu/cpu*/cpufreq/scaling_governor"
+)
 
 Pairs = Sequence[tuple[dict[str, Any], dict[str, Any]]]  # int8 rows, each with its float form
 
@@ -26,14 +36,17 @@ def has_dot_product(features: Sequence[str]) -> bool | None:
 def missing_dot_product(features: Sequence[str]) -> str:
     """The sentence that says so, with the name under which /proc/cpuinfo would list it."""
     name = "asimddp" if "asimd" in features else "avx512_vnni and avx_vnni"
-    return NO_DOT_PRODUCT.format(missing=f" ({name} {'is' if name == 'asimddp' else 'are'} missing in /proc/cpuinfo)")
+    return NO_DOT_PRODUCT.format(
+        missing=f" ({name} {'is' if name == 'asimddp' else 'are'} missing in /proc/cpuinfo)"
+    )
 
 
 def power_remedy(held: Sequence[str]) -> str:
     """What to do about what the firmware holds back, as ``device.throttled`` names it."""
     under_voltage = any(name.startswith("under-voltage") for name in held)
     heat = [name for name in held if not name.startswith("under-voltage")]
-    # Under-voltage alone lowers the clock too, so that "throttled" beside it is no sign of heat; the temperature limit is.
+    # Under-voltage alone lowers the clock too, so that "throttled" beside it is no sign of heat; the
+    # temperature limit is.
     hot = any(name.startswith("soft temperature") for name in heat) or (bool(heat) and not under_voltage)
     return "; ".join([SUPPLY] * under_voltage + [COOLING] * hot)
 
@@ -44,22 +57,40 @@ def is_slow(governor: str | None) -> bool:
 
 
 def explanations(result: dict[str, Any]) -> list[str]:
-    """Why rows of a result document disappoint, a sentence each; nothing is said where nothing disappoints or nothing is known."""
-    device, rows = result["device"], [row for row in result["variants"] if row["error"] is None and row["p50_ms"]]
-    found = [*_int8(device, rows), _power(device), _clock(device), _memory(device, rows), _not_fitting(result["variants"], rows)]
+    """Why rows of a result document disappoint, a sentence each; nothing is said where nothing disappoints or
+    nothing is known."""
+    device, rows = (
+        result["device"],
+        [row for row in result["variants"] if row["error"] is None and row["p50_ms"]],
+    )
+    found = [
+        *_int8(device, rows),
+        _power(device),
+        _clock(device),
+        _memory(device, rows),
+        _not_fitting(result["variants"], rows),
+    ]
     return [sentence for sentence in found if sentence]
 
 
 def _int8(device: dict[str, Any], rows: Sequence[dict[str, Any]]) -> Iterator[str]:
-    """Two sentences at most: where the instructions are there, tiny networks explain themselves and are no reason for suspicion."""
-    pairs = [(row, of) for row in rows if (of := _float_form(row, rows)) is not None and of["p50_ms"] < WORTH_IT * row["p50_ms"]]
+    """Two sentences at most: where the instructions are there, tiny networks explain themselves and are no
+    reason for suspicion."""
+    pairs = [
+        (row, of)
+        for row in rows
+        if (of := _float_form(row, rows)) is not None and of["p50_ms"] < WORTH_IT * row["p50_ms"]
+    ]
     known = has_dot_product(device["features"])
     tiny = [(row, of) for row, of in pairs if of["p50_ms"] < TINY_MS] if known else []
     others = [pair for pair in pairs if pair not in tiny]
     if others:
         finding = f"int8 is little faster than the same network in float ({_times(others)})"
         if known:
-            yield f"{finding}, though this core has instructions for it; compare.py --doctor shows whether its layers run as int8"
+            yield (
+                f"{finding}, though this core has instructions for it; compare.py --doctor shows whether"
+                " its layers run as int8"
+            )
         elif known is None:
             yield f"{finding}; whether this core has instructions for it is not known"
         else:
@@ -69,12 +100,14 @@ def _int8(device: dict[str, Any], rows: Sequence[dict[str, Any]]) -> Iterator[st
 
 
 def _float_form(row: dict[str, Any], rows: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
-    """The float row of the same network and size as an int8 row; None where there is none, and where the int8 row is a build for other
-    cores that this one runs with slower kernels, which says nothing of this core."""
+    """The float row of the same network and size as an int8 row; None where there is none, and where the int8
+    row is a build for other cores that this one runs with slower kernels, which says nothing of this core."""
     if row["precision"] != "int8" or row["build"]["slower_kernels"]:
         return None
     same = ("input_px", "parameters", "macs")
-    return next((of for of in rows if of["precision"] == "fp32" and all(of[key] == row[key] for key in same)), None)
+    return next(
+        (of for of in rows if of["precision"] == "fp32" and all(of[key] == row[key] for key in same)), None
+    )
 
 
 def _times(pairs: Pairs) -> str:
@@ -88,11 +121,15 @@ def _little_to_gain(tiny: Pairs) -> str:
         taken, file = f"the network takes only {longest}", "its file takes"
     else:
         taken, file = f"the networks take at most {longest}", "their files take"
-    return f"int8 saves little or no time here ({_times(tiny)}): {taken}; {file} {after:.1f} MB instead of {before:.1f} MB"
+    return (
+        f"int8 saves little or no time here ({_times(tiny)}): {taken}; {file} {after:.1f} MB instead of"
+        f" {before:.1f} MB"
+    )
 
 
 def _for_time(rows: Sequence[dict[str, Any]]) -> str:
-    """What to take for speed where int8 brings none: the float row with the least arithmetic, if one has less than the first."""
+    """What to take for speed where int8 brings none: the float row with the least arithmetic, if one has less
+    than the first."""
     floats = [row for row in rows if row["precision"] == "fp32"]
     light = min(floats, key=lambda row: row["p50_ms"])
     heavy = max(row["macs"] for row in floats)
@@ -105,10 +142,19 @@ def _for_time(rows: Sequence[dict[str, Any]]) -> str:
 def _power(device: dict[str, Any]) -> str | None:
     held = device["throttled"]
     if held:
-        when = "" if any(not name.endswith("since boot") for name in held) else ", perhaps not in this measurement"
-        return f"the board was held back ({', '.join(held)}{when}), so these times are not its own: {power_remedy(held)}"
+        when = (
+            ""
+            if any(not name.endswith("since boot") for name in held)
+            else ", perhaps not in this measurement"
+        )
+        return (
+            f"the board was held back ({', '.join(held)}{when}), so these times are not its own:"
+            f" {power_remedy(held)}"
+        )
     if (device["temperature_c"] or 0) >= HOT_C:
-        return f"the processor is at {device['temperature_c']:.0f} °C, where boards lower their clock: {COOLING}"
+        return (
+            f"the processor is at {device['temperature_c']:.0f} °C, where boards lower their clock: {COOLING}"
+        )
     return None
 
 
@@ -116,7 +162,10 @@ def _clock(device: dict[str, Any]) -> str | None:
     if not is_slow(device["governor"]):
         return None
     clock = "" if device["clock_mhz"] is None else f" ({device['clock_mhz']:.0f} MHz)"
-    return f"the governor powersave keeps the clock at its lowest{clock}, every row is slower than it could be: {GOVERNOR}"
+    return (
+        f"the governor powersave keeps the clock at its lowest{clock}, every row is slower than it"
+        f" could be: {GOVERNOR}"
+    )
 
 
 def _memory(device: dict[str, Any], rows: Sequence[dict[str, Any]]) -> str | None:
@@ -127,7 +176,10 @@ def _memory(device: dict[str, Any], rows: Sequence[dict[str, Any]]) -> str | Non
     if not tight:
         return None
     named = ", ".join(f"{row['variant']} {row['peak_rss_bytes'] / 1e6:.0f} MB" for row in tight)
-    return f"memory was nearly full ({named}, of {available / 1e6:.0f} MB available), which costs time: {_roomier(rows, tight)}"
+    return (
+        f"memory was nearly full ({named}, of {available / 1e6:.0f} MB available), which costs time:"
+        f" {_roomier(rows, tight)}"
+    )
 
 
 def _roomier(rows: Sequence[dict[str, Any]], tight: Sequence[dict[str, Any]]) -> str:
@@ -135,11 +187,17 @@ def _roomier(rows: Sequence[dict[str, Any]], tight: Sequence[dict[str, Any]]) ->
     least = min(others, key=lambda row: row["peak_rss_bytes"], default=None)
     if least is None:
         return "close other programs"
-    return f"close other programs, or use a smaller one ({least['variant']} took {least['peak_rss_bytes'] / 1e6:.0f} MB)"
+    return (
+        f"close other programs, or use a smaller one ({least['variant']} took"
+        f" {least['peak_rss_bytes'] / 1e6:.0f} MB)"
+    )
 
 
 def _not_fitting(all_rows: Sequence[dict[str, Any]], rows: Sequence[dict[str, Any]]) -> str | None:
     missing = [row["variant"] for row in all_rows if (row["error"] or "").startswith("did not fit")]
     if not missing:
         return None
-    return f"{', '.join(missing)} need{'s' * (len(missing) == 1)} more memory than there is: {_roomier(rows, ())}"
+    return (
+        f"{', '.join(missing)} need{'s' * (len(missing) == 1)} more memory than there is:"
+        f" {_roomier(rows, ())}"
+    )

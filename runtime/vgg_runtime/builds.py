@@ -14,15 +14,16 @@ from .targets import TARGETS, Target, here, nearest
 
 FAST, LEAN, AUTO = "fast", "lean", "auto"
 MEMORY_MODES = (AUTO, FAST, LEAN)
-# A fast session holds its weights twice while it packs them, beside Python and onnxruntime (measured: 1.9 times an fp32 file and
-# 60 MB at most); with more than this share of the available memory taken, others are pushed out.
+# A fast session holds its weights twice while it packs them, beside Python and onnxruntime (measured: 1.9
+# times an fp32 file and 60 MB at most); with more than this share of the available memory taken, others are
+# pushed out.
 PACKED_TWICE, ENGINE_BYTES, ROOM = 2.0, 60_000_000, 0.7
 SAMPLED_EVERY_S = 0.005
 
 
 def for_core(bundle: Manifest, target: Target, chosen: Mapping[str, str] | None = None) -> Manifest:
-    """The bundle with the build for this core in front of every variant. ``chosen``: ids of builds that were measured to be the
-    fastest here, by variant."""
+    """The bundle with the build for this core in front of every variant. ``chosen``: ids of builds that were
+    measured to be the fastest here, by variant."""
     variants = []
     for variant in bundle.variants:
         measured = next((b for b in variant.builds if b.id == (chosen or {}).get(variant.id)), None)
@@ -68,8 +69,9 @@ def request(folder: Path, bundle: Manifest, variant: Variant, memory_mode: str) 
 
 
 class Resident:
-    """The most anonymous and file-backed memory that a process had while this watched it, sampled: the kernel keeps a high-water mark
-    only of both together. ``with Resident(pid) as seen: ...``; None where /proc says nothing."""
+    """The most anonymous and file-backed memory that a process had while this watched it, sampled: the kernel
+    keeps a high-water mark only of both together. ``with Resident(pid) as seen: ...``; None where /proc says
+    nothing."""
 
     def __init__(self, pid: int) -> None:
         self._status = Path(f"/proc/{pid}/status")

@@ -1,4 +1,5 @@
-"""The doctor's checks of a bundle, and of onnxruntime with it. What may die (onnxruntime) is tried in a child process."""
+"""The doctor's checks of a bundle, and of onnxruntime with it. What may die (onnxruntime) is tried in a child
+process."""
 
 import contextlib
 import dataclasses
@@ -22,7 +23,8 @@ from .targets import of_device
 
 IMPORT_SECONDS = 120.0  # ten from the memory card of a Zero 2 W
 RUN_SECONDS = 600.0
-_RESULT = re.compile(r'<script type="application/json" id="result">(.*?)</script>', re.DOTALL)  # as page.py writes it
+# as page.py writes it
+_RESULT = re.compile(r'<script type="application/json" id="result">(.*?)</script>', re.DOTALL)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +52,9 @@ def examine(folder: Path, threads: int, board: Device, report: Report) -> list[C
         if variant.precision == "int8":
             report(f"running {variant.id}")
             why_not = _reason_not_to_run(variant, wrong, recorded, board.available_bytes, runs=runs)
-            checks.append(fused(folder, variant, threads, bundle) if why_not is None else _untried(variant, why_not))
+            checks.append(
+                fused(folder, variant, threads, bundle) if why_not is None else _untried(variant, why_not)
+            )
     return checks
 
 
@@ -120,10 +124,16 @@ def differing(folder: Path, files: Sequence[FileEntry], report: Report) -> dict[
 def hashes(files: Sequence[FileEntry], wrong: dict[str, BundleError]) -> Check:
     """The line for what ``differing`` found among the files that the manifest lists."""
     if not wrong:
-        return Check("hashes", OK, f"{len(files)} files, {sum(e.bytes for e in files) / 1e6:.0f} MB, as they were written")
+        return Check(
+            "hashes",
+            OK,
+            f"{len(files)} files, {sum(e.bytes for e in files) / 1e6:.0f} MB, as they were written",
+        )
     first = _as_check("hashes", next(iter(wrong.values())))
     others = list(wrong)[1:]
-    return dataclasses.replace(first, found=first.found + (f"; {len(others)} more: {', '.join(others[:5])}" if others else ""))
+    return dataclasses.replace(
+        first, found=first.found + (f"; {len(others)} more: {', '.join(others[:5])}" if others else "")
+    )
 
 
 def recorded_peaks(folder: Path, bundle: Manifest) -> Recorded:
@@ -135,8 +145,14 @@ def recorded_peaks(folder: Path, bundle: Manifest) -> Recorded:
     try:
         found = _RESULT.search((folder / manifest.REPORT_NAME).read_text(encoding="utf-8"))
         result = json.loads(found[1] if found else "")
-        rows = [row for row in result["variants"] if row["size_bytes"] in sizes.get(row["variant"], ()) and row["peak_rss_bytes"]]
-        return Recorded({row["variant"]: int(row["peak_rss_bytes"]) for row in rows}, str(result["device"]["cpu"]))
+        rows = [
+            row
+            for row in result["variants"]
+            if row["size_bytes"] in sizes.get(row["variant"], ()) and row["peak_rss_bytes"]
+        ]
+        return Recorded(
+            {row["variant"]: int(row["peak_rss_bytes"]) for row in rows}, str(result["device"]["cpu"])
+        )
     except (OSError, ValueError, KeyError, TypeError):
         return Recorded({}, "unknown")
 
@@ -145,39 +161,60 @@ def memory(variants: Sequence[Variant], recorded: Recorded, available: int | Non
     """Whether the variants fit into what is available, as far as it is known what they need."""
     name = "memory"
     if available is None:
-        return Check(name, UNKNOWN, "this system does not say how much memory is available (MemAvailable in /proc/meminfo)")
+        return Check(
+            name,
+            UNKNOWN,
+            "this system does not say how much memory is available (MemAvailable in /proc/meminfo)",
+        )
     free = f"{available / 1e6:.0f} MB available"
     too_large = [v for v in variants if _needed(v, recorded)[0] > available]
     if too_large:
         return _too_little(free, variants, too_large, recorded)
     largest = max(variants, key=lambda v: _needed(v, recorded)[0])
     if len(recorded.peaks) < len(variants):
-        found = f"{free}; the bundle has no record of what its variants need: at least {_need(largest, recorded)}"
+        found = (
+            f"{free}; the bundle has no record of what its variants need: at least {_need(largest, recorded)}"
+        )
         return Check(name, UNKNOWN, found, "the column 'peak MB' of the comparison says it for this board")
     return Check(name, OK, f"{free}; the most is {_need(largest, recorded)}")
 
 
-def _too_little(free: str, variants: Sequence[Variant], too_large: Sequence[Variant], recorded: Recorded) -> Check:
+def _too_little(
+    free: str, variants: Sequence[Variant], too_large: Sequence[Variant], recorded: Recorded
+) -> Check:
     found = f"{free}; too little for {', '.join(_need(v, recorded) for v in too_large)}"
     rest = [v.id for v in variants if v not in too_large]
     if not rest:
         least = min(variants, key=lambda v: _needed(v, recorded)[0])
-        return Check("memory", FAILS, found, f"close other programs, or take a board with more memory than {_need(least, recorded)}")
-    return Check("memory", WARNING, found, f"close other programs, or leave these out: --variants {','.join(rest)}")
+        return Check(
+            "memory",
+            FAILS,
+            found,
+            f"close other programs, or take a board with more memory than {_need(least, recorded)}",
+        )
+    return Check(
+        "memory", WARNING, found, f"close other programs, or leave these out: --variants {','.join(rest)}"
+    )
 
 
 def _needed(variant: Variant, recorded: Recorded) -> tuple[int, bool]:
-    """Bytes of memory, and whether that is a measured peak; else it is the model's file, the least that can be."""
+    """Bytes of memory, and whether that is a measured peak; else it is the model's file, the least that can
+    be."""
     peak = recorded.peaks.get(variant.id)
     return (variant.build.bytes, False) if peak is None else (peak, True)
 
 
 def _need(variant: Variant, recorded: Recorded) -> str:
     size, measured = _needed(variant, recorded)
-    return f"{variant.id} ({size / 1e6:.0f} MB, {f'its peak on {recorded.cpu}' if measured else 'the size of its file'})"
+    return (
+        f"{variant.id} ({size / 1e6:.0f} MB,"
+        f" {f'its peak on {recorded.cpu}' if measured else 'the size of its file'})"
+    )
 
 
-def _reason_not_to_run(variant: Variant, wrong: Collection[str], recorded: Recorded, available: int | None, *, runs: bool) -> str | None:
+def _reason_not_to_run(
+    variant: Variant, wrong: Collection[str], recorded: Recorded, available: int | None, *, runs: bool
+) -> str | None:
     """Why a mere check had better not load a variant; None when nothing speaks against it."""
     if not runs:
         return "onnxruntime cannot be imported"
@@ -194,7 +231,8 @@ def _untried(variant: Variant, why: str) -> Check:
 
 
 def fused(folder: Path, variant: Variant, threads: int, bundle: Manifest) -> Check:
-    """Whether this board's onnxruntime runs an int8 variant in int8; layers that were kept in float are meant to be."""
+    """Whether this board's onnxruntime runs an int8 variant in int8; layers that were kept in float are meant
+    to be."""
     name = f"int8 of {variant.id}"
     request = {
         **builds.request(folder, bundle, variant, builds.FAST),
@@ -204,20 +242,37 @@ def fused(folder: Path, variant: Variant, threads: int, bundle: Manifest) -> Che
     events, death = ask(request, RUN_SECONDS)
     if "executed" not in events:
         why = death or events.get("error", {}).get("message", "it said nothing")
-        return Check(name, FAILS, f"cannot be run: {why}", f"leave it out with --variants, or copy {variant.build.model.path} again")
+        return Check(
+            name,
+            FAILS,
+            f"cannot be run: {why}",
+            f"leave it out with --variants, or copy {variant.build.model.path} again",
+        )
     ran = events["executed"]
-    return judged(name, ran["ops"], ran["float_layers"], ran["peak_rss_bytes"], bundle.created_by.get("onnxruntime", "unknown"))
+    return judged(
+        name,
+        ran["ops"],
+        ran["float_layers"],
+        ran["peak_rss_bytes"],
+        bundle.created_by.get("onnxruntime", "unknown"),
+    )
 
 
 def judged(name: str, ops: dict[str, int], kept: int, peak_bytes: int | None, made_with: str) -> Check:
     """The line for the operators that were executed; ``kept`` layers are float by intention."""
     integer = sum(ops.get(op, 0) for op in probe.INTEGER_LAYERS)
     left = {op: count for op, count in ops.items() if op in probe.FLOAT_LAYERS}
-    relus = {} if kept else {op: count for op, count in ops.items() if op == "Relu"}  # a kept layer has its own, and a guard before it
+    # a kept layer has its own, and a guard before it
+    relus = {} if kept else {op: count for op, count in ops.items() if op == "Relu"}
     peak = "" if peak_bytes is None else f"; its process took {peak_bytes / 1e6:.0f} MB"
     intended = f", {kept} in float as intended" if kept else ""
     if sum(left.values()) <= kept and not relus:
         return Check(name, OK, f"{integer} layers run as int8{intended}{peak}")
     named = ", ".join(f"{count} {op}" for op, count in (left | relus).items())
     found = f"{named} run in float, expected {kept or 'none'}; {integer} layers run as int8{peak}"
-    return Check(name, FAILS, found, f"install the onnxruntime that the bundle was made with ({made_with}), or use a float variant")
+    return Check(
+        name,
+        FAILS,
+        found,
+        f"install the onnxruntime that the bundle was made with ({made_with}), or use a float variant",
+    )

@@ -1,4 +1,5 @@
-"""The self-check: inputs and logits that travel with the bundle, replayed on the device. The one tolerance table."""
+"""The self-check: inputs and logits that travel with the bundle, replayed on the device. The one tolerance
+table."""
 
 from pathlib import Path
 
@@ -7,9 +8,9 @@ import numpy.typing as npt
 
 from .errors import BundleError
 
-# Largest |difference of logits| that still passes, as a fraction of the spread (max - min) of the expected logits.
-# fp32: another CPU sums in another order. int8: the accumulation is exact, but a value that falls between two steps may
-# round the other way in each layer.
+# Largest |difference of logits| that still passes, as a fraction of the spread (max - min) of the expected
+# logits. fp32: another CPU sums in another order. int8: the accumulation is exact, but a value that falls
+# between two steps may round the other way in each layer.
 TOLERANCE = {"fp32": 1e-3, "int8": 0.10}
 
 
@@ -23,7 +24,9 @@ def logits_key(build: str) -> str:
     return f"logits_{build}"
 
 
-def load_expected(path: Path, build: str, crop_px: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+def load_expected(
+    path: Path, build: str, crop_px: int
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
     """Inputs [n, 3, px, px] and logits [n, classes] recorded when the bundle was built."""
     try:
         with np.load(path, allow_pickle=False) as archive:
@@ -33,7 +36,8 @@ def load_expected(path: Path, build: str, crop_px: int) -> tuple[npt.NDArray[np.
 
 
 def deviation(found: npt.NDArray[np.float32], expected: npt.NDArray[np.float32]) -> float:
-    """Largest difference as a fraction of the spread of the expected logits; infinite when anything is not a number."""
+    """Largest difference as a fraction of the spread of the expected logits; infinite when anything is not a
+    number."""
     if found.shape != expected.shape or not np.isfinite(found).all():
         return float("inf")
     spread = float(expected.max() - expected.min())

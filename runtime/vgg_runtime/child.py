@@ -1,10 +1,11 @@
-"""What runs in a variant's own process: load, self-check, time, predict. ``python -m vgg_runtime.child`` reads one JSON
-request line from standard input and writes one JSON event a line to standard output; ``measure.py`` is the other end. A
-picture comes as a path, or as a float32 tensor of ``tensor_bytes`` bytes behind the request line (the page's pictures never
-touch the disk).
+"""What runs in a variant's own process: load, self-check, time, predict. ``python -m vgg_runtime.child``
+reads one JSON request line from standard input and writes one JSON event a line to standard output;
+``measure.py`` is the other end. A picture comes as a path, or as a float32 tensor of ``tensor_bytes`` bytes
+behind the request line (the page's pictures never touch the disk).
 
-Order matters: the peak memory is read before any picture is decoded, so that it is the model's and not a photograph's. A tensor
-needs no decoding, and somebody is waiting for its answer: it comes before the check and the timing.
+Order matters: the peak memory is read before any picture is decoded, so that it is the model's and not a
+photograph's. A tensor needs no decoding, and somebody is waiting for its answer: it comes before the check
+and the timing.
 """
 
 import json
@@ -37,7 +38,11 @@ def main() -> int:
         return 130
     except Exception as error:  # whatever onnxruntime raises becomes a row of the table, with its own words
         text = " ".join(str(error).split())
-        short = "did not fit: out of memory" if "bad_alloc" in text or "Failed to allocate" in text else text[:300]
+        short = (
+            "did not fit: out of memory"
+            if "bad_alloc" in text or "Failed to allocate" in text
+            else text[:300]
+        )
         _emit("error", message=short or type(error).__name__)
     return 0
 
@@ -64,7 +69,8 @@ def serve(request: dict[str, Any]) -> None:
 
 
 def _answer(model: Model, paths: list[Path], preprocessing: Preprocessing) -> None:
-    """Classify pictures; how long decoding and preprocessing took, and both with the model, goes into the event answered."""
+    """Classify pictures; how long decoding and preprocessing took, and both with the model, goes into the
+    event answered."""
     prepare_ms, end_to_end_ms = list[float](), list[float]()
     for index, path in enumerate(paths):
         start = time.perf_counter()

@@ -24,7 +24,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Exit codes: 0 all well, 1 a self-check or a variant failed, 2 unusable input, 130 interrupted."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # a terminal without UTF-8 gets escapes, not a traceback
+            # a terminal without UTF-8 gets escapes, not a traceback
+            stream.reconfigure(errors="backslashreplace")
     warnings.simplefilter("ignore")  # Pillow's remarks on damaged EXIF; what matters is an error
     options = _parser().parse_args(arguments)
     try:
@@ -39,14 +40,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("\nInterrupted.", file=sys.stderr)
         return EXIT_INTERRUPTED
     except MemoryError:
-        print("Error: this program itself did not fit into memory; close others or use --variants for one at a time", file=sys.stderr)
+        print(
+            "Error: this program itself did not fit into memory; close others or use --variants for one at"
+            " a time",
+            file=sys.stderr,
+        )
         return EXIT_FAILED
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="compare.py",
-        description="Run every variant of a bundle side by side: prediction, latency, size, memory, load time, agreement.",
+        description="Run every variant of a bundle side by side: prediction, latency, size, memory, load"
+        " time, agreement.",
         epilog="examples: python compare.py --image cat.jpg --variants baseline,quantized --json result.json;"
         " python compare.py --live compact --source http://camera.local:8080/stream",
     )
@@ -65,17 +71,30 @@ def _parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="a picture to classify; may be repeated (default: the bundle's samples)",
     )
-    what.add_argument("--images", type=Path, metavar="DIR", help="a folder of pictures; class folders give an accuracy")
+    what.add_argument(
+        "--images", type=Path, metavar="DIR", help="a folder of pictures; class folders give an accuracy"
+    )
     parser.add_argument("--variants", metavar="A,B", help="only these, by name (default: all)")
     parser.add_argument(
         "--threads",
         type=_threads,
         metavar="N",
-        help="threads of onnxruntime (default: the cores this process may use); auto: 1, 2 and 4 are tried for each variant",
+        help="threads of onnxruntime (default: the cores this process may use); auto: 1, 2 and 4 are tried"
+        " for each variant",
     )
-    parser.add_argument("--budget", type=_seconds, default=10.0, metavar="SECONDS", help="of timed runs per variant (default: 10)")
     parser.add_argument(
-        "--rounds", type=_positive, default=3, metavar="N", help="turns that the variants take, so that heat does not decide (default: 3)"
+        "--budget",
+        type=_seconds,
+        default=10.0,
+        metavar="SECONDS",
+        help="of timed runs per variant (default: 10)",
+    )
+    parser.add_argument(
+        "--rounds",
+        type=_positive,
+        default=3,
+        metavar="N",
+        help="turns that the variants take, so that heat does not decide (default: 3)",
     )
     parser.add_argument(
         "--cool-down",
@@ -85,25 +104,59 @@ def _parser() -> argparse.ArgumentParser:
         help="longest wait before a turn for the board to be as cool as at the start (default: 30)",
     )
     parser.add_argument(
-        "--silence", type=_seconds, default=300.0, metavar="SECONDS", help="a variant that says nothing for so long is ended (default: 300)"
+        "--silence",
+        type=_seconds,
+        default=300.0,
+        metavar="SECONDS",
+        help="a variant that says nothing for so long is ended (default: 300)",
     )
     parser.add_argument(
         "--memory",
         choices=builds.MEMORY_MODES,
         default=builds.AUTO,
-        help="lean: float weights stay in the file's pages, which the system can drop; auto: fast where there is room (default)",
+        help="lean: float weights stay in the file's pages, which the system can drop; auto: fast where"
+        " there is room (default)",
     )
-    parser.add_argument("--target", metavar="CORE", help="use the builds for another core than this one, e.g. pi4 (default: this one's)")
-    parser.add_argument("--tune", action="store_true", help="time the builds of each variant here first, and remember which is the fastest")
-    parser.add_argument("--root", type=Path, default=Path("/"), help=argparse.SUPPRESS)  # /proc and /sys of another board, for tests
+    parser.add_argument(
+        "--target",
+        metavar="CORE",
+        help="use the builds for another core than this one, e.g. pi4 (default: this one's)",
+    )
+    parser.add_argument(
+        "--tune",
+        action="store_true",
+        help="time the builds of each variant here first, and remember which is the fastest",
+    )
+    # /proc and /sys of another board, for tests
+    parser.add_argument("--root", type=Path, default=Path("/"), help=argparse.SUPPRESS)
     parser.add_argument("--top5", action="store_true", help="show the five most probable classes")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the whole result, raw samples included")
-    parser.add_argument("--html", type=Path, metavar="FILE", help="write the result as a page that needs no server")
-    parser.add_argument("--doctor", action="store_true", help="measure nothing; say what this board and the bundle have and lack")
-    parser.add_argument("--diff", type=Path, nargs=2, metavar=("A.json", "B.json"), help="compare two results and do nothing else")
-    parser.add_argument("--serve", action="store_true", help="open a page: drop in a picture, see a card per variant")
+    parser.add_argument(
+        "--json", type=Path, metavar="FILE", help="write the whole result, raw samples included"
+    )
+    parser.add_argument(
+        "--html", type=Path, metavar="FILE", help="write the result as a page that needs no server"
+    )
+    parser.add_argument(
+        "--doctor",
+        action="store_true",
+        help="measure nothing; say what this board and the bundle have and lack",
+    )
+    parser.add_argument(
+        "--diff",
+        type=Path,
+        nargs=2,
+        metavar=("A.json", "B.json"),
+        help="compare two results and do nothing else",
+    )
+    parser.add_argument(
+        "--serve", action="store_true", help="open a page: drop in a picture, see a card per variant"
+    )
     parser.add_argument("--port", type=_port, metavar="N", help="of the page (default: 8000)")
-    parser.add_argument("--host", metavar="ADDRESS", help="open the page to the network, e.g. 0.0.0.0 (default: this machine only)")
+    parser.add_argument(
+        "--host",
+        metavar="ADDRESS",
+        help="open the page to the network, e.g. 0.0.0.0 (default: this machine only)",
+    )
     _add_live(parser.add_argument_group("live"))
     parser.add_argument("--version", action="version", version=__version__)
     return parser
@@ -111,14 +164,21 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_live(group: "argparse._ArgumentGroup") -> None:
     add = group.add_argument
-    add("--live", metavar="VARIANT", help="classify a stream with this variant, the newest frame each time, until Ctrl-C")
+    add(
+        "--live",
+        metavar="VARIANT",
+        help="classify a stream with this variant, the newest frame each time, until Ctrl-C",
+    )
     add(
         "--source",
         metavar="FROM",
-        help="a folder (over and over), a file or pipe of JPEGs, - for standard input, http://… (MJPEG), /dev/video0 (needs ffmpeg),"
+        help="a folder (over and over), a file or pipe of JPEGs, - for standard input, http://… (MJPEG),"
+        " /dev/video0 (needs ffmpeg),"
         " camera (picamera2 or rpicam-vid; default)",
     )
-    add("--fps", type=_rate, metavar="N", help="frames a second of a folder, a file or a camera (default: 30)")
+    add(
+        "--fps", type=_rate, metavar="N", help="frames a second of a folder, a file or a camera (default: 30)"
+    )
     add("--frames", type=_count, metavar="N", help="end after so many classified frames")
     add("--seconds", type=_duration, metavar="N", help="end after so long")
     add("--every", type=_seconds, metavar="SECONDS", help="between two lines (default: 5)")
@@ -198,15 +258,26 @@ def _run(options: argparse.Namespace) -> int:
     if options.target:
         _refuse(options, ("tune",), "finds what is fastest on this core; it does not go with --target")
     variants = _chosen(bundle, options.variants)
-    models = [entry for variant in variants for build in (variant.builds if options.tune else (variant.build,)) for entry in build.files]
+    models = [
+        entry
+        for variant in variants
+        for build in (variant.builds if options.tune else (variant.build,))
+        for entry in build.files
+    ]
     needed = [bundle.labels, bundle.expected, manifest.splits_entry(bundle), *dict.fromkeys(models)]
     samples = not options.image and not options.images
-    manifest.verify(folder, [*needed, *(s.file for s in bundle.samples if samples)], lambda e: _report(f"checking {e.path}"))
+    manifest.verify(
+        folder,
+        [*needed, *(s.file for s in bundle.samples if samples)],
+        lambda e: _report(f"checking {e.path}"),
+    )
     labels = manifest.read_labels(folder, bundle)
     images = _images(options, folder, bundle, labels)
     output.check_writable(*filter(None, (options.json, options.html)))
     if options.tune:
-        bundle = tuning.tune(folder, bundle, variants, threads or device.usable_cores(), options.root, _report_line)
+        bundle = tuning.tune(
+            folder, bundle, variants, threads or device.usable_cores(), options.root, _report_line
+        )
         variants = _chosen(bundle, options.variants)
     settings = measure.Options(
         threads=threads,
@@ -242,7 +313,10 @@ def _doctor(options: argparse.Namespace, folder: Path) -> int:
     _refuse(options, ("memory",), "does not go with --doctor, which measures nothing")
     _refuse(options, names, "does not go with --doctor, which looks at the board and the whole bundle")
     return doctor.command(
-        folder, options.threads or device.usable_cores(), options.json, lambda line: _report(line) if line else _clear_report()
+        folder,
+        options.threads or device.usable_cores(),
+        options.json,
+        lambda line: _report(line) if line else _clear_report(),
     )
 
 
@@ -256,28 +330,55 @@ def _serve(options: argparse.Namespace, folder: Path, bundle: manifest.Manifest)
     from . import serve
 
     models = dict.fromkeys(entry for variant in bundle.variants for entry in variant.build.files)
-    manifest.verify(folder, [bundle.labels, bundle.expected, *models], lambda e: _report(f"checking {e.path}"))
+    manifest.verify(
+        folder, [bundle.labels, bundle.expected, *models], lambda e: _report(f"checking {e.path}")
+    )
     _clear_report()
     labels = manifest.read_labels(folder, bundle)
     port = 8000 if options.port is None else options.port
     threads = options.threads or device.usable_cores()
     host = options.host or "127.0.0.1"
-    serve.run(lambda hosts: serve.Server(folder, bundle, labels, threads, hosts, options.memory), host, port, _report_line)
+    serve.run(
+        lambda hosts: serve.Server(folder, bundle, labels, threads, hosts, options.memory),
+        host,
+        port,
+        _report_line,
+    )
     return EXIT_OK
 
 
 def _live(options: argparse.Namespace, folder: Path, bundle: manifest.Manifest) -> int:
     """One variant on a stream; 0 also when SIGTERM ended it, as a service manager does."""
-    compared = ("image", "images", "variants", "budget", "rounds", "cool_down", "silence", "top5", "html", "serve", "port", "host", "tune")
+    compared = (
+        "image",
+        "images",
+        "variants",
+        "budget",
+        "rounds",
+        "cool_down",
+        "silence",
+        "top5",
+        "html",
+        "serve",
+        "port",
+        "host",
+        "tune",
+    )
     _refuse(options, compared, "does not go with --live")
     if options.threads == 0:
-        raise RuntimeInputError("--threads auto does not go with --live; compare.py --threads auto finds the number, then name it")
+        raise RuntimeInputError(
+            "--threads auto does not go with --live; compare.py --threads auto finds the number, then name it"
+        )
     variant = bundle.variant(options.live)
     from . import live, live_text, sources
 
     source = sources.open_source(options.source or "camera", options.fps)
     output.check_writable(*filter(None, (options.json,)))
-    manifest.verify(folder, [bundle.labels, bundle.expected, *variant.build.files], lambda e: _report(f"checking {e.path}"))
+    manifest.verify(
+        folder,
+        [bundle.labels, bundle.expected, *variant.build.files],
+        lambda e: _report(f"checking {e.path}"),
+    )
     _clear_report()
     labels = manifest.read_labels(folder, bundle)
     threads = options.threads or device.usable_cores()
@@ -315,8 +416,11 @@ def _chosen(bundle: manifest.Manifest, wanted: str | None) -> list[manifest.Vari
     return bundle.chosen(wanted)
 
 
-def _images(options: argparse.Namespace, folder: Path, bundle: manifest.Manifest, labels: Sequence[str]) -> list[measure.Shown]:
-    """The pictures to classify with class indices where known; each has been decoded once, so none fails later."""
+def _images(
+    options: argparse.Namespace, folder: Path, bundle: manifest.Manifest, labels: Sequence[str]
+) -> list[measure.Shown]:
+    """The pictures to classify with class indices where known; each has been decoded once, so none fails
+    later."""
     if options.images:
         found = find(options.images)
         classes = match_folders({f.folder for f in found if f.folder}, labels, bundle.class_ids)
@@ -340,7 +444,8 @@ def _images(options: argparse.Namespace, folder: Path, bundle: manifest.Manifest
 
 
 def _short_hash(path: Path) -> str | None:
-    """The first sixteen hex digits of a file's sha256; None when it cannot be read, which decoding it will say."""
+    """The first sixteen hex digits of a file's sha256; None when it cannot be read, which decoding it will
+    say."""
     try:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()[:16]

@@ -1,8 +1,8 @@
 """Decodes a stranger's picture in a process of its own: ``python -m vgg_runtime.decode``.
 
-Standard input: one JSON line ``{"bytes", "preprocessings"}`` and then the file. Standard output: one JSON line, either ``{"error"}``
-or ``{"width", "height", "format", "tensor_bytes": [...]}`` followed by one float32 tensor [3, px, px] per preprocessing. Whatever a
-picture does to the decoder ends with this process.
+Standard input: one JSON line ``{"bytes", "preprocessings"}`` and then the file. Standard output: one JSON
+line, either ``{"error"}`` or ``{"width", "height", "format", "tensor_bytes": [...]}`` followed by one float32
+tensor [3, px, px] per preprocessing. Whatever a picture does to the decoder ends with this process.
 """
 
 import json
@@ -30,7 +30,12 @@ def main() -> int:
         _answer({"error": message})
         return 0
     _answer(
-        {"width": image.width, "height": image.height, "format": image.format, "tensor_bytes": [t.nbytes for t in tensors]},
+        {
+            "width": image.width,
+            "height": image.height,
+            "format": image.format,
+            "tensor_bytes": [t.nbytes for t in tensors],
+        },
         *(t.tobytes() for t in tensors),
     )
     return 0

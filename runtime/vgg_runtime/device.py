@@ -1,4 +1,5 @@
-"""What the figures were measured on. Every file is read below ``root``, so that a test can lay out another board."""
+"""What the figures were measured on. Every file is read below ``root``, so that a test can lay out another
+board."""
 
 import dataclasses
 import os
@@ -8,7 +9,18 @@ from pathlib import Path
 from typing import Any
 
 # What decides which int8 kernels onnxruntime picks.
-_FEATURES = ("asimd", "asimddp", "i8mm", "sve", "avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_int8")
+_FEATURES = (
+    "asimd",
+    "asimddp",
+    "i8mm",
+    "sve",
+    "avx2",
+    "avx512f",
+    "avx512_vnni",
+    "avx_vnni",
+    "avx512_bf16",
+    "amx_int8",
+)
 
 # Bits 0 to 3 of the Raspberry Pi's firmware say what happens now, bits 16 to 19 what has happened since boot.
 _THROTTLE_BITS = ("under-voltage", "clock capped", "throttled", "soft temperature limit")
@@ -20,8 +32,8 @@ _THROTTLE_FILES = "sys/devices/platform/soc*/soc*:firmware/get_throttled"
 
 @dataclasses.dataclass(frozen=True)
 class Device:
-    """A board or PC; what is not known is None. From ``temperature_c`` on it is the state at that moment; an empty ``throttled`` is
-    a board that says it is not."""
+    """A board or PC; what is not known is None. From ``temperature_c`` on it is the state at that moment; an
+    empty ``throttled`` is a board that says it is not."""
 
     board: str
     machine: str
@@ -92,7 +104,9 @@ def temperature_c(root: Path = Path("/")) -> float | None:
 
 def clock_mhz(root: Path = Path("/")) -> float | None:
     """Of the fastest core now."""
-    values = [_text(path).strip() for path in root.glob("sys/devices/system/cpu/cpu[0-9]*/cpufreq/scaling_cur_freq")]
+    values = [
+        _text(path).strip() for path in root.glob("sys/devices/system/cpu/cpu[0-9]*/cpufreq/scaling_cur_freq")
+    ]
     return max((int(v) / 1000 for v in values if v.isdigit()), default=None)
 
 
@@ -103,13 +117,18 @@ def throttled(root: Path = Path("/")) -> tuple[str, ...] | None:
     if bits is None:
         return None
     now = [name for k, name in enumerate(_THROTTLE_BITS) if bits >> k & 1]
-    before = [f"{name}{SINCE_BOOT}" for k, name in enumerate(_THROTTLE_BITS) if bits >> (16 + k) & 1 and name not in now]
+    before = [
+        f"{name}{SINCE_BOOT}"
+        for k, name in enumerate(_THROTTLE_BITS)
+        if bits >> (16 + k) & 1 and name not in now
+    ]
     return (*now, *before)
 
 
 def governor(root: Path = Path("/")) -> str | None:
-    """What chooses the clock, of the first core; with the driver where that one chooses itself: "powersave" of intel_pstate and of
-    amd-pstate-epp goes up to the highest clock, that of a Raspberry Pi stays at the lowest."""
+    """What chooses the clock, of the first core; with the driver where that one chooses itself: "powersave"
+    of intel_pstate and of amd-pstate-epp goes up to the highest clock, that of a Raspberry Pi stays at the
+    lowest."""
     folders = sorted(root.glob("sys/devices/system/cpu/cpu[0-9]*/cpufreq"))
     names = [_text(folder / "scaling_governor").strip() for folder in folders]
     drivers = [_text(folder / "scaling_driver").strip() for folder in folders]
@@ -134,7 +153,8 @@ def usable_cores() -> int:
 
 
 def peak_rss_bytes(status: Path = Path("/proc/self/status")) -> int | None:
-    """VmHWM of this process; not ``ru_maxrss``, which inherits the parent's peak. None where /proc is missing."""
+    """VmHWM of this process; not ``ru_maxrss``, which inherits the parent's peak. None where /proc is
+    missing."""
     kilobytes = _first(r"^VmHWM:\s*(\d+) kB", _text(status))
     return int(kilobytes) * 1024 if kilobytes else None
 

@@ -1,7 +1,8 @@
 """``compare.py --doctor``: what this machine and this bundle have and lack before anything is measured.
 
-The machine's checks need the standard library alone, so that they also answer where the requirements cannot be installed (a
-32-bit system has no onnxruntime). Every file is read below ``root``, so that a test can lay out another board.
+The machine's checks need the standard library alone, so that they also answer where the requirements cannot
+be installed (a 32-bit system has no onnxruntime). Every file is read below ``root``, so that a test can lay
+out another board.
 """
 
 import argparse
@@ -22,8 +23,14 @@ SCHEMA = 1
 OK, WARNING, FAILS, UNKNOWN = "ok", "warning", "fails", "unknown"
 EXIT_OK, EXIT_FAILS, EXIT_INPUT = 0, 1, 2
 OLDEST_PYTHON = (3, 11)
-INSTALL = "python3 -m venv venv && venv/bin/pip install -r runtime/requirements.txt, then venv/bin/python runtime/compare.py"
-SYSTEM_64 = "install the 64-bit Raspberry Pi OS (onnxruntime has no wheels for 32-bit ARM) and make the virtual environment anew"
+INSTALL = (
+    "python3 -m venv venv && venv/bin/pip install -r runtime/requirements.txt, then venv/bin/python"
+    " runtime/compare.py"
+)
+SYSTEM_64 = (
+    "install the 64-bit Raspberry Pi OS (onnxruntime has no wheels for 32-bit ARM) and make the"
+    " virtual environment anew"
+)
 
 # e_machine of the ELF header; onnxruntime has wheels for the first two.
 _MACHINES = {183: "aarch64", 62: "x86-64", 40: "32-bit ARM", 3: "32-bit x86", 243: "RISC-V"}
@@ -47,7 +54,8 @@ class Check:
 
 
 def examine(folder: Path, threads: int, report: Report, root: Path = Path("/")) -> dict[str, Any]:
-    """The doctor's document on the machine below ``root`` and the bundle in ``folder``; ``report`` is told what is being done."""
+    """The doctor's document on the machine below ``root`` and the bundle in ``folder``; ``report`` is told
+    what is being done."""
     board = device.describe(threads, root)
     checks = [*machine(board, root), *_bundle(folder, threads, board, report)]
     return {
@@ -79,15 +87,22 @@ def _bundle(folder: Path, threads: int, board: Device, report: Report) -> list[C
         from . import bundle_checks  # needs numpy and Pillow
     except ImportError as error:
         return [requirements(error)]
-    return [Check("numpy, Pillow", OK, "can be imported"), *bundle_checks.examine(folder, threads, board, report)]
+    return [
+        Check("numpy, Pillow", OK, "can be imported"),
+        *bundle_checks.examine(folder, threads, board, report),
+    ]
 
 
 def requirements(error: ImportError) -> Check:
     """A package that is not there, or whose shared libraries are not."""
     if isinstance(error, ModuleNotFoundError):
-        found = f"the package {error.name} is missing, so that nothing can be run and the bundle was not looked at"
+        found = (
+            f"the package {error.name} is missing, so that nothing can be run and the bundle was not"
+            " looked at"
+        )
     else:
-        reason = " ".join(str(error.__cause__ or error).split())[:160]  # numpy puts a page of advice around the cause
+        # numpy puts a page of advice around the cause
+        reason = " ".join(str(error.__cause__ or error).split())[:160]
         found = f"{error.name or 'a package'} cannot be imported ({reason})"
     return Check("numpy, Pillow", FAILS, found, INSTALL)
 
@@ -97,11 +112,16 @@ def system(board: Device, root: Path = Path("/")) -> Check:
     name = "64-bit system"
     try:
         with (root / "proc/self/exe").open("rb") as file:
-            header = file.read(20)  # ELF: magic 0-3, class 4 (2: 64 bit), byte order 5 (1: little), e_machine 18-19
+            # ELF: magic 0-3, class 4 (2: 64 bit), byte order 5 (1: little), e_machine 18-19
+            header = file.read(20)
     except OSError:
         header = b""
     if len(header) < 20 or header[:4] != b"\x7fELF":
-        return Check(name, UNKNOWN, f"{root / 'proc/self/exe'} is no readable ELF program; uname -m should say aarch64 or x86_64")
+        return Check(
+            name,
+            UNKNOWN,
+            f"{root / 'proc/self/exe'} is no readable ELF program; uname -m should say aarch64 or x86_64",
+        )
     number = int.from_bytes(header[18:20], "little" if header[5] == 1 else "big")
     kind = _MACHINES.get(number, f"ELF machine {number}")
     found = f"Python is a program for {kind}, on {board.os}"
@@ -109,7 +129,10 @@ def system(board: Device, root: Path = Path("/")) -> Check:
         return Check(name, FAILS, found + "; expected a 64-bit one", SYSTEM_64)
     if kind not in _WITH_WHEELS:
         return Check(
-            name, WARNING, found, f"onnxruntime has wheels for {' and '.join(_WITH_WHEELS)}; build it from source for this machine"
+            name,
+            WARNING,
+            found,
+            f"onnxruntime has wheels for {' and '.join(_WITH_WHEELS)}; build it from source for this machine",
         )
     return Check(name, OK, found)
 
@@ -119,15 +142,26 @@ def python(version: Sequence[int]) -> Check:
     found, least = (".".join(map(str, numbers)) for numbers in (version, OLDEST_PYTHON))
     if tuple(version[:2]) >= OLDEST_PYTHON:
         return Check("Python", OK, found)
-    return Check("Python", FAILS, f"{found}; expected {least} or newer", "Raspberry Pi OS Bookworm has Python 3.11, Trixie 3.13")
+    return Check(
+        "Python",
+        FAILS,
+        f"{found}; expected {least} or newer",
+        "Raspberry Pi OS Bookworm has Python 3.11, Trixie 3.13",
+    )
 
 
 def environment(prefix: Path, base: Path) -> Check:
-    """Whether Python runs in a virtual environment; the system's own refuses pip on Raspberry Pi OS (PEP 668)."""
+    """Whether Python runs in a virtual environment; the system's own refuses pip on Raspberry Pi OS (PEP
+    668)."""
     name = "virtual environment"
     if prefix != base:
         return Check(name, OK, str(prefix))
-    return Check(name, WARNING, f"none: this is the Python of the system in {base}, into which pip may not install (PEP 668)", INSTALL)
+    return Check(
+        name,
+        WARNING,
+        f"none: this is the Python of the system in {base}, into which pip may not install (PEP 668)",
+        INSTALL,
+    )
 
 
 def known_board(board: Device) -> Check:
@@ -142,7 +176,9 @@ def dot_product(board: Device) -> Check:
     if known is None:
         return Check(name, UNKNOWN, "/proc/cpuinfo lists no features that are known here")
     if known:
-        return Check(name, OK, ", ".join(feature for feature in advice.DOT_PRODUCT if feature in board.features))
+        return Check(
+            name, OK, ", ".join(feature for feature in advice.DOT_PRODUCT if feature in board.features)
+        )
     remedy = "for time take float variants with less arithmetic: compact-fp32, compact-scaled-fp32, 160 px"
     return Check(name, WARNING, advice.missing_dot_product(board.features), remedy)
 
@@ -152,7 +188,9 @@ def governor(board: Device) -> Check:
     if board.governor is None:
         return Check("governor", UNKNOWN, f"this system does not say what chooses the clock{clock}")
     if advice.is_slow(board.governor):
-        return Check("governor", WARNING, f"{board.governor}: the clock stays at its lowest{clock}", advice.GOVERNOR)
+        return Check(
+            "governor", WARNING, f"{board.governor}: the clock stays at its lowest{clock}", advice.GOVERNOR
+        )
     return Check("governor", OK, board.governor + clock)
 
 
@@ -160,7 +198,9 @@ def power(board: Device) -> Check:
     """What the firmware holds back: now is a failure, because no figure taken now is the board's."""
     held = board.throttled
     if held is None:
-        return Check("power", UNKNOWN, "no firmware says whether the board is held back; a Raspberry Pi's does")
+        return Check(
+            "power", UNKNOWN, "no firmware says whether the board is held back; a Raspberry Pi's does"
+        )
     if not held:
         return Check("power", OK, "not held back, now or since boot")
     now = [name for name in held if not name.endswith("since boot")]
@@ -172,7 +212,12 @@ def heat(board: Device) -> Check:
         return Check("temperature", UNKNOWN, "no processor sensor")
     found = f"{board.temperature_c:.0f} °C"
     if board.temperature_c >= advice.HOT_C:
-        return Check("temperature", WARNING, f"{found}; boards lower their clock from {advice.HOT_C:.0f} °C on", advice.COOLING)
+        return Check(
+            "temperature",
+            WARNING,
+            f"{found}; boards lower their clock from {advice.HOT_C:.0f} °C on",
+            advice.COOLING,
+        )
     return Check("temperature", OK, found)
 
 

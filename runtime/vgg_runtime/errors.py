@@ -1,4 +1,5 @@
-"""What can be wrong with what the runtime is given. Each message says what was found, what was expected, what to do."""
+"""What can be wrong with what the runtime is given. Each message says what was found, what was expected, what
+to do."""
 
 
 class RuntimeInputError(Exception):

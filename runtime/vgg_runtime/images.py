@@ -23,13 +23,16 @@ def find(root: Path) -> list[Found]:
         ImageError: no such folder, no pictures, or pictures both beside and inside class folders.
     """
     if not root.is_dir():
-        raise ImageError(f"there is no folder {root}; expected a folder of pictures, or of class folders with pictures")
+        raise ImageError(
+            f"there is no folder {root}; expected a folder of pictures, or of class folders with pictures"
+        )
     flat = [Found(path, None) for path in _pictures(root, recursive=False)]
     folders = sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith((".", "__")))
     inside = [Found(path, folder.name) for folder in folders for path in _pictures(folder, recursive=True)]
     if flat and inside:
         raise ImageError(
-            f"{root} has {len(flat)} pictures beside its class folders and {len(inside)} inside them; expected one or the other"
+            f"{root} has {len(flat)} pictures beside its class folders and {len(inside)} inside them;"
+            " expected one or the other"
         )
     if not flat and not inside:
         raise ImageError(f"{root} holds no pictures ({', '.join(SUFFIXES)}); expected at least one")
@@ -38,7 +41,9 @@ def find(root: Path) -> list[Found]:
 
 def _pictures(folder: Path, *, recursive: bool) -> list[Path]:
     entries = folder.rglob("*") if recursive else folder.iterdir()
-    return sorted(p for p in entries if p.suffix.lower() in SUFFIXES and not p.name.startswith(".") and p.is_file())
+    return sorted(
+        p for p in entries if p.suffix.lower() in SUFFIXES and not p.name.startswith(".") and p.is_file()
+    )
 
 
 def normalise(name: str) -> str:
@@ -65,7 +70,10 @@ def match_folders(folders: Iterable[str], labels: Sequence[str], ids: Sequence[s
         elif len(indices) == 1:
             matched[folder] = indices[0]
         elif indices:
-            raise RuntimeInputError(f"the class folder {folder!r} fits {len(indices)} classes of the same name; name it by its WordNet id")
+            raise RuntimeInputError(
+                f"the class folder {folder!r} fits {len(indices)} classes of the same name; name it by its"
+                " WordNet id"
+            )
         else:
             unknown.append(folder)
     if unknown:

@@ -1,12 +1,15 @@
-"""Cuts a stream of bytes into JPEG files: MJPEG as cameras, ``ffmpeg -f mjpeg`` and ``multipart/x-mixed-replace`` servers send it."""
+"""Cuts a stream of bytes into JPEG files: MJPEG as cameras, ``ffmpeg -f mjpeg`` and
+``multipart/x-mixed-replace`` servers send it."""
 
 import re
 
 from .errors import ImageError
 
-MAX_FRAME_BYTES = 12_000_000  # a 50 megapixel photograph; a stream that never ends a picture must not fill the memory
+# a 50 megapixel photograph; a stream that never ends a picture must not fill the memory
+MAX_FRAME_BYTES = 12_000_000
 _START = b"\xff\xd8\xff"
-_MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")  # within compressed data: neither a stuffed 0xFF nor a restart marker
+# within compressed data: neither a stuffed 0xFF nor a restart marker
+_MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
 _SOI, _EOI, _SOS = 0xD8, 0xD9, 0xDA
 _WITHOUT_LENGTH = frozenset((0x01, *range(0xD0, 0xD8)))
 
@@ -14,12 +17,14 @@ _WITHOUT_LENGTH = frozenset((0x01, *range(0xD0, 0xD8)))
 class Splitter:
     """``feed`` bytes, get whole JPEGs. What lies between them (a multipart server's headers) is skipped.
 
-    Segments are walked by their lengths: the thumbnail inside a camera's EXIF block ends with the same two bytes as the picture.
+    Segments are walked by their lengths: the thumbnail inside a camera's EXIF block ends with the same two
+    bytes as the picture.
     """
 
     def __init__(self) -> None:
         self._buffer = bytearray()
-        self._at = 0  # of the buffer, which begins with a picture: how far that is known; 0 while no picture has begun
+        # of the buffer, which begins with a picture: how far that is known; 0 while no picture has begun
+        self._at = 0
         self._compressed = False  # whether ``_at`` lies in compressed data
 
     def feed(self, piece: bytes) -> list[bytes | ImageError]:

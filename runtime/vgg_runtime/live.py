@@ -1,5 +1,6 @@
-"""Classifies a stream: a thread reads the source and keeps only the newest frame, this one decodes it, and the model answers in a
-process of its own (``responder.py``), so that what kills it (no memory, an instruction the core lacks) is a sentence here.
+"""Classifies a stream: a thread reads the source and keeps only the newest frame, this one decodes it, and
+the model answers in a process of its own (``responder.py``), so that what kills it (no memory, an instruction
+the core lacks) is a sentence here.
 
 Nothing grows with time: of latencies a ring of the latest and a sample of fixed size of all are kept.
 """
@@ -43,7 +44,8 @@ class ModelError(Exception):
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """``frames``: classified, and ``seconds``: of the stream, after either of which it ends; ``every_s``: between two lines."""
+    """``frames``: classified, and ``seconds``: of the stream, after either of which it ends; ``every_s``:
+    between two lines."""
 
     threads: int
     frames: int | None = None
@@ -112,7 +114,8 @@ class Latest:
 
 
 class Latency:
-    """Of one stage in ms: the ``RECENT`` latest, and a uniform sample of at most ``KEPT`` of all (Vitter's algorithm R)."""
+    """Of one stage in ms: the ``RECENT`` latest, and a uniform sample of at most ``KEPT`` of all (Vitter's
+    algorithm R)."""
 
     def __init__(self) -> None:
         self.recent: collections.deque[float] = collections.deque(maxlen=RECENT)
@@ -130,19 +133,28 @@ class Latency:
 
     def to_json(self) -> dict[str, Any]:
         """Percentiles of the whole run where there are frames enough for them."""
-        return {f"p{q}": percentile(self.kept, q) for q in (50, 90, 99)} | {"max": self.most if self.n else None, "n": self.n}
+        return {f"p{q}": percentile(self.kept, q) for q in (50, 90, 99)} | {
+            "max": self.most if self.n else None,
+            "n": self.n,
+        }
 
 
 class Responder:
-    """The other end of ``responder.py``. Its methods raise ModelError; they return None when an interrupt came first."""
+    """The other end of ``responder.py``. Its methods raise ModelError; they return None when an interrupt
+    came first."""
 
-    def __init__(self, folder: Path, bundle: Manifest, variant: Variant, settings: Settings, interrupt: Interrupt) -> None:
+    def __init__(
+        self, folder: Path, bundle: Manifest, variant: Variant, settings: Settings, interrupt: Interrupt
+    ) -> None:
         self._variant, self._interrupt = variant, interrupt
         self._heard = b""
         self._complaints = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115  closed by close()
         self._child = measure.start("vgg_runtime.responder", self._complaints)
         mode = builds.mode(variant.build, settings.memory, device.available_bytes())
-        request = builds.request(folder, bundle, variant, mode) | {"crop_px": variant.preprocessing.crop_px, "threads": settings.threads}
+        request = builds.request(folder, bundle, variant, mode) | {
+            "crop_px": variant.preprocessing.crop_px,
+            "threads": settings.threads,
+        }
         self._tell(json.dumps(request).encode() + b"\n")
 
     def load(self) -> dict[str, Any] | None:
@@ -154,10 +166,15 @@ class Responder:
         deviation, limit = checked["deviation"], check.TOLERANCE[self._variant.precision]
         if deviation > limit:
             raise ModelError(
-                f"self-check failed: logits differ by {deviation:.2g} of their spread from those recorded at build time,"
+                f"self-check failed: logits differ by {deviation:.2g} of their spread from those recorded"
+                " at build time,"
                 f" at most {limit:g} allowed; copy the bundle again, or make it for this board with --target"
             )
-        return {"load_ms": loaded["load_ms"], "first_ms": loaded["first_ms"], "self_check_deviation": deviation}
+        return {
+            "load_ms": loaded["load_ms"],
+            "first_ms": loaded["first_ms"],
+            "self_check_deviation": deviation,
+        }
 
     def ask(self, tensor: bytes) -> dict[str, Any] | None:
         """``{"top1", "probability", "model_ms"}`` of a float32 tensor [3, px, px]."""
@@ -183,12 +200,15 @@ class Responder:
         """What it says next."""
         assert self._child.stdout is not None
         late = time.monotonic() + PATIENCE_S
-        while b"\n" not in self._heard:  # read past Python's buffer: what select waits for must not be in there
+        # read past Python's buffer: what select waits for must not be in there
+        while b"\n" not in self._heard:
             if not select.select([self._child.stdout], [], [], POLL_S)[0]:
                 if self._interrupt:
                     return None
                 if time.monotonic() > late:
-                    raise ModelError(f"the model has not answered for {PATIENCE_S:g} s; the memory may be too small for it")
+                    raise ModelError(
+                        f"the model has not answered for {PATIENCE_S:g} s; the memory may be too small for it"
+                    )
                 continue
             piece = os.read(self._child.stdout.fileno(), 1 << 16)
             if not piece and self._interrupt:  # Ctrl-C reached it before it could ignore that
@@ -236,8 +256,8 @@ class Stream:
         return 0.0 if self._first is None else self._answered - self._first
 
     def follow(self, model: Responder, on_line: Callable[[float], None]) -> str:
-        """Classify until something ends it, and say what: frames, seconds, source, interrupted or terminated. ``on_line`` is
-        called every ``every_s`` with the frames per second since the last time."""
+        """Classify until something ends it, and say what: frames, seconds, source, interrupted or terminated.
+        ``on_line`` is called every ``every_s`` with the frames per second since the last time."""
         self._begun = self._lined = time.monotonic()
         while True:
             if asked := self.asked_to_end():
@@ -258,7 +278,9 @@ class Stream:
 
     def asked_to_end(self) -> str | None:
         """The word for the signal that came, if one has."""
-        return {signal.SIGINT.value: "interrupted", signal.SIGTERM.value: "terminated"}.get(self._interrupt.signal or 0)
+        return {signal.SIGINT.value: "interrupted", signal.SIGTERM.value: "terminated"}.get(
+            self._interrupt.signal or 0
+        )
 
     def feel(self) -> None:
         """Take the temperature."""
@@ -285,13 +307,22 @@ class Stream:
         self._first = arrived if self._first is None else self._first
         self.last = answer
         self.said[answer["top1"]] += 1
-        for stage, ms in zip(STAGES, ((decoded - start) * 1e3, answer["model_ms"], (self._answered - arrived) * 1e3), strict=True):
+        for stage, ms in zip(
+            STAGES,
+            ((decoded - start) * 1e3, answer["model_ms"], (self._answered - arrived) * 1e3),
+            strict=True,
+        ):
             self.latency[stage].add(ms)
 
     def to_json(self, labels: Sequence[str]) -> dict[str, Any]:
         """What there is to say about the run so far."""
         box = self.latest
-        counted = {"received": box.received, "classified": self.classified, "dropped": box.dropped, "broken": box.broken}
+        counted = {
+            "received": box.received,
+            "classified": self.classified,
+            "dropped": box.dropped,
+            "broken": box.broken,
+        }
         last = self.last and {"label": labels[self.last["top1"]], "probability": self.last["probability"]}
         return {
             "seconds": self.seconds,
@@ -299,7 +330,10 @@ class Stream:
             "last_fault": box.fault,
             "frames_per_s": self.classified / self.seconds if self.seconds else None,
             **{f"{stage}_ms": latency.to_json() for stage, latency in self.latency.items()},
-            "recent_ms": {stage: [percentile(latency.recent, q) for q in (50, 90)] for stage, latency in self.latency.items()},
+            "recent_ms": {
+                stage: [percentile(latency.recent, q) for q in (50, 90)]
+                for stage, latency in self.latency.items()
+            },
             "said": [{"label": labels[k], "n": n} for k, n in self.said.most_common()],
             "last": last,
             "throttled": device.throttled(),
@@ -316,10 +350,12 @@ def run(
     settings: Settings,
     report: Callable[[str], None],
 ) -> dict[str, Any]:
-    """Classify a source's frames with one variant until it ends, is asked to end, or has done what ``settings`` ask for.
+    """Classify a source's frames with one variant until it ends, is asked to end, or has done what
+    ``settings`` ask for.
 
     Returns:
-        The result document (schema 1, described in the project's README): ``live.ended`` says why, ``live.error`` what failed.
+        The result document (schema 1, described in the project's README): ``live.ended`` says why,
+        ``live.error`` what failed.
 
     Raises:
         RuntimeInputError: not one frame could be used.
@@ -335,7 +371,9 @@ def run(
                     live |= loaded
                     report(live_text.title(variant, source.name, settings.threads))
                     with _reading(source, stream.latest):
-                        live["ended"] = stream.follow(model, lambda rate: report(live_text.line(stream.to_json(labels), rate, bundle)))
+                        live["ended"] = stream.follow(
+                            model, lambda rate: report(live_text.line(stream.to_json(labels), rate, bundle))
+                        )
                 else:
                     live["ended"] = stream.asked_to_end()
         except ModelError as error:
@@ -355,15 +393,21 @@ def run(
 
 
 def _nothing(source: Source, latest: Latest) -> RuntimeInputError:
-    found = f"{latest.broken} broken ones, the last: {present.printable(latest.fault, 200)}" if latest.fault else "none"
+    found = (
+        f"{latest.broken} broken ones, the last: {present.printable(latest.fault, 200)}"
+        if latest.fault
+        else "none"
+    )
     return RuntimeInputError(
-        f"not one frame of {present.printable(source.name, 80)} could be classified, found {found}; expected JPEG pictures"
+        f"not one frame of {present.printable(source.name, 80)} could be classified, found {found};"
+        " expected JPEG pictures"
     )
 
 
 @contextlib.contextmanager
 def _noticing() -> Iterator[Interrupt]:
-    """Note SIGINT and SIGTERM instead of dying of them; what the caller had told this process to ignore stays ignored."""
+    """Note SIGINT and SIGTERM instead of dying of them; what the caller had told this process to ignore stays
+    ignored."""
     interrupt = Interrupt()
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
@@ -405,4 +449,8 @@ def _read(source: Source, latest: Latest, stopped: threading.Event) -> None:
         latest.end(error)
     except Exception as error:  # whatever a camera's driver raises, with its own words
         words = present.printable(f"{type(error).__name__}: {error}", 200)
-        latest.end(RuntimeInputError(f"{source.name} cannot be read ({words}); is it connected, and used by no other program?"))
+        latest.end(
+            RuntimeInputError(
+                f"{source.name} cannot be read ({words}); is it connected, and used by no other program?"
+            )
+        )

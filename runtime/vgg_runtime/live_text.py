@@ -21,7 +21,10 @@ def title(variant: Variant, source: str, threads: int) -> str:
     """What begins."""
     plural = "" if threads == 1 else "s"
     form = f"{variant.precision}, {variant.preprocessing.crop_px} px, {threads} thread{plural}"
-    return f"{present.printable(source, 80)} is classified by {variant.id} ({form}); Ctrl-C ends it. Latencies are P50/P90."
+    return (
+        f"{present.printable(source, 80)} is classified by {variant.id} ({form}); Ctrl-C ends it."
+        " Latencies are P50/P90."
+    )
 
 
 def line(live: dict[str, Any], rate: float, bundle: Manifest) -> str:
@@ -46,10 +49,12 @@ def summary(result: dict[str, Any]) -> str:
     frames = live["frames"]
     lines = [
         f"Ended    {ENDINGS[live['ended']]}, after {live['seconds']:.1f} s",
-        f"Frames   {frames['received']} received: {frames['classified']} classified, {frames['dropped']} dropped for newer ones,"
+        f"Frames   {frames['received']} received: {frames['classified']} classified, {frames['dropped']}"
+        " dropped for newer ones,"
         f" {frames['broken']} broken, {frames['left']} left",
         f"Rate     {present.number(live['frames_per_s'])} frames/s",
-        f"State    {present.state(result['device'])}; at the start {_degrees(heat['start'])}, at most {_degrees(heat['max'])}",
+        f"State    {present.state(result['device'])}; at the start {_degrees(heat['start'])}, at most"
+        f" {_degrees(heat['max'])}",
     ]
     if live["last_fault"]:
         lines.append(f"Broken   the last: {present.printable(live['last_fault'], 200)}")
@@ -58,7 +63,9 @@ def summary(result: dict[str, Any]) -> str:
         lines.append(f"Said     {most}{', …' if len(live['said']) > 5 else ''}")
     rows = [[name, *_cells(live[f"{stage}_ms"])] for stage, name in STAGES.items()]
     lines += ["", present.table(("ms", "P50", "P90", "P99", "max", "frames"), rows)]
-    lines.append("end to end: from a frame's arrival here to its answer; what camera and network need comes on top.")
+    lines.append(
+        "end to end: from a frame's arrival here to its answer; what camera and network need comes on top."
+    )
     if live["error"]:
         lines.append(f"✗ {live['variant']}: {live['error']}")
     return "\n".join(lines)

@@ -1,5 +1,5 @@
-"""The bundle's manifest: its keys and its version exist here and nowhere else. ``vgg_export.bundle`` writes with these
-classes, the device reads with them.
+"""The bundle's manifest: its keys and its version exist here and nowhere else. ``vgg_export.bundle`` writes
+with these classes, the device reads with them.
 """
 
 import dataclasses
@@ -16,12 +16,14 @@ SCHEMA = 2  # 2: variants have builds, weights lie beside the graphs
 FILE_NAME = "manifest.json"
 SPLITS_NAME = "splits.json"
 REPORT_NAME = "report.html"  # written after the bundle, by its own runtime; not listed in the manifest
-FRONT_NAMES = ("front.json", "front.csv", "front.svg", "front.png")  # likewise, where a budget was searched for
+# likewise, where a budget was searched for
+FRONT_NAMES = ("front.json", "front.csv", "front.svg", "front.png")
 
 
 @dataclasses.dataclass(frozen=True)
 class FileEntry:
-    """A file of the bundle: path relative to the bundle with forward slashes, sha256 as hex, size in bytes."""
+    """A file of the bundle: path relative to the bundle with forward slashes, sha256 as hex, size in
+    bytes."""
 
     path: str
     sha256: str
@@ -30,7 +32,9 @@ class FileEntry:
     def __post_init__(self) -> None:
         parts = PurePosixPath(self.path).parts
         if not parts or parts[0] == "/" or ".." in parts or "\\" in self.path or ":" in self.path:
-            raise BundleError(f"the manifest names {self.path!r}, which is not inside the bundle; do not use this bundle")
+            raise BundleError(
+                f"the manifest names {self.path!r}, which is not inside the bundle; do not use this bundle"
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,11 +47,12 @@ class SessionSettings:
 
 @dataclasses.dataclass(frozen=True)
 class Build:
-    """One form of a variant, for the cores in ``targets`` (empty: any). ``model`` is the graph and ``weights`` the file beside it
-    that holds its large tensors, which several builds may share (None: all are in the graph). ``sessions``: what is asked of
-    onnxruntime to be ``fast`` and to be ``lean`` with memory. ``evaluation`` holds what was measured at build time on test images
-    (``top1``, ``top5``, ``agreement``, ``kl_mean``, ``kl_p95``, ``n``, intervals); what could not be measured is None, and
-    ``evaluation_absent`` says why.
+    """One form of a variant, for the cores in ``targets`` (empty: any). ``model`` is the graph and
+    ``weights`` the file beside it that holds its large tensors, which several builds may share (None: all are
+    in the graph). ``sessions``: what is asked of onnxruntime to be ``fast`` and to be ``lean`` with memory.
+    ``evaluation`` holds what was measured at build time on test images (``top1``, ``top5``, ``agreement``,
+    ``kl_mean``, ``kl_p95``, ``n``, intervals); what could not be measured is None, and ``evaluation_absent``
+    says why.
     """
 
     id: str
@@ -71,8 +76,8 @@ class Build:
 
 @dataclasses.dataclass(frozen=True)
 class Sample:
-    """A picture that travels with the bundle; ``label`` is a class index, None when unknown. ``fitted``: something was
-    calibrated or trained on it, so that no figure may come from it."""
+    """A picture that travels with the bundle; ``label`` is a class index, None when unknown. ``fitted``:
+    something was calibrated or trained on it, so that no figure may come from it."""
 
     file: FileEntry
     label: int | None
@@ -81,10 +86,11 @@ class Sample:
 
 @dataclasses.dataclass(frozen=True)
 class Variant:
-    """One model of the bundle, in one or more builds; the one that is used comes first (``for_core`` puts it there).
+    """One model of the bundle, in one or more builds; the one that is used comes first (``for_core`` puts it
+    there).
 
-    ``losses``: what each step lost on held-out pictures while it was made, in order (``step``, ``agreement``, ``kl``, ``n``,
-    ``against``).
+    ``losses``: what each step lost on held-out pictures while it was made, in order (``step``, ``agreement``,
+    ``kl``, ``n``, ``against``).
     """
 
     id: str
@@ -104,18 +110,21 @@ class Variant:
 
     def using(self, build: Build) -> Self:
         """The variant with one of its builds in front."""
-        return dataclasses.replace(self, builds=(build, *(other for other in self.builds if other is not build)))
+        return dataclasses.replace(
+            self, builds=(build, *(other for other in self.builds if other is not build))
+        )
 
 
 @dataclasses.dataclass(frozen=True)
 class Manifest:
     """The whole bundle.
 
-    ``weights`` says where the checkpoint came from. ``notice`` must be shown with every table. ``figures_absent`` is the
-    reason why accuracy and agreement mean nothing for these weights (random ones), else None. ``class_ids`` are WordNet ids
-    or None. ``assumed``: what the checkpoint's file does not say, and is taken to be so (normalisation, activations, …).
-    ``unchecked``: why it was not asked whether the checkpoint understands the pictures; ``problem``: that it does not, which was
-    accepted, so that nothing is recommended. Both are to be shown like ``notice``.
+    ``weights`` says where the checkpoint came from. ``notice`` must be shown with every table.
+    ``figures_absent`` is the reason why accuracy and agreement mean nothing for these weights (random ones),
+    else None. ``class_ids`` are WordNet ids or None. ``assumed``: what the checkpoint's file does not say,
+    and is taken to be so (normalisation, activations, …). ``unchecked``: why it was not asked whether the
+    checkpoint understands the pictures; ``problem``: that it does not, which was accepted, so that nothing is
+    recommended. Both are to be shown like ``notice``.
     """
 
     created_by: dict[str, str]
@@ -130,7 +139,8 @@ class Manifest:
     samples: tuple[Sample, ...]
     variants: tuple[Variant, ...]
     files: tuple[FileEntry, ...]  # everything else: runtime copy, README, splits
-    max_drop: float | None = None  # points that a recommended variant may lose, where the bundle was made for a budget
+    # points that a recommended variant may lose, where the bundle was made for a budget
+    max_drop: float | None = None
     assumed: tuple[str, ...] = ()
     unchecked: str | None = None
     problem: str | None = None
@@ -139,7 +149,9 @@ class Manifest:
         for variant in self.variants:
             if variant.id == wanted:
                 return variant
-        raise BundleError(f"there is no variant {wanted!r}; this bundle has {', '.join(v.id for v in self.variants)}")
+        raise BundleError(
+            f"there is no variant {wanted!r}; this bundle has {', '.join(v.id for v in self.variants)}"
+        )
 
     def chosen(self, wanted: str) -> list[Variant]:
         """The variants that a list such as "baseline,quantized" names, each once.
@@ -149,7 +161,9 @@ class Manifest:
         """
         names = list(dict.fromkeys(name.strip() for name in wanted.split(",") if name.strip()))
         if not names:
-            raise BundleError(f"--variants names none; this bundle has {', '.join(v.id for v in self.variants)}")
+            raise BundleError(
+                f"--variants names none; this bundle has {', '.join(v.id for v in self.variants)}"
+            )
         return [self.variant(name) for name in names]
 
     def all_files(self) -> list[FileEntry]:
@@ -167,7 +181,9 @@ class Manifest:
         fields["labels"] = FileEntry(**data["labels"])
         fields["expected"] = FileEntry(**data["expected"])
         fields["class_ids"] = None if data["class_ids"] is None else tuple(data["class_ids"])
-        fields["samples"] = tuple(Sample(FileEntry(**s["file"]), s["label"], s["fitted"]) for s in data["samples"])
+        fields["samples"] = tuple(
+            Sample(FileEntry(**s["file"]), s["label"], s["fitted"]) for s in data["samples"]
+        )
         fields["variants"] = tuple(_variant(v) for v in data["variants"])
         fields["assumed"] = tuple(data.get("assumed", ()))
         fields["files"] = tuple(FileEntry(**f) for f in data["files"])
@@ -195,8 +211,10 @@ def _build(data: dict[str, Any]) -> Build:
 
 
 def seal(data: dict[str, Any]) -> dict[str, Any]:
-    """``data`` with the hash of everything else in it under ``sha256``, so that a damaged manifest is noticed as a damaged model is."""
-    import hashlib  # OpenSSL takes 4 MB, which would count as a variant's: its process imports this module and hashes nothing
+    """``data`` with the hash of everything else in it under ``sha256``, so that a damaged manifest is noticed
+    as a damaged model is."""
+    # OpenSSL takes 4 MB, which would count as a variant's: its process imports this module and hashes nothing
+    import hashlib
 
     rest = {key: value for key, value in data.items() if key != "sha256"}
     text = json.dumps(rest, sort_keys=True, ensure_ascii=True)
@@ -214,7 +232,8 @@ def read(folder: Path) -> Manifest:
         data = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError) as error:
         raise BundleError(
-            f"there is no bundle in {folder} (no {FILE_NAME}); make one with 'vgg-export all' or name it with --bundle"
+            f"there is no bundle in {folder} (no {FILE_NAME}); make one with 'vgg-export all' or name it"
+            " with --bundle"
         ) from error
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise BundleError(f"{path} cannot be read ({error}); copy the bundle again") from error
@@ -222,20 +241,28 @@ def read(folder: Path) -> Manifest:
         raise BundleError(f"{path} is not a {FORMAT}; name the folder that 'vgg-export all' wrote")
     schema = data.get("schema")
     if not isinstance(schema, int) or schema > SCHEMA:
-        raise BundleError(f"{path} has schema {schema}; this runtime reads up to {SCHEMA}: use the bundle's own runtime/compare.py")
+        raise BundleError(
+            f"{path} has schema {schema}; this runtime reads up to {SCHEMA}: use the bundle's own"
+            " runtime/compare.py"
+        )
     if schema < SCHEMA:
         raise BundleError(
-            f"{path} has schema {schema}, this runtime reads {SCHEMA}: use the bundle's own runtime/compare.py, or make it again"
+            f"{path} has schema {schema}, this runtime reads {SCHEMA}: use the bundle's own"
+            " runtime/compare.py, or make it again"
         )
     if data.get("sha256") != seal(data)["sha256"]:
-        raise BundleError(f"{path} differs from what was written (its own sha256 does not fit); copy the bundle again")
+        raise BundleError(
+            f"{path} differs from what was written (its own sha256 does not fit); copy the bundle again"
+        )
     try:
         return Manifest.from_json(data)
     except (KeyError, TypeError, AttributeError) as error:
         raise BundleError(f"{path} is damaged ({error!r}); copy the bundle again") from error
 
 
-def verify(folder: Path, entries: Iterable[FileEntry], on_file: Callable[[FileEntry], None] | None = None) -> None:
+def verify(
+    folder: Path, entries: Iterable[FileEntry], on_file: Callable[[FileEntry], None] | None = None
+) -> None:
     """Compare size and sha256 of files with the manifest.
 
     Raises:
@@ -261,11 +288,14 @@ def verify(folder: Path, entries: Iterable[FileEntry], on_file: Callable[[FileEn
 
 
 def read_fitted(folder: Path) -> frozenset[str]:
-    """Short hashes (16 hex digits) of the pictures and sources that the bundle's models were fitted to, calibrated or selected on."""
+    """Short hashes (16 hex digits) of the pictures and sources that the bundle's models were fitted to,
+    calibrated or selected on."""
     try:
         return frozenset(json.loads((folder / SPLITS_NAME).read_text(encoding="utf-8"))["fitted"])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise BundleError(f"{folder / SPLITS_NAME} cannot be read ({error!r}); copy the bundle again") from error
+        raise BundleError(
+            f"{folder / SPLITS_NAME} cannot be read ({error!r}); copy the bundle again"
+        ) from error
 
 
 def splits_entry(manifest: Manifest) -> FileEntry:
@@ -281,4 +311,6 @@ def read_labels(folder: Path, manifest: Manifest) -> tuple[str, ...]:
     try:
         return tuple((folder / manifest.labels.path).read_text(encoding="utf-8").splitlines())
     except (OSError, UnicodeDecodeError) as error:
-        raise BundleError(f"{folder / manifest.labels.path} cannot be read ({error}); copy the bundle again") from error
+        raise BundleError(
+            f"{folder / manifest.labels.path} cannot be read ({error}); copy the bundle again"
+        ) from error

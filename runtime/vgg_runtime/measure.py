@@ -33,9 +33,10 @@ Report = Callable[[str], None]
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """``threads``: of onnxruntime; None tries 1, 2 and 4 and takes what is fastest for each variant. ``budget_s``: seconds of timed
-    runs per variant, divided into ``rounds``, with at most ``cool_down_s`` of waiting before each. A variant that says nothing for
-    ``silence_s`` beyond its budget is ended. ``memory``: one of builds.MEMORY_MODES. The board's state is read below ``root``."""
+    """``threads``: of onnxruntime; None tries 1, 2 and 4 and takes what is fastest for each variant.
+    ``budget_s``: seconds of timed runs per variant, divided into ``rounds``, with at most ``cool_down_s`` of
+    waiting before each. A variant that says nothing for ``silence_s`` beyond its budget is ended. ``memory``:
+    one of builds.MEMORY_MODES. The board's state is read below ``root``."""
 
     threads: int | None
     budget_s: float = 10.0
@@ -54,8 +55,8 @@ class Options:
 
 @dataclasses.dataclass(frozen=True)
 class Shown:
-    """A picture to be classified: class index where known; ``fitted`` when something in the bundle was fitted or calibrated on
-    it, so that it counts for no figure."""
+    """A picture to be classified: class index where known; ``fitted`` when something in the bundle was fitted
+    or calibrated on it, so that it counts for no figure."""
 
     path: Path
     label: int | None = None
@@ -71,7 +72,8 @@ def compare(
     options: Options,
     report: Report,
 ) -> dict[str, Any]:
-    """Measure ``variants`` on ``images`` (with class indices where known) in rounds and return the result document."""
+    """Measure ``variants`` on ``images`` (with class indices where known) in rounds and return the result
+    document."""
     result = skeleton(folder, manifest, labels, images, options)
     start = watch.State.now(options.root)
     rows = result["variants"] = [empty_row(variant) for variant in variants]
@@ -83,11 +85,16 @@ def compare(
                 continue  # it failed in the first round
             report(f"round {turn + 1}/{options.rounds}, {number}/{len(variants)} {variant.id}")
             if not turn:
-                row["threads"] = options.threads or _best_threads(folder, manifest, variant, row, options, report)
+                row["threads"] = options.threads or _best_threads(
+                    folder, manifest, variant, row, options, report
+                )
             watch.cool_down(start, options.cool_down_s, options.root)
             share = options.of_a_round(row["threads"])
             _add(row, measure(folder, manifest, variant, pictures if not turn else Pictures(), share, report))
-    highest = max((mhz for row in rows for found in row["rounds"] if (mhz := found["state"]["during"]["clock_mhz"])), default=None)
+    highest = max(
+        (mhz for row in rows for found in row["rounds"] if (mhz := found["state"]["during"]["clock_mhz"])),
+        default=None,
+    )
     for row in rows:
         rounds.settle(row, highest)
     finish(result, manifest, labels, images, options.root)
@@ -106,19 +113,26 @@ def _add(row: dict[str, Any], found: dict[str, Any]) -> None:
         row[key] = row[key] or found[key]
 
 
-def _best_threads(folder: Path, manifest: Manifest, variant: Variant, row: dict[str, Any], options: Options, report: Report) -> int:
-    """How many threads suit a variant: the least P90, or P50 where too few runs were made; what was seen goes into the row."""
+def _best_threads(
+    folder: Path, manifest: Manifest, variant: Variant, row: dict[str, Any], options: Options, report: Report
+) -> int:
+    """How many threads suit a variant: the least P90, or P50 where too few runs were made; what was seen goes
+    into the row."""
     usable = device.usable_cores()
     for threads in [n for n in SWEPT_THREADS if n <= usable]:
         report(f"  {variant.id}: trying {threads} thread{'s' if threads > 1 else ''}")
         found = measure(folder, manifest, variant, Pictures(), options.of_a_round(threads), report)
-        row["thread_sweep"].append({"threads": threads, **{key: found[key] for key in ("p50_ms", "p90_ms", "runs", "error")}})
+        row["thread_sweep"].append(
+            {"threads": threads, **{key: found[key] for key in ("p50_ms", "p90_ms", "runs", "error")}}
+        )
     worked = [tried for tried in row["thread_sweep"] if tried["p50_ms"]]
     key = "p90_ms" if worked and all(tried["p90_ms"] for tried in worked) else "p50_ms"
     return min(worked, key=lambda tried: tried[key])["threads"] if worked else usable
 
 
-def skeleton(folder: Path, manifest: Manifest, labels: Sequence[str], images: Sequence[Shown], options: Options) -> dict[str, Any]:
+def skeleton(
+    folder: Path, manifest: Manifest, labels: Sequence[str], images: Sequence[Shown], options: Options
+) -> dict[str, Any]:
     """The result document before any variant has been measured."""
     board = device.describe(options.threads or device.usable_cores(), options.root)
     return {
@@ -134,10 +148,20 @@ def skeleton(folder: Path, manifest: Manifest, labels: Sequence[str], images: Se
 
 
 def _named(image: Shown, labels: Sequence[str]) -> dict[str, Any]:
-    return {"file": str(image.path), "label": None if image.label is None else labels[image.label], "fitted": image.fitted}
+    return {
+        "file": str(image.path),
+        "label": None if image.label is None else labels[image.label],
+        "fitted": image.fitted,
+    }
 
 
-def finish(result: dict[str, Any], manifest: Manifest, labels: Sequence[str], images: Sequence[Shown], root: Path = Path("/")) -> None:
+def finish(
+    result: dict[str, Any],
+    manifest: Manifest,
+    labels: Sequence[str],
+    images: Sequence[Shown],
+    root: Path = Path("/"),
+) -> None:
     """Relate the rows so far to the baseline, name their classes, and recommend one of them."""
     rows, first = result["variants"], manifest.variants[0].id
     baseline = next((row for row in rows if row["variant"] == first and row["error"] is None), None)
@@ -145,18 +169,26 @@ def finish(result: dict[str, Any], manifest: Manifest, labels: Sequence[str], im
         _relate(row, baseline, images, manifest.figures_absent)
         _name(row["predictions"], labels)
     allowed = MAX_LOSS_POINTS if manifest.max_drop is None else manifest.max_drop
-    problem = manifest.problem and "the checkpoint does not understand its pictures; the notice says what was found"  # long, shown above
+    # long, shown above
+    problem = (
+        manifest.problem and "the checkpoint does not understand its pictures; the notice says what was found"
+    )
     result["recommended"] = recommend(rows, first, allowed, problem or _near_chance(baseline, images, labels))
     result["device"] |= device.state(root)  # the work may have made it hot
     result["explanations"] = advice.explanations(result)
 
 
-def _near_chance(baseline: dict[str, Any] | None, images: Sequence[Shown], labels: Sequence[str]) -> str | None:
-    """Why the pictures that were shown here speak against the baseline itself; None where they do not, or are too few."""
+def _near_chance(
+    baseline: dict[str, Any] | None, images: Sequence[Shown], labels: Sequence[str]
+) -> str | None:
+    """Why the pictures that were shown here speak against the baseline itself; None where they do not, or are
+    too few."""
     known = [image.label for image in images if image.label is not None and not image.fitted]
     if baseline is None or baseline["accuracy"] is None or len(known) < LEAST_LABELLED:
         return None
-    return near_chance({"top1": baseline["accuracy"], "chance": chance(np.array(known), len(labels))}, "pictures shown here")
+    return near_chance(
+        {"top1": baseline["accuracy"], "chance": chance(np.array(known), len(labels))}, "pictures shown here"
+    )
 
 
 def _bundle(folder: Path, manifest: Manifest) -> dict[str, Any]:
@@ -182,7 +214,9 @@ class Pictures:
     tensors: dict[int, bytes] = dataclasses.field(default_factory=dict)
 
 
-def measure(folder: Path, manifest: Manifest, variant: Variant, pictures: Pictures, options: Options, report: Report) -> dict[str, Any]:
+def measure(
+    folder: Path, manifest: Manifest, variant: Variant, pictures: Pictures, options: Options, report: Report
+) -> dict[str, Any]:
     """One row of the result document, not yet related to the others."""
     running = Running(folder, manifest, variant, pictures, options)
     for event in running.events():
@@ -192,10 +226,12 @@ def measure(folder: Path, manifest: Manifest, variant: Variant, pictures: Pictur
 
 
 class Running:
-    """A variant in its own process. ``row`` of the result document grows with what it says; ``state``, at its end, is how the board
-    was meanwhile."""
+    """A variant in its own process. ``row`` of the result document grows with what it says; ``state``, at its
+    end, is how the board was meanwhile."""
 
-    def __init__(self, folder: Path, manifest: Manifest, variant: Variant, pictures: Pictures, options: Options) -> None:
+    def __init__(
+        self, folder: Path, manifest: Manifest, variant: Variant, pictures: Pictures, options: Options
+    ) -> None:
         tensor = pictures.tensors.get(variant.preprocessing.crop_px, b"")
         memory_mode = builds.mode(variant.build, options.memory, device.available_bytes(options.root))
         request = builds.request(folder, manifest, variant, memory_mode) | {
@@ -213,7 +249,8 @@ class Running:
         self._child = start("vgg_runtime.child", self._complaints)
 
     def events(self) -> Iterator[dict[str, Any]]:
-        """Each thing the variant says, after it was entered into the row; how it died, if it did, becomes the row's error."""
+        """Each thing the variant says, after it was entered into the row; how it died, if it did, becomes the
+        row's error."""
         child = self._child
         assert child.stdin is not None
         assert child.stdout is not None
@@ -225,7 +262,8 @@ class Running:
                     child.stdin.close()
                 for line in self._lines(child.stdout):
                     event = json.loads(line)
-                    if event["event"] == "loaded":  # the peak is behind it, and sampling would cost what is timed
+                    # the peak is behind it, and sampling would cost what is timed
+                    if event["event"] == "loaded":
                         resident.stop()
                     _take(self.row, event, self._variant)
                     yield event
@@ -239,7 +277,10 @@ class Running:
             child.stdout.close()
             self._complaints.close()
             self.state = found.to_json()
-            self.row |= {"peak_anonymous_bytes": resident.anonymous_bytes, "peak_file_backed_bytes": resident.file_bytes}
+            self.row |= {
+                "peak_anonymous_bytes": resident.anonymous_bytes,
+                "peak_file_backed_bytes": resident.file_bytes,
+            }
 
     def _lines(self, stream: IO[bytes]) -> Iterator[bytes]:
         """What the child writes; one that is silent for too long is ended."""
@@ -262,7 +303,10 @@ class Running:
     def _how_it_ended(self, code: int) -> str:
         if self._hung:
             limit = self._options.silence_s
-            return f"it hangs: it said nothing for {limit:g} s beyond its time and was ended; a slow board may need more (--silence)"
+            return (
+                f"it hangs: it said nothing for {limit:g} s beyond its time and was ended; a slow board"
+                " may need more (--silence)"
+            )
         return explain_death(code, self._complaints.read())
 
     def kill(self) -> None:
@@ -341,25 +385,34 @@ def _take(row: dict[str, Any], event: dict[str, Any], variant: Variant) -> None:
 
 
 def start(module: str, complaints: IO[str] | int) -> "subprocess.Popen[bytes]":
-    """A child process of this very copy of the runtime, whatever else is installed; spoken to through its standard streams."""
+    """A child process of this very copy of the runtime, whatever else is installed; spoken to through its
+    standard streams."""
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parent.parent)}
     command = [sys.executable, "-P", "-m", module]
-    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=complaints, env=environment)
+    return subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=complaints, env=environment
+    )
 
 
 def explain_death(code: int, complaint: str) -> str:
-    """One sentence for a child's non-zero return code (negative: the signal) and what it wrote to standard error."""
+    """One sentence for a child's non-zero return code (negative: the signal) and what it wrote to standard
+    error."""
     if code == -signal.SIGKILL:
         return "did not fit: the process was killed, as the system does when memory runs out"
     if code == -signal.SIGILL:
-        return "onnxruntime uses an instruction this CPU lacks (1.21.0 does on a Pi 4): install another version, see requirements.txt"
+        return (
+            "onnxruntime uses an instruction this CPU lacks (1.21.0 does on a Pi 4): install another"
+            " version, see requirements.txt"
+        )
     last = complaint.strip().splitlines()[-1][:200] if complaint.strip() else "it said nothing"
     if code < 0:
         return f"the process died of {signal.Signals(-code).name}: {last}"
     return f"the process ended with code {code}: {last}"
 
 
-def _relate(row: dict[str, Any], baseline: dict[str, Any] | None, images: Sequence[Shown], absent: str | None) -> None:
+def _relate(
+    row: dict[str, Any], baseline: dict[str, Any] | None, images: Sequence[Shown], absent: str | None
+) -> None:
     """Speed against the baseline, agreement with it and accuracy, where each can be had honestly."""
     if baseline and row["p50_ms"]:
         row["speedup"] = baseline["p50_ms"] / row["p50_ms"]
@@ -368,7 +421,9 @@ def _relate(row: dict[str, Any], baseline: dict[str, Any] | None, images: Sequen
     if absent or len(found) != len(images) or not counted:
         return
     if baseline and len(baseline["predictions"]) == len(images):
-        row["agreement"] = _proportion(sum(found[k] == baseline["predictions"][k]["classes"][0] for k in counted), len(counted))
+        row["agreement"] = _proportion(
+            sum(found[k] == baseline["predictions"][k]["classes"][0] for k in counted), len(counted)
+        )
     known = [k for k in counted if images[k].label is not None]
     if known:
         row["accuracy"] = _proportion(sum(found[k] == images[k].label for k in known), len(known))

@@ -24,16 +24,23 @@ def wilson_interval(right: int, n: int, z: float = Z95) -> tuple[float, float]:
 
 
 def binomial_tail(right: int, n: int, p: float) -> float:
-    """The probability of at least ``right`` of ``n`` when each is right with probability ``p``: the exact one-sided binomial test."""
+    """The probability of at least ``right`` of ``n`` when each is right with probability ``p``: the exact
+    one-sided binomial test."""
     if not 0 <= right <= n or n == 0 or not 0 <= p <= 1:
-        raise ValueError(f"a binomial test needs 0 <= right <= n, n > 0 and a probability, found {right} of {n} and {p}")
+        raise ValueError(
+            f"a binomial test needs 0 <= right <= n, n > 0 and a probability, found {right} of {n} and {p}"
+        )
     if right == 0 or p == 1:
         return 1.0
     if p == 0:
         return 0.0
     # in logarithms: of a thousand pictures some terms are smaller than the smallest number
     logs = [
-        math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1) + k * math.log(p) + (n - k) * math.log1p(-p)
+        math.lgamma(n + 1)
+        - math.lgamma(k + 1)
+        - math.lgamma(n - k + 1)
+        + k * math.log(p)
+        + (n - k) * math.log1p(-p)
         for k in range(right, n + 1)
     ]
     largest = max(logs)
@@ -41,8 +48,9 @@ def binomial_tail(right: int, n: int, p: float) -> float:
 
 
 def chance(labels: npt.NDArray[np.int64], classes: int) -> float | None:
-    """What saying the same class of every picture would reach at best: the share of the largest class among ``labels`` [n]. Of
-    pictures of a single class, where that is everything, what guessing among the ``classes`` would; None without labels."""
+    """What saying the same class of every picture would reach at best: the share of the largest class among
+    ``labels`` [n]. Of pictures of a single class, where that is everything, what guessing among the
+    ``classes`` would; None without labels."""
     if not len(labels):
         return None
     share = float(np.bincount(labels).max() / len(labels))
@@ -67,7 +75,9 @@ def softmax(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
     return result
 
 
-def kl_divergence(reference: npt.NDArray[np.float32], other: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
+def kl_divergence(
+    reference: npt.NDArray[np.float32], other: npt.NDArray[np.float32]
+) -> npt.NDArray[np.float64]:
     """KL(reference || other) of the softmax of two logit arrays [n, classes], in nats: [n]."""
     p, q = log_softmax(reference), log_softmax(other)
     result: npt.NDArray[np.float64] = (np.exp(p) * (p - q)).sum(axis=-1)
@@ -75,7 +85,8 @@ def kl_divergence(reference: npt.NDArray[np.float32], other: npt.NDArray[np.floa
 
 
 def top_k(logits: npt.NDArray[np.float32], k: int) -> npt.NDArray[np.int64]:
-    """Indices of the ``k`` largest logits, largest first: [n, k]. Equal logits keep the order of the classes."""
+    """Indices of the ``k`` largest logits, largest first: [n, k]. Equal logits keep the order of the
+    classes."""
     return np.argsort(-logits, axis=-1, kind="stable")[..., :k]
 
 
@@ -89,8 +100,9 @@ def percentile(samples: Sequence[float], q: int) -> float | None:
 
 
 def loss_error_points(total: float, squares: float, n: int) -> float:
-    """The standard error of a loss against the baseline in points of top-1 (or of disagreement without labels), which both were asked the
-    same ``n`` pictures for: ``total`` is the sum over these of 1 (lost), -1 (won) or 0, ``squares`` that of their squares. At least
-    that of Laplace's estimate after none was lost: that nothing changed on few pictures does not say that nothing ever does."""
+    """The standard error of a loss against the baseline in points of top-1 (or of disagreement without
+    labels), which both were asked the same ``n`` pictures for: ``total`` is the sum over these of 1 (lost),
+    -1 (won) or 0, ``squares`` that of their squares. At least that of Laplace's estimate after none was lost:
+    that nothing changed on few pictures does not say that nothing ever does."""
     least = 1 / (n + 2)
     return 100 * math.sqrt(max(squares / n - (total / n) ** 2, least * (1 - least)) / n)

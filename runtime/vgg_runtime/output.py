@@ -15,9 +15,15 @@ def check_writable(*paths: Path) -> None:
         raise RuntimeInputError(f"--json and --html both name {paths[0]}; give each its own file")
     for path in paths:
         writable = os.access(path if path.exists() else path.parent, os.W_OK)
-        if not path.parent.is_dir() or path.is_dir() or not writable or len(os.fsencode(path.name)) > LONGEST_NAME:
+        if (
+            not path.parent.is_dir()
+            or path.is_dir()
+            or not writable
+            or len(os.fsencode(path.name)) > LONGEST_NAME
+        ):
             raise RuntimeInputError(
-                f"{present.printable(str(path), 80)} cannot be written; name a file in an existing folder you may write to"
+                f"{present.printable(str(path), 80)} cannot be written; name a file in an existing folder"
+                " you may write to"
             )
 
 
@@ -31,7 +37,9 @@ def write(path: Path, text: str) -> None:
         if not special:
             beside.replace(path)
     except OSError as error:
-        raise RuntimeInputError(f"{path} cannot be written ({error.strerror}); choose another place") from error
+        raise RuntimeInputError(
+            f"{path} cannot be written ({error.strerror}); choose another place"
+        ) from error
     finally:
         if not special:
             beside.unlink(missing_ok=True)

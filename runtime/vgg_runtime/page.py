@@ -1,4 +1,5 @@
-"""The one page: served live, or saved with a result in it as a report. Its template is ``page.html``; there is no second one."""
+"""The one page: served live, or saved with a result in it as a report. Its template is ``page.html``; there
+is no second one."""
 
 import base64
 import hashlib
@@ -18,31 +19,38 @@ _POLICY = "<!--policy-->"
 
 
 def policy(template: str, *, live: bool) -> str:
-    """The Content-Security-Policy: only the page's own script and style, by hash; only its own server, and that only live."""
+    """The Content-Security-Policy: only the page's own script and style, by hash; only its own server, and
+    that only live."""
     hashes = {}
     for tag in ("script", "style"):
         (content,) = re.findall(rf"<{tag}>(.*?)</{tag}>", template, re.DOTALL)
         hashes[tag] = base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()
     connect = "'self'" if live else "'none'"
     return (
-        f"default-src 'none'; script-src 'sha256-{hashes['script']}'; style-src 'sha256-{hashes['style']}'; img-src data: blob:;"
+        f"default-src 'none'; script-src 'sha256-{hashes['script']}'; style-src"
+        f" 'sha256-{hashes['style']}'; img-src data: blob:;"
         f" connect-src {connect}; base-uri 'none'; form-action 'none'"
     )
 
 
 def live() -> tuple[bytes, str]:
-    """The page without a result, and the policy to send with it (``frame-ancestors`` only works as a header)."""
+    """The page without a result, and the policy to send with it (``frame-ancestors`` only works as a
+    header)."""
     template = TEMPLATE.read_text(encoding="utf-8")
     content = template.replace(_POLICY, "").replace(_DATA, "")
     return content.encode(), policy(template, live=True) + "; frame-ancestors 'none'"
 
 
 def report(result: dict[str, Any], pictures: list[Path]) -> str:
-    """The page with a result document and thumbnails of its pictures in it; needs no server and no network."""
+    """The page with a result document and thumbnails of its pictures in it; needs no server and no
+    network."""
     template = TEMPLATE.read_text(encoding="utf-8")
     shown = dict(result)
     named = zip(result["images"], pictures, strict=True)
-    shown["images"] = [dict(image, thumbnail=thumbnail(path) if k < MAX_PICTURES else None) for k, (image, path) in enumerate(named)]
+    shown["images"] = [
+        dict(image, thumbnail=thumbnail(path) if k < MAX_PICTURES else None)
+        for k, (image, path) in enumerate(named)
+    ]
     # "</script>" or "<!--" in a label or a file name must not end the data
     text = json.dumps(shown, ensure_ascii=False).replace("<", "\\u003c")
     data = f'<script type="application/json" id="result">{text}</script>'

@@ -1,5 +1,5 @@
-"""uvicorn, with the two things it lacks here: a limit to how long it waits for a request, and a word to the work that an interrupt
-ends."""
+"""uvicorn, with the two things it lacks here: a limit to how long it waits for a request, and a word to the
+work that an interrupt ends."""
 
 import asyncio
 from collections.abc import Callable
@@ -19,7 +19,8 @@ def server(application: Callable[..., Any], stop: Callable[[], None], header_sec
     from uvicorn.protocols.http.h11_impl import H11Protocol
 
     class Patient(H11Protocol):
-        """Closes connections that do not bring a request in time; uvicorn's own timeout begins after the first one."""
+        """Closes connections that do not bring a request in time; uvicorn's own timeout begins after the
+        first one."""
 
         _deadline: asyncio.TimerHandle | None = None
 

@@ -1,5 +1,6 @@
-"""What a decoder gets of a picture's file: only the parts that say what the pixels are. Decoders refuse a picture for an odd value in
-the rest, or misread it; of the rest the orientation alone is read. Knows JPEG, PNG and TIFF; nothing is decoded here.
+"""What a decoder gets of a picture's file: only the parts that say what the pixels are. Decoders refuse a
+picture for an odd value in the rest, or misread it; of the rest the orientation alone is read. Knows JPEG,
+PNG and TIFF; nothing is decoded here.
 """
 
 import hashlib
@@ -18,20 +19,22 @@ _SIGNATURES = {
 _APP0, _APP1, _APP14, _APP15, _COM = 0xE0, 0xE1, 0xEE, 0xEF, 0xFE
 _SCAN, _END = 0xDA, 0xD9
 _ALONE = frozenset((0x00, 0x01, *range(0xD0, 0xD9)))  # markers without a length
-# What stands for rows that may be missing: bits unlike the zeros that a decoder takes for what it lacks, the first of them certainly.
+# What stands for rows that may be missing: bits unlike the zeros that a decoder takes for what it lacks, the
+# first of them certainly.
 _BITS = b"\xaa" + hashlib.shake_128(b"rows").digest(2048).replace(b"\xff", b"\x7f")
 
 _PROFILE = b"Raw profile type exif\0"  # ImageMagick's way to put EXIF into a PNG, as hexadecimal digits
 _PROFILE_BYTES = 1_000_000
 _INFLATED_AT_ONCE = 1 << 14  # bytes, each of which may become a thousand
-_PASSES = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))  # Adam7: x, y, steps
+# Adam7: x, y, steps
+_PASSES = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
 _CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # of a PNG's colour types
 
 _ORIENTATION, _SAMPLES, _PLANAR = 0x112, 277, 284
 # Size, depth, compression, colours and places of the pixels; 512 to 521 are the old kind of JPEG in a TIFF.
 _PIXEL_TAGS = frozenset((
-    254, 256, 257, 258, 259, 262, 266, 273, _SAMPLES, 278, 279, _PLANAR, 292, 293, 317, 320, 322, 323, 324, 325, 332, 334, 338, 339, 347,
-    *range(512, 522), 529, 530, 531, 532,
+    254, 256, 257, 258, 259, 262, 266, 273, _SAMPLES, 278, 279, _PLANAR, 292, 293, 317, 320, 322, 323,
+    324, 325, 332, 334, 338, 339, 347, *range(512, 522), 529, 530, 531, 532,
 ))  # fmt: skip
 _INTEGERS = {1: 1, 3: 2, 4: 4, 6: 1, 8: 2, 9: 4, 13: 4, 16: 8, 17: 8, 18: 8}  # bytes of TIFF's types
 Order = Literal["little", "big"]
@@ -95,7 +98,8 @@ def _tiff(content: bytes) -> tuple[bytes, int]:
     """The pixels' tags, in the directory's own place: all offsets stay what they are."""
     order, start, entries = _directory(content)
     samples = next((_integer(entry, order) for entry in entries if _tag(entry, order) == _SAMPLES), 1)
-    # With one sample there is nothing to lie apart, yet Pillow then takes what it knows of 8 bits: a negative, or nothing.
+    # With one sample there is nothing to lie apart, yet Pillow then takes what it knows of 8 bits: a
+    # negative, or nothing.
     tags = _PIXEL_TAGS - {_PLANAR} if samples == 1 else _PIXEL_TAGS
     kept = [entry for entry in entries if _tag(entry, order) in tags]
     if not kept:
@@ -103,7 +107,9 @@ def _tiff(content: bytes) -> tuple[bytes, int]:
     counted, offset = (8, 8) if _is_wide(content, order) else (2, 4)
     directory = b"".join([len(kept).to_bytes(counted, order), *kept, bytes(offset)])
     everything = memoryview(content)
-    return b"".join([everything[:start], directory, everything[start + len(directory) :]]), orientation(content)
+    return b"".join([everything[:start], directory, everything[start + len(directory) :]]), orientation(
+        content
+    )
 
 
 def _segments(content: bytes) -> Iterator[tuple[int, int, bytes]]:
@@ -145,13 +151,14 @@ def _is_for_pixels(marker: int, payload: bytes) -> bool:
 
 
 def with_other_endings(content: bytes) -> tuple[bytes, bytes]:
-    """A JPEG with an end marker after its pixels, and with random rows and an end marker there. If both decode to the same picture,
-    no row was missing; otherwise what is missing was made up.
+    """A JPEG with an end marker after its pixels, and with random rows and an end marker there. If both
+    decode to the same picture, no row was missing; otherwise what is missing was made up.
     """
     scan = next((place for marker, place, _ in _segments(content) if marker == _SCAN), len(content))
     end = content.find(b"\xff\xd9", scan)
     pixels = content[: end if end >= 0 else len(content)].rstrip(b"\xff")
-    # The next of the eight restart markers, which go round: after another one a decoder may leave out what follows.
+    # The next of the eight restart markers, which go round: after another one a decoder may leave out what
+    # follows.
     scan = max(pixels.rfind(b"\xff\xda"), 0)
     _, last = max((pixels.rfind(b"\xff%c" % marker, scan), marker) for marker in range(0xD0, 0xD8))
     rows = b"".join(b"\xff%c%b" % (0xD0 + (last + k) % 8, _BITS) for k in range(1, 9))
@@ -167,7 +174,13 @@ def _chunks(content: bytes) -> Iterator[tuple[bytes, memoryview, bool | None]]:
         if name == b"IEND" or not name.isalpha():
             return
         data, checksum = everything[place + 8 : end], everything[end : end + 4]
-        yield name, data, zlib.crc32(data, zlib.crc32(name)) == int.from_bytes(checksum, "big") if len(checksum) == 4 else None
+        yield (
+            name,
+            data,
+            zlib.crc32(data, zlib.crc32(name)) == int.from_bytes(checksum, "big")
+            if len(checksum) == 4
+            else None,
+        )
         place = end + 4
 
 
@@ -185,11 +198,15 @@ def _png(content: bytes) -> tuple[bytes, int]:
         elif right and not pixels and name in (b"IHDR", b"PLTE", b"tRNS"):
             kept.setdefault(name, bytes(data))
     size = sum(map(len, pixels)).to_bytes(4, "big")
-    return b"".join([content[:8], *_png_header(kept), size, b"IDAT", *pixels, bytes(4), _chunk(b"IEND", b"")]), upright
+    return b"".join(
+        [content[:8], *_png_header(kept), size, b"IDAT", *pixels, bytes(4), _chunk(b"IEND", b"")]
+    ), upright
 
 
 def _chunk(name: bytes, data: bytes) -> bytes:
-    return b"".join([len(data).to_bytes(4, "big"), name, data, zlib.crc32(data, zlib.crc32(name)).to_bytes(4, "big")])
+    return b"".join(
+        [len(data).to_bytes(4, "big"), name, data, zlib.crc32(data, zlib.crc32(name)).to_bytes(4, "big")]
+    )
 
 
 def _png_header(kept: Mapping[bytes, bytes]) -> Iterator[bytes]:
@@ -211,8 +228,11 @@ def _png_header(kept: Mapping[bytes, bytes]) -> Iterator[bytes]:
 
 
 def _as_decoded(transparency: bytes, depth: int, colours: int) -> bytes:
-    """The colour that is transparent in the values that Pillow decodes to: 2 and 4 bits to 8, colours of 16 bits to 8."""
-    values = [value & (1 << depth) - 1 for value in struct.unpack(f">{len(transparency) // 2}H", transparency)]
+    """The colour that is transparent in the values that Pillow decodes to: 2 and 4 bits to 8, colours of 16
+    bits to 8."""
+    values = [
+        value & (1 << depth) - 1 for value in struct.unpack(f">{len(transparency) // 2}H", transparency)
+    ]
     if colours == 2:
         values = [value >> depth - 8 for value in values] if depth > 8 else values
     else:
@@ -227,14 +247,19 @@ def _png_orientation(name: bytes, data: memoryview) -> int:
     if key != _PROFILE:
         return 0
     try:
-        profile = zlib.decompressobj().decompress(text[1:], _PROFILE_BYTES) if name == b"zTXt" else bytes(text[:_PROFILE_BYTES])
+        profile = (
+            zlib.decompressobj().decompress(text[1:], _PROFILE_BYTES)
+            if name == b"zTXt"
+            else bytes(text[:_PROFILE_BYTES])
+        )
         return orientation(bytes.fromhex("".join(profile.decode("latin-1").split("\n")[3:])))
     except (zlib.error, ValueError):
         return 0
 
 
 def has_all_rows(content: bytes) -> bool:
-    """Whether a PNG's compressed pixels are as many as its header says: Pillow leaves the rows black that a stream ends before."""
+    """Whether a PNG's compressed pixels are as many as its header says: Pillow leaves the rows black that a
+    stream ends before."""
     needed, found = 0, 0
     inflater = zlib.decompressobj()
     for name, data, _ in _chunks(content):

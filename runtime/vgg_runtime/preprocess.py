@@ -1,8 +1,9 @@
-"""An image file -> the tensor a VGG takes. The only place where pictures are decoded, resized, cropped and normalised:
-calibration, evaluation and the device all use this one.
+"""An image file -> the tensor a VGG takes. The only place where pictures are decoded, resized, cropped and
+normalised: calibration, evaluation and the device all use this one.
 
-The steps are torchvision's ImageNet evaluation preset on PIL images: shorter side to ``resize_px`` (bilinear with
-antialiasing), centre crop of ``crop_px``, scale to 0..1, subtract the mean, divide by the standard deviation.
+The steps are torchvision's ImageNet evaluation preset on PIL images: shorter side to ``resize_px`` (bilinear
+with antialiasing), centre crop of ``crop_px``, scale to 0..1, subtract the mean, divide by the standard
+deviation.
 """
 
 import dataclasses
@@ -23,10 +24,11 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 # Of these Pillow's decoders only: a picture dropped in by a stranger should not reach the exotic ones.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm")
-# What is sold as 50 megapixels gives up to 51.3 million pixels (8272 x 6200). 208 MB decoded, twice when turned; a
-# 512 MB board has to live with it.
+# What is sold as 50 megapixels gives up to 51.3 million pixels (8272 x 6200). 208 MB decoded, twice when
+# turned; a 512 MB board has to live with it.
 MAX_PIXELS = 52_000_000
-Image.MAX_IMAGE_PIXELS = None  # Pillow's own limit warns, and lies higher; ours is checked before anything is decoded
+# Pillow's own limit warns, and lies higher; ours is checked before anything is decoded
+Image.MAX_IMAGE_PIXELS = None
 BACKGROUND = (255, 255, 255)  # behind transparency
 _ROWS_MISSING = "the pixels end before the last row"
 _ROWS_AT_ONCE = 256  # where a whole copy would be too large
@@ -54,7 +56,12 @@ class Preprocessing:
     std: tuple[float, float, float] = IMAGENET_STD
 
     def to_json(self) -> dict[str, Any]:
-        return {"resize_px": self.resize_px, "crop_px": self.crop_px, "mean": list(self.mean), "std": list(self.std)}
+        return {
+            "resize_px": self.resize_px,
+            "crop_px": self.crop_px,
+            "mean": list(self.mean),
+            "std": list(self.std),
+        }
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Self:
@@ -69,12 +76,13 @@ def for_input(input_px: int) -> Preprocessing:
 def open_image(source: Path | bytes) -> Image.Image:
     """Decode a picture to RGB, upright; its ``format`` is the file's.
 
-    EXIF orientation is applied, transparency is laid over white, CMYK and palettes are converted, grey of more than 8 bit is scaled to 8
-    bit, and of an animation the first frame is taken. Other metadata is not read, a missing end marker does not matter.
+    EXIF orientation is applied, transparency is laid over white, CMYK and palettes are converted, grey of
+    more than 8 bit is scaled to 8 bit, and of an animation the first frame is taken. Other metadata is not
+    read, a missing end marker does not matter.
 
     Raises:
-        ImageError: not a picture of the allowed formats, damaged, rows are missing, samples that Pillow would show wrong, or more than
-            ``MAX_PIXELS`` (checked before decoding).
+        ImageError: not a picture of the allowed formats, damaged, rows are missing, samples that Pillow would
+            show wrong, or more than ``MAX_PIXELS`` (checked before decoding).
     """
     name = str(source) if isinstance(source, Path) else "the file"
     try:
@@ -89,8 +97,11 @@ def open_image(source: Path | bytes) -> Image.Image:
         raise ImageError(f"{name} does not fit into this device's memory; make it smaller first") from error
     except ImageError:
         raise
-    except Exception as error:  # a damaged picture makes a decoder fail in any way there is (struct.error, TypeError, ...)
-        raise ImageError(f"{name} cannot be decoded ({_in_words(error)}); it is damaged or not what its name says") from error
+    except Exception as error:
+        # a damaged picture makes a decoder fail in any way there is (struct.error, TypeError, ...)
+        raise ImageError(
+            f"{name} cannot be decoded ({_in_words(error)}); it is damaged or not what its name says"
+        ) from error
 
 
 def _in_words(error: Exception) -> str:
@@ -146,11 +157,16 @@ def _decode(content: bytes, name: str) -> Image.Image:
     image = Image.open(io.BytesIO(content), formats=FORMATS)
     if image.width * image.height > MAX_PIXELS:
         limit = f"{MAX_PIXELS // 1_000_000} megapixels"
-        raise ImageError(f"{name} is {image.width} x {image.height} pixels, more than {limit}; make it smaller first")
+        raise ImageError(
+            f"{name} is {image.width} x {image.height} pixels, more than {limit}; make it smaller first"
+        )
     if isinstance(image, TiffImagePlugin.TiffImageFile):
         problem = _misread(image)
         if problem is not None:
-            raise ImageError(f"{name} is a TIFF with {problem}, which this program does not read: convert it to PNG or JPEG")
+            raise ImageError(
+                f"{name} is a TIFF with {problem}, which this program does not read: convert it to PNG or"
+                " JPEG"
+            )
     image.load()
     return image
 
@@ -168,7 +184,9 @@ def _decode_with_end(content: bytes, name: str) -> Image.Image:
 def _fingerprint(image: Image.Image) -> int:
     found = 0
     for top in range(0, image.height, _ROWS_AT_ONCE):
-        found = zlib.crc32(image.crop((0, top, image.width, min(top + _ROWS_AT_ONCE, image.height))).tobytes(), found)
+        found = zlib.crc32(
+            image.crop((0, top, image.width, min(top + _ROWS_AT_ONCE, image.height))).tobytes(), found
+        )
     return found
 
 
@@ -180,7 +198,10 @@ def _ends_in_nothing(image: Image.Image) -> bool:
 
 def _may_lack_rows(image: Image.Image) -> bool:
     """Whether a PNG's last row is as empty as one that was never decoded."""
-    return "interlace" in image.info or image.crop((0, image.height - 1, image.width, image.height)).getbbox() is None
+    return (
+        "interlace" in image.info
+        or image.crop((0, image.height - 1, image.width, image.height)).getbbox() is None
+    )
 
 
 def _misread(image: TiffImagePlugin.TiffImageFile) -> str | None:
@@ -196,8 +217,11 @@ def _misread(image: TiffImagePlugin.TiffImageFile) -> str | None:
         "signed numbers": max(formats) == 2,
         f"{bits} bits a channel": bits > 16,
         "each channel on its own": planes > 1 and ((raw and bits != 8) or image.mode in ("LA", "La", "PA")),
-        "colours for every second pixel only": raw and colours == 6 and tags.get(_SUBSAMPLING, (2, 2)) != (1, 1),
-        "nothing that says whether zero is black": colours is None and compression not in (2, 3, 4),  # a fax's is white
+        "colours for every second pixel only": raw
+        and colours == 6
+        and tags.get(_SUBSAMPLING, (2, 2)) != (1, 1),
+        # a fax's is white
+        "nothing that says whether zero is black": colours is None and compression not in (2, 3, 4),
         "rows missing": raw and tiled < image.width * image.height * planes,
     }
     return next((problem for problem, found in problems.items() if found), None)
@@ -210,17 +234,22 @@ def _to_rgb(image: Image.Image, name: str) -> Image.Image:
         # Pillow opens some 16-bit files as 32-bit integers; anything beyond 16 bits has no agreed brightness.
         values = np.asarray(image)
         if values.min() < 0 or values.max() > 0xFFFF:
-            raise ImageError(f"{name} holds 32-bit integers; expected at most 16 bits a channel: convert it to PNG or JPEG")
+            raise ImageError(
+                f"{name} holds 32-bit integers; expected at most 16 bits a channel: convert it to PNG or JPEG"
+            )
         image = Image.fromarray((values >> 8).astype(np.uint8))
     elif image.mode == "F":
-        raise ImageError(f"{name} holds floating-point pixels; expected 8 or 16 bits a channel: convert it to PNG or JPEG")
+        raise ImageError(
+            f"{name} holds floating-point pixels; expected 8 or 16 bits a channel: convert it to PNG or JPEG"
+        )
     elif image.mode == "CMYK" and image.format == "JPEG" and "adobe" not in image.info:
         image = ImageChops.invert(image)  # Pillow takes all of them to be negatives as Adobe writes them
     elif isinstance(image, TiffImagePlugin.TiffImageFile) and image.mode in ("P", "PA"):
         _mend_palette(image)
     if image.has_transparency_data:
         return _over_white(image)
-    # A copy would be one too many for a small board; a WEBP's decoder, however, would stay with it, and is larger.
+    # A copy would be one too many for a small board; a WEBP's decoder, however, would stay with it, and is
+    # larger.
     return image if image.mode == "RGB" and image.format != "WEBP" else image.convert("RGB")
 
 
@@ -256,13 +285,20 @@ def to_tensor(image: Image.Image, preprocessing: Preprocessing) -> npt.NDArray[n
     side = preprocessing.resize_px
     width, height = image.size
     # torchvision truncates the longer side; never to nothing, even of a picture one pixel high
-    size = (side, max(side, int(side * height / width))) if width <= height else (max(side, int(side * width / height)), side)
-    # Only the part that the crop can see is resized: the same pixels, and a 1 x 100,000 px strip does not fill the memory.
+    size = (
+        (side, max(side, int(side * height / width)))
+        if width <= height
+        else (max(side, int(side * width / height)), side)
+    )
+    # Only the part that the crop can see is resized: the same pixels, and a 1 x 100,000 px strip does not
+    # fill the memory.
     crop = preprocessing.crop_px
     left, top = round((size[0] - crop) / 2), round((size[1] - crop) / 2)
     resized = _resize_visible(image, size, (left, top, crop))
     pixels = np.asarray(resized, np.float32) / np.float32(255)
-    normalised = (pixels - np.asarray(preprocessing.mean, np.float32)) / np.asarray(preprocessing.std, np.float32)
+    normalised = (pixels - np.asarray(preprocessing.mean, np.float32)) / np.asarray(
+        preprocessing.std, np.float32
+    )
     return np.ascontiguousarray(normalised.transpose(2, 0, 1))
 
 

@@ -14,11 +14,16 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -
     lines = [list(header), ["" for _ in header], *[list(row) for row in rows]]
     widths = [max(_width(line[k]) for line in lines) for k in range(len(header))]
     lines[1] = ["─" * w for w in widths]
-    return "\n".join("  ".join(_pad(cell, widths[k], flush_left=k < left) for k, cell in enumerate(line)).rstrip() for line in lines)
+    return "\n".join(
+        "  ".join(_pad(cell, widths[k], flush_left=k < left) for k, cell in enumerate(line)).rstrip()
+        for line in lines
+    )
 
 
 def _width(text: str) -> int:
-    return sum(2 if unicodedata.east_asian_width(c) in "WF" else 0 if unicodedata.combining(c) else 1 for c in text)
+    return sum(
+        2 if unicodedata.east_asian_width(c) in "WF" else 0 if unicodedata.combining(c) else 1 for c in text
+    )
 
 
 def _pad(text: str, width: int, *, flush_left: bool) -> str:
@@ -63,16 +68,20 @@ def header(result: dict[str, Any]) -> str:
             f"         {features}: the builds for {device['target']};"
             f" {device['os']}, Python {device['python']}, onnxruntime {device['onnxruntime'] or 'missing'}",
             f"State    {state(device)}",
-            f"Model    {bundle['family']}, {bundle['weights'].get('what', 'weights of unknown origin')}; int8 made for {bundle['target']}",
+            f"Model    {bundle['family']}, {bundle['weights'].get('what', 'weights of unknown origin')};"
+            f" int8 made for {bundle['target']}",
             *assumed,
         )
     )
 
 
 def state(device: dict[str, Any]) -> str:
-    """Temperature, clock and what is held back, at the end of the measurement; a sensor that is not there is unknown."""
+    """Temperature, clock and what is held back, at the end of the measurement; a sensor that is not there is
+    unknown."""
     held = device["throttled"]
-    throttling = "throttling unknown" if held is None else f"HELD BACK: {', '.join(held)}" if held else "not throttled"
+    throttling = (
+        "throttling unknown" if held is None else f"HELD BACK: {', '.join(held)}" if held else "not throttled"
+    )
     heat = "temperature unknown" if device["temperature_c"] is None else f"{device['temperature_c']:.0f} °C"
     clock = "clock unknown" if device["clock_mhz"] is None else f"{device['clock_mhz']:.0f} MHz"
     return f"{heat}, {clock}, {throttling}"
@@ -89,11 +98,17 @@ def checks(document: dict[str, Any]) -> str:
     width = max(_width(row["check"]) for row in rows)
     lines = []
     for row in rows:
-        lines.append(f"{row['mark']:<8} {_pad(row['check'], width, flush_left=True)}  {printable(row['found'], 400)}")
+        lines.append(
+            f"{row['mark']:<8} {_pad(row['check'], width, flush_left=True)}  {printable(row['found'], 400)}"
+        )
         if row["remedy"]:
             lines.append(f"{'':<8} {'':<{width}}  → {printable(row['remedy'], 400)}")
     counts = {mark: sum(row["mark"] == mark for row in rows) for mark in ("fails", "warning", "unknown")}
-    verdict = f"{counts['fails']} of {len(rows)} checks fail" if counts["fails"] else f"None of {len(rows)} checks fails"
+    verdict = (
+        f"{counts['fails']} of {len(rows)} checks fail"
+        if counts["fails"]
+        else f"None of {len(rows)} checks fails"
+    )
     return "\n".join((*lines, "", f"{verdict}; warnings: {counts['warning']}, unknown: {counts['unknown']}."))
 
 
@@ -136,7 +151,12 @@ def comparison(result: dict[str, Any]) -> str:
             megabytes(row["size_bytes"]),
         ]
         mark = MARK if row["marks"] else ""
-        cells += [number(row["load_ms"], digits=0), number(row["first_ms"]), number(row["p50_ms"], mark), number(row["p90_ms"], mark)]
+        cells += [
+            number(row["load_ms"], digits=0),
+            number(row["first_ms"]),
+            number(row["p50_ms"], mark),
+            number(row["p90_ms"], mark),
+        ]
         cells += [number(row["prepare_ms"]), number(row["end_to_end_ms"])]
         cells += [
             number(row["speedup"], "x"),
@@ -148,7 +168,11 @@ def comparison(result: dict[str, Any]) -> str:
         rows.append(cells)
     text = table(columns, rows)
     if pick := result["recommended"]:
-        text += f"\n★ {pick['variant']} is recommended: {pick['reason']}" if pick["variant"] else f"\nNone is recommended: {pick['reason']}"
+        text += (
+            f"\n★ {pick['variant']} is recommended: {pick['reason']}"
+            if pick["variant"]
+            else f"\nNone is recommended: {pick['reason']}"
+        )
     for row in result["variants"]:
         text += "".join(f"\n{MARK} {row['variant']}: {mark}" for mark in row["marks"])
         if row["error"]:
@@ -165,15 +189,26 @@ def _builds(result: dict[str, Any]) -> list[str]:
     for row in result["variants"]:
         build = row["build"]
         if build["targets"] and target not in build["targets"]:
-            foreign.setdefault((", ".join(build["targets"]), build["slower_kernels"]), []).append(row["variant"])
+            foreign.setdefault((", ".join(build["targets"]), build["slower_kernels"]), []).append(
+                row["variant"]
+            )
     for (made_for, slower), names in foreign.items():
         why = ", with slower kernels, in which its 8-bit weights do not overflow" if slower else ""
-        told = f"no build for {target} was used, but the one for {made_for}{why}; 'vgg-export all --target {target}' makes one"
+        told = (
+            f"no build for {target} was used, but the one for {made_for}{why}; 'vgg-export all --target"
+            f" {target}' makes one"
+        )
         lines.append(f"{', '.join(names)}: {told}.")
     forms = dict.fromkeys(row["build"]["form"] for row in result["variants"] if row["build"]["form"])
-    lines += [f"{', '.join(row['variant'] for row in result['variants'] if row['build']['form'] == form)}: {form}." for form in forms]
+    lines += [
+        f"{', '.join(row['variant'] for row in result['variants'] if row['build']['form'] == form)}: {form}."
+        for form in forms
+    ]
     if lean := [row["variant"] for row in result["variants"] if row["memory_mode"] == "lean"]:
-        lines.append(f"{', '.join(lean)}: lean with memory; float weights stay in the file's pages, which the system can drop.")
+        lines.append(
+            f"{', '.join(lean)}: lean with memory; float weights stay in the file's pages, which the"
+            " system can drop."
+        )
     return lines
 
 
@@ -198,12 +233,22 @@ def _footnote(result: dict[str, Any]) -> str:
     left_out = len(result["images"]) - n
     lines = []
     if left_out:
-        lines.append(f"{left_out} of the pictures were used to calibrate or fit the models and count for no figure.")
+        lines.append(
+            f"{left_out} of the pictures were used to calibrate or fit the models and count for no figure."
+        )
     if n and not result["bundle"]["figures_absent"]:
-        lines.append(f"agrees: same top-1 as the baseline on these {n} pictures; top-1: right on the {known} of them with a known class.")
+        lines.append(
+            f"agrees: same top-1 as the baseline on these {n} pictures; top-1: right on the {known} of"
+            " them with a known class."
+        )
     if any(row["p90_ms"] is None for row in result["variants"]):
         lines.append(f"{ABSENT} in P90: fewer than the 64 runs it needs (more with --budget).")
-    if n and n < 100 and not result["bundle"]["figures_absent"] and any(row["built"] for row in result["variants"]):
+    if (
+        n
+        and n < 100
+        and not result["bundle"]["figures_absent"]
+        and any(row["built"] for row in result["variants"])
+    ):
         lines.append(f"With {n} pictures these two say little; the table below was measured at build time.")
     return "\n".join(lines)
 
@@ -215,8 +260,9 @@ def built(result: dict[str, Any]) -> str:
         return ""
     cells = [[row["variant"], *evaluation_cells(row["built"])] for row in evaluated]
     n = evaluated[0]["built"]["n"]
-    return f"Measured at build time on {n} test images (none of them used for fitting or calibration)\n" + table(
-        ("variant", *EVALUATION_COLUMNS), cells
+    return (
+        f"Measured at build time on {n} test images (none of them used for fitting or calibration)\n"
+        + table(("variant", *EVALUATION_COLUMNS), cells)
     )
 
 
@@ -229,14 +275,16 @@ def losses(result: dict[str, Any]) -> str:
     if not rows:
         return ""
     return (
-        "What each step left, on held-out pictures: agreement with the checkpoint and mean KL; quantized: with its own float model\n"
-        + table(("variant", *LOSS_COLUMNS), rows)
+        "What each step left, on held-out pictures: agreement with the checkpoint and mean KL; quantized:"
+        " with its own float model\n" + table(("variant", *LOSS_COLUMNS), rows)
     )
 
 
 def loss_cells(steps: Sequence[dict[str, Any]]) -> list[str]:
     """One variant's losses by step as text, a dash for steps it does not have."""
-    found = {step["step"]: f"{100 * step['agreement']:.1f} % {step['kl']:.4f} (n={step['n']})" for step in steps}
+    found = {
+        step["step"]: f"{100 * step['agreement']:.1f} % {step['kl']:.4f} (n={step['n']})" for step in steps
+    }
     return [found.get(name, ABSENT) for name in LOSS_COLUMNS]
 
 
@@ -265,7 +313,8 @@ def _interval(proportion: dict[str, Any] | None) -> str:
 
 
 def predictions(result: dict[str, Any], *, top5: bool, limit: int = 12) -> str:
-    """What each variant said of each picture: the baseline in words, the others as = or as what they say instead."""
+    """What each variant said of each picture: the baseline in words, the others as = or as what they say
+    instead."""
     shown = [row for row in result["variants"] if row["predictions"]]
     if not shown or result["bundle"]["figures_absent"]:  # what random weights say is not worth reading
         return ""
@@ -299,7 +348,10 @@ def _top5(result: dict[str, Any], shown: Sequence[dict[str, Any]], k: int) -> st
             rows.append(
                 [
                     row["variant"],
-                    *(f"{printable(label, 20)} {100 * v:.1f} %" for label, v in zip(p["labels"], p["probabilities"], strict=True)),
+                    *(
+                        f"{printable(label, 20)} {100 * v:.1f} %"
+                        for label, v in zip(p["labels"], p["probabilities"], strict=True)
+                    ),
                 ]
             )
     ranks = max(len(row) for row in rows) - 1

@@ -1,9 +1,10 @@
-"""What the doctor tries in a process of its own: importing onnxruntime, and running a variant to see which operators it executes.
+"""What the doctor tries in a process of its own: importing onnxruntime, and running a variant to see which
+operators it executes.
 
-``python -m vgg_runtime.probe`` reads one JSON request line from standard input and writes one JSON event a line to standard
-output; ``bundle_checks.py`` is the other end. The operators come from onnxruntime's own profile of one inference: what this
-board executes, after every optimization for its core, in a text of some kilobytes. (Saving the optimized graph would write the
-weights a second time, on many boards into memory.)
+``python -m vgg_runtime.probe`` reads one JSON request line from standard input and writes one JSON event a
+line to standard output; ``bundle_checks.py`` is the other end. The operators come from onnxruntime's own
+profile of one inference: what this board executes, after every optimization for its core, in a text of some
+kilobytes. (Saving the optimized graph would write the weights a second time, on many boards into memory.)
 """
 
 import collections
@@ -20,7 +21,8 @@ from . import device
 from .manifest import SessionSettings
 from .session import session_options
 
-# Layers that multiply, in float, under the names that onnxruntime's optimizers give them; a ReLU is one that was not folded.
+# Layers that multiply, in float, under the names that onnxruntime's optimizers give them; a ReLU is one that
+# was not folded.
 FLOAT_LAYERS = frozenset({"Conv", "FusedConv", "NhwcFusedConv", "Gemm", "FusedGemm", "MatMul", "FusedMatMul"})
 INTEGER_LAYERS = frozenset({"QLinearConv", "QGemm", "QLinearMatMul", "MatMulIntegerToFloat", "ConvInteger"})
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5  # wire types of protobuf
@@ -34,11 +36,19 @@ def main() -> int:
         _emit("imported", version=ort.__version__)
         if request:
             model = Path(request["model"])
-            executed = executed_ops(model, SessionSettings(**request["session"]), request["threads"], request["input_px"])
-            _emit("executed", ops=executed, float_layers=float_layers(model), peak_rss_bytes=device.peak_rss_bytes())
+            executed = executed_ops(
+                model, SessionSettings(**request["session"]), request["threads"], request["input_px"]
+            )
+            _emit(
+                "executed",
+                ops=executed,
+                float_layers=float_layers(model),
+                peak_rss_bytes=device.peak_rss_bytes(),
+            )
     except KeyboardInterrupt:
         return 130
-    except (Exception, MemoryError) as error:  # whatever onnxruntime raises becomes a line of the doctor's, with its own words
+    except (Exception, MemoryError) as error:
+        # whatever onnxruntime raises becomes a line of the doctor's, with its own words
         _emit("error", message=" ".join(str(error).split())[:300] or type(error).__name__)
     return 0
 
@@ -55,12 +65,15 @@ def executed_ops(model: Path, settings: SessionSettings, threads: int, input_px:
         session.run(None, {session.get_inputs()[0].name: np.zeros((1, 3, input_px, input_px), np.float32)})
         events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
     # Before 1.21 a node has two more events, of the fences around it.
-    ran = [e["args"]["op_name"] for e in events if e.get("cat") == "Node" and e["name"].endswith("_kernel_time")]
+    ran = [
+        e["args"]["op_name"] for e in events if e.get("cat") == "Node" and e["name"].endswith("_kernel_time")
+    ]
     return dict(sorted(collections.Counter(ran).items()))
 
 
 def float_layers(model: Path) -> int:
-    """How many Conv, Gemm and MatMul of a quantized ONNX file are meant to run in float: those whose weights are not dequantized."""
+    """How many Conv, Gemm and MatMul of a quantized ONNX file are meant to run in float: those whose weights
+    are not dequantized."""
     weights, dequantized = [], set()
     for kind, inputs, outputs in nodes(model):
         if kind == "DequantizeLinear":
@@ -71,7 +84,8 @@ def float_layers(model: Path) -> int:
 
 
 def nodes(model: Path) -> Iterator[tuple[str, list[str], list[str]]]:
-    """Operator, inputs and outputs of every node of an ONNX file; its weights are passed over without being read.
+    """Operator, inputs and outputs of every node of an ONNX file; its weights are passed over without being
+    read.
 
     The package onnx, which is not on the board, is 40 MB. Field numbers: onnx.proto.
     """
@@ -94,7 +108,8 @@ def _node(file: IO[bytes], start: int, end: int) -> tuple[str, list[str], list[s
 
 
 def _fields(file: IO[bytes], start: int, end: int) -> Iterator[tuple[int, int, int]]:
-    """Number, first and last+1 position of every field of the message that lies between two positions of a file."""
+    """Number, first and last+1 position of every field of the message that lies between two positions of a
+    file."""
     while start < end:
         file.seek(start)
         tag = _varint(file)

@@ -1,7 +1,9 @@
-"""A variant in a process of its own that goes on answering: ``python -m vgg_runtime.responder``; ``live.py`` is the other end.
+"""A variant in a process of its own that goes on answering: ``python -m vgg_runtime.responder``; ``live.py``
+is the other end.
 
-Standard input: one JSON request line, then tensors float32 [1, 3, px, px] as raw bytes, one after the other, until it is closed.
-Standard output: one JSON event a line: loaded, checked, then one answered per tensor; or error.
+Standard input: one JSON request line, then tensors float32 [1, 3, px, px] as raw bytes, one after the other,
+until it is closed. Standard output: one JSON event a line: loaded, checked, then one answered per tensor; or
+error.
 """
 
 import io
@@ -21,7 +23,8 @@ from .session import Model
 
 
 def main() -> int:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process of a terminal; the other end closes the input
+    # Ctrl-C reaches every process of a terminal; the other end closes the input
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         with io.FileIO(0, closefd=False) as raw:
             answer(io.BufferedReader(raw))
@@ -31,7 +34,11 @@ def main() -> int:
         _emit("error", message="did not fit: out of memory")
     except Exception as error:  # whatever onnxruntime raises, with its own words
         text = " ".join(str(error).split())
-        short = "did not fit: out of memory" if "bad_alloc" in text or "Failed to allocate" in text else text[:300]
+        short = (
+            "did not fit: out of memory"
+            if "bad_alloc" in text or "Failed to allocate" in text
+            else text[:300]
+        )
         _emit("error", message=short or type(error).__name__)
     return 0
 

@@ -1,8 +1,9 @@
 """Several rounds of one variant -> its row: which samples count, and what has to be said of them.
 
-A board gets hot: the variants take turns in rounds, in another order each time, so that heat does not decide the winner. A round in
-which the board was held back is marked and its samples are left out, not averaged with the others; so are all but the last round
-where the rounds differ, because the last is what lasts. Every sample stays in ``rounds``.
+A board gets hot: the variants take turns in rounds, in another order each time, so that heat does not decide
+the winner. A round in which the board was held back is marked and its samples are left out, not averaged with
+the others; so are all but the last round where the rounds differ, because the last is what lasts. Every
+sample stays in ``rounds``.
 """
 
 import statistics
@@ -12,18 +13,21 @@ from typing import Any
 from .metrics import percentile
 from .watch import LEAST_CLOCK
 
-DRIFT = 1.25  # largest ratio of medians, of two rounds or of the first and last third of one, that is no drift
+# largest ratio of medians, of two rounds or of the first and last third of one, that is no drift
+DRIFT = 1.25
 LEAST_FOR_DRIFT = 15  # samples of a round; below that a third of them says nothing
 
 
 def order(count: int, turn: int) -> list[int]:
-    """In which order ``count`` variants take part in a round: rotated by a third of them each time, every other one backwards."""
+    """In which order ``count`` variants take part in a round: rotated by a third of them each time, every
+    other one backwards."""
     rotated = [(k + turn * max(1, count // 3)) % count for k in range(count)]
     return rotated[::-1] if turn % 2 else rotated
 
 
 def held_back(found: dict[str, Any], highest_mhz: float | None) -> list[str]:
-    """What slowed the board down in a round: ``found`` is what ``watch.Watch`` saw, ``highest_mhz`` the highest clock of all rounds."""
+    """What slowed the board down in a round: ``found`` is what ``watch.Watch`` saw, ``highest_mhz`` the
+    highest clock of all rounds."""
     during = found["during"]
     reasons = list(during["held_back"] or ())
     clock = during["clock_mhz"]
@@ -33,7 +37,8 @@ def held_back(found: dict[str, Any], highest_mhz: float | None) -> list[str]:
 
 
 def drift(samples_ms: Sequence[float]) -> float:
-    """How much slower the last third of a round was than the first, or the other way round; 1.0 where there are too few samples."""
+    """How much slower the last third of a round was than the first, or the other way round; 1.0 where there
+    are too few samples."""
     if len(samples_ms) < LEAST_FOR_DRIFT:
         return 1.0
     third = len(samples_ms) // 3
@@ -57,7 +62,11 @@ def settle(row: dict[str, Any], highest_mhz: float | None) -> None:
     within = max((drift(found["samples_ms"]) for found in counted), default=1.0)
     if medians and (_ratio(medians) > DRIFT or within > DRIFT):
         low, high = min(medians), max(medians)
-        where = f"the rounds' medians go from {low:.1f} to {high:.1f} ms" if _ratio(medians) > DRIFT else f"{within:.2f}x within a round"
+        where = (
+            f"the rounds' medians go from {low:.1f} to {high:.1f} ms"
+            if _ratio(medians) > DRIFT
+            else f"{within:.2f}x within a round"
+        )
         row["marks"].append(f"drifting: {where}; the figures are those of the last round")
         counted = counted[-1:]
     samples = [ms for found in counted for ms in found["samples_ms"]]

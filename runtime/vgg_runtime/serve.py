@@ -1,7 +1,9 @@
-"""The page on the device: an ASGI application, which is a plain function, run by uvicorn (``requirements-web.txt``).
+"""The page on the device: an ASGI application, which is a plain function, run by uvicorn
+(``requirements-web.txt``).
 
-One inference at a time, a short queue, 503 beyond it. A picture stays in memory, is decoded in a process of its own, and each
-variant answers in one of its own, so that whatever dies is a card and not the end of the page.
+One inference at a time, a short queue, 503 beyond it. A picture stays in memory, is decoded in a process of
+its own, and each variant answers in one of its own, so that whatever dies is a card and not the end of the
+page.
 """
 
 import asyncio
@@ -35,7 +37,8 @@ ROUTES = {"/": "GET, HEAD", "/api/health": "GET, HEAD", "/api/bundle": "GET, HEA
 
 @dataclasses.dataclass
 class Server:
-    """A bundle and the state of its page. ``hosts``: names under which the page may be asked for; ``memory``: as measure.Options."""
+    """A bundle and the state of its page. ``hosts``: names under which the page may be asked for; ``memory``:
+    as measure.Options."""
 
     folder: Path
     manifest: Manifest
@@ -78,7 +81,9 @@ class Server:
             case ("POST", "/api/compare"):
                 await self._compare(scope, receive, send)
             case (method, path) if path in ROUTES:
-                raise Refused(405, f"{method[:20]} is not possible here; {ROUTES[path]} is", allow=ROUTES[path])
+                raise Refused(
+                    405, f"{method[:20]} is not possible here; {ROUTES[path]} is", allow=ROUTES[path]
+                )
             case _:
                 raise Refused(404, f"there is nothing at {scope['path'][:80]}; the page is at /")
 
@@ -137,11 +142,15 @@ class Server:
         return self.manifest.chosen(names[0])
 
     async def _stream(self, variants: Sequence[Variant], pictures: measure.Pictures, send: Send) -> None:
-        """One JSON line per event: start, running, row (with all rows so far; a variant's comes when it has answered, and again
-        when it has been timed), end; or error, when the server is stopped."""
+        """One JSON line per event: start, running, row (with all rows so far; a variant's comes when it has
+        answered, and again when it has been timed), end; or error, when the server is stopped."""
         options = measure.Options(self.threads, BUDGET_S, MAX_RUNS, memory=self.memory)
-        result = measure.skeleton(self.folder, self.manifest, self.labels, [measure.Shown(Path("upload"))], options)
-        await send({"type": "http.response.start", "status": 200, "headers": _headers("application/x-ndjson")})
+        result = measure.skeleton(
+            self.folder, self.manifest, self.labels, [measure.Shown(Path("upload"))], options
+        )
+        await send(
+            {"type": "http.response.start", "status": 200, "headers": _headers("application/x-ndjson")}
+        )
         await _line(send, {"event": "start", "result": result})
         try:
             for variant in variants:
@@ -152,7 +161,14 @@ class Server:
             await _line(send, {"event": "error", "error": STOPPED})
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
-    async def _variant(self, variant: Variant, pictures: measure.Pictures, options: measure.Options, result: Message, send: Send) -> None:
+    async def _variant(
+        self,
+        variant: Variant,
+        pictures: measure.Pictures,
+        options: measure.Options,
+        result: Message,
+        send: Send,
+    ) -> None:
         """Run one variant; its process ends with this, however this ends."""
         running = measure.Running(self.folder, self.manifest, variant, pictures, options)
         result["variants"].append(running.row)
@@ -182,7 +198,8 @@ def _described(v: Variant) -> Message:
 
 
 def check_origin(scope: Message, hosts: Sequence[str]) -> None:
-    """Refuse names that are not ours (DNS rebinding) and other sites' pages. The address at which the connection arrived is ours.
+    """Refuse names that are not ours (DNS rebinding) and other sites' pages. The address at which the
+    connection arrived is ours.
 
     Raises:
         Refused: 400 for a wrong Host, 403 for a foreign Origin.
@@ -210,7 +227,10 @@ def _same_address(one: str, other: str) -> bool:
         found = [ipaddress.ip_address(text.partition("%")[0]) for text in (one, other)]
     except ValueError:
         return False
-    plain = [address.ipv4_mapped or address if isinstance(address, ipaddress.IPv6Address) else address for address in found]
+    plain = [
+        address.ipv4_mapped or address if isinstance(address, ipaddress.IPv6Address) else address
+        for address in found
+    ]
     return plain[0] == plain[1]
 
 
@@ -221,7 +241,12 @@ async def decode(pieces: Sequence[bytes], variants: Sequence[Variant]) -> measur
         ImageError: what is wrong with the picture.
     """
     sizes = {v.preprocessing.crop_px: v.preprocessing for v in variants}
-    request = json.dumps({"bytes": sum(map(len, pieces)), "preprocessings": [p.to_json() for p in sizes.values()]}).encode() + b"\n"
+    request = (
+        json.dumps(
+            {"bytes": sum(map(len, pieces)), "preprocessings": [p.to_json() for p in sizes.values()]}
+        ).encode()
+        + b"\n"
+    )
     child = measure.start("vgg_runtime.decode", subprocess.DEVNULL)
     try:
         line, content = await asyncio.to_thread(_converse, child, [request, *pieces])
@@ -264,7 +289,12 @@ async def _line(send: Send, event: Message) -> None:
 
 
 async def _answer(send: Send, status: int, data: Message, more: dict[str, str] | None = None) -> None:
-    await _send(send, status, json.dumps(data, ensure_ascii=False).encode() + b"\n", _headers("application/json", more=more))
+    await _send(
+        send,
+        status,
+        json.dumps(data, ensure_ascii=False).encode() + b"\n",
+        _headers("application/json", more=more),
+    )
 
 
 async def _send(send: Send, status: int, body: bytes, headers: list[tuple[bytes, bytes]]) -> None:
@@ -277,7 +307,9 @@ async def _send(send: Send, status: int, body: bytes, headers: list[tuple[bytes,
         await send({"type": "http.response.body", "body": body})
 
 
-def _headers(kind: str, policy: str | None = None, more: dict[str, str] | None = None) -> list[tuple[bytes, bytes]]:
+def _headers(
+    kind: str, policy: str | None = None, more: dict[str, str] | None = None
+) -> list[tuple[bytes, bytes]]:
     return [
         *((name.encode(), value.encode()) for name, value in (more or {}).items()),
         (b"content-type", kind.encode()),
@@ -288,7 +320,9 @@ def _headers(kind: str, policy: str | None = None, more: dict[str, str] | None =
     ]
 
 
-def run(server: Callable[[tuple[str, ...]], Server], host: str, port: int, report: Callable[[str], None]) -> None:
+def run(
+    server: Callable[[tuple[str, ...]], Server], host: str, port: int, report: Callable[[str], None]
+) -> None:
     """Serve until interrupted; ``server`` makes the application for the names under which it may be asked.
 
     Raises:
@@ -298,11 +332,15 @@ def run(server: Callable[[tuple[str, ...]], Server], host: str, port: int, repor
     try:
         serving = patience.server(application := server(names), application.stop, HEADER_SECONDS)
     except ImportError as error:
-        raise RuntimeInputError("the page needs uvicorn: pip install -r requirements-web.txt (beside this compare.py)") from error
+        raise RuntimeInputError(
+            "the page needs uvicorn: pip install -r requirements-web.txt (beside this compare.py)"
+        ) from error
     try:
         listening = listen(host, port)
     except OSError as error:
-        raise RuntimeInputError(f"cannot listen on {host} port {port} ({error.strerror}); choose another --port") from error
+        raise RuntimeInputError(
+            f"cannot listen on {host} port {port} ({error.strerror}); choose another --port"
+        ) from error
     shown = host if _is_loopback(host) and host != LOOPBACK[1] else names[0]
     report(f"The page is at http://{bracketed(shown)}:{listening.getsockname()[1]}/ (Ctrl-C ends it)")
     if not _is_loopback(host):
@@ -344,6 +382,7 @@ def own_names(host: str) -> tuple[str, ...]:
     if host not in ("0.0.0.0", "::"):
         return (host, *names)
     with contextlib.suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        probe.connect(("192.0.2.1", 9))  # no packet is sent: it only asks which address this machine would use
+        # no packet is sent: it only asks which address this machine would use
+        probe.connect(("192.0.2.1", 9))
         names.insert(0, probe.getsockname()[0])
     return tuple(names)

@@ -11,14 +11,15 @@ import numpy.typing as npt
 from .manifest import SessionSettings
 from .targets import Target, saturates
 
-# onnxruntime turns 8-bit weights into unsigned ones, whose kernels add in 32 bits (core/optimizer/qdq_transformer/avx2_weight_s8_to_u8.cc).
-# They are slower (measured: 1.4 to 1.7 times, compact variants), and on x86 with VNNI nothing but slower.
+# onnxruntime turns 8-bit weights into unsigned ones, whose kernels add in 32 bits
+# (core/optimizer/qdq_transformer/avx2_weight_s8_to_u8.cc). They are slower (measured: 1.4 to 1.7 times,
+# compact variants), and on x86 with VNNI nothing but slower.
 EXACT = "session.x64quantprecision"
 
 
 def exact(settings: SessionSettings, core: Target, made_for: Sequence[str]) -> SessionSettings:
-    """What a build made for some targets is to be run with on a core: where its int8 products would overflow, with slower kernels
-    that compute what its own cores do."""
+    """What a build made for some targets is to be run with on a core: where its int8 products would overflow,
+    with slower kernels that compute what its own cores do."""
     if not saturates(core, made_for):
         return settings
     return dataclasses.replace(settings, config=settings.config | {EXACT: "1"})
@@ -26,7 +27,8 @@ def exact(settings: SessionSettings, core: Target, made_for: Sequence[str]) -> S
 
 def session_options(settings: SessionSettings, threads: int) -> Any:
     """What a variant asks of onnxruntime, as its ``SessionOptions``."""
-    import onnxruntime as ort  # here, so that a wheel which dies at import (1.21.0 on a Pi 4) takes only a child along
+    # here, so that a wheel which dies at import (1.21.0 on a Pi 4) takes only a child along
+    import onnxruntime as ort
 
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
@@ -44,7 +46,9 @@ class Model:
     def __init__(self, path: Path, settings: SessionSettings, threads: int) -> None:
         import onnxruntime as ort
 
-        self._session: Any = ort.InferenceSession(str(path), session_options(settings, threads), providers=["CPUExecutionProvider"])
+        self._session: Any = ort.InferenceSession(
+            str(path), session_options(settings, threads), providers=["CPUExecutionProvider"]
+        )
         self._input: str = self._session.get_inputs()[0].name
 
     def __call__(self, batch: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:

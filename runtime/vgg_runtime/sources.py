@@ -1,5 +1,6 @@
-"""Where live frames come from: a folder, a camera, an MJPEG stream. With numpy and Pillow alone there is no video decoder, so a
-camera is read through the system's own programs or through picamera2, each only where it is installed.
+"""Where live frames come from: a folder, a camera, an MJPEG stream. With numpy and Pillow alone there is no
+video decoder, so a camera is read through the system's own programs or through picamera2, each only where it
+is installed.
 """
 
 import collections
@@ -34,12 +35,14 @@ CAMERA_PX = (640, 480)  # more than a 224 px input can see only costs time
 RESCAN_S = 1.0
 SILENCE_S = 10.0  # of an HTTP server, before it counts as gone
 CHUNK_BYTES = 1 << 16
-PIPE_EXAMPLE = "ffmpeg -i INPUT -an -c:v mjpeg -q:v 3 -f mjpeg - | python compare.py --live VARIANT --source -"
+PIPE_EXAMPLE = (
+    "ffmpeg -i INPUT -an -c:v mjpeg -q:v 3 -f mjpeg - | python compare.py --live VARIANT --source -"
+)
 
 
 class Source(Protocol):
-    """``frames`` ends when the stream does or soon after ``stopped`` is set; it raises RuntimeInputError when the stream cannot be
-    read (any more). ``close`` ends what was started for it, from another thread."""
+    """``frames`` ends when the stream does or soon after ``stopped`` is set; it raises RuntimeInputError when
+    the stream cannot be read (any more). ``close`` ends what was started for it, from another thread."""
 
     name: str
 
@@ -57,14 +60,18 @@ def open_source(wanted: str, fps: float | None) -> Source:
     path = Path(wanted)
     own_pace = wanted == "-" or "://" in wanted or path.is_fifo()
     if own_pace and fps is not None:
-        raise RuntimeInputError(f"--fps is for a folder, a file or a camera; {printable(wanted, 80)} sends at its own pace")
+        raise RuntimeInputError(
+            f"--fps is for a folder, a file or a camera; {printable(wanted, 80)} sends at its own pace"
+        )
     pace = fps or DEFAULT_FPS
     if wanted == "camera":
         return _camera(pace)
     if wanted.startswith(("http://", "https://")):
         return Http(wanted)
     if "://" in wanted:
-        raise RuntimeInputError(f"{printable(wanted, 80)} is no http address; other streams can be piped: {PIPE_EXAMPLE}")
+        raise RuntimeInputError(
+            f"{printable(wanted, 80)} is no http address; other streams can be piped: {PIPE_EXAMPLE}"
+        )
     if wanted == "-":
         return _standard_input()
     return _of_path(path, pace, own_pace=own_pace)
@@ -72,7 +79,10 @@ def open_source(wanted: str, fps: float | None) -> Source:
 
 def _standard_input() -> Source:
     if sys.stdin is None or os.isatty(0):
-        raise RuntimeInputError(f"--source - expects JPEG pictures on standard input, which is a terminal here; e.g. {PIPE_EXAMPLE}")
+        raise RuntimeInputError(
+            "--source - expects JPEG pictures on standard input, which is a terminal here; e.g."
+            f" {PIPE_EXAMPLE}"
+        )
     return Bytes("standard input", None, None)
 
 
@@ -81,7 +91,8 @@ def _of_path(path: Path, fps: float, *, own_pace: bool) -> Source:
         mode = path.stat().st_mode
     except OSError as error:
         raise RuntimeInputError(
-            f"{path} cannot be used ({error.strerror}); --source is a folder, a file or pipe of JPEG pictures, - for standard input,"
+            f"{path} cannot be used ({error.strerror}); --source is a folder, a file or pipe of JPEG"
+            " pictures, - for standard input,"
             " an http address, a video device such as /dev/video0, or camera"
         ) from error
     if stat.S_ISDIR(mode):
@@ -98,7 +109,9 @@ class Folder:
         self.name = str(root)
         self._root, self._fps = root, fps
         if not self._list():
-            raise RuntimeInputError(f"{root} holds no pictures ({', '.join(SUFFIXES)}); expected at least one")
+            raise RuntimeInputError(
+                f"{root} holds no pictures ({', '.join(SUFFIXES)}); expected at least one"
+            )
 
     def frames(self, stopped: threading.Event) -> Iterator[Item]:
         known: set[str] = set()
@@ -121,14 +134,20 @@ class Folder:
     def _list(self) -> list[str]:
         try:
             with os.scandir(self._root) as entries:
-                return sorted(e.name for e in entries if e.name.lower().endswith(SUFFIXES) and not e.name.startswith(".") and e.is_file())
+                return sorted(
+                    e.name
+                    for e in entries
+                    if e.name.lower().endswith(SUFFIXES) and not e.name.startswith(".") and e.is_file()
+                )
         except OSError as error:
-            raise RuntimeInputError(f"{self._root} cannot be read ({error.strerror}); name a folder of pictures") from error
+            raise RuntimeInputError(
+                f"{self._root} cannot be read ({error.strerror}); name a folder of pictures"
+            ) from error
 
 
 class Bytes:
-    """JPEGs one after the other from a file or pipe, or from standard input where ``path`` is None. ``fps``: how fast a file is
-    played; None for what sends at its own pace."""
+    """JPEGs one after the other from a file or pipe, or from standard input where ``path`` is None. ``fps``:
+    how fast a file is played; None for what sends at its own pace."""
 
     def __init__(self, name: str, path: Path | None, fps: float | None) -> None:
         self.name = name
@@ -168,14 +187,19 @@ class Http:
                 kind = response.headers.get_content_type()
                 if kind != "multipart/x-mixed-replace":
                     raise RuntimeInputError(
-                        f"{name} answers with {printable(kind)}; expected multipart/x-mixed-replace, as MJPEG cameras do"
+                        f"{name} answers with {printable(kind)}; expected multipart/x-mixed-replace, as"
+                        " MJPEG cameras do"
                     )
                 while not stopped.is_set() and (piece := response.read1(CHUNK_BYTES)):
                     yield piece
         except urllib.error.HTTPError as error:
-            raise RuntimeInputError(f"{name} answers {error.code} {printable(str(error.reason))}; check the address") from error
+            raise RuntimeInputError(
+                f"{name} answers {error.code} {printable(str(error.reason))}; check the address"
+            ) from error
         except TimeoutError as error:
-            raise RuntimeInputError(f"{name} has sent nothing for {SILENCE_S:.0f} s; is the camera switched on?") from error
+            raise RuntimeInputError(
+                f"{name} has sent nothing for {SILENCE_S:.0f} s; is the camera switched on?"
+            ) from error
         except (OSError, http.client.HTTPException, ValueError) as error:
             reason = printable(str(getattr(error, "reason", error)), 120) or type(error).__name__
             raise RuntimeInputError(f"{name} cannot be read ({reason}); check the address") from error
@@ -204,7 +228,8 @@ class Program:
         )
         assert process.stdout is not None
         assert process.stderr is not None
-        last: collections.deque[bytes] = collections.deque(maxlen=1)  # of its complaints; read, or a full pipe would stop it
+        # of its complaints; read, or a full pipe would stop it
+        last: collections.deque[bytes] = collections.deque(maxlen=1)
         listener = threading.Thread(target=last.extend, args=(process.stderr,), daemon=True)
         listener.start()
         yield from _pictures(_pieces(process.stdout.fileno(), stopped))
@@ -237,7 +262,8 @@ class Picamera:
     def frames(self, stopped: threading.Event) -> Iterator[Item]:
         camera = self._picamera2()
         try:
-            main = {"size": CAMERA_PX, "format": "BGR888"}  # libcamera's name for bytes in the order red, green, blue
+            # libcamera's name for bytes in the order red, green, blue
+            main = {"size": CAMERA_PX, "format": "BGR888"}
             camera.configure(camera.create_video_configuration(main=main, controls={"FrameRate": self._fps}))
             camera.start()
             while not stopped.is_set():
@@ -260,20 +286,63 @@ def _camera(fps: float) -> Source:
     for program in ("rpicam-vid", "libcamera-vid"):  # the latter is its name before Bookworm
         if shutil.which(program):
             size = ("--width", str(CAMERA_PX[0]), "--height", str(CAMERA_PX[1]))
-            options = ("-n", "-t", "0", "-v", "0", "--codec", "mjpeg", *size, "--framerate", f"{fps:g}", "--flush", "-o", "-")
+            options = (
+                "-n",
+                "-t",
+                "0",
+                "-v",
+                "0",
+                "--codec",
+                "mjpeg",
+                *size,
+                "--framerate",
+                f"{fps:g}",
+                "--flush",
+                "-o",
+                "-",
+            )
             return Program(f"camera ({program})", (program, *options))
     raise RuntimeInputError(
-        f"no camera module can be read: picamera2 cannot be imported ({reason}), and there is no rpicam-vid. On Raspberry Pi OS:"
-        " sudo apt install rpicam-apps-lite, or python3-picamera2 and a virtual environment made with --system-site-packages"
+        f"no camera module can be read: picamera2 cannot be imported ({reason}), and there is no"
+        " rpicam-vid. On Raspberry Pi OS:"
+        " sudo apt install rpicam-apps-lite, or python3-picamera2 and a virtual environment made with"
+        " --system-site-packages"
     )
 
 
 def _video_device(path: Path, fps: float) -> Source:
     """A USB camera, through ffmpeg: as most of them do, it must send MJPEG, which is only copied."""
     if not shutil.which("ffmpeg"):
-        raise RuntimeInputError(f"reading {path} needs ffmpeg: sudo apt install ffmpeg; a camera module is --source camera")
-    camera = ("-f", "v4l2", "-input_format", "mjpeg", "-framerate", f"{fps:g}", "-video_size", "{}x{}".format(*CAMERA_PX))
-    return Program(str(path), ("ffmpeg", "-nostdin", "-loglevel", "error", *camera, "-i", str(path), "-c:v", "copy", "-f", "mjpeg", "-"))
+        raise RuntimeInputError(
+            f"reading {path} needs ffmpeg: sudo apt install ffmpeg; a camera module is --source camera"
+        )
+    camera = (
+        "-f",
+        "v4l2",
+        "-input_format",
+        "mjpeg",
+        "-framerate",
+        f"{fps:g}",
+        "-video_size",
+        "{}x{}".format(*CAMERA_PX),
+    )
+    return Program(
+        str(path),
+        (
+            "ffmpeg",
+            "-nostdin",
+            "-loglevel",
+            "error",
+            *camera,
+            "-i",
+            str(path),
+            "-c:v",
+            "copy",
+            "-f",
+            "mjpeg",
+            "-",
+        ),
+    )
 
 
 def _pieces(descriptor: int, stopped: threading.Event) -> Iterator[bytes]:
@@ -293,13 +362,16 @@ def _pictures(pieces: Iterator[bytes]) -> Iterator[bytes | ImageError]:
     yield from splitter.end()
 
 
-def _paced(items: Iterator[bytes | ImageError], fps: float, stopped: threading.Event) -> Iterator[bytes | ImageError]:
+def _paced(
+    items: Iterator[bytes | ImageError], fps: float, stopped: threading.Event
+) -> Iterator[bytes | ImageError]:
     for _, item in zip(_ticks(fps, stopped), items, strict=False):
         yield item
 
 
 def _ticks(fps: float, stopped: threading.Event) -> Iterator[float]:
-    """The time in s, ``fps`` times a second; a late one does not make the next ones early. Ends when ``stopped``."""
+    """The time in s, ``fps`` times a second; a late one does not make the next ones early. Ends when
+    ``stopped``."""
     due = time.monotonic()
     while not stopped.wait(max(0.0, due - time.monotonic())):
         now = time.monotonic()

@@ -1,5 +1,5 @@
-"""The kinds of core that a model can be made for, and which of them a device has. The exporter makes for these, the device chooses by
-them."""
+"""The kinds of core that a model can be made for, and which of them a device has. The exporter makes for
+these, the device chooses by them."""
 
 import dataclasses
 import functools
@@ -11,10 +11,11 @@ from .device import Device, describe
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-    """What suits a kind of core. ``signed_activations``: S8 instead of U8; ``reduce_range``: 7-bit weights; ``width_multiple``: of the
-    channels that pruning and factorising leave, for onnxruntime's fast int8 kernels; ``winograd_core``: whose instruction counts
-    decide where fp32 convolutions become Winograd's, None where int8 is faster than those; ``ram_bytes`` of the smallest such board,
-    None where there is plenty."""
+    """What suits a kind of core. ``signed_activations``: S8 instead of U8; ``reduce_range``: 7-bit weights;
+    ``width_multiple``: of the channels that pruning and factorising leave, for onnxruntime's fast int8
+    kernels; ``winograd_core``: whose instruction counts decide where fp32 convolutions become Winograd's,
+    None where int8 is faster than those; ``ram_bytes`` of the smallest such board, None where there is
+    plenty."""
 
     name: str
     machine: str
@@ -36,13 +37,47 @@ GIB = 1 << 30
 TARGETS = {
     t.name: t
     for t in (
-        Target("pi5", ARM, True, False, 16, None, 2 * GIB, "Cortex-A76 with dot product: signed activations take 8 % fewer instructions"),
         Target(
-            "pi4", ARM, True, False, 8, "cortex-a72", GIB, "Cortex-A72 without dot product: signed activations take 7 % fewer instructions"
+            "pi5",
+            ARM,
+            True,
+            False,
+            16,
+            None,
+            2 * GIB,
+            "Cortex-A76 with dot product: signed activations take 8 % fewer instructions",
+        ),
+        Target(
+            "pi4",
+            ARM,
+            True,
+            False,
+            8,
+            "cortex-a72",
+            GIB,
+            "Cortex-A72 without dot product: signed activations take 7 % fewer instructions",
         ),
         Target("pi3", ARM, True, False, 8, "cortex-a53", GIB, "Cortex-A53 without dot product, as pi4"),
-        Target("zero2", ARM, True, False, 8, "cortex-a53", GIB // 2, "Cortex-A53 without dot product, as pi4, and 512 MB"),
-        Target("x86-vnni", X86, False, False, 16, None, None, "x86 with VNNI: unsigned activations and signed weights are the native form"),
+        Target(
+            "zero2",
+            ARM,
+            True,
+            False,
+            8,
+            "cortex-a53",
+            GIB // 2,
+            "Cortex-A53 without dot product, as pi4, and 512 MB",
+        ),
+        Target(
+            "x86-vnni",
+            X86,
+            False,
+            False,
+            16,
+            None,
+            None,
+            "x86 with VNNI: unsigned activations and signed weights are the native form",
+        ),
         Target(
             "x86-avx2",
             X86,
@@ -77,22 +112,32 @@ def here() -> Target:
 
 
 def nearest(target: Target, made_for: Sequence[Sequence[str]]) -> int:
-    """Which of several builds, each made for some targets (or, where it names none, for any core), suits a core best."""
+    """Which of several builds, each made for some targets (or, where it names none, for any core), suits a
+    core best."""
     distances = [_distance(target, names) for names in made_for]
     return distances.index(min(distances))
 
 
 def saturates(target: Target, made_for: Sequence[str]) -> bool:
-    """Whether a build's int8 products overflow in a core's fastest kernels: it needs 7-bit weights, which the build has not."""
-    return target.reduce_range and bool(made_for) and not any(TARGETS[name].reduce_range for name in made_for if name in TARGETS)
+    """Whether a build's int8 products overflow in a core's fastest kernels: it needs 7-bit weights, which the
+    build has not."""
+    return (
+        target.reduce_range
+        and bool(made_for)
+        and not any(TARGETS[name].reduce_range for name in made_for if name in TARGETS)
+    )
 
 
 def _distance(target: Target, made_for: Sequence[str]) -> float:
-    """0 for a build for this very core, then those for any core, then others; what must not overflow (``session.exact``) is slowest."""
+    """0 for a build for this very core, then those for any core, then others; what must not overflow
+    (``session.exact``) is slowest."""
     if target.name in made_for:
         return 0
     if not made_for:
         return 0.5
     others = [TARGETS[name] for name in made_for if name in TARGETS]
-    apart = [1 + 2 * (target.machine != other.machine) + (target.dot_product != other.dot_product) for other in others]
+    apart = [
+        1 + 2 * (target.machine != other.machine) + (target.dot_product != other.dot_product)
+        for other in others
+    ]
     return 8 * saturates(target, made_for) + min(apart, default=9)

@@ -1,7 +1,8 @@
-"""``compare.py --tune``: which build of each variant is the fastest on this very board, timed once and remembered.
+"""``compare.py --tune``: which build of each variant is the fastest on this very board, timed once and
+remembered.
 
-Counted instructions and tables of cores are a guess at time; only the board knows. What was found is kept in the user's cache, for
-this board, this onnxruntime and these very models.
+Counted instructions and tables of cores are a guess at time; only the board knows. What was found is kept in
+the user's cache, for this board, this onnxruntime and these very models.
 """
 
 import hashlib
@@ -25,8 +26,8 @@ Report = Callable[[str], None]
 
 
 def for_here(bundle: Manifest, wanted: str | None, root: Path = Path("/")) -> Manifest:
-    """The bundle with the builds in front that are to run here: those for the target that is asked for, else those that were
-    measured to be the fastest here, else those for this core.
+    """The bundle with the builds in front that are to run here: those for the target that is asked for, else
+    those that were measured to be the fastest here, else those for this core.
 
     Raises:
         BundleError: there is no such target.
@@ -37,18 +38,23 @@ def for_here(bundle: Manifest, wanted: str | None, root: Path = Path("/")) -> Ma
     return builds.for_core(bundle, of_device(board), remembered(bundle, board))
 
 
-def tune(folder: Path, bundle: Manifest, variants: Sequence[Variant], threads: int, root: Path, report: Report) -> Manifest:
+def tune(
+    folder: Path, bundle: Manifest, variants: Sequence[Variant], threads: int, root: Path, report: Report
+) -> Manifest:
     """Time the builds of each variant in turn, remember the fastest, and put it in front."""
     board = device.describe(threads, root)
     target, options = of_device(board), measure.Options(threads, budget_s=BUDGET_S, rounds=1, root=root)
     found, before = remembered(bundle, board), builds.for_core(bundle, target)
     for variant in variants:
         if len(variant.builds) > 1:
-            tried = before.variant(variant.id).builds  # the one for this core first, whatever was found before
+            # the one for this core first, whatever was found before
+            tried = before.variant(variant.id).builds
             times = _timed(folder, bundle, variant, tried, options)
             if best := _fastest(times):
                 found[variant.id] = best
-            told = ", ".join(f"{name} {'failed' if ms == float('inf') else f'{ms:.1f} ms'}" for name, ms in times.items())
+            told = ", ".join(
+                f"{name} {'failed' if ms == float('inf') else f'{ms:.1f} ms'}" for name, ms in times.items()
+            )
             report(f"tuned {variant.id}: {told}; {found.get(variant.id, 'none')} is used")
     try:
         _remember(bundle, board, found)
@@ -57,18 +63,23 @@ def tune(folder: Path, bundle: Manifest, variants: Sequence[Variant], threads: i
     return builds.for_core(bundle, target, found)
 
 
-def _timed(folder: Path, bundle: Manifest, variant: Variant, tried: Sequence[Build], options: measure.Options) -> dict[str, float]:
+def _timed(
+    folder: Path, bundle: Manifest, variant: Variant, tried: Sequence[Build], options: measure.Options
+) -> dict[str, float]:
     """Median latency in ms by the build's id, infinite for one that fails; the builds take turns."""
     times: dict[str, list[float]] = {build.id: [] for build in tried}
     for _ in range(ROUNDS):
         for build in tried:
-            row = measure.measure(folder, bundle, variant.using(build), measure.Pictures(), options, lambda _: None)
+            row = measure.measure(
+                folder, bundle, variant.using(build), measure.Pictures(), options, lambda _: None
+            )
             times[build.id].append(row["p50_ms"] if row["error"] is None and row["p50_ms"] else float("inf"))
     return {name: sorted(values)[len(values) // 2] for name, values in times.items()}
 
 
 def _fastest(times: dict[str, float]) -> str | None:
-    """The id of the build with the least latency; the first where it is about as fast, none where all failed."""
+    """The id of the build with the least latency; the first where it is about as fast, none where all
+    failed."""
     best, first = min(times, key=lambda name: times[name]), next(iter(times))
     if times[best] == float("inf"):
         return None
@@ -81,13 +92,16 @@ def cache_file() -> Path:
 
 
 def remembered(bundle: Manifest, board: device.Device) -> dict[str, str]:
-    """Ids of the builds that were the fastest on this board, by variant; empty when that was never measured."""
+    """Ids of the builds that were the fastest on this board, by variant; empty when that was never
+    measured."""
     found = _read().get(_key(bundle, board), {}).get("builds", {})
     return {str(variant): str(build) for variant, build in found.items()} if isinstance(found, dict) else {}
 
 
 def _remember(bundle: Manifest, board: device.Device, found: dict[str, str]) -> None:
-    known = _read() | {_key(bundle, board): {"board": board.board, "measured_at": time.strftime("%Y-%m-%d"), "builds": found}}
+    known = _read() | {
+        _key(bundle, board): {"board": board.board, "measured_at": time.strftime("%Y-%m-%d"), "builds": found}
+    }
     cache_file().parent.mkdir(parents=True, exist_ok=True)
     output.write(cache_file(), json.dumps(known, indent=1))
 
@@ -101,6 +115,8 @@ def _read() -> dict[str, Any]:
 
 
 def _key(bundle: Manifest, board: device.Device) -> str:
-    models = [entry.sha256 for variant in bundle.variants for build in variant.builds for entry in build.files]
+    models = [
+        entry.sha256 for variant in bundle.variants for build in variant.builds for entry in build.files
+    ]
     parts = [sorted(models), board.board, board.cpu, board.cores, board.onnxruntime]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]

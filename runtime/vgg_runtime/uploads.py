@@ -1,5 +1,5 @@
-"""Receives pictures from strangers: bounded in bytes each and in all, in number and in time; nothing is copied, nothing touches the
-disk."""
+"""Receives pictures from strangers: bounded in bytes each and in all, in number and in time; nothing is
+copied, nothing touches the disk."""
 
 import asyncio
 import contextlib
@@ -16,7 +16,16 @@ HELD_BYTES = MAX_UPLOAD_BYTES  # of all pictures that are being received or wait
 RECEIVING = 16  # at a time
 DRAINED_BYTES = 60_000_000  # of a refused upload, read and thrown away
 BODY_SECONDS = 15.0  # for a whole upload, however slowly it trickles
-_SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"RIFF", b"BM", b"GIF8", b"II*\x00", b"MM\x00*", *(b"P%d" % k for k in range(1, 7)))
+_SIGNATURES = (
+    b"\xff\xd8\xff",
+    b"\x89PNG\r\n\x1a\n",
+    b"RIFF",
+    b"BM",
+    b"GIF8",
+    b"II*\x00",
+    b"MM\x00*",
+    *(b"P%d" % k for k in range(1, 7)),
+)
 
 
 class Refused(Exception):  # noqa: N818  it is an answer, not a fault
@@ -28,8 +37,8 @@ class Refused(Exception):  # noqa: N818  it is an answer, not a fault
 
 
 class Upload:
-    """One picture's file as it came, in pieces: one growing buffer would be copied while it grows. ``close`` gives its bytes back to
-    the intake."""
+    """One picture's file as it came, in pieces: one growing buffer would be copied while it grows. ``close``
+    gives its bytes back to the intake."""
 
     def __init__(self, intake: "Intake") -> None:
         self.pieces: list[bytes] = []
@@ -40,7 +49,8 @@ class Upload:
         """Add what has arrived.
 
         Raises:
-            Refused: 413 when the picture, 503 when all of them together become too large; 415 for what is no picture.
+            Refused: 413 when the picture, 503 when all of them together become too large; 415 for what is no
+                picture.
         """
         if self.bytes + len(piece) > MAX_UPLOAD_BYTES:
             raise Refused(413, f"the file has more than {MAX_UPLOAD_BYTES} bytes")
@@ -75,7 +85,10 @@ class Intake:
             raise Refused(503, f"{self.receiving} pictures are being sent already; try again in a minute")
         length = dict(scope["headers"]).get(b"content-length")
         if length is not None and (not length.isdigit() or int(length) > MAX_UPLOAD_BYTES):
-            raise Refused(413, f"the file has {length.decode('latin-1')[:20]} bytes; at most {MAX_UPLOAD_BYTES} are taken")
+            raise Refused(
+                413,
+                f"the file has {length.decode('latin-1')[:20]} bytes; at most {MAX_UPLOAD_BYTES} are taken",
+            )
         upload = Upload(self)
         self.receiving += 1
         try:
@@ -111,7 +124,8 @@ async def chunks(receive: Receive) -> AsyncIterator[bytes]:
 
 
 async def drain(rest: AsyncIterator[bytes]) -> None:
-    """Let a client finish sending what is not wanted, within bounds: one that is cut off in the middle never reads the answer."""
+    """Let a client finish sending what is not wanted, within bounds: one that is cut off in the middle never
+    reads the answer."""
     left = DRAINED_BYTES
     with contextlib.suppress(TimeoutError, Refused):
         async with asyncio.timeout(BODY_SECONDS):

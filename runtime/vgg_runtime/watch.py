@@ -1,4 +1,5 @@
-"""The state of the board while something is timed on it: temperature, clock and what the firmware holds back, before, during and after."""
+"""The state of the board while something is timed on it: temperature, clock and what the firmware holds back,
+before, during and after."""
 
 import dataclasses
 import statistics
@@ -26,7 +27,9 @@ class State:
     def now(cls, root: Path = Path("/")) -> Self:
         found = device.state(root)
         held = found["throttled"]
-        current = None if held is None else tuple(name for name in held if not name.endswith(device.SINCE_BOOT))
+        current = (
+            None if held is None else tuple(name for name in held if not name.endswith(device.SINCE_BOOT))
+        )
         return cls(found["temperature_c"], found["clock_mhz"], current)
 
     def to_json(self) -> dict[str, Any]:
@@ -34,7 +37,8 @@ class State:
 
 
 class Watch:
-    """Looks at the board until it is stopped; ``with Watch(root) as watch: ...``, then ``watch.to_json()``."""
+    """Looks at the board until it is stopped; ``with Watch(root) as watch: ...``, then
+    ``watch.to_json()``."""
 
     def __init__(self, root: Path = Path("/")) -> None:
         self._root, self._during, self._stop = root, list[State](), threading.Event()
@@ -55,7 +59,8 @@ class Watch:
             self._during.append(State.now(self._root))
 
     def to_json(self) -> dict[str, Any]:
-        """``before``, ``after``, and of what was seen between them the highest temperature, the median clock and everything held back."""
+        """``before``, ``after``, and of what was seen between them the highest temperature, the median clock
+        and everything held back."""
         seen = self._during or [self._after]
         heat = [s.temperature_c for s in seen if s.temperature_c is not None]
         clock = [s.clock_mhz for s in seen if s.clock_mhz is not None]
@@ -69,8 +74,8 @@ class Watch:
 
 
 def cool_down(start: State, longest_s: float, root: Path = Path("/")) -> float:
-    """Wait until the board is about as cool as at the start, at most ``longest_s``; returns the seconds waited. Without a sensor
-    there is nothing to wait for."""
+    """Wait until the board is about as cool as at the start, at most ``longest_s``; returns the seconds
+    waited. Without a sensor there is nothing to wait for."""
     began = time.monotonic()
     while (waited := time.monotonic() - began) < longest_s:
         now = device.temperature_c(root)
