@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import command_environment
+from conftest import ROOT, command_environment
 from PIL import Image, ImageFilter
 from torchvision import transforms
 
@@ -21,7 +21,7 @@ from vgg_export import signs
 from vgg_runtime import preprocess
 from vgg_runtime.errors import ImageError
 
-PHOTOS = sorted((Path(__file__).parent.parent / "calibration" / "images").glob("*.jpg"))
+PHOTOS = sorted((ROOT / "calibration/images").glob("*.jpg"))
 
 
 @pytest.mark.parametrize("px", [160, 224])

@@ -408,9 +408,12 @@ def runtime_folder() -> Path:
 
 def _write_runtime(folder: Path) -> None:
     (folder / "vgg_runtime").mkdir(parents=True)
+    package = Path(vgg_runtime.__file__).parent
     for path in runtime_files():
-        inside = path.parent == Path(vgg_runtime.__file__).parent
-        shutil.copyfile(path, folder / "vgg_runtime" / path.name if inside else folder / path.name)
+        inside = path.is_relative_to(package) and path.parent != package / "launcher"
+        place = folder / ("vgg_runtime" / path.relative_to(package) if inside else path.name)
+        place.parent.mkdir(exist_ok=True)
+        shutil.copyfile(path, place)
 
 
 def runtime_files() -> list[Path]:
@@ -419,7 +422,8 @@ def runtime_files() -> list[Path]:
     launcher = [
         runtime_folder() / name for name in ("compare.py", "requirements.txt", "requirements-web.txt")
     ]
-    return [*sorted(package.glob("*.py")), *sorted(package.glob("*.html")), *launcher]
+    own = (path for path in sorted(package.rglob("*")) if path.suffix in (".py", ".html"))
+    return [*(path for path in own if path.parent != package / "launcher"), *launcher]
 
 
 def _readme(entries: Sequence[Entry]) -> str:

@@ -150,8 +150,8 @@ def source_digest() -> str:
     """Hash of this program's own source, so that a changed stage does its work again."""
     digest = hashlib.sha256()
     for package in (Path(__file__).parent, _folder(vgg_calibration), _folder(vgg_runtime)):
-        for path in sorted(package.glob("*.py")):
-            digest.update(path.name.encode() + path.read_bytes())
+        for path in sorted(package.rglob("*.py")):
+            digest.update(path.relative_to(package).as_posix().encode() + path.read_bytes())
     return digest.hexdigest()
 
 

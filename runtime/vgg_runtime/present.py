@@ -12,22 +12,22 @@ MARK = "!"  # behind a figure that has to be read with what is said below the ta
 def table(header: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> str:
     """Columns as wide as their widest cell; the first ``left`` flush left, the others flush right."""
     lines = [list(header), ["" for _ in header], *[list(row) for row in rows]]
-    widths = [max(_width(line[k]) for line in lines) for k in range(len(header))]
+    widths = [max(printed_width(line[k]) for line in lines) for k in range(len(header))]
     lines[1] = ["─" * w for w in widths]
     return "\n".join(
-        "  ".join(_pad(cell, widths[k], flush_left=k < left) for k, cell in enumerate(line)).rstrip()
+        "  ".join(padded(cell, widths[k], flush_left=k < left) for k, cell in enumerate(line)).rstrip()
         for line in lines
     )
 
 
-def _width(text: str) -> int:
+def printed_width(text: str) -> int:
     return sum(
         2 if unicodedata.east_asian_width(c) in "WF" else 0 if unicodedata.combining(c) else 1 for c in text
     )
 
 
-def _pad(text: str, width: int, *, flush_left: bool) -> str:
-    blanks = " " * (width - _width(text))
+def padded(text: str, width: int, *, flush_left: bool) -> str:
+    blanks = " " * (width - printed_width(text))
     return text + blanks if flush_left else blanks + text
 
 
@@ -95,11 +95,11 @@ def explanations(result: dict[str, Any]) -> str:
 def checks(document: dict[str, Any]) -> str:
     """The doctor's document: a line per check, below it what to do, and a verdict."""
     rows = document["checks"]
-    width = max(_width(row["check"]) for row in rows)
+    width = max(printed_width(row["check"]) for row in rows)
     lines = []
     for row in rows:
         lines.append(
-            f"{row['mark']:<8} {_pad(row['check'], width, flush_left=True)}  {printable(row['found'], 400)}"
+            f"{row['mark']:<8} {padded(row['check'], width, flush_left=True)}  {printable(row['found'], 400)}"
         )
         if row["remedy"]:
             lines.append(f"{'':<8} {'':<{width}}  → {printable(row['remedy'], 400)}")
