@@ -26,8 +26,8 @@ from emulated import EmulationError, Pi
 from vgg_export.errors import VggExportError
 from vgg_export.storage import explain_write_errors, write_json
 from vgg_runtime import builds, check, manifest, present
+from vgg_runtime.board.targets import TARGETS
 from vgg_runtime.errors import RuntimeInputError
-from vgg_runtime.targets import TARGETS
 
 SCHEMA = 1
 WARM_UP = 1

@@ -14,15 +14,16 @@ from typing import Any
 
 import numpy as np
 
-import vgg_calibration.choose as choose
 from peers_contenders import PEERS, Contender, chosen, of_bundle
 from peers_measure import Options, Pictures, measure
+from vgg_calibration import choose
 from vgg_export import data
 from vgg_export.errors import DataError, VggExportError
 from vgg_export.options import DataOptions
 from vgg_export.progress import Quiet
 from vgg_export.storage import write_json
-from vgg_runtime import device, manifest, present, tuning
+from vgg_runtime import manifest, present, tuning
+from vgg_runtime.board import device
 from vgg_runtime.errors import RuntimeInputError
 from vgg_runtime.preprocess import Preprocessing, load
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from vgg_runtime.device import peak_rss_bytes
+from vgg_runtime.board.device import peak_rss_bytes
 
 PR_SET_PDEATHSIG = 1  # of <linux/prctl.h>
 

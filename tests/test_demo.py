@@ -11,7 +11,8 @@ from conftest import command_environment, readme_table
 from vgg_export import demo, model, storage, weights
 from vgg_export.progress import Quiet
 from vgg_export.recipes import RECIPES
-from vgg_runtime import manifest, present, targets
+from vgg_runtime import manifest, present
+from vgg_runtime.board import targets
 
 
 def test_the_model_card_is_that_of_the_weights() -> None:

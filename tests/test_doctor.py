@@ -15,7 +15,8 @@ from test_compare import QUICK, compare
 from test_device import PI5_CPUINFO
 
 from vgg_export import data
-from vgg_runtime import advice, bundle_checks, device, doctor, manifest, present, probe
+from vgg_runtime import advice, bundle_checks, doctor, manifest, present, probe
+from vgg_runtime.board import device
 from vgg_runtime.doctor import FAILS, OK, UNKNOWN, WARNING
 
 PI4_CPUINFO = PI5_CPUINFO.replace(" asimddp", "").replace("0xd0b", "0xd08")

@@ -24,7 +24,8 @@ from PIL import Image
 from test_compare import compare, rewrite
 
 import soak
-from vgg_runtime import check, device, jpegs, live, sources
+from vgg_runtime import check, jpegs, live, sources
+from vgg_runtime.board import device
 from vgg_runtime.errors import ImageError, RuntimeInputError
 from vgg_runtime.preprocess import for_input, open_image, to_tensor
 

@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 from test_compare import compare
 
-from vgg_runtime import measure, present, rounds, watch
+from vgg_runtime import measure, present, rounds
+from vgg_runtime.board import monitor
 
 ZONE, CLOCK, THROTTLED = (
     "sys/class/thermal/thermal_zone0/temp",
@@ -41,7 +42,7 @@ def board(root: Path, temperature_c: float = 50.0, clock_mhz: int = 1500, thrott
 def a_round(
     samples_ms: list[float], clock_mhz: float | None = 1500.0, held_back: tuple[str, ...] | None = ()
 ) -> dict[str, Any]:
-    during = watch.State(60.0, clock_mhz, held_back).to_json()
+    during = monitor.State(60.0, clock_mhz, held_back).to_json()
     state = {"before": during, "during": during, "after": during}
     return {"load_ms": 10.0, "first_ms": 5.0, "samples_ms": samples_ms, "state": state}
 
@@ -111,10 +112,10 @@ def test_without_sensors_nothing_is_claimed() -> None:
 
 def test_the_watch_sees_what_happens_between_start_and_end(tmp_path: Path) -> None:
     board(tmp_path)
-    with watch.Watch(tmp_path) as seen:
-        time.sleep(2 * watch.EVERY_S)
+    with monitor.Watch(tmp_path) as seen:
+        time.sleep(2 * monitor.EVERY_S)
         board(tmp_path, 81.0, 600, "0x50005")
-        time.sleep(4 * watch.EVERY_S)
+        time.sleep(4 * monitor.EVERY_S)
         board(tmp_path, 70.0, 1500, "0x50000")
     found = seen.to_json()
     assert found["before"] == {"temperature_c": 50.0, "clock_mhz": 1500.0, "held_back": ()}
@@ -127,13 +128,13 @@ def test_the_watch_sees_what_happens_between_start_and_end(tmp_path: Path) -> No
 
 
 def test_it_waits_for_a_hot_board_but_not_for_ever(tmp_path: Path) -> None:
-    start = watch.State.now(board(tmp_path, 50.0))
-    assert watch.cool_down(start, 5.0, tmp_path) < 0.2
+    start = monitor.State.now(board(tmp_path, 50.0))
+    assert monitor.cool_down(start, 5.0, tmp_path) < 0.2
     board(tmp_path, 80.0)
-    assert 0.5 <= watch.cool_down(start, 0.5, tmp_path) < 1.0
+    assert 0.5 <= monitor.cool_down(start, 0.5, tmp_path) < 1.0
     threading.Timer(0.5, lambda: board(tmp_path, 52.0)).start()
-    assert 0.4 < watch.cool_down(start, 20.0, tmp_path) < 5.0
-    assert watch.cool_down(watch.State(None, None, None), 5.0, tmp_path) < 0.2
+    assert 0.4 < monitor.cool_down(start, 20.0, tmp_path) < 5.0
+    assert monitor.cool_down(monitor.State(None, None, None), 5.0, tmp_path) < 0.2
 
 
 def test_a_throttled_board_is_in_the_table_and_in_the_json(bundle_folder: Path, tmp_path: Path) -> None:

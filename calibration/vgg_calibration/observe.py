@@ -14,7 +14,7 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
-from vgg_runtime.device import usable_cores
+from vgg_runtime.board.device import usable_cores
 from vgg_runtime.preprocess import Preprocessing
 
 from .chain import Layer

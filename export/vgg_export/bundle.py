@@ -19,12 +19,13 @@ from typing import Any
 import numpy as np
 
 import vgg_runtime
-from vgg_runtime import builds, check, device
+from vgg_runtime import builds, check
 from vgg_runtime import manifest as m
+from vgg_runtime.board import device
+from vgg_runtime.board.targets import TARGETS
 from vgg_runtime.errors import BundleError
 from vgg_runtime.preprocess import Preprocessing, load
 from vgg_runtime.session import Model
-from vgg_runtime.targets import TARGETS
 
 from . import external, stage
 from .data import Item, Splits, short_hash

@@ -19,7 +19,7 @@ from typing import Any
 
 import click
 
-from vgg_runtime.targets import TARGETS
+from vgg_runtime.board.targets import TARGETS
 
 from . import __version__, options
 from .errors import OptionsError, VggExportError

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import vgg_calibration.choose as choose
+from vgg_calibration import choose
 from vgg_runtime import images
 from vgg_runtime.errors import RuntimeInputError
 from vgg_runtime.preprocess import Preprocessing, load, open_image, to_tensor

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-import vgg_calibration.chain as chain
+from vgg_calibration import chain
 from vgg_calibration.observe import Array, Seen
 
 from .errors import CheckFailedError

@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-import vgg_calibration.choose as choose
+from vgg_calibration import choose
 from vgg_runtime.metrics import loss_error_points
 from vgg_runtime.preprocess import for_input
 

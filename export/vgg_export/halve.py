@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from vgg_runtime import device
+from vgg_runtime.board import device
 from vgg_runtime.manifest import SessionSettings
 from vgg_runtime.session import Model
 

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from vgg_calibration.chain import Layer
 from vgg_calibration.observe import Array, Seen
-from vgg_runtime.targets import Target
+from vgg_runtime.board.targets import Target
 
 from .equalize import array, store, tensors_of
 from .errors import CheckFailedError

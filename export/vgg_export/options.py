@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from vgg_runtime.targets import TARGETS, here
+from vgg_runtime.board.targets import TARGETS, here
 
 from .errors import OptionsError
 

@@ -13,9 +13,9 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import vgg_calibration.choose as choose
+from vgg_calibration import choose
+from vgg_runtime.board.targets import TARGETS, Target
 from vgg_runtime.preprocess import Preprocessing
-from vgg_runtime.targets import TARGETS, Target
 
 from . import graph, halve, integer, stage
 from .data import Splits, short_hash

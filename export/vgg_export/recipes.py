@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from vgg_runtime.targets import TARGETS, Target
+from vgg_runtime.board.targets import TARGETS, Target
 
 from . import bundle, data, factorise, finetune, fold, prune, quantize, retype, stage, to_onnx, winograd
 from .errors import NothingToGainError, OptionsError

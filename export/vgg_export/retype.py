@@ -8,11 +8,12 @@ from pathlib import Path
 
 import numpy as np
 
-from vgg_runtime import check, device
+from vgg_runtime import check
+from vgg_runtime.board import device
+from vgg_runtime.board.targets import TARGETS
 from vgg_runtime.manifest import SessionSettings
 from vgg_runtime.preprocess import Preprocessing
 from vgg_runtime.session import Model
-from vgg_runtime.targets import TARGETS
 
 from . import integer, stage
 from .errors import CheckFailedError

@@ -27,7 +27,7 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
-from vgg_runtime import device
+from vgg_runtime.board import device
 from vgg_runtime.preprocess import Preprocessing
 from vgg_runtime.recommend import loss_points, near_chance
 from vgg_runtime.session import Model

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-import vgg_calibration.chain as chain
+from vgg_calibration import chain
 from vgg_calibration.observe import Array, Seen, observe
-from vgg_runtime import device
+from vgg_runtime.board import device
+from vgg_runtime.board.targets import Target, here
 from vgg_runtime.manifest import SessionSettings
 from vgg_runtime.metrics import kl_divergence
 from vgg_runtime.preprocess import Preprocessing, load
 from vgg_runtime.session import Model, exact
-from vgg_runtime.targets import Target, here
 
 from . import equalize, integer
 from .options import Int8Form

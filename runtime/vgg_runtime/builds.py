@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
 
+from .board.targets import TARGETS, Target, here, nearest
 from .errors import BundleError
 from .manifest import Build, Manifest, SessionSettings, Variant
 from .session import exact
-from .targets import TARGETS, Target, here, nearest
 
 FAST, LEAN, AUTO = "fast", "lean", "auto"
 MEMORY_MODES = (AUTO, FAST, LEAN)

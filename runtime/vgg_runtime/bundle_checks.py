@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from . import builds, manifest, measure, probe
-from .device import Device
+from .board.device import Device
+from .board.targets import of_device
 from .doctor import FAILS, INSTALL, OK, UNKNOWN, WARNING, Check, Report
 from .errors import BundleError
 from .manifest import FileEntry, Manifest, Variant
-from .targets import of_device
 
 IMPORT_SECONDS = 120.0  # ten from the memory card of a Zero 2 W
 RUN_SECONDS = 600.0

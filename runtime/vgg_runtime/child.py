@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from . import check, device
+from . import check
+from .board import device
 from .manifest import SessionSettings
 from .metrics import softmax, top_k
 from .preprocess import Preprocessing, load

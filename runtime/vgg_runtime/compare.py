@@ -12,7 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from . import __version__, builds, device, doctor, manifest, measure, output, present, tuning
+from . import __version__, builds, doctor, manifest, measure, output, present, tuning
+from .board import device
 from .errors import ImageError, RuntimeInputError
 from .images import find, match_folders
 from .preprocess import open_image

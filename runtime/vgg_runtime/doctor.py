@@ -15,8 +15,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from . import advice, device, output, present
-from .device import Device
+from . import advice, output, present
+from .board import device
+from .board.device import Device
 from .errors import RuntimeInputError
 
 SCHEMA = 1

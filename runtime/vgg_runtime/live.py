@@ -23,7 +23,8 @@ from typing import Any
 
 from PIL import Image
 
-from . import builds, check, device, live_text, measure, present
+from . import builds, check, live_text, measure, present
+from .board import device
 from .errors import ImageError, RuntimeInputError
 from .manifest import Manifest, Variant
 from .metrics import percentile

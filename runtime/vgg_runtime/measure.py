@@ -19,7 +19,8 @@ from typing import IO, Any, Self
 
 import numpy as np
 
-from . import advice, builds, check, device, rounds, targets, watch
+from . import advice, builds, check, rounds
+from .board import device, monitor, targets
 from .manifest import Manifest, Variant
 from .metrics import chance, percentile, wilson_interval
 from .recommend import LEAST_LABELLED, MAX_LOSS_POINTS, near_chance, recommend
@@ -75,7 +76,7 @@ def compare(
     """Measure ``variants`` on ``images`` (with class indices where known) in rounds and return the result
     document."""
     result = skeleton(folder, manifest, labels, images, options)
-    start = watch.State.now(options.root)
+    start = monitor.State.now(options.root)
     rows = result["variants"] = [empty_row(variant) for variant in variants]
     pictures = Pictures([image.path for image in images])
     for turn in range(options.rounds):
@@ -88,7 +89,7 @@ def compare(
                 row["threads"] = options.threads or _best_threads(
                     folder, manifest, variant, row, options, report
                 )
-            watch.cool_down(start, options.cool_down_s, options.root)
+            monitor.cool_down(start, options.cool_down_s, options.root)
             share = options.of_a_round(row["threads"])
             _add(row, measure(folder, manifest, variant, pictures if not turn else Pictures(), share, report))
     highest = max(
@@ -254,7 +255,7 @@ class Running:
         child = self._child
         assert child.stdin is not None
         assert child.stdout is not None
-        found, resident = watch.Watch(self._options.root), builds.Resident(child.pid)
+        found, resident = monitor.Watch(self._options.root), builds.Resident(child.pid)
         try:
             with found, resident:
                 with contextlib.suppress(BrokenPipeError):  # it died at once; its exit status says how

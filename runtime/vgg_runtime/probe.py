@@ -17,7 +17,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from . import device
+from .board import device
 from .manifest import SessionSettings
 from .session import session_options
 

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from .board.targets import Target, saturates
 from .manifest import SessionSettings
-from .targets import Target, saturates
 
 # onnxruntime turns 8-bit weights into unsigned ones, whose kernels add in 32 bits
 # (core/optimizer/qdq_transformer/avx2_weight_s8_to_u8.cc). They are slower (measured: 1.4 to 1.7 times,

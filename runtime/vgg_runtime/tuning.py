@@ -13,10 +13,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from . import builds, device, measure, output
+from . import builds, measure, output
+from .board import device
+from .board.targets import of_device
 from .errors import RuntimeInputError
 from .manifest import Build, Manifest, Variant
-from .targets import of_device
 
 ROUNDS = 3
 BUDGET_S = 0.6  # of each build in a round

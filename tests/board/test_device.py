@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from vgg_runtime import device, present
+from vgg_runtime import present
+from vgg_runtime.board import device
 
 PI5_CPUINFO = """processor\t: 0
 BogoMIPS\t: 108.00

@@ -5,7 +5,8 @@ import dataclasses
 import functools
 from collections.abc import Sequence
 
-from .advice import has_dot_product
+from vgg_runtime.advice import has_dot_product
+
 from .device import Device, describe
 
 

@@ -21,11 +21,12 @@ from vgg_export import data, external, integer, options, pipeline, quantize, ret
 from vgg_export.errors import CheckFailedError, OptionsError
 from vgg_export.options import AllOptions, QuantizeOptions
 from vgg_export.progress import Quiet
-from vgg_runtime import builds, check, device, manifest, measure, present, targets, tuning
+from vgg_runtime import builds, check, manifest, measure, present, tuning
+from vgg_runtime.board import device, targets
+from vgg_runtime.board.targets import TARGETS
 from vgg_runtime.errors import BundleError
 from vgg_runtime.manifest import SessionSettings
 from vgg_runtime.session import EXACT, Model, exact
-from vgg_runtime.targets import TARGETS
 
 
 def described(**known: object) -> device.Device:
