@@ -25,8 +25,9 @@ import emulated
 from emulated import EmulationError, Pi
 from vgg_export.errors import VggExportError
 from vgg_export.storage import explain_write_errors, write_json
-from vgg_runtime import builds, check, manifest, present
+from vgg_runtime import present
 from vgg_runtime.board.targets import TARGETS
+from vgg_runtime.bundle import builds, manifest, self_check
 from vgg_runtime.errors import RuntimeInputError
 
 SCHEMA = 1
@@ -198,8 +199,8 @@ def counted(task: Task, report: Report) -> dict[str, Any]:
     except EmulationError as error:
         return row | {"error": str(error)}
     row["deviation"] = json.loads(said.splitlines()[-1])["deviation"]
-    if row["deviation"] > check.TOLERANCE[variant.precision]:
-        limit = check.TOLERANCE[variant.precision]
+    if row["deviation"] > self_check.TOLERANCE[variant.precision]:
+        limit = self_check.TOLERANCE[variant.precision]
         return row | {
             "error": f"logits differ by {row['deviation']:.2g} of their spread from those recorded, at"
             f" most {limit:g} allowed"

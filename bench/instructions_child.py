@@ -14,16 +14,18 @@ from pathlib import Path
 
 import numpy as np
 
-from vgg_runtime import check
-from vgg_runtime.manifest import SessionSettings
-from vgg_runtime.session import Model
+from vgg_runtime.bundle import self_check
+from vgg_runtime.bundle.manifest import SessionSettings
+from vgg_runtime.bundle.session import Model
 
 MARK = 0x7667  # as in emulated_count.c: a getpriority that the system refuses
 
 
 def main() -> None:
     request = json.loads(sys.argv[1])
-    inputs, expected = check.load_expected(Path(request["expected"]), request["check"], request["input_px"])
+    inputs, expected = self_check.load_expected(
+        Path(request["expected"]), request["check"], request["input_px"]
+    )
     model = Model(Path(request["model"]), SessionSettings(**request["session"]), threads=1)
     found = []
     for turn in range(request["inferences"]):
@@ -32,7 +34,7 @@ def main() -> None:
         found.append(model(batch))
     mark(request["inferences"])
     replayed = np.concatenate(found[: len(inputs)])
-    print(json.dumps({"deviation": min(check.deviation(replayed, expected[: len(replayed)]), 1e9)}))
+    print(json.dumps({"deviation": min(self_check.deviation(replayed, expected[: len(replayed)]), 1e9)}))
 
 
 def mark(turn: int) -> None:

@@ -22,10 +22,11 @@ from vgg_export.errors import DataError, VggExportError
 from vgg_export.options import DataOptions
 from vgg_export.progress import Quiet
 from vgg_export.storage import write_json
-from vgg_runtime import manifest, present, tuning
+from vgg_runtime import present, tuning
 from vgg_runtime.board import device
+from vgg_runtime.bundle import manifest
+from vgg_runtime.bundle.preprocess import Preprocessing, load
 from vgg_runtime.errors import RuntimeInputError
-from vgg_runtime.preprocess import Preprocessing, load
 
 SCHEMA = 1
 TIMED_PICTURES = 4

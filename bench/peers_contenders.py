@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from vgg_runtime import builds
-from vgg_runtime.manifest import Manifest
-from vgg_runtime.preprocess import Preprocessing
+from vgg_runtime.bundle import builds
+from vgg_runtime.bundle.manifest import Manifest
+from vgg_runtime.bundle.preprocess import Preprocessing
 
 ENGINES = "peers_engines"
 

@@ -64,11 +64,11 @@ class Engine:
 
 
 class OnnxRuntime(Engine):
-    modules = ("onnxruntime", "vgg_runtime.session")
+    modules = ("onnxruntime", "vgg_runtime.bundle.session")
 
     def __init__(self, files: Sequence[Path], threads: int, settings: dict[str, Any]) -> None:
-        from vgg_runtime.manifest import SessionSettings
-        from vgg_runtime.session import Model
+        from vgg_runtime.bundle.manifest import SessionSettings
+        from vgg_runtime.bundle.session import Model
 
         self._model = Model(files[0], SessionSettings(**settings), threads)
 

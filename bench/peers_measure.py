@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any, Self, TypeVar
 
 from peers_contenders import Contender
-from vgg_runtime.metrics import wilson_interval
-from vgg_runtime.preprocess import Preprocessing
+from vgg_runtime.bundle.metrics import wilson_interval
+from vgg_runtime.bundle.preprocess import Preprocessing
 
 Report = Callable[[str], None]
 T = TypeVar("T")

@@ -25,7 +25,7 @@ from vgg_export import bundle, data, evaluate, fold, model, quantize, retype, st
 from vgg_export.cli import main
 from vgg_export.options import QuantizeOptions
 from vgg_export.progress import Quiet
-from vgg_runtime import manifest
+from vgg_runtime.bundle import manifest
 
 if TYPE_CHECKING:
     from xdist.scheduler import LoadFileScheduling

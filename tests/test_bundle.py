@@ -10,7 +10,7 @@ from conftest import ROOT, entries_of
 from vgg_export import bundle, data, stage
 from vgg_export.errors import DataError, OutputError
 from vgg_export.progress import Quiet
-from vgg_runtime import check, manifest
+from vgg_runtime.bundle import manifest, self_check
 from vgg_runtime.errors import BundleError
 
 
@@ -54,8 +54,8 @@ def test_the_variants_carry_their_facts(bundle_folder: Path) -> None:
     assert quantized.steps == ("quantized to int8",)
     assert len(bundle_.samples) == 8
     expected = np.load(bundle_folder / "expected.npz")
-    assert expected[check.input_key(224)].shape == (2, 3, 224, 224)
-    assert expected[check.logits_key("scaled")].shape == (2, 7)
+    assert expected[self_check.input_key(224)].shape == (2, 3, 224, 224)
+    assert expected[self_check.logits_key("scaled")].shape == (2, 7)
 
 
 def test_the_samples_are_test_pictures(bundle_folder: Path, splits: data.Splits) -> None:

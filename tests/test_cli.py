@@ -26,7 +26,7 @@ from PIL import Image
 from vgg_export import model
 from vgg_export.cli import cli
 from vgg_export.options import FactoriseOptions
-from vgg_runtime import manifest
+from vgg_runtime.bundle import manifest
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 ANY = ("--accept-accuracy",)  # the small networks of the tests have learned nothing

@@ -15,7 +15,8 @@ from conftest import CLASSES, ROOT, interruptible, reseal
 from PIL import Image
 
 from vgg_export import data
-from vgg_runtime import check, measure, present
+from vgg_runtime import measure, present
+from vgg_runtime.bundle import self_check
 
 QUICK = ("--budget", "0.2", "--rounds", "1")  # each round is a process of its own for each variant
 
@@ -93,7 +94,7 @@ def test_agreement_and_accuracy_follow_from_the_predictions(result: dict) -> Non
 def test_predictions_are_those_of_the_files(result: dict, bundle_folder: Path) -> None:
     import onnxruntime as ort
 
-    from vgg_runtime.preprocess import for_input, load
+    from vgg_runtime.bundle.preprocess import for_input, load
 
     session = ort.InferenceSession(bundle_folder / "models/baseline.onnx")
     for image, prediction in zip(result["images"], result["variants"][0]["predictions"], strict=True):
@@ -253,8 +254,8 @@ def rewrite(folder: Path, path: str, content: bytes) -> None:
 
 def test_the_self_check_fails_on_other_outputs(bundle_copy: Path, tmp_path: Path) -> None:
     arrays = dict(np.load(bundle_copy / "expected.npz"))
-    logits = arrays[check.logits_key("scaled")]
-    arrays[check.logits_key("scaled")] = logits + 0.01 * (logits.max() - logits.min())
+    logits = arrays[self_check.logits_key("scaled")]
+    arrays[self_check.logits_key("scaled")] = logits + 0.01 * (logits.max() - logits.min())
     np.savez(tmp_path / "expected.npz", **arrays)
     rewrite(bundle_copy, "expected.npz", (tmp_path / "expected.npz").read_bytes())
     done = compare("--json", tmp_path / "r.json", *QUICK, bundle=bundle_copy)

@@ -12,7 +12,7 @@ from vgg_export import data, signs, weights
 from vgg_export.errors import DataError, HubError, OptionsError
 from vgg_export.options import DataOptions
 from vgg_export.progress import Quiet
-from vgg_runtime.preprocess import for_input, open_image, to_tensor
+from vgg_runtime.bundle.preprocess import for_input, open_image, to_tensor
 
 
 def resolve(

@@ -11,8 +11,9 @@ from conftest import command_environment, readme_table
 from vgg_export import demo, model, storage, weights
 from vgg_export.progress import Quiet
 from vgg_export.recipes import RECIPES
-from vgg_runtime import manifest, present
+from vgg_runtime import present
 from vgg_runtime.board import targets
+from vgg_runtime.bundle import manifest
 
 
 def test_the_model_card_is_that_of_the_weights() -> None:

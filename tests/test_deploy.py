@@ -22,7 +22,7 @@ from vgg_export import board, deploy, ssh, transfer, wheels
 from vgg_export.errors import BoardError, DeployError, HubError, OptionsError
 from vgg_export.options import DeployOptions
 from vgg_export.progress import Quiet
-from vgg_runtime import manifest
+from vgg_runtime.bundle import manifest
 
 HOSTILE = 'it\'s "a" $(touch pwned) `touch pwned` & *; path\\'
 QUICK = ("--budget", "0.1")

@@ -12,7 +12,7 @@ from conftest import ROOT, readme_table
 from vgg_export import model, pipeline, prune, weights
 from vgg_export.cli import cli
 from vgg_export.options import TARGETS, AllOptions, PruneOptions
-from vgg_runtime.metrics import wilson_interval
+from vgg_runtime.bundle.metrics import wilson_interval
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 CODE = "\n".join(re.findall(r"^    (\S.*)$", README, re.MULTILINE) + re.findall(r"`([^`\n]+)`", README))

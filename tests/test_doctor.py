@@ -15,8 +15,9 @@ from test_compare import QUICK, compare
 from test_device import PI5_CPUINFO
 
 from vgg_export import data
-from vgg_runtime import advice, bundle_checks, doctor, manifest, present, probe
+from vgg_runtime import advice, bundle_checks, doctor, present, probe
 from vgg_runtime.board import device
+from vgg_runtime.bundle import manifest
 from vgg_runtime.doctor import FAILS, OK, UNKNOWN, WARNING
 
 PI4_CPUINFO = PI5_CPUINFO.replace(" asimddp", "").replace("0xd0b", "0xd08")
@@ -314,7 +315,7 @@ def test_layers_that_were_kept_in_float_are_meant_to_be(
     from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
 
     from vgg_calibration.reader import ImageReader
-    from vgg_runtime.preprocess import for_input
+    from vgg_runtime.bundle.preprocess import for_input
 
     path = tmp_path / "partly.onnx"
     reader = ImageReader([i.path for i in splits.fit[:2]], for_input(224), "input", lambda: None)

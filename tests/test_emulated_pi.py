@@ -20,7 +20,7 @@ import emulated
 import instructions
 from emulated import BOARDS, Count, EmulationError, Pi
 from vgg_export.errors import VggExportError
-from vgg_runtime import check, manifest
+from vgg_runtime.bundle import manifest, self_check
 
 REQUIRED = "VGG_EXPORT_REQUIRE_EMULATION"  # .ci/run sets it
 PHOTO = ROOT / "calibration/images/cat.jpg"
@@ -95,7 +95,7 @@ def test_a_copied_bundle_says_on_an_emulated_pi_what_it_says_here(
     assert [row["variant"] for row in there["variants"]] == variants.split(",")
     for row, mine in zip(there["variants"], here["variants"], strict=True):
         assert row["error"] is None
-        assert row["self_check_deviation"] <= check.TOLERANCE[row["precision"]]
+        assert row["self_check_deviation"] <= self_check.TOLERANCE[row["precision"]]
         assert row["build"]["id"] == ("quantized.pi5" if row["variant"] == "quantized" else row["variant"])
         (said,), (mine_said,) = row["predictions"], mine["predictions"]
         assert said["labels"][0] == mine_said["labels"][0]
@@ -130,8 +130,8 @@ def test_outputs_that_differ_from_the_recorded_ones_are_noticed_on_the_board(
     pis: dict[str, Pi], bundle_copy: Path, tmp_path: Path
 ) -> None:
     arrays = dict(np.load(bundle_copy / "expected.npz"))
-    logits = arrays[check.logits_key("scaled")]
-    arrays[check.logits_key("scaled")] = logits + 0.01 * (logits.max() - logits.min())
+    logits = arrays[self_check.logits_key("scaled")]
+    arrays[self_check.logits_key("scaled")] = logits + 0.01 * (logits.max() - logits.min())
     np.savez(tmp_path / "expected.npz", **arrays)
     rewrite(bundle_copy, "expected.npz", (tmp_path / "expected.npz").read_bytes())
     done, result = compare(bundle_copy, tmp_path / "there.json", "scaled", pis["cortex-a76"])

@@ -7,9 +7,9 @@ import pytest
 from vgg_export import data, evaluate, stage
 from vgg_export.errors import DataError
 from vgg_export.progress import Quiet
-from vgg_runtime import manifest
-from vgg_runtime.metrics import loss_error_points, wilson_interval
-from vgg_runtime.preprocess import for_input, load
+from vgg_runtime.bundle import manifest
+from vgg_runtime.bundle.metrics import loss_error_points, wilson_interval
+from vgg_runtime.bundle.preprocess import for_input, load
 
 
 def test_figures_by_hand() -> None:

@@ -14,7 +14,7 @@ from vgg_export import data, factorise, finetune, fold, model, prune, quantize, 
 from vgg_export.errors import CheckpointError, DataError, OptionsError
 from vgg_export.options import FactoriseOptions, FinetuneOptions, PruneOptions, QuantizeOptions
 from vgg_export.progress import Quiet
-from vgg_runtime.preprocess import for_input
+from vgg_runtime.bundle.preprocess import for_input
 
 OPTIONS = FactoriseOptions(conv_share=0.7, fc_ranks=(16, 8), multiple=4, images=30, held_images=10)
 

@@ -13,7 +13,7 @@ from vgg_export import data, finetune, fold, model, options, prune, recipes, sta
 from vgg_export.errors import DataError
 from vgg_export.options import FinetuneOptions, OptionsError, PruneOptions
 from vgg_export.progress import Quiet
-from vgg_runtime.preprocess import for_input
+from vgg_runtime.bundle.preprocess import for_input
 
 
 @pytest.fixture(scope="module")

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from conftest import command_environment
 
-from vgg_runtime import manifest
 from vgg_runtime.board import targets
+from vgg_runtime.bundle import manifest
 
 pytestmark = pytest.mark.slow
 

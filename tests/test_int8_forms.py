@@ -34,10 +34,10 @@ from vgg_export.options import INT8_FORMS, TARGETS, FactoriseOptions, PruneOptio
 from vgg_export.progress import Quiet
 from vgg_export.trial import Bench, Trial
 from vgg_runtime.board.targets import here
-from vgg_runtime.manifest import SessionSettings
-from vgg_runtime.metrics import kl_divergence
-from vgg_runtime.preprocess import for_input, load
-from vgg_runtime.session import Model, exact
+from vgg_runtime.bundle.manifest import SessionSettings
+from vgg_runtime.bundle.metrics import kl_divergence
+from vgg_runtime.bundle.preprocess import for_input, load
+from vgg_runtime.bundle.session import Model, exact
 
 PX = 64
 Floats = np.ndarray[Any, np.dtype[np.float32]]

@@ -24,10 +24,11 @@ from PIL import Image
 from test_compare import compare, rewrite
 
 import soak
-from vgg_runtime import check, jpegs, live, sources
+from vgg_runtime import jpegs, live, sources
 from vgg_runtime.board import device
+from vgg_runtime.bundle import self_check
+from vgg_runtime.bundle.preprocess import for_input, open_image, to_tensor
 from vgg_runtime.errors import ImageError, RuntimeInputError
-from vgg_runtime.preprocess import for_input, open_image, to_tensor
 
 
 def jpeg(seed: int, size: tuple[int, int] = (96, 64), **options: object) -> bytes:
@@ -156,7 +157,7 @@ def test_latencies_are_bounded_and_percentiles_are_earned() -> None:
 def test_the_temperature_is_remembered(monkeypatch: pytest.MonkeyPatch, bundle_folder: Path) -> None:
     felt = iter((50.0, 71.5, None, 60.0))
     monkeypatch.setattr(device, "temperature_c", lambda: next(felt))
-    from vgg_runtime import manifest
+    from vgg_runtime.bundle import manifest
 
     stream = live.Stream(manifest.read(bundle_folder).variants[0], live.Settings(1), live.Interrupt())
     for _ in range(3):
@@ -498,7 +499,7 @@ def test_a_killed_model_is_a_sentence(folder: Path, bundle_folder: Path, tmp_pat
 def test_two_events_that_arrive_together_are_both_heard(
     bundle_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from vgg_runtime import manifest
+    from vgg_runtime.bundle import manifest
 
     bundle = manifest.read(bundle_folder)
     responder = live.Responder(bundle_folder, bundle, bundle.variants[0], live.Settings(1), live.Interrupt())
@@ -513,7 +514,7 @@ def test_two_events_that_arrive_together_are_both_heard(
 def test_a_hung_model_is_a_sentence(
     bundle_folder: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from vgg_runtime import manifest
+    from vgg_runtime.bundle import manifest
 
     bundle = manifest.read(bundle_folder)
     responder = live.Responder(bundle_folder, bundle, bundle.variants[0], live.Settings(1), live.Interrupt())
@@ -530,8 +531,8 @@ def test_a_hung_model_is_a_sentence(
 def test_the_self_check_and_the_hashes_come_first(folder: Path, bundle_copy: Path, tmp_path: Path) -> None:
     arguments = ("--live", "scaled", "--source", folder, "--frames", "2", "--json", tmp_path / "r.json")
     arrays = dict(np.load(bundle_copy / "expected.npz"))
-    logits = arrays[check.logits_key("scaled")]
-    arrays[check.logits_key("scaled")] = logits + 0.01 * (logits.max() - logits.min())
+    logits = arrays[self_check.logits_key("scaled")]
+    arrays[self_check.logits_key("scaled")] = logits + 0.01 * (logits.max() - logits.min())
     np.savez(tmp_path / "expected.npz", **arrays)
     rewrite(bundle_copy, "expected.npz", (tmp_path / "expected.npz").read_bytes())
     done = compare(*arguments, bundle=bundle_copy)

@@ -10,7 +10,7 @@ from vgg_export import data, model, prune, repair, stage
 from vgg_export.errors import CheckFailedError, OptionsError
 from vgg_export.options import PruneOptions
 from vgg_export.progress import Quiet
-from vgg_runtime.preprocess import for_input
+from vgg_runtime.bundle.preprocess import for_input
 
 HALF = PruneOptions(ratio=0.5, first_block="conv4")
 

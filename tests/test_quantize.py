@@ -9,10 +9,10 @@ from vgg_export import data, graph, quantize, stage, to_onnx, weights
 from vgg_export.errors import CheckFailedError, DataError
 from vgg_export.options import TARGETS, OptionsError, QuantizeOptions
 from vgg_export.progress import Quiet
-from vgg_runtime.manifest import SessionSettings
-from vgg_runtime.metrics import kl_divergence
-from vgg_runtime.preprocess import for_input, load
-from vgg_runtime.session import Model
+from vgg_runtime.bundle.manifest import SessionSettings
+from vgg_runtime.bundle.metrics import kl_divergence
+from vgg_runtime.bundle.preprocess import for_input, load
+from vgg_runtime.bundle.session import Model
 
 
 @pytest.fixture(scope="module")

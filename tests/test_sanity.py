@@ -22,7 +22,8 @@ from vgg_export import data, model, pipeline, sanity, signs, stage, weights
 from vgg_export.errors import AccuracyError
 from vgg_export.options import AllOptions, DataOptions, WeightsOptions, default_targets
 from vgg_export.progress import Quiet
-from vgg_runtime import manifest, metrics, present
+from vgg_runtime import present
+from vgg_runtime.bundle import manifest, metrics
 from vgg_runtime.recommend import near_chance, recommend
 
 Run = Callable[..., subprocess.CompletedProcess[str]]

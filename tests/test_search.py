@@ -32,9 +32,9 @@ from vgg_export.options import (
     default_targets,
 )
 from vgg_export.progress import Quiet
-from vgg_runtime import manifest
-from vgg_runtime.metrics import wilson_interval
-from vgg_runtime.preprocess import for_input
+from vgg_runtime.bundle import manifest
+from vgg_runtime.bundle.metrics import wilson_interval
+from vgg_runtime.bundle.preprocess import for_input
 
 BASE_MS, BASE_BYTES, N = 100.0, 500_000_000, 1000
 

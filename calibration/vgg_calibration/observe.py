@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vgg_runtime.board.device import usable_cores
-from vgg_runtime.preprocess import Preprocessing
+from vgg_runtime.bundle.preprocess import Preprocessing
 
 from .chain import Layer
 from .reader import ImageReader

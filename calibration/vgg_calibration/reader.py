@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from vgg_runtime.preprocess import Preprocessing, load
+from vgg_runtime.bundle.preprocess import Preprocessing, load
 
 
 class ImageReader:

@@ -19,13 +19,13 @@ from typing import Any
 import numpy as np
 
 import vgg_runtime
-from vgg_runtime import builds, check
-from vgg_runtime import manifest as m
 from vgg_runtime.board import device
 from vgg_runtime.board.targets import TARGETS
+from vgg_runtime.bundle import builds, self_check
+from vgg_runtime.bundle import manifest as m
+from vgg_runtime.bundle.preprocess import Preprocessing, load
+from vgg_runtime.bundle.session import Model
 from vgg_runtime.errors import BundleError
-from vgg_runtime.preprocess import Preprocessing, load
-from vgg_runtime.session import Model
 
 from . import external, stage
 from .data import Item, Splits, short_hash
@@ -387,12 +387,12 @@ def _write_expected(folder: Path, variants: Sequence[m.Variant], pictures: Seque
     arrays = {}
     for variant in variants:
         inputs = np.stack([load(picture, variant.preprocessing) for picture in pictures])
-        arrays[check.input_key(variant.preprocessing.crop_px)] = inputs
+        arrays[self_check.input_key(variant.preprocessing.crop_px)] = inputs
         for build in variant.builds:
             session = Model(
                 folder / build.model.path, builds.session_here(build, builds.FAST), device.usable_cores()
             )
-            arrays[check.logits_key(build.id)] = np.concatenate(
+            arrays[self_check.logits_key(build.id)] = np.concatenate(
                 [session(inputs[k : k + 1]) for k in range(len(inputs))]
             )
     np.savez_compressed(folder / "expected.npz", **arrays)  # type: ignore[arg-type]

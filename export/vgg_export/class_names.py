@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from vgg_runtime.images import normalise
+from vgg_runtime.bundle.images import normalise
 from vgg_runtime.present import printable
 
 from .errors import CheckpointError

@@ -504,7 +504,7 @@ def all_(no_compare: bool, **chosen: Any) -> int:
         targets=chosen["targets"] or None,
         accept_accuracy=chosen["accept_accuracy"],
     )
-    from vgg_runtime.manifest import REPORT_NAME
+    from vgg_runtime.bundle.manifest import REPORT_NAME
 
     from . import pipeline
 
@@ -955,7 +955,7 @@ def demo_test(weights: Path | None, test_images: int) -> None:
 
     Example: vgg-export demo-test
     """
-    from vgg_runtime.metrics import wilson_interval
+    from vgg_runtime.bundle.metrics import wilson_interval
 
     from . import demo
     from .weights import demo_path

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vgg_calibration import choose
-from vgg_runtime import images
+from vgg_runtime.bundle import images
+from vgg_runtime.bundle.preprocess import Preprocessing, load, open_image, to_tensor
 from vgg_runtime.errors import RuntimeInputError
-from vgg_runtime.preprocess import Preprocessing, load, open_image, to_tensor
 from vgg_runtime.present import printable
 
 from . import signs

@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from vgg_runtime.metrics import wilson_interval
-from vgg_runtime.preprocess import IMAGENET_MEAN, IMAGENET_STD
+from vgg_runtime.bundle.metrics import wilson_interval
+from vgg_runtime.bundle.preprocess import IMAGENET_MEAN, IMAGENET_STD
 
 from . import __version__, model, signs
 from .errors import OptionsError

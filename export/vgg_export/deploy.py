@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from vgg_runtime import manifest as m
+from vgg_runtime.bundle import manifest as m
 
 from . import board as boards
 from . import on_board, ssh, wheels

@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from vgg_runtime import metrics
 from vgg_runtime.board import device
 from vgg_runtime.board.targets import here
-from vgg_runtime.manifest import SessionSettings
-from vgg_runtime.preprocess import Preprocessing, load
-from vgg_runtime.session import Model, exact
+from vgg_runtime.bundle import metrics
+from vgg_runtime.bundle.manifest import SessionSettings
+from vgg_runtime.bundle.preprocess import Preprocessing, load
+from vgg_runtime.bundle.session import Model, exact
 
 from . import stage
 from .data import Item

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from vgg_runtime.preprocess import for_input
+from vgg_runtime.bundle.preprocess import for_input
 
 from . import allocate, model, repair, separable, stage
 from .data import Item, Splits, fit_and_held, stacked

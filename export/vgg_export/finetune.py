@@ -29,8 +29,8 @@ import numpy as np
 import numpy.typing as npt
 
 from vgg_calibration import choose
-from vgg_runtime.metrics import loss_error_points
-from vgg_runtime.preprocess import for_input
+from vgg_runtime.bundle.metrics import loss_error_points
+from vgg_runtime.bundle.preprocess import for_input
 
 from . import model, stage
 from .data import Item, Splits, batches_of

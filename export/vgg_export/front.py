@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vgg_runtime.manifest import FRONT_NAMES
+from vgg_runtime.bundle.manifest import FRONT_NAMES
 
 from .search import Found, Point, drop, error
 from .storage import atomic_file

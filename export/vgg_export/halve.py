@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from vgg_runtime.board import device
-from vgg_runtime.manifest import SessionSettings
-from vgg_runtime.session import Model
+from vgg_runtime.bundle.manifest import SessionSettings
+from vgg_runtime.bundle.session import Model
 
 from .errors import CheckFailedError
 

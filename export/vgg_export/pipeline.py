@@ -8,13 +8,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from vgg_runtime import builds, manifest
 from vgg_runtime.board import device
 from vgg_runtime.board.targets import TARGETS
-from vgg_runtime.manifest import Manifest
-from vgg_runtime.metrics import loss_error_points
-from vgg_runtime.preprocess import for_input
-from vgg_runtime.session import Model
+from vgg_runtime.bundle import builds, manifest
+from vgg_runtime.bundle.manifest import Manifest
+from vgg_runtime.bundle.metrics import loss_error_points
+from vgg_runtime.bundle.preprocess import for_input
+from vgg_runtime.bundle.session import Model
 
 from . import bundle, data, evaluate, fold, front, model, sanity, search, stage, weights
 from .errors import DataError, NothingToGainError, OptionsError

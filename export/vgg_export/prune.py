@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vgg_runtime.preprocess import for_input
+from vgg_runtime.bundle.preprocess import for_input
 
 from . import allocate, model, obs, repair, stage
 from .data import Splits, fit_and_held, stacked

@@ -15,7 +15,7 @@ from typing import Any
 
 from vgg_calibration import choose
 from vgg_runtime.board.targets import TARGETS, Target
-from vgg_runtime.preprocess import Preprocessing
+from vgg_runtime.bundle.preprocess import Preprocessing
 
 from . import graph, halve, integer, stage
 from .data import Splits, short_hash

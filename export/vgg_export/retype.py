@@ -8,12 +8,12 @@ from pathlib import Path
 
 import numpy as np
 
-from vgg_runtime import check
 from vgg_runtime.board import device
 from vgg_runtime.board.targets import TARGETS
-from vgg_runtime.manifest import SessionSettings
-from vgg_runtime.preprocess import Preprocessing
-from vgg_runtime.session import Model
+from vgg_runtime.bundle import self_check
+from vgg_runtime.bundle.manifest import SessionSettings
+from vgg_runtime.bundle.preprocess import Preprocessing
+from vgg_runtime.bundle.session import Model
 
 from . import integer, stage
 from .errors import CheckFailedError
@@ -50,7 +50,7 @@ def ensure_same(before: stage.Artifact, path: Path) -> float:
     px = Preprocessing.from_json(before.measured["model"]["preprocessing"]).crop_px
     x = np.random.default_rng(0).standard_normal((3, 3, px, px), np.float32)
     expected, found = (Model(p, SessionSettings(), device.usable_cores())(x) for p in (before.path, path))
-    apart = check.deviation(found, expected)
+    apart = self_check.deviation(found, expected)
     if not apart <= TOLERANCE:
         raise CheckFailedError(
             f"the retyped graph's logits differ by {apart:.2g} of their spread, at most {TOLERANCE:g} allowed"

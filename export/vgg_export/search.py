@@ -28,9 +28,9 @@ import numpy as np
 import numpy.typing as npt
 
 from vgg_runtime.board import device
-from vgg_runtime.preprocess import Preprocessing
+from vgg_runtime.bundle.preprocess import Preprocessing
+from vgg_runtime.bundle.session import Model
 from vgg_runtime.recommend import loss_points, near_chance
-from vgg_runtime.session import Model
 
 from . import evaluate, external, model, prune, stage
 from .data import Item, Splits

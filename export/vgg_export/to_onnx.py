@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vgg_runtime.manifest import SessionSettings
-from vgg_runtime.preprocess import for_input
-from vgg_runtime.session import Model
+from vgg_runtime.bundle.manifest import SessionSettings
+from vgg_runtime.bundle.preprocess import for_input
+from vgg_runtime.bundle.session import Model
 
 from . import graph, model, stage
 from .errors import CheckFailedError

@@ -12,10 +12,10 @@ from vgg_calibration import chain
 from vgg_calibration.observe import Array, Seen, observe
 from vgg_runtime.board import device
 from vgg_runtime.board.targets import Target, here
-from vgg_runtime.manifest import SessionSettings
-from vgg_runtime.metrics import kl_divergence
-from vgg_runtime.preprocess import Preprocessing, load
-from vgg_runtime.session import Model, exact
+from vgg_runtime.bundle.manifest import SessionSettings
+from vgg_runtime.bundle.metrics import kl_divergence
+from vgg_runtime.bundle.preprocess import Preprocessing, load
+from vgg_runtime.bundle.session import Model, exact
 
 from . import equalize, integer
 from .options import Int8Form

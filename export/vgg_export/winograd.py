@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from vgg_runtime.manifest import SessionSettings
-from vgg_runtime.session import Model
+from vgg_runtime.bundle.manifest import SessionSettings
+from vgg_runtime.bundle.session import Model
 
 from . import cook_toom, graph, stage
 from .cook_toom import Form

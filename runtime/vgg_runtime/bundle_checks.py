@@ -14,12 +14,13 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
-from . import builds, manifest, measure, probe
+from . import measure, probe
 from .board.device import Device
 from .board.targets import of_device
+from .bundle import builds, manifest
+from .bundle.manifest import FileEntry, Manifest, Variant
 from .doctor import FAILS, INSTALL, OK, UNKNOWN, WARNING, Check, Report
 from .errors import BundleError
-from .manifest import FileEntry, Manifest, Variant
 
 IMPORT_SECONDS = 120.0  # ten from the memory card of a Zero 2 W
 RUN_SECONDS = 600.0

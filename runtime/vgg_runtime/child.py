@@ -17,12 +17,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from . import check
 from .board import device
-from .manifest import SessionSettings
-from .metrics import softmax, top_k
-from .preprocess import Preprocessing, load
-from .session import Model
+from .bundle import self_check
+from .bundle.manifest import SessionSettings
+from .bundle.metrics import softmax, top_k
+from .bundle.preprocess import Preprocessing, load
+from .bundle.session import Model
 
 WARM_UP_RUNS = 2
 LEAST_RUNS = 5
@@ -51,7 +51,9 @@ def main() -> int:
 def serve(request: dict[str, Any]) -> None:
     """Answer one request with the events loaded, checked, timed, (per picture) predicted and answered."""
     preprocessing = Preprocessing.from_json(request["preprocessing"])
-    inputs, expected = check.load_expected(Path(request["expected"]), request["check"], preprocessing.crop_px)
+    inputs, expected = self_check.load_expected(
+        Path(request["expected"]), request["check"], preprocessing.crop_px
+    )
     import onnxruntime as _  # noqa: F401  the import is not part of the load time of the first variant
 
     start = time.perf_counter()
@@ -63,7 +65,7 @@ def serve(request: dict[str, Any]) -> None:
     if request["tensor_bytes"]:
         _emit("predicted", index=0, **_prediction(model(_tensor(request, preprocessing))[0]))
     replayed = np.concatenate([first, *(model(inputs[i : i + 1]) for i in range(1, len(inputs)))])
-    _emit("checked", deviation=min(check.deviation(replayed, expected), 1e9))
+    _emit("checked", deviation=min(self_check.deviation(replayed, expected), 1e9))
     samples_ms = _timed(model, inputs[:1], request["budget_s"], request["max_runs"])
     _emit("timed", samples_ms=samples_ms, peak_rss_bytes=device.peak_rss_bytes())
     _answer(model, [Path(path) for path in request["images"]], preprocessing)

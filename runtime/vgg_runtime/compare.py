@@ -12,11 +12,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from . import __version__, builds, doctor, manifest, measure, output, present, tuning
+from . import __version__, doctor, measure, output, present, tuning
 from .board import device
+from .bundle import builds, manifest
+from .bundle.images import find, match_folders
+from .bundle.preprocess import open_image
 from .errors import ImageError, RuntimeInputError
-from .images import find, match_folders
-from .preprocess import open_image
 
 EXIT_OK, EXIT_FAILED, EXIT_INPUT, EXIT_INTERRUPTED = 0, 1, 2, 130
 

@@ -8,8 +8,8 @@ tensor [3, px, px] per preprocessing. Whatever a picture does to the decoder end
 import json
 import sys
 
+from .bundle.preprocess import Preprocessing, open_image, to_tensor
 from .errors import ImageError
-from .preprocess import Preprocessing, open_image, to_tensor
 
 ADDRESS_SPACE_BYTES = 1_500_000_000  # 52 megapixels decoded, twice (a WEBP four times), and numpy
 

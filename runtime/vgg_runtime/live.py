@@ -23,12 +23,13 @@ from typing import Any
 
 from PIL import Image
 
-from . import builds, check, live_text, measure, present
+from . import live_text, measure, present
 from .board import device
+from .bundle import builds, self_check
+from .bundle.manifest import Manifest, Variant
+from .bundle.metrics import percentile
+from .bundle.preprocess import open_image, to_tensor
 from .errors import ImageError, RuntimeInputError
-from .manifest import Manifest, Variant
-from .metrics import percentile
-from .preprocess import open_image, to_tensor
 from .sources import Frame, Item, Source
 
 LIVE_SCHEMA = 1
@@ -164,7 +165,7 @@ class Responder:
         checked = loaded and self._event()
         if not loaded or not checked:
             return None
-        deviation, limit = checked["deviation"], check.TOLERANCE[self._variant.precision]
+        deviation, limit = checked["deviation"], self_check.TOLERANCE[self._variant.precision]
         if deviation > limit:
             raise ModelError(
                 f"self-check failed: logits differ by {deviation:.2g} of their spread from those recorded"

@@ -4,7 +4,7 @@ import time
 from typing import Any
 
 from . import present
-from .manifest import Manifest, Variant
+from .bundle.manifest import Manifest, Variant
 
 ENDINGS = {
     "frames": "as many frames as were asked for",

@@ -19,10 +19,11 @@ from typing import IO, Any, Self
 
 import numpy as np
 
-from . import advice, builds, check, rounds
-from .board import device, monitor, targets
-from .manifest import Manifest, Variant
-from .metrics import chance, percentile, wilson_interval
+from . import advice, rounds
+from .board import device, memory, monitor, targets
+from .bundle import builds, self_check
+from .bundle.manifest import Manifest, Variant
+from .bundle.metrics import chance, percentile, wilson_interval
 from .recommend import LEAST_LABELLED, MAX_LOSS_POINTS, near_chance, recommend
 
 RESULT_SCHEMA = 1
@@ -255,7 +256,7 @@ class Running:
         child = self._child
         assert child.stdin is not None
         assert child.stdout is not None
-        found, resident = monitor.Watch(self._options.root), builds.Resident(child.pid)
+        found, resident = monitor.Watch(self._options.root), memory.Resident(child.pid)
         try:
             with found, resident:
                 with contextlib.suppress(BrokenPipeError):  # it died at once; its exit status says how
@@ -367,7 +368,7 @@ def _take(row: dict[str, Any], event: dict[str, Any], variant: Variant) -> None:
             row |= {"load_ms": event["load_ms"], "first_ms": event["first_ms"]}
         case "checked":
             row["self_check_deviation"] = event["deviation"]
-            limit = check.TOLERANCE[variant.precision]
+            limit = self_check.TOLERANCE[variant.precision]
             if event["deviation"] > limit:
                 row["error"] = (
                     f"self-check failed: logits differ by {event['deviation']:.2g} of their spread"

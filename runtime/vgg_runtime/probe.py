@@ -18,8 +18,8 @@ from typing import IO, Any
 import numpy as np
 
 from .board import device
-from .manifest import SessionSettings
-from .session import session_options
+from .bundle.manifest import SessionSettings
+from .bundle.session import session_options
 
 # Layers that multiply, in float, under the names that onnxruntime's optimizers give them; a ReLU is one that
 # was not folded.

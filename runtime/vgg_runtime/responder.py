@@ -16,10 +16,10 @@ from typing import Any
 
 import numpy as np
 
-from . import check
-from .manifest import SessionSettings
-from .metrics import softmax
-from .session import Model
+from .bundle import self_check
+from .bundle.manifest import SessionSettings
+from .bundle.metrics import softmax
+from .bundle.session import Model
 
 
 def main() -> int:
@@ -46,7 +46,9 @@ def main() -> int:
 def answer(questions: io.BufferedReader) -> None:
     """Load, replay the recorded inputs, and classify until the input ends."""
     request = json.loads(questions.readline())
-    inputs, expected = check.load_expected(Path(request["expected"]), request["check"], request["crop_px"])
+    inputs, expected = self_check.load_expected(
+        Path(request["expected"]), request["check"], request["crop_px"]
+    )
     import onnxruntime as _  # noqa: F401  the import is not part of the load time
 
     start = time.perf_counter()
@@ -55,7 +57,7 @@ def answer(questions: io.BufferedReader) -> None:
     first = model(inputs[:1])
     _emit("loaded", load_ms=(loaded - start) * 1e3, first_ms=(time.perf_counter() - loaded) * 1e3)
     replayed = np.concatenate([first, *(model(inputs[i : i + 1]) for i in range(1, len(inputs)))])
-    _emit("checked", deviation=min(check.deviation(replayed, expected), 1e9))
+    _emit("checked", deviation=min(self_check.deviation(replayed, expected), 1e9))
     tensor = np.empty_like(inputs[:1])  # one for all frames
     del inputs, expected, first, replayed
     while questions.readinto(tensor.data.cast("B")) == tensor.nbytes:

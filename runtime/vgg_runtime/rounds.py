@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from .board.monitor import LEAST_CLOCK
-from .metrics import percentile
+from .bundle.metrics import percentile
 
 # largest ratio of medians, of two rounds or of the first and last third of one, that is no drift
 DRIFT = 1.25

@@ -17,10 +17,11 @@ from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from . import builds, measure, page, patience, uploads
+from . import measure, page, patience, uploads
+from .bundle import builds
+from .bundle.manifest import Manifest, Variant
+from .bundle.preprocess import FORMATS
 from .errors import ImageError, RuntimeInputError
-from .manifest import Manifest, Variant
-from .preprocess import FORMATS
 from .uploads import Message, Receive, Refused
 
 Send = Callable[[Message], Awaitable[None]]

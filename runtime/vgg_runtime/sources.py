@@ -22,9 +22,9 @@ from typing import Any, Protocol
 
 from PIL import Image
 
+from .bundle.preprocess import SUFFIXES
 from .errors import ImageError, RuntimeInputError
 from .jpegs import Splitter
-from .preprocess import SUFFIXES
 from .present import printable
 
 Frame = bytes | Path | Image.Image

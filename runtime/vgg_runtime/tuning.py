@@ -13,11 +13,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from . import builds, measure, output
+from . import measure, output
 from .board import device
 from .board.targets import of_device
+from .bundle import builds
+from .bundle.manifest import Build, Manifest, Variant
 from .errors import RuntimeInputError
-from .manifest import Build, Manifest, Variant
 
 ROUNDS = 3
 BUDGET_S = 0.6  # of each build in a round

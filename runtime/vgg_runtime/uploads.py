@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
-from .preprocess import FORMATS
+from .bundle.preprocess import FORMATS
 
 Message = dict[str, Any]
 Receive = Callable[[], Awaitable[Message]]

@@ -21,12 +21,13 @@ from vgg_export import data, external, integer, options, pipeline, quantize, ret
 from vgg_export.errors import CheckFailedError, OptionsError
 from vgg_export.options import AllOptions, QuantizeOptions
 from vgg_export.progress import Quiet
-from vgg_runtime import builds, check, manifest, measure, present, tuning
-from vgg_runtime.board import device, targets
+from vgg_runtime import measure, present, tuning
+from vgg_runtime.board import device, memory, targets
 from vgg_runtime.board.targets import TARGETS
+from vgg_runtime.bundle import builds, manifest, self_check
+from vgg_runtime.bundle.manifest import SessionSettings
+from vgg_runtime.bundle.session import EXACT, Model, exact
 from vgg_runtime.errors import BundleError
-from vgg_runtime.manifest import SessionSettings
-from vgg_runtime.session import EXACT, Model, exact
 
 
 def described(**known: object) -> device.Device:
@@ -338,17 +339,19 @@ def test_the_logits_recorded_for_a_board_are_those_of_exact_sums(several: Path) 
     options = ort.SessionOptions()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     for build in bundle.variant("quantized").builds:
-        x, expected = check.load_expected(several / bundle.expected.path, build.id, 224)
+        x, expected = self_check.load_expected(several / bundle.expected.path, build.id, 224)
         session = ort.InferenceSession(several / build.model.path, options)
         found = np.concatenate([session.run(None, {"input": one[None]})[0] for one in x])
-        assert check.deviation(found, expected) < 0.01, build.id
+        assert self_check.deviation(found, expected) < 0.01, build.id
         settings = build.sessions["fast"]
         again = Model(
             several / build.model.path,
             dataclasses.replace(settings, config=settings.config | {EXACT: "1"}),
             1,
         )
-        assert check.deviation(np.concatenate([again(one[None]) for one in x]), expected) < 0.01, build.id
+        assert self_check.deviation(np.concatenate([again(one[None]) for one in x]), expected) < 0.01, (
+            build.id
+        )
 
 
 def test_fast_where_there_is_room_lean_where_there_is_not(several: Path) -> None:
@@ -393,14 +396,14 @@ def test_anonymous_and_file_backed_memory_are_told_apart(tmp_path: Path) -> None
         stdout=subprocess.PIPE,
         env=os.environ,
     )
-    with builds.Resident(child.pid) as seen:
+    with memory.Resident(child.pid) as seen:
         assert child.stdout
         child.stdout.readline()
         time.sleep(0.05)
     child.communicate()
     assert seen.anonymous_bytes == pytest.approx(66e6, abs=8e6)
     assert seen.file_bytes == pytest.approx(48e6, abs=10e6)
-    gone = builds.Resident(child.pid)
+    gone = memory.Resident(child.pid)
     gone.sample()
     assert (gone.anonymous_bytes, gone.file_bytes) == (None, None)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from .errors import BundleError
+from vgg_runtime.errors import BundleError
 
 # Largest |difference of logits| that still passes, as a fraction of the spread (max - min) of the expected
 # logits. fp32: another CPU sums in another order. int8: the accumulation is exact, but a value that falls

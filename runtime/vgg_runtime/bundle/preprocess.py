@@ -16,8 +16,9 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageChops, TiffImagePlugin, UnidentifiedImageError
 
+from vgg_runtime.errors import ImageError
+
 from . import picture_files
-from .errors import ImageError
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)

@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path, PurePosixPath
 from typing import Any, Self
 
-from .errors import BundleError
+from vgg_runtime.errors import BundleError
+
 from .preprocess import Preprocessing
 
 FORMAT = "vgg-export-bundle"

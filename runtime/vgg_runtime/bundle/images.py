@@ -4,7 +4,8 @@ import dataclasses
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from .errors import ImageError, RuntimeInputError
+from vgg_runtime.errors import ImageError, RuntimeInputError
+
 from .preprocess import SUFFIXES
 
 

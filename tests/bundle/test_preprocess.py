@@ -18,7 +18,7 @@ from PIL import Image, ImageFilter
 from torchvision import transforms
 
 from vgg_export import signs
-from vgg_runtime import preprocess
+from vgg_runtime.bundle import preprocess
 from vgg_runtime.errors import ImageError
 
 PHOTOS = sorted((ROOT / "calibration/images").glob("*.jpg"))

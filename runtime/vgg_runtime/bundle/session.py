@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .board.targets import Target, saturates
+from vgg_runtime.board.targets import Target, saturates
+
 from .manifest import SessionSettings
 
 # onnxruntime turns 8-bit weights into unsigned ones, whose kernels add in 32 bits

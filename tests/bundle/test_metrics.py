@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 
-from vgg_runtime import metrics
+from vgg_runtime.bundle import metrics
 
 
 def test_wilsons_interval_is_the_textbooks() -> None:

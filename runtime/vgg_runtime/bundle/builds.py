@@ -1,24 +1,26 @@
 """Which build of each variant runs here, and whether it is to be fast or lean with memory."""
 
 import dataclasses
-import re
-import threading
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
-from .board.targets import TARGETS, Target, here, nearest
-from .errors import BundleError
+from vgg_runtime.board.targets import TARGETS, Target, here, nearest
+from vgg_runtime.errors import BundleError
+
 from .manifest import Build, Manifest, SessionSettings, Variant
 from .session import exact
 
 FAST, LEAN, AUTO = "fast", "lean", "auto"
+
+
 MEMORY_MODES = (AUTO, FAST, LEAN)
+
+
 # A fast session holds its weights twice while it packs them, beside Python and onnxruntime (measured: 1.9
 # times an fp32 file and 60 MB at most); with more than this share of the available memory taken, others are
 # pushed out.
 PACKED_TWICE, ENGINE_BYTES, ROOM = 2.0, 60_000_000, 0.7
-SAMPLED_EVERY_S = 0.005
 
 
 def for_core(bundle: Manifest, target: Target, chosen: Mapping[str, str] | None = None) -> Manifest:
@@ -66,44 +68,3 @@ def request(folder: Path, bundle: Manifest, variant: Variant, memory_mode: str) 
         "expected": str(folder / bundle.expected.path),
         "session": dataclasses.asdict(session_here(variant.build, memory_mode)),
     }
-
-
-class Resident:
-    """The most anonymous and file-backed memory that a process had while this watched it, sampled: the kernel
-    keeps a high-water mark only of both together. ``with Resident(pid) as seen: ...``; None where /proc says
-    nothing."""
-
-    def __init__(self, pid: int) -> None:
-        self._status = Path(f"/proc/{pid}/status")
-        self.anonymous_bytes: int | None = None
-        self.file_bytes: int | None = None
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._look, daemon=True)
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.stop()
-
-    def stop(self) -> None:
-        """Look no more: sampling while something is timed would cost it time."""
-        self._stop.set()
-        self._thread.join()
-
-    def _look(self) -> None:
-        while True:
-            self.sample()
-            if self._stop.wait(SAMPLED_EVERY_S):
-                return
-
-    def sample(self) -> None:
-        """Look once."""
-        try:
-            text = self._status.read_text(encoding="utf-8")
-        except OSError:  # it has ended, or this is not Linux
-            return
-        for name, key in (("RssAnon", "anonymous_bytes"), ("RssFile", "file_bytes")):
-            if found := re.search(rf"^{name}:\s*(\d+) kB", text, re.MULTILINE):
-                setattr(self, key, max(getattr(self, key) or 0, int(found[1]) * 1024))

@@ -1,0 +1,1 @@
+"""A bundle and what it takes to run one of its models on a picture."""
