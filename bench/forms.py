@@ -9,9 +9,7 @@ layer's outputs, and the median and tenth percentile of the two parts (and the d
 graph of their own, timed in turns.
 """
 
-from vgg_runtime.bundle.preprocess import (
-    for_input,  # before onnxruntime, which vgg_runtime keeps from uploading
-)
+from vgg_runtime.bundle.preprocess import for_input
 
 # isort: split
 

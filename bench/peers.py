@@ -22,11 +22,12 @@ from vgg_export.errors import DataError, VggExportError
 from vgg_export.options import DataOptions
 from vgg_export.progress import Quiet
 from vgg_export.storage import write_json
-from vgg_runtime import present, tuning
+from vgg_runtime import present
 from vgg_runtime.board import device
 from vgg_runtime.bundle import manifest
 from vgg_runtime.bundle.preprocess import Preprocessing, load
 from vgg_runtime.errors import RuntimeInputError
+from vgg_runtime.measure.measure import tuning
 
 SCHEMA = 1
 TIMED_PICTURES = 4

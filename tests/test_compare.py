@@ -15,8 +15,9 @@ from conftest import CLASSES, ROOT, interruptible, reseal
 from PIL import Image
 
 from vgg_export import data
-from vgg_runtime import measure, present
+from vgg_runtime import present
 from vgg_runtime.bundle import self_check
+from vgg_runtime.measure import process
 
 QUICK = ("--budget", "0.2", "--rounds", "1")  # each round is a process of its own for each variant
 
@@ -288,7 +289,7 @@ def test_a_variant_that_cannot_be_loaded_is_a_row_and_the_others_run(
     ],
 )
 def test_how_a_child_died_is_explained(code: int, complaint: str, expected: str) -> None:
-    assert expected in measure.explain_death(code, complaint)
+    assert expected in process.explain_death(code, complaint)
 
 
 def test_a_killed_child_is_a_row(bundle_folder: Path, tmp_path: Path) -> None:

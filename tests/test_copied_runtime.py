@@ -90,7 +90,9 @@ def test_even_with_the_project_installed_the_copy_is_what_runs(bundle_copy: Path
 
 
 def test_the_child_is_the_copys_too(bundle_copy: Path, tmp_path: Path) -> None:
-    (bundle_copy / "runtime/vgg_runtime/child.py").write_text("raise SystemExit('the child is the copy')\n")
+    (bundle_copy / "runtime/vgg_runtime/measure/worker.py").write_text(
+        "raise SystemExit('the child is the copy')\n"
+    )
     command = [sys.executable, bundle_copy / "runtime/compare.py", "--json", tmp_path / "r.json"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 1
@@ -109,7 +111,7 @@ def test_importing_torch_on_the_device_would_be_noticed(bundle_copy: Path, tmp_p
         f"import sys; sys.path.insert(0, {str(trap)!r}); sys.path.insert(0,"
         f" {str(bundle_copy / 'runtime')!r})\n"
     )
-    run = "import vgg_runtime.child, vgg_runtime.bundle.self_check\nfrom vgg_runtime.compare import main\n"
+    run = "import vgg_runtime.measure.worker, vgg_runtime.bundle.self_check\nfrom vgg_runtime.compare import main\n"
     run += "sys.exit(main(['--budget', '0.1', '--rounds', '1']))"
     done = subprocess.run(
         [sys.executable, "-c", code + run], capture_output=True, text=True, check=False, cwd=bundle_copy

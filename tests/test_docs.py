@@ -116,10 +116,10 @@ def test_there_are_commands_to_check() -> None:
 
 
 def test_the_result_contract_is_documented() -> None:
-    from vgg_runtime import measure
     from vgg_runtime.board import device
+    from vgg_runtime.measure import measure
 
-    source = (ROOT / "runtime/vgg_runtime/measure.py").read_text()
+    source = (ROOT / "runtime/vgg_runtime/measure/measure.py").read_text()
     row = source.split("def empty_row", 1)[1].split("}", 1)[0]
     for key in re.findall(r'^        "(\w+)":', row, re.MULTILINE):
         assert f'"{key}"' in README, key

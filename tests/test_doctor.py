@@ -15,10 +15,11 @@ from test_compare import QUICK, compare
 from test_device import PI5_CPUINFO
 
 from vgg_export import data
-from vgg_runtime import advice, bundle_checks, doctor, present, probe
+from vgg_runtime import bundle_checks, doctor, present, probe
 from vgg_runtime.board import device
 from vgg_runtime.bundle import manifest
 from vgg_runtime.doctor import FAILS, OK, UNKNOWN, WARNING
+from vgg_runtime.measure import remedies
 
 PI4_CPUINFO = PI5_CPUINFO.replace(" asimddp", "").replace("0xd0b", "0xd08")
 ZERO2_CPUINFO = PI5_CPUINFO.replace(" asimddp", "").replace("0xd0b", "0xd03")
@@ -130,16 +131,16 @@ def test_what_cannot_be_read_is_unknown_and_nothing_fails(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("bits", "mark", "words", "remedies"),
     [
-        ("0x50005", FAILS, "under-voltage, throttled", [advice.SUPPLY]),
-        ("0x50000", WARNING, "under-voltage since boot, throttled since boot", [advice.SUPPLY]),
+        ("0x50005", FAILS, "under-voltage, throttled", [remedies.SUPPLY]),
+        ("0x50000", WARNING, "under-voltage since boot, throttled since boot", [remedies.SUPPLY]),
         (
             "0xe0008",
             FAILS,
             "soft temperature limit, clock capped since boot, throttled since boot",
-            [advice.COOLING],
+            [remedies.COOLING],
         ),
-        ("0x40004", FAILS, "throttled", [advice.COOLING]),
-        ("0x80009", FAILS, "under-voltage, soft temperature limit", [advice.SUPPLY, advice.COOLING]),
+        ("0x40004", FAILS, "throttled", [remedies.COOLING]),
+        ("0x80009", FAILS, "under-voltage, soft temperature limit", [remedies.SUPPLY, remedies.COOLING]),
     ],
 )
 def test_what_the_firmware_holds_back(
@@ -152,7 +153,7 @@ def test_what_the_firmware_holds_back(
 @pytest.mark.parametrize(("celsius", "mark"), [("79900", OK), ("80000", WARNING)])
 def test_a_hot_board_is_a_warning(celsius: str, mark: str, tmp_path: Path) -> None:
     check = checks(lay_out(tmp_path, {TEMPERATURE_FILE: celsius}))["temperature"]
-    assert (check.mark, check.remedy) == (mark, None if mark == OK else advice.COOLING)
+    assert (check.mark, check.remedy) == (mark, None if mark == OK else remedies.COOLING)
 
 
 def test_a_governor_that_stays_at_the_lowest_clock_is_a_warning(tmp_path: Path) -> None:
@@ -160,7 +161,7 @@ def test_a_governor_that_stays_at_the_lowest_clock_is_a_warning(tmp_path: Path) 
     assert (check.mark, check.found, check.remedy) == (
         WARNING,
         "powersave: the clock stays at its lowest, 2400 MHz now",
-        advice.GOVERNOR,
+        remedies.GOVERNOR,
     )
     own = checks(lay_out(tmp_path / "pc", {GOVERNOR_FILE: "powersave\n", DRIVER_FILE: "intel_pstate\n"}))[
         "governor"
@@ -523,7 +524,7 @@ def row(
 
 
 def explained(root: Path, rows: list[dict[str, Any]]) -> list[str]:
-    return advice.explanations({"device": device.describe(4, root).to_json(), "variants": rows})
+    return remedies.explanations({"device": device.describe(4, root).to_json(), "variants": rows})
 
 
 SLOW_INT8 = [
@@ -594,7 +595,7 @@ def test_int8_of_a_tiny_network_is_no_reason_for_suspicion(tmp_path: Path) -> No
     assert explained(tmp_path, slower)[0].startswith("int8 saves little or no time here (quantized 0.5x)")
 
 
-@pytest.mark.parametrize(("float_ms", "tiny"), [(advice.TINY_MS - 0.1, True), (advice.TINY_MS, False)])
+@pytest.mark.parametrize(("float_ms", "tiny"), [(remedies.TINY_MS - 0.1, True), (remedies.TINY_MS, False)])
 def test_where_tiny_ends(float_ms: float, tiny: bool, tmp_path: Path) -> None:
     (found,) = explained(
         lay_out(tmp_path), [row("baseline", "fp32", float_ms), row("quantized", "int8", float_ms / 1.2)]

@@ -24,7 +24,7 @@ from vgg_export.options import AllOptions, DataOptions, WeightsOptions, default_
 from vgg_export.progress import Quiet
 from vgg_runtime import present
 from vgg_runtime.bundle import manifest, metrics
-from vgg_runtime.recommend import near_chance, recommend
+from vgg_runtime.measure.recommend import near_chance, recommend
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 MEAN, STD = torch.tensor([0.485, 0.456, 0.406]).double(), torch.tensor([0.229, 0.224, 0.225]).double()
@@ -392,7 +392,7 @@ def test_pictures_shown_on_the_device_speak_against_a_baseline(
 ) -> None:
     """Of a bundle whose maker had no labels: what the board sees of it counts against it, and never for
     it."""
-    from vgg_runtime import measure
+    from vgg_runtime.measure import measure
 
     bundle = manifest.read(bundle_folder)
     labels = manifest.read_labels(bundle_folder, bundle)

@@ -30,7 +30,8 @@ from conftest import (
 )
 from PIL import Image
 
-from vgg_runtime import page, recommend, serve, uploads
+from vgg_runtime import page, serve, uploads
+from vgg_runtime.measure import recommend
 
 pytest.importorskip("uvicorn")
 
@@ -223,7 +224,9 @@ def measuring(pid: int) -> bool:
             for listed in Path(f"/proc/{pid}/task").glob("*/children")
             for child in listed.read_text().split()
         ]
-        return any(b"vgg_runtime.child" in Path(f"/proc/{child}/cmdline").read_bytes() for child in children)
+        return any(
+            b"vgg_runtime.measure.worker" in Path(f"/proc/{child}/cmdline").read_bytes() for child in children
+        )
     return False
 
 

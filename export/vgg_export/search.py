@@ -30,7 +30,7 @@ import numpy.typing as npt
 from vgg_runtime.board import device
 from vgg_runtime.bundle.preprocess import Preprocessing
 from vgg_runtime.bundle.session import Model
-from vgg_runtime.recommend import loss_points, near_chance
+from vgg_runtime.measure.recommend import loss_points, near_chance
 
 from . import evaluate, external, model, prune, stage
 from .data import Item, Splits

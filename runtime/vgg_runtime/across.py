@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import RuntimeInputError
-from .measure import RESULT_SCHEMA
+from .measure.measure import RESULT_SCHEMA
 from .present import ABSENT, MARK, megabytes, notice, number, percent, printable, table
 
 SIGNIFICANT = 0.10  # a smaller change of a latency is no news: two runs on the same board differ by that much

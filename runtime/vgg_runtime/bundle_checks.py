@@ -14,13 +14,14 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
-from . import measure, probe
+from . import probe
 from .board.device import Device
 from .board.targets import of_device
 from .bundle import builds, manifest
 from .bundle.manifest import FileEntry, Manifest, Variant
 from .doctor import FAILS, INSTALL, OK, UNKNOWN, WARNING, Check, Report
 from .errors import BundleError
+from .measure import process
 
 IMPORT_SECONDS = 120.0  # ten from the memory card of a Zero 2 W
 RUN_SECONDS = 600.0
@@ -81,7 +82,7 @@ def runtime(board: Device) -> Check:
 def ask(request: dict[str, Any], seconds: float) -> tuple[dict[str, dict[str, Any]], str | None]:
     """What ``probe.py`` says to a request, by the name of the event, and how it died if it did."""
     with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as complaints:
-        child = measure.start("vgg_runtime.probe", complaints)
+        child = process.start("vgg_runtime.probe", complaints)
         timer = threading.Timer(seconds, child.kill)
         end = time.monotonic() + seconds
         timer.start()
@@ -97,7 +98,7 @@ def ask(request: dict[str, Any], seconds: float) -> tuple[dict[str, dict[str, An
         events = {event["event"]: event for event in map(json.loads, whole_lines.splitlines())}
         if code == -signal.SIGKILL and time.monotonic() >= end:
             return events, f"it did not end within {seconds:.0f} seconds"
-        return events, measure.explain_death(code, complaints.read()) if code else None
+        return events, process.explain_death(code, complaints.read()) if code else None
 
 
 def _converse(child: "subprocess.Popen[bytes]", question: bytes) -> bytes:

@@ -12,12 +12,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from . import __version__, doctor, measure, output, present, tuning
+from . import __version__, doctor, output, present
 from .board import device
 from .bundle import builds, manifest
 from .bundle.images import find, match_folders
 from .bundle.preprocess import open_image
 from .errors import ImageError, RuntimeInputError
+from .measure import measure, tuning
 
 EXIT_OK, EXIT_FAILED, EXIT_INPUT, EXIT_INTERRUPTED = 0, 1, 2, 130
 

@@ -15,10 +15,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from . import advice, output, present
+from . import output, present
 from .board import device
 from .board.device import Device
 from .errors import RuntimeInputError
+from .measure import remedies
 
 SCHEMA = 1
 OK, WARNING, FAILS, UNKNOWN = "ok", "warning", "fails", "unknown"
@@ -173,24 +174,24 @@ def known_board(board: Device) -> Check:
 
 def dot_product(board: Device) -> Check:
     """What decides whether int8 is faster than float."""
-    name, known = "int8 instructions", advice.has_dot_product(board.features)
+    name, known = "int8 instructions", device.has_dot_product(board.features)
     if known is None:
         return Check(name, UNKNOWN, "/proc/cpuinfo lists no features that are known here")
     if known:
         return Check(
-            name, OK, ", ".join(feature for feature in advice.DOT_PRODUCT if feature in board.features)
+            name, OK, ", ".join(feature for feature in device.DOT_PRODUCT if feature in board.features)
         )
     remedy = "for time take float variants with less arithmetic: compact-fp32, compact-scaled-fp32, 160 px"
-    return Check(name, WARNING, advice.missing_dot_product(board.features), remedy)
+    return Check(name, WARNING, remedies.missing_dot_product(board.features), remedy)
 
 
 def governor(board: Device) -> Check:
     clock = "" if board.clock_mhz is None else f", {board.clock_mhz:.0f} MHz now"
     if board.governor is None:
         return Check("governor", UNKNOWN, f"this system does not say what chooses the clock{clock}")
-    if advice.is_slow(board.governor):
+    if remedies.is_slow(board.governor):
         return Check(
-            "governor", WARNING, f"{board.governor}: the clock stays at its lowest{clock}", advice.GOVERNOR
+            "governor", WARNING, f"{board.governor}: the clock stays at its lowest{clock}", remedies.GOVERNOR
         )
     return Check("governor", OK, board.governor + clock)
 
@@ -205,19 +206,19 @@ def power(board: Device) -> Check:
     if not held:
         return Check("power", OK, "not held back, now or since boot")
     now = [name for name in held if not name.endswith("since boot")]
-    return Check("power", FAILS if now else WARNING, ", ".join(held), advice.power_remedy(held))
+    return Check("power", FAILS if now else WARNING, ", ".join(held), remedies.power_remedy(held))
 
 
 def heat(board: Device) -> Check:
     if board.temperature_c is None:
         return Check("temperature", UNKNOWN, "no processor sensor")
     found = f"{board.temperature_c:.0f} °C"
-    if board.temperature_c >= advice.HOT_C:
+    if board.temperature_c >= remedies.HOT_C:
         return Check(
             "temperature",
             WARNING,
-            f"{found}; boards lower their clock from {advice.HOT_C:.0f} °C on",
-            advice.COOLING,
+            f"{found}; boards lower their clock from {remedies.HOT_C:.0f} °C on",
+            remedies.COOLING,
         )
     return Check("temperature", OK, found)
 

@@ -23,13 +23,14 @@ from typing import Any
 
 from PIL import Image
 
-from . import live_text, measure, present
+from . import live_text, present
 from .board import device
 from .bundle import builds, self_check
 from .bundle.manifest import Manifest, Variant
 from .bundle.metrics import percentile
 from .bundle.preprocess import open_image, to_tensor
 from .errors import ImageError, RuntimeInputError
+from .measure import measure, process
 from .sources import Frame, Item, Source
 
 LIVE_SCHEMA = 1
@@ -151,7 +152,7 @@ class Responder:
         self._variant, self._interrupt = variant, interrupt
         self._heard = b""
         self._complaints = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115  closed by close()
-        self._child = measure.start("vgg_runtime.responder", self._complaints)
+        self._child = process.start("vgg_runtime.responder", self._complaints)
         mode = builds.mode(variant.build, settings.memory, device.available_bytes())
         request = builds.request(folder, bundle, variant, mode) | {
             "crop_px": variant.preprocessing.crop_px,
@@ -230,7 +231,7 @@ class Responder:
         except subprocess.TimeoutExpired:
             return "the model's process closed its output"
         self._complaints.seek(0)
-        return measure.explain_death(code, self._complaints.read())
+        return process.explain_death(code, self._complaints.read())
 
 
 class Stream:

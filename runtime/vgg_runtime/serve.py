@@ -17,11 +17,12 @@ from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from . import measure, page, patience, uploads
+from . import page, patience, uploads
 from .bundle import builds
 from .bundle.manifest import Manifest, Variant
 from .bundle.preprocess import FORMATS
 from .errors import ImageError, RuntimeInputError
+from .measure import measure, process
 from .uploads import Message, Receive, Refused
 
 Send = Callable[[Message], Awaitable[None]]
@@ -248,7 +249,7 @@ async def decode(pieces: Sequence[bytes], variants: Sequence[Variant]) -> measur
         ).encode()
         + b"\n"
     )
-    child = measure.start("vgg_runtime.decode", subprocess.DEVNULL)
+    child = process.start("vgg_runtime.decode", subprocess.DEVNULL)
     try:
         line, content = await asyncio.to_thread(_converse, child, [request, *pieces])
     finally:

@@ -21,13 +21,14 @@ from vgg_export import data, external, integer, options, pipeline, quantize, ret
 from vgg_export.errors import CheckFailedError, OptionsError
 from vgg_export.options import AllOptions, QuantizeOptions
 from vgg_export.progress import Quiet
-from vgg_runtime import measure, present, tuning
+from vgg_runtime import present
 from vgg_runtime.board import device, memory, targets
 from vgg_runtime.board.targets import TARGETS
 from vgg_runtime.bundle import builds, manifest, self_check
 from vgg_runtime.bundle.manifest import SessionSettings
 from vgg_runtime.bundle.session import EXACT, Model, exact
 from vgg_runtime.errors import BundleError
+from vgg_runtime.measure import measure, tuning
 
 
 def described(**known: object) -> device.Device:

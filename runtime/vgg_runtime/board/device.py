@@ -5,6 +5,7 @@ import dataclasses
 import os
 import platform
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -184,3 +185,13 @@ def _text(path: Path) -> str:
 def _first(pattern: str, text: str) -> str | None:
     match = re.search(pattern, text, re.MULTILINE)
     return match.group(1).strip() if match else None
+
+
+# Instructions that multiply and add four 8-bit integers at a time; without them int8 is hardly faster than
+# float.
+DOT_PRODUCT = ("asimddp", "i8mm", "avx512_vnni", "avx_vnni", "amx_int8")
+
+
+def has_dot_product(features: Sequence[str]) -> bool | None:
+    """Whether the processor has instructions for int8; None when nothing is known of it."""
+    return any(name in features for name in DOT_PRODUCT) if features else None

@@ -5,9 +5,7 @@ import dataclasses
 import functools
 from collections.abc import Sequence
 
-from vgg_runtime.advice import has_dot_product
-
-from .device import Device, describe
+from .device import Device, describe, has_dot_product
 
 
 @dataclasses.dataclass(frozen=True)

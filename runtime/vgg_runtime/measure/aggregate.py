@@ -10,8 +10,8 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
-from .board.monitor import LEAST_CLOCK
-from .bundle.metrics import percentile
+from vgg_runtime.board.monitor import LEAST_CLOCK
+from vgg_runtime.bundle.metrics import percentile
 
 # largest ratio of medians, of two rounds or of the first and last third of one, that is no drift
 DRIFT = 1.25

@@ -4,33 +4,41 @@ table after it."""
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-# Instructions that multiply and add four 8-bit integers at a time; without them int8 is hardly faster than
-# float.
-DOT_PRODUCT = ("asimddp", "i8mm", "avx512_vnni", "avx_vnni", "amx_int8")
+from vgg_runtime.board.device import has_dot_product
+
 NO_DOT_PRODUCT = "this core has no dot product{missing}: int8 saves memory here, not time"
+
+
 WORTH_IT = 1.5  # times the speed of its float form; an int8 variant below that is a disappointment
+
+
 # ms of the float form, below which int8 has a few ms to save at most, and what it costs beside the arithmetic
 # takes them
 TINY_MS = 10.0
+
+
 # of the available memory; beyond it the system swaps, or drops file pages that it reads again
 NEARLY_FULL = 0.9
+
+
 HOT_C = 80.0  # here a Raspberry Pi begins to lower its clock
+
 
 SUPPLY = (
     "use the board's own power supply (5 V 3 A for a Pi 4, 5 V 5 A for a Pi 5) and a short thick"
     " cable, and reboot"
 )
+
+
 COOLING = "give it a heat sink or a fan, wait until it is cool, and measure again"
+
+
 GOVERNOR = (
     "let it choose the clock: echo ondemand | sudo tee /sys/devices/system/cpu/cpu*/cpufreq/scaling_governor"
 )
 
+
 Pairs = Sequence[tuple[dict[str, Any], dict[str, Any]]]  # int8 rows, each with its float form
-
-
-def has_dot_product(features: Sequence[str]) -> bool | None:
-    """Whether the processor has instructions for int8; None when nothing is known of it."""
-    return any(name in features for name in DOT_PRODUCT) if features else None
 
 
 def missing_dot_product(features: Sequence[str]) -> str:

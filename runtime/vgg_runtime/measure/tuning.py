@@ -13,12 +13,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from . import measure, output
-from .board import device
-from .board.targets import of_device
-from .bundle import builds
-from .bundle.manifest import Build, Manifest, Variant
-from .errors import RuntimeInputError
+from vgg_runtime import output
+from vgg_runtime.board import device
+from vgg_runtime.board.targets import of_device
+from vgg_runtime.bundle import builds
+from vgg_runtime.bundle.manifest import Build, Manifest, Variant
+from vgg_runtime.errors import RuntimeInputError
+
+from . import measure
 
 ROUNDS = 3
 BUDGET_S = 0.6  # of each build in a round

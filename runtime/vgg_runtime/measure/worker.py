@@ -1,4 +1,4 @@
-"""What runs in a variant's own process: load, self-check, time, predict. ``python -m vgg_runtime.child``
+"""What runs in a variant's own process: load, self-check, time, predict. ``python -m vgg_runtime.measure.worker``
 reads one JSON request line from standard input and writes one JSON event a line to standard output;
 ``measure.py`` is the other end. A picture comes as a path, or as a float32 tensor of ``tensor_bytes`` bytes
 behind the request line (the page's pictures never touch the disk).
@@ -17,12 +17,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .board import device
-from .bundle import self_check
-from .bundle.manifest import SessionSettings
-from .bundle.metrics import softmax, top_k
-from .bundle.preprocess import Preprocessing, load
-from .bundle.session import Model
+from vgg_runtime.board import device
+from vgg_runtime.bundle import self_check
+from vgg_runtime.bundle.manifest import SessionSettings
+from vgg_runtime.bundle.metrics import softmax, top_k
+from vgg_runtime.bundle.preprocess import Preprocessing, load
+from vgg_runtime.bundle.session import Model
 
 WARM_UP_RUNS = 2
 LEAST_RUNS = 5

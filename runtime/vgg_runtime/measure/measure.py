@@ -6,10 +6,6 @@ The document is a contract (schema 1, described in the project's README); what w
 import contextlib
 import dataclasses
 import json
-import os
-import signal
-import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -19,16 +15,23 @@ from typing import IO, Any, Self
 
 import numpy as np
 
-from . import advice, rounds
-from .board import device, memory, monitor, targets
-from .bundle import builds, self_check
-from .bundle.manifest import Manifest, Variant
-from .bundle.metrics import chance, percentile, wilson_interval
+from vgg_runtime.board import device, memory, monitor, targets
+from vgg_runtime.bundle import builds, self_check
+from vgg_runtime.bundle.manifest import Manifest, Variant
+from vgg_runtime.bundle.metrics import chance, percentile, wilson_interval
+
+from . import aggregate, remedies
+from .process import explain_death, start
 from .recommend import LEAST_LABELLED, MAX_LOSS_POINTS, near_chance, recommend
 
 RESULT_SCHEMA = 1
+
+
 MAX_RUNS = 1000
+
+
 SWEPT_THREADS = (1, 2, 4)
+
 
 Report = Callable[[str], None]
 
@@ -81,7 +84,7 @@ def compare(
     rows = result["variants"] = [empty_row(variant) for variant in variants]
     pictures = Pictures([image.path for image in images])
     for turn in range(options.rounds):
-        for number, k in enumerate(rounds.order(len(variants), turn), 1):
+        for number, k in enumerate(aggregate.order(len(variants), turn), 1):
             variant, row = variants[k], rows[k]
             if row["error"]:
                 continue  # it failed in the first round
@@ -98,7 +101,7 @@ def compare(
         default=None,
     )
     for row in rows:
-        rounds.settle(row, highest)
+        aggregate.settle(row, highest)
     finish(result, manifest, labels, images, options.root)
     return result
 
@@ -177,7 +180,7 @@ def finish(
     )
     result["recommended"] = recommend(rows, first, allowed, problem or _near_chance(baseline, images, labels))
     result["device"] |= device.state(root)  # the work may have made it hot
-    result["explanations"] = advice.explanations(result)
+    result["explanations"] = remedies.explanations(result)
 
 
 def _near_chance(
@@ -248,7 +251,7 @@ class Running:
         self._variant, self._options, self._hung = variant, options, False
         self._question = json.dumps(request).encode() + b"\n" + tensor
         self._complaints = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115  closed by events()
-        self._child = start("vgg_runtime.child", self._complaints)
+        self._child = start("vgg_runtime.measure.worker", self._complaints)
 
     def events(self) -> Iterator[dict[str, Any]]:
         """Each thing the variant says, after it was entered into the row; how it died, if it did, becomes the
@@ -384,32 +387,6 @@ def _take(row: dict[str, Any], event: dict[str, Any], variant: Variant) -> None:
             row |= {key: percentile(event[key], 50) for key in ("prepare_ms", "end_to_end_ms")}
         case "error":
             row["error"] = row["error"] or event["message"]
-
-
-def start(module: str, complaints: IO[str] | int) -> "subprocess.Popen[bytes]":
-    """A child process of this very copy of the runtime, whatever else is installed; spoken to through its
-    standard streams."""
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parent.parent)}
-    command = [sys.executable, "-P", "-m", module]
-    return subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=complaints, env=environment
-    )
-
-
-def explain_death(code: int, complaint: str) -> str:
-    """One sentence for a child's non-zero return code (negative: the signal) and what it wrote to standard
-    error."""
-    if code == -signal.SIGKILL:
-        return "did not fit: the process was killed, as the system does when memory runs out"
-    if code == -signal.SIGILL:
-        return (
-            "onnxruntime uses an instruction this CPU lacks (1.21.0 does on a Pi 4): install another"
-            " version, see requirements.txt"
-        )
-    last = complaint.strip().splitlines()[-1][:200] if complaint.strip() else "it said nothing"
-    if code < 0:
-        return f"the process died of {signal.Signals(-code).name}: {last}"
-    return f"the process ended with code {code}: {last}"
 
 
 def _relate(

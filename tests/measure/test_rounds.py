@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 from test_compare import compare
 
-from vgg_runtime import measure, present, rounds
+from vgg_runtime import present
 from vgg_runtime.board import monitor
+from vgg_runtime.measure import aggregate, measure
 
 ZONE, CLOCK, THROTTLED = (
     "sys/class/thermal/thermal_zone0/temp",
@@ -49,15 +50,15 @@ def a_round(
 
 def settled(*found: dict[str, Any], highest_mhz: float | None = 1500.0) -> dict[str, Any]:
     row: dict[str, Any] = {"rounds": list(found)}
-    rounds.settle(row, highest_mhz)
+    aggregate.settle(row, highest_mhz)
     return row
 
 
 def test_every_variant_takes_part_once_and_in_another_place_each_time() -> None:
     for count in (1, 2, 3, 10):
-        orders = [rounds.order(count, turn) for turn in range(4)]
+        orders = [aggregate.order(count, turn) for turn in range(4)]
         assert all(sorted(order) == list(range(count)) for order in orders)
-    first = [rounds.order(10, turn).index(0) for turn in range(3)]
+    first = [aggregate.order(10, turn).index(0) for turn in range(3)]
     assert first[0] == 0
     assert len(set(first)) == 3
 

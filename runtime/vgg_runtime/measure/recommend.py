@@ -4,7 +4,7 @@ included."""
 from collections.abc import Sequence
 from typing import Any
 
-from .bundle.metrics import better_than_chance
+from vgg_runtime.bundle.metrics import better_than_chance
 
 MAX_LOSS_POINTS = 1.0
 LEAST_LABELLED = 20  # of fewer pictures even a good network's top-1 says little

@@ -1,0 +1,1 @@
+"""Measuring variants, each in a process of its own, and what follows from the figures."""
