@@ -25,7 +25,7 @@ import emulated
 from emulated import EmulationError, Pi
 from vgg_export.errors import VggExportError
 from vgg_export.storage import explain_write_errors, write_json
-from vgg_runtime import present
+from vgg_runtime import text
 from vgg_runtime.board.targets import TARGETS
 from vgg_runtime.bundle import builds, manifest, self_check
 from vgg_runtime.errors import RuntimeInputError
@@ -258,10 +258,8 @@ def rows(result: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
         cells = [row["build"], f"{row['input_px']} px", f"{row['macs'] / 1e9:.2f}"]
         for core in result["boards"]:  # not every build is counted on every core
             there = found.get((row["build"], core), {"instructions": None, "fewer": None})
-            billions = (
-                present.ABSENT if there["instructions"] is None else f"{there['instructions'] / 1e9:.3g}"
-            )
-            cells += [billions, present.number(there["fewer"], "x")]
+            billions = text.ABSENT if there["instructions"] is None else f"{there['instructions'] / 1e9:.3g}"
+            cells += [billions, text.number(there["fewer"], "x")]
         lines.append(cells)
     return header, lines
 
@@ -288,7 +286,7 @@ def _failures(result: dict[str, Any]) -> list[str]:
 def terminal(result: dict[str, Any]) -> str:
     """The aligned table below the facts, what failed below it."""
     return "\n".join(
-        [*facts(result), "", present.table(*rows(result)), *(f"✗ {failure}" for failure in _failures(result))]
+        [*facts(result), "", text.table(*rows(result)), *(f"✗ {failure}" for failure in _failures(result))]
     )
 
 

@@ -22,7 +22,7 @@ from vgg_export.errors import DataError, VggExportError
 from vgg_export.options import DataOptions
 from vgg_export.progress import Quiet
 from vgg_export.storage import write_json
-from vgg_runtime import present
+from vgg_runtime import text
 from vgg_runtime.board import device
 from vgg_runtime.bundle import manifest
 from vgg_runtime.bundle.preprocess import Preprocessing, load
@@ -314,17 +314,17 @@ def _version(package: str) -> str | None:
 
 def cells(row: dict[str, Any], default_px: int) -> list[str]:
     """A row of the table as text; what was not measured is a dash."""
-    bfloat16 = {None: present.ABSENT, True: "yes", False: "no"}[row["bfloat16"]]
+    bfloat16 = {None: text.ABSENT, True: "yes", False: "no"}[row["bfloat16"]]
     return [
         row["contender"],
         f"{row['input_px'] or default_px} px",
-        present.megabytes(row["size_bytes"]),
-        present.number(row["load_ms"], digits=0),
-        present.number(row["first_ms"], digits=0),
-        present.number(row["p50_ms"]),
-        present.number(row["speedup"], "x", 2),
-        present.megabytes(row["peak_rss_bytes"]),
-        present.percent(row["agreement"], interval=True),
+        text.megabytes(row["size_bytes"]),
+        text.number(row["load_ms"], digits=0),
+        text.number(row["first_ms"], digits=0),
+        text.number(row["p50_ms"]),
+        text.number(row["speedup"], "x", 2),
+        text.megabytes(row["peak_rss_bytes"]),
+        text.percent(row["agreement"], interval=True),
         bfloat16,
     ]
 
@@ -370,7 +370,7 @@ def terminal(result: dict[str, Any]) -> str:
         *([f"!! {result['bundle']['notice']}"] if result["bundle"]["notice"] else []),
         "",
     ]
-    lines.append(present.table(COLUMNS, [cells(row, rows[0]["input_px"]) for row in rows]))
+    lines.append(text.table(COLUMNS, [cells(row, rows[0]["input_px"]) for row in rows]))
     lines += [
         f"{'✗' if row['error'] else '·'} {row['contender']}: {_remark(row)}" for row in rows if _remark(row)
     ]

@@ -15,7 +15,7 @@ from conftest import CLASSES, ROOT, interruptible, reseal
 from PIL import Image
 
 from vgg_export import data
-from vgg_runtime import present
+from vgg_runtime import text
 from vgg_runtime.bundle import self_check
 from vgg_runtime.measure import process
 
@@ -375,8 +375,8 @@ def test_a_terminal_without_utf8_gets_no_traceback(bundle_folder: Path) -> None:
 
 
 def test_labels_with_control_characters_are_shown_harmlessly() -> None:
-    assert present.printable("a\x1b[31mb\nc") == "a·[31mb·c"
-    assert present.printable("x" * 50) == "x" * 39 + "…"
+    assert text.printable("a\x1b[31mb\nc") == "a·[31mb·c"
+    assert text.printable("x" * 50) == "x" * 39 + "…"
 
 
 def test_missing_requirements_are_one_sentence(bundle_folder: Path) -> None:

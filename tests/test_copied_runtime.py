@@ -82,7 +82,9 @@ def test_the_copy_opens_the_page_with_the_web_requirements_alone(
 
 def test_even_with_the_project_installed_the_copy_is_what_runs(bundle_copy: Path) -> None:
     """An editable install must not hide a broken copy."""
-    (bundle_copy / "runtime/vgg_runtime/present.py").write_text("raise SystemExit('this is the copy')\n")
+    (bundle_copy / "runtime/vgg_runtime/report/tables.py").write_text(
+        "raise SystemExit('this is the copy')\n"
+    )
     done = subprocess.run(
         [sys.executable, bundle_copy / "runtime/compare.py"], capture_output=True, text=True, check=False
     )

@@ -11,9 +11,10 @@ from conftest import command_environment, readme_table
 from vgg_export import demo, model, storage, weights
 from vgg_export.progress import Quiet
 from vgg_export.recipes import RECIPES
-from vgg_runtime import present
+from vgg_runtime import text
 from vgg_runtime.board import targets
 from vgg_runtime.bundle import manifest
+from vgg_runtime.report import tables
 
 
 def test_the_model_card_is_that_of_the_weights() -> None:
@@ -114,9 +115,9 @@ def test_all_of_the_demo_from_start_to_end(tmp_path: Path) -> None:
         assert float(accuracy.removesuffix(" %")) == pytest.approx(top1[name], abs=0.5)
         assert float(agreement.removesuffix(" %")) == pytest.approx(100 * found["agreement"]["rate"], abs=0.5)
     for name, *cells in readme_table("losses table"):
-        for cell, found in zip(cells, present.loss_cells(bundle.variant(name).losses), strict=True):
-            assert (cell == present.ABSENT) == (found == present.ABSENT)
-            if cell != present.ABSENT:
+        for cell, found in zip(cells, tables.loss_cells(bundle.variant(name).losses), strict=True):
+            assert (cell == text.ABSENT) == (found == text.ABSENT)
+            if cell != text.ABSENT:
                 assert float(cell.split()[0]) == pytest.approx(float(found.split()[0]), abs=5)
                 assert cell.split()[-1] == found.split()[-1]  # n
     splits = json.loads((tmp_path / "artifacts/splits.json").read_text())

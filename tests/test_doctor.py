@@ -15,11 +15,12 @@ from test_compare import QUICK, compare
 from test_device import PI5_CPUINFO
 
 from vgg_export import data
-from vgg_runtime import bundle_checks, doctor, present, probe
+from vgg_runtime import bundle_checks, doctor, probe
 from vgg_runtime.board import device
 from vgg_runtime.bundle import manifest
 from vgg_runtime.doctor import FAILS, OK, UNKNOWN, WARNING
 from vgg_runtime.measure import remedies
+from vgg_runtime.report import tables
 
 PI4_CPUINFO = PI5_CPUINFO.replace(" asimddp", "").replace("0xd0b", "0xd08")
 ZERO2_CPUINFO = PI5_CPUINFO.replace(" asimddp", "").replace("0xd0b", "0xd03")
@@ -662,8 +663,8 @@ def test_what_did_not_fit_is_explained_with_what_did(tmp_path: Path) -> None:
 
 
 def test_explanations_are_printed_below_the_table() -> None:
-    assert present.explanations({"explanations": ["one", "two"]}) == "→ one.\n→ two."
-    assert present.explanations({"explanations": []}) == ""
+    assert tables.explanations({"explanations": ["one", "two"]}) == "→ one.\n→ two."
+    assert tables.explanations({"explanations": []}) == ""
 
 
 def test_the_launcher_and_its_doctor_need_no_requirements_at_import() -> None:

@@ -22,9 +22,9 @@ from vgg_export import data, model, pipeline, sanity, signs, stage, weights
 from vgg_export.errors import AccuracyError
 from vgg_export.options import AllOptions, DataOptions, WeightsOptions, default_targets
 from vgg_export.progress import Quiet
-from vgg_runtime import present
 from vgg_runtime.bundle import manifest, metrics
 from vgg_runtime.measure.recommend import near_chance, recommend
+from vgg_runtime.report import tables
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 MEAN, STD = torch.tensor([0.485, 0.456, 0.406]).double(), torch.tensor([0.229, 0.224, 0.225]).double()
@@ -529,7 +529,7 @@ def test_evaluating_a_bundle_on_unlabelled_pictures_says_so_and_labelled_ones_cl
     unchecked = manifest.read(bundle_copy).unchecked
     assert unchecked is not None
     assert (
-        present.notice({"bundle": {"notice": None, "figures_absent": None, "unchecked": unchecked}})
+        tables.notice({"bundle": {"notice": None, "figures_absent": None, "unchecked": unchecked}})
         == f"!! {unchecked}"
     )
     done = in_this_process(

@@ -30,8 +30,9 @@ from conftest import (
 )
 from PIL import Image
 
-from vgg_runtime import page, serve, uploads
+from vgg_runtime import serve, uploads
 from vgg_runtime.measure import recommend
+from vgg_runtime.report import page
 
 pytest.importorskip("uvicorn")
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from vgg_runtime.bundle.images import normalise
-from vgg_runtime.present import printable
+from vgg_runtime.text import printable
 
 from .errors import CheckpointError
 

@@ -786,7 +786,8 @@ def evaluate(
     Example: vgg-export evaluate --bundle artifacts --data photos/test
     """
     pictures = _data_options(chosen)
-    from vgg_runtime import present
+    from vgg_runtime import text
+    from vgg_runtime.report import tables
 
     from . import pipeline
     from .storage import write_json
@@ -798,9 +799,9 @@ def evaluate(
         click.echo(f"!! {notice}")
     click.echo(f"{n} test images, none of them used for fitting or calibration")
     click.echo(
-        present.table(
-            ("variant", *present.EVALUATION_COLUMNS),
-            [[name, *present.evaluation_cells(row)] for name, row in figures.items()],
+        text.table(
+            ("variant", *tables.EVALUATION_COLUMNS),
+            [[name, *tables.evaluation_cells(row)] for name, row in figures.items()],
         )
     )
     if json_file:
@@ -842,9 +843,9 @@ def report(results: tuple[Path, ...]) -> None:
 
     Example: vgg-export report pi4.json pi5.json
     """
-    from vgg_runtime import across
+    from vgg_runtime.report import diff
 
-    click.echo(across.boards([across.read(path) for path in results]))
+    click.echo(diff.boards([diff.read(path) for path in results]))
 
 
 @cli.command()

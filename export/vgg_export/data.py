@@ -18,7 +18,7 @@ from vgg_calibration import choose
 from vgg_runtime.bundle import images
 from vgg_runtime.bundle.preprocess import Preprocessing, load, open_image, to_tensor
 from vgg_runtime.errors import RuntimeInputError
-from vgg_runtime.present import printable
+from vgg_runtime.text import printable
 
 from . import signs
 from .errors import DataError, HubError, OptionsError

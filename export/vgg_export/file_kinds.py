@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from vgg_runtime.present import printable
+from vgg_runtime.text import printable
 
 SAFETENSORS, TORCH_ZIP, PICKLE = "safetensors", "torch", "pickle"
 HEAD_BYTES = 4096

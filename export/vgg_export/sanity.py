@@ -20,7 +20,7 @@ from vgg_calibration import choose
 from vgg_runtime.bundle import metrics
 from vgg_runtime.bundle.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocessing, load
 from vgg_runtime.measure.recommend import LEAST_LABELLED
-from vgg_runtime.present import printable
+from vgg_runtime.text import printable
 
 from . import stage
 from .data import Item

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vgg_runtime.present import printable
+from vgg_runtime.text import printable
 
 from . import class_names, file_kinds
 from .class_names import ClassNames

@@ -12,13 +12,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from . import __version__, doctor, output, present
+from . import __version__, doctor, output
 from .board import device
 from .bundle import builds, manifest
 from .bundle.images import find, match_folders
 from .bundle.preprocess import open_image
 from .errors import ImageError, RuntimeInputError
 from .measure import measure, tuning
+from .report import tables
 
 EXIT_OK, EXIT_FAILED, EXIT_INPUT, EXIT_INTERRUPTED = 0, 1, 2, 130
 
@@ -297,7 +298,7 @@ def _run(options: argparse.Namespace) -> int:
     if options.json:
         output.write(options.json, json.dumps(result, indent=1, allow_nan=False))
     if options.html:
-        from . import page
+        from .report import page
 
         output.write(options.html, page.report(result, [image.path for image in images]))
     return EXIT_FAILED if any(row["error"] for row in result["variants"]) else EXIT_OK
@@ -305,9 +306,9 @@ def _run(options: argparse.Namespace) -> int:
 
 def _diff(options: argparse.Namespace) -> int:
     _refuse(options, ("target", "tune", "memory"), "does not go with --diff, which measures nothing")
-    from . import across
+    from .report import diff
 
-    print(across.diff(*(across.read(path) for path in options.diff)))
+    print(diff.diff(*(diff.read(path) for path in options.diff)))
     return EXIT_OK
 
 
@@ -386,10 +387,10 @@ def _live(options: argparse.Namespace, folder: Path, bundle: manifest.Manifest) 
     labels = manifest.read_labels(folder, bundle)
     threads = options.threads or device.usable_cores()
     settings = live.Settings(threads, options.frames, options.seconds, options.every or 5.0, options.memory)
-    if notice := present.notice({"bundle": {key: getattr(bundle, key) for key in present.NOTICES}}):
+    if notice := tables.notice({"bundle": {key: getattr(bundle, key) for key in tables.NOTICES}}):
         _report_line(notice)
     result = live.run(folder, bundle, labels, variant, source, settings, _report_line)
-    print("\n" + "\n\n".join(filter(None, (live_text.summary(result), present.notice(result)))), flush=True)
+    print("\n" + "\n\n".join(filter(None, (live_text.summary(result), tables.notice(result)))), flush=True)
     if options.json:
         output.write(options.json, json.dumps(result, indent=1, allow_nan=False))
     return {"error": EXIT_FAILED, "interrupted": EXIT_INTERRUPTED}.get(result["live"]["ended"], EXIT_OK)
@@ -457,15 +458,15 @@ def _short_hash(path: Path) -> str | None:
 
 
 def _print(result: dict[str, Any], *, top5: bool) -> None:
-    notice = present.notice(result)
+    notice = tables.notice(result)
     parts = (
         notice,
-        present.header(result),
-        present.predictions(result, top5=top5),
-        present.comparison(result),
-        present.explanations(result),
-        present.built(result),
-        present.losses(result),
+        tables.header(result),
+        tables.predictions(result, top5=top5),
+        tables.comparison(result),
+        tables.explanations(result),
+        tables.built(result),
+        tables.losses(result),
         notice,
     )
     print("\n\n".join(part for part in parts if part))

@@ -15,11 +15,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from . import output, present
+from . import output
 from .board import device
 from .board.device import Device
 from .errors import RuntimeInputError
 from .measure import remedies
+from .report import tables
 
 SCHEMA = 1
 OK, WARNING, FAILS, UNKNOWN = "ok", "warning", "fails", "unknown"
@@ -229,7 +230,7 @@ def command(folder: Path, threads: int, json_path: Path | None, report: Report) 
         output.check_writable(json_path)
     document = examine(folder, threads, report)
     report("")
-    sys.stdout.write(present.checks(document) + "\n")
+    sys.stdout.write(tables.checks(document) + "\n")
     if json_path:
         output.write(json_path, json.dumps(document, indent=1, allow_nan=False))
     return EXIT_FAILS if document["fails"] else EXIT_OK

@@ -23,7 +23,7 @@ from typing import Any
 
 from PIL import Image
 
-from . import live_text, present
+from . import live_text, text
 from .board import device
 from .bundle import builds, self_check
 from .bundle.manifest import Manifest, Variant
@@ -397,12 +397,12 @@ def run(
 
 def _nothing(source: Source, latest: Latest) -> RuntimeInputError:
     found = (
-        f"{latest.broken} broken ones, the last: {present.printable(latest.fault, 200)}"
+        f"{latest.broken} broken ones, the last: {text.printable(latest.fault, 200)}"
         if latest.fault
         else "none"
     )
     return RuntimeInputError(
-        f"not one frame of {present.printable(source.name, 80)} could be classified, found {found};"
+        f"not one frame of {text.printable(source.name, 80)} could be classified, found {found};"
         " expected JPEG pictures"
     )
 
@@ -451,7 +451,7 @@ def _read(source: Source, latest: Latest, stopped: threading.Event) -> None:
     except RuntimeInputError as error:
         latest.end(error)
     except Exception as error:  # whatever a camera's driver raises, with its own words
-        words = present.printable(f"{type(error).__name__}: {error}", 200)
+        words = text.printable(f"{type(error).__name__}: {error}", 200)
         latest.end(
             RuntimeInputError(
                 f"{source.name} cannot be read ({words}); is it connected, and used by no other program?"

@@ -3,8 +3,9 @@
 import time
 from typing import Any
 
-from . import present
+from . import text
 from .bundle.manifest import Manifest, Variant
+from .report import tables
 
 ENDINGS = {
     "frames": "as many frames as were asked for",
@@ -22,7 +23,7 @@ def title(variant: Variant, source: str, threads: int) -> str:
     plural = "" if threads == 1 else "s"
     form = f"{variant.precision}, {variant.preprocessing.crop_px} px, {threads} thread{plural}"
     return (
-        f"{present.printable(source, 80)} is classified by {variant.id} ({form}); Ctrl-C ends it."
+        f"{text.printable(source, 80)} is classified by {variant.id} ({form}); Ctrl-C ends it."
         " Latencies are P50/P90."
     )
 
@@ -33,13 +34,13 @@ def line(live: dict[str, Any], rate: float, bundle: Manifest) -> str:
     parts = [time.strftime("%H:%M:%S"), f"{rate:.1f} frames/s"]
     for stage, name in STAGES.items():
         p50, p90 = live["recent_ms"][stage]
-        parts.append(f"{name} {present.number(p50)}/{present.number(p90)} ms")
+        parts.append(f"{name} {text.number(p50)}/{text.number(p90)} ms")
     parts.append(f"{frames['received']} received, {frames['dropped']} dropped, {frames['broken']} broken")
     parts.append("temperature unknown" if heat is None else f"{heat:.0f} °C")
     if live["throttled"]:
         parts.append(f"HELD BACK: {', '.join(live['throttled'])}")
     if last and not bundle.figures_absent:  # what random weights say is not worth reading
-        parts.append(f"{present.printable(last['label'])} {100 * last['probability']:.0f} %")
+        parts.append(f"{text.printable(last['label'])} {100 * last['probability']:.0f} %")
     return "  ".join(parts)
 
 
@@ -52,17 +53,17 @@ def summary(result: dict[str, Any]) -> str:
         f"Frames   {frames['received']} received: {frames['classified']} classified, {frames['dropped']}"
         " dropped for newer ones,"
         f" {frames['broken']} broken, {frames['left']} left",
-        f"Rate     {present.number(live['frames_per_s'])} frames/s",
-        f"State    {present.state(result['device'])}; at the start {_degrees(heat['start'])}, at most"
+        f"Rate     {text.number(live['frames_per_s'])} frames/s",
+        f"State    {tables.state(result['device'])}; at the start {_degrees(heat['start'])}, at most"
         f" {_degrees(heat['max'])}",
     ]
     if live["last_fault"]:
-        lines.append(f"Broken   the last: {present.printable(live['last_fault'], 200)}")
+        lines.append(f"Broken   the last: {text.printable(live['last_fault'], 200)}")
     if live["said"] and not result["bundle"]["figures_absent"]:
-        most = ", ".join(f"{present.printable(one['label'])} {one['n']}" for one in live["said"][:5])
+        most = ", ".join(f"{text.printable(one['label'])} {one['n']}" for one in live["said"][:5])
         lines.append(f"Said     {most}{', …' if len(live['said']) > 5 else ''}")
     rows = [[name, *_cells(live[f"{stage}_ms"])] for stage, name in STAGES.items()]
-    lines += ["", present.table(("ms", "P50", "P90", "P99", "max", "frames"), rows)]
+    lines += ["", text.table(("ms", "P50", "P90", "P99", "max", "frames"), rows)]
     lines.append(
         "end to end: from a frame's arrival here to its answer; what camera and network need comes on top."
     )
@@ -72,8 +73,8 @@ def summary(result: dict[str, Any]) -> str:
 
 
 def _degrees(value: float | None) -> str:
-    return present.number(value, " °C", 0)
+    return text.number(value, " °C", 0)
 
 
 def _cells(latency: dict[str, Any]) -> list[str]:
-    return [*(present.number(latency[key]) for key in ("p50", "p90", "p99", "max")), str(latency["n"])]
+    return [*(text.number(latency[key]) for key in ("p50", "p90", "p99", "max")), str(latency["n"])]

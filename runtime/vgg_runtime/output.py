@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from . import present
+from . import text
 from .errors import RuntimeInputError
 
 LONGEST_NAME = 255  # bytes of a file name on Linux's file systems
@@ -22,7 +22,7 @@ def check_writable(*paths: Path) -> None:
             or len(os.fsencode(path.name)) > LONGEST_NAME
         ):
             raise RuntimeInputError(
-                f"{present.printable(str(path), 80)} cannot be written; name a file in an existing folder"
+                f"{text.printable(str(path), 80)} cannot be written; name a file in an existing folder"
                 " you may write to"
             )
 

@@ -17,12 +17,13 @@ from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from . import page, patience, uploads
+from . import patience, uploads
 from .bundle import builds
 from .bundle.manifest import Manifest, Variant
 from .bundle.preprocess import FORMATS
 from .errors import ImageError, RuntimeInputError
 from .measure import measure, process
+from .report import page
 from .uploads import Message, Receive, Refused
 
 Send = Callable[[Message], Awaitable[None]]

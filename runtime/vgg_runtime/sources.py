@@ -25,7 +25,7 @@ from PIL import Image
 from .bundle.preprocess import SUFFIXES
 from .errors import ImageError, RuntimeInputError
 from .jpegs import Splitter
-from .present import printable
+from .text import printable
 
 Frame = bytes | Path | Image.Image
 Item = Frame | ImageError  # an ImageError is a frame that arrived damaged

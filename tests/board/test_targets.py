@@ -21,7 +21,6 @@ from vgg_export import data, external, integer, options, pipeline, quantize, ret
 from vgg_export.errors import CheckFailedError, OptionsError
 from vgg_export.options import AllOptions, QuantizeOptions
 from vgg_export.progress import Quiet
-from vgg_runtime import present
 from vgg_runtime.board import device, memory, targets
 from vgg_runtime.board.targets import TARGETS
 from vgg_runtime.bundle import builds, manifest, self_check
@@ -29,6 +28,7 @@ from vgg_runtime.bundle.manifest import SessionSettings
 from vgg_runtime.bundle.session import EXACT, Model, exact
 from vgg_runtime.errors import BundleError
 from vgg_runtime.measure import measure, tuning
+from vgg_runtime.report import tables
 
 
 def described(**known: object) -> device.Device:
@@ -307,11 +307,11 @@ def test_a_build_for_other_cores_that_runs_with_slower_kernels_is_said_to(severa
         "build": {"id": "q", "form": "", "targets": ["pi5"], "slower_kernels": True},
     }
     result = {"device": {"target": "x86-avx2"}, "variants": [row]}
-    (line,) = present._builds(result)
+    (line,) = tables._builds(result)
     slower = "with slower kernels, in which its 8-bit weights do not overflow"
     assert line.startswith(f"quantized: no build for x86-avx2 was used, but the one for pi5, {slower}; ")
     row["build"] |= {"slower_kernels": False}
-    (line,) = present._builds(result)
+    (line,) = tables._builds(result)
     assert line.startswith("quantized: no build for x86-avx2 was used, but the one for pi5; ")
     variant = manifest.read(several).variant("quantized")
     found = {b.id: measure.empty_row(variant.using(b))["build"]["slower_kernels"] for b in variant.builds}

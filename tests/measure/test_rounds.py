@@ -13,9 +13,10 @@ from typing import Any
 import pytest
 from test_compare import compare
 
-from vgg_runtime import present
+from vgg_runtime import text
 from vgg_runtime.board import monitor
 from vgg_runtime.measure import aggregate, measure
+from vgg_runtime.report import tables
 
 ZONE, CLOCK, THROTTLED = (
     "sys/class/thermal/thermal_zone0/temp",
@@ -229,4 +230,4 @@ def test_a_variant_that_hangs_is_a_row_and_the_others_run(bundle_folder: Path, t
 
 
 def test_marked_figures_carry_their_mark() -> None:
-    assert present.number(12.34, present.MARK) == "12.3!"
+    assert text.number(12.34, tables.MARK) == "12.3!"

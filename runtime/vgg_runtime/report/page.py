@@ -9,7 +9,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from .bundle.preprocess import open_image
+from vgg_runtime.bundle.preprocess import open_image
 
 TEMPLATE = Path(__file__).with_name("page.html")
 THUMBNAIL_PX = 320

@@ -9,7 +9,7 @@ import pytest
 from test_compare import compare
 
 from vgg_export.cli import main
-from vgg_runtime import across
+from vgg_runtime.report import diff
 
 
 @pytest.fixture(scope="module")
@@ -34,8 +34,8 @@ def changed(result: dict[str, Any]) -> dict[str, Any]:
 
 
 def test_a_change_is_in_per_cent_and_small_ones_have_no_arrow() -> None:
-    assert [across.change(10, after) for after in (10, 10.9, 12, 8)] == ["+0 %", "+9 %", "+20 % ▲", "-20 % ▼"]
-    assert across.change(None, 1) == across.change(1, None) == across.ABSENT
+    assert [diff.change(10, after) for after in (10, 10.9, 12, 8)] == ["+0 %", "+9 %", "+20 % ▲", "-20 % ▼"]
+    assert diff.change(None, 1) == diff.change(1, None) == diff.ABSENT
 
 
 def test_the_difference_of_two_results(
@@ -53,7 +53,7 @@ def test_the_difference_of_two_results(
     }
     assert "-50 % ▼" in rows["baseline"]
     assert rows["quantized"].count("–") == 6
-    assert "A  " + across.device_words(result) in done.stdout
+    assert "A  " + diff.device_words(result) in done.stdout
     assert "Raspberry Pi 5 Model B" in done.stdout
     assert "These are different boards" in done.stdout
     assert "B ! baseline: held back (throttled) in every round" in done.stdout
@@ -61,15 +61,15 @@ def test_the_difference_of_two_results(
     assert "scaled is another model" in done.stdout
     noted = copy.deepcopy(result)
     noted["bundle"] |= {"unchecked": "NOT CHECKED: no labels", "problem": "right on 5 %"}
-    for text, letter in ((across.diff(result, noted), "B"), (across.boards([result, noted]), "[2]")):
+    for text, letter in ((diff.diff(result, noted), "B"), (diff.boards([result, noted]), "[2]")):
         assert f"{letter} !! NOT CHECKED: no labels\n{letter} !! right on 5 %" in text
-    same = across.diff(result, result)
+    same = diff.diff(result, result)
     assert "different" not in same
     assert "▲" not in same
 
 
 def test_several_boards_in_one_table(result: dict[str, Any], changed: dict[str, Any]) -> None:
-    text = across.boards([result, changed])
+    text = diff.boards([result, changed])
     assert "2  Raspberry Pi 5 Model B" in text
     (row,) = [line.split() for line in text.splitlines() if line.startswith("baseline")]
     assert float(row[1].rstrip("!")) == pytest.approx(result["variants"][0]["p50_ms"], abs=0.051)

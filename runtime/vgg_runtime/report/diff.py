@@ -5,9 +5,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from .errors import RuntimeInputError
-from .measure.measure import RESULT_SCHEMA
-from .present import ABSENT, MARK, megabytes, notice, number, percent, printable, table
+from vgg_runtime.errors import RuntimeInputError
+from vgg_runtime.measure.measure import RESULT_SCHEMA
+from vgg_runtime.text import ABSENT, megabytes, number, percent, printable, table
+
+from .tables import MARK, notice
 
 SIGNIFICANT = 0.10  # a smaller change of a latency is no news: two runs on the same board differ by that much
 

@@ -475,7 +475,7 @@ def test_the_saved_report_opens_from_disk(page: Page, report: tuple[Path, dict[s
 def test_the_report_names_the_class_and_counts_what_it_leaves_out(
     page: Page, report: tuple[Path, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from vgg_runtime import page as template
+    from vgg_runtime.report import page as template
 
     result = json.loads(json.dumps(report[1]))
     n = len(result["images"])
@@ -493,7 +493,7 @@ def test_the_report_names_the_class_and_counts_what_it_leaves_out(
 def test_what_is_assumed_and_what_is_not_understood_is_said(
     page: Page, report: tuple[Path, dict[str, Any]], tmp_path: Path
 ) -> None:
-    from vgg_runtime import page as template
+    from vgg_runtime.report import page as template
 
     result = json.loads(json.dumps(report[1]))
     problem = "the checkpoint is right on 4.5 % of 200 labelled pictures"
@@ -516,7 +516,7 @@ def test_what_is_assumed_and_what_is_not_understood_is_said(
 def test_what_a_stranger_wrote_is_shown_as_text(
     page: Page, report: tuple[Path, dict[str, Any]], tmp_path: Path
 ) -> None:
-    from vgg_runtime import page as template
+    from vgg_runtime.report import page as template
 
     hostile = "<img src=x onerror=window.owned=1></script><script>window.owned=1</script>"
     result = json.loads(json.dumps(report[1]))

@@ -1,0 +1,1 @@
+"""A result for a person: tables, the page, the comparison of results."""
