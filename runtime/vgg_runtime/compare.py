@@ -374,7 +374,7 @@ def _live(options: argparse.Namespace, folder: Path, bundle: manifest.Manifest) 
             "--threads auto does not go with --live; compare.py --threads auto finds the number, then name it"
         )
     variant = bundle.variant(options.live)
-    from . import live, live_text, sources
+    from .live import sources, stream, text
 
     source = sources.open_source(options.source or "camera", options.fps)
     output.check_writable(*filter(None, (options.json,)))
@@ -386,11 +386,11 @@ def _live(options: argparse.Namespace, folder: Path, bundle: manifest.Manifest) 
     _clear_report()
     labels = manifest.read_labels(folder, bundle)
     threads = options.threads or device.usable_cores()
-    settings = live.Settings(threads, options.frames, options.seconds, options.every or 5.0, options.memory)
+    settings = stream.Settings(threads, options.frames, options.seconds, options.every or 5.0, options.memory)
     if notice := tables.notice({"bundle": {key: getattr(bundle, key) for key in tables.NOTICES}}):
         _report_line(notice)
-    result = live.run(folder, bundle, labels, variant, source, settings, _report_line)
-    print("\n" + "\n\n".join(filter(None, (live_text.summary(result), tables.notice(result)))), flush=True)
+    result = stream.run(folder, bundle, labels, variant, source, settings, _report_line)
+    print("\n" + "\n\n".join(filter(None, (text.summary(result), tables.notice(result)))), flush=True)
     if options.json:
         output.write(options.json, json.dumps(result, indent=1, allow_nan=False))
     return {"error": EXIT_FAILED, "interrupted": EXIT_INTERRUPTED}.get(result["live"]["ended"], EXIT_OK)

@@ -23,15 +23,17 @@ from typing import Any
 
 from PIL import Image
 
-from . import live_text, text
-from .board import device
-from .bundle import builds, self_check
-from .bundle.manifest import Manifest, Variant
-from .bundle.metrics import percentile
-from .bundle.preprocess import open_image, to_tensor
-from .errors import ImageError, RuntimeInputError
-from .measure import measure, process
+from vgg_runtime import text
+from vgg_runtime.board import device
+from vgg_runtime.bundle import builds, self_check
+from vgg_runtime.bundle.manifest import Manifest, Variant
+from vgg_runtime.bundle.metrics import percentile
+from vgg_runtime.bundle.preprocess import open_image, to_tensor
+from vgg_runtime.errors import ImageError, RuntimeInputError
+from vgg_runtime.measure import measure, process
+
 from .sources import Frame, Item, Source
+from .text import line, title
 
 LIVE_SCHEMA = 1
 RECENT = 100  # frames that a line's percentiles are of
@@ -152,7 +154,7 @@ class Responder:
         self._variant, self._interrupt = variant, interrupt
         self._heard = b""
         self._complaints = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115  closed by close()
-        self._child = process.start("vgg_runtime.responder", self._complaints)
+        self._child = process.start("vgg_runtime.live.worker", self._complaints)
         mode = builds.mode(variant.build, settings.memory, device.available_bytes())
         request = builds.request(folder, bundle, variant, mode) | {
             "crop_px": variant.preprocessing.crop_px,
@@ -372,10 +374,10 @@ def run(
             with contextlib.closing(Responder(folder, bundle, variant, settings, interrupt)) as model:
                 if loaded := model.load():
                     live |= loaded
-                    report(live_text.title(variant, source.name, settings.threads))
+                    report(title(variant, source.name, settings.threads))
                     with _reading(source, stream.latest):
                         live["ended"] = stream.follow(
-                            model, lambda rate: report(live_text.line(stream.to_json(labels), rate, bundle))
+                            model, lambda rate: report(line(stream.to_json(labels), rate, bundle))
                         )
                 else:
                     live["ended"] = stream.asked_to_end()

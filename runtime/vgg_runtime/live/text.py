@@ -3,9 +3,9 @@
 import time
 from typing import Any
 
-from . import text
-from .bundle.manifest import Manifest, Variant
-from .report import tables
+from vgg_runtime import text
+from vgg_runtime.bundle.manifest import Manifest, Variant
+from vgg_runtime.report import tables
 
 ENDINGS = {
     "frames": "as many frames as were asked for",

@@ -3,7 +3,7 @@
 
 import re
 
-from .errors import ImageError
+from vgg_runtime.errors import ImageError
 
 # a 50 megapixel photograph; a stream that never ends a picture must not fill the memory
 MAX_FRAME_BYTES = 12_000_000

@@ -24,11 +24,12 @@ from PIL import Image
 from test_compare import compare, rewrite
 
 import soak
-from vgg_runtime import jpegs, live, sources
 from vgg_runtime.board import device
 from vgg_runtime.bundle import self_check
 from vgg_runtime.bundle.preprocess import for_input, open_image, to_tensor
 from vgg_runtime.errors import ImageError, RuntimeInputError
+from vgg_runtime.live import mjpeg, sources
+from vgg_runtime.live import stream as streams
 
 
 def jpeg(seed: int, size: tuple[int, int] = (96, 64), **options: object) -> bytes:
@@ -82,7 +83,7 @@ def test_jpegs_are_cut_out_of_a_stream_wherever_its_pieces_end(seed: int) -> Non
     stream = b"".join(
         b"--frame\r\nContent-Type: image/jpeg\r\n\r\n" + picture + b"\r\n" for picture in wanted
     )
-    splitter, found, dice = jpegs.Splitter(), [], random.Random(seed)
+    splitter, found, dice = mjpeg.Splitter(), [], random.Random(seed)
     while stream:
         size = dice.choice((1, 2, 3, 100, 5000))
         found += splitter.feed(stream[:size])
@@ -98,7 +99,7 @@ def test_damaged_frames_are_told_and_the_next_one_is_found() -> None:
         "bytes are missing or wrong": b"\xff\xd8\xff\xe0\x00\x04abcdef",
     }
     for reason, damaged in kinds.items():
-        splitter = jpegs.Splitter()
+        splitter = mjpeg.Splitter()
         broken, good = splitter.feed(damaged + whole)
         assert isinstance(broken, ImageError)
         assert reason in str(broken)
@@ -108,9 +109,9 @@ def test_damaged_frames_are_told_and_the_next_one_is_found() -> None:
 
 
 def test_a_frame_that_never_ends_does_not_fill_the_memory() -> None:
-    splitter, start = jpegs.Splitter(), PICTURES[0][:-2]
+    splitter, start = mjpeg.Splitter(), PICTURES[0][:-2]
     found = splitter.feed(start)
-    for _ in range(jpegs.MAX_FRAME_BYTES // 1_000_000 + 1):
+    for _ in range(mjpeg.MAX_FRAME_BYTES // 1_000_000 + 1):
         found += splitter.feed(bytes(1_000_000))
     assert ["larger than 12 MB" in str(item) for item in found] == [True]
     assert splitter.feed(PICTURES[1]) == [PICTURES[1]]
@@ -120,7 +121,7 @@ def test_a_frame_that_never_ends_does_not_fill_the_memory() -> None:
 
 
 def test_the_newest_frame_wins_and_the_others_are_counted() -> None:
-    box = live.Latest()
+    box = streams.Latest()
     for picture in PICTURES[:3]:
         box.put(picture)
     box.put(ImageError("damaged"))
@@ -138,7 +139,7 @@ def test_the_newest_frame_wins_and_the_others_are_counted() -> None:
 
 
 def test_latencies_are_bounded_and_percentiles_are_earned() -> None:
-    latency = live.Latency()
+    latency = streams.Latency()
     assert latency.to_json() == {"p50": None, "p90": None, "p99": None, "max": None, "n": 0}
     for k in range(20_000):
         latency.add(float(k))
@@ -146,8 +147,8 @@ def test_latencies_are_bounded_and_percentiles_are_earned() -> None:
             assert latency.to_json()["p90"] is None
         if k == 63:
             assert latency.to_json()["p90"] == 57.0
-    assert len(latency.kept) == live.KEPT
-    assert list(latency.recent) == [float(k) for k in range(20_000 - live.RECENT, 20_000)]
+    assert len(latency.kept) == streams.KEPT
+    assert list(latency.recent) == [float(k) for k in range(20_000 - streams.RECENT, 20_000)]
     found = latency.to_json()
     assert (found["max"], found["n"]) == (19_999.0, 20_000)
     assert found["p50"] == pytest.approx(10_000, rel=0.05)  # of the whole run, not of its end
@@ -159,7 +160,9 @@ def test_the_temperature_is_remembered(monkeypatch: pytest.MonkeyPatch, bundle_f
     monkeypatch.setattr(device, "temperature_c", lambda: next(felt))
     from vgg_runtime.bundle import manifest
 
-    stream = live.Stream(manifest.read(bundle_folder).variants[0], live.Settings(1), live.Interrupt())
+    stream = streams.Stream(
+        manifest.read(bundle_folder).variants[0], streams.Settings(1), streams.Interrupt()
+    )
     for _ in range(3):
         stream.feel()
     assert stream.to_json(CLASSES)["temperature_c"] == {"start": 50.0, "max": 71.5, "end": 60.0}
@@ -234,7 +237,7 @@ def test_a_folder_is_classified_as_onnxruntime_does(
         if f'"{key}"' not in documented
     ] == []
     document = json.loads((tmp_path / "r.json").read_text())
-    assert document["schema"] == live.LIVE_SCHEMA
+    assert document["schema"] == streams.LIVE_SCHEMA
     assert document["device"]["threads"] == 1
     lines = done.stdout.splitlines()
     assert "is classified by scaled (fp32, 160 px, 1 thread)" in lines[0]
@@ -502,8 +505,10 @@ def test_two_events_that_arrive_together_are_both_heard(
     from vgg_runtime.bundle import manifest
 
     bundle = manifest.read(bundle_folder)
-    responder = live.Responder(bundle_folder, bundle, bundle.variants[0], live.Settings(1), live.Interrupt())
-    monkeypatch.setattr(live, "PATIENCE_S", 20)
+    responder = streams.Responder(
+        bundle_folder, bundle, bundle.variants[0], streams.Settings(1), streams.Interrupt()
+    )
+    monkeypatch.setattr(streams, "PATIENCE_S", 20)
     time.sleep(2)  # loaded and checked are both in the pipe by now
     try:
         assert responder.load()
@@ -517,12 +522,14 @@ def test_a_hung_model_is_a_sentence(
     from vgg_runtime.bundle import manifest
 
     bundle = manifest.read(bundle_folder)
-    responder = live.Responder(bundle_folder, bundle, bundle.variants[0], live.Settings(1), live.Interrupt())
+    responder = streams.Responder(
+        bundle_folder, bundle, bundle.variants[0], streams.Settings(1), streams.Interrupt()
+    )
     try:
         assert responder.load()
         os.kill(responder._child.pid, signal.SIGSTOP)
-        monkeypatch.setattr(live, "PATIENCE_S", 0.3)
-        with pytest.raises(live.ModelError, match="has not answered"):
+        monkeypatch.setattr(streams, "PATIENCE_S", 0.3)
+        with pytest.raises(streams.ModelError, match="has not answered"):
             responder.ask(b"")
     finally:
         responder.close()
@@ -550,7 +557,7 @@ def test_the_self_check_and_the_hashes_come_first(folder: Path, bundle_copy: Pat
 
 
 def test_the_model_is_that_of_the_copy(folder: Path, bundle_copy: Path) -> None:
-    (bundle_copy / "runtime/vgg_runtime/responder.py").write_text("raise SystemExit('this is the copy')\n")
+    (bundle_copy / "runtime/vgg_runtime/live/worker.py").write_text("raise SystemExit('this is the copy')\n")
     done = compare("--live", "scaled", "--source", folder, bundle=bundle_copy, cwd=Path("/"))
     assert done.returncode == 1
     assert "the process ended with code 1: this is the copy" in done.stdout
@@ -666,8 +673,8 @@ def test_what_reads_a_device_is_ended(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setenv("PATH", str(tmp_path))
     source = sources.open_source("camera", None)
     assert source.name == "camera (rpicam-vid)"
-    latest = live.Latest()
-    with live._reading(source, latest):
+    latest = streams.Latest()
+    with streams._reading(source, latest):
         time.sleep(0.5)
     assert isinstance(source, sources.Program)
     assert source._process is not None
@@ -698,8 +705,8 @@ def test_picamera2_gives_pictures_in_red_green_blue(tmp_path: Path, monkeypatch:
     frames.close()
     assert sys.modules["picamera2"].Picamera2.closed
     sys.modules["picamera2"].Picamera2.start = lambda _: 1 / 0
-    latest = live.Latest()
-    live._read(source, latest, threading.Event())
+    latest = streams.Latest()
+    streams._read(source, latest, threading.Event())
     assert "ZeroDivisionError" in str(latest.failure)
     assert "is it connected" in str(latest.failure)
     del sys.modules["picamera2"]

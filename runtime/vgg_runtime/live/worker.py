@@ -1,4 +1,4 @@
-"""A variant in a process of its own that goes on answering: ``python -m vgg_runtime.responder``; ``live.py``
+"""A variant in a process of its own that goes on answering: ``python -m vgg_runtime.live.worker``; ``live.py``
 is the other end.
 
 Standard input: one JSON request line, then tensors float32 [1, 3, px, px] as raw bytes, one after the other,
@@ -16,10 +16,10 @@ from typing import Any
 
 import numpy as np
 
-from .bundle import self_check
-from .bundle.manifest import SessionSettings
-from .bundle.metrics import softmax
-from .bundle.session import Model
+from vgg_runtime.bundle import self_check
+from vgg_runtime.bundle.manifest import SessionSettings
+from vgg_runtime.bundle.metrics import softmax
+from vgg_runtime.bundle.session import Model
 
 
 def main() -> int:

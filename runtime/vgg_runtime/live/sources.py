@@ -22,10 +22,11 @@ from typing import Any, Protocol
 
 from PIL import Image
 
-from .bundle.preprocess import SUFFIXES
-from .errors import ImageError, RuntimeInputError
-from .jpegs import Splitter
-from .text import printable
+from vgg_runtime.bundle.preprocess import SUFFIXES
+from vgg_runtime.errors import ImageError, RuntimeInputError
+from vgg_runtime.text import printable
+
+from .mjpeg import Splitter
 
 Frame = bytes | Path | Image.Image
 Item = Frame | ImageError  # an ImageError is a frame that arrived damaged

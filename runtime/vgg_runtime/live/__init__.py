@@ -1,0 +1,1 @@
+"""Classifying a stream of frames."""
