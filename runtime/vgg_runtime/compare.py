@@ -331,7 +331,7 @@ def _serve(options: argparse.Namespace, folder: Path, bundle: manifest.Manifest)
         ("image", "images", "json", "html", "variants", "tune"),
         "does not go with --serve; choose pictures and variants on the page",
     )
-    from . import serve
+    from .web import app
 
     models = dict.fromkeys(entry for variant in bundle.variants for entry in variant.build.files)
     manifest.verify(
@@ -342,8 +342,8 @@ def _serve(options: argparse.Namespace, folder: Path, bundle: manifest.Manifest)
     port = 8000 if options.port is None else options.port
     threads = options.threads or device.usable_cores()
     host = options.host or "127.0.0.1"
-    serve.run(
-        lambda hosts: serve.Server(folder, bundle, labels, threads, hosts, options.memory),
+    app.run(
+        lambda hosts: app.Server(folder, bundle, labels, threads, hosts, options.memory),
         host,
         port,
         _report_line,

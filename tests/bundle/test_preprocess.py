@@ -813,7 +813,7 @@ def test_a_phones_fifty_megapixels_fit_into_the_memory_of_a_decoder(kind: str) -
     image.save(buffer, "JPEG" if kind == "JPEG" else "PNG", exif=block)
     request = {"bytes": len(buffer.getvalue()), "preprocessings": [preprocess.for_input(160).to_json()]}
     done = subprocess.run(
-        [sys.executable, "-m", "vgg_runtime.decode"],
+        [sys.executable, "-m", "vgg_runtime.web.decode"],
         input=json.dumps(request).encode() + b"\n" + buffer.getvalue(),
         env=command_environment(),
         capture_output=True,

@@ -17,13 +17,14 @@ from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from . import patience, uploads
-from .bundle import builds
-from .bundle.manifest import Manifest, Variant
-from .bundle.preprocess import FORMATS
-from .errors import ImageError, RuntimeInputError
-from .measure import measure, process
-from .report import page
+from vgg_runtime.bundle import builds
+from vgg_runtime.bundle.manifest import Manifest, Variant
+from vgg_runtime.bundle.preprocess import FORMATS
+from vgg_runtime.errors import ImageError, RuntimeInputError
+from vgg_runtime.measure import measure, process
+from vgg_runtime.report import page
+
+from . import http_server, uploads
 from .uploads import Message, Receive, Refused
 
 Send = Callable[[Message], Awaitable[None]]
@@ -250,7 +251,7 @@ async def decode(pieces: Sequence[bytes], variants: Sequence[Variant]) -> measur
         ).encode()
         + b"\n"
     )
-    child = process.start("vgg_runtime.decode", subprocess.DEVNULL)
+    child = process.start("vgg_runtime.web.decode", subprocess.DEVNULL)
     try:
         line, content = await asyncio.to_thread(_converse, child, [request, *pieces])
     finally:
@@ -333,7 +334,7 @@ def run(
     """
     names = LOOPBACK if _is_loopback(host) else (*own_names(host), *LOOPBACK)
     try:
-        serving = patience.server(application := server(names), application.stop, HEADER_SECONDS)
+        serving = http_server.server(application := server(names), application.stop, HEADER_SECONDS)
     except ImportError as error:
         raise RuntimeInputError(
             "the page needs uvicorn: pip install -r requirements-web.txt (beside this compare.py)"

@@ -1,4 +1,4 @@
-"""Decodes a stranger's picture in a process of its own: ``python -m vgg_runtime.decode``.
+"""Decodes a stranger's picture in a process of its own: ``python -m vgg_runtime.web.decode``.
 
 Standard input: one JSON line ``{"bytes", "preprocessings"}`` and then the file. Standard output: one JSON
 line, either ``{"error"}`` or ``{"width", "height", "format", "tensor_bytes": [...]}`` followed by one float32
@@ -8,8 +8,8 @@ tensor [3, px, px] per preprocessing. Whatever a picture does to the decoder end
 import json
 import sys
 
-from .bundle.preprocess import Preprocessing, open_image, to_tensor
-from .errors import ImageError
+from vgg_runtime.bundle.preprocess import Preprocessing, open_image, to_tensor
+from vgg_runtime.errors import ImageError
 
 ADDRESS_SPACE_BYTES = 1_500_000_000  # 52 megapixels decoded, twice (a WEBP four times), and numpy
 

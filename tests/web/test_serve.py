@@ -30,9 +30,9 @@ from conftest import (
 )
 from PIL import Image
 
-from vgg_runtime import serve, uploads
 from vgg_runtime.measure import recommend
 from vgg_runtime.report import page
+from vgg_runtime.web import app, uploads
 
 pytest.importorskip("uvicorn")
 
@@ -250,8 +250,8 @@ def test_slow_uploads_do_not_hold_the_places_of_others(port: int, photo: bytes) 
 
 
 def test_beyond_the_queue_is_503_and_who_leaves_makes_room(port: int, photo: bytes) -> None:
-    held = [begun_upload(port, photo, len(photo)) for _ in range(serve.QUEUE)]
-    wait_for(lambda: waiting(port) == serve.QUEUE)
+    held = [begun_upload(port, photo, len(photo)) for _ in range(app.QUEUE)]
+    wait_for(lambda: waiting(port) == app.QUEUE)
     status, content, _ = ask(port, "POST", "/api/compare", photo)
     assert status == 503
     assert "8 pictures are waiting already" in json.loads(content)["error"]
@@ -260,7 +260,7 @@ def test_beyond_the_queue_is_503_and_who_leaves_makes_room(port: int, photo: byt
         connection.close()
     wait_for(lambda: waiting(port) == 0)
     # far less than answering all of them would take
-    assert time.monotonic() - began < 8 * 3 * serve.BUDGET_S / 4
+    assert time.monotonic() - began < 8 * 3 * app.BUDGET_S / 4
     assert ask(port, "POST", "/api/compare?variants=scaled", photo)[0] == 200
 
 
@@ -341,10 +341,10 @@ def test_an_interrupt_ends_the_running_variant_and_says_so(bundle_folder: Path, 
 def test_the_address_of_the_connection_is_a_right_name(host: str, here: str, right: bool) -> None:
     scope = {"headers": [(b"host", host.encode())], "server": (here, 8000)}
     if right:
-        serve.check_origin(scope, serve.LOOPBACK)
+        app.check_origin(scope, app.LOOPBACK)
         return
     with pytest.raises(uploads.Refused, match="use localhost") as error:
-        serve.check_origin(scope, serve.LOOPBACK)
+        app.check_origin(scope, app.LOOPBACK)
     assert error.value.status == 400
 
 

@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
-from .bundle.preprocess import FORMATS
+from vgg_runtime.bundle.preprocess import FORMATS
 
 Message = dict[str, Any]
 Receive = Callable[[], Awaitable[Message]]

@@ -1,0 +1,1 @@
+"""The page on the device: uploads, comparison, answers."""
