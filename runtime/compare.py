@@ -20,7 +20,7 @@ except ImportError as missing:
             sys.exit("Error: a package cannot be imported; compare.py --doctor says which and why")
         remedy = "in a virtual environment run: pip install -r requirements.txt"
         sys.exit("Error: the package %s is missing; %s" % (missing.name, remedy))  # noqa: UP031
-    from vgg_runtime.doctor import main
+    from vgg_runtime.doctor.diagnosis import main
 
 except KeyboardInterrupt:
     sys.exit(130)

@@ -12,11 +12,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from . import __version__, doctor, output
+from . import __version__, output
 from .board import device
 from .bundle import builds, manifest
 from .bundle.images import find, match_folders
 from .bundle.preprocess import open_image
+from .doctor import diagnosis
 from .errors import ImageError, RuntimeInputError
 from .measure import measure, tuning
 from .report import tables
@@ -316,7 +317,7 @@ def _doctor(options: argparse.Namespace, folder: Path) -> int:
     names = ("image", "images", "html", "variants", "top5", "serve", "host", "port", "target", "tune")
     _refuse(options, ("memory",), "does not go with --doctor, which measures nothing")
     _refuse(options, names, "does not go with --doctor, which looks at the board and the whole bundle")
-    return doctor.command(
+    return diagnosis.command(
         folder,
         options.threads or device.usable_cores(),
         options.json,

@@ -1,74 +1,30 @@
-"""``compare.py --doctor``: what this machine and this bundle have and lack before anything is measured.
+"""The doctor's checks of the machine. They need the standard library alone, so that they also answer where the
+requirements cannot be installed."""
 
-The machine's checks need the standard library alone, so that they also answer where the requirements cannot
-be installed (a 32-bit system has no onnxruntime). Every file is read below ``root``, so that a test can lay
-out another board.
-"""
-
-import argparse
-import dataclasses
-import json
-import os
 import sys
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from . import output
-from .board import device
-from .board.device import Device
-from .errors import RuntimeInputError
-from .measure import remedies
-from .report import tables
+from vgg_runtime.board import device
+from vgg_runtime.board.device import Device
+from vgg_runtime.measure import remedies
 
-SCHEMA = 1
-OK, WARNING, FAILS, UNKNOWN = "ok", "warning", "fails", "unknown"
-EXIT_OK, EXIT_FAILS, EXIT_INPUT = 0, 1, 2
+from .finding import FAILS, INSTALL, OK, UNKNOWN, WARNING, Check
+
 OLDEST_PYTHON = (3, 11)
-INSTALL = (
-    "python3 -m venv venv && venv/bin/pip install -r runtime/requirements.txt, then venv/bin/python"
-    " runtime/compare.py"
-)
+
+
 SYSTEM_64 = (
     "install the 64-bit Raspberry Pi OS (onnxruntime has no wheels for 32-bit ARM) and make the"
     " virtual environment anew"
 )
 
+
 # e_machine of the ELF header; onnxruntime has wheels for the first two.
 _MACHINES = {183: "aarch64", 62: "x86-64", 40: "32-bit ARM", 3: "32-bit x86", 243: "RISC-V"}
+
+
 _WITH_WHEELS = ("aarch64", "x86-64")
-
-Report = Callable[[str], None]
-
-
-@dataclasses.dataclass(frozen=True)
-class Check:
-    """One line of the doctor's: ``mark`` is ok, warning, fails or unknown; ``remedy`` what to do."""
-
-    check: str
-    mark: str
-    found: str
-    remedy: str | None = None
-
-    def __post_init__(self) -> None:
-        if self.mark in (FAILS, WARNING) and not self.remedy:
-            raise ValueError(f"{self.check} {self.mark} without saying what to do")
-
-
-def examine(folder: Path, threads: int, report: Report, root: Path = Path("/")) -> dict[str, Any]:
-    """The doctor's document on the machine below ``root`` and the bundle in ``folder``; ``report`` is told
-    what is being done."""
-    board = device.describe(threads, root)
-    checks = [*machine(board, root), *_bundle(folder, threads, board, report)]
-    return {
-        "schema": SCHEMA,
-        "examined_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "device": board.to_json(),
-        "bundle": str(folder),
-        "checks": [dataclasses.asdict(check) for check in checks],
-        "fails": sum(check.mark == FAILS for check in checks),
-    }
 
 
 def machine(board: Device, root: Path = Path("/")) -> list[Check]:
@@ -83,31 +39,6 @@ def machine(board: Device, root: Path = Path("/")) -> list[Check]:
         power(board),
         heat(board),
     ]
-
-
-def _bundle(folder: Path, threads: int, board: Device, report: Report) -> list[Check]:
-    try:
-        from . import bundle_checks  # needs numpy and Pillow
-    except ImportError as error:
-        return [requirements(error)]
-    return [
-        Check("numpy, Pillow", OK, "can be imported"),
-        *bundle_checks.examine(folder, threads, board, report),
-    ]
-
-
-def requirements(error: ImportError) -> Check:
-    """A package that is not there, or whose shared libraries are not."""
-    if isinstance(error, ModuleNotFoundError):
-        found = (
-            f"the package {error.name} is missing, so that nothing can be run and the bundle was not"
-            " looked at"
-        )
-    else:
-        # numpy puts a page of advice around the cause
-        reason = " ".join(str(error.__cause__ or error).split())[:160]
-        found = f"{error.name or 'a package'} cannot be imported ({reason})"
-    return Check("numpy, Pillow", FAILS, found, INSTALL)
 
 
 def system(board: Device, root: Path = Path("/")) -> Check:
@@ -222,29 +153,3 @@ def heat(board: Device) -> Check:
             remedies.COOLING,
         )
     return Check("temperature", OK, found)
-
-
-def command(folder: Path, threads: int, json_path: Path | None, report: Report) -> int:
-    """Examine, show it on standard output and write it. Exit codes: 0 nothing fails, 1 something does."""
-    if json_path:
-        output.check_writable(json_path)
-    document = examine(folder, threads, report)
-    report("")
-    sys.stdout.write(tables.checks(document) + "\n")
-    if json_path:
-        output.write(json_path, json.dumps(document, indent=1, allow_nan=False))
-    return EXIT_FAILS if document["fails"] else EXIT_OK
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The doctor where ``compare.py`` cannot be imported because numpy or Pillow is missing."""
-    parser = argparse.ArgumentParser(prog="compare.py", allow_abbrev=False)
-    parser.add_argument("--doctor", action="store_true")
-    parser.add_argument("--bundle", type=Path, default=Path())
-    parser.add_argument("--json", type=Path)
-    options, _ = parser.parse_known_args(arguments)
-    try:
-        return command(options.bundle, os.cpu_count() or 1, options.json, lambda line: None)
-    except RuntimeInputError as error:
-        sys.stderr.write(f"Error: {error}\n")
-        return EXIT_INPUT

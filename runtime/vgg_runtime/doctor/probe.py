@@ -1,7 +1,7 @@
 """What the doctor tries in a process of its own: importing onnxruntime, and running a variant to see which
 operators it executes.
 
-``python -m vgg_runtime.probe`` reads one JSON request line from standard input and writes one JSON event a
+``python -m vgg_runtime.doctor.probe`` reads one JSON request line from standard input and writes one JSON event a
 line to standard output; ``bundle_checks.py`` is the other end. The operators come from onnxruntime's own
 profile of one inference: what this board executes, after every optimization for its core, in a text of some
 kilobytes. (Saving the optimized graph would write the weights a second time, on many boards into memory.)
@@ -17,9 +17,9 @@ from typing import IO, Any
 
 import numpy as np
 
-from .board import device
-from .bundle.manifest import SessionSettings
-from .bundle.session import session_options
+from vgg_runtime.board import device
+from vgg_runtime.bundle.manifest import SessionSettings
+from vgg_runtime.bundle.session import session_options
 
 # Layers that multiply, in float, under the names that onnxruntime's optimizers give them; a ReLU is one that
 # was not folded.

@@ -14,14 +14,15 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
+from vgg_runtime.board.device import Device
+from vgg_runtime.board.targets import of_device
+from vgg_runtime.bundle import builds, manifest
+from vgg_runtime.bundle.manifest import FileEntry, Manifest, Variant
+from vgg_runtime.errors import BundleError
+from vgg_runtime.measure import process
+
 from . import probe
-from .board.device import Device
-from .board.targets import of_device
-from .bundle import builds, manifest
-from .bundle.manifest import FileEntry, Manifest, Variant
-from .doctor import FAILS, INSTALL, OK, UNKNOWN, WARNING, Check, Report
-from .errors import BundleError
-from .measure import process
+from .finding import FAILS, INSTALL, OK, UNKNOWN, WARNING, Check, Report
 
 IMPORT_SECONDS = 120.0  # ten from the memory card of a Zero 2 W
 RUN_SECONDS = 600.0
@@ -82,7 +83,7 @@ def runtime(board: Device) -> Check:
 def ask(request: dict[str, Any], seconds: float) -> tuple[dict[str, dict[str, Any]], str | None]:
     """What ``probe.py`` says to a request, by the name of the event, and how it died if it did."""
     with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as complaints:
-        child = process.start("vgg_runtime.probe", complaints)
+        child = process.start("vgg_runtime.doctor.probe", complaints)
         timer = threading.Timer(seconds, child.kill)
         end = time.monotonic() + seconds
         timer.start()

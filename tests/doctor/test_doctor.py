@@ -15,10 +15,10 @@ from test_compare import QUICK, compare
 from test_device import PI5_CPUINFO
 
 from vgg_export import data
-from vgg_runtime import bundle_checks, doctor, probe
 from vgg_runtime.board import device
 from vgg_runtime.bundle import manifest
-from vgg_runtime.doctor import FAILS, OK, UNKNOWN, WARNING
+from vgg_runtime.doctor import bundle_checks, diagnosis, finding, machine, probe
+from vgg_runtime.doctor.finding import FAILS, OK, UNKNOWN, WARNING
 from vgg_runtime.measure import remedies
 from vgg_runtime.report import tables
 
@@ -58,9 +58,9 @@ def lay_out(
     return root
 
 
-def checks(root: Path) -> dict[str, doctor.Check]:
+def checks(root: Path) -> dict[str, finding.Check]:
     """The machine's checks by name; those of this very Python process are left out."""
-    found = {check.check: check for check in doctor.machine(device.describe(4, root), root)}
+    found = {check.check: check for check in machine.machine(device.describe(4, root), root)}
     return {name: check for name, check in found.items() if name not in ("Python", "virtual environment")}
 
 
@@ -171,24 +171,24 @@ def test_a_governor_that_stays_at_the_lowest_clock_is_a_warning(tmp_path: Path) 
 
 
 def test_python_and_its_environment(tmp_path: Path) -> None:
-    assert doctor.python((3, 11, 0)).mark == doctor.python((3, 14, 1)).mark == OK
-    old = doctor.python((3, 9, 2))
+    assert machine.python((3, 11, 0)).mark == machine.python((3, 14, 1)).mark == OK
+    old = machine.python((3, 9, 2))
     assert (old.mark, old.found) == (FAILS, "3.9.2; expected 3.11 or newer")
-    assert doctor.environment(tmp_path / "venv", tmp_path).mark == OK
-    none = doctor.environment(tmp_path, tmp_path)
-    assert (none.mark, none.remedy) == (WARNING, doctor.INSTALL)
+    assert machine.environment(tmp_path / "venv", tmp_path).mark == OK
+    none = machine.environment(tmp_path, tmp_path)
+    assert (none.mark, none.remedy) == (WARNING, finding.INSTALL)
 
 
 def test_a_failing_check_must_say_what_to_do() -> None:
     with pytest.raises(ValueError, match="without saying what to do"):
-        doctor.Check("power", FAILS, "bad")
+        finding.Check("power", FAILS, "bad")
 
 
 # The bundle.
 
 
 def examined(folder: Path, root: Path | None = None) -> dict[str, dict[str, Any]]:
-    document = doctor.examine(folder, 1, lambda line: None, root or Path("/"))
+    document = diagnosis.examine(folder, 1, lambda line: None, root or Path("/"))
     assert document["fails"] == sum(check["mark"] == FAILS for check in document["checks"])
     return {check["check"]: check for check in document["checks"]}
 
@@ -394,7 +394,7 @@ def test_an_onnxruntime_that_is_broken_or_missing_is_a_failing_line(bundle_copy:
     assert (missing.mark, missing.found, missing.remedy) == (
         FAILS,
         "the package is not installed",
-        doctor.INSTALL,
+        finding.INSTALL,
     )
 
 
@@ -669,5 +669,5 @@ def test_explanations_are_printed_below_the_table() -> None:
 
 def test_the_launcher_and_its_doctor_need_no_requirements_at_import() -> None:
     """What the launcher falls back to must not import what is missing."""
-    code = "import sys; sys.modules['numpy'] = sys.modules['PIL'] = None; import vgg_runtime.doctor"
+    code = "import sys; sys.modules['numpy'] = sys.modules['PIL'] = None; import vgg_runtime.doctor.diagnosis"
     subprocess.run([sys.executable, "-c", code], env={"PYTHONPATH": str(ROOT / "runtime")}, check=True)
