@@ -24,8 +24,8 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from vgg_export.errors import VggExportError
-from vgg_export.storage import exclusive
+from vgg_export.core.errors import VggExportError
+from vgg_export.core.files import exclusive
 
 HERE = Path(__file__).resolve().parent
 REQUIREMENTS = HERE.parent / "runtime/requirements.txt"

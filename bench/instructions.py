@@ -23,8 +23,8 @@ from typing import Any
 
 import emulated
 from emulated import EmulationError, Pi
-from vgg_export.errors import VggExportError
-from vgg_export.storage import explain_write_errors, write_json
+from vgg_export.core.errors import VggExportError
+from vgg_export.core.files import explain_write_errors, write_json
 from vgg_runtime import text
 from vgg_runtime.board.targets import TARGETS
 from vgg_runtime.bundle import builds, manifest, self_check

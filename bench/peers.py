@@ -18,10 +18,10 @@ from peers_contenders import PEERS, Contender, chosen, of_bundle
 from peers_measure import Options, Pictures, measure
 from vgg_calibration import choose
 from vgg_export import data
-from vgg_export.errors import DataError, VggExportError
+from vgg_export.core.errors import DataError, VggExportError
+from vgg_export.core.files import write_json
+from vgg_export.core.progress import Quiet
 from vgg_export.options import DataOptions
-from vgg_export.progress import Quiet
-from vgg_export.storage import write_json
 from vgg_runtime import text
 from vgg_runtime.board import device
 from vgg_runtime.bundle import manifest

@@ -21,10 +21,11 @@ import pytest
 import torch
 from torchvision.models import vgg as torchvision_vgg
 
-from vgg_export import bundle, data, evaluate, fold, model, quantize, retype, stage, state_dicts, to_onnx
+from vgg_export import bundle, data, evaluate, fold, model, quantize, retype, state_dicts, to_onnx
 from vgg_export.cli import main
+from vgg_export.core import cache
+from vgg_export.core.progress import Quiet
 from vgg_export.options import QuantizeOptions
-from vgg_export.progress import Quiet
 from vgg_runtime.bundle import manifest
 
 if TYPE_CHECKING:
@@ -129,10 +130,10 @@ def checkpoint() -> model.Checkpoint:
 
 
 @pytest.fixture
-def saved(checkpoint: model.Checkpoint, tmp_path: Path) -> stage.Artifact:
+def saved(checkpoint: model.Checkpoint, tmp_path: Path) -> cache.Artifact:
     path = tmp_path / "checkpoint.safetensors"
     model.save(checkpoint, path)
-    return stage.of(path)
+    return cache.of(path)
 
 
 @pytest.fixture(scope="session")
@@ -166,7 +167,7 @@ def bundle_folder(splits: data.Splits, tmp_path_factory: pytest.TempPathFactory)
 
 def make_bundle(splits: data.Splits, work: Path) -> None:
     model.save(small_checkpoint(), work / "c.safetensors")
-    first = stage.of(work / "c.safetensors")
+    first = cache.of(work / "c.safetensors")
     baseline = to_onnx.run(first, work / "baseline.onnx", Quiet())
     scaled = to_onnx.run(fold.run(first, work / "f.safetensors", 160, Quiet()), work / "scaled.onnx", Quiet())
     quantized = quantize.run(
@@ -180,7 +181,7 @@ def make_bundle(splits: data.Splits, work: Path) -> None:
 
 
 def entries_of(
-    baseline: stage.Artifact, quantized: stage.Artifact, scaled: stage.Artifact, signed: stage.Artifact
+    baseline: cache.Artifact, quantized: cache.Artifact, scaled: cache.Artifact, signed: cache.Artifact
 ) -> tuple[bundle.Entry, ...]:
     """The variants of the bundle; the second has a build for a Raspberry Pi, too."""
     other = bundle.Build("quantized.pi5", "", ("pi5", "pi4", "pi3", "zero2"), signed, "quantized")

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 from conftest import ROOT, entries_of
 
-from vgg_export import bundle, data, stage
-from vgg_export.errors import DataError, OutputError
-from vgg_export.progress import Quiet
+from vgg_export import bundle, data
+from vgg_export.core import cache
+from vgg_export.core.errors import DataError, OutputError
+from vgg_export.core.progress import Quiet
 from vgg_runtime.bundle import manifest, self_check
 from vgg_runtime.errors import BundleError
 
@@ -19,7 +20,7 @@ def contents(bundle_folder: Path, splits: data.Splits) -> bundle.Contents:
     """What the session's bundle was made of."""
     work = bundle_folder.parent
     entries = entries_of(
-        *(stage.of(work / f"{name}.onnx") for name in ("baseline", "quantized", "scaled", "signed"))
+        *(cache.of(work / f"{name}.onnx") for name in ("baseline", "quantized", "scaled", "signed"))
     )
     figures = json.loads((work / "evaluation.json").read_text())
     return bundle.Contents(entries, splits, None, figures, None)
@@ -199,7 +200,7 @@ def test_models_that_do_not_belong_together_are_refused(contents: bundle.Content
         dataclasses.replace(contents, entries=(first, first))
 
 
-def _with_labels(model: stage.Artifact, labels: list[str]) -> stage.Artifact:
+def _with_labels(model: cache.Artifact, labels: list[str]) -> cache.Artifact:
     info = model.measured["model"] | {"labels": labels}
     return dataclasses.replace(model, sidecar=model.sidecar | {"measured": model.measured | {"model": info}})
 

@@ -11,9 +11,9 @@ from conftest import CLASSES, small_checkpoint, small_torchvision_vgg
 from safetensors.torch import save_file
 
 from vgg_export import class_names, model, pipeline, weights
-from vgg_export.errors import CheckpointError
+from vgg_export.core.errors import CheckpointError
+from vgg_export.core.progress import Quiet
 from vgg_export.options import DataOptions, WeightsOptions
-from vgg_export.progress import Quiet
 
 # no alphabet's order
 TRAINED = ("yield", "stop", "ahead only", "parking", "no entry", "roundabout", "priority road")

@@ -9,9 +9,9 @@ from PIL import Image
 
 from vgg_calibration import choose
 from vgg_export import data, signs, weights
-from vgg_export.errors import DataError, HubError, OptionsError
+from vgg_export.core.errors import DataError, HubError, OptionsError
+from vgg_export.core.progress import Quiet
 from vgg_export.options import DataOptions
-from vgg_export.progress import Quiet
 from vgg_runtime.bundle.preprocess import for_input, open_image, to_tensor
 
 

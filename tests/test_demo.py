@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 from conftest import command_environment, readme_table
 
-from vgg_export import demo, model, storage, weights
-from vgg_export.progress import Quiet
+from vgg_export import demo, model, weights
+from vgg_export.core import files
+from vgg_export.core.progress import Quiet
 from vgg_export.recipes import RECIPES
 from vgg_runtime import text
 from vgg_runtime.board import targets
@@ -20,7 +21,7 @@ from vgg_runtime.report import tables
 def test_the_model_card_is_that_of_the_weights() -> None:
     path = weights.demo_path()
     card = json.loads(path.with_suffix(".json").read_text())
-    assert card["sha256"] == storage.sha256(path)
+    assert card["sha256"] == files.sha256(path)
     assert path.stat().st_size <= 12_000_000
     plan = model.load(path).plan
     assert card["parameters"] == plan.parameters()
@@ -45,7 +46,7 @@ def test_training_leaves_a_checkpoint_and_its_card(tmp_path: Path) -> None:
         tmp_path / "demo.safetensors", images=64, test_images=40, phases=(demo.Phase(64, 1, 0.05, 32),)
     )
     card = demo.run(options, Quiet())
-    assert card["sha256"] == storage.sha256(tmp_path / "demo.safetensors")
+    assert card["sha256"] == files.sha256(tmp_path / "demo.safetensors")
     assert card["accuracy"]["n"] == 40
     assert json.loads((tmp_path / "demo.json").read_text()) == card
     assert model.load(tmp_path / "demo.safetensors").plan == demo.PLAN

@@ -19,9 +19,9 @@ from conftest import command_environment, interruptible
 from loopback import MISSING, TOOLS, Loopback, loopback, script
 
 from vgg_export import board, deploy, ssh, transfer, wheels
-from vgg_export.errors import BoardError, DeployError, HubError, OptionsError
+from vgg_export.core.errors import BoardError, DeployError, HubError, OptionsError
+from vgg_export.core.progress import Quiet
 from vgg_export.options import DeployOptions
-from vgg_export.progress import Quiet
 from vgg_runtime.bundle import manifest
 
 HOSTILE = 'it\'s "a" $(touch pwned) `touch pwned` & *; path\\'

@@ -19,7 +19,7 @@ from test_compare import rewrite
 import emulated
 import instructions
 from emulated import BOARDS, Count, EmulationError, Pi
-from vgg_export.errors import VggExportError
+from vgg_export.core.errors import VggExportError
 from vgg_runtime.bundle import manifest, self_check
 
 REQUIRED = "VGG_EXPORT_REQUIRE_EMULATION"  # .ci/run sets it

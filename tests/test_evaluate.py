@@ -4,9 +4,10 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 
-from vgg_export import data, evaluate, stage
-from vgg_export.errors import DataError
-from vgg_export.progress import Quiet
+from vgg_export import data, evaluate
+from vgg_export.core import cache
+from vgg_export.core.errors import DataError
+from vgg_export.core.progress import Quiet
 from vgg_runtime.bundle import manifest
 from vgg_runtime.bundle.metrics import loss_error_points, wilson_interval
 from vgg_runtime.bundle.preprocess import for_input, load
@@ -57,7 +58,7 @@ def test_the_exported_files_are_what_is_evaluated(
 ) -> None:
     bundle = manifest.read(bundle_folder)
     subjects = [
-        evaluate.Subject(v.id, stage.of(bundle_folder / v.build.model.path), v.preprocessing)
+        evaluate.Subject(v.id, cache.of(bundle_folder / v.build.model.path), v.preprocessing)
         for v in bundle.variants
     ]
     found = evaluate.evaluate(subjects, splits.test, tmp_path, Quiet())

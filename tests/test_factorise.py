@@ -10,10 +10,11 @@ import torch
 from conftest import small_checkpoint
 from test_model import undecided
 
-from vgg_export import data, factorise, finetune, fold, model, prune, quantize, stage, to_onnx
-from vgg_export.errors import CheckpointError, DataError, OptionsError
+from vgg_export import data, factorise, finetune, fold, model, prune, quantize, to_onnx
+from vgg_export.core import cache
+from vgg_export.core.errors import CheckpointError, DataError, OptionsError
+from vgg_export.core.progress import Quiet
 from vgg_export.options import FactoriseOptions, FinetuneOptions, PruneOptions, QuantizeOptions
-from vgg_export.progress import Quiet
 from vgg_runtime.bundle.preprocess import for_input
 
 OPTIONS = FactoriseOptions(conv_share=0.7, fc_ranks=(16, 8), multiple=4, images=30, held_images=10)
@@ -22,11 +23,11 @@ OPTIONS = FactoriseOptions(conv_share=0.7, fc_ranks=(16, 8), multiple=4, images=
 @pytest.fixture(scope="module")
 def made(
     splits: data.Splits, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[stage.Artifact, stage.Artifact]:
+) -> tuple[cache.Artifact, cache.Artifact]:
     """(original, factorised): checkpoint files."""
     folder = tmp_path_factory.mktemp("factorised")
     model.save(small_checkpoint(), folder / "original.safetensors")
-    original = stage.of(folder / "original.safetensors")
+    original = cache.of(folder / "original.safetensors")
     return original, factorise.run(original, splits, folder / "compact.safetensors", OPTIONS, Quiet())
 
 
@@ -100,7 +101,7 @@ def test_it_halves_the_arithmetic_and_still_agrees(splits: data.Splits, tmp_path
         undecided(small_checkpoint(), data.stacked(splits.fit, for_input(224))),
         tmp_path / "original.safetensors",
     )
-    original = stage.of(tmp_path / "original.safetensors")
+    original = cache.of(tmp_path / "original.safetensors")
     compact = factorise.run(original, splits, tmp_path / "compact.safetensors", OPTIONS, Quiet())
     measured = compact.measured
     assert measured["macs"]["after"] < 0.72 * measured["macs"]["before"]
@@ -121,7 +122,7 @@ def test_it_halves_the_arithmetic_and_still_agrees(splits: data.Splits, tmp_path
 
 
 def test_later_stages_need_no_special_case(
-    made: tuple[stage.Artifact, stage.Artifact], splits: data.Splits, tmp_path: Path
+    made: tuple[cache.Artifact, cache.Artifact], splits: data.Splits, tmp_path: Path
 ) -> None:
     original, compact = made
     tuned = finetune.run(
@@ -148,7 +149,7 @@ def test_later_stages_need_no_special_case(
 
 
 def test_the_same_again_is_up_to_date(
-    made: tuple[stage.Artifact, stage.Artifact], splits: data.Splits
+    made: tuple[cache.Artifact, cache.Artifact], splits: data.Splits
 ) -> None:
     original, compact = made
     stamp = compact.path.stat().st_mtime_ns
@@ -157,7 +158,7 @@ def test_the_same_again_is_up_to_date(
 
 
 def test_what_cannot_be_had_is_said(
-    made: tuple[stage.Artifact, stage.Artifact], splits: data.Splits, tmp_path: Path
+    made: tuple[cache.Artifact, cache.Artifact], splits: data.Splits, tmp_path: Path
 ) -> None:
     original, compact = made
     with pytest.raises(OptionsError, match="cannot be factorised to 1% of their arithmetic"):
@@ -188,7 +189,7 @@ def test_what_chooses_the_strength_is_never_fitted_on(splits: data.Splits) -> No
 
 
 def test_the_sensitivity_table_is_measured_once_for_every_share(
-    made: tuple[stage.Artifact, stage.Artifact],
+    made: tuple[cache.Artifact, cache.Artifact],
     splits: data.Splits,
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,

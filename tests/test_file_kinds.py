@@ -18,7 +18,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from vgg_export import file_kinds, model, weights
-from vgg_export.errors import CheckpointError
+from vgg_export.core.errors import CheckpointError
 from vgg_export.options import WeightsOptions
 
 

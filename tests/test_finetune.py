@@ -9,19 +9,20 @@ import torch
 from conftest import CLASSES, command_environment, small_checkpoint
 
 from vgg_calibration import choose
-from vgg_export import data, finetune, fold, model, options, prune, recipes, stage
-from vgg_export.errors import DataError
+from vgg_export import data, finetune, fold, model, options, prune, recipes
+from vgg_export.core import cache
+from vgg_export.core.errors import DataError
+from vgg_export.core.progress import Quiet
 from vgg_export.options import FinetuneOptions, OptionsError, PruneOptions
-from vgg_export.progress import Quiet
 from vgg_runtime.bundle.preprocess import for_input
 
 
 @pytest.fixture(scope="module")
-def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[stage.Artifact, stage.Artifact]:
+def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[cache.Artifact, cache.Artifact]:
     """(student, teacher): a pruned small VGG and the original."""
     folder = tmp_path_factory.mktemp("pair")
     model.save(small_checkpoint(), folder / "teacher.safetensors")
-    teacher = stage.of(folder / "teacher.safetensors")
+    teacher = cache.of(folder / "teacher.safetensors")
     options = PruneOptions(ratio=0.5, first_block="conv4", repair=False)
     return prune.run(teacher, None, folder / "student.safetensors", options, Quiet()), teacher
 
@@ -46,7 +47,7 @@ def test_the_loss_is_the_published_one_by_hand() -> None:
 
 
 def test_it_recovers_without_labels_and_leaves_early_blocks_alone(
-    pair: tuple[stage.Artifact, stage.Artifact], splits: data.Splits, tmp_path: Path
+    pair: tuple[cache.Artifact, cache.Artifact], splits: data.Splits, tmp_path: Path
 ) -> None:
     student, teacher = pair
     options = FinetuneOptions(epochs=3, rate=1e-2)
@@ -63,7 +64,7 @@ def test_it_recovers_without_labels_and_leaves_early_blocks_alone(
 
 
 def test_too_large_a_step_is_rolled_back_and_made_smaller(
-    pair: tuple[stage.Artifact, stage.Artifact],
+    pair: tuple[cache.Artifact, cache.Artifact],
     splits: data.Splits,
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
@@ -90,7 +91,7 @@ def test_too_large_a_step_is_rolled_back_and_made_smaller(
 
 
 def test_teacher_and_student_see_the_pictures_at_their_own_size(
-    pair: tuple[stage.Artifact, stage.Artifact], splits: data.Splits, tmp_path: Path
+    pair: tuple[cache.Artifact, cache.Artifact], splits: data.Splits, tmp_path: Path
 ) -> None:
     _, teacher = pair
     smaller = fold.run(teacher, tmp_path / "smaller.safetensors", 96, Quiet())
@@ -112,7 +113,7 @@ def test_teacher_and_student_see_the_pictures_at_their_own_size(
 
 @pytest.mark.parametrize("same", [True, False])
 def test_the_teachers_answers_are_its_own_whether_or_not_the_first_blocks_are_shared(
-    same: bool, pair: tuple[stage.Artifact, stage.Artifact], splits: data.Splits, tmp_path: Path
+    same: bool, pair: tuple[cache.Artifact, cache.Artifact], splits: data.Splits, tmp_path: Path
 ) -> None:
     student, teacher = (model.load(artifact.path) for artifact in pair)
     if not same:
@@ -140,7 +141,7 @@ def test_the_teachers_answers_are_its_own_whether_or_not_the_first_blocks_are_sh
 
 
 def test_it_never_ends_worse_than_it_began(
-    pair: tuple[stage.Artifact, stage.Artifact], splits: data.Splits, tmp_path: Path
+    pair: tuple[cache.Artifact, cache.Artifact], splits: data.Splits, tmp_path: Path
 ) -> None:
     student, teacher = pair
     ruinous = FinetuneOptions(epochs=1, rate=10.0)
@@ -152,7 +153,7 @@ def test_it_never_ends_worse_than_it_began(
 
 
 def test_without_selection_pictures_or_for_random_weights_it_says_why(
-    pair: tuple[stage.Artifact, stage.Artifact], splits: data.Splits, tmp_path: Path
+    pair: tuple[cache.Artifact, cache.Artifact], splits: data.Splits, tmp_path: Path
 ) -> None:
     student, teacher = pair
     few = data.Splits("few", splits.fit[:3], (), (), "too few to set some apart")
@@ -165,7 +166,7 @@ def test_without_selection_pictures_or_for_random_weights_it_says_why(
 
 
 def test_it_keeps_the_best_epoch_not_the_last(
-    pair: tuple[stage.Artifact, stage.Artifact], splits: data.Splits, tmp_path: Path
+    pair: tuple[cache.Artifact, cache.Artifact], splits: data.Splits, tmp_path: Path
 ) -> None:
     student, teacher = pair
     options = FinetuneOptions(epochs=6, rate=4e-2, batch=4)
@@ -175,13 +176,13 @@ def test_it_keeps_the_best_epoch_not_the_last(
 
 
 def test_a_teacher_of_other_classes_is_refused(
-    pair: tuple[stage.Artifact, stage.Artifact], splits: data.Splits, tmp_path: Path
+    pair: tuple[cache.Artifact, cache.Artifact], splits: data.Splits, tmp_path: Path
 ) -> None:
     model.save(small_checkpoint(classes=5), tmp_path / "other.safetensors")
     with pytest.raises(DataError, match="the student has 7 classes"):
         finetune.run(
             pair[0],
-            stage.of(tmp_path / "other.safetensors"),
+            cache.of(tmp_path / "other.safetensors"),
             splits,
             tmp_path / "t.safetensors",
             FinetuneOptions(),
@@ -193,7 +194,7 @@ def test_a_teacher_of_other_classes_is_refused(
 
 
 def test_two_processes_learn_what_one_learns(
-    pair: tuple[stage.Artifact, stage.Artifact], signs_folder: Path, tmp_path: Path
+    pair: tuple[cache.Artifact, cache.Artifact], signs_folder: Path, tmp_path: Path
 ) -> None:
     student, teacher = pair
     (tmp_path / "labels.txt").write_text("\n".join(CLASSES))
@@ -233,7 +234,7 @@ def test_two_processes_learn_what_one_learns(
 
 
 def test_steps_do_not_depend_on_how_two_layers_share_their_scale(
-    pair: tuple[stage.Artifact, stage.Artifact], splits: data.Splits, tmp_path: Path
+    pair: tuple[cache.Artifact, cache.Artifact], splits: data.Splits, tmp_path: Path
 ) -> None:
     """One layer a thousandth of what it was and the next a thousand times as large is the same function, and
     learns the same; the halves of a factorised layer differ as much, and with one rate for all the smaller
@@ -247,7 +248,7 @@ def test_steps_do_not_depend_on_how_two_layers_share_their_scale(
             scaled.tensors[name] = scaled.tensors[name] * by
         model.save(scaled, tmp_path / f"{factor}.safetensors")
         made = finetune.run(
-            stage.of(tmp_path / f"{factor}.safetensors"),
+            cache.of(tmp_path / f"{factor}.safetensors"),
             teacher,
             unlabelled(splits),
             tmp_path / f"{factor}-tuned.safetensors",
@@ -261,7 +262,7 @@ def test_steps_do_not_depend_on_how_two_layers_share_their_scale(
 
 @pytest.mark.parametrize("labelled", ["all", "some", "none"])
 def test_what_is_lost_is_counted_in_top_1_where_there_are_labels_and_else_in_agreement(
-    labelled: str, pair: tuple[stage.Artifact, stage.Artifact], splits: data.Splits, tmp_path: Path
+    labelled: str, pair: tuple[cache.Artifact, cache.Artifact], splits: data.Splits, tmp_path: Path
 ) -> None:
     """The labels are what the teacher says, so that it has something to lose; the student says another class
     of half of the pictures."""
@@ -276,7 +277,7 @@ def test_what_is_lost_is_counted_in_top_1_where_there_are_labels_and_else_in_agr
         changed.tensors["fc3.bias"][rarest] += behind.quantile(0.5)
         said = changed.model()(x).argmax(1)
     model.save(changed, tmp_path / "student.safetensors")
-    student = stage.of(tmp_path / "student.safetensors")
+    student = cache.of(tmp_path / "student.safetensors")
     places = behind.argsort().argsort()  # every other picture, from those that change to those that do not
     known = torch.tensor([labelled == "all" or (labelled == "some" and k % 2 == 0) for k in places.tolist()])
     select = tuple(
@@ -340,7 +341,7 @@ def test_distilling_goes_as_deep_as_a_budget_takes(
         budget=budget,
     )
     shown = splits if budget.max_drop else unlabelled(splits)
-    steps = recipes.Steps(stage.of(tmp_path / "checkpoint.safetensors"), shown, wanted, Quiet())
+    steps = recipes.Steps(cache.of(tmp_path / "checkpoint.safetensors"), shown, wanted, Quiet())
     made = steps.make(("prune", "distil"))
     assert sorted(p.stem.rpartition("-")[2] for p in tmp_path.glob("*distil-*.safetensors")) == levels
     if levels:

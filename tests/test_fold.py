@@ -5,7 +5,7 @@ import torch
 from conftest import small_checkpoint, small_torchvision_vgg
 
 from vgg_export import fold, model
-from vgg_export.errors import CheckFailedError, OptionsError
+from vgg_export.core.errors import CheckFailedError, OptionsError
 
 
 @pytest.mark.parametrize("px", [64, 96, 160, 192, 256])

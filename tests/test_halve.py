@@ -8,10 +8,11 @@ import onnx
 import pytest
 from conftest import small_checkpoint
 
-from vgg_export import data, graph, halve, model, quantize, stage, to_onnx
-from vgg_export.errors import CheckFailedError
+from vgg_export import data, graph, halve, model, quantize, to_onnx
+from vgg_export.core import cache
+from vgg_export.core.errors import CheckFailedError
+from vgg_export.core.progress import Quiet
 from vgg_export.options import QuantizeOptions
-from vgg_export.progress import Quiet
 
 # a drawn network can be undecided enough to need one
 INT8 = QuantizeOptions("x86-vnni", "minmax", float_layers=0)
@@ -22,7 +23,7 @@ LARGE = 50_000  # bytes; of the small network's layers only fc1 has more
 def quantized(splits: data.Splits, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("halve")
     model.save(small_checkpoint(), folder / "c.safetensors")
-    exported = to_onnx.run(stage.of(folder / "c.safetensors"), folder / "float.onnx", Quiet())
+    exported = to_onnx.run(cache.of(folder / "c.safetensors"), folder / "float.onnx", Quiet())
     return quantize.run(exported, splits, 8, folder / "int8.onnx", INT8, Quiet()).path
 
 

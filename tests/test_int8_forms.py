@@ -15,23 +15,11 @@ from onnx import numpy_helper
 from test_model import undecided
 
 from vgg_calibration import chain, observe
-from vgg_export import (
-    data,
-    equalize,
-    factorise,
-    fold,
-    graph,
-    integer,
-    model,
-    prune,
-    quantize,
-    stage,
-    storage,
-    to_onnx,
-)
-from vgg_export.errors import CheckFailedError, OptionsError
+from vgg_export import data, equalize, factorise, fold, graph, integer, model, prune, quantize, to_onnx
+from vgg_export.core import cache, files
+from vgg_export.core.errors import CheckFailedError, OptionsError
+from vgg_export.core.progress import Quiet
 from vgg_export.options import INT8_FORMS, TARGETS, FactoriseOptions, PruneOptions, QuantizeOptions
-from vgg_export.progress import Quiet
 from vgg_export.trial import Bench, Trial
 from vgg_runtime.board.targets import here
 from vgg_runtime.bundle.manifest import SessionSettings
@@ -45,14 +33,14 @@ FACTORISE = FactoriseOptions(conv_share=0.7, fc_ranks=(16, 8), multiple=4, image
 
 
 @pytest.fixture(scope="module")
-def exported(splits: data.Splits, tmp_path_factory: pytest.TempPathFactory) -> dict[str, stage.Artifact]:
+def exported(splits: data.Splits, tmp_path_factory: pytest.TempPathFactory) -> dict[str, cache.Artifact]:
     """Small float graphs at 64 px: as it is, with answers that differ, and with fewer filters and factorised
     layers."""
     import torch
 
     work = tmp_path_factory.mktemp("graphs")
     model.save(small_checkpoint(), work / "c.safetensors")
-    plain = stage.of(work / "c.safetensors")
+    plain = cache.of(work / "c.safetensors")
     pruned = prune.run(
         plain, None, work / "p.safetensors", PruneOptions(0.5, "conv2", multiple=4, repair=False), Quiet()
     )
@@ -65,7 +53,7 @@ def exported(splits: data.Splits, tmp_path_factory: pytest.TempPathFactory) -> d
         undecided(model.load(folded["plain"].path), torch.from_numpy(pictures(splits.fit))),
         work / "u.safetensors",
     )
-    folded["undecided"] = stage.of(work / "u.safetensors")
+    folded["undecided"] = cache.of(work / "u.safetensors")
     return {name: to_onnx.run(a, work / f"{name}.onnx", Quiet()) for name, a in folded.items()}
 
 
@@ -153,7 +141,7 @@ def take_steps(arrays: dict[str, Floats], before: str, name: str, factor: int) -
 
 
 def test_it_sees_what_onnxruntimes_own_calibration_sees(
-    exported: dict[str, stage.Artifact], splits: data.Splits, tmp_path: Path
+    exported: dict[str, cache.Artifact], splits: data.Splits, tmp_path: Path
 ) -> None:
     from onnxruntime.quantization import CalibrationMethod, create_calibrator
 
@@ -211,7 +199,7 @@ def test_the_clipped_range_is_the_one_with_the_least_error(outlier: float) -> No
     assert error(found) < 1.02 * error(best)
 
 
-def test_the_chain_refuses_what_is_none(exported: dict[str, stage.Artifact]) -> None:
+def test_the_chain_refuses_what_is_none(exported: dict[str, cache.Artifact]) -> None:
     loaded = onnx.load(exported["plain"].path)
     assert [layer.name for layer in chain.layers(loaded)][:2] == ["conv1_1", "conv2_1"]
     branch = onnx.ModelProto()
@@ -230,7 +218,7 @@ def test_the_chain_refuses_what_is_none(exported: dict[str, stage.Artifact]) -> 
 
 @pytest.mark.parametrize("kind", ["plain", "compact"])
 def test_equalizing_keeps_the_function_and_makes_both_sides_equal(
-    kind: str, exported: dict[str, stage.Artifact], splits: data.Splits, tmp_path: Path
+    kind: str, exported: dict[str, cache.Artifact], splits: data.Splits, tmp_path: Path
 ) -> None:
     path = exported[kind].path
     loaded = onnx.load(path)
@@ -255,7 +243,7 @@ def test_equalizing_keeps_the_function_and_makes_both_sides_equal(
 
 
 def test_what_was_seen_is_known_after_equalizing(
-    exported: dict[str, stage.Artifact], splits: data.Splits, tmp_path: Path
+    exported: dict[str, cache.Artifact], splits: data.Splits, tmp_path: Path
 ) -> None:
     path = exported["compact"].path
     loaded = onnx.load(path)
@@ -277,7 +265,7 @@ def test_what_was_seen_is_known_after_equalizing(
         ), name
 
 
-def test_a_wrong_scaling_is_noticed(exported: dict[str, stage.Artifact]) -> None:
+def test_a_wrong_scaling_is_noticed(exported: dict[str, cache.Artifact]) -> None:
     """fc1 reads a channel's positions side by side; taken for interleaved, or forgotten, the function is
     another."""
     layers = chain.layers(onnx.load(exported["plain"].path))
@@ -329,7 +317,7 @@ def standard_error_of_rounding(path: Path, layers: list[chain.Layer], name: str,
 
 @pytest.mark.parametrize("kind", ["undecided", "compact"])
 def test_corrected_means_are_those_of_the_float_graph(
-    kind: str, exported: dict[str, stage.Artifact], splits: data.Splits, tmp_path: Path
+    kind: str, exported: dict[str, cache.Artifact], splits: data.Splits, tmp_path: Path
 ) -> None:
     path = changed(
         exported[kind].path, tmp_path / "m.onnx", reduce_rounded_down if kind == "compact" else rounded_down
@@ -390,15 +378,15 @@ def test_the_shift_of_a_layer_is_computed_with_its_padding() -> None:
 
 
 def settled(
-    source: stage.Artifact, change: Callable[[dict[str, Floats]], None], output: Path
-) -> stage.Artifact:
+    source: cache.Artifact, change: Callable[[dict[str, Floats]], None], output: Path
+) -> cache.Artifact:
     """An exported artifact with other weights."""
     changed(source.path, output, change)
-    return stage.Artifact(output, storage.sha256(output), source.sidecar)
+    return cache.Artifact(output, files.sha256(output), source.sidecar)
 
 
 def test_the_plain_form_is_onnxruntimes_own(
-    exported: dict[str, stage.Artifact], splits: data.Splits, tmp_path: Path
+    exported: dict[str, cache.Artifact], splits: data.Splits, tmp_path: Path
 ) -> None:
     from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
 
@@ -429,7 +417,7 @@ def test_the_plain_form_is_onnxruntimes_own(
 
 
 def test_the_form_that_is_closest_on_unseen_pictures_is_kept(
-    exported: dict[str, stage.Artifact], splits: data.Splits, tmp_path: Path
+    exported: dict[str, cache.Artifact], splits: data.Splits, tmp_path: Path
 ) -> None:
     source = settled(exported["undecided"], uneven, tmp_path / "uneven.onnx")
     made = quantize.run(
@@ -456,7 +444,7 @@ def test_the_form_that_is_closest_on_unseen_pictures_is_kept(
 
 
 def test_without_unseen_pictures_the_plain_form_is_taken_and_the_reason_told(
-    exported: dict[str, stage.Artifact], splits: data.Splits, tmp_path: Path
+    exported: dict[str, cache.Artifact], splits: data.Splits, tmp_path: Path
 ) -> None:
     source = settled(exported["undecided"], uneven, tmp_path / "uneven.onnx")
     none = dataclasses.replace(splits, select=())
@@ -532,7 +520,7 @@ def test_a_kept_layer_is_float_after_onnxruntimes_optimizer(
     kind: str,
     kept: tuple[str, ...],
     floats: dict[str, int],
-    exported: dict[str, stage.Artifact],
+    exported: dict[str, cache.Artifact],
     splits: data.Splits,
     tmp_path: Path,
 ) -> None:
@@ -562,7 +550,7 @@ def surest(path: Path, items: tuple[data.Item, ...]) -> tuple[data.Item, ...]:
 
 
 def test_the_layer_that_8_bits_ruin_is_found_and_stays_float(
-    exported: dict[str, stage.Artifact], splits: data.Splits, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    exported: dict[str, cache.Artifact], splits: data.Splits, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     source = settled(exported["undecided"], drowned, tmp_path / "drowned.onnx")
     splits = dataclasses.replace(splits, select=surest(source.path, (*splits.select, *splits.test)), test=())
@@ -586,7 +574,7 @@ def test_the_layer_that_8_bits_ruin_is_found_and_stays_float(
 
 
 def test_the_costliest_layer_alone_comes_first(
-    exported: dict[str, stage.Artifact], splits: data.Splits, tmp_path: Path
+    exported: dict[str, cache.Artifact], splits: data.Splits, tmp_path: Path
 ) -> None:
     path = changed(exported["compact"].path, tmp_path / "m.onnx", lambda arrays: None)
     cost = bench(path, splits, tmp_path / "scratch").sensitivity(INT8_FORMS["minmax"])

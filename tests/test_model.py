@@ -6,7 +6,7 @@ import torch
 from conftest import small_checkpoint
 
 from vgg_export import model
-from vgg_export.errors import CheckpointError
+from vgg_export.core.errors import CheckpointError
 
 
 def undecided(checkpoint: model.Checkpoint, x: torch.Tensor) -> model.Checkpoint:

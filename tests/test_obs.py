@@ -11,8 +11,8 @@ from conftest import small_checkpoint
 from test_model import awake
 
 from vgg_export import allocate, fold, model, obs, prune, repair
+from vgg_export.core.progress import Quiet
 from vgg_export.options import PruneOptions
-from vgg_export.progress import Quiet
 
 PLAN = model.Plan("vgg11", ((64,), (64,), (64, 64), (64, 64), (64, 64)), (8, 8), 4, 64)
 

@@ -6,10 +6,11 @@ import torch
 from conftest import small_checkpoint
 from test_model import undecided
 
-from vgg_export import data, model, prune, repair, stage
-from vgg_export.errors import CheckFailedError, OptionsError
+from vgg_export import data, model, prune, repair
+from vgg_export.core import cache
+from vgg_export.core.errors import CheckFailedError, OptionsError
+from vgg_export.core.progress import Quiet
 from vgg_export.options import PruneOptions
-from vgg_export.progress import Quiet
 from vgg_runtime.bundle.preprocess import for_input
 
 HALF = PruneOptions(ratio=0.5, first_block="conv4")
@@ -91,7 +92,7 @@ def test_the_check_notices_mixed_up_channels(checkpoint: model.Checkpoint) -> No
         prune.ensure_same_as_masked(checkpoint, dataclasses.replace(pruned, tensors=wrong), kept)
 
 
-def test_the_stage_writes_a_smaller_checkpoint(saved: stage.Artifact, tmp_path: Path) -> None:
+def test_the_stage_writes_a_smaller_checkpoint(saved: cache.Artifact, tmp_path: Path) -> None:
     made = prune.run(
         saved, None, tmp_path / "pruned.safetensors", dataclasses.replace(HALF, repair=False), Quiet()
     )
@@ -109,7 +110,7 @@ def test_what_is_left_is_repaired_on_pictures(splits: data.Splits, tmp_path: Pat
     options = dataclasses.replace(HALF, images=30, held_images=10)
     model.save(original, tmp_path / "original.safetensors")
     made = prune.run(
-        stage.of(tmp_path / "original.safetensors"), splits, tmp_path / "pruned.safetensors", options, Quiet()
+        cache.of(tmp_path / "original.safetensors"), splits, tmp_path / "pruned.safetensors", options, Quiet()
     )
     loss, small = made.measured["losses"], model.load(made.path)
     assert (made.measured["images"], loss["removed"]["n"], loss["repaired"]["n"]) == (30, 10, 10)
@@ -128,7 +129,7 @@ def test_what_is_left_is_repaired_on_pictures(splits: data.Splits, tmp_path: Pat
 
 
 def test_noise_repairs_too_but_claims_nothing(
-    saved: stage.Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    saved: cache.Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(prune, "NOISE_IMAGES", 20)
     original = model.load(saved.path)
@@ -146,7 +147,7 @@ def test_noise_repairs_too_but_claims_nothing(
 
 
 def test_the_surgeon_chooses_on_pictures_and_says_what_it_cost(
-    saved: stage.Artifact, splits: data.Splits, tmp_path: Path
+    saved: cache.Artifact, splits: data.Splits, tmp_path: Path
 ) -> None:
     options = PruneOptions(
         0.5, "conv4", "obs", repair=False, allocation="sensitivity", multiple=8, images=20, held_images=5
@@ -172,7 +173,7 @@ def test_the_surgeon_chooses_on_pictures_and_says_what_it_cost(
 
 
 def test_the_surgeon_manages_with_noise(
-    saved: stage.Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    saved: cache.Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(prune, "NOISE_IMAGES", 5)
     options = dataclasses.replace(HALF, criterion="obs", repair=False)

@@ -5,10 +5,11 @@ import onnx
 import pytest
 from onnx import TensorProto
 
-from vgg_export import data, graph, quantize, stage, to_onnx, weights
-from vgg_export.errors import CheckFailedError, DataError
+from vgg_export import data, graph, quantize, to_onnx, weights
+from vgg_export.core import cache
+from vgg_export.core.errors import CheckFailedError, DataError
+from vgg_export.core.progress import Quiet
 from vgg_export.options import TARGETS, OptionsError, QuantizeOptions
-from vgg_export.progress import Quiet
 from vgg_runtime.bundle.manifest import SessionSettings
 from vgg_runtime.bundle.metrics import kl_divergence
 from vgg_runtime.bundle.preprocess import for_input, load
@@ -16,14 +17,14 @@ from vgg_runtime.bundle.session import Model
 
 
 @pytest.fixture(scope="module")
-def exported(tmp_path_factory: pytest.TempPathFactory) -> stage.Artifact:
+def exported(tmp_path_factory: pytest.TempPathFactory) -> cache.Artifact:
     """The built-in demo: a trained network, because what int8 costs a random one says nothing."""
-    return to_onnx.run(stage.of(weights.demo_path()), tmp_path_factory.mktemp("exported") / "m.onnx", Quiet())
+    return to_onnx.run(cache.of(weights.demo_path()), tmp_path_factory.mktemp("exported") / "m.onnx", Quiet())
 
 
 @pytest.mark.parametrize("target", list(TARGETS))
 def test_every_target_gives_a_fully_int8_graph_close_to_float(
-    target: str, exported: stage.Artifact, splits: data.Splits, tmp_path: Path
+    target: str, exported: cache.Artifact, splits: data.Splits, tmp_path: Path
 ) -> None:
     made = quantize.run(exported, splits, 16, tmp_path / "q.onnx", QuantizeOptions(target), Quiet())
     assert made.measured["ops"]["QLinearConv"] == 16
@@ -36,7 +37,7 @@ def test_every_target_gives_a_fully_int8_graph_close_to_float(
 
 
 def test_the_target_decides_type_and_range(
-    exported: stage.Artifact, splits: data.Splits, tmp_path: Path
+    exported: cache.Artifact, splits: data.Splits, tmp_path: Path
 ) -> None:
     kinds, largest = {}, {}
     for target in ("pi5", "x86-vnni", "x86-avx2"):
@@ -59,7 +60,7 @@ def test_the_target_decides_type_and_range(
 
 
 def test_it_reads_each_calibration_picture_once(
-    exported: stage.Artifact, splits: data.Splits, tmp_path: Path
+    exported: cache.Artifact, splits: data.Splits, tmp_path: Path
 ) -> None:
     made = quantize.run(exported, splits, 5, tmp_path / "q.onnx", QuantizeOptions(), Quiet())
     used = made.measured["calibration_images"]
@@ -69,7 +70,7 @@ def test_it_reads_each_calibration_picture_once(
 
 @pytest.mark.parametrize("kind", ["Conv", "Gemm"])
 def test_the_audit_notices_a_float_layer(
-    kind: str, exported: stage.Artifact, splits: data.Splits, tmp_path: Path
+    kind: str, exported: cache.Artifact, splits: data.Splits, tmp_path: Path
 ) -> None:
     from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
 
@@ -94,11 +95,11 @@ def test_the_audit_notices_a_float_layer(
 
 
 def test_a_model_without_sidecar_is_refused(
-    exported: stage.Artifact, splits: data.Splits, tmp_path: Path
+    exported: cache.Artifact, splits: data.Splits, tmp_path: Path
 ) -> None:
     stranger = tmp_path / "stranger.onnx"
     stranger.write_bytes(exported.path.read_bytes())
     with pytest.raises(DataError, match=r"has no sidecar stranger\.onnx\.json"):
-        quantize.run(stage.of(stranger), splits, 4, tmp_path / "q.onnx", QuantizeOptions(), Quiet())
+        quantize.run(cache.of(stranger), splits, 4, tmp_path / "q.onnx", QuantizeOptions(), Quiet())
     with pytest.raises(OptionsError, match="--target must be one of"):
         QuantizeOptions("toaster")

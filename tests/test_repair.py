@@ -10,9 +10,10 @@ import torch
 from conftest import small_checkpoint
 from test_model import awake, undecided
 
-from vgg_export import data, factorise, model, prune, repair, separable, stage
+from vgg_export import data, factorise, model, prune, repair, separable
+from vgg_export.core import cache
+from vgg_export.core.progress import Progress, Quiet
 from vgg_export.options import FactoriseOptions, PruneOptions
-from vgg_export.progress import Progress, Quiet
 
 
 def pictures(count: int, px: int = 64, seed: int = 0) -> torch.Tensor:
@@ -227,9 +228,9 @@ def test_interrupted_work_goes_on_behind_the_last_finished_layer(
     which: str, splits: data.Splits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model.save(small_checkpoint(), tmp_path / "checkpoint.safetensors")
-    source = stage.of(tmp_path / "checkpoint.safetensors")
+    source = cache.of(tmp_path / "checkpoint.safetensors")
 
-    def run(name: str, progress: Progress, images: int = 16) -> stage.Artifact:
+    def run(name: str, progress: Progress, images: int = 16) -> cache.Artifact:
         output = tmp_path / name
         if which == "prune":
             return prune.run(

@@ -18,10 +18,11 @@ import pytest
 import torch
 from conftest import CLASSES, reseal, small_torchvision_vgg
 
-from vgg_export import data, model, pipeline, sanity, signs, stage, weights
-from vgg_export.errors import AccuracyError
+from vgg_export import data, model, pipeline, sanity, signs, weights
+from vgg_export.core import cache
+from vgg_export.core.errors import AccuracyError
+from vgg_export.core.progress import Quiet
 from vgg_export.options import AllOptions, DataOptions, WeightsOptions, default_targets
-from vgg_export.progress import Quiet
 from vgg_runtime.bundle import manifest, metrics
 from vgg_runtime.measure.recommend import near_chance, recommend
 from vgg_runtime.report import tables
@@ -259,7 +260,7 @@ def asked(
 ) -> sanity.Checked:
     model.save(checkpoint, folder / "c.safetensors")
     return pipeline.ensure_understood(
-        stage.of(folder / "c.safetensors"), splits, folder, Quiet(), accept=accept
+        cache.of(folder / "c.safetensors"), splits, folder, Quiet(), accept=accept
     )
 
 

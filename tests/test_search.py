@@ -19,8 +19,10 @@ from typing import Any
 import pytest
 from conftest import small_checkpoint
 
-from vgg_export import data, evaluate, external, front, model, pipeline, recipes, search, stage, to_onnx
-from vgg_export.errors import NothingToGainError, OptionsError
+from vgg_export import data, evaluate, external, front, model, pipeline, recipes, search, to_onnx
+from vgg_export.core import cache
+from vgg_export.core.errors import NothingToGainError, OptionsError
+from vgg_export.core.progress import Quiet
 from vgg_export.options import (
     AllOptions,
     Budget,
@@ -31,7 +33,6 @@ from vgg_export.options import (
     WeightsOptions,
     default_targets,
 )
-from vgg_export.progress import Quiet
 from vgg_runtime.bundle import manifest
 from vgg_runtime.bundle.metrics import wilson_interval
 from vgg_runtime.bundle.preprocess import for_input
@@ -369,7 +370,7 @@ def test_the_front_is_judged_on_test_pictures_where_all_points_have_them(tmp_pat
 def searching(splits: data.Splits, tmp_path: Path) -> Callable[[], search.Search]:
     """A search on a small network, as ``all`` sets it up."""
     model.save(small_checkpoint(), tmp_path / "checkpoint.safetensors")
-    checkpoint = stage.of(tmp_path / "checkpoint.safetensors")
+    checkpoint = cache.of(tmp_path / "checkpoint.safetensors")
     options = AllOptions(
         output=tmp_path / "out",
         work=tmp_path / "work",
@@ -423,7 +424,7 @@ def test_a_sweep_brings_what_keeps_it_honest_and_a_search_goes_on_from_its_point
     front.write(tmp_path / "front", found)
     # what a model says does not depend on who asks
     subjects = [
-        evaluate.Subject(name, stage.of(tmp_path / name), for_input(224))
+        evaluate.Subject(name, cache.of(tmp_path / name), for_input(224))
         for name in ("baseline.onnx", compact.model)
     ]
     assert compact.select == evaluate.evaluate(subjects, splits.select, tmp_path, Quiet())[compact.model]
@@ -451,7 +452,7 @@ def test_with_an_allowed_drop_all_layers_of_a_compact_model_are_int8(
 ) -> None:
     asked: list[tuple[bool, float]] = []
 
-    def quantized(before: stage.Artifact, *arguments: Any) -> stage.Artifact:
+    def quantized(before: cache.Artifact, *arguments: Any) -> cache.Artifact:
         asked.append((bool(before.measured["model"]["plan"].get("factors")), arguments[3].min_agreement))
         return before
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from vgg_export import repair, separable
-from vgg_export.errors import CheckFailedError
+from vgg_export.core.errors import CheckFailedError
 
 N, C = 10, 4
 

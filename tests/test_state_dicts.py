@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from torchvision import models
 
 from vgg_export import model, state_dicts
-from vgg_export.errors import CheckpointError
+from vgg_export.core.errors import CheckpointError
 
 
 @pytest.mark.parametrize("batch_norm", [False, True])

@@ -8,9 +8,10 @@ import pytest
 import torch
 from conftest import small_checkpoint, small_torchvision_vgg
 
-from vgg_export import fold, graph, model, stage, to_onnx
-from vgg_export.errors import CheckFailedError
-from vgg_export.progress import Quiet
+from vgg_export import fold, graph, model, to_onnx
+from vgg_export.core import cache
+from vgg_export.core.errors import CheckFailedError
+from vgg_export.core.progress import Quiet
 
 
 @pytest.mark.parametrize("px", [160, 224])
@@ -38,7 +39,7 @@ def test_the_exported_graph_is_torchvisions_network(family: str, px: int, tmp_pa
 
 
 def test_fully_connected_weights_are_stored_transposed_and_nothing_tells_of_this_machine(
-    saved: stage.Artifact, tmp_path: Path
+    saved: cache.Artifact, tmp_path: Path
 ) -> None:
     made = to_onnx.run(saved, tmp_path / "m.onnx", Quiet())
     exported = onnx.load(made.path)
@@ -50,9 +51,9 @@ def test_fully_connected_weights_are_stored_transposed_and_nothing_tells_of_this
     assert b"stack_trace" not in content
 
 
-def test_the_sidecar_tells_what_later_stages_need(saved: stage.Artifact, tmp_path: Path) -> None:
+def test_the_sidecar_tells_what_later_stages_need(saved: cache.Artifact, tmp_path: Path) -> None:
     made = to_onnx.run(saved, tmp_path / "m.onnx", Quiet())
-    again = stage.of(made.path)
+    again = cache.of(made.path)
     info = again.measured["model"]
     assert info["parameters"] == model.load(saved.path).plan.parameters()
     assert (info["precision"], info["preprocessing"]["crop_px"]) == ("fp32", 224)

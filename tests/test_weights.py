@@ -12,9 +12,9 @@ import torch
 from conftest import small_checkpoint, small_torchvision_vgg
 
 from vgg_export import model, pipeline, weights
-from vgg_export.errors import CheckpointError, HubError
+from vgg_export.core.errors import CheckpointError, HubError
+from vgg_export.core.progress import Quiet
 from vgg_export.options import WeightsOptions
-from vgg_export.progress import Quiet
 
 
 @contextlib.contextmanager

@@ -17,11 +17,12 @@ from test_emulated_pi import boards
 
 import emulated
 import winograd_counts
-from vgg_export import cook_toom, graph, model, stage, to_onnx, winograd, winograd_cost
+from vgg_export import cook_toom, graph, model, to_onnx, winograd, winograd_cost
 from vgg_export.cook_toom import FORMS, Form
-from vgg_export.errors import CheckFailedError, DataError, NothingToGainError, OptionsError, RewriteError
+from vgg_export.core import cache
+from vgg_export.core.errors import CheckFailedError, DataError, NothingToGainError, OptionsError, RewriteError
+from vgg_export.core.progress import Quiet
 from vgg_export.model import Factor, Layer
-from vgg_export.progress import Quiet
 
 LAYER = Layer("layer", 6, 10, (3, 3), 10, bias=True)
 
@@ -278,7 +279,7 @@ def test_the_checks_notice_other_numbers(exported: Path, rewritten: Path) -> Non
         winograd.ensure(exported, rewritten, mixed(exported))
 
 
-def wide(tmp_path: Path, side: int = 64) -> stage.Artifact:
+def wide(tmp_path: Path, side: int = 64) -> cache.Artifact:
     """A VGG11 with random weights at 64 px whose deeper convolutions gain."""
     import torch
 
@@ -291,7 +292,7 @@ def wide(tmp_path: Path, side: int = 64) -> stage.Artifact:
         {"weights": "random", "what": "for tests"},
     )
     model.save(checkpoint, tmp_path / "c.safetensors")
-    return to_onnx.run(stage.of(tmp_path / "c.safetensors"), tmp_path / "direct.onnx", Quiet())
+    return to_onnx.run(cache.of(tmp_path / "c.safetensors"), tmp_path / "direct.onnx", Quiet())
 
 
 def test_the_stage_rewrites_what_pays_and_says_so(tmp_path: Path) -> None:
@@ -307,7 +308,7 @@ def test_the_stage_rewrites_what_pays_and_says_so(tmp_path: Path) -> None:
     assert json.dumps(again.sidecar) == json.dumps(made.sidecar)  # up to date
 
 
-def test_the_stage_refuses_what_it_cannot_use(saved: stage.Artifact, tmp_path: Path) -> None:
+def test_the_stage_refuses_what_it_cannot_use(saved: cache.Artifact, tmp_path: Path) -> None:
     direct = to_onnx.run(saved, tmp_path / "narrow.onnx", Quiet())
     with pytest.raises(
         OptionsError,
@@ -318,14 +319,14 @@ def test_the_stage_refuses_what_it_cannot_use(saved: stage.Artifact, tmp_path: P
         NothingToGainError, match="no convolution takes less work on a cortex-a72 in another form"
     ):
         winograd.run(direct, "cortex-a72", tmp_path / "w.onnx", Quiet())
-    integers = stage.Artifact(
+    integers = cache.Artifact(
         direct.path, direct.sha256, {"measured": {"model": direct.measured["model"] | {"precision": "int8"}}}
     )
     with pytest.raises(DataError, match="a model in int8; expected an fp32 model"):
         winograd.run(integers, "cortex-a72", tmp_path / "w.onnx", Quiet())
     with pytest.raises(DataError, match="no sidecar; expected an fp32 model"):
         winograd.run(
-            stage.Artifact(direct.path, direct.sha256, {"measured": {}}),
+            cache.Artifact(direct.path, direct.sha256, {"measured": {}}),
             "cortex-a72",
             tmp_path / "w.onnx",
             Quiet(),

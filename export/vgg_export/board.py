@@ -5,7 +5,7 @@ import json
 import logging
 from typing import Any
 
-from .errors import BoardError
+from .core.errors import BoardError
 from .ssh import Connection
 
 log = logging.getLogger(__name__)

@@ -27,12 +27,13 @@ from vgg_runtime.bundle.preprocess import Preprocessing, load
 from vgg_runtime.bundle.session import Model
 from vgg_runtime.errors import BundleError
 
-from . import external, stage
+from . import external
+from .core import cache
+from .core.errors import DataError, OutputError
+from .core.files import explain_write_errors, sha256, sync, write_json
+from .core.progress import Progress
 from .data import Item, Splits, short_hash
-from .errors import DataError, OutputError
-from .progress import Progress
 from .sanity import Checked
-from .storage import explain_write_errors, sha256, sync, write_json
 
 log = logging.getLogger(__name__)
 
@@ -61,7 +62,7 @@ class Build:
     id: str
     form: str
     targets: tuple[str, ...]
-    model: stage.Artifact
+    model: cache.Artifact
     figures: str
 
 
@@ -75,7 +76,7 @@ class Entry:
     title: str
     description: str
     steps: tuple[str, ...]
-    model: stage.Artifact
+    model: cache.Artifact
     losses: tuple[dict[str, Any], ...] = ()
     targets: tuple[str, ...] = ()
     others: tuple[Build, ...] = ()
@@ -223,7 +224,7 @@ def _key(contents: Contents) -> str:
             contents.max_drop,
         ],
         dataclasses.asdict(contents.checked),
-        [stage.versions(), stage.source_digest(), *(sha256(path) for path in runtime_files())],
+        [cache.versions(), cache.source_digest(), *(sha256(path) for path in runtime_files())],
     ]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
@@ -284,7 +285,7 @@ def _write(folder: Path, contents: Contents, key: str, advance: Any) -> m.Manife
     listed = {"labels.txt", "expected.npz", *models, *(s.file.path for s in samples)}
     others = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
     written = m.Manifest(
-        created_by=stage.versions() | {"key": key},
+        created_by=cache.versions() | {"key": key},
         family=info["plan"]["family"],
         weights={
             k: v

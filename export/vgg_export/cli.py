@@ -22,7 +22,7 @@ import click
 from vgg_runtime.board.targets import TARGETS
 
 from . import __version__, options
-from .errors import OptionsError, VggExportError
+from .core.errors import OptionsError, VggExportError
 
 EXIT_INTERRUPTED = 130
 SECONDS_BETWEEN_LINES = 10.0
@@ -674,11 +674,12 @@ def finetune(output: Path, teacher: str, **chosen: Any) -> None:
     """
     wanted, pictures = _finetune_options(chosen), _data_options(chosen)
     _ensure_output(output, ".safetensors", chosen["weights"], teacher)
-    from . import finetune, pipeline, storage
+    from . import finetune, pipeline
+    from .core import files
 
     progress = TerminalProgress()
     # under torchrun the first process prepares, the others find it done
-    with storage.exclusive(_work(output)):
+    with files.exclusive(_work(output)):
         student = pipeline.checkpoint_file(_weights_options(chosen), pictures, _work(output), progress)
         taught_by = pipeline.checkpoint_file(
             options.WeightsOptions(teacher, chosen["labels"]), pictures, _work(output), progress, "teacher"
@@ -790,7 +791,7 @@ def evaluate(
     from vgg_runtime.report import tables
 
     from . import pipeline
-    from .storage import write_json
+    from .core.files import write_json
 
     figures, n, notices = pipeline.evaluate_bundle(
         folder, pictures, TerminalProgress(), record=record, accept=accept_accuracy

@@ -21,10 +21,10 @@ from vgg_runtime.errors import RuntimeInputError
 from vgg_runtime.text import printable
 
 from . import signs
-from .errors import DataError, HubError, OptionsError
+from .core.errors import DataError, HubError, OptionsError
+from .core.files import write_json
+from .core.progress import Progress
 from .options import DataOptions
-from .progress import Progress
-from .storage import write_json
 from .weights import reachable, wordnet_ids
 
 if TYPE_CHECKING:

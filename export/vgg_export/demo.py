@@ -25,9 +25,9 @@ from vgg_runtime.bundle.metrics import wilson_interval
 from vgg_runtime.bundle.preprocess import IMAGENET_MEAN, IMAGENET_STD
 
 from . import __version__, model, signs
-from .errors import OptionsError
-from .progress import Progress
-from .storage import sha256, write_json
+from .core.errors import OptionsError
+from .core.files import sha256, write_json
+from .core.progress import Progress
 
 if TYPE_CHECKING:
     import torch

@@ -14,10 +14,10 @@ from vgg_runtime.bundle import manifest as m
 from . import board as boards
 from . import on_board, ssh, wheels
 from .board import Board
-from .errors import BoardError, DeployError
+from .core.errors import BoardError, DeployError
+from .core.files import atomic_file, explain_write_errors, sha256, write_json
+from .core.progress import Progress
 from .options import DeployOptions
-from .progress import Progress
-from .storage import atomic_file, explain_write_errors, sha256, write_json
 from .transfer import Local, Place, bring
 
 log = logging.getLogger(__name__)

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from vgg_calibration import chain
 from vgg_calibration.observe import Array, Seen
 
-from .errors import CheckFailedError
+from .core.errors import CheckFailedError
 
 if TYPE_CHECKING:
     import onnx

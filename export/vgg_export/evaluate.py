@@ -18,11 +18,11 @@ from vgg_runtime.bundle.manifest import SessionSettings
 from vgg_runtime.bundle.preprocess import Preprocessing, load
 from vgg_runtime.bundle.session import Model, exact
 
-from . import stage
+from .core import cache
+from .core.errors import DataError
+from .core.files import reserved_array
+from .core.progress import Progress
 from .data import Item
-from .errors import DataError
-from .progress import Progress
-from .storage import reserved_array
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +32,7 @@ class Subject:
     """A model file, how its input is made, and for which cores it is (none: for any)."""
 
     id: str
-    model: stage.Artifact
+    model: cache.Artifact
     preprocessing: Preprocessing
     targets: Sequence[str] = ()
     settings: SessionSettings = dataclasses.field(default_factory=SessionSettings)
@@ -45,7 +45,7 @@ class Subject:
 
 def run(
     subjects: Sequence[Subject], items: Sequence[Item], output: Path, progress: Progress
-) -> stage.Artifact:
+) -> cache.Artifact:
     """Evaluate all subjects on the same pictures; the first is the baseline that the others are compared
     with.
 
@@ -64,7 +64,7 @@ def run(
         path.write_text(json.dumps(figures, indent=1))
         return figures
 
-    return stage.produce("evaluate", options, {s.id: s.model for s in subjects}, output, make)
+    return cache.produce("evaluate", options, {s.id: s.model for s in subjects}, output, make)
 
 
 def evaluate(

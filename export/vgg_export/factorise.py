@@ -19,11 +19,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vgg_runtime.bundle.preprocess import for_input
 
-from . import allocate, model, repair, separable, stage
+from . import allocate, model, repair, separable
+from .core import cache
+from .core.errors import NothingToGainError, OptionsError
+from .core.progress import Progress
 from .data import Item, Splits, fit_and_held, stacked
-from .errors import NothingToGainError, OptionsError
 from .options import FactoriseOptions, as_json
-from .progress import Progress
 
 if TYPE_CHECKING:
     import torch
@@ -37,13 +38,13 @@ TABLE_PLACES = 256  # of each picture
 
 
 def run(
-    checkpoint: stage.Artifact,
+    checkpoint: cache.Artifact,
     splits: Splits,
     output: Path,
     options: FactoriseOptions,
     progress: Progress,
     tables: Path | None = None,
-) -> stage.Artifact:
+) -> cache.Artifact:
     """Factorise a checkpoint file; the sidecar holds the plan, the sensitivity table, how each layer was
     fitted and what was lost.
 
@@ -52,12 +53,12 @@ def run(
     fit, held = fit_and_held(splits, options.images, options.held_images, options.seed)
     inputs = {
         "checkpoint": checkpoint,
-        "splits": stage.Artifact(Path("splits"), splits.digest("fit", "select"), {}),
+        "splits": cache.Artifact(Path("splits"), splits.digest("fit", "select"), {}),
     }
 
     def make(path: Path) -> dict[str, object]:
         original = model.load(checkpoint.path)
-        with stage.unfinished("factorise", as_json(options), inputs, output) as parts:
+        with cache.unfinished("factorise", as_json(options), inputs, output) as parts:
             kept = (tables or output.parent) / "sensitivity.json"
             made, measured = factorise(original, fit, held, options, Parts(parts, kept, checkpoint), progress)
         source = made.source | {"fitted_on": splits.fitted(made.source.get("fitted_on", ()))}
@@ -68,7 +69,7 @@ def run(
             log.info("agreement with the original on %d held-out pictures: %s", len(held), words)
         return measured
 
-    return stage.produce("factorise", as_json(options), inputs, output, make)
+    return cache.produce("factorise", as_json(options), inputs, output, make)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,7 +79,7 @@ class Parts:
 
     layers: Path
     table: Path
-    checkpoint: stage.Artifact
+    checkpoint: cache.Artifact
 
 
 def factorise(
@@ -190,7 +191,7 @@ def _kept_table(
         path.write_text(json.dumps(table))
         return {}
 
-    made = stage.produce(
+    made = cache.produce(
         "sensitivity", {"images": images}, {"checkpoint": parts.checkpoint}, parts.table, make
     )
     table: Table = json.loads(made.path.read_text())

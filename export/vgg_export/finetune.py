@@ -32,12 +32,13 @@ from vgg_calibration import choose
 from vgg_runtime.bundle.metrics import loss_error_points
 from vgg_runtime.bundle.preprocess import for_input
 
-from . import model, stage
+from . import model
+from .core import cache
+from .core.errors import DataError
+from .core.files import atomic_file, reserved_array
+from .core.progress import Progress, Quiet
 from .data import Item, Splits, batches_of
-from .errors import DataError
 from .options import FinetuneOptions, as_json
-from .progress import Progress, Quiet
-from .storage import atomic_file, reserved_array
 
 if TYPE_CHECKING:
     import torch
@@ -51,14 +52,14 @@ SIZE_OF_ZEROS = 1e-3  # of a tensor that is all zeros and has no size to be rela
 
 
 def run(
-    student: stage.Artifact,
-    teacher: stage.Artifact,
+    student: cache.Artifact,
+    teacher: cache.Artifact,
     splits: Splits,
     output: Path,
     options: FinetuneOptions,
     progress: Progress,
     answers: Path | None = None,
-) -> stage.Artifact:
+) -> cache.Artifact:
     """Fine-tune a checkpoint file towards another; the sidecar records the selection loss of every epoch.
 
     ``answers``: a folder where the teacher's answers are kept for other students; asking it is most of the
@@ -87,13 +88,13 @@ def run(
     inputs = {
         "student": student,
         "teacher": teacher,
-        "splits": stage.Artifact(Path("splits"), splits.digest("fit", "select"), {}),
+        "splits": cache.Artifact(Path("splits"), splits.digest("fit", "select"), {}),
     }
     with _process_group():
         if rank() == 0:
-            return stage.produce("finetune", as_json(options), inputs, output, make)
+            return cache.produce("finetune", as_json(options), inputs, output, make)
         # else the first process has nothing to do either
-        if not stage.current("finetune", as_json(options), inputs, output):
+        if not cache.current("finetune", as_json(options), inputs, output):
             make(output)  # takes part in the sums, writes nothing
         return student
 
@@ -292,8 +293,8 @@ class Answers:
                 px,
                 of.least_area,
                 of.seed,
-                stage.versions(),
-                stage.source_digest(),
+                cache.versions(),
+                cache.source_digest(),
                 [i.sha256 for i in of.items],
             ]
         )

@@ -9,9 +9,10 @@ import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from . import model, stage
-from .errors import CheckFailedError, OptionsError
-from .progress import Progress
+from . import model
+from .core import cache
+from .core.errors import CheckFailedError, OptionsError
+from .core.progress import Progress
 
 if TYPE_CHECKING:
     import torch
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 TOLERANCE = 1e-4
 
 
-def run(checkpoint: stage.Artifact, output: Path, input_px: int, progress: Progress) -> stage.Artifact:
+def run(checkpoint: cache.Artifact, output: Path, input_px: int, progress: Progress) -> cache.Artifact:
     """Fold a checkpoint file to another input size."""
 
     def make(path: Path) -> dict[str, object]:
@@ -36,7 +37,7 @@ def run(checkpoint: stage.Artifact, output: Path, input_px: int, progress: Progr
             "macs": folded.plan.macs(),
         }
 
-    return stage.produce("fold", {"input_px": input_px}, {"checkpoint": checkpoint}, output, make)
+    return cache.produce("fold", {"input_px": input_px}, {"checkpoint": checkpoint}, output, make)
 
 
 def pooling_matrix(side: int) -> "torch.Tensor":

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from vgg_runtime.bundle.manifest import FRONT_NAMES
 
+from .core.files import atomic_file
 from .search import Found, Point, drop, error
-from .storage import atomic_file
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

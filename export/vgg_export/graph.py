@@ -6,7 +6,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .errors import CheckFailedError
+from .core.errors import CheckFailedError
 
 if TYPE_CHECKING:
     import onnx

@@ -16,7 +16,7 @@ from vgg_runtime.board import device
 from vgg_runtime.bundle.manifest import SessionSettings
 from vgg_runtime.bundle.session import Model
 
-from .errors import CheckFailedError
+from .core.errors import CheckFailedError
 
 if TYPE_CHECKING:
     import onnx

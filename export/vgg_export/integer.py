@@ -12,8 +12,8 @@ from vgg_calibration.chain import Layer
 from vgg_calibration.observe import Array, Seen
 from vgg_runtime.board.targets import Target
 
+from .core.errors import CheckFailedError
 from .equalize import array, store, tensors_of
-from .errors import CheckFailedError
 
 if TYPE_CHECKING:
     import onnx

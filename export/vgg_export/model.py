@@ -12,8 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from .errors import CheckpointError
-from .storage import atomic_file
+from .core.errors import CheckpointError
+from .core.files import atomic_file
 
 if TYPE_CHECKING:
     import torch

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from . import model, repair
-from .progress import Progress
+from .core.progress import Progress
 
 if TYPE_CHECKING:
     import torch

@@ -8,7 +8,7 @@ from typing import Any
 
 from vgg_runtime.board.targets import TARGETS, here
 
-from .errors import OptionsError
+from .core.errors import OptionsError
 
 WIDTH_MULTIPLE = 16  # onnxruntime's fast int8 kernels on ARM want channels in multiples of 4 in and 16 out
 BLOCK_NAMES = ("conv1", "conv2", "conv3", "conv4", "conv5")

@@ -16,12 +16,13 @@ from vgg_runtime.bundle.metrics import loss_error_points
 from vgg_runtime.bundle.preprocess import for_input
 from vgg_runtime.bundle.session import Model
 
-from . import bundle, data, evaluate, fold, front, model, sanity, search, stage, weights
-from .errors import DataError, NothingToGainError, OptionsError
+from . import bundle, data, evaluate, fold, front, model, sanity, search, weights
+from .core import cache
+from .core.errors import DataError, NothingToGainError, OptionsError
+from .core.files import exclusive, explain_write_errors, write_json
+from .core.progress import Progress
 from .options import AllOptions, DataOptions, SweepOptions, WeightsOptions
-from .progress import Progress
 from .recipes import RECIPES, Recipe, Steps, chosen_recipes
-from .storage import exclusive, explain_write_errors, write_json
 
 log = logging.getLogger(__name__)
 
@@ -67,7 +68,7 @@ def _run(recipes: Sequence[Recipe], options: AllOptions, progress: Progress) -> 
 
 
 def _search(
-    checkpoint: stage.Artifact, splits: data.Splits, options: AllOptions, progress: Progress
+    checkpoint: cache.Artifact, splits: data.Splits, options: AllOptions, progress: Progress
 ) -> tuple[search.Found, AllOptions]:
     """The points tried within the budget, and the options that make the compact variants the recommended
     ones.
@@ -89,7 +90,7 @@ def _search(
 
 @contextlib.contextmanager
 def _search_in(
-    checkpoint: stage.Artifact,
+    checkpoint: cache.Artifact,
     splits: data.Splits,
     options: AllOptions,
     sets: Sequence[str],
@@ -162,7 +163,7 @@ def run_sweep(options: AllOptions, wanted: SweepOptions, progress: Progress) -> 
 
 def prepare(
     options: AllOptions, progress: Progress
-) -> tuple[stage.Artifact, data.Splits, tuple[str, ...] | None, sanity.Checked]:
+) -> tuple[cache.Artifact, data.Splits, tuple[str, ...] | None, sanity.Checked]:
     """The checkpoint as a file in the work folder, the three sets of pictures, WordNet ids if there are any,
     and whether the checkpoint understands the pictures.
 
@@ -192,7 +193,7 @@ def prepare(
 
 
 def ensure_understood(
-    checkpoint: stage.Artifact, splits: data.Splits, folder: Path, progress: Progress, *, accept: bool
+    checkpoint: cache.Artifact, splits: data.Splits, folder: Path, progress: Progress, *, accept: bool
 ) -> sanity.Checked:
     """Ask a checkpoint about labelled pictures that nothing is fitted on.
 
@@ -233,21 +234,21 @@ def checkpoint_file(
     folder: Path,
     progress: Progress,
     name: str = "checkpoint",
-) -> stage.Artifact:
+) -> cache.Artifact:
     """``--weights`` as a checkpoint file in our own format: as it is, or converted into ``folder``."""
     given = Path(wanted.spec)
     if not wanted.labels and wanted.spec not in weights.WORDS and weights.is_own(given):
         weights.say_what_is_assumed(model.load(given).source)
-        return stage.of(given)
+        return cache.of(given)
     with progress.task("reading the weights", None):
         checkpoint = weights.resolve(wanted, lambda: data.class_folders(pictures) if pictures else None)
         options = {"weights": weights.fingerprint(checkpoint), "source": checkpoint.source}
-        return stage.produce(
+        return cache.produce(
             "weights", options, {}, folder / f"{name}.safetensors", lambda path: _save(checkpoint, path)
         )
 
 
-def _source_and_labels(artifact: stage.Artifact) -> tuple[dict[str, Any], tuple[str, ...]]:
+def _source_and_labels(artifact: cache.Artifact) -> tuple[dict[str, Any], tuple[str, ...]]:
     """Where a checkpoint's or an exported model's weights came from, and its class names."""
     if artifact.path.suffix == ".onnx":
         info = artifact.measured["model"]
@@ -256,7 +257,7 @@ def _source_and_labels(artifact: stage.Artifact) -> tuple[dict[str, Any], tuple[
     return checkpoint.source, checkpoint.labels
 
 
-def model_file(path: Path) -> stage.Artifact:
+def model_file(path: Path) -> cache.Artifact:
     """An ONNX file that ``export`` or ``quantize`` wrote, with its sidecar.
 
     Raises:
@@ -266,17 +267,17 @@ def model_file(path: Path) -> stage.Artifact:
         raise DataError(
             f"there is no file {path}; expected a model that 'vgg-export export' or 'quantize' wrote"
         )
-    found = stage.of(path)
+    found = cache.of(path)
     if "model" not in found.measured:
         raise DataError(
-            f"{path} has no sidecar {stage.sidecar_path(path).name}; expected a model that 'vgg-export"
+            f"{path} has no sidecar {cache.sidecar_path(path).name}; expected a model that 'vgg-export"
             " export' or 'quantize' wrote"
         )
     return found
 
 
 def splits_for(
-    artifact: stage.Artifact, pictures: DataOptions, folder: Path, progress: Progress
+    artifact: cache.Artifact, pictures: DataOptions, folder: Path, progress: Progress
 ) -> data.Splits:
     """The three sets of pictures for a checkpoint or an exported model."""
     source, labels = _source_and_labels(artifact)
@@ -284,8 +285,8 @@ def splits_for(
 
 
 def at_input_px(
-    checkpoint: stage.Artifact, input_px: int, folder: Path, progress: Progress
-) -> stage.Artifact:
+    checkpoint: cache.Artifact, input_px: int, folder: Path, progress: Progress
+) -> cache.Artifact:
     """The checkpoint for another input size; itself when it already is."""
     if model.load(checkpoint.path).plan.input_px == input_px:
         return checkpoint
@@ -336,7 +337,7 @@ def evaluate_bundle(
     subjects = [
         evaluate.Subject(
             b.id,
-            stage.Artifact(folder / b.model.path, b.model.sha256, {}),
+            cache.Artifact(folder / b.model.path, b.model.sha256, {}),
             v.preprocessing,
             b.targets,
             b.sessions[builds.FAST],

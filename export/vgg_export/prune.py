@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 from vgg_runtime.bundle.preprocess import for_input
 
-from . import allocate, model, obs, repair, stage
+from . import allocate, model, obs, repair
+from .core import cache
+from .core.errors import CheckFailedError, OptionsError
+from .core.progress import Progress
 from .data import Splits, fit_and_held, stacked
-from .errors import CheckFailedError, OptionsError
 from .options import BLOCK_NAMES, PruneOptions, as_json
-from .progress import Progress
 
 if TYPE_CHECKING:
     import torch
@@ -28,8 +29,8 @@ NOISE_IMAGES = 60
 
 
 def run(
-    checkpoint: stage.Artifact, splits: Splits | None, output: Path, options: PruneOptions, progress: Progress
-) -> stage.Artifact:
+    checkpoint: cache.Artifact, splits: Splits | None, output: Path, options: PruneOptions, progress: Progress
+) -> cache.Artifact:
     """Prune a checkpoint file and repair what is left; the sidecar records widths, parameters and MACs before
     and after, what the removed filters cost (criterion obs), how each layer was fitted, and what was lost
     before and after the repair.
@@ -40,7 +41,7 @@ def run(
     pictured = splits if options.sees_pictures else None
     inputs = {"checkpoint": checkpoint}
     if pictured:
-        inputs["splits"] = stage.Artifact(Path("splits"), pictured.digest("fit", "select"), {})
+        inputs["splits"] = cache.Artifact(Path("splits"), pictured.digest("fit", "select"), {})
 
     def make(path: Path) -> dict[str, object]:
         original = model.load(checkpoint.path)
@@ -65,7 +66,7 @@ def run(
             )
             if shown and options.repair and original.has_knowledge:
                 problem = repair.Problem(original, made.tensors, kept, made.plan)
-                with stage.unfinished("prune", as_json(options), inputs, output) as parts:
+                with cache.unfinished("prune", as_json(options), inputs, output) as parts:
                     made, fitted = _repaired(
                         problem, made, shown, pictured, repair.Folders(Path(folder), parts), progress
                     )
@@ -83,7 +84,7 @@ def run(
             **measured,
         }
 
-    return stage.produce("prune", as_json(options), inputs, output, make)
+    return cache.produce("prune", as_json(options), inputs, output, make)
 
 
 def _needs_pictures(original: model.Checkpoint, options: PruneOptions) -> bool:

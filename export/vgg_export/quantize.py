@@ -17,11 +17,12 @@ from vgg_calibration import choose
 from vgg_runtime.board.targets import TARGETS, Target
 from vgg_runtime.bundle.preprocess import Preprocessing
 
-from . import graph, halve, integer, stage
+from . import graph, halve, integer
+from .core import cache
+from .core.errors import DataError
+from .core.progress import Progress
 from .data import Splits, short_hash
-from .errors import DataError
 from .options import INT8_FORMS, QuantizeOptions, as_json
-from .progress import Progress
 from .trial import Bench, Trial
 
 log = logging.getLogger(__name__)
@@ -34,14 +35,14 @@ ERRORS = 2.0  # ... and by this many standard errors of the difference, to be pr
 
 
 def run(
-    exported: stage.Artifact,
+    exported: cache.Artifact,
     splits: Splits,
     count: int,
     output: Path,
     options: QuantizeOptions,
     progress: Progress,
     seed: int = 0,
-) -> stage.Artifact:
+) -> cache.Artifact:
     """Quantize an exported model with at most ``count`` pictures of the fitting set; the selection set
     decides between forms.
 
@@ -52,7 +53,7 @@ def run(
     info = exported.measured.get("model")
     if info is None:
         raise DataError(
-            f"{exported.path} has no sidecar {stage.sidecar_path(exported.path).name}; expected a model"
+            f"{exported.path} has no sidecar {cache.sidecar_path(exported.path).name}; expected a model"
             " that 'vgg-export export' wrote"
         )
     items = choose.limit(splits.fit, [i.source for i in splits.fit], count, seed)
@@ -85,7 +86,7 @@ def run(
         }
 
     used = {"seed": seed, "images": [i.sha256 for i in items], "held": [i.sha256 for i in held]}
-    return stage.produce("quantize", as_json(options) | used, {"model": exported}, output, make)
+    return cache.produce("quantize", as_json(options) | used, {"model": exported}, output, make)
 
 
 def _in_halves(path: Path, px: int) -> Path:

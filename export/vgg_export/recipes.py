@@ -9,10 +9,11 @@ from typing import Any
 
 from vgg_runtime.board.targets import TARGETS, Target
 
-from . import bundle, data, factorise, finetune, fold, prune, quantize, retype, stage, to_onnx, winograd
-from .errors import NothingToGainError, OptionsError
+from . import bundle, data, factorise, finetune, fold, prune, quantize, retype, to_onnx, winograd
+from .core import cache
+from .core.errors import NothingToGainError, OptionsError
+from .core.progress import Progress
 from .options import AllOptions
-from .progress import Progress
 
 log = logging.getLogger(__name__)
 
@@ -89,7 +90,7 @@ class Steps:
 
     def __init__(
         self,
-        checkpoint: stage.Artifact,
+        checkpoint: cache.Artifact,
         splits: data.Splits,
         options: AllOptions,
         progress: Progress,
@@ -99,13 +100,13 @@ class Steps:
         folder."""
         self.checkpoint, self.splits, self.options, self.progress = checkpoint, splits, options, progress
         self._shared = shared or options.work_folder
-        self._done: dict[tuple[str, ...], stage.Artifact] = {(): checkpoint}
+        self._done: dict[tuple[str, ...], cache.Artifact] = {(): checkpoint}
 
-    def make(self, steps: tuple[str, ...]) -> stage.Artifact:
+    def make(self, steps: tuple[str, ...]) -> cache.Artifact:
         """The artifact after ``steps``; beginnings that were made before are not made again."""
         if steps not in self._done:
             before = self.make(steps[:-1])
-            perform: Callable[[stage.Artifact, Path], stage.Artifact] = getattr(self, f"_{steps[-1]}")
+            perform: Callable[[cache.Artifact, Path], cache.Artifact] = getattr(self, f"_{steps[-1]}")
             suffix = ".onnx" if {"export", "quantize"} & set(steps) else ".safetensors"
             self._done[steps] = perform(
                 before, self.options.work_folder / ("checkpoint+" + "+".join(steps) + suffix)
@@ -122,18 +123,18 @@ class Steps:
                 found += [{"step": name, **loss} for name, loss in made.measured.get("losses", {}).items()]
         return tuple(found)
 
-    def _prune(self, before: stage.Artifact, output: Path) -> stage.Artifact:
+    def _prune(self, before: cache.Artifact, output: Path) -> cache.Artifact:
         return prune.run(before, self.splits, output, self.options.prune, self.progress)
 
-    def _finetune(self, before: stage.Artifact, output: Path) -> stage.Artifact:
+    def _finetune(self, before: cache.Artifact, output: Path) -> cache.Artifact:
         return finetune.run(
             before, self.checkpoint, self.splits, output, self.options.finetune, self.progress, self._shared
         )
 
-    def _factorise(self, before: stage.Artifact, output: Path) -> stage.Artifact:
+    def _factorise(self, before: cache.Artifact, output: Path) -> cache.Artifact:
         return factorise.run(before, self.splits, output, self.options.factorise, self.progress, self._shared)
 
-    def _distil(self, before: stage.Artifact, output: Path) -> stage.Artifact:
+    def _distil(self, before: cache.Artifact, output: Path) -> cache.Artifact:
         """Level by level: as long as each helps, or, where a drop is allowed, until half of it is kept (the
         other half is int8's)."""
         allowed = self.options.budget.max_drop
@@ -159,13 +160,13 @@ class Steps:
                 break
         return before
 
-    def _fold(self, before: stage.Artifact, output: Path) -> stage.Artifact:
+    def _fold(self, before: cache.Artifact, output: Path) -> cache.Artifact:
         return fold.run(before, output, self.options.scaled_px, self.progress)
 
-    def _export(self, before: stage.Artifact, output: Path) -> stage.Artifact:
+    def _export(self, before: cache.Artifact, output: Path) -> cache.Artifact:
         return to_onnx.run(before, output, self.progress)
 
-    def _quantize(self, before: stage.Artifact, output: Path, target: str | None = None) -> stage.Artifact:
+    def _quantize(self, before: cache.Artifact, output: Path, target: str | None = None) -> cache.Artifact:
         chosen, wanted = self.options.data, self.options.quantize
         if target:
             wanted = dataclasses.replace(wanted, target=target)
@@ -186,7 +187,7 @@ class Steps:
         )
 
     def _integer_builds(
-        self, recipe: Recipe, made: stage.Artifact
+        self, recipe: Recipe, made: cache.Artifact
     ) -> tuple[tuple[str, ...], tuple[bundle.Build, ...]]:
         """The cores that the recipe's own model is right for, and the builds for the others."""
         forms: dict[tuple[bool, bool], list[str]] = {}
@@ -207,7 +208,7 @@ class Steps:
             others.append(bundle.Build(build_id, "", tuple(names), source, figures))
         return tuple(own), tuple(others)
 
-    def _float_builds(self, recipe: Recipe, made: stage.Artifact) -> tuple[bundle.Build, ...]:
+    def _float_builds(self, recipe: Recipe, made: cache.Artifact) -> tuple[bundle.Build, ...]:
         """Builds for the cores whose int8 is no faster than float: with Winograd's convolutions, where any
         layer gains by it."""
         others: dict[str, bundle.Build] = {}
@@ -235,11 +236,11 @@ class Steps:
         return tuple(others.values())
 
     @staticmethod
-    def _named(made: stage.Artifact, suffix: str) -> Path:
+    def _named(made: cache.Artifact, suffix: str) -> Path:
         return made.path.with_name(f"{made.path.stem}-{suffix}{made.path.suffix}")
 
 
-def _has_room(target: Target, made: stage.Artifact, rewritten: stage.Artifact) -> bool:
+def _has_room(target: Target, made: cache.Artifact, rewritten: cache.Artifact) -> bool:
     """Whether weights that are transformed while they are loaded leave half of a board's memory free."""
     weights = rewritten.measured["winograd"]["weight_bytes"]
     needed = made.path.stat().st_size + weights["rewritten"] - weights["direct"]

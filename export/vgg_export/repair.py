@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import model, separable
-from .progress import Progress
-from .storage import atomic_file
+from .core.files import atomic_file
+from .core.progress import Progress
 
 if TYPE_CHECKING:
     import torch

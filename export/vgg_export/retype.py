@@ -15,16 +15,17 @@ from vgg_runtime.bundle.manifest import SessionSettings
 from vgg_runtime.bundle.preprocess import Preprocessing
 from vgg_runtime.bundle.session import Model
 
-from . import integer, stage
-from .errors import CheckFailedError
-from .progress import Progress
+from . import integer
+from .core import cache
+from .core.errors import CheckFailedError
+from .core.progress import Progress
 
 # Largest difference of logits as a fraction of their spread. The sums are exact in both; only how a tie is
 # rounded may differ.
 TOLERANCE = 0.02
 
 
-def run(quantized: stage.Artifact, target: str, output: Path, progress: Progress) -> stage.Artifact:
+def run(quantized: cache.Artifact, target: str, output: Path, progress: Progress) -> cache.Artifact:
     """Retype the activations of a file that ``quantize`` wrote for a target whose weights have the same
     range."""
 
@@ -38,10 +39,10 @@ def run(quantized: stage.Artifact, target: str, output: Path, progress: Progress
             found = ensure_same(quantized, path)
         return quantized.measured | {"target": target, "deviation": found}
 
-    return stage.produce("retype", {"target": target}, {"model": quantized}, output, make)
+    return cache.produce("retype", {"target": target}, {"model": quantized}, output, make)
 
 
-def ensure_same(before: stage.Artifact, path: Path) -> float:
+def ensure_same(before: cache.Artifact, path: Path) -> float:
     """How far the logits of the two graphs are apart on noise.
 
     Raises:

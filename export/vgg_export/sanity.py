@@ -22,10 +22,10 @@ from vgg_runtime.bundle.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preproces
 from vgg_runtime.measure.recommend import LEAST_LABELLED
 from vgg_runtime.text import printable
 
-from . import stage
+from .core import cache
+from .core.errors import AccuracyError
+from .core.progress import Progress
 from .data import Item
-from .errors import AccuracyError
-from .progress import Progress
 
 log = logging.getLogger(__name__)
 
@@ -150,7 +150,7 @@ class Checked:
 
 def check(
     network: Callable[[], Ask],
-    asked: stage.Artifact,
+    asked: cache.Artifact,
     preprocessing: Preprocessing,
     sets: Sequence[Sequence[Item]],
     names: Sequence[str],
@@ -213,7 +213,7 @@ def _not_checked(why: str) -> str:
 
 def ask(
     network: Callable[[], Ask],
-    asked: stage.Artifact,
+    asked: cache.Artifact,
     preprocessing: Preprocessing,
     items: Sequence[Item],
     names: Sequence[str],
@@ -239,7 +239,7 @@ def ask(
         path.write_text(json.dumps(answers, indent=1))
         return answers
 
-    return Answers.from_json(stage.produce("sanity", options, {"checkpoint": asked}, output, make).measured)
+    return Answers.from_json(cache.produce("sanity", options, {"checkpoint": asked}, output, make).measured)
 
 
 def _ask(

@@ -32,11 +32,12 @@ from vgg_runtime.bundle.preprocess import Preprocessing
 from vgg_runtime.bundle.session import Model
 from vgg_runtime.measure.recommend import loss_points, near_chance
 
-from . import evaluate, external, model, prune, stage
+from . import evaluate, external, model, prune
+from .core import cache
+from .core.errors import NothingToGainError, OptionsError
+from .core.progress import Progress
 from .data import Item, Splits
-from .errors import NothingToGainError, OptionsError
 from .options import AllOptions, Budget, PruneOptions, SweepOptions
-from .progress import Progress
 from .recipes import Steps, chosen_recipes
 
 log = logging.getLogger(__name__)
@@ -133,7 +134,7 @@ class Judge:
     computed once."""
 
     def __init__(
-        self, baseline: stage.Artifact, sets: dict[str, Sequence[Item]], work: Path, progress: Progress
+        self, baseline: cache.Artifact, sets: dict[str, Sequence[Item]], work: Path, progress: Progress
     ) -> None:
         self.baseline, self.work, self.progress = baseline, work, progress
         self._sets = {name: list(items) for name, items in sets.items() if items}
@@ -147,7 +148,7 @@ class Judge:
         self._scratch.cleanup()
 
     def point(
-        self, family: str, name: str, steps: tuple[str, ...], made: stage.Artifact, setting: dict[str, Any]
+        self, family: str, name: str, steps: tuple[str, ...], made: cache.Artifact, setting: dict[str, Any]
     ) -> Point:
         """Judge a model, unless that was done before with just these pictures on a machine like this."""
         info = made.measured["model"]
@@ -176,12 +177,12 @@ class Judge:
             return found.to_json()
 
         inputs = {"model": made, "baseline": self.baseline}
-        recorded = stage.produce(
+        recorded = cache.produce(
             "point", options, inputs, made.path.with_name(made.path.stem + ".point.json"), make
         )
         return Point.from_json(recorded.measured)
 
-    def figures(self, which: str, made: stage.Artifact, name: str) -> dict[str, Any] | None:
+    def figures(self, which: str, made: cache.Artifact, name: str) -> dict[str, Any] | None:
         """Accuracy and agreement of a model on a set of pictures, None where there are none."""
         if which not in self._sets:
             return None
@@ -191,7 +192,7 @@ class Judge:
         labels = np.array([-1 if i.label is None else i.label for i in self._sets[which]])
         return evaluate.figures(logits, self._said[which], labels)
 
-    def _ask(self, which: str, made: stage.Artifact, name: str) -> npt.NDArray[np.float32]:
+    def _ask(self, which: str, made: cache.Artifact, name: str) -> npt.NDArray[np.float32]:
         subject = subject_of(made, name)
         key = (which, subject.preprocessing.crop_px)
         if key not in self._tensors:
@@ -201,7 +202,7 @@ class Judge:
             )
         return evaluate.infer(subject, self._tensors[key], self.progress)
 
-    def time(self, made: stage.Artifact, name: str) -> tuple[float, float]:
+    def time(self, made: cache.Artifact, name: str) -> tuple[float, float]:
         """Median latencies in ms of a model and of the baseline, loaded and run in turn: other work on the
         machine meets both."""
         own: list[float] = []
@@ -222,7 +223,7 @@ def timed_on() -> dict[str, Any]:
     return {"cpu": machine.cpu, "features": machine.features, "cores": machine.threads}
 
 
-def subject_of(made: stage.Artifact, name: str) -> evaluate.Subject:
+def subject_of(made: cache.Artifact, name: str) -> evaluate.Subject:
     """An exported or quantized model as it is asked and timed here."""
     made_for = (made.measured["target"],) if "target" in made.measured else ()
     return evaluate.Subject(
@@ -230,7 +231,7 @@ def subject_of(made: stage.Artifact, name: str) -> evaluate.Subject:
     )
 
 
-def timed(made: stage.Artifact) -> list[float]:
+def timed(made: cache.Artifact) -> list[float]:
     """Latencies in ms of a model in a session of its own, after a warm-up."""
     info = made.measured["model"]
     side = info["plan"]["input_px"]
@@ -251,7 +252,7 @@ class Search:
 
     def __init__(
         self,
-        checkpoint: stage.Artifact,
+        checkpoint: cache.Artifact,
         splits: Splits,
         options: AllOptions,
         judge: Judge,

@@ -11,7 +11,7 @@ solution serves every rank.
 import dataclasses
 from typing import TYPE_CHECKING
 
-from .errors import CheckFailedError
+from .core.errors import CheckFailedError
 
 if TYPE_CHECKING:
     import torch

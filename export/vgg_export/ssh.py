@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import IO, Any, Self
 
 from . import on_board
-from .errors import BoardError, DeployError
+from .core.errors import BoardError, DeployError
 from .options import DeployOptions
 
 log = logging.getLogger(__name__)

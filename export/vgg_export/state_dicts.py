@@ -14,7 +14,7 @@ from vgg_runtime.text import printable
 
 from . import class_names, file_kinds
 from .class_names import ClassNames
-from .errors import CheckpointError
+from .core.errors import CheckpointError
 from .model import CONVS_PER_BLOCK, POOLED_PX, STRIDE_PX, Plan, fold_batch_norm
 
 if TYPE_CHECKING:

@@ -11,9 +11,10 @@ from vgg_runtime.bundle.manifest import SessionSettings
 from vgg_runtime.bundle.preprocess import for_input
 from vgg_runtime.bundle.session import Model
 
-from . import graph, model, stage
-from .errors import CheckFailedError
-from .progress import Progress
+from . import graph, model
+from .core import cache
+from .core.errors import CheckFailedError
+from .core.progress import Progress
 
 if TYPE_CHECKING:
     import onnx_ir
@@ -26,7 +27,7 @@ TOLERANCE = 1e-4
 OPSET = 20
 
 
-def run(checkpoint: stage.Artifact, output: Path, progress: Progress) -> stage.Artifact:
+def run(checkpoint: cache.Artifact, output: Path, progress: Progress) -> cache.Artifact:
     """Export a checkpoint file; the sidecar carries what the bundle says about the model."""
 
     def make(path: Path) -> dict[str, object]:
@@ -38,7 +39,7 @@ def run(checkpoint: stage.Artifact, output: Path, progress: Progress) -> stage.A
         log.info("exported: largest relative difference to torch %.1e", parity)
         return {"ops": ops, "parity": parity, "tolerance": TOLERANCE, "model": describe(source)}
 
-    return stage.produce(
+    return cache.produce(
         "export", {"opset": OPSET, "transposed_linear": True}, {"checkpoint": checkpoint}, output, make
     )
 

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from . import on_board
-from .errors import BoardError, DeployError
-from .progress import Progress, Task
+from .core.errors import BoardError, DeployError
+from .core.progress import Progress, Task
 from .ssh import Connection, disk_full, last_line
 
 log = logging.getLogger(__name__)

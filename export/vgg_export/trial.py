@@ -18,8 +18,8 @@ from vgg_runtime.bundle.preprocess import Preprocessing, load
 from vgg_runtime.bundle.session import Model, exact
 
 from . import equalize, integer
+from .core.progress import Progress
 from .options import Int8Form
-from .progress import Progress
 
 if TYPE_CHECKING:
     import onnx

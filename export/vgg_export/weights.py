@@ -17,10 +17,10 @@ from typing import Any
 
 from . import class_names, file_kinds, model
 from .class_names import ClassNames
-from .errors import CheckpointError, HubError
+from .core.errors import CheckpointError, HubError
+from .core.files import explain_write_errors, sha256
 from .options import WeightsOptions
 from .state_dicts import Content, read_file, to_plan_and_tensors
-from .storage import explain_write_errors, sha256
 
 log = logging.getLogger(__name__)
 

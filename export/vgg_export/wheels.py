@@ -13,10 +13,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from .board import Board
-from .errors import BoardError, DeployError, HubError
-from .progress import Progress
+from .core.errors import BoardError, DeployError, HubError
+from .core.files import explain_write_errors
+from .core.progress import Progress
 from .ssh import last_line
-from .storage import explain_write_errors
 
 log = logging.getLogger(__name__)
 

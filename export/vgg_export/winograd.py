@@ -24,11 +24,12 @@ import numpy.typing as npt
 from vgg_runtime.bundle.manifest import SessionSettings
 from vgg_runtime.bundle.session import Model
 
-from . import cook_toom, graph, stage
+from . import cook_toom, graph
 from .cook_toom import Form
-from .errors import CheckFailedError, DataError, NothingToGainError, RewriteError
+from .core import cache
+from .core.errors import CheckFailedError, DataError, NothingToGainError, RewriteError
+from .core.progress import Progress
 from .model import Plan
-from .progress import Progress
 from .winograd_cost import choose
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ TOLERANCE = 1e-4
 GROWTH_BYTES, GROWTH_BYTES_PER_LAYER = 20_000, 5_000
 
 
-def run(exported: stage.Artifact, core: str, output: Path, progress: Progress) -> stage.Artifact:
+def run(exported: cache.Artifact, core: str, output: Path, progress: Progress) -> cache.Artifact:
     """Rewrite an exported float model for a core (of ``winograd_cost.CORES``), every layer in the form that
     is cheapest there.
 
@@ -82,7 +83,7 @@ def run(exported: stage.Artifact, core: str, output: Path, progress: Progress) -
             "model": info,
         }
 
-    return stage.produce("winograd", told, {"model": exported}, output, make)
+    return cache.produce("winograd", told, {"model": exported}, output, make)
 
 
 def rewrite_file(source: Path, output: Path, forms: Mapping[str, Form]) -> None:

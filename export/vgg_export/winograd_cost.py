@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from . import cook_toom
 from .cook_toom import Form
-from .errors import OptionsError
+from .core.errors import OptionsError
 from .model import Layer
 
 SCHEMA = 1

@@ -17,10 +17,11 @@ from conftest import reseal
 from test_compare import compare
 
 from vgg_export import bundle as bundling
-from vgg_export import data, external, integer, options, pipeline, quantize, retype, stage, to_onnx
-from vgg_export.errors import CheckFailedError, OptionsError
+from vgg_export import data, external, integer, options, pipeline, quantize, retype, to_onnx
+from vgg_export.core import cache
+from vgg_export.core.errors import CheckFailedError, OptionsError
+from vgg_export.core.progress import Quiet
 from vgg_export.options import AllOptions, QuantizeOptions
-from vgg_export.progress import Quiet
 from vgg_runtime.board import device, memory, targets
 from vgg_runtime.board.targets import TARGETS
 from vgg_runtime.bundle import builds, manifest, self_check
@@ -92,18 +93,18 @@ def test_targets_as_options() -> None:
 
 
 @pytest.fixture(scope="module")
-def exported(splits: data.Splits, tmp_path_factory: pytest.TempPathFactory) -> stage.Artifact:
+def exported(splits: data.Splits, tmp_path_factory: pytest.TempPathFactory) -> cache.Artifact:
     from conftest import small_checkpoint
 
     from vgg_export import model
 
     folder = tmp_path_factory.mktemp("exported")
     model.save(small_checkpoint(), folder / "c.safetensors")
-    return to_onnx.run(stage.of(folder / "c.safetensors"), folder / "float.onnx", Quiet())
+    return to_onnx.run(cache.of(folder / "c.safetensors"), folder / "float.onnx", Quiet())
 
 
 @pytest.fixture(scope="module")
-def unsigned(exported: stage.Artifact, splits: data.Splits) -> stage.Artifact:
+def unsigned(exported: cache.Artifact, splits: data.Splits) -> cache.Artifact:
     wanted = QuantizeOptions("x86-vnni", "minmax")
     return quantize.run(exported, splits, 12, exported.path.with_name("unsigned.onnx"), wanted, Quiet())
 
@@ -114,7 +115,7 @@ def zero_point_types(path: Path) -> set[int]:
     return {kinds[node.input[2]] for node in graph.node if node.op_type == "QuantizeLinear"}
 
 
-def test_signed_activations_are_the_same_function(unsigned: stage.Artifact, tmp_path: Path) -> None:
+def test_signed_activations_are_the_same_function(unsigned: cache.Artifact, tmp_path: Path) -> None:
     """Quantizing anew for the other type gives the same weights, biases, scales and logits."""
     made = retype.run(unsigned, "pi4", tmp_path / "signed.onnx", Quiet())
     assert zero_point_types(unsigned.path) == {onnx.TensorProto.UINT8}
@@ -140,7 +141,7 @@ def test_signed_activations_are_the_same_function(unsigned: stage.Artifact, tmp_
 
 
 def test_what_cannot_be_retyped_is_said(
-    exported: stage.Artifact, unsigned: stage.Artifact, tmp_path: Path
+    exported: cache.Artifact, unsigned: cache.Artifact, tmp_path: Path
 ) -> None:
     with pytest.raises(CheckFailedError, match="has no QuantizeLinear"):
         integer.retype(onnx.load(exported.path), signed=True)
@@ -157,7 +158,7 @@ def test_what_cannot_be_retyped_is_said(
 
 
 def test_weights_lie_beside_the_graph_and_are_shared(
-    exported: stage.Artifact, unsigned: stage.Artifact, tmp_path: Path
+    exported: cache.Artifact, unsigned: cache.Artifact, tmp_path: Path
 ) -> None:
     signed = retype.run(unsigned, "pi4", tmp_path / "work.onnx", Quiet())
     first = external.write(unsigned.path, tmp_path / "a.onnx")
@@ -180,8 +181,8 @@ def test_weights_lie_beside_the_graph_and_are_shared(
 
 @pytest.fixture(scope="module")
 def several(
-    exported: stage.Artifact,
-    unsigned: stage.Artifact,
+    exported: cache.Artifact,
+    unsigned: cache.Artifact,
     splits: data.Splits,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Path:
@@ -424,7 +425,7 @@ def entry_of(size: int, entry_id: str, precision: str, steps: tuple[str, ...], p
     with path.open("wb") as file:
         file.truncate(size)  # sparse
     return bundling.Entry(
-        entry_id, "", "", steps, stage.Artifact(path, "", {"measured": {"model": {"precision": precision}}})
+        entry_id, "", "", steps, cache.Artifact(path, "", {"measured": {"model": {"precision": precision}}})
     )
 
 
@@ -467,11 +468,11 @@ def test_transformed_weights_must_leave_a_board_room(tmp_path: Path) -> None:
     path = tmp_path / "model.onnx"
     with path.open("wb") as file:
         file.truncate(200_000_000)  # sparse
-    made = stage.Artifact(path, "", {"measured": {}})
+    made = cache.Artifact(path, "", {"measured": {}})
 
-    def rewritten(growth: int) -> stage.Artifact:
+    def rewritten(growth: int) -> cache.Artifact:
         weights = {"direct": 10_000_000, "rewritten": 10_000_000 + growth}
-        return stage.Artifact(path, "", {"measured": {"winograd": {"weight_bytes": weights}}})
+        return cache.Artifact(path, "", {"measured": {"winograd": {"weight_bytes": weights}}})
 
     assert recipes._has_room(TARGETS["zero2"], made, rewritten(60_000_000))
     assert not recipes._has_room(TARGETS["zero2"], made, rewritten(70_000_000))

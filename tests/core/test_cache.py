@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from vgg_export import stage, storage
-from vgg_export.errors import OutputError
+from vgg_export.core import cache, files
+from vgg_export.core.errors import OutputError
 
 
 def make(text: str, calls: list[str]) -> "object":
@@ -23,8 +23,8 @@ def test_work_is_done_once_per_content(tmp_path: Path) -> None:
     source, output = tmp_path / "in.txt", tmp_path / "out.txt"
     source.write_text("one")
 
-    def run(options: dict[str, object]) -> stage.Artifact:
-        return stage.produce("test", options, {"in": stage.of(source)}, output, make("made", calls))
+    def run(options: dict[str, object]) -> cache.Artifact:
+        return cache.produce("test", options, {"in": cache.of(source)}, output, make("made", calls))
 
     first = run({"a": 1})
     os.utime(source)  # a new time is not new content
@@ -36,18 +36,18 @@ def test_work_is_done_once_per_content(tmp_path: Path) -> None:
     run({"a": 2})
     assert len(calls) == 3
     # a stage may pass on what its input's says
-    storage.write_json(stage.sidecar_path(source), {"measured": {"labels": ["cat"]}})
+    files.write_json(cache.sidecar_path(source), {"measured": {"labels": ["cat"]}})
     run({"a": 2})
     assert len(calls) == 4
     output.write_text("touched")
     assert run({"a": 2}).path.read_text() == "made"
     assert len(calls) == 5
-    stage.sidecar_path(output).write_text("{broken")
+    cache.sidecar_path(output).write_text("{broken")
     run({"a": 2})
     assert len(calls) == 6
-    sidecar = json.loads(stage.sidecar_path(output).read_text())
+    sidecar = json.loads(cache.sidecar_path(output).read_text())
     assert sidecar["measured"] == {"length": 4}
-    assert sidecar["inputs"] == {"in": stage.of(source).sha256}
+    assert sidecar["inputs"] == {"in": cache.of(source).sha256}
     assert {"torch", "onnxruntime", "vgg-export"} <= sidecar["versions"].keys()
 
 
@@ -57,7 +57,7 @@ def test_a_failed_write_leaves_what_was_there(problem: BaseException, tmp_path: 
     path.write_text("before")
 
     def fail() -> None:
-        with storage.atomic_file(path) as temporary:
+        with files.atomic_file(path) as temporary:
             temporary.write_text("half")
             raise problem
 
@@ -74,7 +74,7 @@ def test_a_really_full_disk_is_one_sentence() -> None:
         pytest.skip("no /dev/full on this system")
 
     def write() -> None:
-        with storage.explain_write_errors(Path("/dev/full")), Path("/dev/full").open("w") as file:
+        with files.explain_write_errors(Path("/dev/full")), Path("/dev/full").open("w") as file:
             file.write("x" * 100_000)
 
     with pytest.raises(OutputError, match="the disk is full while writing /dev/full"):
@@ -85,7 +85,7 @@ def test_a_file_where_a_folder_should_be_is_explained(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
 
     def write() -> None:
-        with storage.atomic_file(tmp_path / "file" / "x.json"):
+        with files.atomic_file(tmp_path / "file" / "x.json"):
             pass
 
     with pytest.raises(OutputError, match="cannot be written"):
@@ -93,9 +93,9 @@ def test_a_file_where_a_folder_should_be_is_explained(tmp_path: Path) -> None:
 
 
 def test_an_array_on_disk_has_its_space(tmp_path: Path) -> None:
-    array = storage.reserved_array(tmp_path / "a.npy", (100, 1000))
+    array = files.reserved_array(tmp_path / "a.npy", (100, 1000))
     array[3, 7] = 5
     assert (tmp_path / "a.npy").stat().st_blocks * 512 >= 400_000
     with pytest.raises(OSError, match=r".") as error:
-        storage.reserved_array(tmp_path / "b.npy", (1 << 20, 1 << 24))
+        files.reserved_array(tmp_path / "b.npy", (1 << 20, 1 << 24))
     assert error.value.errno in (errno.ENOSPC, errno.EFBIG, errno.ENOMEM, errno.EINVAL)  # by file system

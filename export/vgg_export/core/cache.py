@@ -22,7 +22,7 @@ from typing import Any
 import vgg_calibration
 import vgg_runtime
 
-from .storage import atomic_file, explain_write_errors, sha256, write_json
+from .files import atomic_file, explain_write_errors, sha256, write_json
 
 log = logging.getLogger(__name__)
 
