@@ -28,8 +28,10 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
 
-from vgg_export import data, model, pipeline, repair
+from vgg_export import data, pipeline, repair
 from vgg_export.cli import TerminalProgress
+from vgg_export.network import chain
+from vgg_export.network import checkpoint as checkpoints
 from vgg_export.options import DataOptions, WeightsOptions
 
 SHARES = (0.1, 0.2, 0.3, 0.5)
@@ -51,7 +53,7 @@ def main(weights: str, pictures: str, layers: str, images: int) -> None:
     with tempfile.TemporaryDirectory() as name:
         folder, progress = Path(name), TerminalProgress()
         saved = pipeline.checkpoint_file(WeightsOptions(weights), DataOptions(pictures), folder, progress)
-        original = model.load(saved.path)
+        original = checkpoints.load(saved.path)
         splits = pipeline.splits_for(saved, DataOptions(pictures), folder, progress)
         x = data.stacked(splits.fit[:images], for_input(original.plan.input_px))
         print("layer    share  form     rank   error     P50 ms  P10 ms")
@@ -61,8 +63,8 @@ def main(weights: str, pictures: str, layers: str, images: int) -> None:
 
 
 def inputs(
-    original: model.Checkpoint, x: torch.Tensor, wanted: Sequence[str]
-) -> Iterator[tuple[model.Layer, torch.Tensor]]:
+    original: checkpoints.Checkpoint, x: torch.Tensor, wanted: Sequence[str]
+) -> Iterator[tuple[chain.Layer, torch.Tensor]]:
     """Each wanted convolution with what it reads of all pictures, [N, c, side, side]."""
     for layer in original.plan.layers():
         if layer.kernel is None:
@@ -73,7 +75,7 @@ def inputs(
         x = torch.cat([step(x[a : a + repair.CHUNK].clone()) for a in range(0, len(x), repair.CHUNK)])
 
 
-def report(original: model.Checkpoint, layer: model.Layer, seen: torch.Tensor, folder: Path) -> None:
+def report(original: checkpoints.Checkpoint, layer: chain.Layer, seen: torch.Tensor, folder: Path) -> None:
     """The rows of one layer."""
     weight, bias = (original.tensors[f"{layer.name}.{part}"] for part in ("weight", "bias"))
     edge = 3 * len(seen) // 4
@@ -88,7 +90,7 @@ def report(original: model.Checkpoint, layer: model.Layer, seen: torch.Tensor, f
                 MULTIPLE, MULTIPLE * round(share * 9 * layer.inputs * layer.outputs / per_rank / MULTIPLE)
             )
             _, effective = repair.in_two(
-                layer.name, weight.double(), fitting.xx, model.Factor(layer.name, kind, rank)
+                layer.name, weight.double(), fitting.xx, chain.Factor(layer.name, kind, rank)
             )
             rows.append((f"{share:.0%}".replace("%", " %"), kind, rank, held.error(effective) / held.yy))
     sessions = [int8_session(layer, kind, rank, folder) for _, kind, rank, _ in rows]
@@ -113,10 +115,10 @@ def moments(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> repair
     return sums.moments()
 
 
-def int8_session(layer: model.Layer, kind: str, rank: int, folder: Path) -> Any:
+def int8_session(layer: chain.Layer, kind: str, rank: int, folder: Path) -> Any:
     """A session of the convolution, or its two parts, with ReLU, as int8; random weights: latency does not
     depend on them."""
-    kernels = [kernel for kernel in model.FACTORS[kind] if kernel] if rank else [(3, 3)]
+    kernels = [kernel for kernel in chain.FACTORS[kind] if kernel] if rank else [(3, 3)]
     widths = (layer.inputs, rank, layer.outputs) if rank else (layer.inputs, layer.outputs)
     rng, nodes, tensors = np.random.default_rng(0), [], []
     for k, kernel in enumerate(kernels):
@@ -156,11 +158,11 @@ class _Once(CalibrationDataReader):  # type: ignore[misc]
         return self._left.pop() if self._left else None
 
 
-def batch(layer: model.Layer) -> np.ndarray:
+def batch(layer: chain.Layer) -> np.ndarray:
     return np.random.default_rng(1).random((1, layer.inputs, layer.side_px, layer.side_px), np.float32)
 
 
-def timed(sessions: Sequence[Any], layer: model.Layer) -> list[list[float]]:
+def timed(sessions: Sequence[Any], layer: chain.Layer) -> list[list[float]]:
     """Latencies in ms of each session, in turns; the first run of a turn is not counted."""
     x, samples = {"x0": batch(layer)}, [list[float]() for _ in sessions]
     for _ in range(ROUNDS):

@@ -41,9 +41,9 @@ class Sources:
 
     def network(self) -> Any:
         """The checkpoint as a torch module in evaluation mode."""
-        from vgg_export import model
+        from vgg_export.network import checkpoint as checkpoints
 
-        return model.load(self.checkpoint).model()
+        return checkpoints.load(self.checkpoint).model()
 
 
 class Engine:
@@ -107,19 +107,19 @@ def checkpoint_as_it_is(sources: Sources, folder: Path) -> list[Path]:
 
 
 class TorchEager(Engine):
-    modules = ("torch", "vgg_export.model")
+    modules = ("torch", "vgg_export.network.chain")
 
     def __init__(self, files: Sequence[Path], threads: int, settings: dict[str, Any]) -> None:
         import torch
 
-        from vgg_export import model
+        from vgg_export.network import checkpoint as checkpoints
 
         torch.set_num_threads(threads)
         self.bfloat16 = torch.get_float32_matmul_precision() == "medium"
         self.remark = f"torch {torch.__version__}" + (
             "; its peak holds the CUDA libraries too" if torch.version.cuda else ""
         )
-        self._torch, self._network = torch, model.load(files[0]).model()
+        self._torch, self._network = torch, checkpoints.load(files[0]).model()
 
     def __call__(self, batch: Tensor) -> Tensor:
         with self._torch.inference_mode():

@@ -29,7 +29,7 @@ from vgg_export import cook_toom, winograd, winograd_cost
 from vgg_export.cook_toom import Form
 from vgg_export.core.errors import VggExportError
 from vgg_export.core.files import write_json
-from vgg_export.model import Layer
+from vgg_export.network.chain import Layer
 
 CHILD = Path(__file__).resolve().with_name("winograd_counts_child.py")
 CORE = "cortex-a72"  # that everything is counted on

@@ -21,10 +21,13 @@ import pytest
 import torch
 from torchvision.models import vgg as torchvision_vgg
 
-from vgg_export import bundle, data, evaluate, fold, model, quantize, retype, state_dicts, to_onnx
+from vgg_export import bundle, data, evaluate, quantize, retype, to_onnx
 from vgg_export.cli import main
 from vgg_export.core import cache
 from vgg_export.core.progress import Quiet
+from vgg_export.network import checkpoint as checkpoints
+from vgg_export.network import input_size
+from vgg_export.network.readers import state_dicts
 from vgg_export.options import QuantizeOptions
 from vgg_runtime.bundle import manifest
 
@@ -116,23 +119,27 @@ def small_torchvision_vgg(
     return network.eval()
 
 
-def small_checkpoint(family: str = "vgg11", classes: int = len(CLASSES), seed: int = 0) -> model.Checkpoint:
+def small_checkpoint(
+    family: str = "vgg11", classes: int = len(CLASSES), seed: int = 0
+) -> checkpoints.Checkpoint:
     plan, tensors = state_dicts.to_plan_and_tensors(
         small_torchvision_vgg(family, False, classes, seed).state_dict()
     )
     labels = CLASSES if classes == len(CLASSES) else tuple(f"class {k}" for k in range(classes))
-    return model.Checkpoint(plan, tensors, labels, {"weights": "file", "what": f"small {family} for tests"})
+    return checkpoints.Checkpoint(
+        plan, tensors, labels, {"weights": "file", "what": f"small {family} for tests"}
+    )
 
 
 @pytest.fixture
-def checkpoint() -> model.Checkpoint:
+def checkpoint() -> checkpoints.Checkpoint:
     return small_checkpoint()
 
 
 @pytest.fixture
-def saved(checkpoint: model.Checkpoint, tmp_path: Path) -> cache.Artifact:
+def saved(checkpoint: checkpoints.Checkpoint, tmp_path: Path) -> cache.Artifact:
     path = tmp_path / "checkpoint.safetensors"
-    model.save(checkpoint, path)
+    checkpoints.save(checkpoint, path)
     return cache.of(path)
 
 
@@ -166,10 +173,12 @@ def bundle_folder(splits: data.Splits, tmp_path_factory: pytest.TempPathFactory)
 
 
 def make_bundle(splits: data.Splits, work: Path) -> None:
-    model.save(small_checkpoint(), work / "c.safetensors")
+    checkpoints.save(small_checkpoint(), work / "c.safetensors")
     first = cache.of(work / "c.safetensors")
     baseline = to_onnx.run(first, work / "baseline.onnx", Quiet())
-    scaled = to_onnx.run(fold.run(first, work / "f.safetensors", 160, Quiet()), work / "scaled.onnx", Quiet())
+    scaled = to_onnx.run(
+        input_size.run(first, work / "f.safetensors", 160, Quiet()), work / "scaled.onnx", Quiet()
+    )
     quantized = quantize.run(
         baseline, splits, 16, work / "quantized.onnx", QuantizeOptions("x86-vnni"), Quiet()
     )

@@ -23,8 +23,8 @@ from conftest import (
 )
 from PIL import Image
 
-from vgg_export import model
 from vgg_export.cli import cli
+from vgg_export.network import checkpoint as checkpoints
 from vgg_export.options import FactoriseOptions
 from vgg_runtime.bundle import manifest
 
@@ -400,7 +400,7 @@ def test_a_full_disk_is_one_sentence_and_leaves_nothing_half(
 ) -> None:
     """The disk fills up in another stage each time: checkpoint, cached features, models, prepared test
     images."""
-    model.save(small_checkpoint(), tmp_path / "own.safetensors")
+    checkpoints.save(small_checkpoint(), tmp_path / "own.safetensors")
     (small_disk / "filler").write_bytes(b"0" * (24 - free_mb) * 1_000_000)
     arguments = (
         "--data",
@@ -425,7 +425,7 @@ def test_a_full_disk_is_one_sentence_and_leaves_nothing_half(
 def test_a_stage_does_not_overwrite_its_input(vgg_export: Run, weights: Path, tmp_path: Path) -> None:
     before = weights.read_bytes()
     refused(vgg_export("prune", "--weights", "mine.pth", "--output", "mine.pth"), "must end in .safetensors")
-    model.save(small_checkpoint(), tmp_path / "own.safetensors")
+    checkpoints.save(small_checkpoint(), tmp_path / "own.safetensors")
     refused(
         vgg_export("prune", "--weights", "own.safetensors", "--output", "own.safetensors"),
         "is also an input and would be overwritten",
@@ -437,7 +437,7 @@ def test_evaluate_leaves_out_what_the_models_were_made_with(
     vgg_export: Run, signs_folder: Path, tmp_path: Path
 ) -> None:
     """Even when the bundle was put together with other pictures than the int8 model was calibrated on."""
-    model.save(small_checkpoint(), tmp_path / "own.safetensors")
+    checkpoints.save(small_checkpoint(), tmp_path / "own.safetensors")
     flat = tmp_path / "photos"
     flat.mkdir()
     for path in (signs_folder / "train").rglob("*.png"):

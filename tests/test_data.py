@@ -8,9 +8,11 @@ from conftest import CLASSES
 from PIL import Image
 
 from vgg_calibration import choose
-from vgg_export import data, signs, weights
+from vgg_export import data, signs
+from vgg_export.core import internet
 from vgg_export.core.errors import DataError, HubError, OptionsError
 from vgg_export.core.progress import Quiet
+from vgg_export.data.wordnet import wordnet_ids
 from vgg_export.options import DataOptions
 from vgg_runtime.bundle.preprocess import for_input, open_image, to_tensor
 
@@ -94,7 +96,7 @@ def test_folders_are_mapped_by_name_and_by_wordnet_id(tmp_path: Path) -> None:
 
     labels = tuple(VGG19_Weights.IMAGENET1K_V1.meta["categories"])
     found = data.resolve(
-        DataOptions(str(tmp_path / "photos")), "imagenet", labels, weights.wordnet_ids(), tmp_path, Quiet()
+        DataOptions(str(tmp_path / "photos")), "imagenet", labels, wordnet_ids(), tmp_path, Quiet()
     )
     assert {i.label for i in (*found.fit, *found.select, *found.test)} == {281, 504}
 
@@ -174,12 +176,12 @@ def test_imagenette_is_read_from_its_cache_and_refused_without_one(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(
         "vgg_export.data.reachable",
-        lambda url: weights.reachable("http://127.0.0.1:9/" + url.rsplit("/", 1)[1]),
+        lambda url: internet.reachable("http://127.0.0.1:9/" + url.rsplit("/", 1)[1]),
     )
     chosen = DataOptions("imagenette")
     with pytest.raises(HubError, match="Imagenette is neither in"):
-        data.resolve(chosen, "imagenet", labels, weights.wordnet_ids(), tmp_path, Quiet())
-    quiet = data.resolve(DataOptions(), "imagenet", labels, weights.wordnet_ids(), tmp_path, Quiet())
+        data.resolve(chosen, "imagenet", labels, wordnet_ids(), tmp_path, Quiet())
+    quiet = data.resolve(DataOptions(), "imagenet", labels, wordnet_ids(), tmp_path, Quiet())
     assert quiet.origin == "sample photographs"
     for part, count in (("train", 10), ("val", 4)):
         for k, wordnet in enumerate(("n01440764", "n03888257")):
@@ -188,7 +190,7 @@ def test_imagenette_is_read_from_its_cache_and_refused_without_one(
             for j in range(count):
                 seed = hash((part == "val", k, j)) % 100_000
                 signs.draw("stop", seed, 40).save(folder / f"{seed}.JPEG")
-    found = data.resolve(chosen, "imagenet", labels, weights.wordnet_ids(), tmp_path, Quiet())
+    found = data.resolve(chosen, "imagenet", labels, wordnet_ids(), tmp_path, Quiet())
     assert len(found.test) == 8
     assert {i.label for i in found.test} == {0, labels.index("parachute")}
 

@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 from conftest import command_environment, readme_table
 
-from vgg_export import demo, model, weights
+from vgg_export import demo
 from vgg_export.core import files
 from vgg_export.core.progress import Quiet
+from vgg_export.network import checkpoint as checkpoints
+from vgg_export.network import weights
 from vgg_export.recipes import RECIPES
 from vgg_runtime import text
 from vgg_runtime.board import targets
@@ -23,7 +25,7 @@ def test_the_model_card_is_that_of_the_weights() -> None:
     card = json.loads(path.with_suffix(".json").read_text())
     assert card["sha256"] == files.sha256(path)
     assert path.stat().st_size <= 12_000_000
-    plan = model.load(path).plan
+    plan = checkpoints.load(path).plan
     assert card["parameters"] == plan.parameters()
     assert (plan.family, plan.classes >= 12, plan.hidden) == ("vgg19", True, (512, 512))
     fully_connected = sum(c * n + n for _, c, n in plan.linears()) / plan.parameters()
@@ -49,7 +51,7 @@ def test_training_leaves_a_checkpoint_and_its_card(tmp_path: Path) -> None:
     assert card["sha256"] == files.sha256(tmp_path / "demo.safetensors")
     assert card["accuracy"]["n"] == 40
     assert json.loads((tmp_path / "demo.json").read_text()) == card
-    assert model.load(tmp_path / "demo.safetensors").plan == demo.PLAN
+    assert checkpoints.load(tmp_path / "demo.safetensors").plan == demo.PLAN
 
 
 @pytest.mark.slow

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, readme_table
 
-from vgg_export import model, pipeline, prune, weights
+from vgg_export import pipeline, prune
 from vgg_export.cli import cli
+from vgg_export.network import chain, weights
 from vgg_export.options import TARGETS, AllOptions, PruneOptions
 from vgg_runtime.bundle.metrics import wilson_interval
 
@@ -18,9 +19,9 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 CODE = "\n".join(re.findall(r"^    (\S.*)$", README, re.MULTILINE) + re.findall(r"`([^`\n]+)`", README))
 
 
-def planned(recipe: pipeline.Recipe) -> model.Plan:
+def planned(recipe: pipeline.Recipe) -> chain.Plan:
     """The plan of a variant of the full-size VGG19, computed from its recipe."""
-    plan, options = model.full_width("vgg19"), PruneOptions()
+    plan, options = chain.full_width("vgg19"), PruneOptions()
     if "prune" in recipe.steps:
         deep = [
             tuple(prune.target_width(w, options.ratio, options.multiple) for w in block)
@@ -77,7 +78,7 @@ def test_the_speed_and_size_of_a_real_network_are_ratios() -> None:
 
 
 def test_the_shares_it_names_are_right() -> None:
-    plan = model.full_width("vgg19")
+    plan = chain.full_width("vgg19")
     in_linears = sum(c * n + n for _, c, n in plan.linears()) / plan.parameters()
     in_convs = 1 - sum(c * n for _, c, n in plan.linears()) / plan.macs()
     assert f"({in_linears:.0%} of them)".replace("%", " %") in README

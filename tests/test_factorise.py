@@ -10,10 +10,12 @@ import torch
 from conftest import small_checkpoint
 from test_model import undecided
 
-from vgg_export import data, factorise, finetune, fold, model, prune, quantize, to_onnx
+from vgg_export import data, factorise, finetune, prune, quantize, to_onnx
 from vgg_export.core import cache
 from vgg_export.core.errors import CheckpointError, DataError, OptionsError
 from vgg_export.core.progress import Quiet
+from vgg_export.network import chain, input_size
+from vgg_export.network import checkpoint as checkpoints
 from vgg_export.options import FactoriseOptions, FinetuneOptions, PruneOptions, QuantizeOptions
 from vgg_runtime.bundle.preprocess import for_input
 
@@ -26,14 +28,14 @@ def made(
 ) -> tuple[cache.Artifact, cache.Artifact]:
     """(original, factorised): checkpoint files."""
     folder = tmp_path_factory.mktemp("factorised")
-    model.save(small_checkpoint(), folder / "original.safetensors")
+    checkpoints.save(small_checkpoint(), folder / "original.safetensors")
     original = cache.of(folder / "original.safetensors")
     return original, factorise.run(original, splits, folder / "compact.safetensors", OPTIONS, Quiet())
 
 
 def test_the_arithmetic_of_a_factorised_plan_by_hand() -> None:
-    plan = model.full_width("vgg11")
-    factors = (model.Factor("conv3_1", "channel", 64), model.Factor("fc1", "linear", 256))
+    plan = chain.full_width("vgg11")
+    factors = (chain.Factor("conv3_1", "channel", 64), chain.Factor("fc1", "linear", 256))
     compact = dataclasses.replace(plan, factors=factors)
     assert plan.macs() - compact.macs() == (
         9 * 128 * 256 - 64 * (9 * 128 + 256)
@@ -41,9 +43,9 @@ def test_the_arithmetic_of_a_factorised_plan_by_hand() -> None:
     assert plan.parameters() - compact.parameters() == 9 * 128 * 256 - 64 * (
         9 * 128 + 256
     ) + 25088 * 4096 - 256 * (25088 + 4096)
-    assert model.Plan.from_json(json.loads(json.dumps(compact.to_json()))) == compact
+    assert chain.Plan.from_json(json.loads(json.dumps(compact.to_json()))) == compact
     assert compact.first_linear() == "fc1_reduce"
-    shapes = model.expected_shapes(compact)
+    shapes = chain.expected_shapes(compact)
     assert shapes["conv3_1_reduce.weight"] == (64, 128, 3, 3)
     assert shapes["conv3_1_expand.weight"] == (256, 64, 1, 1)
     assert "conv3_1_reduce.bias" not in shapes
@@ -52,20 +54,20 @@ def test_the_arithmetic_of_a_factorised_plan_by_hand() -> None:
 @pytest.mark.parametrize(
     "factors",
     [
-        (model.Factor("conv9_1", "channel", 4),),
-        (model.Factor("fc1", "channel", 4),),
-        (model.Factor("conv3_1", "channel", 0),),
-        (model.Factor("conv3_1", "channel", 4), model.Factor("conv3_1", "channel", 8)),
+        (chain.Factor("conv9_1", "channel", 4),),
+        (chain.Factor("fc1", "channel", 4),),
+        (chain.Factor("conv3_1", "channel", 0),),
+        (chain.Factor("conv3_1", "channel", 4), chain.Factor("conv3_1", "channel", 8)),
     ],
 )
-def test_a_plan_with_impossible_factors_is_refused(factors: tuple[model.Factor, ...]) -> None:
+def test_a_plan_with_impossible_factors_is_refused(factors: tuple[chain.Factor, ...]) -> None:
     with pytest.raises(CheckpointError):
-        dataclasses.replace(model.full_width("vgg11"), factors=factors)
+        dataclasses.replace(chain.full_width("vgg11"), factors=factors)
 
 
 def test_the_chosen_forms_and_ranks_are_the_best_within_the_bound() -> None:
     """Against all combinations: nothing with as little arithmetic keeps a larger product of variances."""
-    plan = model.Plan("vgg11", ((16,), (16,), (16, 16), (16, 16), (16, 16)), (8, 8), 4)
+    plan = chain.Plan("vgg11", ((16,), (16,), (16, 16), (16, 16), (16, 16)), (8, 8), 4)
     generator = torch.Generator().manual_seed(1)
 
     def shares(fall: float) -> list[float]:
@@ -97,7 +99,7 @@ def test_the_chosen_forms_and_ranks_are_the_best_within_the_bound() -> None:
 
 
 def test_it_halves_the_arithmetic_and_still_agrees(splits: data.Splits, tmp_path: Path) -> None:
-    model.save(
+    checkpoints.save(
         undecided(small_checkpoint(), data.stacked(splits.fit, for_input(224))),
         tmp_path / "original.safetensors",
     )
@@ -114,11 +116,11 @@ def test_it_halves_the_arithmetic_and_still_agrees(splits: data.Splits, tmp_path
     assert losses["repaired"]["kl"] < 0.2 * losses["removed"]["kl"]
     assert {layer["layer"] for layer in measured["layers"]} >= {"fc1", "fc2", "fc3"}
     assert all(0 <= layer["error_after"] < 0.5 for layer in measured["layers"])
-    loaded = model.load(compact.path)
-    assert loaded.plan == model.Plan.from_json(measured["plan"])
+    loaded = checkpoints.load(compact.path)
+    assert loaded.plan == chain.Plan.from_json(measured["plan"])
     assert loaded.source["history"][-1].startswith("factorised to ")
     assert len(loaded.source["fitted_on"]) > 0
-    assert model.load(original.path).plan.factors == ()
+    assert checkpoints.load(original.path).plan.factors == ()
 
 
 def test_later_stages_need_no_special_case(
@@ -133,13 +135,13 @@ def test_later_stages_need_no_special_case(
         FinetuneOptions(2, 1e-3, train_from="fc1", images=16),
         Quiet(),
     )
-    before, after = model.load(compact.path).tensors, model.load(tuned.path).tensors
+    before, after = checkpoints.load(compact.path).tensors, checkpoints.load(tuned.path).tensors
     assert all(torch.equal(before[name], after[name]) for name in before if name.startswith("conv"))
     assert tuned.measured["kept_epoch"] > 0
     assert not torch.equal(before["fc1_reduce.weight"], after["fc1_reduce.weight"])
-    scaled = fold.run(tuned, tmp_path / "scaled.safetensors", 96, Quiet())
+    scaled = input_size.run(tuned, tmp_path / "scaled.safetensors", 96, Quiet())
     exported = to_onnx.run(scaled, tmp_path / "scaled.onnx", Quiet())
-    factors = len(model.load(compact.path).plan.factors)
+    factors = len(checkpoints.load(compact.path).plan.factors)
     assert exported.measured["ops"]["Conv"] + exported.measured["ops"]["Gemm"] == 8 + 3 + factors
     quantized = quantize.run(
         exported, splits, 8, tmp_path / "int8.onnx", QuantizeOptions("pi5", float_layers=0), Quiet()

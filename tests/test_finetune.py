@@ -9,10 +9,12 @@ import torch
 from conftest import CLASSES, command_environment, small_checkpoint
 
 from vgg_calibration import choose
-from vgg_export import data, finetune, fold, model, options, prune, recipes
+from vgg_export import data, finetune, options, prune, recipes
 from vgg_export.core import cache
 from vgg_export.core.errors import DataError
 from vgg_export.core.progress import Quiet
+from vgg_export.network import checkpoint as checkpoints
+from vgg_export.network import input_size
 from vgg_export.options import FinetuneOptions, OptionsError, PruneOptions
 from vgg_runtime.bundle.preprocess import for_input
 
@@ -21,7 +23,7 @@ from vgg_runtime.bundle.preprocess import for_input
 def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[cache.Artifact, cache.Artifact]:
     """(student, teacher): a pruned small VGG and the original."""
     folder = tmp_path_factory.mktemp("pair")
-    model.save(small_checkpoint(), folder / "teacher.safetensors")
+    checkpoints.save(small_checkpoint(), folder / "teacher.safetensors")
     teacher = cache.of(folder / "teacher.safetensors")
     options = PruneOptions(ratio=0.5, first_block="conv4", repair=False)
     return prune.run(teacher, None, folder / "student.safetensors", options, Quiet()), teacher
@@ -57,7 +59,7 @@ def test_it_recovers_without_labels_and_leaves_early_blocks_alone(
     losses = made.measured["selection_loss"]
     assert made.measured["kept_epoch"] > 0
     assert min(losses) < 0.8 * losses[0]
-    before, after = model.load(student.path), model.load(made.path)
+    before, after = checkpoints.load(student.path), checkpoints.load(made.path)
     assert torch.equal(before.tensors["conv3_2.weight"], after.tensors["conv3_2.weight"])
     assert not torch.equal(before.tensors["conv4_1.weight"], after.tensors["conv4_1.weight"])
     assert after.source["history"][-1].startswith(f"distilled for {made.measured['kept_epoch']} of 3 epochs")
@@ -94,10 +96,10 @@ def test_teacher_and_student_see_the_pictures_at_their_own_size(
     pair: tuple[cache.Artifact, cache.Artifact], splits: data.Splits, tmp_path: Path
 ) -> None:
     _, teacher = pair
-    smaller = fold.run(teacher, tmp_path / "smaller.safetensors", 96, Quiet())
+    smaller = input_size.run(teacher, tmp_path / "smaller.safetensors", 96, Quiet())
     options = FinetuneOptions(epochs=1, rate=1e-4, train_from="fc1", images=12)
     made = finetune.run(smaller, teacher, splits, tmp_path / "tuned.safetensors", options, Quiet(), tmp_path)
-    assert model.load(made.path).plan.input_px == 96
+    assert checkpoints.load(made.path).plan.input_px == 96
     assert made.measured["kept_epoch"] == 1
     chosen = choose.limit(
         splits.select, [i.source for i in splits.select], options.select_images, options.seed
@@ -107,7 +109,7 @@ def test_teacher_and_student_see_the_pictures_at_their_own_size(
     )
     assert known is not None  # and not of 96 px
     with torch.inference_mode():
-        expected = model.load(teacher.path).model()(data.stacked(chosen, for_input(224)))
+        expected = checkpoints.load(teacher.path).model()(data.stacked(chosen, for_input(224)))
     assert torch.allclose(known, expected, rtol=1e-3, atol=1e-3)
 
 
@@ -115,7 +117,7 @@ def test_teacher_and_student_see_the_pictures_at_their_own_size(
 def test_the_teachers_answers_are_its_own_whether_or_not_the_first_blocks_are_shared(
     same: bool, pair: tuple[cache.Artifact, cache.Artifact], splits: data.Splits, tmp_path: Path
 ) -> None:
-    student, teacher = (model.load(artifact.path) for artifact in pair)
+    student, teacher = (checkpoints.load(artifact.path) for artifact in pair)
     if not same:
         student.tensors["conv1_1.bias"] += 0.01
     frozen, _ = finetune._divide(student.model(), "conv4")
@@ -148,7 +150,7 @@ def test_it_never_ends_worse_than_it_began(
     made = finetune.run(student, teacher, splits, tmp_path / "tuned.safetensors", ruinous, Quiet())
     assert made.measured["selection_loss"][1] > made.measured["selection_loss"][0]
     assert made.measured["kept_epoch"] == 0
-    before, after = model.load(student.path), model.load(made.path)
+    before, after = checkpoints.load(student.path), checkpoints.load(made.path)
     assert all(torch.equal(after.tensors[name], tensor) for name, tensor in before.tensors.items())
 
 
@@ -178,7 +180,7 @@ def test_it_keeps_the_best_epoch_not_the_last(
 def test_a_teacher_of_other_classes_is_refused(
     pair: tuple[cache.Artifact, cache.Artifact], splits: data.Splits, tmp_path: Path
 ) -> None:
-    model.save(small_checkpoint(classes=5), tmp_path / "other.safetensors")
+    checkpoints.save(small_checkpoint(classes=5), tmp_path / "other.safetensors")
     with pytest.raises(DataError, match="the student has 7 classes"):
         finetune.run(
             pair[0],
@@ -230,7 +232,7 @@ def test_two_processes_learn_what_one_learns(
     assert both["selection_loss"][0] == pytest.approx(one["selection_loss"][0], rel=1e-4)
     assert min(both["selection_loss"]) < 0.97 * both["selection_loss"][0]
     assert min(both["selection_loss"]) == pytest.approx(min(one["selection_loss"]), rel=0.1)
-    assert model.load(tmp_path / "two.safetensors").plan == model.load(student.path).plan
+    assert checkpoints.load(tmp_path / "two.safetensors").plan == checkpoints.load(student.path).plan
 
 
 def test_steps_do_not_depend_on_how_two_layers_share_their_scale(
@@ -243,10 +245,10 @@ def test_steps_do_not_depend_on_how_two_layers_share_their_scale(
     options = FinetuneOptions(epochs=1, rate=1e-2, train_from="fc1", images=24)
     losses = []
     for factor in (1, 1000):
-        scaled = model.load(student.path)
+        scaled = checkpoints.load(student.path)
         for name, by in (("fc1.weight", 1 / factor), ("fc1.bias", 1 / factor), ("fc2.weight", factor)):
             scaled.tensors[name] = scaled.tensors[name] * by
-        model.save(scaled, tmp_path / f"{factor}.safetensors")
+        checkpoints.save(scaled, tmp_path / f"{factor}.safetensors")
         made = finetune.run(
             cache.of(tmp_path / f"{factor}.safetensors"),
             teacher,
@@ -268,7 +270,7 @@ def test_what_is_lost_is_counted_in_top_1_where_there_are_labels_and_else_in_agr
     of half of the pictures."""
     _, teacher = pair
     x = data.stacked(splits.select, for_input(224))
-    changed = model.load(teacher.path)
+    changed = checkpoints.load(teacher.path)
     with torch.inference_mode():
         logits = changed.model()(x)
         wanted = logits.argmax(1)
@@ -276,7 +278,7 @@ def test_what_is_lost_is_counted_in_top_1_where_there_are_labels_and_else_in_agr
         behind = logits.max(1).values - logits[:, rarest]
         changed.tensors["fc3.bias"][rarest] += behind.quantile(0.5)
         said = changed.model()(x).argmax(1)
-    model.save(changed, tmp_path / "student.safetensors")
+    checkpoints.save(changed, tmp_path / "student.safetensors")
     student = cache.of(tmp_path / "student.safetensors")
     places = behind.argsort().argsort()  # every other picture, from those that change to those that do not
     known = torch.tensor([labelled == "all" or (labelled == "some" and k % 2 == 0) for k in places.tolist()])
@@ -332,7 +334,7 @@ def test_distilling_goes_as_deep_as_a_budget_takes(
         "DISTIL_LEVELS",
         {n: dataclasses.replace(o, epochs=1) for n, o in options.DISTIL_LEVELS.items()},
     )
-    model.save(small_checkpoint(), tmp_path / "checkpoint.safetensors")
+    checkpoints.save(small_checkpoint(), tmp_path / "checkpoint.safetensors")
     wanted = options.AllOptions(
         output=tmp_path / "out",
         work=tmp_path,

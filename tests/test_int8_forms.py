@@ -15,10 +15,13 @@ from onnx import numpy_helper
 from test_model import undecided
 
 from vgg_calibration import chain, observe
-from vgg_export import data, equalize, factorise, fold, graph, integer, model, prune, quantize, to_onnx
+from vgg_export import data, equalize, factorise, graph, integer, prune, quantize, to_onnx
 from vgg_export.core import cache, files
 from vgg_export.core.errors import CheckFailedError, OptionsError
 from vgg_export.core.progress import Quiet
+from vgg_export.network import checkpoint as checkpoints
+from vgg_export.network import input_size
+from vgg_export.network.chain import Plan
 from vgg_export.options import INT8_FORMS, TARGETS, FactoriseOptions, PruneOptions, QuantizeOptions
 from vgg_export.trial import Bench, Trial
 from vgg_runtime.board.targets import here
@@ -39,7 +42,7 @@ def exported(splits: data.Splits, tmp_path_factory: pytest.TempPathFactory) -> d
     import torch
 
     work = tmp_path_factory.mktemp("graphs")
-    model.save(small_checkpoint(), work / "c.safetensors")
+    checkpoints.save(small_checkpoint(), work / "c.safetensors")
     plain = cache.of(work / "c.safetensors")
     pruned = prune.run(
         plain, None, work / "p.safetensors", PruneOptions(0.5, "conv2", multiple=4, repair=False), Quiet()
@@ -48,9 +51,11 @@ def exported(splits: data.Splits, tmp_path_factory: pytest.TempPathFactory) -> d
         "plain": plain,
         "compact": factorise.run(pruned, splits, work / "f.safetensors", FACTORISE, Quiet()),
     }
-    folded = {name: fold.run(a, work / f"{name}-{PX}.safetensors", PX, Quiet()) for name, a in made.items()}
-    model.save(
-        undecided(model.load(folded["plain"].path), torch.from_numpy(pictures(splits.fit))),
+    folded = {
+        name: input_size.run(a, work / f"{name}-{PX}.safetensors", PX, Quiet()) for name, a in made.items()
+    }
+    checkpoints.save(
+        undecided(checkpoints.load(folded["plain"].path), torch.from_numpy(pictures(splits.fit))),
         work / "u.safetensors",
     )
     folded["undecided"] = cache.of(work / "u.safetensors")
@@ -579,7 +584,7 @@ def test_the_costliest_layer_alone_comes_first(
     path = changed(exported["compact"].path, tmp_path / "m.onnx", lambda arrays: None)
     cost = bench(path, splits, tmp_path / "scratch").sensitivity(INT8_FORMS["minmax"])
     assert set(cost) == {
-        name for name, *_ in model.Plan.from_json(exported["compact"].measured["model"]["plan"]).convs()
+        name for name, *_ in Plan.from_json(exported["compact"].measured["model"]["plan"]).convs()
     } | {
         "fc1",
         "fc2",

@@ -10,19 +10,21 @@ import torch
 from conftest import small_checkpoint
 from test_model import awake
 
-from vgg_export import allocate, fold, model, obs, prune, repair
+from vgg_export import allocate, obs, prune, repair
 from vgg_export.core.progress import Quiet
+from vgg_export.network import chain, input_size
+from vgg_export.network import checkpoint as checkpoints
 from vgg_export.options import PruneOptions
 
-PLAN = model.Plan("vgg11", ((64,), (64,), (64, 64), (64, 64), (64, 64)), (8, 8), 4, 64)
+PLAN = chain.Plan("vgg11", ((64,), (64,), (64, 64), (64, 64), (64, 64)), (8, 8), 4, 64)
 
 
 def pictures(count: int) -> torch.Tensor:
     return torch.randn(count, 3, 64, 64, generator=torch.Generator().manual_seed(0))
 
 
-def at_64_px(checkpoint: model.Checkpoint) -> model.Checkpoint:
-    return fold.fold(checkpoint, 64)
+def at_64_px(checkpoint: checkpoints.Checkpoint) -> checkpoints.Checkpoint:
+    return input_size.fold(checkpoint, 64)
 
 
 def refit_error(x: torch.Tensor, y: torch.Tensor) -> float:
@@ -79,7 +81,7 @@ def test_the_covariance_is_that_of_what_the_consumer_reads(tmp_path: Path) -> No
     )
 
 
-def kept_of(original: model.Checkpoint, criterion: str, scratch: Path) -> list[int]:
+def kept_of(original: checkpoints.Checkpoint, criterion: str, scratch: Path) -> list[int]:
     """The filters of conv4_1 that are kept when 4 of the 32 go."""
     options = PruneOptions(1 / 8, "conv4", criterion, multiple=1)
     measured = obs.removals(original, pictures(12), scratch, Quiet()) if criterion == "obs" else None
@@ -110,7 +112,7 @@ def test_a_large_filter_that_nothing_reads_goes_first(tmp_path: Path) -> None:
     assert 7 not in kept_of(original, "obs", tmp_path)
 
 
-def repeated(original: model.Checkpoint, layer: str) -> None:
+def repeated(original: checkpoints.Checkpoint, layer: str) -> None:
     """Half of a layer's filters say what the other half says."""
     for part in ("weight", "bias"):
         tensor = original.tensors[f"{layer}.{part}"]

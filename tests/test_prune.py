@@ -6,17 +6,19 @@ import torch
 from conftest import small_checkpoint
 from test_model import undecided
 
-from vgg_export import data, model, prune, repair
+from vgg_export import data, prune, repair
 from vgg_export.core import cache
 from vgg_export.core.errors import CheckFailedError, OptionsError
 from vgg_export.core.progress import Quiet
+from vgg_export.network import chain
+from vgg_export.network import checkpoint as checkpoints
 from vgg_export.options import PruneOptions
 from vgg_runtime.bundle.preprocess import for_input
 
 HALF = PruneOptions(ratio=0.5, first_block="conv4")
 
 
-@pytest.mark.parametrize("family", list(model.CONVS_PER_BLOCK))
+@pytest.mark.parametrize("family", list(chain.CONVS_PER_BLOCK))
 @pytest.mark.parametrize("criterion", ["l2", "l1", "random"])
 def test_pruned_is_the_original_with_filters_silenced(family: str, criterion: str) -> None:
     original = small_checkpoint(family)
@@ -36,7 +38,7 @@ def test_pruned_is_the_original_with_filters_silenced(family: str, criterion: st
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
 
 
-def test_ratio_zero_changes_nothing(checkpoint: model.Checkpoint) -> None:
+def test_ratio_zero_changes_nothing(checkpoint: checkpoints.Checkpoint) -> None:
     pruned, _ = prune.prune(checkpoint, PruneOptions(ratio=0))
     assert pruned.plan == checkpoint.plan
     assert all(torch.equal(pruned.tensors[name], tensor) for name, tensor in checkpoint.tensors.items())
@@ -77,7 +79,7 @@ def test_widths_land_on_the_multiple() -> None:
     assert prune.target_width(8, 0.5, 16) == 8
 
 
-def test_a_ratio_that_removes_nothing_is_said(checkpoint: model.Checkpoint) -> None:
+def test_a_ratio_that_removes_nothing_is_said(checkpoint: checkpoints.Checkpoint) -> None:
     with pytest.raises(OptionsError, match="removes nothing"):
         prune.prune(checkpoint, PruneOptions(ratio=0.01))
     for bad in (-0.1, 1.0):
@@ -85,7 +87,7 @@ def test_a_ratio_that_removes_nothing_is_said(checkpoint: model.Checkpoint) -> N
             PruneOptions(ratio=bad)
 
 
-def test_the_check_notices_mixed_up_channels(checkpoint: model.Checkpoint) -> None:
+def test_the_check_notices_mixed_up_channels(checkpoint: checkpoints.Checkpoint) -> None:
     pruned, kept = prune.prune(checkpoint, HALF)
     wrong = pruned.tensors | {"conv5_2.weight": pruned.tensors["conv5_2.weight"].flip(1)}
     with pytest.raises(CheckFailedError, match="differs from the masked original"):
@@ -96,23 +98,26 @@ def test_the_stage_writes_a_smaller_checkpoint(saved: cache.Artifact, tmp_path: 
     made = prune.run(
         saved, None, tmp_path / "pruned.safetensors", dataclasses.replace(HALF, repair=False), Quiet()
     )
-    small = model.load(made.path)
+    small = checkpoints.load(made.path)
     assert made.path.stat().st_size < saved.path.stat().st_size
-    assert made.measured["macs"] == {"before": model.load(saved.path).plan.macs(), "after": small.plan.macs()}
+    assert made.measured["macs"] == {
+        "before": checkpoints.load(saved.path).plan.macs(),
+        "after": small.plan.macs(),
+    }
     assert small.source["history"] == ["pruned about 50% of the filters from conv4 on by l2"]
     assert "layers" not in made.measured
-    removed, _ = prune.prune(model.load(saved.path), HALF)
+    removed, _ = prune.prune(checkpoints.load(saved.path), HALF)
     assert all(torch.equal(small.tensors[name], tensor) for name, tensor in removed.tensors.items())
 
 
 def test_what_is_left_is_repaired_on_pictures(splits: data.Splits, tmp_path: Path) -> None:
     original = undecided(small_checkpoint(), data.stacked(splits.fit, for_input(224)))
     options = dataclasses.replace(HALF, images=30, held_images=10)
-    model.save(original, tmp_path / "original.safetensors")
+    checkpoints.save(original, tmp_path / "original.safetensors")
     made = prune.run(
         cache.of(tmp_path / "original.safetensors"), splits, tmp_path / "pruned.safetensors", options, Quiet()
     )
-    loss, small = made.measured["losses"], model.load(made.path)
+    loss, small = made.measured["losses"], checkpoints.load(made.path)
     assert (made.measured["images"], loss["removed"]["n"], loss["repaired"]["n"]) == (30, 10, 10)
     # Six drawn networks keep 0.03 to 0.34 of the divergence on these ten, and 0.03 to 0.25 on the 42 below.
     assert loss["repaired"]["kl"] < 0.6 * loss["removed"]["kl"]
@@ -132,9 +137,9 @@ def test_noise_repairs_too_but_claims_nothing(
     saved: cache.Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(prune, "NOISE_IMAGES", 20)
-    original = model.load(saved.path)
+    original = checkpoints.load(saved.path)
     made = prune.run(saved, None, tmp_path / "pruned.safetensors", HALF, Quiet())
-    small = model.load(made.path)
+    small = checkpoints.load(made.path)
     assert made.measured["images"] == 16
     assert "losses" not in made.measured
     assert "fitted_on" not in small.source
@@ -153,7 +158,7 @@ def test_the_surgeon_chooses_on_pictures_and_says_what_it_cost(
         0.5, "conv4", "obs", repair=False, allocation="sensitivity", multiple=8, images=20, held_images=5
     )
     made = prune.run(saved, splits, tmp_path / "pruned.safetensors", options, Quiet())
-    small, original = model.load(made.path), model.load(saved.path)
+    small, original = checkpoints.load(made.path), checkpoints.load(saved.path)
     assert (made.sidecar["options"]["criterion"], made.sidecar["options"]["allocation"]) == (
         "obs",
         "sensitivity",
@@ -178,7 +183,7 @@ def test_the_surgeon_manages_with_noise(
     monkeypatch.setattr(prune, "NOISE_IMAGES", 5)
     options = dataclasses.replace(HALF, criterion="obs", repair=False)
     made = prune.run(saved, None, tmp_path / "pruned.safetensors", options, Quiet())
-    assert model.load(made.path).plan == prune.uniform_plan(model.load(saved.path).plan, options)
+    assert checkpoints.load(made.path).plan == prune.uniform_plan(checkpoints.load(saved.path).plan, options)
     assert 0 < made.measured["costs"]["conv5_2"]["cost"] < 1
 
 

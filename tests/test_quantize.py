@@ -5,10 +5,11 @@ import onnx
 import pytest
 from onnx import TensorProto
 
-from vgg_export import data, graph, quantize, to_onnx, weights
+from vgg_export import data, graph, quantize, to_onnx
 from vgg_export.core import cache
 from vgg_export.core.errors import CheckFailedError, DataError
 from vgg_export.core.progress import Quiet
+from vgg_export.network import weights
 from vgg_export.options import TARGETS, OptionsError, QuantizeOptions
 from vgg_runtime.bundle.manifest import SessionSettings
 from vgg_runtime.bundle.metrics import kl_divergence

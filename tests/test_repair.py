@@ -10,9 +10,11 @@ import torch
 from conftest import small_checkpoint
 from test_model import awake, undecided
 
-from vgg_export import data, factorise, model, prune, repair, separable
+from vgg_export import data, factorise, prune, repair, separable
 from vgg_export.core import cache
 from vgg_export.core.progress import Progress, Quiet
+from vgg_export.network import chain
+from vgg_export.network import checkpoint as checkpoints
 from vgg_export.options import FactoriseOptions, PruneOptions
 
 
@@ -20,14 +22,14 @@ def pictures(count: int, px: int = 64, seed: int = 0) -> torch.Tensor:
     return torch.randn(count, 3, px, px, generator=torch.Generator().manual_seed(seed))
 
 
-def at_64_px(checkpoint: model.Checkpoint) -> model.Checkpoint:
+def at_64_px(checkpoint: checkpoints.Checkpoint) -> checkpoints.Checkpoint:
     """A small checkpoint whose input is 64 px, so that a test is quick."""
-    from vgg_export import fold
+    from vgg_export.network import input_size
 
-    return fold.fold(checkpoint, 64)
+    return input_size.fold(checkpoint, 64)
 
 
-def everything(checkpoint: model.Checkpoint) -> dict[str, torch.Tensor]:
+def everything(checkpoint: checkpoints.Checkpoint) -> dict[str, torch.Tensor]:
     return {name: torch.arange(n) for name, _, n in checkpoint.plan.convs()}
 
 
@@ -128,8 +130,8 @@ def test_a_filter_that_another_one_repeats_can_go_without_loss(tmp_path: Path) -
     tensors, fits = repair.repair(
         repair.Problem(original, left, kept, plan), shown, repair.Folders(tmp_path), Quiet()
     )
-    before = repair.loss(original, model.Checkpoint(plan, left, original.labels, {}), shown.held)
-    after = repair.loss(original, model.Checkpoint(plan, tensors, original.labels, {}), shown.held)
+    before = repair.loss(original, checkpoints.Checkpoint(plan, left, original.labels, {}), shown.held)
+    after = repair.loss(original, checkpoints.Checkpoint(plan, tensors, original.labels, {}), shown.held)
     assert before["kl"] > 100 * after["kl"]
     assert after["n"] == 10
     assert after["agreement"] >= 0.9  # one may lie on the edge between two classes
@@ -150,12 +152,12 @@ def test_a_layer_of_low_rank_is_factorised_without_loss(layer: str, kind: str, t
         u, s, v = torch.linalg.svd(weight.flatten(1), full_matrices=False)
         low = ((u[:, :6] * s[:6]) @ v[:6]).view(weight.shape)
     original.tensors[f"{layer}.weight"] = low.contiguous()
-    plan = dataclasses.replace(original.plan, factors=(model.Factor(layer, kind, 6),))
+    plan = dataclasses.replace(original.plan, factors=(chain.Factor(layer, kind, 6),))
     shown = repair.Pictures(pictures(40), pictures(10, seed=1))
     tensors, (fit, *_) = repair.repair(
         repair.Problem(original, original.tensors, {}, plan), shown, repair.Folders(tmp_path), Quiet()
     )
-    made = model.Checkpoint(plan, tensors, original.labels, {})
+    made = checkpoints.Checkpoint(plan, tensors, original.labels, {})
     assert (fit.layer, fit.rank) == (layer, 6)
     assert fit.error_after < 1e-4
     with torch.inference_mode():
@@ -227,7 +229,7 @@ class Interrupted(Quiet):
 def test_interrupted_work_goes_on_behind_the_last_finished_layer(
     which: str, splits: data.Splits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model.save(small_checkpoint(), tmp_path / "checkpoint.safetensors")
+    checkpoints.save(small_checkpoint(), tmp_path / "checkpoint.safetensors")
     source = cache.of(tmp_path / "checkpoint.safetensors")
 
     def run(name: str, progress: Progress, images: int = 16) -> cache.Artifact:
@@ -242,7 +244,7 @@ def test_interrupted_work_goes_on_behind_the_last_finished_layer(
 
     whole = run("whole.safetensors", Quiet())
     layers = [fit["layer"] for fit in whole.measured["layers"]]
-    steps = [name for name, *_ in model.load(source.path).plan.convs()].index(layers[1]) + 1
+    steps = [name for name, *_ in checkpoints.load(source.path).plan.convs()].index(layers[1]) + 1
     with pytest.raises(KeyboardInterrupt):
         run("again.safetensors", Interrupted(steps))
     (parts,) = tmp_path.glob(".again.safetensors.*.parts")
@@ -257,7 +259,7 @@ def test_interrupted_work_goes_on_behind_the_last_finished_layer(
         )
     again = run("again.safetensors", Quiet())
     assert fitted == layers[2:]
-    wanted, found = (model.load(made.path).tensors for made in (whole, again))
+    wanted, found = (checkpoints.load(made.path).tensors for made in (whole, again))
     assert all(torch.allclose(found[name], tensor, rtol=1e-2, atol=1e-3) for name, tensor in wanted.items())
     errors = [[fit["error_after"] for fit in made.measured["layers"]] for made in (again, whole)]
     assert errors[0] == pytest.approx(errors[1], rel=1e-2, abs=1e-6)

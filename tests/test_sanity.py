@@ -18,10 +18,12 @@ import pytest
 import torch
 from conftest import CLASSES, reseal, small_torchvision_vgg
 
-from vgg_export import data, model, pipeline, sanity, signs, weights
+from vgg_export import data, pipeline, sanity, signs
 from vgg_export.core import cache
 from vgg_export.core.errors import AccuracyError
 from vgg_export.core.progress import Quiet
+from vgg_export.network import checkpoint as checkpoints
+from vgg_export.network import weights
 from vgg_export.options import AllOptions, DataOptions, WeightsOptions, default_targets
 from vgg_runtime.bundle import manifest, metrics
 from vgg_runtime.measure.recommend import near_chance, recommend
@@ -223,7 +225,7 @@ def test_accepted_it_goes_on_and_says_so(caplog: pytest.LogCaptureFixture) -> No
 # Real checkpoints: the demo's network as trained on other inputs, as in ``WANTS``.
 
 
-def rewritten(scale: torch.Tensor, shift: torch.Tensor, *, bgr: bool = False) -> model.Checkpoint:
+def rewritten(scale: torch.Tensor, shift: torch.Tensor, *, bgr: bool = False) -> checkpoints.Checkpoint:
     """The demo's network for an input u where a pixel in 0..1 is scale * u + shift; the same function but for
     the border."""
     demo = weights.resolve(WeightsOptions("demo"))
@@ -234,7 +236,7 @@ def rewritten(scale: torch.Tensor, shift: torch.Tensor, *, bgr: bool = False) ->
     ).float()
     weight = weight * (scale / STD).view(1, 3, 1, 1)
     tensors["conv1_1.weight"] = (weight.flip(1) if bgr else weight).float().contiguous()
-    return model.Checkpoint(demo.plan, tensors, demo.labels, {"weights": "file", "what": "rewritten"})
+    return checkpoints.Checkpoint(demo.plan, tensors, demo.labels, {"weights": "file", "what": "rewritten"})
 
 
 CAFFE = torch.tensor([123.68, 116.779, 103.939]).double() / 255
@@ -256,9 +258,9 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> data.Splits:
 
 
 def asked(
-    checkpoint: model.Checkpoint, splits: data.Splits, folder: Path, *, accept: bool = False
+    checkpoint: checkpoints.Checkpoint, splits: data.Splits, folder: Path, *, accept: bool = False
 ) -> sanity.Checked:
-    model.save(checkpoint, folder / "c.safetensors")
+    checkpoints.save(checkpoint, folder / "c.safetensors")
     return pipeline.ensure_understood(
         cache.of(folder / "c.safetensors"), splits, folder, Quiet(), accept=accept
     )
@@ -293,7 +295,7 @@ def test_another_order_of_the_classes_is_named_and_right_when_given(
     order = torch.randperm(20, generator=torch.Generator().manual_seed(1)).tolist()
     moved = {name: demo.tensors[name][order].clone() for name in ("fc3.weight", "fc3.bias")}
     source = {"weights": "file", "what": "permuted"}
-    permuted = model.Checkpoint(demo.plan, {**demo.tensors, **moved}, demo.labels, source)
+    permuted = checkpoints.Checkpoint(demo.plan, {**demo.tensors, **moved}, demo.labels, source)
     with pytest.raises(AccuracyError) as error:
         asked(permuted, drawn, tmp_path)
     right = [demo.labels[k] for k in order]

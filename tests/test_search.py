@@ -19,10 +19,11 @@ from typing import Any
 import pytest
 from conftest import small_checkpoint
 
-from vgg_export import data, evaluate, external, front, model, pipeline, recipes, search, to_onnx
+from vgg_export import data, evaluate, external, front, pipeline, recipes, search, to_onnx
 from vgg_export.core import cache
 from vgg_export.core.errors import NothingToGainError, OptionsError
 from vgg_export.core.progress import Quiet
+from vgg_export.network import checkpoint as checkpoints
 from vgg_export.options import (
     AllOptions,
     Budget,
@@ -369,7 +370,7 @@ def test_the_front_is_judged_on_test_pictures_where_all_points_have_them(tmp_pat
 @pytest.fixture
 def searching(splits: data.Splits, tmp_path: Path) -> Callable[[], search.Search]:
     """A search on a small network, as ``all`` sets it up."""
-    model.save(small_checkpoint(), tmp_path / "checkpoint.safetensors")
+    checkpoints.save(small_checkpoint(), tmp_path / "checkpoint.safetensors")
     checkpoint = cache.of(tmp_path / "checkpoint.safetensors")
     options = AllOptions(
         output=tmp_path / "out",
@@ -415,7 +416,7 @@ def test_a_sweep_brings_what_keeps_it_honest_and_a_search_goes_on_from_its_point
         assert p.target == default_targets()[0]
         shipped = tmp_path / "shipped" / p.sha256
         shipped.mkdir(parents=True)
-        external.write(tmp_path / p.model, shipped / "model.onnx")
+        external.write(tmp_path / p.model, shipped / "chain.onnx")
         assert p.bytes == sum(path.stat().st_size for path in shipped.iterdir())
         assert p.p50_ms > 0
         assert p.test is not None
@@ -473,7 +474,7 @@ def test_all_with_a_budget_brings_the_recommended_variant_and_can_be_run_again(
 ) -> None:
     monkeypatch.setattr(search, "TIMING_S", 0.02)
     caplog.set_level("INFO", "vgg_export")
-    model.save(small_checkpoint(), tmp_path / "mine.safetensors")
+    checkpoints.save(small_checkpoint(), tmp_path / "mine.safetensors")
     for path in signs_folder.rglob("*.png"):  # without their classes, of which this network knows nothing
         unlabelled = tmp_path / "photos" / path.parent.parent.name / path.name
         unlabelled.parent.mkdir(parents=True, exist_ok=True)

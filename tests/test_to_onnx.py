@@ -8,17 +8,19 @@ import pytest
 import torch
 from conftest import small_checkpoint, small_torchvision_vgg
 
-from vgg_export import fold, graph, model, to_onnx
+from vgg_export import graph, to_onnx
 from vgg_export.core import cache
 from vgg_export.core.errors import CheckFailedError
 from vgg_export.core.progress import Quiet
+from vgg_export.network import chain, input_size
+from vgg_export.network import checkpoint as checkpoints
 
 
 @pytest.mark.parametrize("px", [160, 224])
-@pytest.mark.parametrize("family", list(model.CONVS_PER_BLOCK))
+@pytest.mark.parametrize("family", list(chain.CONVS_PER_BLOCK))
 def test_the_exported_graph_is_torchvisions_network(family: str, px: int, tmp_path: Path) -> None:
     original = small_torchvision_vgg(family, False)
-    checkpoint = fold.fold(small_checkpoint(family), px)
+    checkpoint = input_size.fold(small_checkpoint(family), px)
     to_onnx.export(checkpoint, tmp_path / "m.onnx")
     assert set(graph.audit_exported(tmp_path / "m.onnx")) <= {
         "Conv",
@@ -55,12 +57,12 @@ def test_the_sidecar_tells_what_later_stages_need(saved: cache.Artifact, tmp_pat
     made = to_onnx.run(saved, tmp_path / "m.onnx", Quiet())
     again = cache.of(made.path)
     info = again.measured["model"]
-    assert info["parameters"] == model.load(saved.path).plan.parameters()
+    assert info["parameters"] == checkpoints.load(saved.path).plan.parameters()
     assert (info["precision"], info["preprocessing"]["crop_px"]) == ("fp32", 224)
     assert again.measured["parity"] < to_onnx.TOLERANCE
 
 
-def test_parity_notices_other_weights(checkpoint: model.Checkpoint, tmp_path: Path) -> None:
+def test_parity_notices_other_weights(checkpoint: checkpoints.Checkpoint, tmp_path: Path) -> None:
     to_onnx.export(checkpoint, tmp_path / "m.onnx")
     other = checkpoint.tensors | {"fc3.bias": checkpoint.tensors["fc3.bias"] + 0.1}
     with pytest.raises(CheckFailedError, match="logits differ from torch's"):
@@ -78,7 +80,7 @@ def test_the_audit_notices_a_pooling_tail(tmp_path: Path) -> None:
         graph.audit_exported(tmp_path / "tail.onnx")
 
 
-def test_the_audit_notices_an_invalid_graph(checkpoint: model.Checkpoint, tmp_path: Path) -> None:
+def test_the_audit_notices_an_invalid_graph(checkpoint: checkpoints.Checkpoint, tmp_path: Path) -> None:
     to_onnx.export(checkpoint, tmp_path / "m.onnx")
     broken = onnx.load(tmp_path / "m.onnx")
     broken.graph.node[0].input[0] = "nowhere"

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from conftest import CLASSES, ROOT, small_checkpoint
 
-from vgg_export import model
+from vgg_export.network import checkpoint as checkpoints
 from vgg_runtime import __version__
 
 
@@ -58,7 +58,7 @@ def test_the_installed_wheel_makes_a_bundle_that_runs(
         check=True,
         timeout=500,
     )
-    model.save(small_checkpoint(), tmp_path / "own.safetensors")
+    checkpoints.save(small_checkpoint(), tmp_path / "own.safetensors")
     # -P and the path below keep the checkout and an editable install out
     code = (
         f"import sys; sys.path.insert(0, {str(target)!r}); import vgg_export; assert"

@@ -17,12 +17,14 @@ from test_emulated_pi import boards
 
 import emulated
 import winograd_counts
-from vgg_export import cook_toom, graph, model, to_onnx, winograd, winograd_cost
+from vgg_export import cook_toom, graph, to_onnx, winograd, winograd_cost
 from vgg_export.cook_toom import FORMS, Form
 from vgg_export.core import cache
 from vgg_export.core.errors import CheckFailedError, DataError, NothingToGainError, OptionsError, RewriteError
 from vgg_export.core.progress import Quiet
-from vgg_export.model import Factor, Layer
+from vgg_export.network import chain, modules
+from vgg_export.network import checkpoint as checkpoints
+from vgg_export.network.chain import Factor, Layer
 
 LAYER = Layer("layer", 6, 10, (3, 3), 10, bias=True)
 
@@ -47,7 +49,7 @@ def exported(tmp_path: Path) -> Path:
     return export(small_checkpoint("vgg11"), tmp_path)
 
 
-def export(checkpoint: model.Checkpoint, folder: Path) -> Path:
+def export(checkpoint: checkpoints.Checkpoint, folder: Path) -> Path:
     to_onnx.export(checkpoint, folder / "direct.onnx")
     return folder / "direct.onnx"
 
@@ -114,7 +116,7 @@ def test_a_whole_network_with_mixed_forms(exported: Path) -> None:
     assert len(products) == len(forms)
 
 
-def factorised() -> model.Checkpoint:
+def factorised() -> checkpoints.Checkpoint:
     """A VGG11 with factorised layers of every kind, random weights."""
     import dataclasses
 
@@ -129,8 +131,8 @@ def factorised() -> model.Checkpoint:
     )
     plan = dataclasses.replace(original.plan, factors=factors)
     torch.manual_seed(0)
-    tensors = {name: t.detach() for name, t in model.build(plan).state_dict().items()}
-    return model.Checkpoint(plan, tensors, original.labels, original.source)
+    tensors = {name: t.detach() for name, t in modules.build(plan).state_dict().items()}
+    return checkpoints.Checkpoint(plan, tensors, original.labels, original.source)
 
 
 def test_a_factorised_network(tmp_path: Path) -> None:
@@ -283,15 +285,15 @@ def wide(tmp_path: Path, side: int = 64) -> cache.Artifact:
     """A VGG11 with random weights at 64 px whose deeper convolutions gain."""
     import torch
 
-    plan = model.Plan("vgg11", ((16,), (32,), (128, 128), (128, 128), (128, 128)), (16, 16), 7, side)
+    plan = chain.Plan("vgg11", ((16,), (32,), (128, 128), (128, 128), (128, 128)), (16, 16), 7, side)
     torch.manual_seed(0)
-    checkpoint = model.Checkpoint(
+    checkpoint = checkpoints.Checkpoint(
         plan,
-        dict(model.build(plan).state_dict()),
+        dict(modules.build(plan).state_dict()),
         tuple("abcdefg"),
         {"weights": "random", "what": "for tests"},
     )
-    model.save(checkpoint, tmp_path / "c.safetensors")
+    checkpoints.save(checkpoint, tmp_path / "c.safetensors")
     return to_onnx.run(cache.of(tmp_path / "c.safetensors"), tmp_path / "direct.onnx", Quiet())
 
 
@@ -349,11 +351,11 @@ def test_a_layer_that_does_not_pay_stays_as_it_is() -> None:
         deep = 256 * 256 * 4  # bytes of one tap, 36 of which there are then and not 9
         assert choice.rewritten.weight_bytes - choice.direct.weight_bytes == 27 * deep
     free, dear = (
-        set(winograd_cost.choose(model.full_width("vgg19").layers(), "cortex-a72", cost).forms)
+        set(winograd_cost.choose(chain.full_width("vgg19").layers(), "cortex-a72", cost).forms)
         for cost in (0.0, 100.0)
     )
     assert dear == set()
-    assert free == {name for name, _, _ in model.full_width("vgg19").convs()} - {"conv1_1"}
+    assert free == {name for name, _, _ in chain.full_width("vgg19").convs()} - {"conv1_1"}
 
 
 def test_the_model_of_costs_holds_on_shapes_that_it_was_not_fitted_to() -> None:

@@ -7,7 +7,7 @@ import itertools
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from . import model
+from .network import chain
 
 
 class Point(NamedTuple):
@@ -34,7 +34,7 @@ def _slope(a: Point, b: Point) -> float:
     return (b.loss - a.loss) / max(1, a.size - b.size)
 
 
-def widths(plan: model.Plan, curves: Mapping[str, Mapping[int, float]], bound: int) -> dict[str, int]:
+def widths(plan: chain.Plan, curves: Mapping[str, Mapping[int, float]], bound: int) -> dict[str, int]:
     """Widths of the convolutions for at most ``bound`` MACs of the whole plan, with a small sum of losses.
 
     What a filter costs to compute depends on the widths before and behind it, so a step's saving is that at
@@ -66,7 +66,7 @@ def widths(plan: model.Plan, curves: Mapping[str, Mapping[int, float]], bound: i
 
 
 def _exchanged(
-    plan: model.Plan, curves: Mapping[str, Mapping[int, float]], chosen: dict[str, int], bound: int
+    plan: chain.Plan, curves: Mapping[str, Mapping[int, float]], chosen: dict[str, int], bound: int
 ) -> dict[str, int]:
     """Wider by one step in one layer, narrower by one in another or none, while that loses less within the
     bound."""
@@ -99,7 +99,7 @@ def _pairs(names: list[str]) -> list[tuple[str, str | None]]:
     return [(a, b) for a, b in itertools.product(names, [None, *names]) if a != b]
 
 
-def with_widths(plan: model.Plan, chosen: Mapping[str, int]) -> model.Plan:
+def with_widths(plan: chain.Plan, chosen: Mapping[str, int]) -> chain.Plan:
     """The plan with other widths of some convolutions."""
     convs = plan.convs()
     blocks = tuple(

@@ -960,7 +960,7 @@ def demo_test(weights: Path | None, test_images: int) -> None:
     from vgg_runtime.bundle.metrics import wilson_interval
 
     from . import demo
-    from .weights import demo_path
+    from .network.weights import demo_path
 
     right, n = demo.test_accuracy(weights or demo_path(), test_images, TerminalProgress())
     low, high = wilson_interval(right, n)

@@ -23,9 +23,10 @@ from vgg_runtime.text import printable
 from . import signs
 from .core.errors import DataError, HubError, OptionsError
 from .core.files import write_json
+from .core.internet import reachable
 from .core.progress import Progress
+from .data.wordnet import wordnet_ids
 from .options import DataOptions
-from .weights import reachable, wordnet_ids
 
 if TYPE_CHECKING:
     import torch

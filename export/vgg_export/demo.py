@@ -24,10 +24,12 @@ import numpy.typing as npt
 from vgg_runtime.bundle.metrics import wilson_interval
 from vgg_runtime.bundle.preprocess import IMAGENET_MEAN, IMAGENET_STD
 
-from . import __version__, model, signs
+from . import __version__, signs
 from .core.errors import OptionsError
 from .core.files import sha256, write_json
 from .core.progress import Progress
+from .network import chain, modules
+from .network import checkpoint as checkpoints
 
 if TYPE_CHECKING:
     import torch
@@ -35,7 +37,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-PLAN = model.Plan(
+PLAN = chain.Plan(
     "vgg19", ((16,) * 2, (32,) * 2, (64,) * 4, (128,) * 4, (128,) * 4), (512, 512), len(signs.CLASSES)
 )
 DRAWN_PX = 256  # as the preprocessing resizes to before it crops 224
@@ -88,7 +90,7 @@ def run(options: DemoTrainOptions, progress: Progress) -> dict[str, Any]:
     checkpoint = _folded(
         network, {"weights": "demo", "what": "VGG19 at a quarter of its width, trained on drawn road signs"}
     )
-    model.save(checkpoint, options.output, half=True)
+    checkpoints.save(checkpoint, options.output, half=True)
     return _write_card(options, progress)
 
 
@@ -98,9 +100,9 @@ def _trainable() -> "nn.Module":
     from torch import nn
 
     layers: list[tuple[str, nn.Module]] = []
-    for name, layer in model.build(PLAN, batch_norm=True, dropout=0.25).named_children():
+    for name, layer in modules.build(PLAN, batch_norm=True, dropout=0.25).named_children():
         if name == "flatten":
-            layers.append(("avgpool", nn.AdaptiveAvgPool2d(model.POOLED_PX)))
+            layers.append(("avgpool", nn.AdaptiveAvgPool2d(chain.POOLED_PX)))
         layers.append((name, layer))
     return nn.Sequential(OrderedDict(layers))
 
@@ -173,13 +175,13 @@ def _batches(
             yield x, torch.from_numpy(labels[rows])
 
 
-def _folded(network: "nn.Module", source: dict[str, Any]) -> model.Checkpoint:
+def _folded(network: "nn.Module", source: dict[str, Any]) -> checkpoints.Checkpoint:
     """The plain VGG with the same evaluation-mode function."""
     state = {name: t.detach().contiguous() for name, t in network.state_dict().items()}
     tensors = {}
     for name, _, _ in PLAN.convs():
         bn = name.replace("conv", "bn")
-        tensors[f"{name}.weight"], tensors[f"{name}.bias"] = model.fold_batch_norm(
+        tensors[f"{name}.weight"], tensors[f"{name}.bias"] = modules.fold_batch_norm(
             state[f"{name}.weight"],
             None,
             gamma=state[f"{bn}.weight"],
@@ -189,14 +191,14 @@ def _folded(network: "nn.Module", source: dict[str, Any]) -> model.Checkpoint:
         )
     for name, _, _ in PLAN.linears():
         tensors |= {f"{name}.{part}": state[f"{name}.{part}"] for part in ("weight", "bias")}
-    return model.Checkpoint(PLAN, tensors, signs.CLASSES, source)
+    return checkpoints.Checkpoint(PLAN, tensors, signs.CLASSES, source)
 
 
 def test_accuracy(path: Path, count: int, progress: Progress) -> tuple[int, int]:
     """``(right, n)`` of a saved demo checkpoint at 224 px on ``count`` signs drawn from the test seeds."""
     import torch
 
-    network = model.load(path).model().to(memory_format=torch.channels_last)
+    network = checkpoints.load(path).model().to(memory_format=torch.channels_last)
     pictures, labels = draw_many(count, TEST_SEED, progress, "drawing test signs")
     mean, std = (torch.tensor(v).view(1, 3, 1, 1) * 255 for v in (IMAGENET_MEAN, IMAGENET_STD))
     edge = (DRAWN_PX - 224) // 2

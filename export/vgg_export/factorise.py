@@ -19,11 +19,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vgg_runtime.bundle.preprocess import for_input
 
-from . import allocate, model, repair, separable
+from . import allocate, repair, separable
 from .core import cache
 from .core.errors import NothingToGainError, OptionsError
 from .core.progress import Progress
 from .data import Item, Splits, fit_and_held, stacked
+from .network import chain
+from .network import checkpoint as checkpoints
 from .options import FactoriseOptions, as_json
 
 if TYPE_CHECKING:
@@ -57,13 +59,13 @@ def run(
     }
 
     def make(path: Path) -> dict[str, object]:
-        original = model.load(checkpoint.path)
+        original = checkpoints.load(checkpoint.path)
         with cache.unfinished("factorise", as_json(options), inputs, output) as parts:
             kept = (tables or output.parent) / "sensitivity.json"
             made, measured = factorise(original, fit, held, options, Parts(parts, kept, checkpoint), progress)
         source = made.source | {"fitted_on": splits.fitted(made.source.get("fitted_on", ()))}
-        model.save(dataclasses.replace(made, source=source), path)
-        log.info("factorised %s", model.sizes_in_words(original.plan, made.plan))
+        checkpoints.save(dataclasses.replace(made, source=source), path)
+        log.info("factorised %s", chain.sizes_in_words(original.plan, made.plan))
         if losses := measured["losses"]:
             words = ", ".join(f"{100 * loss['agreement']:.1f} % {name}" for name, loss in losses.items())
             log.info("agreement with the original on %d held-out pictures: %s", len(held), words)
@@ -83,13 +85,13 @@ class Parts:
 
 
 def factorise(
-    original: model.Checkpoint,
+    original: checkpoints.Checkpoint,
     fit: Sequence[Item],
     held: Sequence[Item],
     options: FactoriseOptions,
     parts: Parts,
     progress: Progress,
-) -> tuple[model.Checkpoint, dict[str, Any]]:
+) -> tuple[checkpoints.Checkpoint, dict[str, Any]]:
     """The factorised checkpoint, and what was measured while it was made.
 
     Raises:
@@ -122,10 +124,10 @@ def factorise(
         f" of the parameters, " + (f"fitted on {len(fit)} pictures" if fitted else "not fitted")
     )
     source = original.source | {"history": [*original.source.get("history", []), words]}
-    made = model.Checkpoint(plan, tensors, original.labels, source)
+    made = checkpoints.Checkpoint(plan, tensors, original.labels, source)
     measured = {
         "plan": plan.to_json(),
-        **model.sizes(original.plan, plan),
+        **chain.sizes(original.plan, plan),
         "images": len(fit),
         "held_images": len(held),
         "table": {
@@ -150,7 +152,7 @@ def _at_ranks(shares: Sequence[float], multiple: int) -> dict[str, float]:
     return {str(rank): round(shares[rank - 1], 6) for rank in range(multiple, len(shares) + 1, multiple)}
 
 
-def truncated(original: model.Checkpoint, plan: model.Plan) -> "dict[str, torch.Tensor]":
+def truncated(original: checkpoints.Checkpoint, plan: chain.Plan) -> "dict[str, torch.Tensor]":
     """The tensors of a plan's factors as the weights alone give them, by singular values: what it would be
     without pictures."""
     import torch
@@ -177,7 +179,7 @@ def truncated(original: model.Checkpoint, plan: model.Plan) -> "dict[str, torch.
 
 
 def _kept_table(
-    original: model.Checkpoint,
+    original: checkpoints.Checkpoint,
     images: list[str],
     pictures: repair.Pictures,
     parts: Parts,
@@ -199,7 +201,7 @@ def _kept_table(
 
 
 def sensitivity(
-    original: model.Checkpoint, pictures: "torch.Tensor", scratch: Path, progress: Progress
+    original: checkpoints.Checkpoint, pictures: "torch.Tensor", scratch: Path, progress: Progress
 ) -> Table:
     """For every convolution and form, the share of the variance of its outputs that is kept at rank 1, 2,
     ..."""
@@ -245,7 +247,7 @@ def _shares(weight: "torch.Tensor", xx: "torch.Tensor") -> dict[str, list[float]
     return made
 
 
-def choose_ranks(plan: model.Plan, table: Table, options: FactoriseOptions) -> model.Plan:
+def choose_ranks(plan: chain.Plan, table: Table, options: FactoriseOptions) -> chain.Plan:
     """The plan with the convolutions' arithmetic at most ``conv_share`` of what it was, and the fully
     connected ranks.
 
@@ -267,7 +269,7 @@ def choose_ranks(plan: model.Plan, table: Table, options: FactoriseOptions) -> m
         ]
         for (more, better, _), (less, worse, k) in itertools.pairwise(allocate.hull(points)):
             steps.append(((worse - better) / (more - less), more - less, name, offers[k].factor))
-    chosen: dict[str, model.Factor] = {}
+    chosen: dict[str, chain.Factor] = {}
     for _, saved, name, factor in sorted(steps, key=lambda step: step[:3]):
         if total <= bound:
             break
@@ -282,7 +284,7 @@ def choose_ranks(plan: model.Plan, table: Table, options: FactoriseOptions) -> m
     factors = [chosen[name] for name, *_ in plan.convs() if name in chosen]
     for (name, c, n), rank in zip(plan.linears(), fc_ranks(plan, options), strict=False):
         if rank * (c + n) < c * n:
-            factors.append(model.Factor(name, "linear", rank))
+            factors.append(chain.Factor(name, "linear", rank))
         elif options.fc_ranks:
             raise OptionsError(
                 f"--fc-ranks: rank {rank} saves nothing in {name}, which is {c} x {n}; the largest that"
@@ -301,16 +303,16 @@ class Offer(NamedTuple):
 
     macs: int
     loss: float
-    factor: model.Factor
+    factor: chain.Factor
 
 
-def _offers(plan: model.Plan, name: str, forms: dict[str, list[float]], multiple: int) -> list[Offer]:
+def _offers(plan: chain.Plan, name: str, forms: dict[str, list[float]], multiple: int) -> list[Offer]:
     """The forms and ranks of a convolution that save anything."""
     layer = next(layer for layer in plan.layers() if layer.name == name)
     found = []
     for kind, shares in forms.items():
         for rank in range(multiple, len(shares) + 1, multiple):
-            factor = model.Factor(name, kind, rank)
+            factor = chain.Factor(name, kind, rank)
             parts = dataclasses.replace(plan, factors=(factor,)).parts(
                 name, layer.inputs, layer.outputs, layer.side_px
             )
@@ -320,7 +322,7 @@ def _offers(plan: model.Plan, name: str, forms: dict[str, list[float]], multiple
     return found
 
 
-def fc_ranks(plan: model.Plan, options: FactoriseOptions) -> tuple[int, int]:
+def fc_ranks(plan: chain.Plan, options: FactoriseOptions) -> tuple[int, int]:
     """Ranks of fc1 and fc2: as asked for, or a sixteenth and a thirty-second of the width, more where there
     are many classes."""
     if options.fc_ranks:

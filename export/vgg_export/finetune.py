@@ -32,12 +32,12 @@ from vgg_calibration import choose
 from vgg_runtime.bundle.metrics import loss_error_points
 from vgg_runtime.bundle.preprocess import for_input
 
-from . import model
 from .core import cache
 from .core.errors import DataError
 from .core.files import atomic_file, reserved_array
 from .core.progress import Progress, Quiet
 from .data import Item, Splits, batches_of
+from .network import checkpoint as checkpoints
 from .options import FinetuneOptions, as_json
 
 if TYPE_CHECKING:
@@ -70,19 +70,19 @@ def run(
     """
 
     def make(path: Path) -> dict[str, object]:
-        checkpoint = model.load(student.path)
+        checkpoint = checkpoints.load(student.path)
         reason = _nothing_to_do(checkpoint, splits, options)
         if reason:
             log.info("not fine-tuned: %s", reason)
             if rank() == 0:
-                model.save(checkpoint, path)
+                checkpoints.save(checkpoint, path)
             return {"skipped": reason, "epochs": [], "kept_epoch": 0}
         kept = Answers(answers, teacher.sha256) if answers and _world() == 1 else None
         tuned, measured = tune(
-            checkpoint, model.load(teacher.path), splits, options, path.parent, progress, kept
+            checkpoint, checkpoints.load(teacher.path), splits, options, path.parent, progress, kept
         )
         if rank() == 0:
-            model.save(tuned, path)
+            checkpoints.save(tuned, path)
         return measured
 
     inputs = {
@@ -122,7 +122,9 @@ def _process_group() -> Iterator[None]:
         distributed.destroy_process_group()
 
 
-def _nothing_to_do(checkpoint: model.Checkpoint, splits: Splits, options: FinetuneOptions) -> str | None:
+def _nothing_to_do(
+    checkpoint: checkpoints.Checkpoint, splits: Splits, options: FinetuneOptions
+) -> str | None:
     if not checkpoint.has_knowledge:
         return "random weights have no knowledge to recover"
     if not options.epochs:
@@ -133,14 +135,14 @@ def _nothing_to_do(checkpoint: model.Checkpoint, splits: Splits, options: Finetu
 
 
 def tune(
-    student: model.Checkpoint,
-    teacher: model.Checkpoint,
+    student: checkpoints.Checkpoint,
+    teacher: checkpoints.Checkpoint,
     splits: Splits,
     options: FinetuneOptions,
     folder: Path,
     progress: Progress,
     answers: "Answers | None" = None,
-) -> tuple[model.Checkpoint, dict[str, Any]]:
+) -> tuple[checkpoints.Checkpoint, dict[str, Any]]:
     """The best of the start and every epoch by the loss on the selection set; never worse than the start.
 
     Raises:
@@ -190,7 +192,7 @@ def tune(
     )
     fitted = splits.fitted(student.source.get("fitted_on", ()))
     source = student.source | {"history": [*student.source.get("history", []), words], "fitted_on": fitted}
-    return model.Checkpoint(student.plan, tensors, student.labels, source), measured
+    return checkpoints.Checkpoint(student.plan, tensors, student.labels, source), measured
 
 
 def _epochs(
@@ -319,7 +321,7 @@ def _cache(
     pictures: _Pictures,
     px: int,
     frozen: "nn.Sequential",
-    teacher: model.Checkpoint,
+    teacher: checkpoints.Checkpoint,
     known: "torch.Tensor | None",
     path: Path,
 ) -> _Cached:
@@ -353,7 +355,7 @@ def _cache(
     return _Cached(features, torch.cat(logits).clone() if known is None else known, torch.cat(labels))
 
 
-def _ask(pictures: _Pictures, teacher: model.Checkpoint) -> "torch.Tensor":
+def _ask(pictures: _Pictures, teacher: checkpoints.Checkpoint) -> "torch.Tensor":
     """The teacher's logits [n, classes] at its own input size."""
     import torch
 

@@ -17,8 +17,9 @@ import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from . import model, repair
+from . import repair
 from .core.progress import Progress
+from .network import checkpoint as checkpoints
 
 if TYPE_CHECKING:
     import torch
@@ -42,7 +43,7 @@ class Removal:
 
 
 def removals(
-    original: model.Checkpoint, pictures: "torch.Tensor", scratch: Path, progress: Progress
+    original: checkpoints.Checkpoint, pictures: "torch.Tensor", scratch: Path, progress: Progress
 ) -> dict[str, Removal]:
     """The order of removal of every convolution's filters, in one pass of pictures [N, 3, px, px] through the
     original.

@@ -16,11 +16,13 @@ from vgg_runtime.bundle.metrics import loss_error_points
 from vgg_runtime.bundle.preprocess import for_input
 from vgg_runtime.bundle.session import Model
 
-from . import bundle, data, evaluate, fold, front, model, sanity, search, weights
+from . import bundle, data, evaluate, front, sanity, search
 from .core import cache
 from .core.errors import DataError, NothingToGainError, OptionsError
 from .core.files import exclusive, explain_write_errors, write_json
 from .core.progress import Progress
+from .network import checkpoint as checkpoints
+from .network import input_size, weights
 from .options import AllOptions, DataOptions, SweepOptions, WeightsOptions
 from .recipes import RECIPES, Recipe, Steps, chosen_recipes
 
@@ -200,7 +202,7 @@ def ensure_understood(
     Raises:
         AccuracyError: it does not understand them, unless that is to be accepted.
     """
-    header = model.load(checkpoint.path)
+    header = checkpoints.load(checkpoint.path)
     if not header.has_knowledge:
         return sanity.Checked()
 
@@ -238,7 +240,7 @@ def checkpoint_file(
     """``--weights`` as a checkpoint file in our own format: as it is, or converted into ``folder``."""
     given = Path(wanted.spec)
     if not wanted.labels and wanted.spec not in weights.WORDS and weights.is_own(given):
-        weights.say_what_is_assumed(model.load(given).source)
+        weights.say_what_is_assumed(checkpoints.load(given).source)
         return cache.of(given)
     with progress.task("reading the weights", None):
         checkpoint = weights.resolve(wanted, lambda: data.class_folders(pictures) if pictures else None)
@@ -253,7 +255,7 @@ def _source_and_labels(artifact: cache.Artifact) -> tuple[dict[str, Any], tuple[
     if artifact.path.suffix == ".onnx":
         info = artifact.measured["model"]
         return info["source"], tuple(info["labels"])
-    checkpoint = model.load(artifact.path)
+    checkpoint = checkpoints.load(artifact.path)
     return checkpoint.source, checkpoint.labels
 
 
@@ -288,9 +290,9 @@ def at_input_px(
     checkpoint: cache.Artifact, input_px: int, folder: Path, progress: Progress
 ) -> cache.Artifact:
     """The checkpoint for another input size; itself when it already is."""
-    if model.load(checkpoint.path).plan.input_px == input_px:
+    if checkpoints.load(checkpoint.path).plan.input_px == input_px:
         return checkpoint
-    return fold.run(
+    return input_size.run(
         checkpoint, folder / f"{checkpoint.path.stem}-{input_px}px.safetensors", input_px, progress
     )
 
@@ -397,8 +399,8 @@ def not_worth_it(entry: bundle.Entry, options: AllOptions) -> str | None:
     return None
 
 
-def _save(checkpoint: model.Checkpoint, path: Path) -> dict[str, object]:
-    model.save(checkpoint, path)
+def _save(checkpoint: checkpoints.Checkpoint, path: Path) -> dict[str, object]:
+    checkpoints.save(checkpoint, path)
     return {"parameters": checkpoint.plan.parameters(), "macs": checkpoint.plan.macs()}
 
 

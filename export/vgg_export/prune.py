@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 from vgg_runtime.bundle.preprocess import for_input
 
-from . import allocate, model, obs, repair
+from . import allocate, obs, repair
 from .core import cache
 from .core.errors import CheckFailedError, OptionsError
 from .core.progress import Progress
 from .data import Splits, fit_and_held, stacked
+from .network import chain
+from .network import checkpoint as checkpoints
 from .options import BLOCK_NAMES, PruneOptions, as_json
 
 if TYPE_CHECKING:
@@ -44,7 +46,7 @@ def run(
         inputs["splits"] = cache.Artifact(Path("splits"), pictured.digest("fit", "select"), {})
 
     def make(path: Path) -> dict[str, object]:
-        original = model.load(checkpoint.path)
+        original = checkpoints.load(checkpoint.path)
         # what cannot be done is said before pictures are read
         shrinks = uniform_plan(original.plan, options) != original.plan
         shown = (
@@ -75,19 +77,19 @@ def run(
             made = dataclasses.replace(
                 made, source=made.source | {"fitted_on": pictured.fitted(made.source.get("fitted_on", ()))}
             )
-        model.save(made, path)
+        checkpoints.save(made, path)
         before, after = original.plan, made.plan
-        log.info("pruned %s", model.sizes_in_words(before, after))
+        log.info("pruned %s", chain.sizes_in_words(before, after))
         return {
             "widths": {"before": before.blocks, "after": after.blocks},
-            **model.sizes(before, after),
+            **chain.sizes(before, after),
             **measured,
         }
 
     return cache.produce("prune", as_json(options), inputs, output, make)
 
 
-def _needs_pictures(original: model.Checkpoint, options: PruneOptions) -> bool:
+def _needs_pictures(original: checkpoints.Checkpoint, options: PruneOptions) -> bool:
     """Random weights have nothing to repair, and only the criterion obs looks at pictures then."""
     return options.sees_pictures and (original.has_knowledge or options.criterion == "obs")
 
@@ -99,7 +101,7 @@ def _pictures(px: int, splits: Splits | None, options: PruneOptions) -> repair.P
     return repair.Pictures(*(stacked(items, for_input(px)) for items in sets))
 
 
-def _costs(plan: model.Plan, removals: dict[str, obs.Removal], multiple: int) -> dict[str, Any]:
+def _costs(plan: chain.Plan, removals: dict[str, obs.Removal], multiple: int) -> dict[str, Any]:
     """For a sidecar, by convolution: what its removed filters cost, and what they would at other widths."""
     return {
         name: {
@@ -113,12 +115,12 @@ def _costs(plan: model.Plan, removals: dict[str, obs.Removal], multiple: int) ->
 
 def _repaired(
     problem: repair.Problem,
-    pruned: model.Checkpoint,
+    pruned: checkpoints.Checkpoint,
     shown: repair.Pictures,
     splits: Splits | None,
     folders: repair.Folders,
     progress: Progress,
-) -> tuple[model.Checkpoint, dict[str, Any]]:
+) -> tuple[checkpoints.Checkpoint, dict[str, Any]]:
     """The pruned checkpoint with its layers fitted again, and what that did."""
     tensors, fits = repair.repair(problem, shown, folders, progress)
     words = (
@@ -127,7 +129,7 @@ def _repaired(
         else "repaired in closed form on noise, without pictures"
     )
     source = pruned.source | {"history": [*pruned.source["history"], words]}
-    made = model.Checkpoint(pruned.plan, tensors, pruned.labels, source)
+    made = checkpoints.Checkpoint(pruned.plan, tensors, pruned.labels, source)
     measured: dict[str, Any] = {"images": len(shown.fit), "layers": [fit.to_json() for fit in fits]}
     if splits:
         with progress.task("measuring what the pruning cost", None):
@@ -152,7 +154,7 @@ def target_width(width: int, ratio: float, multiple: int) -> int:
     return min(width, max(multiple, multiple * round(width * (1 - ratio) / multiple)))
 
 
-def uniform_plan(plan: model.Plan, options: PruneOptions) -> model.Plan:
+def uniform_plan(plan: chain.Plan, options: PruneOptions) -> chain.Plan:
     """The plan with the same ratio of filters removed from every convolution from ``first_block`` on.
 
     Raises:
@@ -180,7 +182,7 @@ def _targets(block: Iterable[int], options: PruneOptions) -> Iterator[int]:
     return (target_width(width, options.ratio, options.multiple) for width in block)
 
 
-def sensitive_plan(plan: model.Plan, removals: dict[str, obs.Removal], options: PruneOptions) -> model.Plan:
+def sensitive_plan(plan: chain.Plan, removals: dict[str, obs.Removal], options: PruneOptions) -> chain.Plan:
     """The plan with at most the arithmetic of the uniform one and the removed filters where they cost least,
     from ``first_block`` on. Raises what ``uniform_plan`` raises."""
     chosen = BLOCK_NAMES[BLOCK_NAMES.index(options.first_block) :]
@@ -191,8 +193,8 @@ def sensitive_plan(plan: model.Plan, removals: dict[str, obs.Removal], options: 
 
 
 def prune(
-    checkpoint: model.Checkpoint, options: PruneOptions, removals: dict[str, obs.Removal] | None = None
-) -> "tuple[model.Checkpoint, dict[str, torch.Tensor]]":
+    checkpoint: checkpoints.Checkpoint, options: PruneOptions, removals: dict[str, obs.Removal] | None = None
+) -> "tuple[checkpoints.Checkpoint, dict[str, torch.Tensor]]":
     """The smaller checkpoint, and the sorted indices of the filters kept per convolution.
 
     Args:
@@ -219,7 +221,7 @@ def prune(
             score = _scores(checkpoint.tensors[f"{name}.weight"], options.criterion, generator)
             kept[name] = score.argsort(descending=True, stable=True)[:count].sort().values
     source = checkpoint.source | {"history": [*checkpoint.source.get("history", []), _words(options)]}
-    return model.Checkpoint(smaller, remove_filters(checkpoint, kept), checkpoint.labels, source), kept
+    return checkpoints.Checkpoint(smaller, remove_filters(checkpoint, kept), checkpoint.labels, source), kept
 
 
 def _words(options: PruneOptions) -> str:
@@ -242,7 +244,7 @@ def _scores(weight: "torch.Tensor", criterion: str, generator: "torch.Generator"
 
 
 def remove_filters(
-    checkpoint: model.Checkpoint, kept: "dict[str, torch.Tensor]"
+    checkpoint: checkpoints.Checkpoint, kept: "dict[str, torch.Tensor]"
 ) -> "dict[str, torch.Tensor]":
     """The tensors with only the kept filters; fc1's columns are ordered channel * positions + position."""
     import torch
@@ -267,7 +269,7 @@ def remove_filters(
 
 
 def ensure_same_as_masked(
-    original: model.Checkpoint, pruned: model.Checkpoint, kept: "dict[str, torch.Tensor]"
+    original: checkpoints.Checkpoint, pruned: checkpoints.Checkpoint, kept: "dict[str, torch.Tensor]"
 ) -> None:
     """Removing filters must give what zeroing their outputs in the original gives.
 

@@ -9,10 +9,11 @@ from typing import Any
 
 from vgg_runtime.board.targets import TARGETS, Target
 
-from . import bundle, data, factorise, finetune, fold, prune, quantize, retype, to_onnx, winograd
+from . import bundle, data, factorise, finetune, prune, quantize, retype, to_onnx, winograd
 from .core import cache
 from .core.errors import NothingToGainError, OptionsError
 from .core.progress import Progress
+from .network import input_size
 from .options import AllOptions
 
 log = logging.getLogger(__name__)
@@ -161,7 +162,7 @@ class Steps:
         return before
 
     def _fold(self, before: cache.Artifact, output: Path) -> cache.Artifact:
-        return fold.run(before, output, self.options.scaled_px, self.progress)
+        return input_size.run(before, output, self.options.scaled_px, self.progress)
 
     def _export(self, before: cache.Artifact, output: Path) -> cache.Artifact:
         return to_onnx.run(before, output, self.progress)

@@ -21,9 +21,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from . import model, separable
+from . import separable
 from .core.files import atomic_file
 from .core.progress import Progress
+from .network import chain
+from .network import checkpoint as checkpoints
 
 if TYPE_CHECKING:
     import torch
@@ -49,10 +51,10 @@ class Problem:
     filters of each convolution that these are (absent: all); and the plan, which may ask for factorised
     layers."""
 
-    original: model.Checkpoint
+    original: checkpoints.Checkpoint
     left: "dict[str, torch.Tensor]"
     kept: "dict[str, torch.Tensor]"
-    plan: model.Plan
+    plan: chain.Plan
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,7 +139,7 @@ class _Walk:
         return tensors, fit
 
     def _fitted(
-        self, name: str, start: "torch.Tensor", factor: model.Factor | None
+        self, name: str, start: "torch.Tensor", factor: chain.Factor | None
     ) -> "tuple[dict[str, torch.Tensor], Fit]":
         """The layer as an interrupted run left it, or fitted now and kept."""
         from safetensors import safe_open
@@ -158,7 +160,7 @@ class _Walk:
         return tensors, fit
 
     def _conv(
-        self, name: str, start: "torch.Tensor", factor: model.Factor | None
+        self, name: str, start: "torch.Tensor", factor: chain.Factor | None
     ) -> "tuple[dict[str, torch.Tensor], Fit]":
         fitting, held = self._moments(name, start.shape[1])
         weight, strength = ridge(start.flatten(1).double(), fitting, held)
@@ -198,7 +200,7 @@ class _Walk:
         return found[0], found[1]
 
     def _linear(
-        self, name: str, start: "torch.Tensor", factor: model.Factor | None
+        self, name: str, start: "torch.Tensor", factor: chain.Factor | None
     ) -> "tuple[dict[str, torch.Tensor], Fit]":
         import torch
 
@@ -233,7 +235,7 @@ class _Walk:
 
 
 def in_two(
-    name: str, weight: "torch.Tensor", xx: "torch.Tensor", factor: model.Factor
+    name: str, weight: "torch.Tensor", xx: "torch.Tensor", factor: chain.Factor
 ) -> "tuple[dict[str, torch.Tensor], torch.Tensor]":
     """The weights of the two parts of a factorised convolution, and what they are together, [n, 9 c].
 
@@ -260,7 +262,7 @@ def in_two(
     return {key: tensor.float().contiguous() for key, tensor in tensors.items()}, effective
 
 
-def forward(plan: model.Plan, name: str, tensors: "dict[str, torch.Tensor]") -> "tuple[Step, int]":
+def forward(plan: chain.Plan, name: str, tensors: "dict[str, torch.Tensor]") -> "tuple[Step, int]":
     """The step from a layer's input to the next one's, with ReLU, pooling and flattening, and its output's
     bytes per picture."""
     import torch
@@ -287,7 +289,7 @@ def forward(plan: model.Plan, name: str, tensors: "dict[str, torch.Tensor]") -> 
     return step, 4 * n * out_side**2
 
 
-def _place(plan: model.Plan, name: str) -> tuple[tuple[int, bool], tuple[int, int]]:
+def _place(plan: chain.Plan, name: str) -> tuple[tuple[int, bool], tuple[int, int]]:
     """Block number of a layer (0: fully connected) and whether a pool follows it; its outputs and the side of
     its map."""
     if name.startswith("fc"):
@@ -497,7 +499,7 @@ class Behind:
     """What the original's later layers make of a fully connected layer's outputs on the held-out pictures:
     ``said`` [N, n] are the original's."""
 
-    original: model.Checkpoint
+    original: checkpoints.Checkpoint
     layer: str
     said: "torch.Tensor"
 
@@ -533,7 +535,7 @@ def _later(layer: str) -> tuple[str, ...]:
     return names[names.index(layer) + 1 :]
 
 
-def important(original: model.Checkpoint, layer: str, said: "torch.Tensor") -> "torch.Tensor":
+def important(original: checkpoints.Checkpoint, layer: str, said: "torch.Tensor") -> "torch.Tensor":
     """Directions [m, n] in which the logits are sensitive to a fully connected layer's outputs ``said`` [N,
     n] before the ReLU: the gradients, at each picture, of random combinations of the centred logits (their
     second moments are what a change of the outputs does to the logits, to first order)."""
@@ -612,7 +614,9 @@ def noise(count: int, px: int, seed: int) -> Pictures:
     return Pictures(maps[count // 5 :], maps[: count // 5])
 
 
-def loss(original: model.Checkpoint, smaller: model.Checkpoint, pictures: "torch.Tensor") -> dict[str, Any]:
+def loss(
+    original: checkpoints.Checkpoint, smaller: checkpoints.Checkpoint, pictures: "torch.Tensor"
+) -> dict[str, Any]:
     """What was lost on pictures [N, 3, px, px] that nothing was fitted on: agreement of the top-1, mean KL in
     nats, n."""
     import torch

@@ -32,11 +32,12 @@ from vgg_runtime.bundle.preprocess import Preprocessing
 from vgg_runtime.bundle.session import Model
 from vgg_runtime.measure.recommend import loss_points, near_chance
 
-from . import evaluate, external, model, prune
+from . import evaluate, external, prune
 from .core import cache
 from .core.errors import NothingToGainError, OptionsError
 from .core.progress import Progress
 from .data import Item, Splits
+from .network import checkpoint as checkpoints
 from .options import AllOptions, Budget, PruneOptions, SweepOptions
 from .recipes import Steps, chosen_recipes
 
@@ -433,7 +434,7 @@ def sweep(search: Search, options: SweepOptions, ladder: Sequence[Rung] = LADDER
     with and without repair and filters at random, at the same ratios. The recommendation is made on the
     selection pictures as in ``run``."""
     base = dataclasses.replace(search.options.prune, first_block="conv1")
-    plan = model.load(search.checkpoint.path).plan
+    plan = checkpoints.load(search.checkpoint.path).plan
     for ratio in options.ratios:  # one that removes nothing is refused before anything takes time
         prune.uniform_plan(plan, dataclasses.replace(base, ratio=ratio))
     points, tried = search.alone(), dict[Rung, list[Point]]()

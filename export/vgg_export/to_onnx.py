@@ -11,10 +11,11 @@ from vgg_runtime.bundle.manifest import SessionSettings
 from vgg_runtime.bundle.preprocess import for_input
 from vgg_runtime.bundle.session import Model
 
-from . import graph, model
+from . import graph
 from .core import cache
 from .core.errors import CheckFailedError
 from .core.progress import Progress
+from .network import checkpoint as checkpoints
 
 if TYPE_CHECKING:
     import onnx_ir
@@ -32,7 +33,7 @@ def run(checkpoint: cache.Artifact, output: Path, progress: Progress) -> cache.A
 
     def make(path: Path) -> dict[str, object]:
         with progress.task("exporting to ONNX", None):
-            source = model.load(checkpoint.path)
+            source = checkpoints.load(checkpoint.path)
             export(source, path)
             ops = graph.audit_exported(path)
             parity = ensure_parity(source, path)
@@ -44,7 +45,7 @@ def run(checkpoint: cache.Artifact, output: Path, progress: Progress) -> cache.A
     )
 
 
-def describe(checkpoint: model.Checkpoint) -> dict[str, Any]:
+def describe(checkpoint: checkpoints.Checkpoint) -> dict[str, Any]:
     """What later stages need to know of the model; they do not load torch."""
     plan = checkpoint.plan
     return {
@@ -58,7 +59,7 @@ def describe(checkpoint: model.Checkpoint) -> dict[str, Any]:
     }
 
 
-def export(checkpoint: model.Checkpoint, path: Path) -> None:
+def export(checkpoint: checkpoints.Checkpoint, path: Path) -> None:
     """Write float32 ``input`` [batch, 3, px, px] -> ``logits`` [batch, classes] with a batch that can
     vary."""
     import torch
@@ -114,7 +115,7 @@ def transpose_linear_weights(exported: "onnx_ir.Model") -> None:
         node.attributes["transB"] = ir.AttrInt64("transB", 0)
 
 
-def ensure_parity(checkpoint: model.Checkpoint, path: Path) -> float:
+def ensure_parity(checkpoint: checkpoints.Checkpoint, path: Path) -> float:
     """Largest relative difference of logits between torch and onnxruntime, for a batch of one and a batch of
     three.
 

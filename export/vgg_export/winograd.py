@@ -29,7 +29,7 @@ from .cook_toom import Form
 from .core import cache
 from .core.errors import CheckFailedError, DataError, NothingToGainError, RewriteError
 from .core.progress import Progress
-from .model import Plan
+from .network.chain import Plan
 from .winograd_cost import choose
 
 if TYPE_CHECKING:

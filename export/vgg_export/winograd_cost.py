@@ -21,7 +21,7 @@ import numpy.typing as npt
 from . import cook_toom
 from .cook_toom import Form
 from .core.errors import OptionsError
-from .model import Layer
+from .network.chain import Layer
 
 SCHEMA = 1
 TABLE = "winograd.json"

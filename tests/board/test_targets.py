@@ -96,10 +96,10 @@ def test_targets_as_options() -> None:
 def exported(splits: data.Splits, tmp_path_factory: pytest.TempPathFactory) -> cache.Artifact:
     from conftest import small_checkpoint
 
-    from vgg_export import model
+    from vgg_export.network import checkpoint as checkpoints
 
     folder = tmp_path_factory.mktemp("exported")
-    model.save(small_checkpoint(), folder / "c.safetensors")
+    checkpoints.save(small_checkpoint(), folder / "c.safetensors")
     return to_onnx.run(cache.of(folder / "c.safetensors"), folder / "float.onnx", Quiet())
 
 
@@ -465,7 +465,7 @@ def test_measure_counts_no_memory_of_a_child_that_never_ran(several: Path) -> No
 def test_transformed_weights_must_leave_a_board_room(tmp_path: Path) -> None:
     from vgg_export import recipes
 
-    path = tmp_path / "model.onnx"
+    path = tmp_path / "chain.onnx"
     with path.open("wb") as file:
         file.truncate(200_000_000)  # sparse
     made = cache.Artifact(path, "", {"measured": {}})

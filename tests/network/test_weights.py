@@ -11,9 +11,13 @@ import pytest
 import torch
 from conftest import small_checkpoint, small_torchvision_vgg
 
-from vgg_export import model, pipeline, weights
+from vgg_export import pipeline
+from vgg_export.core import internet
 from vgg_export.core.errors import CheckpointError, HubError
 from vgg_export.core.progress import Quiet
+from vgg_export.data import wordnet
+from vgg_export.network import chain, weights
+from vgg_export.network import checkpoint as checkpoints
 from vgg_export.options import WeightsOptions
 
 
@@ -110,7 +114,7 @@ def test_a_server_that_never_answers_does_not_hang() -> None:
 
     with socket.create_server(("127.0.0.1", 0)) as silent:
         start = time.monotonic()
-        why = weights.reachable(f"http://127.0.0.1:{silent.getsockname()[1]}/x.pth", seconds=1.0)
+        why = internet.reachable(f"http://127.0.0.1:{silent.getsockname()[1]}/x.pth", seconds=1.0)
         assert time.monotonic() - start < 5
     assert why
 
@@ -126,7 +130,7 @@ def test_a_missing_file_on_the_server_is_an_error_with_a_remedy(
 
 def test_random_is_full_size_seeded_and_without_figures() -> None:
     checkpoint = weights.resolve(WeightsOptions("random", seed=3))
-    assert checkpoint.plan == model.full_width("vgg19")
+    assert checkpoint.plan == chain.full_width("vgg19")
     assert checkpoint.source["figures_absent"].startswith("random weights")
     torch.manual_seed(3)
     assert float(checkpoint.tensors["conv5_4.weight"].std()) == pytest.approx(
@@ -153,21 +157,21 @@ def test_a_file_called_like_a_word_of_the_option_is_not_taken_for_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    model.save(small_checkpoint(), Path("demo"))
+    checkpoints.save(small_checkpoint(), Path("demo"))
     made = pipeline.checkpoint_file(WeightsOptions("demo"), None, tmp_path / "work", Quiet())
-    assert model.load(made.path).source["weights"] == "demo"
+    assert checkpoints.load(made.path).source["weights"] == "demo"
 
 
 def test_our_own_checkpoint_is_a_file_too(tmp_path: Path) -> None:
     path = tmp_path / "own.safetensors"
-    model.save(small_checkpoint("vgg16"), path)
+    checkpoints.save(small_checkpoint("vgg16"), path)
     again = weights.resolve(WeightsOptions(str(path)))
     assert again.plan.family == "vgg16"
     assert again.labels[0] == "stop"
 
 
 def test_the_thousand_wordnet_ids_are_in_imagenets_order() -> None:
-    ids = weights.wordnet_ids()
+    ids = wordnet.wordnet_ids()
     assert len(set(ids)) == 1000
     assert list(ids) == sorted(ids)
     assert (ids[0], ids[281], ids[999]) == ("n01440764", "n02123045", "n15075141")

@@ -10,12 +10,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vgg_export.core.errors import CheckpointError
+from vgg_export.network.chain import CONVS_PER_BLOCK, POOLED_PX, STRIDE_PX, Plan
+from vgg_export.network.modules import fold_batch_norm
 from vgg_runtime.text import printable
 
 from . import class_names, file_kinds
 from .class_names import ClassNames
-from .core.errors import CheckpointError
-from .model import CONVS_PER_BLOCK, POOLED_PX, STRIDE_PX, Plan, fold_batch_norm
 
 if TYPE_CHECKING:
     import torch

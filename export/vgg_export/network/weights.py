@@ -7,7 +7,6 @@ import logging
 import os
 import re
 import socket
-import threading
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -15,22 +14,34 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from . import class_names, file_kinds, model
-from .class_names import ClassNames
-from .core.errors import CheckpointError, HubError
-from .core.files import explain_write_errors, sha256
-from .options import WeightsOptions
-from .state_dicts import Content, read_file, to_plan_and_tensors
+from vgg_export.core.errors import CheckpointError, HubError
+from vgg_export.core.files import explain_write_errors, sha256
+from vgg_export.core.internet import reachable
+from vgg_export.options import WeightsOptions
+
+from . import chain, modules
+from . import checkpoint as checkpoints
+from .readers import class_names, file_kinds
+from .readers.class_names import ClassNames
+from .readers.state_dicts import Content, read_file, to_plan_and_tensors
 
 log = logging.getLogger(__name__)
+
 
 # For networks that reach a mirror but not download.pytorch.org; the file name must end in the first hex
 # digits of its hash.
 MIRROR_VARIABLE = "VGG_EXPORT_IMAGENET_URL"
+
+
 WORDS = ("auto", "imagenet", "demo", "random")  # of --weights; anything else is a file
+
+
 Folders = Callable[[], Sequence[str] | None]
-DECIDE_SECONDS = 4.0
+
+
 STALL_SECONDS = 30.0
+
+
 SEED_NOTE = (
     "random weights: the predictions mean nothing, so accuracy and agreement are absent; size,"
     " speed and memory are real"
@@ -41,7 +52,7 @@ def no_folders() -> None:
     """There are no class folders."""
 
 
-def resolve(options: WeightsOptions, folders: Folders = no_folders) -> model.Checkpoint:
+def resolve(options: WeightsOptions, folders: Folders = no_folders) -> checkpoints.Checkpoint:
     """The checkpoint that ``--weights`` asks for.
 
     Args:
@@ -85,35 +96,7 @@ def hub_file(url: str) -> Path:
     return Path(torch.hub.get_dir()) / "checkpoints" / Path(urllib.parse.urlparse(url).path).name
 
 
-def wordnet_ids() -> tuple[str, ...]:
-    """ImageNet's 1000 WordNet ids in the order of the classes."""
-    text = (
-        importlib.resources.files("vgg_export")
-        .joinpath("assets", "imagenet_wnids.txt")
-        .read_text(encoding="ascii")
-    )
-    return tuple(text.split())
-
-
-def reachable(url: str, seconds: float = DECIDE_SECONDS) -> str | None:
-    """None when ``url`` answers within ``seconds``, else why not. Name look-ups that hang are not waited
-    for."""
-    answer: list[str | None] = []
-
-    def ask() -> None:
-        try:
-            with urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=seconds):
-                answer.append(None)
-        except (OSError, ValueError) as error:
-            answer.append(str(getattr(error, "reason", error)) or type(error).__name__)
-
-    thread = threading.Thread(target=ask, daemon=True)
-    thread.start()
-    thread.join(seconds)
-    return answer[0] if answer else f"no answer within {seconds:g} s"
-
-
-def _auto() -> model.Checkpoint:
+def _auto() -> checkpoints.Checkpoint:
     url = imagenet_url()
     why = None if hub_file(url).is_file() else reachable(url)
     if why is None:
@@ -132,7 +115,7 @@ def _auto() -> model.Checkpoint:
     return _demo(notice)
 
 
-def _imagenet() -> model.Checkpoint:
+def _imagenet() -> checkpoints.Checkpoint:
     from torchvision.models import VGG19_Weights
 
     url = imagenet_url()
@@ -148,7 +131,7 @@ def _imagenet() -> model.Checkpoint:
         raise CheckpointError(
             f"{path} is a {plan.family} of {plan.classes} classes; expected vgg19 of {len(labels)}"
         )
-    return model.Checkpoint(
+    return checkpoints.Checkpoint(
         plan,
         tensors,
         labels,
@@ -193,24 +176,24 @@ def _hash_prefix(path: Path) -> str | None:
     return match[1] if match else None
 
 
-def _demo(notice: str | None) -> model.Checkpoint:
-    checkpoint = model.load(demo_path())
+def _demo(notice: str | None) -> checkpoints.Checkpoint:
+    checkpoint = checkpoints.load(demo_path())
     text = (
         notice
         or "DEMO WEIGHTS: a small VGG19 trained on drawn road signs, not on photographs; for your own use"
         " --weights FILE"
     )
-    return model.Checkpoint(
+    return checkpoints.Checkpoint(
         checkpoint.plan, checkpoint.tensors, checkpoint.labels, checkpoint.source | {"notice": text}
     )
 
 
-def _random(seed: int) -> model.Checkpoint:
+def _random(seed: int) -> checkpoints.Checkpoint:
     import torch
 
     torch.manual_seed(seed)
-    plan = model.full_width("vgg19")
-    network = model.build(plan)
+    plan = chain.full_width("vgg19")
+    network = modules.build(plan)
     for layer in network.children():
         if isinstance(layer, torch.nn.Conv2d | torch.nn.Linear):
             # He's initialisation keeps the activations' scale through 19 layers; PyTorch's default lets them
@@ -224,7 +207,7 @@ def _random(seed: int) -> model.Checkpoint:
         "figures_absent": SEED_NOTE,
     }
     labels = tuple(f"class {k}" for k in range(plan.classes))
-    return model.Checkpoint(plan, dict(network.state_dict()), labels, source)
+    return checkpoints.Checkpoint(plan, dict(network.state_dict()), labels, source)
 
 
 # What the tensors of a state dict cannot say, and is taken to be as most people have it.
@@ -234,13 +217,15 @@ ASSUMED = (
     "their shorter side resized to 256 px and the middle 224 x 224 px taken",
     "one class a picture (softmax)",
 )
+
+
 ALPHABET = "the classes in the order of the alphabet of the folders"
 
 
-def _file(path: Path, labels: Path | None, folders: Folders) -> model.Checkpoint:
+def _file(path: Path, labels: Path | None, folders: Folders) -> checkpoints.Checkpoint:
     given = class_names.read(labels) if labels else None
     if is_own(path):
-        checkpoint = model.load(path)
+        checkpoint = checkpoints.load(path)
         if given:
             checkpoint = _renamed(checkpoint, given)
         say_what_is_assumed(checkpoint.source)
@@ -269,7 +254,7 @@ def _file(path: Path, labels: Path | None, folders: Folders) -> model.Checkpoint
         )
     names = _names(path, plan.classes, given, content, folders, source)
     say_what_is_assumed(source)
-    return model.Checkpoint(plan, tensors, names, source)
+    return checkpoints.Checkpoint(plan, tensors, names, source)
 
 
 def is_own(path: Path) -> bool:
@@ -277,7 +262,7 @@ def is_own(path: Path) -> bool:
     return (
         path.is_file()
         and file_kinds.recognise(path).readable == file_kinds.SAFETENSORS
-        and model.is_checkpoint(path)
+        and checkpoints.is_checkpoint(path)
     )
 
 
@@ -345,7 +330,7 @@ def _names(
     return tuple(f"class {k}" for k in range(classes))
 
 
-def _renamed(checkpoint: model.Checkpoint, given: ClassNames) -> model.Checkpoint:
+def _renamed(checkpoint: checkpoints.Checkpoint, given: ClassNames) -> checkpoints.Checkpoint:
     """With the names of ``--labels``, unless the file that it was made of says others."""
     _ensure_count(given, checkpoint.plan.classes)
     source = dict(checkpoint.source)
@@ -353,7 +338,7 @@ def _renamed(checkpoint: model.Checkpoint, given: ClassNames) -> model.Checkpoin
         _ensure_same(given, ClassNames(checkpoint.labels, "the checkpoint itself"))
     if "assumed" in source:
         source["assumed"] = [text for text in source["assumed"] if text != ALPHABET]
-    return model.Checkpoint(checkpoint.plan, checkpoint.tensors, given.names, source)
+    return checkpoints.Checkpoint(checkpoint.plan, checkpoint.tensors, given.names, source)
 
 
 def _ensure_same(given: ClassNames, inside: ClassNames) -> None:
@@ -375,7 +360,7 @@ def _ensure_count(given: ClassNames, classes: int) -> None:
         )
 
 
-def fingerprint(checkpoint: model.Checkpoint) -> str:
+def fingerprint(checkpoint: checkpoints.Checkpoint) -> str:
     """Hash of plan, labels and tensors."""
     digest = hashlib.sha256(repr((checkpoint.plan, checkpoint.labels)).encode())
     for name in sorted(checkpoint.tensors):

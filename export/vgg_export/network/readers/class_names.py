@@ -7,10 +7,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from vgg_export.core.errors import CheckpointError
 from vgg_runtime.bundle.images import normalise
 from vgg_runtime.text import printable
-
-from .core.errors import CheckpointError
 
 # What people call them beside a state dict, in lower case; the first two say which way a dictionary goes.
 BY_NAME, BY_NUMBER = ("class_to_idx", "label2id"), ("idx_to_class", "id2label")

@@ -17,8 +17,10 @@ from conftest import small_checkpoint, small_torchvision_vgg
 from PIL import Image
 from safetensors.torch import save_file
 
-from vgg_export import file_kinds, model, weights
 from vgg_export.core.errors import CheckpointError
+from vgg_export.network import checkpoint as checkpoints
+from vgg_export.network import weights
+from vgg_export.network.readers import file_kinds
 from vgg_export.options import WeightsOptions
 
 
@@ -134,7 +136,7 @@ def test_checkpoints_are_none_of_these(tmp_path: Path) -> None:
     torch.save(state, tmp_path / "new")
     torch.save(state, tmp_path / "old", _use_new_zipfile_serialization=False)
     save_file(state, tmp_path / "tensors")
-    model.save(small_checkpoint(), tmp_path / "own")
+    checkpoints.save(small_checkpoint(), tmp_path / "own")
     found = {
         name: file_kinds.recognise(tmp_path / name).readable for name in ("new", "old", "tensors", "own")
     }

@@ -5,11 +5,12 @@ import pytest
 import torch
 from conftest import small_checkpoint
 
-from vgg_export import model
 from vgg_export.core.errors import CheckpointError
+from vgg_export.network import chain, modules
+from vgg_export.network import checkpoint as checkpoints
 
 
-def undecided(checkpoint: model.Checkpoint, x: torch.Tensor) -> model.Checkpoint:
+def undecided(checkpoint: checkpoints.Checkpoint, x: torch.Tensor) -> checkpoints.Checkpoint:
     """The same with logits that are zero on average over pictures and spread by two: left alone, most drawn
     networks say one class of everything, and so surely that hardly a change of their layers is noticed."""
     with torch.inference_mode():
@@ -20,7 +21,7 @@ def undecided(checkpoint: model.Checkpoint, x: torch.Tensor) -> model.Checkpoint
     return dataclasses.replace(checkpoint, tensors=checkpoint.tensors | changed)
 
 
-def awake(checkpoint: model.Checkpoint, layer: str, x: torch.Tensor) -> model.Checkpoint:
+def awake(checkpoint: checkpoints.Checkpoint, layer: str, x: torch.Tensor) -> checkpoints.Checkpoint:
     """The same with a convolution whose filters are each zero on average over pictures before the ReLU: some
     that are drawn say nothing or next to nothing of any picture."""
     network = checkpoint.model()
@@ -31,7 +32,7 @@ def awake(checkpoint: model.Checkpoint, layer: str, x: torch.Tensor) -> model.Ch
 
 
 def test_vgg19_has_the_published_size() -> None:
-    plan = model.full_width("vgg19")
+    plan = chain.full_width("vgg19")
     assert plan.parameters() == 143_667_240  # torchvision's documentation
     assert plan.macs() / 1e9 == pytest.approx(19.63, abs=0.01)
 
@@ -40,10 +41,10 @@ def test_vgg19_has_the_published_size() -> None:
     ("family", "parameters"), [("vgg11", 132_863_336), ("vgg13", 133_047_848), ("vgg16", 138_357_544)]
 )
 def test_the_family_has_the_published_sizes(family: str, parameters: int) -> None:
-    assert model.full_width(family).parameters() == parameters
+    assert chain.full_width(family).parameters() == parameters
 
 
-def test_counted_parameters_and_macs_are_those_of_the_network(checkpoint: model.Checkpoint) -> None:
+def test_counted_parameters_and_macs_are_those_of_the_network(checkpoint: checkpoints.Checkpoint) -> None:
     network = checkpoint.model()
     assert sum(p.numel() for p in network.parameters()) == checkpoint.plan.parameters()
     counted = 0
@@ -60,29 +61,29 @@ def test_counted_parameters_and_macs_are_those_of_the_network(checkpoint: model.
     assert counted == checkpoint.plan.macs()
 
 
-def test_a_checkpoint_comes_back_as_it_was(checkpoint: model.Checkpoint, tmp_path: Path) -> None:
-    model.save(checkpoint, tmp_path / "c.safetensors")
-    again = model.load(tmp_path / "c.safetensors")
+def test_a_checkpoint_comes_back_as_it_was(checkpoint: checkpoints.Checkpoint, tmp_path: Path) -> None:
+    checkpoints.save(checkpoint, tmp_path / "c.safetensors")
+    again = checkpoints.load(tmp_path / "c.safetensors")
     assert (again.plan, again.labels, again.source) == (checkpoint.plan, checkpoint.labels, checkpoint.source)
     assert all(torch.equal(again.tensors[name], tensor) for name, tensor in checkpoint.tensors.items())
 
 
-def test_the_same_checkpoint_is_the_same_file(checkpoint: model.Checkpoint, tmp_path: Path) -> None:
+def test_the_same_checkpoint_is_the_same_file(checkpoint: checkpoints.Checkpoint, tmp_path: Path) -> None:
     """The library alone writes metadata in one of six orders, another one each time."""
     for k in range(8):
-        model.save(checkpoint, tmp_path / f"{k}.safetensors")
+        checkpoints.save(checkpoint, tmp_path / f"{k}.safetensors")
     assert len({path.read_bytes() for path in tmp_path.iterdir()}) == 1
 
 
-def test_half_precision_halves_the_file(checkpoint: model.Checkpoint, tmp_path: Path) -> None:
-    model.save(checkpoint, tmp_path / "full.safetensors")
-    model.save(checkpoint, tmp_path / "half.safetensors", half=True)
+def test_half_precision_halves_the_file(checkpoint: checkpoints.Checkpoint, tmp_path: Path) -> None:
+    checkpoints.save(checkpoint, tmp_path / "full.safetensors")
+    checkpoints.save(checkpoint, tmp_path / "half.safetensors", half=True)
     full, half = ((tmp_path / f"{name}.safetensors").stat().st_size for name in ("full", "half"))
     assert half == pytest.approx(full / 2, rel=0.05)
-    assert model.load(tmp_path / "half.safetensors").tensors["fc1.weight"].dtype == torch.float32
+    assert checkpoints.load(tmp_path / "half.safetensors").tensors["fc1.weight"].dtype == torch.float32
 
 
-def test_tensors_that_do_not_fit_the_plan_are_refused(checkpoint: model.Checkpoint) -> None:
+def test_tensors_that_do_not_fit_the_plan_are_refused(checkpoint: checkpoints.Checkpoint) -> None:
     wrong = checkpoint.tensors | {"fc3.bias": torch.zeros(3)}
     with pytest.raises(CheckpointError, match=r"fc3.bias is \(3,\), but the plan says \(7,\)"):
         dataclasses.replace(checkpoint, tensors=wrong)
@@ -96,27 +97,27 @@ def test_tensors_that_do_not_fit_the_plan_are_refused(checkpoint: model.Checkpoi
 
 def test_a_plan_that_is_no_vgg_is_refused() -> None:
     with pytest.raises(CheckpointError, match="is not a VGG; expected one of"):
-        model.Plan("vgg19", ((16,),) * 5, (8, 8), 2)
+        chain.Plan("vgg19", ((16,),) * 5, (8, 8), 2)
     with pytest.raises(CheckpointError, match="at least 32 px, found 31"):
         dataclasses.replace(small_checkpoint().plan, input_px=31)
     with pytest.raises(CheckpointError, match="plan is damaged"):
-        model.Plan.from_json({"family": "vgg19"})
+        chain.Plan.from_json({"family": "vgg19"})
 
 
 def test_a_truncated_or_newer_checkpoint_is_refused(
-    checkpoint: model.Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    checkpoint: checkpoints.Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "c.safetensors"
-    model.save(checkpoint, path)
+    checkpoints.save(checkpoint, path)
     content = path.read_bytes()
     path.write_bytes(content[: len(content) // 2])
     with pytest.raises(CheckpointError, match="may be truncated"):
-        model.load(path)
-    monkeypatch.setattr(model, "FORMAT_VERSION", 2)
-    model.save(checkpoint, path)
-    monkeypatch.setattr(model, "FORMAT_VERSION", 1)
+        checkpoints.load(path)
+    monkeypatch.setattr(checkpoints, "FORMAT_VERSION", 2)
+    checkpoints.save(checkpoint, path)
+    monkeypatch.setattr(checkpoints, "FORMAT_VERSION", 1)
     with pytest.raises(CheckpointError, match="reads up to 1: update vgg-export"):
-        model.load(path)
+        checkpoints.load(path)
 
 
 def test_folded_batch_norm_is_the_same_function() -> None:
@@ -127,7 +128,7 @@ def test_folded_batch_norm_is_the_same_function() -> None:
     norm.weight.data.normal_()
     norm.eval()
     x = torch.randn(2, 5, 9, 9)
-    weight, bias = model.fold_batch_norm(
+    weight, bias = modules.fold_batch_norm(
         conv.weight.data,
         conv.bias.data,
         gamma=norm.weight.data,

@@ -9,10 +9,12 @@ import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from . import model
-from .core import cache
-from .core.errors import CheckFailedError, OptionsError
-from .core.progress import Progress
+from vgg_export.core import cache
+from vgg_export.core.errors import CheckFailedError, OptionsError
+from vgg_export.core.progress import Progress
+
+from . import chain
+from . import checkpoint as checkpoints
 
 if TYPE_CHECKING:
     import torch
@@ -26,10 +28,10 @@ def run(checkpoint: cache.Artifact, output: Path, input_px: int, progress: Progr
 
     def make(path: Path) -> dict[str, object]:
         with progress.task(f"folding the pool for {input_px} px", None):
-            original = model.load(checkpoint.path)
+            original = checkpoints.load(checkpoint.path)
             folded = fold(original, input_px)
             difference = ensure_same_as_pooled(original, folded)
-            model.save(folded, path)
+            checkpoints.save(folded, path)
         return {
             "parity": difference,
             "tolerance": TOLERANCE,
@@ -45,20 +47,20 @@ def pooling_matrix(side: int) -> "torch.Tensor":
     import torch
 
     basis = torch.eye(side * side, dtype=torch.float64).view(side * side, 1, side, side)
-    return torch.nn.functional.adaptive_avg_pool2d(basis, model.POOLED_PX).flatten(1).T.contiguous()
+    return torch.nn.functional.adaptive_avg_pool2d(basis, chain.POOLED_PX).flatten(1).T.contiguous()
 
 
-def fold(checkpoint: model.Checkpoint, input_px: int) -> model.Checkpoint:
+def fold(checkpoint: checkpoints.Checkpoint, input_px: int) -> checkpoints.Checkpoint:
     """The checkpoint for ``input_px``, with the function of the original behind torchvision's adaptive pool.
 
     Raises:
         OptionsError: the checkpoint has already been folded to another size.
     """
     plan = checkpoint.plan
-    if plan.grid_px != model.POOLED_PX:
+    if plan.grid_px != chain.POOLED_PX:
         raise OptionsError(
             f"the checkpoint already takes {plan.input_px} px; expected the one for"
-            f" {model.POOLED_PX * model.STRIDE_PX} px"
+            f" {chain.POOLED_PX * chain.STRIDE_PX} px"
         )
     smaller = dataclasses.replace(plan, input_px=input_px)
     name = f"{plan.first_linear()}.weight"
@@ -68,12 +70,12 @@ def fold(checkpoint: model.Checkpoint, input_px: int) -> model.Checkpoint:
     source = checkpoint.source | {
         "history": [*checkpoint.source.get("history", []), f"adaptive pool folded into fc1 for {input_px} px"]
     }
-    return model.Checkpoint(
+    return checkpoints.Checkpoint(
         smaller, checkpoint.tensors | {name: folded.flatten(1)}, checkpoint.labels, source
     )
 
 
-def ensure_same_as_pooled(original: model.Checkpoint, folded: model.Checkpoint) -> float:
+def ensure_same_as_pooled(original: checkpoints.Checkpoint, folded: checkpoints.Checkpoint) -> float:
     """Largest relative difference of logits between the folded network and the original with its pool.
 
     Raises:
@@ -86,7 +88,7 @@ def ensure_same_as_pooled(original: model.Checkpoint, folded: model.Checkpoint) 
     layers = list(original.model().children())
     flatten = next(k for k, layer in enumerate(layers) if isinstance(layer, torch.nn.Flatten))
     pooled = torch.nn.Sequential(
-        *layers[:flatten], torch.nn.AdaptiveAvgPool2d(model.POOLED_PX), *layers[flatten:]
+        *layers[:flatten], torch.nn.AdaptiveAvgPool2d(chain.POOLED_PX), *layers[flatten:]
     )
     with torch.inference_mode():
         expected, found = pooled(x), folded.model()(x)

@@ -9,12 +9,14 @@ from conftest import small_torchvision_vgg
 from safetensors.torch import save_file
 from torchvision import models
 
-from vgg_export import model, state_dicts
 from vgg_export.core.errors import CheckpointError
+from vgg_export.network import chain
+from vgg_export.network import checkpoint as checkpoints
+from vgg_export.network.readers import state_dicts
 
 
 @pytest.mark.parametrize("batch_norm", [False, True])
-@pytest.mark.parametrize("family", list(model.CONVS_PER_BLOCK))
+@pytest.mark.parametrize("family", list(chain.CONVS_PER_BLOCK))
 def test_every_family_member_keeps_its_function(family: str, batch_norm: bool) -> None:
     original = small_torchvision_vgg(family, batch_norm)
     plan, tensors = state_dicts.to_plan_and_tensors(original.state_dict())
@@ -22,7 +24,7 @@ def test_every_family_member_keeps_its_function(family: str, batch_norm: bool) -
     x = torch.randn(2, 3, 224, 224)
     with torch.inference_mode():
         expected = original(x)
-        found = model.Checkpoint(plan, tensors, ("x",) * 7, {}).model()(x)
+        found = checkpoints.Checkpoint(plan, tensors, ("x",) * 7, {}).model()(x)
     assert float((found - expected).abs().max() / expected.abs().max()) < 1e-5
 
 
@@ -30,7 +32,7 @@ def test_torchvisions_own_vgg_is_read(tmp_path: Path) -> None:
     original = models.vgg16_bn(weights=None, num_classes=8).eval()
     torch.save(original.state_dict(), tmp_path / "vgg16_bn.pth")
     plan, tensors = state_dicts.to_plan_and_tensors(state_dicts.read_file(tmp_path / "vgg16_bn.pth").tensors)
-    assert plan == model.full_width("vgg16", 8)
+    assert plan == chain.full_width("vgg16", 8)
     assert tensors["fc3.bias"].equal(original.state_dict()["classifier.6.bias"])
 
 
@@ -174,7 +176,7 @@ def test_one_output_is_refused_with_the_way_to_two(tmp_path: Path) -> None:
     torch.save(state, tmp_path / "one.pth")
     assert "the last layer has one output" in refusal(tmp_path / "one.pth")
     with pytest.raises(CheckpointError, match="at least two classes"):
-        model.full_width("vgg11", classes=1)
+        chain.full_width("vgg11", classes=1)
     state |= {
         name: torch.cat([torch.zeros_like(state[name]), state[name]])
         for name in ("classifier.6.weight", "classifier.6.bias")
@@ -182,7 +184,7 @@ def test_one_output_is_refused_with_the_way_to_two(tmp_path: Path) -> None:
     plan, tensors = state_dicts.to_plan_and_tensors(state)
     x = torch.randn(3, 3, 224, 224)
     with torch.inference_mode():
-        found = model.Checkpoint(plan, tensors, ("no", "yes"), {}).model()(x).softmax(1)[:, 1]
+        found = checkpoints.Checkpoint(plan, tensors, ("no", "yes"), {}).model()(x).softmax(1)[:, 1]
         torch.testing.assert_close(found, network(x).sigmoid()[:, 0])
 
 

@@ -10,9 +10,12 @@ import torch
 from conftest import CLASSES, small_checkpoint, small_torchvision_vgg
 from safetensors.torch import save_file
 
-from vgg_export import class_names, model, pipeline, weights
+from vgg_export import pipeline
 from vgg_export.core.errors import CheckpointError
 from vgg_export.core.progress import Quiet
+from vgg_export.network import checkpoint as checkpoints
+from vgg_export.network import weights
+from vgg_export.network.readers import class_names
 from vgg_export.options import DataOptions, WeightsOptions
 
 # no alphabet's order
@@ -27,7 +30,7 @@ def saved(folder: Path, **beside: Any) -> Path:
 
 def resolved(
     path: Path, labels: Path | None = None, folders: tuple[str, ...] | None = None
-) -> model.Checkpoint:
+) -> checkpoints.Checkpoint:
     return weights.resolve(WeightsOptions(str(path), labels), lambda: folders)
 
 
@@ -134,7 +137,7 @@ def test_labels_that_contradict_the_file_are_an_error_with_both(tmp_path: Path) 
     names.write_text("\n".join(name.upper().replace(" ", "_") for name in TRAINED))
     assert resolved(path, names).labels[2] == "AHEAD_ONLY"
     own = tmp_path / "own.safetensors"
-    model.save(resolved(path), own)  # what was made of it knows where its names come from
+    checkpoints.save(resolved(path), own)  # what was made of it knows where its names come from
     names.write_text("\n".join(sorted(TRAINED)))
     with pytest.raises(CheckpointError, match="contradicts the checkpoint"):
         resolved(own, names)
@@ -149,7 +152,7 @@ def test_the_alphabet_is_said_every_time_and_goes_with_labels(
         found = resolved(saved(tmp_path), folders=TRAINED)
         assert found.labels == tuple(sorted(TRAINED))
         assert "the alphabet of the folders is assumed" in caplog.text
-    model.save(found, own)
+    checkpoints.save(found, own)
     caplog.clear()
     with caplog.at_level(logging.INFO):
         pipeline.checkpoint_file(WeightsOptions(str(own)), DataOptions(), tmp_path, Quiet())

@@ -1,0 +1,1 @@
+"""Pictures: which ones, in which set, and as tensors."""

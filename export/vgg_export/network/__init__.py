@@ -1,0 +1,1 @@
+"""A network as data, as a checkpoint and as a torch module."""
