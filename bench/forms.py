@@ -28,8 +28,9 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
 
-from vgg_export import data, pipeline, repair
+from vgg_export import pipeline, repair
 from vgg_export.cli import TerminalProgress
+from vgg_export.data.splits import tensors
 from vgg_export.network import chain
 from vgg_export.network import checkpoint as checkpoints
 from vgg_export.options import DataOptions, WeightsOptions
@@ -55,7 +56,7 @@ def main(weights: str, pictures: str, layers: str, images: int) -> None:
         saved = pipeline.checkpoint_file(WeightsOptions(weights), DataOptions(pictures), folder, progress)
         original = checkpoints.load(saved.path)
         splits = pipeline.splits_for(saved, DataOptions(pictures), folder, progress)
-        x = data.stacked(splits.fit[:images], for_input(original.plan.input_px))
+        x = tensors.stacked(splits.fit[:images], for_input(original.plan.input_px))
         print("layer    share  form     rank   error     P50 ms  P10 ms")
         with torch.inference_mode():
             for conv, seen in inputs(original, x, layers.split(",")):

@@ -17,10 +17,10 @@ import numpy as np
 from peers_contenders import PEERS, Contender, chosen, of_bundle
 from peers_measure import Options, Pictures, measure
 from vgg_calibration import choose
-from vgg_export import data
 from vgg_export.core.errors import DataError, VggExportError
 from vgg_export.core.files import write_json
 from vgg_export.core.progress import Quiet
+from vgg_export.data.splits import Item, resolve, unseen
 from vgg_export.options import DataOptions
 from vgg_runtime import text
 from vgg_runtime.board import device
@@ -197,8 +197,8 @@ def run(wanted: argparse.Namespace) -> dict[str, Any]:
 class Sets:
     """Pictures to calibrate with, and others to test on."""
 
-    calibration: tuple[data.Item, ...]
-    test: tuple[data.Item, ...]
+    calibration: tuple[Item, ...]
+    test: tuple[Item, ...]
 
 
 def gather(folder: Path, bundle: manifest.Manifest, options: DataOptions, cache: Path) -> Sets:
@@ -210,8 +210,8 @@ def gather(folder: Path, bundle: manifest.Manifest, options: DataOptions, cache:
     """
     kind, labels, ids = bundle.weights["weights"], manifest.read_labels(folder, bundle), bundle.class_ids
     progress, fitted = Quiet(), manifest.read_fitted(folder)
-    splits = data.resolve(options, kind, labels, ids, cache, progress)
-    test = () if bundle.figures_absent else data.unseen(options, kind, labels, ids, fitted, cache, progress)
+    splits = resolve(options, kind, labels, ids, cache, progress)
+    test = () if bundle.figures_absent else unseen(options, kind, labels, ids, fitted, cache, progress)
     recorded = {item["sha256"] for item in _recorded_fit(folder)}
     fit = [item for item in (*splits.fit, *splits.select, *splits.test) if item.sha256 in recorded]
     if not fit:
@@ -266,7 +266,7 @@ def _pictures(contenders: Sequence[Contender], sets: Sets, work: Path) -> Pictur
     )
 
 
-def _tensors(items: Sequence[data.Item], preprocessing: Preprocessing, path: Path) -> Path:
+def _tensors(items: Sequence[Item], preprocessing: Preprocessing, path: Path) -> Path:
     """The pictures as one .npy file [n, 3, px, px], written picture by picture."""
     shape = (len(items), 3, preprocessing.crop_px, preprocessing.crop_px)
     tensors = np.lib.format.open_memmap(path, "w+", np.float32, shape)

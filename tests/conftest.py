@@ -21,10 +21,11 @@ import pytest
 import torch
 from torchvision.models import vgg as torchvision_vgg
 
-from vgg_export import bundle, data, evaluate, quantize, retype, to_onnx
+from vgg_export import bundle, evaluate, quantize, retype, to_onnx
 from vgg_export.cli import main
 from vgg_export.core import cache
 from vgg_export.core.progress import Quiet
+from vgg_export.data.splits import DataOptions, Splits, resolve
 from vgg_export.network import checkpoint as checkpoints
 from vgg_export.network import input_size
 from vgg_export.network.readers import state_dicts
@@ -150,7 +151,7 @@ def signs_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def draw_signs(folder: Path) -> None:
-    from vgg_export import signs
+    from vgg_export.data import signs
 
     for part, count, base in (("train", 49, 0), ("val", 14, 2000), ("test", 42, 1000)):
         for k in range(count):
@@ -160,19 +161,19 @@ def draw_signs(folder: Path) -> None:
 
 
 @pytest.fixture(scope="session")
-def splits(signs_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> data.Splits:
+def splits(signs_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Splits:
     cache = tmp_path_factory.mktemp("cache")
-    return data.resolve(data.DataOptions(str(signs_folder)), "file", CLASSES, None, cache, Quiet())
+    return resolve(DataOptions(str(signs_folder)), "file", CLASSES, None, cache, Quiet())
 
 
 @pytest.fixture(scope="session")
-def bundle_folder(splits: data.Splits, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def bundle_folder(splits: Splits, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A bundle of a small VGG with the variants baseline, quantized (for x86 and for a Raspberry Pi) and
     scaled, evaluated; do not change it."""
     return made_once(tmp_path_factory, "bundle", lambda work: make_bundle(splits, work)) / "artifacts"
 
 
-def make_bundle(splits: data.Splits, work: Path) -> None:
+def make_bundle(splits: Splits, work: Path) -> None:
     checkpoints.save(small_checkpoint(), work / "c.safetensors")
     first = cache.of(work / "c.safetensors")
     baseline = to_onnx.run(first, work / "baseline.onnx", Quiet())

@@ -7,16 +7,17 @@ import numpy as np
 import pytest
 from conftest import ROOT, entries_of
 
-from vgg_export import bundle, data
+from vgg_export import bundle
 from vgg_export.core import cache
 from vgg_export.core.errors import DataError, OutputError
 from vgg_export.core.progress import Quiet
+from vgg_export.data import splits
 from vgg_runtime.bundle import manifest, self_check
 from vgg_runtime.errors import BundleError
 
 
 @pytest.fixture
-def contents(bundle_folder: Path, splits: data.Splits) -> bundle.Contents:
+def contents(bundle_folder: Path, splits: splits.Splits) -> bundle.Contents:
     """What the session's bundle was made of."""
     work = bundle_folder.parent
     entries = entries_of(
@@ -59,7 +60,7 @@ def test_the_variants_carry_their_facts(bundle_folder: Path) -> None:
     assert expected[self_check.logits_key("scaled")].shape == (2, 7)
 
 
-def test_the_samples_are_test_pictures(bundle_folder: Path, splits: data.Splits) -> None:
+def test_the_samples_are_test_pictures(bundle_folder: Path, splits: splits.Splits) -> None:
     fitted = {i.sha256 for i in (*splits.fit, *splits.select)}
     assert not {s.file.sha256 for s in manifest.read(bundle_folder).samples} & fitted
     recorded = json.loads((bundle_folder / "splits.json").read_text())
@@ -212,7 +213,7 @@ def test_what_int8_was_made_for_and_calibrated_on_is_the_sidecars(
     calibrated = contents.entries[1].model.measured["calibration_images"]
     assert len(calibrated) == 16
     assert {digest[:16] for digest in calibrated} <= manifest.read_fitted(bundle_folder)
-    foreign = dataclasses.replace(contents, splits=data.Splits("other", contents.splits.test, (), ()))
+    foreign = dataclasses.replace(contents, splits=splits.Splits("other", contents.splits.test, (), ()))
     assert {digest[:16] for digest in calibrated} <= set(foreign.fitted())
 
 

@@ -14,7 +14,7 @@ import pytest
 from conftest import CLASSES, ROOT, interruptible, reseal
 from PIL import Image
 
-from vgg_export import data
+from vgg_export.data import splits
 from vgg_runtime import text
 from vgg_runtime.bundle import self_check
 from vgg_runtime.measure import process
@@ -348,7 +348,7 @@ def test_random_weights_show_no_accuracy_or_agreement(bundle_copy: Path, tmp_pat
 
 @pytest.mark.parametrize(("folder", "part"), [("train", "fit"), ("val", "select")])
 def test_pictures_that_were_fitted_or_selected_on_count_for_nothing(
-    folder: str, part: str, bundle_folder: Path, splits: data.Splits, signs_folder: Path, tmp_path: Path
+    folder: str, part: str, bundle_folder: Path, splits: splits.Splits, signs_folder: Path, tmp_path: Path
 ) -> None:
     arguments = (
         "--images",

@@ -4,10 +4,11 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 
-from vgg_export import data, evaluate
+from vgg_export import evaluate
 from vgg_export.core import cache
 from vgg_export.core.errors import DataError
 from vgg_export.core.progress import Quiet
+from vgg_export.data import splits
 from vgg_runtime.bundle import manifest
 from vgg_runtime.bundle.metrics import loss_error_points, wilson_interval
 from vgg_runtime.bundle.preprocess import for_input, load
@@ -54,7 +55,7 @@ def test_top5_of_five_classes_is_absent() -> None:
 
 
 def test_the_exported_files_are_what_is_evaluated(
-    bundle_folder: Path, splits: data.Splits, tmp_path: Path
+    bundle_folder: Path, splits: splits.Splits, tmp_path: Path
 ) -> None:
     bundle = manifest.read(bundle_folder)
     subjects = [

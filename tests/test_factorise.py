@@ -10,10 +10,12 @@ import torch
 from conftest import small_checkpoint
 from test_model import undecided
 
-from vgg_export import data, factorise, finetune, prune, quantize, to_onnx
+from vgg_export import factorise, finetune, prune, quantize, to_onnx
 from vgg_export.core import cache
 from vgg_export.core.errors import CheckpointError, DataError, OptionsError
 from vgg_export.core.progress import Quiet
+from vgg_export.data import tensors
+from vgg_export.data.splits import Splits, fit_and_held
 from vgg_export.network import chain, input_size
 from vgg_export.network import checkpoint as checkpoints
 from vgg_export.options import FactoriseOptions, FinetuneOptions, PruneOptions, QuantizeOptions
@@ -23,9 +25,7 @@ OPTIONS = FactoriseOptions(conv_share=0.7, fc_ranks=(16, 8), multiple=4, images=
 
 
 @pytest.fixture(scope="module")
-def made(
-    splits: data.Splits, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[cache.Artifact, cache.Artifact]:
+def made(splits: Splits, tmp_path_factory: pytest.TempPathFactory) -> tuple[cache.Artifact, cache.Artifact]:
     """(original, factorised): checkpoint files."""
     folder = tmp_path_factory.mktemp("factorised")
     checkpoints.save(small_checkpoint(), folder / "original.safetensors")
@@ -98,9 +98,9 @@ def test_the_chosen_forms_and_ranks_are_the_best_within_the_bound() -> None:
     assert {f.kind for f in chosen.factors} == {"channel", "spatial", "linear"}
 
 
-def test_it_halves_the_arithmetic_and_still_agrees(splits: data.Splits, tmp_path: Path) -> None:
+def test_it_halves_the_arithmetic_and_still_agrees(splits: Splits, tmp_path: Path) -> None:
     checkpoints.save(
-        undecided(small_checkpoint(), data.stacked(splits.fit, for_input(224))),
+        undecided(small_checkpoint(), tensors.stacked(splits.fit, for_input(224))),
         tmp_path / "original.safetensors",
     )
     original = cache.of(tmp_path / "original.safetensors")
@@ -124,7 +124,7 @@ def test_it_halves_the_arithmetic_and_still_agrees(splits: data.Splits, tmp_path
 
 
 def test_later_stages_need_no_special_case(
-    made: tuple[cache.Artifact, cache.Artifact], splits: data.Splits, tmp_path: Path
+    made: tuple[cache.Artifact, cache.Artifact], splits: Splits, tmp_path: Path
 ) -> None:
     original, compact = made
     tuned = finetune.run(
@@ -150,9 +150,7 @@ def test_later_stages_need_no_special_case(
     assert quantized.measured["ops"]["QGemm"] == exported.measured["ops"]["Gemm"]
 
 
-def test_the_same_again_is_up_to_date(
-    made: tuple[cache.Artifact, cache.Artifact], splits: data.Splits
-) -> None:
+def test_the_same_again_is_up_to_date(made: tuple[cache.Artifact, cache.Artifact], splits: Splits) -> None:
     original, compact = made
     stamp = compact.path.stat().st_mtime_ns
     factorise.run(original, splits, compact.path, OPTIONS, Quiet())
@@ -160,7 +158,7 @@ def test_the_same_again_is_up_to_date(
 
 
 def test_what_cannot_be_had_is_said(
-    made: tuple[cache.Artifact, cache.Artifact], splits: data.Splits, tmp_path: Path
+    made: tuple[cache.Artifact, cache.Artifact], splits: Splits, tmp_path: Path
 ) -> None:
     original, compact = made
     with pytest.raises(OptionsError, match="cannot be factorised to 1% of their arithmetic"):
@@ -181,9 +179,9 @@ def test_what_cannot_be_had_is_said(
     assert not (tmp_path / "x.safetensors").exists()
 
 
-def test_what_chooses_the_strength_is_never_fitted_on(splits: data.Splits) -> None:
+def test_what_chooses_the_strength_is_never_fitted_on(splits: Splits) -> None:
     for given in (splits, dataclasses.replace(splits, select=())):
-        fit, held = data.fit_and_held(given, 200, 60, 0)
+        fit, held = fit_and_held(given, 200, 60, 0)
         assert fit
         assert held
         assert not {i.source for i in fit} & {i.source for i in held}
@@ -192,7 +190,7 @@ def test_what_chooses_the_strength_is_never_fitted_on(splits: data.Splits) -> No
 
 def test_the_sensitivity_table_is_measured_once_for_every_share(
     made: tuple[cache.Artifact, cache.Artifact],
-    splits: data.Splits,
+    splits: Splits,
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
 ) -> None:

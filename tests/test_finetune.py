@@ -9,10 +9,12 @@ import torch
 from conftest import CLASSES, command_environment, small_checkpoint
 
 from vgg_calibration import choose
-from vgg_export import data, finetune, options, prune, recipes
+from vgg_export import finetune, options, prune, recipes
 from vgg_export.core import cache
 from vgg_export.core.errors import DataError
 from vgg_export.core.progress import Quiet
+from vgg_export.data import tensors
+from vgg_export.data.splits import Splits
 from vgg_export.network import checkpoint as checkpoints
 from vgg_export.network import input_size
 from vgg_export.options import FinetuneOptions, OptionsError, PruneOptions
@@ -29,12 +31,12 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[cache.Artifact, cach
     return prune.run(teacher, None, folder / "student.safetensors", options, Quiet()), teacher
 
 
-def unlabelled(splits: data.Splits) -> data.Splits:
+def unlabelled(splits: Splits) -> Splits:
     parts = {
         n: tuple(dataclasses.replace(i, label=None) for i in getattr(splits, n))
         for n in ("fit", "select", "test")
     }
-    return data.Splits(splits.origin, **parts)
+    return Splits(splits.origin, **parts)
 
 
 def test_the_loss_is_the_published_one_by_hand() -> None:
@@ -49,7 +51,7 @@ def test_the_loss_is_the_published_one_by_hand() -> None:
 
 
 def test_it_recovers_without_labels_and_leaves_early_blocks_alone(
-    pair: tuple[cache.Artifact, cache.Artifact], splits: data.Splits, tmp_path: Path
+    pair: tuple[cache.Artifact, cache.Artifact], splits: Splits, tmp_path: Path
 ) -> None:
     student, teacher = pair
     options = FinetuneOptions(epochs=3, rate=1e-2)
@@ -67,7 +69,7 @@ def test_it_recovers_without_labels_and_leaves_early_blocks_alone(
 
 def test_too_large_a_step_is_rolled_back_and_made_smaller(
     pair: tuple[cache.Artifact, cache.Artifact],
-    splits: data.Splits,
+    splits: Splits,
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
@@ -93,7 +95,7 @@ def test_too_large_a_step_is_rolled_back_and_made_smaller(
 
 
 def test_teacher_and_student_see_the_pictures_at_their_own_size(
-    pair: tuple[cache.Artifact, cache.Artifact], splits: data.Splits, tmp_path: Path
+    pair: tuple[cache.Artifact, cache.Artifact], splits: Splits, tmp_path: Path
 ) -> None:
     _, teacher = pair
     smaller = input_size.run(teacher, tmp_path / "smaller.safetensors", 96, Quiet())
@@ -109,13 +111,13 @@ def test_teacher_and_student_see_the_pictures_at_their_own_size(
     )
     assert known is not None  # and not of 96 px
     with torch.inference_mode():
-        expected = checkpoints.load(teacher.path).model()(data.stacked(chosen, for_input(224)))
+        expected = checkpoints.load(teacher.path).model()(tensors.stacked(chosen, for_input(224)))
     assert torch.allclose(known, expected, rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize("same", [True, False])
 def test_the_teachers_answers_are_its_own_whether_or_not_the_first_blocks_are_shared(
-    same: bool, pair: tuple[cache.Artifact, cache.Artifact], splits: data.Splits, tmp_path: Path
+    same: bool, pair: tuple[cache.Artifact, cache.Artifact], splits: Splits, tmp_path: Path
 ) -> None:
     student, teacher = (checkpoints.load(artifact.path) for artifact in pair)
     if not same:
@@ -136,14 +138,14 @@ def test_the_teachers_answers_are_its_own_whether_or_not_the_first_blocks_are_sh
     assert finetune.Answers(tmp_path, "another teacher").read(pictures, 224) is None
     again = finetune._cache(pictures, 224, frozen, teacher, known, tmp_path / "g")
     assert torch.equal(torch.from_numpy(again.features[:]), torch.from_numpy(cached.features[:]))
-    x = torch.stack([x for x, _ in data.batches_of(pictures.items, for_input(224), 0.5)])
+    x = torch.stack([x for x, _ in tensors.batches_of(pictures.items, for_input(224), 0.5)])
     with torch.inference_mode():
         assert torch.allclose(cached.teacher, teacher.model()(x), rtol=1e-4, atol=1e-5)
         assert torch.allclose(torch.from_numpy(cached.features[:]), frozen(x), rtol=1e-4, atol=1e-5)
 
 
 def test_it_never_ends_worse_than_it_began(
-    pair: tuple[cache.Artifact, cache.Artifact], splits: data.Splits, tmp_path: Path
+    pair: tuple[cache.Artifact, cache.Artifact], splits: Splits, tmp_path: Path
 ) -> None:
     student, teacher = pair
     ruinous = FinetuneOptions(epochs=1, rate=10.0)
@@ -155,10 +157,10 @@ def test_it_never_ends_worse_than_it_began(
 
 
 def test_without_selection_pictures_or_for_random_weights_it_says_why(
-    pair: tuple[cache.Artifact, cache.Artifact], splits: data.Splits, tmp_path: Path
+    pair: tuple[cache.Artifact, cache.Artifact], splits: Splits, tmp_path: Path
 ) -> None:
     student, teacher = pair
-    few = data.Splits("few", splits.fit[:3], (), (), "too few to set some apart")
+    few = Splits("few", splits.fit[:3], (), (), "too few to set some apart")
     made = finetune.run(student, teacher, few, tmp_path / "a.safetensors", FinetuneOptions(), Quiet())
     assert made.measured["skipped"] == "too few to set some apart"
     none = finetune.run(
@@ -168,7 +170,7 @@ def test_without_selection_pictures_or_for_random_weights_it_says_why(
 
 
 def test_it_keeps_the_best_epoch_not_the_last(
-    pair: tuple[cache.Artifact, cache.Artifact], splits: data.Splits, tmp_path: Path
+    pair: tuple[cache.Artifact, cache.Artifact], splits: Splits, tmp_path: Path
 ) -> None:
     student, teacher = pair
     options = FinetuneOptions(epochs=6, rate=4e-2, batch=4)
@@ -178,7 +180,7 @@ def test_it_keeps_the_best_epoch_not_the_last(
 
 
 def test_a_teacher_of_other_classes_is_refused(
-    pair: tuple[cache.Artifact, cache.Artifact], splits: data.Splits, tmp_path: Path
+    pair: tuple[cache.Artifact, cache.Artifact], splits: Splits, tmp_path: Path
 ) -> None:
     checkpoints.save(small_checkpoint(classes=5), tmp_path / "other.safetensors")
     with pytest.raises(DataError, match="the student has 7 classes"):
@@ -236,7 +238,7 @@ def test_two_processes_learn_what_one_learns(
 
 
 def test_steps_do_not_depend_on_how_two_layers_share_their_scale(
-    pair: tuple[cache.Artifact, cache.Artifact], splits: data.Splits, tmp_path: Path
+    pair: tuple[cache.Artifact, cache.Artifact], splits: Splits, tmp_path: Path
 ) -> None:
     """One layer a thousandth of what it was and the next a thousand times as large is the same function, and
     learns the same; the halves of a factorised layer differ as much, and with one rate for all the smaller
@@ -264,12 +266,12 @@ def test_steps_do_not_depend_on_how_two_layers_share_their_scale(
 
 @pytest.mark.parametrize("labelled", ["all", "some", "none"])
 def test_what_is_lost_is_counted_in_top_1_where_there_are_labels_and_else_in_agreement(
-    labelled: str, pair: tuple[cache.Artifact, cache.Artifact], splits: data.Splits, tmp_path: Path
+    labelled: str, pair: tuple[cache.Artifact, cache.Artifact], splits: Splits, tmp_path: Path
 ) -> None:
     """The labels are what the teacher says, so that it has something to lose; the student says another class
     of half of the pictures."""
     _, teacher = pair
-    x = data.stacked(splits.select, for_input(224))
+    x = tensors.stacked(splits.select, for_input(224))
     changed = checkpoints.load(teacher.path)
     with torch.inference_mode():
         logits = changed.model()(x)
@@ -322,7 +324,7 @@ def test_distilling_goes_as_deep_as_a_budget_takes(
     budget: options.Budget,
     up_to: str,
     levels: list[str],
-    splits: data.Splits,
+    splits: Splits,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -8,10 +8,11 @@ import onnx
 import pytest
 from conftest import small_checkpoint
 
-from vgg_export import data, graph, halve, quantize, to_onnx
+from vgg_export import graph, halve, quantize, to_onnx
 from vgg_export.core import cache
 from vgg_export.core.errors import CheckFailedError
 from vgg_export.core.progress import Quiet
+from vgg_export.data import splits
 from vgg_export.network import checkpoint as checkpoints
 from vgg_export.options import QuantizeOptions
 
@@ -21,7 +22,7 @@ LARGE = 50_000  # bytes; of the small network's layers only fc1 has more
 
 
 @pytest.fixture(scope="module")
-def quantized(splits: data.Splits, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def quantized(splits: splits.Splits, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("halve")
     checkpoints.save(small_checkpoint(), folder / "c.safetensors")
     exported = to_onnx.run(cache.of(folder / "c.safetensors"), folder / "float.onnx", Quiet())

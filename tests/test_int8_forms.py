@@ -15,10 +15,11 @@ from onnx import numpy_helper
 from test_model import undecided
 
 from vgg_calibration import chain, observe
-from vgg_export import data, equalize, factorise, graph, integer, prune, quantize, to_onnx
+from vgg_export import equalize, factorise, graph, integer, prune, quantize, to_onnx
 from vgg_export.core import cache, files
 from vgg_export.core.errors import CheckFailedError, OptionsError
 from vgg_export.core.progress import Quiet
+from vgg_export.data.splits import Item, Splits, short_hash
 from vgg_export.network import checkpoint as checkpoints
 from vgg_export.network import input_size
 from vgg_export.network.chain import Plan
@@ -36,7 +37,7 @@ FACTORISE = FactoriseOptions(conv_share=0.7, fc_ranks=(16, 8), multiple=4, image
 
 
 @pytest.fixture(scope="module")
-def exported(splits: data.Splits, tmp_path_factory: pytest.TempPathFactory) -> dict[str, cache.Artifact]:
+def exported(splits: Splits, tmp_path_factory: pytest.TempPathFactory) -> dict[str, cache.Artifact]:
     """Small float graphs at 64 px: as it is, with answers that differ, and with fewer filters and factorised
     layers."""
     import torch
@@ -73,7 +74,7 @@ def changed(source: Path, output: Path, change: Callable[[dict[str, Floats]], No
     return output
 
 
-def pictures(items: tuple[data.Item, ...]) -> Floats:
+def pictures(items: tuple[Item, ...]) -> Floats:
     return np.stack([load(i.path, for_input(PX)) for i in items])
 
 
@@ -85,7 +86,7 @@ def tensors_of(path: Path) -> dict[str, Floats]:
     return {t.name: numpy_helper.to_array(t) for t in onnx.load(path).graph.initializer}
 
 
-def bench(source: Path, splits: data.Splits, scratch: Path, target: str = "pi5") -> Bench:
+def bench(source: Path, splits: Splits, scratch: Path, target: str = "pi5") -> Bench:
     scratch.mkdir()
     made = Bench(source, TARGETS[target], for_input(PX), scratch, Quiet())
     made.calibrate([i.path for i in splits.fit[:16]], [i.path for i in splits.test])
@@ -146,7 +147,7 @@ def take_steps(arrays: dict[str, Floats], before: str, name: str, factor: int) -
 
 
 def test_it_sees_what_onnxruntimes_own_calibration_sees(
-    exported: dict[str, cache.Artifact], splits: data.Splits, tmp_path: Path
+    exported: dict[str, cache.Artifact], splits: Splits, tmp_path: Path
 ) -> None:
     from onnxruntime.quantization import CalibrationMethod, create_calibrator
 
@@ -223,7 +224,7 @@ def test_the_chain_refuses_what_is_none(exported: dict[str, cache.Artifact]) -> 
 
 @pytest.mark.parametrize("kind", ["plain", "compact"])
 def test_equalizing_keeps_the_function_and_makes_both_sides_equal(
-    kind: str, exported: dict[str, cache.Artifact], splits: data.Splits, tmp_path: Path
+    kind: str, exported: dict[str, cache.Artifact], splits: Splits, tmp_path: Path
 ) -> None:
     path = exported[kind].path
     loaded = onnx.load(path)
@@ -248,7 +249,7 @@ def test_equalizing_keeps_the_function_and_makes_both_sides_equal(
 
 
 def test_what_was_seen_is_known_after_equalizing(
-    exported: dict[str, cache.Artifact], splits: data.Splits, tmp_path: Path
+    exported: dict[str, cache.Artifact], splits: Splits, tmp_path: Path
 ) -> None:
     path = exported["compact"].path
     loaded = onnx.load(path)
@@ -322,7 +323,7 @@ def standard_error_of_rounding(path: Path, layers: list[chain.Layer], name: str,
 
 @pytest.mark.parametrize("kind", ["undecided", "compact"])
 def test_corrected_means_are_those_of_the_float_graph(
-    kind: str, exported: dict[str, cache.Artifact], splits: data.Splits, tmp_path: Path
+    kind: str, exported: dict[str, cache.Artifact], splits: Splits, tmp_path: Path
 ) -> None:
     path = changed(
         exported[kind].path, tmp_path / "m.onnx", reduce_rounded_down if kind == "compact" else rounded_down
@@ -391,7 +392,7 @@ def settled(
 
 
 def test_the_plain_form_is_onnxruntimes_own(
-    exported: dict[str, cache.Artifact], splits: data.Splits, tmp_path: Path
+    exported: dict[str, cache.Artifact], splits: Splits, tmp_path: Path
 ) -> None:
     from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
 
@@ -422,7 +423,7 @@ def test_the_plain_form_is_onnxruntimes_own(
 
 
 def test_the_form_that_is_closest_on_unseen_pictures_is_kept(
-    exported: dict[str, cache.Artifact], splits: data.Splits, tmp_path: Path
+    exported: dict[str, cache.Artifact], splits: Splits, tmp_path: Path
 ) -> None:
     source = settled(exported["undecided"], uneven, tmp_path / "uneven.onnx")
     made = quantize.run(
@@ -444,12 +445,12 @@ def test_the_form_that_is_closest_on_unseen_pictures_is_kept(
     assert not [p for p in tmp_path.iterdir() if p.name.startswith(".")]
     seen = made.measured["model"]["calibrated_on"]
     # a later evaluation leaves them out
-    assert {data.short_hash(i.sha256) for i in splits.select} < set(seen)
+    assert {short_hash(i.sha256) for i in splits.select} < set(seen)
     assert len(seen) == len(splits.select) + 16
 
 
 def test_without_unseen_pictures_the_plain_form_is_taken_and_the_reason_told(
-    exported: dict[str, cache.Artifact], splits: data.Splits, tmp_path: Path
+    exported: dict[str, cache.Artifact], splits: Splits, tmp_path: Path
 ) -> None:
     source = settled(exported["undecided"], uneven, tmp_path / "uneven.onnx")
     none = dataclasses.replace(splits, select=())
@@ -526,7 +527,7 @@ def test_a_kept_layer_is_float_after_onnxruntimes_optimizer(
     kept: tuple[str, ...],
     floats: dict[str, int],
     exported: dict[str, cache.Artifact],
-    splits: data.Splits,
+    splits: Splits,
     tmp_path: Path,
 ) -> None:
     tried = bench(exported[kind].path, splits, tmp_path / "scratch")
@@ -544,7 +545,7 @@ def test_a_kept_layer_is_float_after_onnxruntimes_optimizer(
         graph.audit_quantized(tried.make(INT8_FORMS["minmax"]).path, tried.parts(kept))
 
 
-def surest(path: Path, items: tuple[data.Item, ...]) -> tuple[data.Item, ...]:
+def surest(path: Path, items: tuple[Item, ...]) -> tuple[Item, ...]:
     """At most four pictures of each class, of which a float graph is so sure that rounding alone does not
     change them."""
     said = logits(path, pictures(items))
@@ -555,7 +556,7 @@ def surest(path: Path, items: tuple[data.Item, ...]) -> tuple[data.Item, ...]:
 
 
 def test_the_layer_that_8_bits_ruin_is_found_and_stays_float(
-    exported: dict[str, cache.Artifact], splits: data.Splits, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    exported: dict[str, cache.Artifact], splits: Splits, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     source = settled(exported["undecided"], drowned, tmp_path / "drowned.onnx")
     splits = dataclasses.replace(splits, select=surest(source.path, (*splits.select, *splits.test)), test=())
@@ -579,7 +580,7 @@ def test_the_layer_that_8_bits_ruin_is_found_and_stays_float(
 
 
 def test_the_costliest_layer_alone_comes_first(
-    exported: dict[str, cache.Artifact], splits: data.Splits, tmp_path: Path
+    exported: dict[str, cache.Artifact], splits: Splits, tmp_path: Path
 ) -> None:
     path = changed(exported["compact"].path, tmp_path / "m.onnx", lambda arrays: None)
     cost = bench(path, splits, tmp_path / "scratch").sensitivity(INT8_FORMS["minmax"])

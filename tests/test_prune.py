@@ -6,10 +6,11 @@ import torch
 from conftest import small_checkpoint
 from test_model import undecided
 
-from vgg_export import data, prune, repair
+from vgg_export import prune, repair
 from vgg_export.core import cache
 from vgg_export.core.errors import CheckFailedError, OptionsError
 from vgg_export.core.progress import Quiet
+from vgg_export.data import splits, tensors
 from vgg_export.network import chain
 from vgg_export.network import checkpoint as checkpoints
 from vgg_export.options import PruneOptions
@@ -110,8 +111,8 @@ def test_the_stage_writes_a_smaller_checkpoint(saved: cache.Artifact, tmp_path: 
     assert all(torch.equal(small.tensors[name], tensor) for name, tensor in removed.tensors.items())
 
 
-def test_what_is_left_is_repaired_on_pictures(splits: data.Splits, tmp_path: Path) -> None:
-    original = undecided(small_checkpoint(), data.stacked(splits.fit, for_input(224)))
+def test_what_is_left_is_repaired_on_pictures(splits: splits.Splits, tmp_path: Path) -> None:
+    original = undecided(small_checkpoint(), tensors.stacked(splits.fit, for_input(224)))
     options = dataclasses.replace(HALF, images=30, held_images=10)
     checkpoints.save(original, tmp_path / "original.safetensors")
     made = prune.run(
@@ -126,7 +127,7 @@ def test_what_is_left_is_repaired_on_pictures(splits: data.Splits, tmp_path: Pat
     assert small.source["fitted_on"] == splits.fitted()
     assert torch.equal(small.tensors["conv3_2.weight"], original.tensors["conv3_2.weight"])
     # on pictures that neither fitted nor chose anything
-    unseen = data.stacked(splits.test, for_input(224))
+    unseen = tensors.stacked(splits.test, for_input(224))
     removed, _ = prune.prune(original, options)
     before, after = repair.loss(original, removed, unseen), repair.loss(original, small, unseen)
     assert after["kl"] < 0.5 * before["kl"]
@@ -152,7 +153,7 @@ def test_noise_repairs_too_but_claims_nothing(
 
 
 def test_the_surgeon_chooses_on_pictures_and_says_what_it_cost(
-    saved: cache.Artifact, splits: data.Splits, tmp_path: Path
+    saved: cache.Artifact, splits: splits.Splits, tmp_path: Path
 ) -> None:
     options = PruneOptions(
         0.5, "conv4", "obs", repair=False, allocation="sensitivity", multiple=8, images=20, held_images=5

@@ -5,10 +5,11 @@ import onnx
 import pytest
 from onnx import TensorProto
 
-from vgg_export import data, graph, quantize, to_onnx
+from vgg_export import graph, quantize, to_onnx
 from vgg_export.core import cache
 from vgg_export.core.errors import CheckFailedError, DataError
 from vgg_export.core.progress import Quiet
+from vgg_export.data import splits
 from vgg_export.network import weights
 from vgg_export.options import TARGETS, OptionsError, QuantizeOptions
 from vgg_runtime.bundle.manifest import SessionSettings
@@ -25,7 +26,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> cache.Artifact:
 
 @pytest.mark.parametrize("target", list(TARGETS))
 def test_every_target_gives_a_fully_int8_graph_close_to_float(
-    target: str, exported: cache.Artifact, splits: data.Splits, tmp_path: Path
+    target: str, exported: cache.Artifact, splits: splits.Splits, tmp_path: Path
 ) -> None:
     made = quantize.run(exported, splits, 16, tmp_path / "q.onnx", QuantizeOptions(target), Quiet())
     assert made.measured["ops"]["QLinearConv"] == 16
@@ -38,7 +39,7 @@ def test_every_target_gives_a_fully_int8_graph_close_to_float(
 
 
 def test_the_target_decides_type_and_range(
-    exported: cache.Artifact, splits: data.Splits, tmp_path: Path
+    exported: cache.Artifact, splits: splits.Splits, tmp_path: Path
 ) -> None:
     kinds, largest = {}, {}
     for target in ("pi5", "x86-vnni", "x86-avx2"):
@@ -61,7 +62,7 @@ def test_the_target_decides_type_and_range(
 
 
 def test_it_reads_each_calibration_picture_once(
-    exported: cache.Artifact, splits: data.Splits, tmp_path: Path
+    exported: cache.Artifact, splits: splits.Splits, tmp_path: Path
 ) -> None:
     made = quantize.run(exported, splits, 5, tmp_path / "q.onnx", QuantizeOptions(), Quiet())
     used = made.measured["calibration_images"]
@@ -71,7 +72,7 @@ def test_it_reads_each_calibration_picture_once(
 
 @pytest.mark.parametrize("kind", ["Conv", "Gemm"])
 def test_the_audit_notices_a_float_layer(
-    kind: str, exported: cache.Artifact, splits: data.Splits, tmp_path: Path
+    kind: str, exported: cache.Artifact, splits: splits.Splits, tmp_path: Path
 ) -> None:
     from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
 
@@ -96,7 +97,7 @@ def test_the_audit_notices_a_float_layer(
 
 
 def test_a_model_without_sidecar_is_refused(
-    exported: cache.Artifact, splits: data.Splits, tmp_path: Path
+    exported: cache.Artifact, splits: splits.Splits, tmp_path: Path
 ) -> None:
     stranger = tmp_path / "stranger.onnx"
     stranger.write_bytes(exported.path.read_bytes())

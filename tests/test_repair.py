@@ -10,9 +10,10 @@ import torch
 from conftest import small_checkpoint
 from test_model import awake, undecided
 
-from vgg_export import data, factorise, prune, repair, separable
+from vgg_export import factorise, prune, repair, separable
 from vgg_export.core import cache
 from vgg_export.core.progress import Progress, Quiet
+from vgg_export.data import splits
 from vgg_export.network import chain
 from vgg_export.network import checkpoint as checkpoints
 from vgg_export.options import FactoriseOptions, PruneOptions
@@ -227,7 +228,7 @@ class Interrupted(Quiet):
 
 @pytest.mark.parametrize("which", ["prune", "factorise"])
 def test_interrupted_work_goes_on_behind_the_last_finished_layer(
-    which: str, splits: data.Splits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    which: str, splits: splits.Splits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     checkpoints.save(small_checkpoint(), tmp_path / "checkpoint.safetensors")
     source = cache.of(tmp_path / "checkpoint.safetensors")

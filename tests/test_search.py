@@ -19,10 +19,11 @@ from typing import Any
 import pytest
 from conftest import small_checkpoint
 
-from vgg_export import data, evaluate, external, front, pipeline, recipes, search, to_onnx
+from vgg_export import evaluate, external, front, pipeline, recipes, search, to_onnx
 from vgg_export.core import cache
 from vgg_export.core.errors import NothingToGainError, OptionsError
 from vgg_export.core.progress import Quiet
+from vgg_export.data import splits
 from vgg_export.network import checkpoint as checkpoints
 from vgg_export.options import (
     AllOptions,
@@ -256,7 +257,7 @@ def test_the_ladder_ends_where_the_network_is_too_narrow() -> None:
 
 
 def test_a_loss_that_so_few_pictures_cannot_show_is_refused_before_anything_takes_time(
-    splits: data.Splits,
+    splits: splits.Splits,
 ) -> None:
     asked = AllOptions(budget=Budget(max_drop=0.5))
     n = len(splits.select)
@@ -368,7 +369,7 @@ def test_the_front_is_judged_on_test_pictures_where_all_points_have_them(tmp_pat
 
 
 @pytest.fixture
-def searching(splits: data.Splits, tmp_path: Path) -> Callable[[], search.Search]:
+def searching(splits: splits.Splits, tmp_path: Path) -> Callable[[], search.Search]:
     """A search on a small network, as ``all`` sets it up."""
     checkpoints.save(small_checkpoint(), tmp_path / "checkpoint.safetensors")
     checkpoint = cache.of(tmp_path / "checkpoint.safetensors")
@@ -392,7 +393,7 @@ def searching(splits: data.Splits, tmp_path: Path) -> Callable[[], search.Search
 
 def test_a_sweep_brings_what_keeps_it_honest_and_a_search_goes_on_from_its_points(
     searching: Callable[[], search.Search],
-    splits: data.Splits,
+    splits: splits.Splits,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -32,8 +32,8 @@ from .core import cache
 from .core.errors import DataError, OutputError
 from .core.files import explain_write_errors, sha256, sync, write_json
 from .core.progress import Progress
-from .data import Item, Splits, short_hash
-from .sanity import Checked
+from .data.sanity import Checked
+from .data.splits import Item, Splits, short_hash
 
 log = logging.getLogger(__name__)
 

@@ -918,9 +918,9 @@ def draw_signs(output: Path, train: int, val: int, test: int, size_px: int, seed
 
     Example: vgg-export draw-signs --output signs --train 1200 --val 300 --test 600
     """
-    from . import data
+    from .data import drawn
 
-    data.draw_signs(data.DrawOptions(output, train, test, size_px, seed, val), TerminalProgress())
+    drawn.draw_signs(drawn.DrawOptions(output, train, test, size_px, seed, val), TerminalProgress())
     click.echo(f"wrote {output}")
 
 
@@ -941,9 +941,11 @@ def demo_train(output: Path, images: int, test_images: int, seed: int) -> None:
 
     Example: vgg-export demo-train --output demo_vgg19.safetensors
     """
-    from . import demo
+    from .data import demo_training
 
-    card = demo.run(demo.DemoTrainOptions(output, images, test_images, seed), TerminalProgress())
+    card = demo_training.run(
+        demo_training.DemoTrainOptions(output, images, test_images, seed), TerminalProgress()
+    )
     click.echo(json.dumps(card["accuracy"]))
 
 
@@ -959,10 +961,10 @@ def demo_test(weights: Path | None, test_images: int) -> None:
     """
     from vgg_runtime.bundle.metrics import wilson_interval
 
-    from . import demo
+    from .data import demo_training
     from .network.weights import demo_path
 
-    right, n = demo.test_accuracy(weights or demo_path(), test_images, TerminalProgress())
+    right, n = demo_training.test_accuracy(weights or demo_path(), test_images, TerminalProgress())
     low, high = wilson_interval(right, n)
     click.echo(
         f"top-1 at 224 px: {100 * right / n:.2f} % of {n} signs (95 % interval {100 * low:.2f} to"

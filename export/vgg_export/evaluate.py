@@ -22,7 +22,7 @@ from .core import cache
 from .core.errors import DataError
 from .core.files import reserved_array
 from .core.progress import Progress
-from .data import Item
+from .data.splits import Item
 
 log = logging.getLogger(__name__)
 

@@ -23,7 +23,8 @@ from . import allocate, repair, separable
 from .core import cache
 from .core.errors import NothingToGainError, OptionsError
 from .core.progress import Progress
-from .data import Item, Splits, fit_and_held, stacked
+from .data.splits import Item, Splits, fit_and_held
+from .data.tensors import stacked
 from .network import chain
 from .network import checkpoint as checkpoints
 from .options import FactoriseOptions, as_json

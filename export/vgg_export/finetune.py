@@ -36,7 +36,8 @@ from .core import cache
 from .core.errors import DataError
 from .core.files import atomic_file, reserved_array
 from .core.progress import Progress, Quiet
-from .data import Item, Splits, batches_of
+from .data.splits import Item, Splits
+from .data.tensors import batches_of
 from .network import checkpoint as checkpoints
 from .options import FinetuneOptions, as_json
 

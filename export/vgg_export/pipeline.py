@@ -16,11 +16,13 @@ from vgg_runtime.bundle.metrics import loss_error_points
 from vgg_runtime.bundle.preprocess import for_input
 from vgg_runtime.bundle.session import Model
 
-from . import bundle, data, evaluate, front, sanity, search
+from . import bundle, evaluate, front, search
 from .core import cache
 from .core.errors import DataError, NothingToGainError, OptionsError
 from .core.files import exclusive, explain_write_errors, write_json
 from .core.progress import Progress
+from .data import sanity, wordnet
+from .data.splits import Splits, class_folders, resolve, unseen
 from .network import checkpoint as checkpoints
 from .network import input_size, weights
 from .options import AllOptions, DataOptions, SweepOptions, WeightsOptions
@@ -70,7 +72,7 @@ def _run(recipes: Sequence[Recipe], options: AllOptions, progress: Progress) -> 
 
 
 def _search(
-    checkpoint: cache.Artifact, splits: data.Splits, options: AllOptions, progress: Progress
+    checkpoint: cache.Artifact, splits: Splits, options: AllOptions, progress: Progress
 ) -> tuple[search.Found, AllOptions]:
     """The points tried within the budget, and the options that make the compact variants the recommended
     ones.
@@ -93,7 +95,7 @@ def _search(
 @contextlib.contextmanager
 def _search_in(
     checkpoint: cache.Artifact,
-    splits: data.Splits,
+    splits: Splits,
     options: AllOptions,
     sets: Sequence[str],
     progress: Progress,
@@ -165,7 +167,7 @@ def run_sweep(options: AllOptions, wanted: SweepOptions, progress: Progress) -> 
 
 def prepare(
     options: AllOptions, progress: Progress
-) -> tuple[cache.Artifact, data.Splits, tuple[str, ...] | None, sanity.Checked]:
+) -> tuple[cache.Artifact, Splits, tuple[str, ...] | None, sanity.Checked]:
     """The checkpoint as a file in the work folder, the three sets of pictures, WordNet ids if there are any,
     and whether the checkpoint understands the pictures.
 
@@ -174,10 +176,8 @@ def prepare(
     """
     saved = checkpoint_file(options.weights, options.data, options.work_folder, progress)
     checkpoint_source, labels = _source_and_labels(saved)
-    ids = data.ids_for(checkpoint_source)
-    splits = data.resolve(
-        options.data, checkpoint_source["weights"], labels, ids, options.work_folder, progress
-    )
+    ids = wordnet.ids_for(checkpoint_source)
+    splits = resolve(options.data, checkpoint_source["weights"], labels, ids, options.work_folder, progress)
     splits = splits.without(checkpoint_source.get("fitted_on", ()))
     log.info(
         "%s: %d pictures to fit, %d to select, %d to test",
@@ -195,7 +195,7 @@ def prepare(
 
 
 def ensure_understood(
-    checkpoint: cache.Artifact, splits: data.Splits, folder: Path, progress: Progress, *, accept: bool
+    checkpoint: cache.Artifact, splits: Splits, folder: Path, progress: Progress, *, accept: bool
 ) -> sanity.Checked:
     """Ask a checkpoint about labelled pictures that nothing is fitted on.
 
@@ -243,7 +243,7 @@ def checkpoint_file(
         weights.say_what_is_assumed(checkpoints.load(given).source)
         return cache.of(given)
     with progress.task("reading the weights", None):
-        checkpoint = weights.resolve(wanted, lambda: data.class_folders(pictures) if pictures else None)
+        checkpoint = weights.resolve(wanted, lambda: class_folders(pictures) if pictures else None)
         options = {"weights": weights.fingerprint(checkpoint), "source": checkpoint.source}
         return cache.produce(
             "weights", options, {}, folder / f"{name}.safetensors", lambda path: _save(checkpoint, path)
@@ -278,12 +278,10 @@ def model_file(path: Path) -> cache.Artifact:
     return found
 
 
-def splits_for(
-    artifact: cache.Artifact, pictures: DataOptions, folder: Path, progress: Progress
-) -> data.Splits:
+def splits_for(artifact: cache.Artifact, pictures: DataOptions, folder: Path, progress: Progress) -> Splits:
     """The three sets of pictures for a checkpoint or an exported model."""
     source, labels = _source_and_labels(artifact)
-    return data.resolve(pictures, source["weights"], labels, data.ids_for(source), folder, progress)
+    return resolve(pictures, source["weights"], labels, wordnet.ids_for(source), folder, progress)
 
 
 def at_input_px(
@@ -311,7 +309,7 @@ def bundle_files(models: Sequence[Path], pictures: DataOptions, output: Path, pr
     splits = splits_for(artifacts[0], pictures, output.parent / f".{output.name}.work", progress)
     absent = source.get("figures_absent") or "not evaluated; run 'vgg-export evaluate --record'"
     return bundle.run(
-        bundle.Contents(tuple(entries), splits, data.ids_for(source), None, absent), output, progress
+        bundle.Contents(tuple(entries), splits, wordnet.ids_for(source), None, absent), output, progress
     )
 
 
@@ -333,9 +331,7 @@ def evaluate_bundle(
     labels = manifest.read_labels(folder, present)
     fitted = manifest.read_fitted(folder)
     work = folder.resolve().parent / f".{folder.resolve().name}.work"
-    items = data.unseen(
-        pictures, present.weights["weights"], labels, present.class_ids, fitted, work, progress
-    )
+    items = unseen(pictures, present.weights["weights"], labels, present.class_ids, fitted, work, progress)
     subjects = [
         evaluate.Subject(
             b.id,
@@ -405,7 +401,7 @@ def _save(checkpoint: checkpoints.Checkpoint, path: Path) -> dict[str, object]:
 
 
 def _evaluate(
-    entries: list[bundle.Entry], splits: data.Splits, options: AllOptions, progress: Progress
+    entries: list[bundle.Entry], splits: Splits, options: AllOptions, progress: Progress
 ) -> tuple[dict[str, object] | None, str | None]:
     """Figures by variant, or None and the reason."""
     absent = entries[0].info["source"].get("figures_absent") or (

@@ -14,7 +14,8 @@ from . import allocate, obs, repair
 from .core import cache
 from .core.errors import CheckFailedError, OptionsError
 from .core.progress import Progress
-from .data import Splits, fit_and_held, stacked
+from .data.splits import Splits, fit_and_held
+from .data.tensors import stacked
 from .network import chain
 from .network import checkpoint as checkpoints
 from .options import BLOCK_NAMES, PruneOptions, as_json

@@ -21,7 +21,7 @@ from . import graph, halve, integer
 from .core import cache
 from .core.errors import DataError
 from .core.progress import Progress
-from .data import Splits, short_hash
+from .data.splits import Splits, short_hash
 from .options import INT8_FORMS, QuantizeOptions, as_json
 from .trial import Bench, Trial
 

@@ -9,10 +9,11 @@ from typing import Any
 
 from vgg_runtime.board.targets import TARGETS, Target
 
-from . import bundle, data, factorise, finetune, prune, quantize, retype, to_onnx, winograd
+from . import bundle, factorise, finetune, prune, quantize, retype, to_onnx, winograd
 from .core import cache
 from .core.errors import NothingToGainError, OptionsError
 from .core.progress import Progress
+from .data import splits
 from .network import input_size
 from .options import AllOptions
 
@@ -92,7 +93,7 @@ class Steps:
     def __init__(
         self,
         checkpoint: cache.Artifact,
-        splits: data.Splits,
+        splits: splits.Splits,
         options: AllOptions,
         progress: Progress,
         shared: Path | None = None,

@@ -36,7 +36,7 @@ from . import evaluate, external, prune
 from .core import cache
 from .core.errors import NothingToGainError, OptionsError
 from .core.progress import Progress
-from .data import Item, Splits
+from .data.splits import Item, Splits
 from .network import checkpoint as checkpoints
 from .options import AllOptions, Budget, PruneOptions, SweepOptions
 from .recipes import Steps, chosen_recipes

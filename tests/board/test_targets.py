@@ -17,10 +17,11 @@ from conftest import reseal
 from test_compare import compare
 
 from vgg_export import bundle as bundling
-from vgg_export import data, external, integer, options, pipeline, quantize, retype, to_onnx
+from vgg_export import external, integer, options, pipeline, quantize, retype, to_onnx
 from vgg_export.core import cache
 from vgg_export.core.errors import CheckFailedError, OptionsError
 from vgg_export.core.progress import Quiet
+from vgg_export.data import splits
 from vgg_export.options import AllOptions, QuantizeOptions
 from vgg_runtime.board import device, memory, targets
 from vgg_runtime.board.targets import TARGETS
@@ -93,7 +94,7 @@ def test_targets_as_options() -> None:
 
 
 @pytest.fixture(scope="module")
-def exported(splits: data.Splits, tmp_path_factory: pytest.TempPathFactory) -> cache.Artifact:
+def exported(splits: splits.Splits, tmp_path_factory: pytest.TempPathFactory) -> cache.Artifact:
     from conftest import small_checkpoint
 
     from vgg_export.network import checkpoint as checkpoints
@@ -104,7 +105,7 @@ def exported(splits: data.Splits, tmp_path_factory: pytest.TempPathFactory) -> c
 
 
 @pytest.fixture(scope="module")
-def unsigned(exported: cache.Artifact, splits: data.Splits) -> cache.Artifact:
+def unsigned(exported: cache.Artifact, splits: splits.Splits) -> cache.Artifact:
     wanted = QuantizeOptions("x86-vnni", "minmax")
     return quantize.run(exported, splits, 12, exported.path.with_name("unsigned.onnx"), wanted, Quiet())
 
@@ -183,7 +184,7 @@ def test_weights_lie_beside_the_graph_and_are_shared(
 def several(
     exported: cache.Artifact,
     unsigned: cache.Artifact,
-    splits: data.Splits,
+    splits: splits.Splits,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Path:
     """A bundle with a build of its int8 variant for every form of int8."""

@@ -17,7 +17,7 @@ from conftest import ROOT, command_environment
 from PIL import Image, ImageFilter
 from torchvision import transforms
 
-from vgg_export import signs
+from vgg_export.data import signs
 from vgg_runtime.bundle import preprocess
 from vgg_runtime.errors import ImageError
 

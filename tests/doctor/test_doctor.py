@@ -14,7 +14,7 @@ from conftest import ROOT, reseal
 from test_compare import QUICK, compare
 from test_device import PI5_CPUINFO
 
-from vgg_export import data
+from vgg_export.data import splits
 from vgg_runtime.board import device
 from vgg_runtime.bundle import manifest
 from vgg_runtime.doctor import bundle_checks, diagnosis, finding, machine, probe
@@ -312,7 +312,7 @@ def test_an_int8_model_that_cannot_be_loaded_fails(bundle_copy: Path) -> None:
 
 @pytest.mark.parametrize(("quantized", "floats"), [(["Conv", "MaxPool"], 3), (["Gemm"], 8)])
 def test_layers_that_were_kept_in_float_are_meant_to_be(
-    quantized: list[str], floats: int, bundle_folder: Path, splits: data.Splits, tmp_path: Path
+    quantized: list[str], floats: int, bundle_folder: Path, splits: splits.Splits, tmp_path: Path
 ) -> None:
     from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
 

@@ -1,16 +1,15 @@
 """The WordNet ids of ImageNet's classes."""
 
 import importlib.resources
-import logging
-
-log = logging.getLogger(__name__)
+from typing import Any
 
 
 def wordnet_ids() -> tuple[str, ...]:
     """ImageNet's 1000 WordNet ids in the order of the classes."""
-    text = (
-        importlib.resources.files("vgg_export")
-        .joinpath("assets", "imagenet_wnids.txt")
-        .read_text(encoding="ascii")
-    )
-    return tuple(text.split())
+    assets = importlib.resources.files("vgg_export").joinpath("assets")
+    return tuple(assets.joinpath("imagenet_wnids.txt").read_text(encoding="ascii").split())
+
+
+def ids_for(source: dict[str, Any]) -> tuple[str, ...] | None:
+    """The WordNet ids of a checkpoint's classes, None when they are not ImageNet's."""
+    return wordnet_ids() if source.get("wordnet") else None

@@ -18,10 +18,13 @@ import pytest
 import torch
 from conftest import CLASSES, reseal, small_torchvision_vgg
 
-from vgg_export import data, pipeline, sanity, signs
+from vgg_export import pipeline
 from vgg_export.core import cache
 from vgg_export.core.errors import AccuracyError
 from vgg_export.core.progress import Quiet
+from vgg_export.data import sanity, signs
+from vgg_export.data.drawn import DrawOptions, draw_signs
+from vgg_export.data.splits import PARTS, Item, Splits, resolve
 from vgg_export.network import checkpoint as checkpoints
 from vgg_export.network import weights
 from vgg_export.options import AllOptions, DataOptions, WeightsOptions, default_targets
@@ -183,7 +186,7 @@ def test_an_order_that_explains_only_a_part_is_said_to_be_that() -> None:
 
 
 def test_pictures_that_are_nearly_all_of_one_class_cannot_tell(
-    drawn: data.Splits, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    drawn: Splits, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """48 of 50 of one class: not even all of them right would be better than chance, so nothing is refused
     for that."""
@@ -250,15 +253,15 @@ WANTS = {  # what the network wants, what it is told to want, what is to be said
 
 
 @pytest.fixture(scope="module")
-def drawn(tmp_path_factory: pytest.TempPathFactory) -> data.Splits:
+def drawn(tmp_path_factory: pytest.TempPathFactory) -> Splits:
     """Signs of all classes: 60 to select, as many to test."""
     folder = tmp_path_factory.mktemp("drawn") / "signs"
-    data.draw_signs(data.DrawOptions(folder, train=20, test=60, size_px=160, val=60), Quiet())
-    return data.resolve(DataOptions(str(folder)), "file", tuple(signs.CLASSES), None, folder, Quiet())
+    draw_signs(DrawOptions(folder, train=20, test=60, size_px=160, val=60), Quiet())
+    return resolve(DataOptions(str(folder)), "file", tuple(signs.CLASSES), None, folder, Quiet())
 
 
 def asked(
-    checkpoint: checkpoints.Checkpoint, splits: data.Splits, folder: Path, *, accept: bool = False
+    checkpoint: checkpoints.Checkpoint, splits: Splits, folder: Path, *, accept: bool = False
 ) -> sanity.Checked:
     checkpoints.save(checkpoint, folder / "c.safetensors")
     return pipeline.ensure_understood(
@@ -268,7 +271,7 @@ def asked(
 
 @pytest.mark.parametrize("name", WANTS)
 def test_another_input_is_named(
-    name: str, drawn: data.Splits, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    name: str, drawn: Splits, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     scale, shift, bgr, words = WANTS[name]
     checkpoint = rewritten(scale, shift, bgr=bgr)
@@ -288,9 +291,7 @@ def test_another_input_is_named(
         assert answers["reading_right"] >= 57
 
 
-def test_another_order_of_the_classes_is_named_and_right_when_given(
-    drawn: data.Splits, tmp_path: Path
-) -> None:
+def test_another_order_of_the_classes_is_named_and_right_when_given(drawn: Splits, tmp_path: Path) -> None:
     demo = weights.resolve(WeightsOptions("demo"))
     order = torch.randperm(20, generator=torch.Generator().manual_seed(1)).tolist()
     moved = {name: demo.tensors[name][order].clone() for name in ("fc3.weight", "fc3.bias")}
@@ -305,17 +306,17 @@ def test_another_order_of_the_classes_is_named_and_right_when_given(
     (tmp_path / "labels.txt").write_text("\n".join(right))
     found = weights.resolve(WeightsOptions(str(tmp_path / "c.safetensors"), tmp_path / "labels.txt"))
     splits = dataclasses.replace(
-        drawn, **{part: tuple(renumbered(getattr(drawn, part), right)) for part in data.PARTS}
+        drawn, **{part: tuple(renumbered(getattr(drawn, part), right)) for part in PARTS}
     )
     assert asked(found, splits, tmp_path) == sanity.Checked()
 
 
-def renumbered(items: tuple[data.Item, ...], names: list[str]) -> list[data.Item]:
+def renumbered(items: tuple[Item, ...], names: list[str]) -> list[Item]:
     return [dataclasses.replace(item, label=names.index(item.path.parent.name)) for item in items]
 
 
 def test_what_was_asked_once_is_not_asked_again(
-    drawn: data.Splits, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    drawn: Splits, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
     demo = weights.resolve(WeightsOptions("demo"))
@@ -338,7 +339,7 @@ def test_what_was_asked_once_is_not_asked_again(
     ],
 )
 def test_what_cannot_be_asked_is_a_notice(
-    select: str, test: str, words: str, drawn: data.Splits, tmp_path: Path
+    select: str, test: str, words: str, drawn: Splits, tmp_path: Path
 ) -> None:
     parts = {
         "unlabelled": tuple(dataclasses.replace(i, label=None) for i in drawn.select),
@@ -443,7 +444,7 @@ def state(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def signs_of_all(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("all") / "signs"
-    data.draw_signs(data.DrawOptions(folder, train=40, test=120, size_px=64, val=40), Quiet())
+    draw_signs(DrawOptions(folder, train=40, test=120, size_px=64, val=40), Quiet())
     return folder
 
 

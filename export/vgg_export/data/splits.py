@@ -5,54 +5,71 @@ import dataclasses
 import hashlib
 import json
 import logging
-import math
 import os
-import random
 import re
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vgg_calibration import choose
+from vgg_export.core.errors import DataError, HubError
+from vgg_export.core.internet import reachable
+from vgg_export.core.progress import Progress
+from vgg_export.options import DataOptions
 from vgg_runtime.bundle import images
-from vgg_runtime.bundle.preprocess import Preprocessing, load, open_image, to_tensor
+from vgg_runtime.bundle.preprocess import open_image
 from vgg_runtime.errors import RuntimeInputError
 from vgg_runtime.text import printable
 
-from . import signs
-from .core.errors import DataError, HubError, OptionsError
-from .core.files import write_json
-from .core.internet import reachable
-from .core.progress import Progress
-from .data.wordnet import wordnet_ids
-from .options import DataOptions
+from .drawn import DrawOptions, draw_signs
 
 if TYPE_CHECKING:
-    import torch
+    pass
+
 
 log = logging.getLogger(__name__)
 
+
 LEAST_FOR_SPLIT = 12  # below this all pictures are used to calibrate, and no figure is claimed
+
+
 FIT_SHARE, SELECT_SHARE = 0.5, 0.2  # of a folder without a test set of its own; the rest is the test set
+
+
 SELECT_OF_HELD = 1 / 3  # of the pictures outside train/, where only one such folder is given
+
+
 LEAST_TO_DIVIDE = 150  # of those: a hundred are left to test
+
+
 SELECT_OF_TRAIN = 0.2  # where there are fewer
+
+
 PARTS = ("fit", "select", "test")
+
+
 # How folders of parts are called, in any case: a word, a longer form of it, and then perhaps what tells it
 # from others (test1, train_set).
 _BEGINNINGS = {"train": "train", "val": "select", "test": "test", "eval": "eval"}
+
+
 _BEGINS_LIKE_ONE = re.compile("|".join(_BEGINNINGS))
+
+
 # seg_train, x-test
 _WORD_WITHIN = re.compile(r"[ _.-](train|val|test|eval)(?=(?:ing|id|idation|uation)?[0-9]*(?:$|[ _.-]))")
+
+
 _PART_NAME = re.compile(
     r"(train(ing)?|val(id(ation)?)?|test(ing)?|eval(uation)?)(["
     r" _.-]?(s|sets?|data|datasets?|images?|imgs?|pictures?|[0-9]+))*"
 )
+
+
 HELD_OF_FIT = 0.2  # for repair, where there is no selection set
+
+
 SIGNS_TRAIN, SIGNS_VAL = 1280, 320  # drawn to fit and to select with, where the demo brings no pictures
-# above every seed the demo was trained on
-SIGNS_SEEDS = {"train": 20_000_000, "val": 30_000_000, "test": 10_000_000}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -488,117 +505,6 @@ def _imagenette() -> Path:
     return folder
 
 
-@dataclasses.dataclass(frozen=True)
-class DrawOptions:
-    """Class folders of drawn signs below ``output``/train, /val if any are asked for, and /test, as JPEG
-    files of ``size_px``."""
-
-    output: Path
-    train: int = 1200
-    test: int = 600
-    size_px: int = 256
-    seed: int = 0
-    val: int = 0
-
-    def __post_init__(self) -> None:
-        if min(self.train, self.test) < 1 or self.val < 0 or self.size_px < 32 or not 0 <= self.seed < 100:
-            counts = f"--train {self.train} --val {self.val} --test {self.test}"
-            found = f"{counts}, {self.size_px} px and seed {self.seed}"
-            raise OptionsError(
-                f"expected positive counts, a size of at least 32 px and a seed of 0 to 99; found {found}"
-            )
-        if max(self.train, self.val, self.test) > 1_000_000:
-            raise OptionsError("at most 1,000,000 signs a set")
-
-
-def draw_signs(options: DrawOptions, progress: Progress) -> Path:
-    """Draw the folders unless they are there as asked; a folder that something else wrote is never
-    replaced."""
-    import PIL
-
-    record = options.output / "drawn.json"
-    drawn_by = hashlib.sha256(Path(str(signs.__file__)).read_bytes()).hexdigest()
-    wanted = {
-        "train": options.train,
-        "val": options.val,
-        "test": options.test,
-        "size_px": options.size_px,
-        "seed": options.seed,
-        "drawn_by": drawn_by,
-        "pillow": PIL.__version__,
-    }
-    if record.is_file() and json.loads(record.read_text()) == wanted:
-        return options.output
-    if options.output.exists() and not record.is_file() and any(options.output.iterdir()):
-        raise DataError(
-            f"{options.output} is not empty and was not drawn by this program; name another folder"
-        )
-    beside = options.output.with_name(f".{options.output.name}.partial")
-    shutil.rmtree(beside, ignore_errors=True)
-    try:
-        _draw_all(beside, options, progress)
-        write_json(beside / "drawn.json", wanted)
-        shutil.rmtree(options.output, ignore_errors=True)
-        beside.rename(options.output)
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
-    return options.output
-
-
-def _draw_all(root: Path, options: DrawOptions, progress: Progress) -> None:
-    jobs = []
-    for part, base in SIGNS_SEEDS.items():
-        count = int(getattr(options, part))
-        for name in signs.CLASSES if count else ():
-            (root / part / name).mkdir(parents=True)
-        for k in range(count):
-            name, seed = signs.CLASSES[k % len(signs.CLASSES)], base + options.seed * 100_000_000 + k
-            jobs.append((root / part / name / f"{seed}.jpg", name, seed, options.size_px))
-    with (
-        concurrent.futures.ProcessPoolExecutor(os.cpu_count()) as pool,
-        progress.task("drawing road signs", len(jobs)) as task,
-    ):
-        for _ in pool.map(_draw_file, jobs, chunksize=32):
-            task.advance()
-
-
-def _draw_file(job: tuple[Path, str, int, int]) -> None:
-    path, name, seed, size_px = job
-    signs.draw(name, seed, size_px).save(path, quality=92)
-
-
-def batches_of(
-    items: Sequence[Item], preprocessing: Preprocessing, least_area: float = 1.0, seed: int = 0
-) -> "torch.utils.data.Dataset[tuple[torch.Tensor, int]]":
-    """A torch dataset of ([3, px, px], class index or -1). ``least_area`` below 1: of each picture a part of
-    at least that share, with the same ``seed`` always the same one."""
-    import torch
-
-    class Pictures(torch.utils.data.Dataset[tuple[torch.Tensor, int]]):
-        def __len__(self) -> int:
-            return len(items)
-
-        def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
-            item = items[index]
-            image = open_image(item.path)
-            if least_area < 1:
-                image = image.crop(part_of(image.size, least_area, f"{seed}:{item.sha256}"))
-            return torch.from_numpy(to_tensor(image, preprocessing)), -1 if item.label is None else item.label
-
-    return Pictures()
-
-
-def part_of(size: tuple[int, int], least_area: float, seed: str) -> tuple[int, int, int, int]:
-    """A box (left, upper, right, lower) within a picture of (width, height): about ``least_area`` to all of
-    its area, up to a quarter wider or narrower than the picture. The same seed always gives the same one."""
-    chance, (width, height) = random.Random(seed), size
-    area, stretch = chance.uniform(least_area, 1) * width * height, chance.uniform(0.8, 1.25)
-    wide = max(1, min(width, round(math.sqrt(area * stretch * width / height))))
-    high = max(1, min(height, round(math.sqrt(area / stretch * height / width))))
-    left, upper = chance.randint(0, width - wide), chance.randint(0, height - high)
-    return left, upper, left + wide, upper + high
-
-
 def fit_and_held(splits: Splits, images: int, held_images: int, seed: int) -> tuple[list[Item], list[Item]]:
     """Pictures to fit layers on, and others, of other sources, that choose the strength of the fit and
     measure; the second are the selection set's, or a share of the fitting set where there is none.
@@ -622,15 +528,3 @@ def fit_and_held(splits: Splits, images: int, held_images: int, seed: int) -> tu
     return choose.limit(fit, [i.source for i in fit], images, seed), choose.limit(
         held, [i.source for i in held], held_images, seed
     )
-
-
-def stacked(items: Sequence[Item], preprocessing: Preprocessing) -> "torch.Tensor":
-    """Pictures as one tensor [N, 3, px, px]."""
-    import torch
-
-    return torch.stack([torch.from_numpy(load(item.path, preprocessing)) for item in items])
-
-
-def ids_for(source: dict[str, Any]) -> tuple[str, ...] | None:
-    """The WordNet ids of a checkpoint's classes, None when they are not ImageNet's."""
-    return wordnet_ids() if source.get("wordnet") else None

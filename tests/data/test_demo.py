@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from conftest import command_environment, readme_table
 
-from vgg_export import demo
 from vgg_export.core import files
 from vgg_export.core.progress import Quiet
+from vgg_export.data import demo_training
 from vgg_export.network import checkpoint as checkpoints
 from vgg_export.network import weights
 from vgg_export.recipes import RECIPES
@@ -33,25 +33,28 @@ def test_the_model_card_is_that_of_the_weights() -> None:
     assert card["accuracy"]["top1"] >= 0.96
     assert card["accuracy"]["n"] >= 1000
     # other seeds than those trained on
-    assert card["accuracy"]["test_seeds"][0] >= demo.DemoTrainOptions(path).images
+    assert card["accuracy"]["test_seeds"][0] >= demo_training.DemoTrainOptions(path).images
 
 
 def test_the_cards_accuracy_is_reproduced_on_part_of_the_signs() -> None:
-    right, n = demo.test_accuracy(weights.demo_path(), 400, Quiet())
+    right, n = demo_training.test_accuracy(weights.demo_path(), 400, Quiet())
     assert n == 400
     assert right / n >= 0.97  # 98.9 % of 2,000; three standard errors below at n = 400
 
 
 def test_training_leaves_a_checkpoint_and_its_card(tmp_path: Path) -> None:
     """The real training for two steps. What it learns in an hour is on the card, and reproduced above."""
-    options = demo.DemoTrainOptions(
-        tmp_path / "demo.safetensors", images=64, test_images=40, phases=(demo.Phase(64, 1, 0.05, 32),)
+    options = demo_training.DemoTrainOptions(
+        tmp_path / "demo_training.safetensors",
+        images=64,
+        test_images=40,
+        phases=(demo_training.Phase(64, 1, 0.05, 32),),
     )
-    card = demo.run(options, Quiet())
-    assert card["sha256"] == files.sha256(tmp_path / "demo.safetensors")
+    card = demo_training.run(options, Quiet())
+    assert card["sha256"] == files.sha256(tmp_path / "demo_training.safetensors")
     assert card["accuracy"]["n"] == 40
-    assert json.loads((tmp_path / "demo.json").read_text()) == card
-    assert checkpoints.load(tmp_path / "demo.safetensors").plan == demo.PLAN
+    assert json.loads((tmp_path / "demo_training.json").read_text()) == card
+    assert checkpoints.load(tmp_path / "demo_training.safetensors").plan == demo_training.PLAN
 
 
 @pytest.mark.slow

@@ -8,10 +8,11 @@ from conftest import CLASSES
 from PIL import Image
 
 from vgg_calibration import choose
-from vgg_export import data, signs
 from vgg_export.core import internet
 from vgg_export.core.errors import DataError, HubError, OptionsError
 from vgg_export.core.progress import Quiet
+from vgg_export.data import drawn, signs, tensors
+from vgg_export.data import splits as data_splits
 from vgg_export.data.wordnet import wordnet_ids
 from vgg_export.options import DataOptions
 from vgg_runtime.bundle.preprocess import for_input, open_image, to_tensor
@@ -19,9 +20,9 @@ from vgg_runtime.bundle.preprocess import for_input, open_image, to_tensor
 
 def resolve(
     spec: Path | str | None, labels: tuple[str, ...] = CLASSES, *, kind: str = "file", **options: int
-) -> data.Splits:
+) -> data_splits.Splits:
     chosen = DataOptions(None if spec is None else str(spec), **options)
-    return data.resolve(chosen, kind, labels, None, Path("unused"), Quiet())
+    return data_splits.resolve(chosen, kind, labels, None, Path("unused"), Quiet())
 
 
 def pictures(folder: Path, count: int, first: int = 0) -> Path:
@@ -31,7 +32,7 @@ def pictures(folder: Path, count: int, first: int = 0) -> Path:
     return folder
 
 
-def test_the_three_sets_are_disjoint_and_labelled(splits: data.Splits) -> None:
+def test_the_three_sets_are_disjoint_and_labelled(splits: data_splits.Splits) -> None:
     hashes = [{i.sha256 for i in part} for part in (splits.fit, splits.select, splits.test)]
     assert [len(h) for h in hashes][2] == 42
     assert len(hashes[0]) + len(hashes[1]) == 63  # 49 in train, 14 in val
@@ -66,7 +67,7 @@ def test_copies_of_one_source_stay_in_one_set(tmp_path: Path) -> None:
     assert not (sources[0] | sources[1]) & sources[2]
     assert sum(map(len, sources)) == 30
     with pytest.raises(DataError, match="must not share pictures"):
-        data.Splits("x", found.fit, found.select, (found.fit[0],))
+        data_splits.Splits("x", found.fit, found.select, (found.fit[0],))
 
 
 def test_a_picture_that_is_also_trained_on_leaves_the_test(signs_folder: Path, tmp_path: Path) -> None:
@@ -95,7 +96,7 @@ def test_folders_are_mapped_by_name_and_by_wordnet_id(tmp_path: Path) -> None:
     from torchvision.models import VGG19_Weights
 
     labels = tuple(VGG19_Weights.IMAGENET1K_V1.meta["categories"])
-    found = data.resolve(
+    found = data_splits.resolve(
         DataOptions(str(tmp_path / "photos")), "imagenet", labels, wordnet_ids(), tmp_path, Quiet()
     )
     assert {i.label for i in (*found.fit, *found.select, *found.test)} == {281, 504}
@@ -129,30 +130,30 @@ def test_unusable_folders_are_refused(tmp_path: Path) -> None:
 
 
 def test_drawn_signs_are_kept_and_foreign_folders_are_not_replaced(tmp_path: Path) -> None:
-    wanted = data.DrawOptions(tmp_path / "drawn", train=40, test=20, size_px=48, val=20)
-    data.draw_signs(wanted, Quiet())
+    wanted = drawn.DrawOptions(tmp_path / "drawn", train=40, test=20, size_px=48, val=20)
+    drawn.draw_signs(wanted, Quiet())
     files = sorted((tmp_path / "drawn").rglob("*.jpg"))
     assert len(files) == 80
     assert len(list((tmp_path / "drawn" / "val").rglob("*.jpg"))) == 20
     assert Image.open(files[0]).size == (48, 48)
     times = [f.stat().st_mtime_ns for f in files]
-    data.draw_signs(wanted, Quiet())
+    drawn.draw_signs(wanted, Quiet())
     assert [f.stat().st_mtime_ns for f in files] == times
     pictures(tmp_path / "mine", 1)
     with pytest.raises(DataError, match="was not drawn by this program"):
-        data.draw_signs(data.DrawOptions(tmp_path / "mine", 20, 20, 48), Quiet())
+        drawn.draw_signs(drawn.DrawOptions(tmp_path / "mine", 20, 20, 48), Quiet())
     for bad in ({"train": 0}, {"val": -1}):
         with pytest.raises(OptionsError):
-            data.DrawOptions(tmp_path, **bad)
-    data.draw_signs(data.DrawOptions(tmp_path / "two", train=20, test=20, size_px=48), Quiet())
+            drawn.DrawOptions(tmp_path, **bad)
+    drawn.draw_signs(drawn.DrawOptions(tmp_path / "two", train=20, test=20, size_px=48), Quiet())
     assert not (tmp_path / "two" / "val").exists()
 
 
 def test_the_demos_default_is_drawn_signs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert (data.SIGNS_TRAIN, data.SIGNS_VAL) == (1280, 320)
-    monkeypatch.setattr(data, "SIGNS_TRAIN", 160)
-    monkeypatch.setattr(data, "SIGNS_VAL", 20)
-    found = data.resolve(DataOptions(test_images=40), "demo", signs.CLASSES, None, tmp_path, Quiet())
+    assert (data_splits.SIGNS_TRAIN, data_splits.SIGNS_VAL) == (1280, 320)
+    monkeypatch.setattr(data_splits, "SIGNS_TRAIN", 160)
+    monkeypatch.setattr(data_splits, "SIGNS_VAL", 20)
+    found = data_splits.resolve(DataOptions(test_images=40), "demo", signs.CLASSES, None, tmp_path, Quiet())
     assert len(found.test) == 40
     assert (len(found.fit), len(found.select)) == (160, 20)
     drawn = json.loads((tmp_path / "signs" / "drawn.json").read_text())
@@ -163,7 +164,7 @@ def test_the_sample_photographs_calibrate_when_there_is_nothing_else() -> None:
     found = resolve("none")
     assert len(found.fit) == 6
     assert not found.test
-    sources = (data.sample_photos() / "SOURCES.md").read_text()
+    sources = (data_splits.sample_photos() / "SOURCES.md").read_text()
     assert all(i.path.name in sources for i in found.fit)
 
 
@@ -175,13 +176,13 @@ def test_imagenette_is_read_from_its_cache_and_refused_without_one(
     labels = tuple(VGG19_Weights.IMAGENET1K_V1.meta["categories"])
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(
-        "vgg_export.data.reachable",
+        "vgg_export.data.splits.reachable",
         lambda url: internet.reachable("http://127.0.0.1:9/" + url.rsplit("/", 1)[1]),
     )
     chosen = DataOptions("imagenette")
     with pytest.raises(HubError, match="Imagenette is neither in"):
-        data.resolve(chosen, "imagenet", labels, wordnet_ids(), tmp_path, Quiet())
-    quiet = data.resolve(DataOptions(), "imagenet", labels, wordnet_ids(), tmp_path, Quiet())
+        data_splits.resolve(chosen, "imagenet", labels, wordnet_ids(), tmp_path, Quiet())
+    quiet = data_splits.resolve(DataOptions(), "imagenet", labels, wordnet_ids(), tmp_path, Quiet())
     assert quiet.origin == "sample photographs"
     for part, count in (("train", 10), ("val", 4)):
         for k, wordnet in enumerate(("n01440764", "n03888257")):
@@ -190,7 +191,7 @@ def test_imagenette_is_read_from_its_cache_and_refused_without_one(
             for j in range(count):
                 seed = hash((part == "val", k, j)) % 100_000
                 signs.draw("stop", seed, 40).save(folder / f"{seed}.JPEG")
-    found = data.resolve(chosen, "imagenet", labels, wordnet_ids(), tmp_path, Quiet())
+    found = data_splits.resolve(chosen, "imagenet", labels, wordnet_ids(), tmp_path, Quiet())
     assert len(found.test) == 8
     assert {i.label for i in found.test} == {0, labels.index("parachute")}
 
@@ -225,7 +226,7 @@ def test_parts_are_found_in_their_common_spellings(names: tuple[str, ...], tmp_p
     for k, part in enumerate(names):
         for j, label in enumerate(("stop", "yield")):
             pictures(tmp_path / "d" / part / label, 20, first=100 * k + 50 * j)
-    assert data.class_folders(DataOptions(str(tmp_path / "d"))) == ("stop", "yield")
+    assert data_splits.class_folders(DataOptions(str(tmp_path / "d"))) == ("stop", "yield")
     found = resolve(tmp_path / "d")
     of = {
         name: {i.path.parent.parent.name for i in getattr(found, name)} for name in ("fit", "select", "test")
@@ -246,7 +247,7 @@ def test_parts_without_class_folders_are_unlabelled_and_no_classes(
     """Of a checkpoint with as many classes as there are parts, too."""
     for k, part in enumerate(names):
         pictures(tmp_path / "d" / part, 20, first=100 * k)
-    assert data.class_folders(DataOptions(str(tmp_path / "d"))) is None
+    assert data_splits.class_folders(DataOptions(str(tmp_path / "d"))) is None
     found = resolve(tmp_path / "d", tuple(f"class {k}" for k in range(len(names))))
     assert {i.label for i in (*found.fit, *found.select, *found.test)} == {None}
     assert {i.path.parent.name for i in found.test} == {names[-1]}
@@ -275,7 +276,7 @@ def test_what_can_be_parts_or_classes_is_an_error_with_both_readings(
     # what it advises for classes: all of them in a new folder called train
     (tmp_path / "e").mkdir()
     shutil.move(tmp_path / "d", tmp_path / "e" / "train")
-    assert data.class_folders(DataOptions(str(tmp_path / "e"))) == tuple(sorted(names))
+    assert data_splits.class_folders(DataOptions(str(tmp_path / "e"))) == tuple(sorted(names))
     found = resolve(tmp_path / "e", tuple(sorted(names)))
     assert {i.label for i in (*found.fit, *found.select)} == set(range(len(names)))
 
@@ -283,7 +284,7 @@ def test_what_can_be_parts_or_classes_is_an_error_with_both_readings(
 def test_a_valley_among_landscapes_is_a_class(tmp_path: Path) -> None:
     for k, folder in enumerate(("valley", "forest", "freight_train", "coast")):
         pictures(tmp_path / "d" / folder, 8, first=100 * k)
-    assert data.class_folders(DataOptions(str(tmp_path / "d"))) == (
+    assert data_splits.class_folders(DataOptions(str(tmp_path / "d"))) == (
         "coast",
         "forest",
         "freight_train",
@@ -295,7 +296,7 @@ def test_a_part_within_a_part_of_the_same_name_is_gone_down(tmp_path: Path) -> N
     for k, part in enumerate(("seg_train", "seg_test")):
         for j, label in enumerate(("stop", "yield")):
             pictures(tmp_path / "d" / part / part / label, 10, first=100 * k + 50 * j)
-    assert data.class_folders(DataOptions(str(tmp_path / "d"))) == ("stop", "yield")
+    assert data_splits.class_folders(DataOptions(str(tmp_path / "d"))) == ("stop", "yield")
 
 
 def test_two_folders_for_one_part_are_refused(tmp_path: Path) -> None:
@@ -312,8 +313,8 @@ def test_two_folders_for_one_part_are_refused(tmp_path: Path) -> None:
 def test_one_folder_beside_train_is_divided_and_so_is_val_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    assert data.LEAST_TO_DIVIDE == 150
-    monkeypatch.setattr(data, "LEAST_TO_DIVIDE", 15)
+    assert data_splits.LEAST_TO_DIVIDE == 150
+    monkeypatch.setattr(data_splits, "LEAST_TO_DIVIDE", 15)
     for k, part in enumerate(("train", "validation")):
         pictures(tmp_path / "a" / part / "stop", 20, first=100 * k)
     found = resolve(tmp_path / "a")
@@ -353,10 +354,10 @@ def test_copies_count_once(tmp_path: Path) -> None:
 
 
 def test_the_seed_reaches_the_drawn_signs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(data, "SIGNS_TRAIN", 20)
-    monkeypatch.setattr(data, "SIGNS_VAL", 20)
+    monkeypatch.setattr(data_splits, "SIGNS_TRAIN", 20)
+    monkeypatch.setattr(data_splits, "SIGNS_VAL", 20)
     first, other = (
-        data.resolve(
+        data_splits.resolve(
             DataOptions(test_images=20, seed=seed), "demo", signs.CLASSES, None, tmp_path / str(seed), Quiet()
         )
         for seed in (0, 1)
@@ -373,8 +374,8 @@ def test_the_digest_of_what_is_fitted_does_not_know_the_test_set(signs_folder: P
 def test_a_part_of_a_picture_is_as_large_as_asked_and_always_the_same() -> None:
     size, areas, shapes = (400, 300), [], []
     for k in range(200):
-        left, upper, right, lower = box = data.part_of(size, 0.4, str(k))
-        assert box == data.part_of(size, 0.4, str(k))
+        left, upper, right, lower = box = tensors.part_of(size, 0.4, str(k))
+        assert box == tensors.part_of(size, 0.4, str(k))
         assert 0 <= left < right <= 400
         assert 0 <= upper < lower <= 300
         areas.append((right - left) * (lower - upper) / (400 * 300))
@@ -383,25 +384,28 @@ def test_a_part_of_a_picture_is_as_large_as_asked_and_always_the_same() -> None:
     assert 0.6 < sum(areas) / 200 < 0.75
     assert max(areas) > 0.95
     assert 0.6 < min(shapes) < 0.85 < 1.2 < max(shapes) < 1.6
-    assert data.part_of((1, 1), 0.4, "x") == (0, 0, 1, 1)
+    assert tensors.part_of((1, 1), 0.4, "x") == (0, 0, 1, 1)
 
 
-def test_what_is_learned_from_is_that_part_and_what_is_judged_the_whole(splits: data.Splits) -> None:
+def test_what_is_learned_from_is_that_part_and_what_is_judged_the_whole(splits: data_splits.Splits) -> None:
     item = splits.fit[0]
-    (whole, label), (part, _) = (data.batches_of([item], for_input(64), least)[0] for least in (1.0, 0.4))
+    (whole, label), (part, _) = (tensors.batches_of([item], for_input(64), least)[0] for least in (1.0, 0.4))
     assert label == item.label
     image = open_image(item.path)
     assert torch.equal(whole, torch.from_numpy(to_tensor(image, for_input(64))))
-    box = data.part_of(image.size, 0.4, f"0:{item.sha256}")
+    box = tensors.part_of(image.size, 0.4, f"0:{item.sha256}")
     assert torch.equal(part, torch.from_numpy(to_tensor(image.crop(box), for_input(64))))
     assert not torch.equal(part, whole)
-    assert not torch.equal(data.batches_of([item], for_input(64), 0.4, seed=1)[0][0], part)
+    assert not torch.equal(tensors.batches_of([item], for_input(64), 0.4, seed=1)[0][0], part)
 
 
-def test_what_weights_were_made_with_before_is_no_test_picture(splits: data.Splits) -> None:
+def test_what_weights_were_made_with_before_is_no_test_picture(splits: data_splits.Splits) -> None:
     leaked = splits.test[3]
-    rest = splits.without([data.short_hash(leaked.sha256)])
+    rest = splits.without([data_splits.short_hash(leaked.sha256)])
     assert rest.test == (*splits.test[:3], *splits.test[4:])
-    assert splits.without([data.short_hash(i.source) for i in splits.test]).note == "no test pictures remain"
+    assert (
+        splits.without([data_splits.short_hash(i.source) for i in splits.test]).note
+        == "no test pictures remain"
+    )
     assert splits.without(()) == splits
     assert set(splits.fitted(["0123456789abcdef"])) == {"0123456789abcdef", *splits.fitted()}

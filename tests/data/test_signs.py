@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from vgg_export import signs
+from vgg_export.data import signs
 
 
 def test_the_same_seed_gives_the_same_picture() -> None:

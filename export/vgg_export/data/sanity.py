@@ -17,15 +17,15 @@ import numpy as np
 import numpy.typing as npt
 
 from vgg_calibration import choose
+from vgg_export.core import cache
+from vgg_export.core.errors import AccuracyError
+from vgg_export.core.progress import Progress
 from vgg_runtime.bundle import metrics
 from vgg_runtime.bundle.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocessing, load
 from vgg_runtime.measure.recommend import LEAST_LABELLED
 from vgg_runtime.text import printable
 
-from .core import cache
-from .core.errors import AccuracyError
-from .core.progress import Progress
-from .data import Item
+from .splits import Item
 
 log = logging.getLogger(__name__)
 

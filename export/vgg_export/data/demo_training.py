@@ -21,15 +21,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from vgg_export import __version__
+from vgg_export.core.errors import OptionsError
+from vgg_export.core.files import sha256, write_json
+from vgg_export.core.progress import Progress
+from vgg_export.network import chain, modules
+from vgg_export.network import checkpoint as checkpoints
 from vgg_runtime.bundle.metrics import wilson_interval
 from vgg_runtime.bundle.preprocess import IMAGENET_MEAN, IMAGENET_STD
 
-from . import __version__, signs
-from .core.errors import OptionsError
-from .core.files import sha256, write_json
-from .core.progress import Progress
-from .network import chain, modules
-from .network import checkpoint as checkpoints
+from . import signs
 
 if TYPE_CHECKING:
     import torch

@@ -1,0 +1,56 @@
+"""Pictures as torch tensors and data sets."""
+
+import logging
+import math
+import random
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from vgg_runtime.bundle.preprocess import Preprocessing, load, open_image, to_tensor
+
+from .splits import Item
+
+if TYPE_CHECKING:
+    import torch
+
+
+log = logging.getLogger(__name__)
+
+
+def batches_of(
+    items: Sequence[Item], preprocessing: Preprocessing, least_area: float = 1.0, seed: int = 0
+) -> "torch.utils.data.Dataset[tuple[torch.Tensor, int]]":
+    """A torch dataset of ([3, px, px], class index or -1). ``least_area`` below 1: of each picture a part of
+    at least that share, with the same ``seed`` always the same one."""
+    import torch
+
+    class Pictures(torch.utils.data.Dataset[tuple[torch.Tensor, int]]):
+        def __len__(self) -> int:
+            return len(items)
+
+        def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+            item = items[index]
+            image = open_image(item.path)
+            if least_area < 1:
+                image = image.crop(part_of(image.size, least_area, f"{seed}:{item.sha256}"))
+            return torch.from_numpy(to_tensor(image, preprocessing)), -1 if item.label is None else item.label
+
+    return Pictures()
+
+
+def part_of(size: tuple[int, int], least_area: float, seed: str) -> tuple[int, int, int, int]:
+    """A box (left, upper, right, lower) within a picture of (width, height): about ``least_area`` to all of
+    its area, up to a quarter wider or narrower than the picture. The same seed always gives the same one."""
+    chance, (width, height) = random.Random(seed), size
+    area, stretch = chance.uniform(least_area, 1) * width * height, chance.uniform(0.8, 1.25)
+    wide = max(1, min(width, round(math.sqrt(area * stretch * width / height))))
+    high = max(1, min(height, round(math.sqrt(area / stretch * height / width))))
+    left, upper = chance.randint(0, width - wide), chance.randint(0, height - high)
+    return left, upper, left + wide, upper + high
+
+
+def stacked(items: Sequence[Item], preprocessing: Preprocessing) -> "torch.Tensor":
+    """Pictures as one tensor [N, 3, px, px]."""
+    import torch
+
+    return torch.stack([torch.from_numpy(load(item.path, preprocessing)) for item in items])
