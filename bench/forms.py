@@ -28,8 +28,9 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
 
-from vgg_export import pipeline, repair
+from vgg_export import pipeline
 from vgg_export.cli import TerminalProgress
+from vgg_export.compress import feature_maps, least_squares, reconstruct
 from vgg_export.data.splits import tensors
 from vgg_export.network import chain
 from vgg_export.network import checkpoint as checkpoints
@@ -72,8 +73,10 @@ def inputs(
             return
         if layer.name in wanted:
             yield layer, x
-        step, _ = repair.forward(original.plan, layer.name, original.tensors)
-        x = torch.cat([step(x[a : a + repair.CHUNK].clone()) for a in range(0, len(x), repair.CHUNK)])
+        step, _ = feature_maps.forward(original.plan, layer.name, original.tensors)
+        x = torch.cat(
+            [step(x[a : a + feature_maps.CHUNK].clone()) for a in range(0, len(x), feature_maps.CHUNK)]
+        )
 
 
 def report(original: checkpoints.Checkpoint, layer: chain.Layer, seen: torch.Tensor, folder: Path) -> None:
@@ -90,7 +93,7 @@ def report(original: checkpoints.Checkpoint, layer: chain.Layer, seen: torch.Ten
             rank = max(
                 MULTIPLE, MULTIPLE * round(share * 9 * layer.inputs * layer.outputs / per_rank / MULTIPLE)
             )
-            _, effective = repair.in_two(
+            _, effective = reconstruct.in_two(
                 layer.name, weight.double(), fitting.xx, chain.Factor(layer.name, kind, rank)
             )
             rows.append((f"{share:.0%}".replace("%", " %"), kind, rank, held.error(effective) / held.yy))
@@ -104,15 +107,15 @@ def report(original: checkpoints.Checkpoint, layer: chain.Layer, seen: torch.Ten
         )
 
 
-def moments(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> repair.Moments:
-    generator, sums = torch.Generator().manual_seed(0), repair.Sums(9 * x.shape[1], len(weight))
-    for a in range(0, len(x), repair.CHUNK):
-        part = x[a : a + repair.CHUNK]
+def moments(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> least_squares.Moments:
+    generator, sums = torch.Generator().manual_seed(0), least_squares.Sums(9 * x.shape[1], len(weight))
+    for a in range(0, len(x), feature_maps.CHUNK):
+        part = x[a : a + feature_maps.CHUNK]
         area = part.shape[2] * part.shape[3]
         places = torch.stack([torch.randperm(area, generator=generator)[:PLACES] for _ in range(len(part))])
         said = torch.nn.functional.conv2d(part, weight, bias, padding=1).flatten(2)
         said = said.gather(2, places[:, None].expand(-1, len(weight), -1))
-        sums.add(repair.patches(part, places), said.transpose(1, 2).reshape(-1, len(weight)))
+        sums.add(feature_maps.patches(part, places), said.transpose(1, 2).reshape(-1, len(weight)))
     return sums.moments()
 
 

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, readme_table
 
-from vgg_export import pipeline, prune
+from vgg_export import pipeline
 from vgg_export.cli import cli
+from vgg_export.compress import prune
 from vgg_export.network import chain, weights
 from vgg_export.options import TARGETS, AllOptions, PruneOptions
 from vgg_runtime.bundle.metrics import wilson_interval

@@ -15,7 +15,8 @@ from onnx import numpy_helper
 from test_model import undecided
 
 from vgg_calibration import chain, observe
-from vgg_export import equalize, factorise, graph, integer, prune, quantize, to_onnx
+from vgg_export import equalize, graph, integer, quantize, to_onnx
+from vgg_export.compress import factorise, prune
 from vgg_export.core import cache, files
 from vgg_export.core.errors import CheckFailedError, OptionsError
 from vgg_export.core.progress import Quiet

@@ -607,7 +607,8 @@ def prune(output: Path, no_pictures: bool, **chosen: Any) -> None:
             "--no-pictures goes neither with --data nor, unless --criterion is obs, with --no-repair"
         )
     _ensure_output(output, ".safetensors", chosen["weights"])
-    from . import pipeline, prune
+    from . import pipeline
+    from .compress import prune
 
     progress = TerminalProgress()
     checkpoint = pipeline.checkpoint_file(
@@ -644,7 +645,8 @@ def factorise(output: Path, **chosen: Any) -> None:
     """
     wanted, pictures = _factorise_options(chosen), _data_options(chosen)
     _ensure_output(output, ".safetensors", chosen["weights"])
-    from . import factorise, pipeline
+    from . import pipeline
+    from .compress import factorise
 
     progress = TerminalProgress()
     checkpoint = pipeline.checkpoint_file(_weights_options(chosen), pictures, _work(output), progress)
@@ -674,7 +676,8 @@ def finetune(output: Path, teacher: str, **chosen: Any) -> None:
     """
     wanted, pictures = _finetune_options(chosen), _data_options(chosen)
     _ensure_output(output, ".safetensors", chosen["weights"], teacher)
-    from . import finetune, pipeline
+    from . import pipeline
+    from .compress import distil
     from .core import files
 
     progress = TerminalProgress()
@@ -689,7 +692,7 @@ def finetune(output: Path, teacher: str, **chosen: Any) -> None:
         pipeline.ensure_understood(
             taught_by, splits, _work(output), progress, accept=chosen["accept_accuracy"]
         )
-    made = finetune.run(student, taught_by, splits, output, wanted, progress)
+    made = distil.run(student, taught_by, splits, output, wanted, progress)
     if made.path == output:
         click.echo(f"wrote {output}")
 

@@ -9,7 +9,8 @@ from typing import Any
 
 from vgg_runtime.board.targets import TARGETS, Target
 
-from . import bundle, factorise, finetune, prune, quantize, retype, to_onnx, winograd
+from . import bundle, quantize, retype, to_onnx, winograd
+from .compress import distil, factorise, prune
 from .core import cache
 from .core.errors import NothingToGainError, OptionsError
 from .core.progress import Progress
@@ -129,7 +130,7 @@ class Steps:
         return prune.run(before, self.splits, output, self.options.prune, self.progress)
 
     def _finetune(self, before: cache.Artifact, output: Path) -> cache.Artifact:
-        return finetune.run(
+        return distil.run(
             before, self.checkpoint, self.splits, output, self.options.finetune, self.progress, self._shared
         )
 
@@ -142,7 +143,7 @@ class Steps:
         allowed = self.options.budget.max_drop
         for name, level in self.options.distil.levels(self.options.budget).items():
             made = output.with_name(f"{output.stem}-{name}{output.suffix}")
-            before = finetune.run(
+            before = distil.run(
                 before, self.checkpoint, self.splits, made, level, self.progress, self._shared
             )
             if "points_lost" not in before.measured:  # it was skipped, and says why

@@ -10,7 +10,7 @@ import torch
 from conftest import small_checkpoint
 from test_model import awake, undecided
 
-from vgg_export import factorise, prune, repair, separable
+from vgg_export.compress import factorise, feature_maps, least_squares, prune, reconstruct, separable
 from vgg_export.core import cache
 from vgg_export.core.progress import Progress, Quiet
 from vgg_export.data import splits
@@ -38,14 +38,14 @@ def test_patches_are_what_a_convolution_sees() -> None:
     maps, places = torch.randn(2, 3, 5, 7), torch.tensor([[0, 6, 17], [34, 28, 9]])
     unfolded = torch.nn.functional.unfold(maps, 3, padding=1)
     expected = torch.stack([unfolded[k, :, places[k]].T for k in range(2)]).flatten(0, 1)
-    assert torch.equal(repair.patches(maps, places), expected)
+    assert torch.equal(feature_maps.patches(maps, places), expected)
 
 
 @pytest.mark.parametrize("block", [1, 2, 3, 4, 9])
 def test_moments_of_chunks_are_those_of_all_samples(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(repair, "BLOCK", block)
+    monkeypatch.setattr(least_squares, "BLOCK", block)
     x, y, w = torch.randn(50, 4) + 3, torch.randn(50, 2), torch.randn(2, 4).double()
-    sums = repair.Sums(4, 2)
+    sums = least_squares.Sums(4, 2)
     sums.add(x[:20], y[:20])
     sums.add(x[20:], y[20:])
     found = sums.moments()
@@ -55,8 +55,8 @@ def test_moments_of_chunks_are_those_of_all_samples(block: int, monkeypatch: pyt
     assert found.error(w) == pytest.approx(float((centred_y - centred_x @ w.T).square().sum() / 50), rel=1e-4)
 
 
-def moments(x: torch.Tensor, y: torch.Tensor) -> repair.Moments:
-    sums = repair.Sums(x.shape[1], y.shape[1])
+def moments(x: torch.Tensor, y: torch.Tensor) -> least_squares.Moments:
+    sums = least_squares.Sums(x.shape[1], y.shape[1])
     sums.add(x, y)
     return sums.moments()
 
@@ -65,11 +65,11 @@ def test_ridge_is_anchored_and_its_strength_is_what_does_best_on_other_samples()
     torch.manual_seed(0)
     true, start = torch.randn(3, 6), torch.randn(3, 6).double()
     x, other = torch.randn(200, 6), torch.randn(80, 6)
-    weight, strength = repair.ridge(start, moments(x, x @ true.T), moments(other, other @ true.T))
-    assert strength == min(repair.STRENGTHS)  # no noise: the least damping is right
+    weight, strength = least_squares.ridge(start, moments(x, x @ true.T), moments(other, other @ true.T))
+    assert strength == min(least_squares.STRENGTHS)  # no noise: the least damping is right
     assert torch.allclose(weight, true.double(), atol=5e-3)
     noisy = x[:8] @ true.T + 20 * torch.randn(8, 3)
-    assert repair.ridge(true.double(), moments(x[:8], noisy), moments(other, other @ true.T)) == (
+    assert least_squares.ridge(true.double(), moments(x[:8], noisy), moments(other, other @ true.T)) == (
         pytest.approx(true.double()),
         None,
     )
@@ -78,10 +78,10 @@ def test_ridge_is_anchored_and_its_strength_is_what_does_best_on_other_samples()
 def test_the_dual_form_is_the_primal_one() -> None:
     torch.manual_seed(0)
     start, x, y = torch.randn(3, 40), torch.randn(30, 40), torch.randn(30, 3)
-    fit, said = repair.Centred.of(x, 20), repair.Centred.of(y, 20)
-    weight, strength = repair.ridge_by_picture(start, fit, said)
+    fit, said = least_squares.Centred.of(x, 20), least_squares.Centred.of(y, 20)
+    weight, strength = least_squares.ridge_by_picture(start, fit, said)
     if strength is None:
-        strength, weight = repair.STRENGTHS_BY_PICTURE[0], start
+        strength, weight = least_squares.STRENGTHS_BY_PICTURE[0], start
         pytest.fail("the data of this test should make a fit worth while")
     # In float64: with the least damping the inverse of the primal form is off by 4e-4 in float32; the dual
     # form is by 1e-6.
@@ -96,7 +96,9 @@ def test_the_dual_form_is_not_taken_where_it_does_worse_on_other_samples() -> No
     true, x, noise = torch.randn(3, 40), torch.randn(30, 40), 20 * torch.randn(20, 3)
     y = x @ true.T
     y[:20] += noise - noise.mean(0)  # the others lie where the old weights say
-    found, strength = repair.ridge_by_picture(true, repair.Centred.of(x, 20), repair.Centred.of(y, 20))
+    found, strength = least_squares.ridge_by_picture(
+        true, least_squares.Centred.of(x, 20), least_squares.Centred.of(y, 20)
+    )
     assert strength is None
     assert torch.equal(found, true)
 
@@ -108,16 +110,16 @@ def test_maps_that_are_computed_again_are_those_that_are_stored(
     with torch.inference_mode():
         expected = checkpoint.model()(x)
         for limit in (0, 20_000, 10**9):
-            monkeypatch.setattr(repair, "KEPT_BYTES", limit)
-            maps = repair.Maps(x, tmp_path)
+            monkeypatch.setattr(feature_maps, "KEPT_BYTES", limit)
+            maps = feature_maps.Maps(x, tmp_path)
             for name, *_ in (*checkpoint.plan.convs(), *checkpoint.plan.linears()):
-                maps.advance(*repair.forward(checkpoint.plan, name, checkpoint.tensors))
+                maps.advance(*feature_maps.forward(checkpoint.plan, name, checkpoint.tensors))
             assert torch.allclose(maps.read(0, 11), expected, atol=1e-4)
     assert list(tmp_path.iterdir()) == []  # the files have no names
 
 
 def test_a_filter_that_another_one_repeats_can_go_without_loss(tmp_path: Path) -> None:
-    shown = repair.Pictures(pictures(40), pictures(10, seed=1))
+    shown = feature_maps.Pictures(pictures(40), pictures(10, seed=1))
     original = awake(at_64_px(small_checkpoint()), "conv4_1", shown.fit)
     for part in ("weight", "bias"):
         original.tensors[f"conv4_1.{part}"][5] = original.tensors[f"conv4_1.{part}"][9]
@@ -128,11 +130,11 @@ def test_a_filter_that_another_one_repeats_can_go_without_loss(tmp_path: Path) -
     plan = dataclasses.replace(
         original.plan, blocks=(*original.plan.blocks[:3], (31, 32), original.plan.blocks[4])
     )
-    tensors, fits = repair.repair(
-        repair.Problem(original, left, kept, plan), shown, repair.Folders(tmp_path), Quiet()
+    tensors, fits = reconstruct.repair(
+        reconstruct.Problem(original, left, kept, plan), shown, reconstruct.Folders(tmp_path), Quiet()
     )
-    before = repair.loss(original, checkpoints.Checkpoint(plan, left, original.labels, {}), shown.held)
-    after = repair.loss(original, checkpoints.Checkpoint(plan, tensors, original.labels, {}), shown.held)
+    before = reconstruct.loss(original, checkpoints.Checkpoint(plan, left, original.labels, {}), shown.held)
+    after = reconstruct.loss(original, checkpoints.Checkpoint(plan, tensors, original.labels, {}), shown.held)
     assert before["kl"] > 100 * after["kl"]
     assert after["n"] == 10
     assert after["agreement"] >= 0.9  # one may lie on the edge between two classes
@@ -154,9 +156,12 @@ def test_a_layer_of_low_rank_is_factorised_without_loss(layer: str, kind: str, t
         low = ((u[:, :6] * s[:6]) @ v[:6]).view(weight.shape)
     original.tensors[f"{layer}.weight"] = low.contiguous()
     plan = dataclasses.replace(original.plan, factors=(chain.Factor(layer, kind, 6),))
-    shown = repair.Pictures(pictures(40), pictures(10, seed=1))
-    tensors, (fit, *_) = repair.repair(
-        repair.Problem(original, original.tensors, {}, plan), shown, repair.Folders(tmp_path), Quiet()
+    shown = feature_maps.Pictures(pictures(40), pictures(10, seed=1))
+    tensors, (fit, *_) = reconstruct.repair(
+        reconstruct.Problem(original, original.tensors, {}, plan),
+        shown,
+        reconstruct.Folders(tmp_path),
+        Quiet(),
     )
     made = checkpoints.Checkpoint(plan, tensors, original.labels, {})
     assert (fit.layer, fit.rank) == (layer, 6)
@@ -170,14 +175,14 @@ def test_the_important_directions_are_the_gradients_of_the_logits(layer: str) ->
     original = small_checkpoint()
     width = {name: n for name, _, n in original.plan.linears()}[layer]
     said = torch.randn(3, width, generator=torch.Generator().manual_seed(2)) * 3
-    rows = repair.important(original, layer, said).view(3, repair.COMBINATIONS, width)
+    rows = least_squares.important(original, layer, said).view(3, least_squares.COMBINATIONS, width)
     mixed = torch.randn(
-        3, repair.COMBINATIONS, original.plan.classes, generator=torch.Generator().manual_seed(0)
+        3, least_squares.COMBINATIONS, original.plan.classes, generator=torch.Generator().manual_seed(0)
     )
     mixed -= mixed.mean(2, keepdim=True)
     outputs = said.clone().requires_grad_(True)
-    logits = repair.Behind(original, layer, said).logits(outputs)
-    for k in (0, repair.COMBINATIONS - 1):
+    logits = least_squares.Behind(original, layer, said).logits(outputs)
+    for k in (0, least_squares.COMBINATIONS - 1):
         (gradient,) = torch.autograd.grad((logits * mixed[:, k]).sum(), outputs, retain_graph=True)
         assert torch.allclose(rows[:, k], gradient, rtol=1e-4, atol=1e-5)
 
@@ -195,17 +200,19 @@ def test_a_thin_layer_keeps_what_the_logits_need_rather_than_what_varies_most() 
         * torch.cat([torch.full((n // 2,), 8.0), torch.ones(n - n // 2)])[:, None]
     )
     said = x @ weight.T
-    inputs, judge = repair.Centred.of(x, 80), repair.Behind(original, "fc1", said[80:])
+    inputs, judge = least_squares.Centred.of(x, 80), least_squares.Behind(original, "fc1", said[80:])
 
     def cost(first: torch.Tensor, second: torch.Tensor) -> float:
-        return judge.divergence(said[:80].mean(0) + repair.linear_in_parts(inputs.held, first, second))
+        return judge.divergence(said[:80].mean(0) + least_squares.linear_in_parts(inputs.held, first, second))
 
-    aware = repair.in_two_by_picture(
-        weight, inputs, repair.important(original, "fc1", said[:80]), n // 2, cost
+    aware = least_squares.in_two_by_picture(
+        weight, inputs, least_squares.important(original, "fc1", said[:80]), n // 2, cost
     )
-    basis = repair.main_directions(weight @ weight.T, n // 2)
+    basis = least_squares.main_directions(weight @ weight.T, n // 2)
     assert cost(*aware) < 0.4 * cost(basis.T @ weight, basis)
-    whole = repair.in_two_by_picture(weight, inputs, repair.important(original, "fc1", said[:80]), n, cost)
+    whole = least_squares.in_two_by_picture(
+        weight, inputs, least_squares.important(original, "fc1", said[:80]), n, cost
+    )
     assert torch.allclose(whole[1] @ whole[0], weight, atol=1e-2)  # at full rank nothing changes
 
 
@@ -252,9 +259,9 @@ def test_interrupted_work_goes_on_behind_the_last_finished_layer(
     assert sorted(p.stem for p in parts.glob("*.safetensors")) == sorted(layers[:2])
     fitted: list[str] = []
     for kind in ("_conv", "_linear"):
-        fit = getattr(repair._Walk, kind)
+        fit = getattr(reconstruct._Walk, kind)
         monkeypatch.setattr(
-            repair._Walk,
+            reconstruct._Walk,
             kind,
             lambda walk, name, *rest, fit=fit: fitted.append(name) or fit(walk, name, *rest),
         )
@@ -279,9 +286,12 @@ def test_interrupted_work_goes_on_behind_the_last_finished_layer(
 def test_repair_never_leaves_a_layer_worse_than_it_was_on_held_out_pictures(tmp_path: Path) -> None:
     original = at_64_px(small_checkpoint())
     pruned, kept = prune.prune(original, PruneOptions(ratio=0.5))
-    shown = repair.Pictures(pictures(2), pictures(10, seed=1))  # far too few to fit on
-    _, fits = repair.repair(
-        repair.Problem(original, pruned.tensors, kept, pruned.plan), shown, repair.Folders(tmp_path), Quiet()
+    shown = feature_maps.Pictures(pictures(2), pictures(10, seed=1))  # far too few to fit on
+    _, fits = reconstruct.repair(
+        reconstruct.Problem(original, pruned.tensors, kept, pruned.plan),
+        shown,
+        reconstruct.Folders(tmp_path),
+        Quiet(),
     )
     assert len(fits) >= 6
     assert all(fit.error_after <= fit.error_before + 1e-9 for fit in fits if fit.layer.startswith("conv"))
@@ -293,20 +303,20 @@ def test_repair_never_leaves_a_layer_worse_than_it_was_on_held_out_pictures(tmp_
 def test_the_loss_is_agreement_and_the_kl_in_nats() -> None:
     original, other = at_64_px(small_checkpoint()), at_64_px(small_checkpoint(seed=1))
     x = pictures(9)
-    same = repair.loss(original, original, x)
+    same = reconstruct.loss(original, original, x)
     assert (same["agreement"], same["kl"], same["n"]) == (1.0, pytest.approx(0, abs=1e-6), 9)
     with torch.inference_mode():
         p, q = original.model()(x).softmax(1), other.model()(x).softmax(1)
-    found = repair.loss(original, other, x)
+    found = reconstruct.loss(original, other, x)
     assert found["kl"] == pytest.approx(float((p * (p / q).log()).sum(1).mean()), rel=1e-3)
     assert found["agreement"] == pytest.approx(float((p.argmax(1) == q.argmax(1)).float().mean()))
 
 
 def test_noise_has_the_spectrum_of_photographs() -> None:
-    made = repair.noise(10, 64, 0)
+    made = feature_maps.noise(10, 64, 0)
     assert (len(made.fit), len(made.held)) == (8, 2)
     power = torch.fft.rfft2(made.fit.mean(1)).abs().square().mean(0)
     # falls about as the square of the frequency
     assert float(power[0, 1:3].mean() / power[0, 12:16].mean()) > 30
-    assert torch.equal(repair.noise(10, 64, 0).fit, made.fit)
-    assert not torch.equal(repair.noise(10, 64, 1).fit, made.fit)
+    assert torch.equal(feature_maps.noise(10, 64, 0).fit, made.fit)
+    assert not torch.equal(feature_maps.noise(10, 64, 1).fit, made.fit)

@@ -11,7 +11,7 @@ solution serves every rank.
 import dataclasses
 from typing import TYPE_CHECKING
 
-from .core.errors import CheckFailedError
+from vgg_export.core.errors import CheckFailedError
 
 if TYPE_CHECKING:
     import torch

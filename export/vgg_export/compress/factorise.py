@@ -17,17 +17,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from vgg_export.core import cache
+from vgg_export.core.errors import NothingToGainError, OptionsError
+from vgg_export.core.progress import Progress
+from vgg_export.data.splits import Item, Splits, fit_and_held
+from vgg_export.data.tensors import stacked
+from vgg_export.network import chain
+from vgg_export.network import checkpoint as checkpoints
+from vgg_export.options import FactoriseOptions, as_json
 from vgg_runtime.bundle.preprocess import for_input
 
-from . import allocate, repair, separable
-from .core import cache
-from .core.errors import NothingToGainError, OptionsError
-from .core.progress import Progress
-from .data.splits import Item, Splits, fit_and_held
-from .data.tensors import stacked
-from .network import chain
-from .network import checkpoint as checkpoints
-from .options import FactoriseOptions, as_json
+from . import allocate, feature_maps, least_squares, reconstruct, separable
 
 if TYPE_CHECKING:
     import torch
@@ -106,18 +106,20 @@ def factorise(
         {name: dict.fromkeys(CONV_FORMS, [1.0] * 3 * n) for name, _, n in original.plan.convs()},
         options,
     )
-    pictures = repair.Pictures(*(stacked(items, for_input(original.plan.input_px)) for items in (fit, held)))
+    pictures = feature_maps.Pictures(
+        *(stacked(items, for_input(original.plan.input_px)) for items in (fit, held))
+    )
     with tempfile.TemporaryDirectory(prefix=".factorise.", dir=parts.layers) as folder:
         table = _kept_table(
             original, [i.sha256 for i in fit[:TABLE_PICTURES]], pictures, parts, Path(folder), progress
         )
         plan = choose_ranks(original.plan, table, options)
         cut = truncated(original, plan)
-        tensors, fits = cut, list[repair.Fit]()
+        tensors, fits = cut, list[reconstruct.Fit]()
         if fitted := options.repair and original.has_knowledge:
-            problem = repair.Problem(original, original.tensors, {}, plan)
-            tensors, fits = repair.repair(
-                problem, pictures, repair.Folders(Path(folder), parts.layers), progress
+            problem = reconstruct.Problem(original, original.tensors, {}, plan)
+            tensors, fits = reconstruct.repair(
+                problem, pictures, reconstruct.Folders(Path(folder), parts.layers), progress
             )
     words = (
         f"factorised to {plan.macs() / original.plan.macs():.0%} of the arithmetic and"
@@ -144,7 +146,7 @@ def factorise(
                 {"repaired": made} if fitted else {}
             )
             measured["losses"] = {
-                name: repair.loss(original, left, pictures.held) for name, left in stages.items()
+                name: reconstruct.loss(original, left, pictures.held) for name, left in stages.items()
             }
     return made, measured
 
@@ -182,7 +184,7 @@ def truncated(original: checkpoints.Checkpoint, plan: chain.Plan) -> "dict[str, 
 def _kept_table(
     original: checkpoints.Checkpoint,
     images: list[str],
-    pictures: repair.Pictures,
+    pictures: feature_maps.Pictures,
     parts: Parts,
     scratch: Path,
     progress: Progress,
@@ -209,28 +211,28 @@ def sensitivity(
     import torch
 
     table: Table = {}
-    maps, names = repair.Maps(pictures, scratch), [name for name, *_ in original.plan.convs()]
+    maps, names = feature_maps.Maps(pictures, scratch), [name for name, *_ in original.plan.convs()]
     with torch.inference_mode(), progress.task("measuring the sensitivity of the layers", len(names)) as task:
         for name in names:
             table[name] = _shares(original.tensors[f"{name}.weight"].double(), _moments(maps, len(pictures)))
-            maps.advance(*repair.forward(original.plan, name, original.tensors))
+            maps.advance(*feature_maps.forward(original.plan, name, original.tensors))
             task.advance()
     return table
 
 
-def _moments(maps: repair.Maps, count: int) -> "torch.Tensor":
+def _moments(maps: feature_maps.Maps, count: int) -> "torch.Tensor":
     """Centred second moments of the 3x3 patches at some places of the pictures, [9 c, 9 c]."""
     import torch
 
     generator, sums = torch.Generator().manual_seed(0), None
-    for a in range(0, count, repair.CHUNK):
-        x = maps.read(a, min(a + repair.CHUNK, count))
+    for a in range(0, count, feature_maps.CHUNK):
+        x = maps.read(a, min(a + feature_maps.CHUNK, count))
         area = x.shape[2] * x.shape[3]
         places = torch.stack(
             [torch.randperm(area, generator=generator)[:TABLE_PLACES] for _ in range(len(x))]
         )
-        rows = repair.patches(x, places)
-        sums = sums or repair.Sums(rows.shape[1], 1)
+        rows = feature_maps.patches(x, places)
+        sums = sums or least_squares.Sums(rows.shape[1], 1)
         sums.add(rows, rows[:, :1])
     assert sums is not None  # there are pictures
     return sums.moments().xx

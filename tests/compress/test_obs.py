@@ -10,7 +10,7 @@ import torch
 from conftest import small_checkpoint
 from test_model import awake
 
-from vgg_export import allocate, obs, prune, repair
+from vgg_export.compress import allocate, feature_maps, least_squares, obs, prune
 from vgg_export.core.progress import Quiet
 from vgg_export.network import chain, input_size
 from vgg_export.network import checkpoint as checkpoints
@@ -40,7 +40,7 @@ def test_the_cost_is_what_the_refit_without_the_channels_loses() -> None:
     x = torch.randn(300, 10, generator=generator, dtype=torch.float64).relu() @ mixed + 2
     weight = torch.randn(6, 10, generator=generator, dtype=torch.float64)
     y = x @ weight.T
-    sums = repair.Sums(10, 6)
+    sums = least_squares.Sums(10, 6)
     sums.add(x, y)
     moments = sums.moments()
     found = obs.removal(moments.xx, obs.gram(weight, 10), 0.0)
@@ -68,10 +68,10 @@ def test_the_weights_that_read_a_channel_are_all_its_taps_and_positions() -> Non
 def test_the_covariance_is_that_of_what_the_consumer_reads(tmp_path: Path) -> None:
     original, x = at_64_px(small_checkpoint()), pictures(11)
     with torch.inference_mode():
-        network, maps = original.model(), repair.Maps(x, tmp_path)
+        network, maps = original.model(), feature_maps.Maps(x, tmp_path)
         names = [name for name, *_ in original.plan.convs()]
         for name in names:
-            maps.advance(*repair.forward(original.plan, name, original.tensors))
+            maps.advance(*feature_maps.forward(original.plan, name, original.tensors))
         features = network[: list(dict(network.named_children())).index("flatten")](x)
     rows = features.transpose(0, 1).flatten(1).double()
     # from products in float32: off by up to 2e-6 of the largest in six networks
@@ -205,7 +205,7 @@ def test_the_hull_leaves_out_what_a_step_over_it_beats() -> None:
 
 def test_noise_gives_costs_too(tmp_path: Path) -> None:
     original = at_64_px(small_checkpoint())
-    measured = obs.removals(original, repair.noise(5, 64, 0).fit, tmp_path, Quiet())
+    measured = obs.removals(original, feature_maps.noise(5, 64, 0).fit, tmp_path, Quiet())
     for (name, _, n), removal in zip(original.plan.convs(), measured.values(), strict=True):
         assert len(removal.order) == n, name
         assert all(a <= b for a, b in itertools.pairwise(removal.costs))

@@ -10,7 +10,8 @@ import torch
 from conftest import small_checkpoint
 from test_model import undecided
 
-from vgg_export import factorise, finetune, prune, quantize, to_onnx
+from vgg_export import quantize, to_onnx
+from vgg_export.compress import distil, factorise, prune
 from vgg_export.core import cache
 from vgg_export.core.errors import CheckpointError, DataError, OptionsError
 from vgg_export.core.progress import Quiet
@@ -127,7 +128,7 @@ def test_later_stages_need_no_special_case(
     made: tuple[cache.Artifact, cache.Artifact], splits: Splits, tmp_path: Path
 ) -> None:
     original, compact = made
-    tuned = finetune.run(
+    tuned = distil.run(
         compact,
         original,
         splits,

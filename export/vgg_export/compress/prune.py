@@ -8,17 +8,17 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vgg_export.core import cache
+from vgg_export.core.errors import CheckFailedError, OptionsError
+from vgg_export.core.progress import Progress
+from vgg_export.data.splits import Splits, fit_and_held
+from vgg_export.data.tensors import stacked
+from vgg_export.network import chain
+from vgg_export.network import checkpoint as checkpoints
+from vgg_export.options import BLOCK_NAMES, PruneOptions, as_json
 from vgg_runtime.bundle.preprocess import for_input
 
-from . import allocate, obs, repair
-from .core import cache
-from .core.errors import CheckFailedError, OptionsError
-from .core.progress import Progress
-from .data.splits import Splits, fit_and_held
-from .data.tensors import stacked
-from .network import chain
-from .network import checkpoint as checkpoints
-from .options import BLOCK_NAMES, PruneOptions, as_json
+from . import allocate, feature_maps, obs, reconstruct
 
 if TYPE_CHECKING:
     import torch
@@ -68,10 +68,10 @@ def run(
                 {"costs": _costs(made.plan, removals, options.multiple)} if removals else {}
             )
             if shown and options.repair and original.has_knowledge:
-                problem = repair.Problem(original, made.tensors, kept, made.plan)
+                problem = reconstruct.Problem(original, made.tensors, kept, made.plan)
                 with cache.unfinished("prune", as_json(options), inputs, output) as parts:
                     made, fitted = _repaired(
-                        problem, made, shown, pictured, repair.Folders(Path(folder), parts), progress
+                        problem, made, shown, pictured, reconstruct.Folders(Path(folder), parts), progress
                     )
                 measured |= fitted
         if shown and pictured:
@@ -95,11 +95,11 @@ def _needs_pictures(original: checkpoints.Checkpoint, options: PruneOptions) -> 
     return options.sees_pictures and (original.has_knowledge or options.criterion == "obs")
 
 
-def _pictures(px: int, splits: Splits | None, options: PruneOptions) -> repair.Pictures:
+def _pictures(px: int, splits: Splits | None, options: PruneOptions) -> feature_maps.Pictures:
     if splits is None:
-        return repair.noise(NOISE_IMAGES, px, options.seed)
+        return feature_maps.noise(NOISE_IMAGES, px, options.seed)
     sets = fit_and_held(splits, options.images, options.held_images, options.seed)
-    return repair.Pictures(*(stacked(items, for_input(px)) for items in sets))
+    return feature_maps.Pictures(*(stacked(items, for_input(px)) for items in sets))
 
 
 def _costs(plan: chain.Plan, removals: dict[str, obs.Removal], multiple: int) -> dict[str, Any]:
@@ -115,15 +115,15 @@ def _costs(plan: chain.Plan, removals: dict[str, obs.Removal], multiple: int) ->
 
 
 def _repaired(
-    problem: repair.Problem,
+    problem: reconstruct.Problem,
     pruned: checkpoints.Checkpoint,
-    shown: repair.Pictures,
+    shown: feature_maps.Pictures,
     splits: Splits | None,
-    folders: repair.Folders,
+    folders: reconstruct.Folders,
     progress: Progress,
 ) -> tuple[checkpoints.Checkpoint, dict[str, Any]]:
     """The pruned checkpoint with its layers fitted again, and what that did."""
-    tensors, fits = repair.repair(problem, shown, folders, progress)
+    tensors, fits = reconstruct.repair(problem, shown, folders, progress)
     words = (
         f"repaired in closed form on {len(shown.fit)} pictures"
         if splits
@@ -135,8 +135,8 @@ def _repaired(
     if splits:
         with progress.task("measuring what the pruning cost", None):
             measured["losses"] = {
-                "removed": repair.loss(problem.original, pruned, shown.held),
-                "repaired": repair.loss(problem.original, made, shown.held),
+                "removed": reconstruct.loss(problem.original, pruned, shown.held),
+                "repaired": reconstruct.loss(problem.original, made, shown.held),
             }
         agreement = [100 * loss["agreement"] for loss in measured["losses"].values()]
         log.info(

@@ -4,7 +4,7 @@ what a rank keeps."""
 import pytest
 import torch
 
-from vgg_export import repair, separable
+from vgg_export.compress import feature_maps, least_squares, separable
 from vgg_export.core.errors import CheckFailedError
 
 N, C = 10, 4
@@ -14,11 +14,11 @@ def patches(samples: int, seed: int = 0) -> torch.Tensor:
     """Patches [samples, 9 C] of maps whose places and channels have something in common."""
     generator = torch.Generator().manual_seed(seed)
     maps = torch.randn(samples, C, 5, 5, generator=generator).cumsum(3).cumsum(1)
-    return repair.patches(maps, torch.full((samples, 1), 12))
+    return feature_maps.patches(maps, torch.full((samples, 1), 12))
 
 
-def moments(x: torch.Tensor, y: torch.Tensor) -> repair.Moments:
-    sums = repair.Sums(x.shape[1], y.shape[1])
+def moments(x: torch.Tensor, y: torch.Tensor) -> least_squares.Moments:
+    sums = least_squares.Sums(x.shape[1], y.shape[1])
     sums.add(x, y)
     return sums.moments()
 

@@ -6,7 +6,7 @@ import torch
 from conftest import small_checkpoint
 from test_model import undecided
 
-from vgg_export import prune, repair
+from vgg_export.compress import feature_maps, prune, reconstruct
 from vgg_export.core import cache
 from vgg_export.core.errors import CheckFailedError, OptionsError
 from vgg_export.core.progress import Quiet
@@ -129,7 +129,7 @@ def test_what_is_left_is_repaired_on_pictures(splits: splits.Splits, tmp_path: P
     # on pictures that neither fitted nor chose anything
     unseen = tensors.stacked(splits.test, for_input(224))
     removed, _ = prune.prune(original, options)
-    before, after = repair.loss(original, removed, unseen), repair.loss(original, small, unseen)
+    before, after = reconstruct.loss(original, removed, unseen), reconstruct.loss(original, small, unseen)
     assert after["kl"] < 0.5 * before["kl"]
     assert after["agreement"] > before["agreement"]
 
@@ -145,11 +145,14 @@ def test_noise_repairs_too_but_claims_nothing(
     assert "losses" not in made.measured
     assert "fitted_on" not in small.source
     assert small.source["history"][1:] == ["repaired in closed form on noise, without pictures"]
-    unseen = repair.noise(50, 224, seed=1).fit
+    unseen = feature_maps.noise(50, 224, seed=1).fit
     removed, _ = prune.prune(original, HALF)
     # Six drawn networks keep 0.00 to 0.19 of the divergence on such noise; on pictures there are some that it
     # makes worse.
-    assert repair.loss(original, small, unseen)["kl"] < 0.5 * repair.loss(original, removed, unseen)["kl"]
+    assert (
+        reconstruct.loss(original, small, unseen)["kl"]
+        < 0.5 * reconstruct.loss(original, removed, unseen)["kl"]
+    )
 
 
 def test_the_surgeon_chooses_on_pictures_and_says_what_it_cost(

@@ -7,7 +7,7 @@ import itertools
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from .network import chain
+from vgg_export.network import chain
 
 
 class Point(NamedTuple):

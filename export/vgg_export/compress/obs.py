@@ -17,15 +17,16 @@ import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from . import repair
-from .core.progress import Progress
-from .network import checkpoint as checkpoints
+from vgg_export.core.progress import Progress
+from vgg_export.network import checkpoint as checkpoints
+
+from . import feature_maps, least_squares
 
 if TYPE_CHECKING:
     import torch
 
 # lambda as a share of the mean variance of a channel: the least that the repair tries
-DAMPING = repair.STRENGTHS[0]
+DAMPING = least_squares.STRENGTHS[0]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,10 +54,10 @@ def removals(
     import torch
 
     names = [name for name, *_ in original.plan.convs()]
-    maps, found = repair.Maps(pictures, scratch), {}
+    maps, found = feature_maps.Maps(pictures, scratch), {}
     with torch.inference_mode(), progress.task("measuring what each filter costs", len(names)) as task:
         for name, consumer in zip(names, [*names[1:], "fc1"], strict=True):
-            maps.advance(*repair.forward(original.plan, name, original.tensors))
+            maps.advance(*feature_maps.forward(original.plan, name, original.tensors))
             weight = original.tensors[f"{consumer}.weight"]
             channels = len(original.tensors[f"{name}.bias"])
             found[name] = removal(_covariance(maps, len(pictures), channels), gram(weight, channels), DAMPING)
@@ -64,12 +65,12 @@ def removals(
     return found
 
 
-def _covariance(maps: repair.Maps, count: int, channels: int) -> "torch.Tensor":
+def _covariance(maps: feature_maps.Maps, count: int, channels: int) -> "torch.Tensor":
     """Of the channels over all pictures and positions, [C, C] in float64; fc1's inputs are channel *
     positions + position."""
-    sums = repair.Sums(channels, 1)
-    for a in range(0, count, repair.CHUNK):
-        x = maps.read(a, min(a + repair.CHUNK, count))
+    sums = least_squares.Sums(channels, 1)
+    for a in range(0, count, feature_maps.CHUNK):
+        x = maps.read(a, min(a + feature_maps.CHUNK, count))
         rows = x.view(len(x), channels, -1).transpose(1, 2).reshape(-1, channels)
         sums.add(rows, rows[:, :1])
     return sums.moments().xx

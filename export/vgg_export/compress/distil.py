@@ -29,17 +29,16 @@ import numpy as np
 import numpy.typing as npt
 
 from vgg_calibration import choose
+from vgg_export.core import cache
+from vgg_export.core.errors import DataError
+from vgg_export.core.files import atomic_file, reserved_array
+from vgg_export.core.progress import Progress, Quiet
+from vgg_export.data.splits import Item, Splits
+from vgg_export.data.tensors import batches_of
+from vgg_export.network import checkpoint as checkpoints
+from vgg_export.options import FinetuneOptions, as_json
 from vgg_runtime.bundle.metrics import loss_error_points
 from vgg_runtime.bundle.preprocess import for_input
-
-from .core import cache
-from .core.errors import DataError
-from .core.files import atomic_file, reserved_array
-from .core.progress import Progress, Quiet
-from .data.splits import Item, Splits
-from .data.tensors import batches_of
-from .network import checkpoint as checkpoints
-from .options import FinetuneOptions, as_json
 
 if TYPE_CHECKING:
     import torch

@@ -9,7 +9,8 @@ import torch
 from conftest import CLASSES, command_environment, small_checkpoint
 
 from vgg_calibration import choose
-from vgg_export import finetune, options, prune, recipes
+from vgg_export import options, recipes
+from vgg_export.compress import distil, prune
 from vgg_export.core import cache
 from vgg_export.core.errors import DataError
 from vgg_export.core.progress import Quiet
@@ -44,8 +45,8 @@ def test_the_loss_is_the_published_one_by_hand() -> None:
     p = (teacher / 2).softmax(1)
     by_hand = 4 * (p * (p / 0.5).log()).sum()
     none, known = torch.tensor([-1]), torch.tensor([0])
-    assert finetune.distance(student, teacher, none, 2.0) == pytest.approx(float(by_hand))
-    assert finetune.distance(student, teacher, known, 2.0) == pytest.approx(
+    assert distil.distance(student, teacher, none, 2.0) == pytest.approx(float(by_hand))
+    assert distil.distance(student, teacher, known, 2.0) == pytest.approx(
         float(by_hand) + float(torch.tensor(2.0).log())
     )
 
@@ -55,9 +56,7 @@ def test_it_recovers_without_labels_and_leaves_early_blocks_alone(
 ) -> None:
     student, teacher = pair
     options = FinetuneOptions(epochs=3, rate=1e-2)
-    made = finetune.run(
-        student, teacher, unlabelled(splits), tmp_path / "tuned.safetensors", options, Quiet()
-    )
+    made = distil.run(student, teacher, unlabelled(splits), tmp_path / "tuned.safetensors", options, Quiet())
     losses = made.measured["selection_loss"]
     assert made.measured["kept_epoch"] > 0
     assert min(losses) < 0.8 * losses[0]
@@ -78,7 +77,7 @@ def test_too_large_a_step_is_rolled_back_and_made_smaller(
     student, teacher = pair
     options = FinetuneOptions(epochs=8, rate=100.0, decay=1.0, train_from="fc1")
     with caplog.at_level("INFO"):
-        made = finetune.run(
+        made = distil.run(
             student, teacher, unlabelled(splits), tmp_path / "tuned.safetensors", options, Quiet()
         )
     losses, kept = made.measured["selection_loss"], made.measured["kept_epoch"]
@@ -91,7 +90,7 @@ def test_too_large_a_step_is_rolled_back_and_made_smaller(
     for epoch in range(1, options.epochs):
         helped = losses[epoch] < min(losses[:epoch])
         # logged with two digits
-        assert rates[epoch] == pytest.approx(rates[epoch - 1] * (1 if helped else finetune.BACK_OFF), rel=0.1)
+        assert rates[epoch] == pytest.approx(rates[epoch - 1] * (1 if helped else distil.BACK_OFF), rel=0.1)
 
 
 def test_teacher_and_student_see_the_pictures_at_their_own_size(
@@ -100,14 +99,14 @@ def test_teacher_and_student_see_the_pictures_at_their_own_size(
     _, teacher = pair
     smaller = input_size.run(teacher, tmp_path / "smaller.safetensors", 96, Quiet())
     options = FinetuneOptions(epochs=1, rate=1e-4, train_from="fc1", images=12)
-    made = finetune.run(smaller, teacher, splits, tmp_path / "tuned.safetensors", options, Quiet(), tmp_path)
+    made = distil.run(smaller, teacher, splits, tmp_path / "tuned.safetensors", options, Quiet(), tmp_path)
     assert checkpoints.load(made.path).plan.input_px == 96
     assert made.measured["kept_epoch"] == 1
     chosen = choose.limit(
         splits.select, [i.source for i in splits.select], options.select_images, options.seed
     )
-    known = finetune.Answers(tmp_path, teacher.sha256).read(
-        finetune._Pictures("selection", chosen, 1.0, options.seed, 16, Quiet()), 224
+    known = distil.Answers(tmp_path, teacher.sha256).read(
+        distil._Pictures("selection", chosen, 1.0, options.seed, 16, Quiet()), 224
     )
     assert known is not None  # and not of 96 px
     with torch.inference_mode():
@@ -122,12 +121,12 @@ def test_the_teachers_answers_are_its_own_whether_or_not_the_first_blocks_are_sh
     student, teacher = (checkpoints.load(artifact.path) for artifact in pair)
     if not same:
         student.tensors["conv1_1.bias"] += 0.01
-    frozen, _ = finetune._divide(student.model(), "conv4")
-    assert finetune._begins_with(teacher.model(), frozen) == same
-    pictures = finetune._Pictures("fitting", splits.fit[:5], 0.5, 0, 2, Quiet())
-    answers = finetune.Answers(tmp_path, pair[1].sha256)
+    frozen, _ = distil._divide(student.model(), "conv4")
+    assert distil._begins_with(teacher.model(), frozen) == same
+    pictures = distil._Pictures("fitting", splits.fit[:5], 0.5, 0, 2, Quiet())
+    answers = distil.Answers(tmp_path, pair[1].sha256)
     assert answers.read(pictures, 224) is None
-    cached = finetune._cache(pictures, 224, frozen, teacher, None, tmp_path / "f")
+    cached = distil._cache(pictures, 224, frozen, teacher, None, tmp_path / "f")
     answers.write(pictures, 224, cached.teacher)
     known = answers.read(pictures, 224)
     assert known is not None
@@ -135,8 +134,8 @@ def test_the_teachers_answers_are_its_own_whether_or_not_the_first_blocks_are_sh
     assert answers.read(pictures, 160) is None  # another question
     for other in ({"items": splits.fit[:4]}, {"least_area": 1.0}, {"seed": 1}):
         assert answers.read(dataclasses.replace(pictures, **other), 224) is None
-    assert finetune.Answers(tmp_path, "another teacher").read(pictures, 224) is None
-    again = finetune._cache(pictures, 224, frozen, teacher, known, tmp_path / "g")
+    assert distil.Answers(tmp_path, "another teacher").read(pictures, 224) is None
+    again = distil._cache(pictures, 224, frozen, teacher, known, tmp_path / "g")
     assert torch.equal(torch.from_numpy(again.features[:]), torch.from_numpy(cached.features[:]))
     x = torch.stack([x for x, _ in tensors.batches_of(pictures.items, for_input(224), 0.5)])
     with torch.inference_mode():
@@ -149,7 +148,7 @@ def test_it_never_ends_worse_than_it_began(
 ) -> None:
     student, teacher = pair
     ruinous = FinetuneOptions(epochs=1, rate=10.0)
-    made = finetune.run(student, teacher, splits, tmp_path / "tuned.safetensors", ruinous, Quiet())
+    made = distil.run(student, teacher, splits, tmp_path / "tuned.safetensors", ruinous, Quiet())
     assert made.measured["selection_loss"][1] > made.measured["selection_loss"][0]
     assert made.measured["kept_epoch"] == 0
     before, after = checkpoints.load(student.path), checkpoints.load(made.path)
@@ -161,9 +160,9 @@ def test_without_selection_pictures_or_for_random_weights_it_says_why(
 ) -> None:
     student, teacher = pair
     few = Splits("few", splits.fit[:3], (), (), "too few to set some apart")
-    made = finetune.run(student, teacher, few, tmp_path / "a.safetensors", FinetuneOptions(), Quiet())
+    made = distil.run(student, teacher, few, tmp_path / "a.safetensors", FinetuneOptions(), Quiet())
     assert made.measured["skipped"] == "too few to set some apart"
-    none = finetune.run(
+    none = distil.run(
         student, teacher, splits, tmp_path / "b.safetensors", FinetuneOptions(epochs=0), Quiet()
     )
     assert none.measured["skipped"] == "no epochs were asked for"
@@ -174,7 +173,7 @@ def test_it_keeps_the_best_epoch_not_the_last(
 ) -> None:
     student, teacher = pair
     options = FinetuneOptions(epochs=6, rate=4e-2, batch=4)
-    made = finetune.run(student, teacher, splits, tmp_path / "tuned.safetensors", options, Quiet())
+    made = distil.run(student, teacher, splits, tmp_path / "tuned.safetensors", options, Quiet())
     losses = made.measured["selection_loss"]
     assert losses[made.measured["kept_epoch"]] == min(losses)
 
@@ -184,7 +183,7 @@ def test_a_teacher_of_other_classes_is_refused(
 ) -> None:
     checkpoints.save(small_checkpoint(classes=5), tmp_path / "other.safetensors")
     with pytest.raises(DataError, match="the student has 7 classes"):
-        finetune.run(
+        distil.run(
             pair[0],
             cache.of(tmp_path / "other.safetensors"),
             splits,
@@ -251,7 +250,7 @@ def test_steps_do_not_depend_on_how_two_layers_share_their_scale(
         for name, by in (("fc1.weight", 1 / factor), ("fc1.bias", 1 / factor), ("fc2.weight", factor)):
             scaled.tensors[name] = scaled.tensors[name] * by
         checkpoints.save(scaled, tmp_path / f"{factor}.safetensors")
-        made = finetune.run(
+        made = distil.run(
             cache.of(tmp_path / f"{factor}.safetensors"),
             teacher,
             unlabelled(splits),
@@ -290,7 +289,7 @@ def test_what_is_lost_is_counted_in_top_1_where_there_are_labels_and_else_in_agr
     )
     # rolled back: what is counted is the student
     ruinous = FinetuneOptions(epochs=1, rate=100.0, train_from="fc1", images=16)
-    made = finetune.run(
+    made = distil.run(
         student,
         teacher,
         dataclasses.replace(splits, select=select),

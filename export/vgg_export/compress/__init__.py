@@ -1,0 +1,1 @@
+"""Smaller networks: pruned or factorised, fitted in closed form, distilled."""

@@ -1,0 +1,258 @@
+"""Layers fitted in closed form: ridge regression on second moments, or on pictures in the dual form."""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from vgg_export.network import checkpoint as checkpoints
+
+if TYPE_CHECKING:
+    import torch
+
+    Step = Callable[[torch.Tensor], torch.Tensor]
+
+
+STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0)  # lambda as a share of the mean variance of an input
+
+
+# the same where there are fewer pictures than inputs: of the mean eigenvalue
+STRENGTHS_BY_PICTURE = (1e-3, 1e-2, 1e-1, 1.0)
+
+
+# share of uncorrelated inputs in the covariance that a fully connected layer's directions are chosen by
+PRIORS = (0.0, 0.1, 0.5)
+
+
+DAMPINGS = (0.01, 0.1, 1.0)  # share of all directions beside those that the logits are sensitive to
+
+
+COMBINATIONS = 16  # of the logits per picture, whose gradients stand for all
+
+
+BLOCK = 768  # inputs at a time of which second moments are summed
+
+
+@dataclasses.dataclass(frozen=True)
+class Moments:
+    """Centred second moments of n samples of x [d] and y [k], in float64: xx [d, d], yx [k, d], yy the
+    variance of y in all."""
+
+    n: int
+    xx: "torch.Tensor"
+    yx: "torch.Tensor"
+    yy: float
+    mean_x: "torch.Tensor"
+    mean_y: "torch.Tensor"
+
+    def error(self, weight: "torch.Tensor") -> float:
+        """Mean squared distance of y from weight [k, d] times x, both centred."""
+        return max(0.0, float(self.yy - 2 * (weight * self.yx).sum() + ((weight @ self.xx) * weight).sum()))
+
+
+class Sums:
+    """Accumulates Moments from chunks of samples."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        import torch
+
+        self._n, self._yy = 0, 0.0
+        self._xx = torch.zeros(inputs, inputs, dtype=torch.float64)
+        self._yx = torch.zeros(outputs, inputs, dtype=torch.float64)
+        self._x, self._y = torch.zeros(inputs, dtype=torch.float64), torch.zeros(outputs, dtype=torch.float64)
+
+    def add(self, x: "torch.Tensor", y: "torch.Tensor") -> None:
+        """Samples x [m, d] and y [m, k]; products in float32 per chunk, sums in float64."""
+        self._n += len(x)
+        # the half above the diagonal: the rest of a symmetric product is not multiplied out
+        for a in range(0, x.shape[1], BLOCK):
+            b = a + BLOCK
+            self._xx[a:b, a:] += x[:, a:b].T @ x[:, a:]
+        self._yx += y.T @ x
+        self._x += x.sum(0)
+        self._y += y.sum(0)
+        self._yy += float(y.double().square().sum())
+
+    def moments(self) -> Moments:
+        """Of everything added; the sums are used up."""
+        import torch
+
+        n = max(1, self._n)
+        x, y = self._x / n, self._y / n
+        for a in range(BLOCK, len(self._xx), BLOCK):
+            self._xx[a:, a - BLOCK : a] = self._xx[a - BLOCK : a, a:].T
+        xx, yx = self._xx.div_(n), self._yx.div_(n)
+        return Moments(
+            self._n, xx.sub_(torch.outer(x, x)), yx.sub_(torch.outer(y, x)), self._yy / n - float(y @ y), x, y
+        )
+
+
+def ridge(start: "torch.Tensor", fitting: Moments, held: Moments) -> "tuple[torch.Tensor, float | None]":
+    """The weight [k, d] fitted with the strength that does best on the held-out samples, or ``start`` and
+    None."""
+    import torch
+
+    missing = (fitting.yx - start @ fitting.xx).T
+    best: tuple[float, torch.Tensor, float | None] = (held.error(start), start, None)
+    for strength in STRENGTHS:
+        damped = fitting.xx.clone()
+        damped.diagonal().add_(strength * float(fitting.xx.diagonal().mean()) + 1e-12)
+        weight = start + torch.cholesky_solve(missing, torch.linalg.cholesky(damped)).T
+        error = held.error(weight)
+        if error < best[0]:
+            best = (error, weight, strength)
+    return best[1], best[2]
+
+
+def main_directions(covariance: "torch.Tensor", rank: int) -> "torch.Tensor":
+    """The eigenvectors [n, rank] of the largest eigenvalues of [n, n]."""
+    import torch
+
+    vectors: torch.Tensor = torch.linalg.eigh(covariance).eigenvectors
+    return vectors[:, -rank:]
+
+
+@dataclasses.dataclass(frozen=True)
+class Centred:
+    """Rows of the fitting and of the held-out pictures, minus the mean of the fitting ones."""
+
+    mean: "torch.Tensor"
+    fit: "torch.Tensor"
+    held: "torch.Tensor"
+
+    @classmethod
+    def of(cls, rows: "torch.Tensor", fitted: int) -> "Centred":
+        mean = rows[:fitted].mean(0)
+        return cls(mean, rows[:fitted] - mean, rows[fitted:] - mean)
+
+
+def linear_in_parts(
+    x: "torch.Tensor", first: "torch.Tensor", second: "torch.Tensor | None"
+) -> "torch.Tensor":
+    """x [N, d] through one fully connected layer or through two."""
+    out = x @ first.T
+    return out if second is None else out @ second.T
+
+
+def ridge_by_picture(start: "torch.Tensor", x: Centred, y: Centred) -> "tuple[torch.Tensor, float | None]":
+    """As ``ridge``, for a layer with more inputs than there are pictures: one unknown per picture (the dual
+    form)."""
+    import torch
+
+    kernel = (x.fit @ x.fit.T).double()
+    missing = (y.fit - x.fit @ start.T).double()
+    across, known = (x.held @ x.fit.T).double(), x.held @ start.T
+    best_error, best = float((y.held - known).square().sum()), None
+    for strength in STRENGTHS_BY_PICTURE:
+        damped = kernel.clone()
+        damped.diagonal().add_(strength * float(kernel.diagonal().mean()) + 1e-12)
+        share = torch.linalg.solve(damped, missing)
+        error = float((y.held - known - (across @ share).float()).square().sum())
+        if error < best_error:
+            best_error, best = error, (share, strength)
+    if best is None:
+        return start, None
+    return start + best[0].float().T @ x.fit, best[1]
+
+
+@dataclasses.dataclass(frozen=True)
+class Behind:
+    """What the original's later layers make of a fully connected layer's outputs on the held-out pictures:
+    ``said`` [N, n] are the original's."""
+
+    original: checkpoints.Checkpoint
+    layer: str
+    said: "torch.Tensor"
+
+    def logits(self, outputs: "torch.Tensor") -> "torch.Tensor":
+        """[N, classes] of outputs [N, n] before the ReLU."""
+        from torch.nn.functional import linear, relu
+
+        for name in _later(self.layer):
+            outputs = linear(
+                relu(outputs), *(self.original.tensors[f"{name}.{part}"] for part in ("weight", "bias"))
+            )
+        return outputs
+
+    def error(self, outputs: "torch.Tensor") -> float:
+        """Squared distance of the logits from the original's, as a share of their variance."""
+        wanted = self.logits(self.said)
+        return float(
+            (self.logits(outputs) - wanted).square().sum()
+            / (wanted - wanted.mean(0)).square().sum().clamp_min(1e-30)
+        )
+
+    def divergence(self, outputs: "torch.Tensor") -> float:
+        """Mean KL from the original's answers, in nats."""
+        from torch.nn.functional import kl_div
+
+        found, wanted = (self.logits(of).log_softmax(1) for of in (outputs, self.said))
+        return float(kl_div(found, wanted, reduction="batchmean", log_target=True))
+
+
+def _later(layer: str) -> tuple[str, ...]:
+    """The fully connected layers behind one."""
+    names = ("fc1", "fc2", "fc3")
+    return names[names.index(layer) + 1 :]
+
+
+def important(original: checkpoints.Checkpoint, layer: str, said: "torch.Tensor") -> "torch.Tensor":
+    """Directions [m, n] in which the logits are sensitive to a fully connected layer's outputs ``said`` [N,
+    n] before the ReLU: the gradients, at each picture, of random combinations of the centred logits (their
+    second moments are what a change of the outputs does to the logits, to first order)."""
+    import torch
+
+    tensors = original.tensors
+    alive, x = [said > 0], said.relu()
+    for name in _later(layer)[:-1]:
+        x = torch.nn.functional.linear(x, tensors[f"{name}.weight"], tensors[f"{name}.bias"])
+        alive.append(x > 0)
+        x = x.relu()
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randn(len(said), COMBINATIONS, original.plan.classes, generator=generator)
+    rows -= rows.mean(2, keepdim=True)
+    for name, mask in zip(_later(layer)[::-1], alive[::-1], strict=True):
+        rows = rows @ tensors[f"{name}.weight"] * mask[:, None]
+    return rows.flatten(0, 1)
+
+
+def in_two_by_picture(
+    weight: "torch.Tensor",
+    x: Centred,
+    rows: "torch.Tensor",
+    rank: int,
+    cost: "Callable[[torch.Tensor, torch.Tensor], float]",
+) -> "tuple[torch.Tensor, torch.Tensor]":
+    """The two parts [rank, d] and [n, rank] of a fully connected layer, which keep the directions of its
+    outputs that vary most where the logits are sensitive to them.
+
+    With G the second moments of ``rows`` (``important``), damped, and C the covariance of the outputs, the
+    best for tr (W - W') C_x (W - W')^T G are the main directions of G^1/2 C G^1/2. A few hundred pictures say
+    too little of either: a share of what uncorrelated inputs would give joins C, all directions join G; how
+    much, ``cost`` of the parts on held-out pictures says.
+    """
+    import torch
+
+    said = x.fit @ weight.T
+    seen = said.T @ said
+    uncorrelated = (weight * x.fit.square().mean(0)) @ weight.T
+    sensitive = rows.T @ rows
+    sensitive /= sensitive.diagonal().mean().clamp_min(1e-30)
+    best_cost, best = math.inf, None
+    for damping in DAMPINGS:
+        root = torch.linalg.cholesky(sensitive + damping * torch.eye(len(sensitive)))
+        for prior in PRIORS:
+            covariance = seen * ((1 - prior) / float(seen.trace())) + uncorrelated * (
+                prior / float(uncorrelated.trace())
+            )
+            torch.manual_seed(0)  # the randomised method starts from random directions
+            weighted = root.T @ covariance @ root
+            directions, *_ = torch.svd_lowrank(weighted, q=min(rank + 32, len(weighted)), niter=4)
+            directions = directions[:, :rank]
+            first = directions.T @ root.T @ weight
+            second = torch.linalg.solve_triangular(root.T, directions, upper=True)
+            found = cost(first, second)
+            if found < best_cost:
+                best_cost, best = found, (first, second)
+    assert best is not None  # there are candidates
+    return best[0].contiguous(), best[1].contiguous()

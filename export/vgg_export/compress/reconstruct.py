@@ -1,0 +1,279 @@
+"""Closed-form repair: every layer is fitted again to what the original layer said, on the inputs that it gets
+now.
+
+One walk from the input to the logits. For each layer that changed, or whose inputs did, with X~ its inputs in
+the smaller network and Y what the original layer computes from the original's own inputs (He et al. 2017,
+"Channel pruning"):
+
+    W' = W_S + (Y - W_S X~) X~^T (X~ X~^T + lambda I)^-1,  centred;  b' = mean(Y) - W' mean(X~)
+
+a ridge regression anchored at the old weights W_S of the inputs that are left. lambda is chosen on pictures
+that were not used for the fit. A factorised convolution keeps the r directions of W' X~ with the largest
+variance (reduced-rank regression), or the r vertical filters of ``separable``; a fully connected layer those
+that matter to the logits. Only sums of products are kept, never all patches.
+"""
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vgg_export.core.files import atomic_file
+from vgg_export.core.progress import Progress
+from vgg_export.network import chain
+from vgg_export.network import checkpoint as checkpoints
+
+from . import separable
+from .feature_maps import CHUNK, Maps, Pictures, forward, patches
+from .least_squares import (
+    Behind,
+    Centred,
+    Moments,
+    Sums,
+    important,
+    in_two_by_picture,
+    linear_in_parts,
+    main_directions,
+    ridge,
+    ridge_by_picture,
+)
+
+if TYPE_CHECKING:
+    import torch
+
+    Step = Callable[[torch.Tensor], torch.Tensor]
+
+
+SAMPLES = 40_000  # places of the pictures that a convolution is fitted on, at most
+
+
+@dataclasses.dataclass(frozen=True)
+class Problem:
+    """What is repaired: the original; the tensors that are left of it, one set per layer of the plan; the
+    filters of each convolution that these are (absent: all); and the plan, which may ask for factorised
+    layers."""
+
+    original: checkpoints.Checkpoint
+    left: "dict[str, torch.Tensor]"
+    kept: "dict[str, torch.Tensor]"
+    plan: chain.Plan
+
+
+@dataclasses.dataclass(frozen=True)
+class Folders:
+    """``scratch``: for maps that do not fit into memory; ``parts``: where each fitted layer is kept, so that
+    interrupted work goes on behind the last one (``stage.unfinished``); None: nowhere."""
+
+    scratch: Path
+    parts: Path | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Fit:
+    """How a layer was fitted. Errors are on held-out pictures, as a share of the variance of what the
+    original says there (of a fully connected layer: of the logits that the original's later layers make of
+    it): ``error_before`` with the old weights and a corrected bias, ``error_after`` with the new ones.
+    ``strength``: lambda, None where the old weights were better than any fit."""
+
+    layer: str
+    samples: int
+    strength: float | None
+    rank: int | None
+    error_before: float
+    error_after: float
+
+    def to_json(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+
+def repair(
+    problem: Problem, pictures: Pictures, folders: Folders, progress: Progress
+) -> "tuple[dict[str, torch.Tensor], list[Fit]]":
+    """The tensors of the plan, and how each fitted layer did. Layers that ``folders.parts`` holds are not
+    fitted again."""
+    import torch
+
+    walk = _Walk(problem, pictures, folders)
+    tensors: dict[str, torch.Tensor] = {}
+    fits: list[Fit] = []
+    names = [name for name, *_ in (*problem.plan.convs(), *problem.plan.linears())]
+    with torch.inference_mode(), progress.task("fitting the layers", len(names)) as task:
+        for name in names:
+            made, fit = walk.layer(name)
+            tensors |= made
+            fits += [fit] if fit else []
+            task.advance()
+    return tensors, fits
+
+
+class _Walk:
+    """The original and the smaller network side by side, as far as they have been walked."""
+
+    def __init__(self, problem: Problem, pictures: Pictures, folders: Folders) -> None:
+        import torch
+
+        self.problem, self.parts = problem, folders.parts
+        self.counts = (len(pictures.fit), len(pictures.held))
+        self.theirs = Maps(torch.cat([pictures.fit, pictures.held]), folders.scratch)
+        self.ours = self.theirs  # until a layer differs
+
+    def layer(self, name: str) -> "tuple[dict[str, torch.Tensor], Fit | None]":
+        """Fit one layer of the plan, and move both networks past it."""
+        old, plan = self.problem.original, self.problem.plan
+        start, bias = self.problem.left[f"{name}.weight"], self.problem.left[f"{name}.bias"]
+        factor = next((f for f in plan.factors if f.layer == name), None)
+        tensors, fit = {f"{name}.weight": start, f"{name}.bias": bias}, None
+        if factor or self.ours is not self.theirs:
+            tensors, fit = self._fitted(name, start, factor)
+        if self.ours is self.theirs and (factor or len(start) < len(old.tensors[f"{name}.weight"])):
+            self.ours = self.theirs.fork()
+        if self.ours is not self.theirs:
+            self.ours.advance(*forward(plan, name, tensors))
+        self.theirs.advance(*forward(old.plan, name, old.tensors))
+        return tensors, fit
+
+    def _fitted(
+        self, name: str, start: "torch.Tensor", factor: chain.Factor | None
+    ) -> "tuple[dict[str, torch.Tensor], Fit]":
+        """The layer as an interrupted run left it, or fitted now and kept."""
+        from safetensors import safe_open
+        from safetensors.torch import load_file, save_file
+
+        part = self.parts / f"{name}.safetensors" if self.parts else None
+        if part and part.is_file():
+            with safe_open(part, framework="pt") as file:
+                return load_file(part), Fit(**json.loads(file.metadata()["fit"]))
+        tensors, fit = (self._conv if start.dim() == 4 else self._linear)(name, start, factor)
+        if part:
+            with atomic_file(part) as temporary:
+                save_file(
+                    {key: tensor.contiguous() for key, tensor in tensors.items()},
+                    temporary,
+                    {"fit": json.dumps(fit.to_json())},
+                )
+        return tensors, fit
+
+    def _conv(
+        self, name: str, start: "torch.Tensor", factor: chain.Factor | None
+    ) -> "tuple[dict[str, torch.Tensor], Fit]":
+        fitting, held = self._moments(name, start.shape[1])
+        weight, strength = ridge(start.flatten(1).double(), fitting, held)
+        last = f"{name}_expand" if factor else name
+        if factor:
+            tensors, effective = in_two(name, weight.view(start.shape), fitting.xx, factor)
+        else:
+            tensors, effective = {f"{name}.weight": weight.view(start.shape).float()}, weight
+        tensors[f"{last}.bias"] = (fitting.mean_y - effective @ fitting.mean_x).float()
+        errors = [held.error(w) / max(held.yy, 1e-30) for w in (start.flatten(1).double(), effective)]
+        return tensors, Fit(name, fitting.n, strength, factor.rank if factor else None, *errors)
+
+    def _moments(self, name: str, inputs: int) -> "tuple[Moments, Moments]":
+        """Of the patches that the smaller network sees and what the original says at those places; fitting
+        and held-out apart."""
+        import torch
+
+        weight, bias = (self.problem.original.tensors[f"{name}.{part}"] for part in ("weight", "bias"))
+        rows = self.problem.kept.get(name, torch.arange(len(weight)))
+        generator, first, found = torch.Generator().manual_seed(0), 0, []
+        for count in self.counts:
+            sums = Sums(9 * inputs, len(rows))
+            for a in range(first, first + count, CHUNK):
+                b = min(a + CHUNK, first + count)
+                x = self.theirs.read(a, b)
+                seen = x if self.ours is self.theirs else self.ours.read(a, b)
+                area = x.shape[2] * x.shape[3]
+                places = min(area, max(1, SAMPLES // self.counts[0]))
+                chosen = torch.stack(
+                    [torch.randperm(area, generator=generator)[:places] for _ in range(b - a)]
+                )
+                said = torch.nn.functional.conv2d(x, weight[rows], bias[rows], padding=1).flatten(2)
+                said = said.gather(2, chosen[:, None].expand(-1, len(rows), -1))
+                sums.add(patches(seen, chosen), said.transpose(1, 2).reshape(-1, len(rows)))
+            found.append(sums.moments())
+            first += count
+        return found[0], found[1]
+
+    def _linear(
+        self, name: str, start: "torch.Tensor", factor: chain.Factor | None
+    ) -> "tuple[dict[str, torch.Tensor], Fit]":
+        import torch
+
+        original, (fitted, total) = self.problem.original, (self.counts[0], sum(self.counts))
+        weight, bias = (original.tensors[f"{name}.{part}"] for part in ("weight", "bias"))
+        said = torch.nn.functional.linear(self.theirs.read(0, total), weight, bias)
+        seen = self.ours.read(0, total)
+        x, y = Centred.of(seen, fitted), Centred.of(said, fitted)
+        new, strength = ridge_by_picture(start, x, y)
+        judge = Behind(original, name, said[fitted:])
+        tensors: dict[str, torch.Tensor] = {f"{name}.weight": new}
+        effective: tuple[torch.Tensor, torch.Tensor | None] = (new, None)
+        if factor:
+            rows = important(original, name, said[:fitted])
+            first, second = in_two_by_picture(
+                new,
+                x,
+                rows,
+                factor.rank,
+                lambda *parts: judge.divergence(y.mean + linear_in_parts(x.held, *parts)),
+            )
+            tensors, effective = (
+                {f"{name}_reduce.weight": first, f"{name}_expand.weight": second},
+                (first, second),
+            )
+        last = f"{name}_expand" if factor else name
+        tensors[f"{last}.bias"] = y.mean - linear_in_parts(x.mean[None], *effective)[0]
+        errors = [
+            judge.error(y.mean + linear_in_parts(x.held, *parts)) for parts in ((start, None), effective)
+        ]
+        return tensors, Fit(name, fitted, strength, factor.rank if factor else None, *errors)
+
+
+def in_two(
+    name: str, weight: "torch.Tensor", xx: "torch.Tensor", factor: chain.Factor
+) -> "tuple[dict[str, torch.Tensor], torch.Tensor]":
+    """The weights of the two parts of a factorised convolution, and what they are together, [n, 9 c].
+
+    Args:
+        weight: [n, c, 3, 3], float64; xx: centred second moments of its patches [9 c, 9 c].
+    """
+    if factor.kind == "spatial":
+        made = separable.separate(weight, xx, factor.rank)
+        horizontal = made.horizontal()
+        tensors = {
+            f"{name}_reduce.weight": made.vertical[..., None],
+            f"{name}_expand.weight": horizontal[:, :, None],
+        }
+        effective = separable.joined(made.vertical, horizontal).flatten(1)
+    else:
+        flat = weight.flatten(1)
+        basis = main_directions(flat @ xx @ flat.T, factor.rank)
+        reduced = basis.T @ flat
+        tensors = {
+            f"{name}_reduce.weight": reduced.view(-1, *weight.shape[1:]),
+            f"{name}_expand.weight": basis[:, :, None, None],
+        }
+        effective = basis @ reduced
+    return {key: tensor.float().contiguous() for key, tensor in tensors.items()}, effective
+
+
+def loss(
+    original: checkpoints.Checkpoint, smaller: checkpoints.Checkpoint, pictures: "torch.Tensor"
+) -> dict[str, Any]:
+    """What was lost on pictures [N, 3, px, px] that nothing was fitted on: agreement of the top-1, mean KL in
+    nats, n."""
+    import torch
+
+    said = []
+    with torch.inference_mode():
+        for checkpoint in (original, smaller):
+            network = checkpoint.model().to(memory_format=torch.channels_last)
+            parts = [
+                network(pictures[k : k + CHUNK].contiguous(memory_format=torch.channels_last))
+                for k in range(0, len(pictures), CHUNK)
+            ]
+            said.append(torch.cat(parts).log_softmax(1))
+    theirs, ours = said
+    divergence = torch.nn.functional.kl_div(ours, theirs, reduction="batchmean", log_target=True)
+    agreement = float((theirs.argmax(1) == ours.argmax(1)).float().mean())
+    return {"agreement": agreement, "kl": float(divergence), "n": len(pictures), "against": "the checkpoint"}
