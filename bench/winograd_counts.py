@@ -1,5 +1,5 @@
 """What every form of a convolution costs on a Raspberry Pi's core, counted on the emulated one: the table
-that ``vgg_export.winograd_cost`` chooses by.
+that ``vgg_export.graphs.winograd_cost`` chooses by.
 
     python bench/winograd_counts.py --output export/vgg_export/assets/winograd.json
 
@@ -25,10 +25,10 @@ import numpy as np
 
 import emulated
 from emulated import Pi
-from vgg_export import cook_toom, winograd, winograd_cost
-from vgg_export.cook_toom import Form
 from vgg_export.core.errors import VggExportError
 from vgg_export.core.files import write_json
+from vgg_export.graphs import cook_toom, winograd, winograd_cost
+from vgg_export.graphs.cook_toom import Form
 from vgg_export.network.chain import Layer
 
 CHILD = Path(__file__).resolve().with_name("winograd_counts_child.py")

@@ -21,11 +21,12 @@ import pytest
 import torch
 from torchvision.models import vgg as torchvision_vgg
 
-from vgg_export import bundle, evaluate, quantize, retype, to_onnx
+from vgg_export import bundle, evaluate, quantize, retype
 from vgg_export.cli import main
 from vgg_export.core import cache
 from vgg_export.core.progress import Quiet
 from vgg_export.data.splits import DataOptions, Splits, resolve
+from vgg_export.graphs import export
 from vgg_export.network import checkpoint as checkpoints
 from vgg_export.network import input_size
 from vgg_export.network.readers import state_dicts
@@ -176,8 +177,8 @@ def bundle_folder(splits: Splits, tmp_path_factory: pytest.TempPathFactory) -> P
 def make_bundle(splits: Splits, work: Path) -> None:
     checkpoints.save(small_checkpoint(), work / "c.safetensors")
     first = cache.of(work / "c.safetensors")
-    baseline = to_onnx.run(first, work / "baseline.onnx", Quiet())
-    scaled = to_onnx.run(
+    baseline = export.run(first, work / "baseline.onnx", Quiet())
+    scaled = export.run(
         input_size.run(first, work / "f.safetensors", 160, Quiet()), work / "scaled.onnx", Quiet()
     )
     quantized = quantize.run(

@@ -8,11 +8,12 @@ import onnx
 import pytest
 from conftest import small_checkpoint
 
-from vgg_export import graph, halve, quantize, to_onnx
+from vgg_export import halve, quantize
 from vgg_export.core import cache
 from vgg_export.core.errors import CheckFailedError
 from vgg_export.core.progress import Quiet
 from vgg_export.data import splits
+from vgg_export.graphs import audit, export
 from vgg_export.network import checkpoint as checkpoints
 from vgg_export.options import QuantizeOptions
 
@@ -25,7 +26,7 @@ LARGE = 50_000  # bytes; of the small network's layers only fc1 has more
 def quantized(splits: splits.Splits, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("halve")
     checkpoints.save(small_checkpoint(), folder / "c.safetensors")
-    exported = to_onnx.run(cache.of(folder / "c.safetensors"), folder / "float.onnx", Quiet())
+    exported = export.run(cache.of(folder / "c.safetensors"), folder / "float.onnx", Quiet())
     return quantize.run(exported, splits, 8, folder / "int8.onnx", INT8, Quiet()).path
 
 
@@ -42,7 +43,7 @@ def test_the_halves_say_what_the_whole_said(quantized: Path, tmp_path: Path) -> 
         np.testing.assert_array_equal(np.concatenate(parts, axis=-1), before[f"fc1.{name}"])
         assert f"fc1.{name}" not in after
     assert (tmp_path / "halved.onnx").stat().st_size < quantized.stat().st_size + 3000
-    ops = graph.audit_quantized(tmp_path / "halved.onnx")
+    ops = audit.audit_quantized(tmp_path / "halved.onnx")
     assert (ops["QGemm"], ops["QLinearConcat"]) == (4, 1)
 
 

@@ -15,12 +15,13 @@ from onnx import numpy_helper
 from test_model import undecided
 
 from vgg_calibration import chain, observe
-from vgg_export import equalize, graph, integer, quantize, to_onnx
+from vgg_export import equalize, integer, quantize
 from vgg_export.compress import factorise, prune
 from vgg_export.core import cache, files
 from vgg_export.core.errors import CheckFailedError, OptionsError
 from vgg_export.core.progress import Quiet
 from vgg_export.data.splits import Item, Splits, short_hash
+from vgg_export.graphs import audit, export
 from vgg_export.network import checkpoint as checkpoints
 from vgg_export.network import input_size
 from vgg_export.network.chain import Plan
@@ -61,7 +62,7 @@ def exported(splits: Splits, tmp_path_factory: pytest.TempPathFactory) -> dict[s
         work / "u.safetensors",
     )
     folded["undecided"] = cache.of(work / "u.safetensors")
-    return {name: to_onnx.run(a, work / f"{name}.onnx", Quiet()) for name, a in folded.items()}
+    return {name: export.run(a, work / f"{name}.onnx", Quiet()) for name, a in folded.items()}
 
 
 def changed(source: Path, output: Path, change: Callable[[dict[str, Floats]], None]) -> Path:
@@ -533,17 +534,17 @@ def test_a_kept_layer_is_float_after_onnxruntimes_optimizer(
 ) -> None:
     tried = bench(exported[kind].path, splits, tmp_path / "scratch")
     made = tried.make(INT8_FORMS["minmax-corrected"], kept)
-    ops = graph.audit_quantized(made.path, tried.parts(kept))
-    assert {name: ops[name] for name in graph.FLOAT_OPS & ops.keys()} == floats
+    ops = audit.audit_quantized(made.path, tried.parts(kept))
+    assert {name: ops[name] for name in audit.FLOAT_OPS & ops.keys()} == floats
     layers = ops["QLinearConv"] + ops["QGemm"] + sum(floats.values())
     assert layers == len(tried.layers)
     assert made.divergence.mean() < 0.01
     with pytest.raises(CheckFailedError, match="still holds"):
-        graph.audit_quantized(made.path)
+        audit.audit_quantized(made.path)
     with pytest.raises(CheckFailedError, match="the float layers are"):
-        graph.audit_quantized(made.path, [*tried.parts(kept), "conv2_1"])
+        audit.audit_quantized(made.path, [*tried.parts(kept), "conv2_1"])
     with pytest.raises(CheckFailedError, match="the float layers are none"):
-        graph.audit_quantized(tried.make(INT8_FORMS["minmax"]).path, tried.parts(kept))
+        audit.audit_quantized(tried.make(INT8_FORMS["minmax"]).path, tried.parts(kept))
 
 
 def surest(path: Path, items: tuple[Item, ...]) -> tuple[Item, ...]:

@@ -5,11 +5,12 @@ import onnx
 import pytest
 from onnx import TensorProto
 
-from vgg_export import graph, quantize, to_onnx
+from vgg_export import quantize
 from vgg_export.core import cache
 from vgg_export.core.errors import CheckFailedError, DataError
 from vgg_export.core.progress import Quiet
 from vgg_export.data import splits
+from vgg_export.graphs import audit, export
 from vgg_export.network import weights
 from vgg_export.options import TARGETS, OptionsError, QuantizeOptions
 from vgg_runtime.bundle.manifest import SessionSettings
@@ -21,7 +22,7 @@ from vgg_runtime.bundle.session import Model
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> cache.Artifact:
     """The built-in demo: a trained network, because what int8 costs a random one says nothing."""
-    return to_onnx.run(cache.of(weights.demo_path()), tmp_path_factory.mktemp("exported") / "m.onnx", Quiet())
+    return export.run(cache.of(weights.demo_path()), tmp_path_factory.mktemp("exported") / "m.onnx", Quiet())
 
 
 @pytest.mark.parametrize("target", list(TARGETS))
@@ -91,9 +92,9 @@ def test_the_audit_notices_a_float_layer(
         calibrate_method=CalibrationMethod.MinMax,
     )
     with pytest.raises(CheckFailedError, match=f"still holds.*{kind}"):
-        graph.audit_quantized(tmp_path / "partly.onnx")
+        audit.audit_quantized(tmp_path / "partly.onnx")
     with pytest.raises(CheckFailedError, match="still holds"):
-        graph.audit_quantized(exported.path)
+        audit.audit_quantized(exported.path)
 
 
 def test_a_model_without_sidecar_is_refused(

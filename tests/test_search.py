@@ -19,11 +19,12 @@ from typing import Any
 import pytest
 from conftest import small_checkpoint
 
-from vgg_export import evaluate, external, front, pipeline, recipes, search, to_onnx
+from vgg_export import evaluate, front, pipeline, recipes, search
 from vgg_export.core import cache
 from vgg_export.core.errors import NothingToGainError, OptionsError
 from vgg_export.core.progress import Quiet
 from vgg_export.data import splits
+from vgg_export.graphs import export, external_data
 from vgg_export.network import checkpoint as checkpoints
 from vgg_export.options import (
     AllOptions,
@@ -382,7 +383,7 @@ def searching(splits: splits.Splits, tmp_path: Path) -> Callable[[], search.Sear
         budget=Budget(max_drop=100.0),
         scaled_px=96,
     )
-    baseline = to_onnx.run(checkpoint, tmp_path / "baseline.onnx", Quiet())
+    baseline = export.run(checkpoint, tmp_path / "baseline.onnx", Quiet())
 
     def make() -> search.Search:
         judge = search.Judge(baseline, {"select": splits.select, "test": splits.test[:7]}, tmp_path, Quiet())
@@ -417,7 +418,7 @@ def test_a_sweep_brings_what_keeps_it_honest_and_a_search_goes_on_from_its_point
         assert p.target == default_targets()[0]
         shipped = tmp_path / "shipped" / p.sha256
         shipped.mkdir(parents=True)
-        external.write(tmp_path / p.model, shipped / "chain.onnx")
+        external_data.write(tmp_path / p.model, shipped / "chain.onnx")
         assert p.bytes == sum(path.stat().st_size for path in shipped.iterdir())
         assert p.p50_ms > 0
         assert p.test is not None

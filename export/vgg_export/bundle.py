@@ -27,13 +27,13 @@ from vgg_runtime.bundle.preprocess import Preprocessing, load
 from vgg_runtime.bundle.session import Model
 from vgg_runtime.errors import BundleError
 
-from . import external
 from .core import cache
 from .core.errors import DataError, OutputError
 from .core.files import explain_write_errors, sha256, sync, write_json
 from .core.progress import Progress
 from .data.sanity import Checked
 from .data.splits import Item, Splits, short_hash
+from .graphs import external_data
 
 log = logging.getLogger(__name__)
 
@@ -336,10 +336,10 @@ def _write_model(folder: Path, entry: Entry, contents: Contents) -> m.Variant:
 
 def _write_builds(folder: Path, entry: Entry, contents: Contents) -> Iterator[m.Build]:
     """The graphs of a variant; they share their weights where these are the same."""
-    known: list[external.Weights] = []
+    known: list[external_data.Weights] = []
     for build in entry.builds:
         graph = folder / f"models/{build.id}.onnx"
-        written = external.write(build.model.path, graph, known)
+        written = external_data.write(build.model.path, graph, known)
         known.append(written)
         yield m.Build(
             id=build.id,

@@ -713,12 +713,13 @@ def export(output: Path, input_px: int, **chosen: Any) -> None:
     Example: vgg-export export --weights tuned.safetensors --input-px 160 --output tuned-160.onnx
     """
     _ensure_output(output, ".onnx", chosen["weights"])
-    from . import pipeline, to_onnx
+    from . import pipeline
+    from .graphs.export import run
 
     progress = TerminalProgress()
     checkpoint = pipeline.checkpoint_file(_weights_options(chosen), None, _work(output), progress)
     scaled = pipeline.at_input_px(checkpoint, input_px, _work(output), progress)
-    to_onnx.run(scaled, output, progress)
+    run(scaled, output, progress)
     click.echo(f"wrote {output}")
 
 

@@ -17,11 +17,12 @@ from vgg_calibration import choose
 from vgg_runtime.board.targets import TARGETS, Target
 from vgg_runtime.bundle.preprocess import Preprocessing
 
-from . import graph, halve, integer
+from . import halve, integer
 from .core import cache
 from .core.errors import DataError
 from .core.progress import Progress
 from .data.splits import Splits, short_hash
+from .graphs import audit
 from .options import INT8_FORMS, QuantizeOptions, as_json
 from .trial import Bench, Trial
 
@@ -73,7 +74,7 @@ def run(
             made, told = choose_form(bench, options)
             whole = _in_halves(made.path, bench.preprocessing.crop_px)
             with progress.task("auditing the int8 graph", None):
-                ops = graph.audit_quantized(whole, bench.parts(made.kept))
+                ops = audit.audit_quantized(whole, bench.parts(made.kept))
             _write_for(TARGETS[options.target], whole, path)
         return {
             "ops": ops,

@@ -9,12 +9,13 @@ from typing import Any
 
 from vgg_runtime.board.targets import TARGETS, Target
 
-from . import bundle, quantize, retype, to_onnx, winograd
+from . import bundle, quantize, retype
 from .compress import distil, factorise, prune
 from .core import cache
 from .core.errors import NothingToGainError, OptionsError
 from .core.progress import Progress
 from .data import splits
+from .graphs import export, winograd
 from .network import input_size
 from .options import AllOptions
 
@@ -167,7 +168,7 @@ class Steps:
         return input_size.run(before, output, self.options.scaled_px, self.progress)
 
     def _export(self, before: cache.Artifact, output: Path) -> cache.Artifact:
-        return to_onnx.run(before, output, self.progress)
+        return export.run(before, output, self.progress)
 
     def _quantize(self, before: cache.Artifact, output: Path, target: str | None = None) -> cache.Artifact:
         chosen, wanted = self.options.data, self.options.quantize

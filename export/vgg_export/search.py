@@ -32,12 +32,13 @@ from vgg_runtime.bundle.preprocess import Preprocessing
 from vgg_runtime.bundle.session import Model
 from vgg_runtime.measure.recommend import loss_points, near_chance
 
-from . import evaluate, external
+from . import evaluate
 from .compress import prune
 from .core import cache
 from .core.errors import NothingToGainError, OptionsError
 from .core.progress import Progress
 from .data.splits import Item, Splits
+from .graphs import external_data
 from .network import checkpoint as checkpoints
 from .options import AllOptions, Budget, PruneOptions, SweepOptions
 from .recipes import Steps, chosen_recipes
@@ -167,7 +168,7 @@ class Judge:
                 input_px=info["plan"]["input_px"],
                 precision=info["precision"],
                 target=made.measured.get("target"),
-                bytes=external.size_bytes(made.path, Path(self._scratch.name)),
+                bytes=external_data.size_bytes(made.path, Path(self._scratch.name)),
                 parameters=info["parameters"],
                 macs=info["macs"],
                 p50_ms=p50_ms,

@@ -17,11 +17,12 @@ from conftest import reseal
 from test_compare import compare
 
 from vgg_export import bundle as bundling
-from vgg_export import external, integer, options, pipeline, quantize, retype, to_onnx
+from vgg_export import integer, options, pipeline, quantize, retype
 from vgg_export.core import cache
 from vgg_export.core.errors import CheckFailedError, OptionsError
 from vgg_export.core.progress import Quiet
 from vgg_export.data import splits
+from vgg_export.graphs import export, external_data
 from vgg_export.options import AllOptions, QuantizeOptions
 from vgg_runtime.board import device, memory, targets
 from vgg_runtime.board.targets import TARGETS
@@ -101,7 +102,7 @@ def exported(splits: splits.Splits, tmp_path_factory: pytest.TempPathFactory) ->
 
     folder = tmp_path_factory.mktemp("exported")
     checkpoints.save(small_checkpoint(), folder / "c.safetensors")
-    return to_onnx.run(cache.of(folder / "c.safetensors"), folder / "float.onnx", Quiet())
+    return export.run(cache.of(folder / "c.safetensors"), folder / "float.onnx", Quiet())
 
 
 @pytest.fixture(scope="module")
@@ -162,22 +163,22 @@ def test_weights_lie_beside_the_graph_and_are_shared(
     exported: cache.Artifact, unsigned: cache.Artifact, tmp_path: Path
 ) -> None:
     signed = retype.run(unsigned, "pi4", tmp_path / "work.onnx", Quiet())
-    first = external.write(unsigned.path, tmp_path / "a.onnx")
-    second = external.write(signed.path, tmp_path / "b.onnx", [first])
-    other = external.write(exported.path, tmp_path / "c.onnx", [first])
+    first = external_data.write(unsigned.path, tmp_path / "a.onnx")
+    second = external_data.write(signed.path, tmp_path / "b.onnx", [first])
+    other = external_data.write(exported.path, tmp_path / "c.onnx", [first])
     assert first.path == second.path == tmp_path / "a.data"
     assert other.path == tmp_path / "c.data"  # fp32 weights are not those
     # of any build before
-    assert external.write(signed.path, tmp_path / "e.onnx", [other, first]).path == first.path
+    assert external_data.write(signed.path, tmp_path / "e.onnx", [other, first]).path == first.path
     assert (tmp_path / "a.onnx").stat().st_size < 0.2 * unsigned.path.stat().st_size
-    assert all(offset % external.SMALLEST_BYTES == 0 for offset in first.offsets.values())
+    assert all(offset % external_data.SMALLEST_BYTES == 0 for offset in first.offsets.values())
     x = np.random.default_rng(1).standard_normal((1, 3, 224, 224), np.float32)
     for whole, graph in ((unsigned, "a"), (signed, "b"), (exported, "c")):
         found = Model(tmp_path / f"{graph}.onnx", SessionSettings(), 1)(x)
         np.testing.assert_array_equal(found, Model(whole.path, SessionSettings(), 1)(x))
         onnx.checker.check_model(str(tmp_path / f"{graph}.onnx"))
     with pytest.raises(CheckFailedError, match="lies outside its model"):
-        external.write(tmp_path / "a.onnx", tmp_path / "d.onnx")
+        external_data.write(tmp_path / "a.onnx", tmp_path / "d.onnx")
 
 
 @pytest.fixture(scope="module")

@@ -10,13 +10,14 @@ import torch
 from conftest import small_checkpoint
 from test_model import undecided
 
-from vgg_export import quantize, to_onnx
+from vgg_export import quantize
 from vgg_export.compress import distil, factorise, prune
 from vgg_export.core import cache
 from vgg_export.core.errors import CheckpointError, DataError, OptionsError
 from vgg_export.core.progress import Quiet
 from vgg_export.data import tensors
 from vgg_export.data.splits import Splits, fit_and_held
+from vgg_export.graphs import export
 from vgg_export.network import chain, input_size
 from vgg_export.network import checkpoint as checkpoints
 from vgg_export.options import FactoriseOptions, FinetuneOptions, PruneOptions, QuantizeOptions
@@ -141,7 +142,7 @@ def test_later_stages_need_no_special_case(
     assert tuned.measured["kept_epoch"] > 0
     assert not torch.equal(before["fc1_reduce.weight"], after["fc1_reduce.weight"])
     scaled = input_size.run(tuned, tmp_path / "scaled.safetensors", 96, Quiet())
-    exported = to_onnx.run(scaled, tmp_path / "scaled.onnx", Quiet())
+    exported = export.run(scaled, tmp_path / "scaled.onnx", Quiet())
     factors = len(checkpoints.load(compact.path).plan.factors)
     assert exported.measured["ops"]["Conv"] + exported.measured["ops"]["Gemm"] == 8 + 3 + factors
     quantized = quantize.run(

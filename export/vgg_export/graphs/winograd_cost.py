@@ -18,10 +18,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from vgg_export.core.errors import OptionsError
+from vgg_export.network.chain import Layer
+
 from . import cook_toom
 from .cook_toom import Form
-from .core.errors import OptionsError
-from .network.chain import Layer
 
 SCHEMA = 1
 TABLE = "winograd.json"

@@ -6,7 +6,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .core.errors import CheckFailedError
+from vgg_export.core.errors import CheckFailedError
 
 if TYPE_CHECKING:
     import onnx

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .core.errors import CheckFailedError
+from vgg_export.core.errors import CheckFailedError
 
 if TYPE_CHECKING:
     import onnx

@@ -8,10 +8,10 @@ import pytest
 import torch
 from conftest import small_checkpoint, small_torchvision_vgg
 
-from vgg_export import graph, to_onnx
 from vgg_export.core import cache
 from vgg_export.core.errors import CheckFailedError
 from vgg_export.core.progress import Quiet
+from vgg_export.graphs import audit, export
 from vgg_export.network import chain, input_size
 from vgg_export.network import checkpoint as checkpoints
 
@@ -21,8 +21,8 @@ from vgg_export.network import checkpoint as checkpoints
 def test_the_exported_graph_is_torchvisions_network(family: str, px: int, tmp_path: Path) -> None:
     original = small_torchvision_vgg(family, False)
     checkpoint = input_size.fold(small_checkpoint(family), px)
-    to_onnx.export(checkpoint, tmp_path / "m.onnx")
-    assert set(graph.audit_exported(tmp_path / "m.onnx")) <= {
+    export.export(checkpoint, tmp_path / "m.onnx")
+    assert set(audit.audit_exported(tmp_path / "m.onnx")) <= {
         "Conv",
         "Relu",
         "MaxPool",
@@ -30,7 +30,7 @@ def test_the_exported_graph_is_torchvisions_network(family: str, px: int, tmp_pa
         "Reshape",
         "Flatten",
     }
-    assert to_onnx.ensure_parity(checkpoint, tmp_path / "m.onnx") < 1e-5
+    assert export.ensure_parity(checkpoint, tmp_path / "m.onnx") < 1e-5
     session = ort.InferenceSession(tmp_path / "m.onnx")
     for batch in (1, 4):
         x = torch.randn(batch, 3, px, px)
@@ -43,7 +43,7 @@ def test_the_exported_graph_is_torchvisions_network(family: str, px: int, tmp_pa
 def test_fully_connected_weights_are_stored_transposed_and_nothing_tells_of_this_machine(
     saved: cache.Artifact, tmp_path: Path
 ) -> None:
-    made = to_onnx.run(saved, tmp_path / "m.onnx", Quiet())
+    made = export.run(saved, tmp_path / "m.onnx", Quiet())
     exported = onnx.load(made.path)
     shapes = {t.name: tuple(t.dims) for t in exported.graph.initializer}
     assert shapes["fc1.weight"] == (32 * 49, 48)
@@ -54,19 +54,19 @@ def test_fully_connected_weights_are_stored_transposed_and_nothing_tells_of_this
 
 
 def test_the_sidecar_tells_what_later_stages_need(saved: cache.Artifact, tmp_path: Path) -> None:
-    made = to_onnx.run(saved, tmp_path / "m.onnx", Quiet())
+    made = export.run(saved, tmp_path / "m.onnx", Quiet())
     again = cache.of(made.path)
     info = again.measured["model"]
     assert info["parameters"] == checkpoints.load(saved.path).plan.parameters()
     assert (info["precision"], info["preprocessing"]["crop_px"]) == ("fp32", 224)
-    assert again.measured["parity"] < to_onnx.TOLERANCE
+    assert again.measured["parity"] < export.TOLERANCE
 
 
 def test_parity_notices_other_weights(checkpoint: checkpoints.Checkpoint, tmp_path: Path) -> None:
-    to_onnx.export(checkpoint, tmp_path / "m.onnx")
+    export.export(checkpoint, tmp_path / "m.onnx")
     other = checkpoint.tensors | {"fc3.bias": checkpoint.tensors["fc3.bias"] + 0.1}
     with pytest.raises(CheckFailedError, match="logits differ from torch's"):
-        to_onnx.ensure_parity(dataclasses.replace(checkpoint, tensors=other), tmp_path / "m.onnx")
+        export.ensure_parity(dataclasses.replace(checkpoint, tensors=other), tmp_path / "m.onnx")
 
 
 def test_the_audit_notices_a_pooling_tail(tmp_path: Path) -> None:
@@ -77,13 +77,13 @@ def test_the_audit_notices_a_pooling_tail(tmp_path: Path) -> None:
         tail.eval(), (torch.zeros(1, 3, 32, 32),), tmp_path / "tail.onnx", dynamo=True, verbose=False
     )
     with pytest.raises(CheckFailedError, match="the exported graph holds"):
-        graph.audit_exported(tmp_path / "tail.onnx")
+        audit.audit_exported(tmp_path / "tail.onnx")
 
 
 def test_the_audit_notices_an_invalid_graph(checkpoint: checkpoints.Checkpoint, tmp_path: Path) -> None:
-    to_onnx.export(checkpoint, tmp_path / "m.onnx")
+    export.export(checkpoint, tmp_path / "m.onnx")
     broken = onnx.load(tmp_path / "m.onnx")
     broken.graph.node[0].input[0] = "nowhere"
     onnx.save(broken, tmp_path / "broken.onnx")
     with pytest.raises(CheckFailedError, match="not valid ONNX"):
-        graph.audit_exported(tmp_path / "broken.onnx")
+        audit.audit_exported(tmp_path / "broken.onnx")

@@ -21,15 +21,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from vgg_export.core import cache
+from vgg_export.core.errors import CheckFailedError, DataError, NothingToGainError, RewriteError
+from vgg_export.core.progress import Progress
+from vgg_export.network.chain import Plan
 from vgg_runtime.bundle.manifest import SessionSettings
 from vgg_runtime.bundle.session import Model
 
-from . import cook_toom, graph
+from . import audit, cook_toom
 from .cook_toom import Form
-from .core import cache
-from .core.errors import CheckFailedError, DataError, NothingToGainError, RewriteError
-from .core.progress import Progress
-from .network.chain import Plan
 from .winograd_cost import choose
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ def run(exported: cache.Artifact, core: str, output: Path, progress: Progress) -
             parity = ensure(exported.path, path, choice.forms)
         log.info("%d convolutions rewritten: largest relative difference %.1e", len(choice.forms), parity)
         return {
-            "ops": graph.count_ops(path),
+            "ops": audit.count_ops(path),
             "parity": parity,
             "tolerance": TOLERANCE,
             "winograd": {**told, "parity": parity},
@@ -116,7 +116,7 @@ def ensure(source: Path, result: Path, forms: Mapping[str, Form]) -> float:
     """
     ensure_small(source, result, forms)
     ensure_same_interface(source, result)
-    graph.check(result)
+    audit.check(result)
     ensure_folded(result, forms)
     return ensure_parity(source, result)
 
@@ -160,7 +160,7 @@ def ensure_folded(result: Path, forms: Collection[str]) -> None:
     Raises:
         CheckFailedError: it would do that, or any other sum of constants, in every inference.
     """
-    optimized = graph.optimized(result).graph
+    optimized = audit.optimized(result).graph
     constant = {tensor.name for tensor in optimized.initializer}
     left = [
         node.name or node.op_type

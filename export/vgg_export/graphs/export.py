@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from vgg_export.core import cache
+from vgg_export.core.errors import CheckFailedError
+from vgg_export.core.progress import Progress
+from vgg_export.network import checkpoint as checkpoints
 from vgg_runtime.bundle.manifest import SessionSettings
 from vgg_runtime.bundle.preprocess import for_input
 from vgg_runtime.bundle.session import Model
 
-from . import graph
-from .core import cache
-from .core.errors import CheckFailedError
-from .core.progress import Progress
-from .network import checkpoint as checkpoints
+from . import audit
 
 if TYPE_CHECKING:
     import onnx_ir
@@ -35,7 +35,7 @@ def run(checkpoint: cache.Artifact, output: Path, progress: Progress) -> cache.A
         with progress.task("exporting to ONNX", None):
             source = checkpoints.load(checkpoint.path)
             export(source, path)
-            ops = graph.audit_exported(path)
+            ops = audit.audit_exported(path)
             parity = ensure_parity(source, path)
         log.info("exported: largest relative difference to torch %.1e", parity)
         return {"ops": ops, "parity": parity, "tolerance": TOLERANCE, "model": describe(source)}

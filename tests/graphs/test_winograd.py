@@ -17,11 +17,12 @@ from test_emulated_pi import boards
 
 import emulated
 import winograd_counts
-from vgg_export import cook_toom, graph, to_onnx, winograd, winograd_cost
-from vgg_export.cook_toom import FORMS, Form
 from vgg_export.core import cache
 from vgg_export.core.errors import CheckFailedError, DataError, NothingToGainError, OptionsError, RewriteError
 from vgg_export.core.progress import Quiet
+from vgg_export.graphs import audit, cook_toom, winograd, winograd_cost
+from vgg_export.graphs import export as onnx_export
+from vgg_export.graphs.cook_toom import FORMS, Form
 from vgg_export.network import chain, modules
 from vgg_export.network import checkpoint as checkpoints
 from vgg_export.network.chain import Factor, Layer
@@ -50,7 +51,7 @@ def exported(tmp_path: Path) -> Path:
 
 
 def export(checkpoint: checkpoints.Checkpoint, folder: Path) -> Path:
-    to_onnx.export(checkpoint, folder / "direct.onnx")
+    onnx_export.export(checkpoint, folder / "direct.onnx")
     return folder / "direct.onnx"
 
 
@@ -110,9 +111,9 @@ def test_a_whole_network_with_mixed_forms(exported: Path) -> None:
     result, forms = exported.with_name("w.onnx"), mixed(exported)
     winograd.rewrite_file(exported, result, forms)
     assert winograd.ensure(exported, result, forms) < winograd.TOLERANCE
-    assert graph.count_ops(result)["Conv"] == 1
+    assert audit.count_ops(result)["Conv"] == 1
     assert result.stat().st_size - exported.stat().st_size < winograd.allowed_growth_bytes(len(forms))
-    products = [node for node in graph.optimized(result).graph.node if node.name.endswith(".multiplied")]
+    products = [node for node in audit.optimized(result).graph.node if node.name.endswith(".multiplied")]
     assert len(products) == len(forms)
 
 
@@ -294,7 +295,7 @@ def wide(tmp_path: Path, side: int = 64) -> cache.Artifact:
         {"weights": "random", "what": "for tests"},
     )
     checkpoints.save(checkpoint, tmp_path / "c.safetensors")
-    return to_onnx.run(cache.of(tmp_path / "c.safetensors"), tmp_path / "direct.onnx", Quiet())
+    return onnx_export.run(cache.of(tmp_path / "c.safetensors"), tmp_path / "direct.onnx", Quiet())
 
 
 def test_the_stage_rewrites_what_pays_and_says_so(tmp_path: Path) -> None:
@@ -311,7 +312,7 @@ def test_the_stage_rewrites_what_pays_and_says_so(tmp_path: Path) -> None:
 
 
 def test_the_stage_refuses_what_it_cannot_use(saved: cache.Artifact, tmp_path: Path) -> None:
-    direct = to_onnx.run(saved, tmp_path / "narrow.onnx", Quiet())
+    direct = onnx_export.run(saved, tmp_path / "narrow.onnx", Quiet())
     with pytest.raises(
         OptionsError,
         match="there are no counts of a core 'cortex-m4'; known are cortex-a53, cortex-a72, cortex-a76",

@@ -1,0 +1,1 @@
+"""ONNX graphs in float: exported, audited, rewritten."""
