@@ -21,12 +21,13 @@ import pytest
 import torch
 from torchvision.models import vgg as torchvision_vgg
 
-from vgg_export import bundle, evaluate, quantize, retype
+from vgg_export import bundle, evaluate
 from vgg_export.cli import main
 from vgg_export.core import cache
 from vgg_export.core.progress import Quiet
 from vgg_export.data.splits import DataOptions, Splits, resolve
 from vgg_export.graphs import export
+from vgg_export.int8 import activation_signedness, quantize
 from vgg_export.network import checkpoint as checkpoints
 from vgg_export.network import input_size
 from vgg_export.network.readers import state_dicts
@@ -184,7 +185,7 @@ def make_bundle(splits: Splits, work: Path) -> None:
     quantized = quantize.run(
         baseline, splits, 16, work / "quantized.onnx", QuantizeOptions("x86-vnni"), Quiet()
     )
-    signed = retype.run(quantized, "pi5", work / "signed.onnx", Quiet())
+    signed = activation_signedness.run(quantized, "pi5", work / "signed.onnx", Quiet())
     entries = entries_of(baseline, quantized, scaled, signed)
     subjects = [evaluate.Subject(e.id, e.model, e.preprocessing, e.builds[0].targets) for e in entries]
     figures = evaluate.run(subjects, splits.test, work / "evaluation.json", Quiet()).measured

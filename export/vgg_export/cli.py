@@ -741,7 +741,8 @@ def quantize(source: Path, output: Path, **chosen: Any) -> None:
     """
     wanted, pictures = _quantize_options(chosen), _data_options(chosen)
     _ensure_output(output, ".onnx", source)
-    from . import pipeline, quantize
+    from . import pipeline
+    from .int8 import quantize
 
     progress = TerminalProgress()
     exported = pipeline.model_file(source)

@@ -9,13 +9,14 @@ from typing import Any
 
 from vgg_runtime.board.targets import TARGETS, Target
 
-from . import bundle, quantize, retype
+from . import bundle
 from .compress import distil, factorise, prune
 from .core import cache
 from .core.errors import NothingToGainError, OptionsError
 from .core.progress import Progress
 from .data import splits
 from .graphs import export, winograd
+from .int8 import activation_signedness, quantize
 from .network import input_size
 from .options import AllOptions
 
@@ -208,7 +209,9 @@ class Steps:
                 )
             source, figures = by_range[reduced]
             if TARGETS[source.measured["target"]].signed_activations != TARGETS[names[0]].signed_activations:
-                source = retype.run(source, names[0], self._named(made, f"{names[0]}-retyped"), self.progress)
+                source = activation_signedness.run(
+                    source, names[0], self._named(made, f"{names[0]}-retyped"), self.progress
+                )
             others.append(bundle.Build(build_id, "", tuple(names), source, figures))
         return tuple(own), tuple(others)
 

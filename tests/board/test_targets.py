@@ -17,12 +17,13 @@ from conftest import reseal
 from test_compare import compare
 
 from vgg_export import bundle as bundling
-from vgg_export import integer, options, pipeline, quantize, retype
+from vgg_export import options, pipeline
 from vgg_export.core import cache
 from vgg_export.core.errors import CheckFailedError, OptionsError
 from vgg_export.core.progress import Quiet
 from vgg_export.data import splits
 from vgg_export.graphs import export, external_data
+from vgg_export.int8 import activation_signedness, qdq, quantize
 from vgg_export.options import AllOptions, QuantizeOptions
 from vgg_runtime.board import device, memory, targets
 from vgg_runtime.board.targets import TARGETS
@@ -119,7 +120,7 @@ def zero_point_types(path: Path) -> set[int]:
 
 def test_signed_activations_are_the_same_function(unsigned: cache.Artifact, tmp_path: Path) -> None:
     """Quantizing anew for the other type gives the same weights, biases, scales and logits."""
-    made = retype.run(unsigned, "pi4", tmp_path / "signed.onnx", Quiet())
+    made = activation_signedness.run(unsigned, "pi4", tmp_path / "signed.onnx", Quiet())
     assert zero_point_types(unsigned.path) == {onnx.TensorProto.UINT8}
     assert zero_point_types(made.path) == {onnx.TensorProto.INT8}
     assert made.measured["target"] == "pi4"
@@ -136,7 +137,7 @@ def test_signed_activations_are_the_same_function(unsigned: cache.Artifact, tmp_
     x = np.random.default_rng(1).standard_normal((2, 3, 224, 224), np.float32)
     one, two = (Model(a.path, SessionSettings(), 2)(x) for a in (unsigned, made))
     np.testing.assert_allclose(two, one, atol=0.01 * float(one.max() - one.min()))
-    back = retype.run(made, "x86-vnni", tmp_path / "back.onnx", Quiet())
+    back = activation_signedness.run(made, "x86-vnni", tmp_path / "back.onnx", Quiet())
     assert {
         t.name: onnx.numpy_helper.to_array(t).tolist() for t in onnx.load(back.path).graph.initializer
     } == {name: value.tolist() for name, value in before.items()}
@@ -146,9 +147,9 @@ def test_what_cannot_be_retyped_is_said(
     exported: cache.Artifact, unsigned: cache.Artifact, tmp_path: Path
 ) -> None:
     with pytest.raises(CheckFailedError, match="has no QuantizeLinear"):
-        integer.retype(onnx.load(exported.path), signed=True)
+        qdq.retype(onnx.load(exported.path), signed=True)
     with pytest.raises(CheckFailedError, match="is uint8; expected int8"):
-        integer.retype(onnx.load(unsigned.path), signed=False)
+        qdq.retype(onnx.load(unsigned.path), signed=False)
     model = onnx.load(unsigned.path)
     scale = next(
         t for t in model.graph.initializer if t.name.startswith("input") and t.name.endswith("_scale")
@@ -156,13 +157,13 @@ def test_what_cannot_be_retyped_is_said(
     scale.CopyFrom(onnx.numpy_helper.from_array(2 * onnx.numpy_helper.to_array(scale), scale.name))
     onnx.save(model, tmp_path / "wrong.onnx")
     with pytest.raises(CheckFailedError, match=r"logits differ by .* of their spread, at most 0.02 allowed"):
-        retype.ensure_same(unsigned, tmp_path / "wrong.onnx")
+        activation_signedness.ensure_same(unsigned, tmp_path / "wrong.onnx")
 
 
 def test_weights_lie_beside_the_graph_and_are_shared(
     exported: cache.Artifact, unsigned: cache.Artifact, tmp_path: Path
 ) -> None:
-    signed = retype.run(unsigned, "pi4", tmp_path / "work.onnx", Quiet())
+    signed = activation_signedness.run(unsigned, "pi4", tmp_path / "work.onnx", Quiet())
     first = external_data.write(unsigned.path, tmp_path / "a.onnx")
     second = external_data.write(signed.path, tmp_path / "b.onnx", [first])
     other = external_data.write(exported.path, tmp_path / "c.onnx", [first])
@@ -190,7 +191,7 @@ def several(
 ) -> Path:
     """A bundle with a build of its int8 variant for every form of int8."""
     folder = tmp_path_factory.mktemp("several")
-    signed = retype.run(unsigned, "pi4", folder / "signed.onnx", Quiet())
+    signed = activation_signedness.run(unsigned, "pi4", folder / "signed.onnx", Quiet())
     reduced = quantize.run(
         exported, splits, 12, folder / "reduced.onnx", QuantizeOptions("x86-avx2", "minmax"), Quiet()
     )

@@ -10,7 +10,6 @@ import torch
 from conftest import small_checkpoint
 from test_model import undecided
 
-from vgg_export import quantize
 from vgg_export.compress import distil, factorise, prune
 from vgg_export.core import cache
 from vgg_export.core.errors import CheckpointError, DataError, OptionsError
@@ -18,6 +17,7 @@ from vgg_export.core.progress import Quiet
 from vgg_export.data import tensors
 from vgg_export.data.splits import Splits, fit_and_held
 from vgg_export.graphs import export
+from vgg_export.int8 import quantize
 from vgg_export.network import chain, input_size
 from vgg_export.network import checkpoint as checkpoints
 from vgg_export.options import FactoriseOptions, FinetuneOptions, PruneOptions, QuantizeOptions

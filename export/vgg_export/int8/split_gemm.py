@@ -12,11 +12,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from vgg_export.core.errors import CheckFailedError
 from vgg_runtime.board import device
 from vgg_runtime.bundle.manifest import SessionSettings
 from vgg_runtime.bundle.session import Model
-
-from .core.errors import CheckFailedError
 
 if TYPE_CHECKING:
     import onnx

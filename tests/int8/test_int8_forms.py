@@ -15,18 +15,18 @@ from onnx import numpy_helper
 from test_model import undecided
 
 from vgg_calibration import chain, observe
-from vgg_export import equalize, integer, quantize
 from vgg_export.compress import factorise, prune
 from vgg_export.core import cache, files
 from vgg_export.core.errors import CheckFailedError, OptionsError
 from vgg_export.core.progress import Quiet
 from vgg_export.data.splits import Item, Splits, short_hash
 from vgg_export.graphs import audit, export
+from vgg_export.int8 import bias_correction, equalize, quantize
+from vgg_export.int8.candidates import Bench, Trial
 from vgg_export.network import checkpoint as checkpoints
 from vgg_export.network import input_size
 from vgg_export.network.chain import Plan
 from vgg_export.options import INT8_FORMS, TARGETS, FactoriseOptions, PruneOptions, QuantizeOptions
-from vgg_export.trial import Bench, Trial
 from vgg_runtime.board.targets import here
 from vgg_runtime.bundle.manifest import SessionSettings
 from vgg_runtime.bundle.metrics import kl_divergence
@@ -378,7 +378,7 @@ def test_the_shift_of_a_layer_is_computed_with_its_padding() -> None:
         )
         layer = chain.Layer("conv", "Conv", "w", None, "x", "y", "y", ())
         assert np.allclose(
-            integer.mean_output(layer, weight, x.mean(0)), y.numpy().mean((0, 2, 3)), atol=1e-5
+            bias_correction.mean_output(layer, weight, x.mean(0)), y.numpy().mean((0, 2, 3)), atol=1e-5
         )
 
 

@@ -10,6 +10,8 @@ import numpy.typing as npt
 
 from vgg_calibration import chain
 from vgg_calibration.observe import Array, Seen, observe
+from vgg_export.core.progress import Progress
+from vgg_export.options import Int8Form
 from vgg_runtime.board import device
 from vgg_runtime.board.targets import Target, here
 from vgg_runtime.bundle.manifest import SessionSettings
@@ -17,9 +19,7 @@ from vgg_runtime.bundle.metrics import kl_divergence
 from vgg_runtime.bundle.preprocess import Preprocessing, load
 from vgg_runtime.bundle.session import Model, exact
 
-from . import equalize, integer
-from .core.progress import Progress
-from .options import Int8Form
+from . import bias_correction, equalize, qdq
 
 if TYPE_CHECKING:
     import onnx
@@ -106,16 +106,16 @@ class Bench:
         names = dict.fromkeys(layer.part_of for layer in self.layers)
         inputs, expected = self.inputs[:RANKED_IMAGES], self.expected[:RANKED_IMAGES]
         floating, seen = self._floating(form)
-        limits = integer.ranges(self.layers, seen, clipped=form.clipped)
-        shared = integer.share_weights(floating, self.scratch)
+        limits = qdq.ranges(self.layers, seen, clipped=form.clipped)
+        shared = qdq.share_weights(floating, self.scratch)
         del floating
         cost = {}
         with self.progress.task("ranking the layers", len(names)) as task:
             for name in names:
                 parts = self.parts([name])
                 path = self.scratch / "alone.onnx"
-                one = integer.with_weights_of(shared, [layer for layer in self.layers if layer.name in parts])
-                integer.write(one, self.layers, limits, self.target, path, only=parts)
+                one = qdq.with_weights_of(shared, [layer for layer in self.layers if layer.name in parts])
+                qdq.write(one, self.layers, limits, self.target, path, only=parts)
                 cost[name] = float(kl_divergence(expected, self._logits(path, None, inputs)).mean())
                 task.advance()
         return dict(sorted(cost.items(), key=lambda item: -item[1]))
@@ -127,8 +127,8 @@ class Bench:
         with self.progress.task(f"quantizing: {form.name}", None):
             if not form.corrected:
                 floating, seen = self._floating(form)
-                limits = integer.ranges(self.layers, seen, clipped=form.clipped)
-                integer.write(floating, self.layers, limits, self.target, path, kept=self.parts(kept))
+                limits = qdq.ranges(self.layers, seen, clipped=form.clipped)
+                qdq.write(floating, self.layers, limits, self.target, path, kept=self.parts(kept))
                 return path
         uncorrected = dataclasses.replace(form, name=form.name.removesuffix("-corrected"), corrected=False)
         before = self.scratch / ("+".join([uncorrected.name, *kept]) + ".onnx")
@@ -136,7 +136,7 @@ class Bench:
             self._write(uncorrected, kept)
         floating, seen = self._floating(form)
         made = onnx.load(before)
-        integer.correct_biases(floating, self.layers, seen, made)
+        bias_correction.correct_biases(floating, self.layers, seen, made)
         onnx.save(made, path)
         return path
 

@@ -14,17 +14,17 @@ from pathlib import Path
 from typing import Any
 
 from vgg_calibration import choose
+from vgg_export.core import cache
+from vgg_export.core.errors import DataError
+from vgg_export.core.progress import Progress
+from vgg_export.data.splits import Splits, short_hash
+from vgg_export.graphs import audit
+from vgg_export.options import INT8_FORMS, QuantizeOptions, as_json
 from vgg_runtime.board.targets import TARGETS, Target
 from vgg_runtime.bundle.preprocess import Preprocessing
 
-from . import halve, integer
-from .core import cache
-from .core.errors import DataError
-from .core.progress import Progress
-from .data.splits import Splits, short_hash
-from .graphs import audit
-from .options import INT8_FORMS, QuantizeOptions, as_json
-from .trial import Bench, Trial
+from . import qdq, split_gemm
+from .candidates import Bench, Trial
 
 log = logging.getLogger(__name__)
 
@@ -95,12 +95,12 @@ def _in_halves(path: Path, px: int) -> Path:
     import onnx
 
     model = onnx.load(path)
-    if not halve.halve(model):
+    if not split_gemm.halve(model):
         return path
     halved = path.with_name("halved.onnx")
     onnx.save(model, halved)
     del model
-    halve.ensure_equal(path, halved, px)
+    split_gemm.ensure_equal(path, halved, px)
     return halved
 
 
@@ -109,7 +109,7 @@ def _write_for(target: Target, unsigned: Path, path: Path) -> None:
 
     model = onnx.load(unsigned)
     if target.signed_activations:
-        integer.retype(model, signed=True)
+        qdq.retype(model, signed=True)
     onnx.save(model, path)
 
 

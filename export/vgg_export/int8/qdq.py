@@ -9,16 +9,18 @@ import numpy as np
 import numpy.typing as npt
 
 from vgg_calibration.chain import Layer
-from vgg_calibration.observe import Array, Seen
+from vgg_calibration.observe import Seen
+from vgg_export.core.errors import CheckFailedError
+from vgg_export.graphs.tensors import array
 from vgg_runtime.board.targets import Target
-
-from .core.errors import CheckFailedError
-from .equalize import array, store, tensors_of
 
 if TYPE_CHECKING:
     import onnx
 
+
 OPS = ["Conv", "Gemm", "Relu", "MaxPool", "Reshape", "Flatten"]
+
+
 INT32 = np.iinfo(np.int32)
 
 
@@ -129,75 +131,12 @@ def _keep_float(model: "onnx.ModelProto", layers: Sequence[Layer], kept: Collect
         rectified = layer.output if layer.output != layer.sum else ""
 
 
-def correct_biases(
-    floating: "onnx.ModelProto", layers: Sequence[Layer], seen: Mapping[str, Seen], integer: "onnx.ModelProto"
-) -> dict[str, Array]:
-    """Take from the int32 biases of ``integer``, in place, what the rounding of the weights adds to each
-    channel on average.
-
-    E[W_q x] - E[W x] (Nagel et al. 2019) with the means of x over the calibration pictures, padding included.
-    A layer without bias hands its shift on to the next one. The biases have steps of input scale times weight
-    scale, hundreds of times finer than a step of the output, so that nothing is gained by correcting the
-    float biases and quantizing all of it again.
-
-    Returns:
-        The shift of every corrected channel [outputs], by the layer's name.
-    """
-    weights, quantized = tensors_of(floating), tensors_of(integer)
-    shifts: dict[str, Array] = {}
-    handed_on: Array | None = None
-    for layer in layers:
-        if f"{layer.weight}_quantized" not in quantized:
-            handed_on = None
-            continue
-        mean = seen[layer.input].mean
-        error = dequantized(layer, quantized)
-        error -= array(weights[layer.weight])
-        shift = mean_output(layer, error, mean)
-        if handed_on is not None:
-            everywhere = np.broadcast_to(handed_on.reshape(-1, *(1,) * (mean.ndim - 1)), mean.shape)
-            shift += mean_output(layer, dequantized(layer, quantized), everywhere)
-        handed_on = None if layer.bias else shift
-        if layer.bias:
-            shifts[layer.name] = shift
-            _subtract(
-                quantized[f"{layer.bias}_quantized"],
-                shift / array(quantized[f"{layer.bias}_quantized_scale"]),
-            )
-    return shifts
-
-
-def _subtract(bias: "onnx.TensorProto", steps: Array) -> None:
-    changed = array(bias).astype(np.float64) - np.round(steps)
-    store(bias, changed.clip(INT32.min + 1, INT32.max).astype(np.int32))
-
-
 def dequantized(layer: Layer, tensors: "Mapping[str, onnx.TensorProto]") -> npt.NDArray[np.float32]:
     """The weight as the int8 graph has it, in float32; zero-points are zero."""
     values, scale = (array(tensors[f"{layer.weight}_{part}"]) for part in ("quantized", "scale"))
     weight = values.astype(np.float32)
     weight *= scale.reshape((-1, 1, 1, 1) if layer.kind == "Conv" else (1, -1))
     return weight
-
-
-def mean_output(layer: Layer, weight: npt.NDArray[np.float32], mean: npt.NDArray[np.floating[Any]]) -> Array:
-    """What a layer of stride 1 and 'same' padding, without bias, gives per channel on average over pictures
-    and places, [outputs].
-
-    Args:
-        weight: [n, c, height, width], or [inputs, n] of a fully connected layer.
-        mean: of its input over the pictures, [c, H, W] or [inputs].
-    """
-    if layer.kind == "Gemm":
-        return (mean.astype(np.float32) @ weight).astype(np.float64)  # fc1 in float64 would be 800 MB
-    height, width = weight.shape[2:]
-    padded = np.pad(mean, ((0, 0), (height // 2,) * 2, (width // 2,) * 2))
-    total = np.zeros(len(weight))
-    for dy in range(height):
-        for dx in range(width):
-            seen = padded[:, dy : dy + mean.shape[1], dx : dx + mean.shape[2]].mean((1, 2), dtype=np.float64)
-            total += weight[:, :, dy, dx] @ seen
-    return total
 
 
 def retype(model: "onnx.ModelProto", *, signed: bool) -> None:

@@ -8,6 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
+from vgg_export.core import cache
+from vgg_export.core.errors import CheckFailedError
+from vgg_export.core.progress import Progress
 from vgg_runtime.board import device
 from vgg_runtime.board.targets import TARGETS
 from vgg_runtime.bundle import self_check
@@ -15,10 +18,7 @@ from vgg_runtime.bundle.manifest import SessionSettings
 from vgg_runtime.bundle.preprocess import Preprocessing
 from vgg_runtime.bundle.session import Model
 
-from . import integer
-from .core import cache
-from .core.errors import CheckFailedError
-from .core.progress import Progress
+from . import qdq
 
 # Largest difference of logits as a fraction of their spread. The sums are exact in both; only how a tie is
 # rounded may differ.
@@ -34,7 +34,7 @@ def run(quantized: cache.Artifact, target: str, output: Path, progress: Progress
 
         with progress.task(f"retyping for {target}", None):
             model = onnx.load(quantized.path)
-            integer.retype(model, signed=TARGETS[target].signed_activations)
+            qdq.retype(model, signed=TARGETS[target].signed_activations)
             onnx.save(model, path)
             found = ensure_same(quantized, path)
         return quantized.measured | {"target": target, "deviation": found}

@@ -8,25 +8,31 @@ in the activations, whose channels then fill their common range more evenly; it 
 tried rather than done.
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from vgg_calibration import chain
 from vgg_calibration.observe import Array, Seen
-
-from .core.errors import CheckFailedError
+from vgg_export.core.errors import CheckFailedError
+from vgg_export.graphs.tensors import array, store, tensors_of
 
 if TYPE_CHECKING:
     import onnx
 
     Tensors = dict[str, onnx.TensorProto]
 
+
 Floats = npt.NDArray[np.float32]
 
+
 ROUNDS = 100  # at most; a pair that is equalized disturbs its neighbours, so that it takes some
+
+
 SETTLED = 1e-3  # largest relative change of a channel at which it ends
+
+
 TOLERANCE = 1e-4  # of the path norm: the weights are rounded to fp32, twice each
 
 
@@ -140,22 +146,3 @@ def rescaled(seen: dict[str, Seen], layers: list[chain.Layer], scales: list[Arra
         if written is not None:
             found[layer.output] = seen[layer.output].divided(written)
     return found
-
-
-def tensors_of(model: "onnx.ModelProto") -> "Tensors":
-    return {tensor.name: tensor for tensor in model.graph.initializer}
-
-
-def array(tensor: "onnx.TensorProto") -> npt.NDArray[Any]:
-    """A tensor's values; not to be written to."""
-    import onnx
-
-    result: npt.NDArray[Any] = onnx.numpy_helper.to_array(tensor)
-    return result
-
-
-def store(tensor: "onnx.TensorProto", values: npt.NDArray[Any]) -> None:
-    """Replace a tensor's values by others of the same type and shape, without a second copy on the way."""
-    for field in ("float_data", "int32_data"):
-        tensor.ClearField(field)
-    tensor.raw_data = values.tobytes()

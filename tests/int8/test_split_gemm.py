@@ -8,12 +8,12 @@ import onnx
 import pytest
 from conftest import small_checkpoint
 
-from vgg_export import halve, quantize
 from vgg_export.core import cache
 from vgg_export.core.errors import CheckFailedError
 from vgg_export.core.progress import Quiet
 from vgg_export.data import splits
 from vgg_export.graphs import audit, export
+from vgg_export.int8 import quantize, split_gemm
 from vgg_export.network import checkpoint as checkpoints
 from vgg_export.options import QuantizeOptions
 
@@ -33,10 +33,10 @@ def quantized(splits: splits.Splits, tmp_path_factory: pytest.TempPathFactory) -
 def test_the_halves_say_what_the_whole_said(quantized: Path, tmp_path: Path) -> None:
     whole = onnx.load(quantized)
     before = {t.name: onnx.numpy_helper.to_array(t) for t in whole.graph.initializer}
-    assert halve.halve(whole, LARGE) == ["fc1.weight_quantized"]
+    assert split_gemm.halve(whole, LARGE) == ["fc1.weight_quantized"]
     onnx.save(whole, tmp_path / "halved.onnx")
     onnx.checker.check_model(str(tmp_path / "halved.onnx"), full_check=True)
-    halve.ensure_equal(quantized, tmp_path / "halved.onnx", 224)
+    split_gemm.ensure_equal(quantized, tmp_path / "halved.onnx", 224)
     after = {t.name: onnx.numpy_helper.to_array(t) for t in whole.graph.initializer}
     for name in ("weight_quantized", "weight_scale", "bias_quantized"):
         parts = [after[f"fc1.{name}_part{k}"] for k in range(2)]
@@ -49,23 +49,23 @@ def test_the_halves_say_what_the_whole_said(quantized: Path, tmp_path: Path) -> 
 
 def test_what_is_small_or_float_stays_as_it_is(quantized: Path) -> None:
     whole = onnx.load(quantized)
-    assert halve.halve(whole) == []
+    assert split_gemm.halve(whole) == []
     assert whole == onnx.load(quantized)
     floating = onnx.load(quantized.with_name("float.onnx"))
-    assert halve.halve(floating, LARGE) == []
+    assert split_gemm.halve(floating, LARGE) == []
 
 
 def test_other_numbers_and_half_quantized_layers_are_noticed(quantized: Path, tmp_path: Path) -> None:
     whole = onnx.load(quantized)
-    halve.halve(whole, LARGE)
+    split_gemm.halve(whole, LARGE)
     scale = next(t for t in whole.graph.initializer if t.name == "fc1.weight_scale_part1")
     scale.CopyFrom(onnx.numpy_helper.from_array(2 * onnx.numpy_helper.to_array(scale), scale.name))
     onnx.save(whole, tmp_path / "wrong.onnx")
     with pytest.raises(CheckFailedError, match="logits differ by up to"):
-        halve.ensure_equal(quantized, tmp_path / "wrong.onnx", 224)
+        split_gemm.ensure_equal(quantized, tmp_path / "wrong.onnx", 224)
     partly = onnx.load(quantized)
     gemm = next(node for node in partly.graph.node if node.op_type == "Gemm")
     quantizer = next(node for node in partly.graph.node if gemm.output[0] in node.input)
     quantizer.op_type = "Identity"
     with pytest.raises(CheckFailedError, match="its result is not in integers"):
-        halve.halve(partly, LARGE)
+        split_gemm.halve(partly, LARGE)

@@ -1,0 +1,1 @@
+"""ONNX graphs in 8-bit integers."""

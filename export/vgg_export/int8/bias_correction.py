@@ -1,0 +1,82 @@
+"""Bias correction: the mean of each layer's output becomes that of the float network again.
+
+Nagel et al. 2019, "Data-Free Quantization through Weight Equalization and Bias Correction".
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from vgg_calibration.chain import Layer
+from vgg_calibration.observe import Array, Seen
+from vgg_export.graphs.tensors import array, store, tensors_of
+
+from .qdq import INT32, dequantized
+
+if TYPE_CHECKING:
+    import onnx
+
+
+def correct_biases(
+    floating: "onnx.ModelProto", layers: Sequence[Layer], seen: Mapping[str, Seen], integer: "onnx.ModelProto"
+) -> dict[str, Array]:
+    """Take from the int32 biases of ``integer``, in place, what the rounding of the weights adds to each
+    channel on average.
+
+    E[W_q x] - E[W x] (Nagel et al. 2019) with the means of x over the calibration pictures, padding included.
+    A layer without bias hands its shift on to the next one. The biases have steps of input scale times weight
+    scale, hundreds of times finer than a step of the output, so that nothing is gained by correcting the
+    float biases and quantizing all of it again.
+
+    Returns:
+        The shift of every corrected channel [outputs], by the layer's name.
+    """
+    weights, quantized = tensors_of(floating), tensors_of(integer)
+    shifts: dict[str, Array] = {}
+    handed_on: Array | None = None
+    for layer in layers:
+        if f"{layer.weight}_quantized" not in quantized:
+            handed_on = None
+            continue
+        mean = seen[layer.input].mean
+        error = dequantized(layer, quantized)
+        error -= array(weights[layer.weight])
+        shift = mean_output(layer, error, mean)
+        if handed_on is not None:
+            everywhere = np.broadcast_to(handed_on.reshape(-1, *(1,) * (mean.ndim - 1)), mean.shape)
+            shift += mean_output(layer, dequantized(layer, quantized), everywhere)
+        handed_on = None if layer.bias else shift
+        if layer.bias:
+            shifts[layer.name] = shift
+            _subtract(
+                quantized[f"{layer.bias}_quantized"],
+                shift / array(quantized[f"{layer.bias}_quantized_scale"]),
+            )
+    return shifts
+
+
+def _subtract(bias: "onnx.TensorProto", steps: Array) -> None:
+    changed = array(bias).astype(np.float64) - np.round(steps)
+    store(bias, changed.clip(INT32.min + 1, INT32.max).astype(np.int32))
+
+
+def mean_output(layer: Layer, weight: npt.NDArray[np.float32], mean: npt.NDArray[np.floating[Any]]) -> Array:
+    """What a layer of stride 1 and 'same' padding, without bias, gives per channel on average over pictures
+    and places, [outputs].
+
+    Args:
+        weight: [n, c, height, width], or [inputs, n] of a fully connected layer.
+        mean: of its input over the pictures, [c, H, W] or [inputs].
+    """
+    if layer.kind == "Gemm":
+        return (mean.astype(np.float32) @ weight).astype(np.float64)  # fc1 in float64 would be 800 MB
+    height, width = weight.shape[2:]
+    padded = np.pad(mean, ((0, 0), (height // 2,) * 2, (width // 2,) * 2))
+    total = np.zeros(len(weight))
+    for dy in range(height):
+        for dx in range(width):
+            seen = padded[:, dy : dy + mean.shape[1], dx : dx + mean.shape[2]].mean((1, 2), dtype=np.float64)
+            total += weight[:, :, dy, dx] @ seen
+    return total
