@@ -21,7 +21,7 @@ import pytest
 import torch
 from torchvision.models import vgg as torchvision_vgg
 
-from vgg_export import bundle, evaluate
+from vgg_export.bundle import evaluate, writer
 from vgg_export.cli import main
 from vgg_export.core import cache
 from vgg_export.core.progress import Quiet
@@ -189,17 +189,17 @@ def make_bundle(splits: Splits, work: Path) -> None:
     entries = entries_of(baseline, quantized, scaled, signed)
     subjects = [evaluate.Subject(e.id, e.model, e.preprocessing, e.builds[0].targets) for e in entries]
     figures = evaluate.run(subjects, splits.test, work / "evaluation.json", Quiet()).measured
-    bundle.run(bundle.Contents(entries, splits, None, figures, None), work / "artifacts", Quiet())
+    writer.run(writer.Contents(entries, splits, None, figures, None), work / "artifacts", Quiet())
 
 
 def entries_of(
     baseline: cache.Artifact, quantized: cache.Artifact, scaled: cache.Artifact, signed: cache.Artifact
-) -> tuple[bundle.Entry, ...]:
+) -> tuple[writer.Entry, ...]:
     """The variants of the bundle; the second has a build for a Raspberry Pi, too."""
-    other = bundle.Build("quantized.pi5", "", ("pi5", "pi4", "pi3", "zero2"), signed, "quantized")
+    other = writer.Build("quantized.pi5", "", ("pi5", "pi4", "pi3", "zero2"), signed, "quantized")
     several = ((baseline, ()), (quantized, (other,)), (scaled, ()))
     return tuple(
-        bundle.Entry(made.path.stem, made.path.stem, "for tests", (), made, others=others)
+        writer.Entry(made.path.stem, made.path.stem, "for tests", (), made, others=others)
         for made, others in several
     )
 

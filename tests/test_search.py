@@ -19,7 +19,8 @@ from typing import Any
 import pytest
 from conftest import small_checkpoint
 
-from vgg_export import evaluate, front, pipeline, recipes, search
+from vgg_export import front, pipeline, recipes, search
+from vgg_export.bundle import evaluate
 from vgg_export.core import cache
 from vgg_export.core.errors import NothingToGainError, OptionsError
 from vgg_export.core.progress import Quiet

@@ -16,7 +16,8 @@ from vgg_runtime.bundle.metrics import loss_error_points
 from vgg_runtime.bundle.preprocess import for_input
 from vgg_runtime.bundle.session import Model
 
-from . import bundle, evaluate, front, search
+from . import front, search
+from .bundle import evaluate, writer
 from .core import cache
 from .core.errors import DataError, NothingToGainError, OptionsError
 from .core.files import exclusive, explain_write_errors, write_json
@@ -34,7 +35,7 @@ log = logging.getLogger(__name__)
 def run(options: AllOptions, progress: Progress) -> Manifest:
     """Everything from the weights to the bundle."""
     recipes = chosen_recipes(options.variants)
-    bundle.ensure_replaceable(options.output)
+    writer.ensure_replaceable(options.output)
     with exclusive(options.work_folder):
         return _run(recipes, options, progress)
 
@@ -62,8 +63,8 @@ def _run(recipes: Sequence[Recipe], options: AllOptions, progress: Progress) -> 
             continue
         entries.append(entry)
     figures, absent = _evaluate(entries, splits, options, progress)
-    contents = bundle.Contents(tuple(entries), splits, ids, figures, absent, options.budget.max_drop, checked)
-    made_bundle = bundle.run(contents, options.output, progress)
+    contents = writer.Contents(tuple(entries), splits, ids, figures, absent, options.budget.max_drop, checked)
+    made_bundle = writer.run(contents, options.output, progress)
     if found:
         found = _unless(checked, _with_test_figures(found, entries, figures, options.budget.max_drop))
         front.write(options.output, found)
@@ -124,7 +125,7 @@ def _search_in(
 
 def _with_test_figures(
     found: search.Found,
-    entries: Sequence[bundle.Entry],
+    entries: Sequence[writer.Entry],
     figures: dict[str, Any] | None,
     allowed: float | None,
 ) -> search.Found:
@@ -305,11 +306,11 @@ def bundle_files(models: Sequence[Path], pictures: DataOptions, output: Path, pr
         name = artifact.path.stem
         steps = tuple(artifact.measured["model"]["source"].get("history", ()))
         recipe = known.get(name) or Recipe(name, name, "; ".join(steps) or "the checkpoint as it is", ())
-        entries.append(bundle.Entry(name, recipe.title, recipe.description, recipe.steps, artifact))
+        entries.append(writer.Entry(name, recipe.title, recipe.description, recipe.steps, artifact))
     splits = splits_for(artifacts[0], pictures, output.parent / f".{output.name}.work", progress)
     absent = source.get("figures_absent") or "not evaluated; run 'vgg-export evaluate --record'"
-    return bundle.run(
-        bundle.Contents(tuple(entries), splits, wordnet.ids_for(source), None, absent), output, progress
+    return writer.run(
+        writer.Contents(tuple(entries), splits, wordnet.ids_for(source), None, absent), output, progress
     )
 
 
@@ -379,7 +380,7 @@ def _with_figures(variant: manifest.Variant, figures: dict[str, Any]) -> manifes
     return dataclasses.replace(variant, builds=evaluated)
 
 
-def not_worth_it(entry: bundle.Entry, options: AllOptions) -> str | None:
+def not_worth_it(entry: writer.Entry, options: AllOptions) -> str | None:
     """Why a variant that was not asked for by name is no use on any of the cores that were; None when it is,
     or none were."""
     asked = [TARGETS[name] for name in options.targets or ()]
@@ -401,7 +402,7 @@ def _save(checkpoint: checkpoints.Checkpoint, path: Path) -> dict[str, object]:
 
 
 def _evaluate(
-    entries: list[bundle.Entry], splits: Splits, options: AllOptions, progress: Progress
+    entries: list[writer.Entry], splits: Splits, options: AllOptions, progress: Progress
 ) -> tuple[dict[str, object] | None, str | None]:
     """Figures by variant, or None and the reason."""
     absent = entries[0].info["source"].get("figures_absent") or (

@@ -9,7 +9,7 @@ from typing import Any
 
 from vgg_runtime.board.targets import TARGETS, Target
 
-from . import bundle
+from .bundle import writer
 from .compress import distil, factorise, prune
 from .core import cache
 from .core.errors import NothingToGainError, OptionsError
@@ -179,7 +179,7 @@ class Steps:
             before, self.splits, chosen.calibration_images, output, wanted, self.progress, chosen.seed
         )
 
-    def entry(self, recipe: Recipe) -> bundle.Entry:
+    def entry(self, recipe: Recipe) -> writer.Entry:
         """A variant with its builds for all the cores that are asked for."""
         made, losses = self.make(recipe.steps), self.losses(recipe.steps)
         targets, others = (
@@ -187,13 +187,13 @@ class Steps:
             if "quantize" in recipe.steps
             else ((), self._float_builds(recipe, made))
         )
-        return bundle.Entry(
+        return writer.Entry(
             recipe.id, recipe.title, recipe.description, recipe.steps, made, losses, targets, others
         )
 
     def _integer_builds(
         self, recipe: Recipe, made: cache.Artifact
-    ) -> tuple[tuple[str, ...], tuple[bundle.Build, ...]]:
+    ) -> tuple[tuple[str, ...], tuple[writer.Build, ...]]:
         """The cores that the recipe's own model is right for, and the builds for the others."""
         forms: dict[tuple[bool, bool], list[str]] = {}
         for name in self.options.built_for:
@@ -212,13 +212,13 @@ class Steps:
                 source = activation_signedness.run(
                     source, names[0], self._named(made, f"{names[0]}-retyped"), self.progress
                 )
-            others.append(bundle.Build(build_id, "", tuple(names), source, figures))
+            others.append(writer.Build(build_id, "", tuple(names), source, figures))
         return tuple(own), tuple(others)
 
-    def _float_builds(self, recipe: Recipe, made: cache.Artifact) -> tuple[bundle.Build, ...]:
+    def _float_builds(self, recipe: Recipe, made: cache.Artifact) -> tuple[writer.Build, ...]:
         """Builds for the cores whose int8 is no faster than float: with Winograd's convolutions, where any
         layer gains by it."""
-        others: dict[str, bundle.Build] = {}
+        others: dict[str, writer.Build] = {}
         for name in self.options.built_for:
             core = TARGETS[name].winograd_core
             if core is None:
@@ -236,7 +236,7 @@ class Steps:
                 form = (
                     f"{count} convolutions as Winograd's, which take fewer instructions on a {core.title()}"
                 )
-                known = others.get(rewritten.sha256) or bundle.Build(
+                known = others.get(rewritten.sha256) or writer.Build(
                     f"{recipe.id}.{name}", form, (), rewritten, recipe.id
                 )
                 others[rewritten.sha256] = dataclasses.replace(known, targets=(*known.targets, name))

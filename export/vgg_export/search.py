@@ -32,7 +32,7 @@ from vgg_runtime.bundle.preprocess import Preprocessing
 from vgg_runtime.bundle.session import Model
 from vgg_runtime.measure.recommend import loss_points, near_chance
 
-from . import evaluate
+from .bundle import evaluate
 from .compress import prune
 from .core import cache
 from .core.errors import NothingToGainError, OptionsError

@@ -16,8 +16,8 @@ import pytest
 from conftest import reseal
 from test_compare import compare
 
-from vgg_export import bundle as bundling
 from vgg_export import options, pipeline
+from vgg_export.bundle import writer as bundling
 from vgg_export.core import cache
 from vgg_export.core.errors import CheckFailedError, OptionsError
 from vgg_export.core.progress import Quiet

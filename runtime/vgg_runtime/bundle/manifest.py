@@ -1,4 +1,4 @@
-"""The bundle's manifest: its keys and its version exist here and nowhere else. ``vgg_export.bundle`` writes
+"""The bundle's manifest: its keys and its version exist here and nowhere else. ``vgg_export.bundle.writer`` writes
 with these classes, the device reads with them.
 """
 

@@ -19,6 +19,13 @@ from typing import Any
 import numpy as np
 
 import vgg_runtime
+from vgg_export.core import cache
+from vgg_export.core.errors import DataError, OutputError
+from vgg_export.core.files import explain_write_errors, sha256, sync, write_json
+from vgg_export.core.progress import Progress
+from vgg_export.data.sanity import Checked
+from vgg_export.data.splits import Item, Splits, short_hash
+from vgg_export.graphs import external_data
 from vgg_runtime.board import device
 from vgg_runtime.board.targets import TARGETS
 from vgg_runtime.bundle import builds, self_check
@@ -26,14 +33,6 @@ from vgg_runtime.bundle import manifest as m
 from vgg_runtime.bundle.preprocess import Preprocessing, load
 from vgg_runtime.bundle.session import Model
 from vgg_runtime.errors import BundleError
-
-from .core import cache
-from .core.errors import DataError, OutputError
-from .core.files import explain_write_errors, sha256, sync, write_json
-from .core.progress import Progress
-from .data.sanity import Checked
-from .data.splits import Item, Splits, short_hash
-from .graphs import external_data
 
 log = logging.getLogger(__name__)
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from conftest import ROOT, entries_of
 
-from vgg_export import bundle
+from vgg_export.bundle import writer
 from vgg_export.core import cache
 from vgg_export.core.errors import DataError, OutputError
 from vgg_export.core.progress import Quiet
@@ -17,14 +17,14 @@ from vgg_runtime.errors import BundleError
 
 
 @pytest.fixture
-def contents(bundle_folder: Path, splits: splits.Splits) -> bundle.Contents:
+def contents(bundle_folder: Path, splits: splits.Splits) -> writer.Contents:
     """What the session's bundle was made of."""
     work = bundle_folder.parent
     entries = entries_of(
         *(cache.of(work / f"{name}.onnx") for name in ("baseline", "quantized", "scaled", "signed"))
     )
     figures = json.loads((work / "evaluation.json").read_text())
-    return bundle.Contents(entries, splits, None, figures, None)
+    return writer.Contents(entries, splits, None, figures, None)
 
 
 def test_it_holds_what_the_manifest_says_and_nothing_else(bundle_folder: Path) -> None:
@@ -67,15 +67,15 @@ def test_the_samples_are_test_pictures(bundle_folder: Path, splits: splits.Split
     assert {i["sha256"] for i in recorded["fit"]} | {i["sha256"] for i in recorded["select"]} == fitted
 
 
-def test_the_same_contents_are_not_written_again(contents: bundle.Contents, bundle_copy: Path) -> None:
+def test_the_same_contents_are_not_written_again(contents: writer.Contents, bundle_copy: Path) -> None:
     before = {p: p.stat().st_mtime_ns for p in bundle_copy.rglob("*") if p.is_file()}
-    bundle.run(contents, bundle_copy, Quiet())
+    writer.run(contents, bundle_copy, Quiet())
     assert {p: p.stat().st_mtime_ns for p in bundle_copy.rglob("*") if p.is_file()} == before
     model = bundle_copy / "models/baseline.onnx"
     damaged = bytearray(model.read_bytes())
     damaged[-1] ^= 1
     model.write_bytes(damaged)
-    bundle.run(contents, bundle_copy, Quiet())
+    writer.run(contents, bundle_copy, Quiet())
     manifest.verify(bundle_copy, manifest.read(bundle_copy).all_files())
 
 
@@ -83,7 +83,7 @@ def test_the_same_contents_are_not_written_again(contents: bundle.Contents, bund
     "problem", [KeyboardInterrupt(), OSError(28, "No space left on device"), RuntimeError("x")]
 )
 def test_whatever_interrupts_leaves_the_old_bundle_whole(
-    problem: BaseException, contents: bundle.Contents, bundle_copy: Path, monkeypatch: pytest.MonkeyPatch
+    problem: BaseException, contents: writer.Contents, bundle_copy: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def interrupt(*_: object) -> None:
         raise problem
@@ -91,19 +91,19 @@ def test_whatever_interrupts_leaves_the_old_bundle_whole(
     changed = dataclasses.replace(contents, class_ids=("n1",) * 7)
     for where in ("_write_expected", "sync", "_write_runtime"):
         with monkeypatch.context() as patch:
-            patch.setattr(bundle, where, interrupt)
+            patch.setattr(writer, where, interrupt)
             with pytest.raises((type(problem), OutputError)):
-                bundle.run(changed, bundle_copy, Quiet())
+                writer.run(changed, bundle_copy, Quiet())
         present = manifest.read(bundle_copy)
         assert present.class_ids is None
         manifest.verify(bundle_copy, present.all_files())
         assert [p.name for p in bundle_copy.parent.iterdir()] == [bundle_copy.name]
-    bundle.run(changed, bundle_copy, Quiet())
+    writer.run(changed, bundle_copy, Quiet())
     assert manifest.read(bundle_copy).class_ids == ("n1",) * 7
 
 
 def test_an_interrupted_swap_puts_the_old_bundle_back(
-    contents: bundle.Contents, bundle_copy: Path, monkeypatch: pytest.MonkeyPatch
+    contents: writer.Contents, bundle_copy: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rename = Path.rename
 
@@ -114,36 +114,36 @@ def test_an_interrupted_swap_puts_the_old_bundle_back(
 
     monkeypatch.setattr(Path, "rename", fail_second)
     with pytest.raises(KeyboardInterrupt):
-        bundle.run(dataclasses.replace(contents, class_ids=("n1",) * 7), bundle_copy, Quiet())
+        writer.run(dataclasses.replace(contents, class_ids=("n1",) * 7), bundle_copy, Quiet())
     manifest.verify(bundle_copy, manifest.read(bundle_copy).all_files())
     assert [p.name for p in bundle_copy.parent.iterdir()] == [bundle_copy.name]
 
 
 def test_what_all_writes_beside_a_bundle_does_not_stand_in_the_way(
-    contents: bundle.Contents, bundle_copy: Path
+    contents: writer.Contents, bundle_copy: Path
 ) -> None:
     for name in (manifest.REPORT_NAME, *manifest.FRONT_NAMES):
         (bundle_copy / name).write_text("from an earlier run")
-    bundle.ensure_replaceable(bundle_copy)
-    bundle.run(dataclasses.replace(contents, max_drop=0.5), bundle_copy, Quiet())
+    writer.ensure_replaceable(bundle_copy)
+    writer.run(dataclasses.replace(contents, max_drop=0.5), bundle_copy, Quiet())
     assert manifest.read(bundle_copy).max_drop == 0.5
 
 
 def test_a_folder_with_other_things_is_not_replaced(
-    contents: bundle.Contents, bundle_copy: Path, tmp_path: Path
+    contents: writer.Contents, bundle_copy: Path, tmp_path: Path
 ) -> None:
     (bundle_copy / "notes.txt").write_text("mine")
     with pytest.raises(OutputError, match=r"would be lost: notes\.txt"):
-        bundle.run(contents, bundle_copy, Quiet())
+        writer.run(contents, bundle_copy, Quiet())
     assert (bundle_copy / "notes.txt").read_text() == "mine"
     holiday = tmp_path / "holiday"
     holiday.mkdir()
     (holiday / "photo.jpg").touch()
     with pytest.raises(OutputError, match="is not empty and not a readable bundle"):
-        bundle.run(contents, holiday, Quiet())
+        writer.run(contents, holiday, Quiet())
     (tmp_path / "file").touch()
     with pytest.raises(OutputError, match="is a file; --output takes a folder"):
-        bundle.run(contents, tmp_path / "file", Quiet())
+        writer.run(contents, tmp_path / "file", Quiet())
 
 
 def read_error(folder: Path) -> str:
@@ -192,7 +192,7 @@ def _parsed(content: bytes) -> object:
         return None
 
 
-def test_models_that_do_not_belong_together_are_refused(contents: bundle.Contents) -> None:
+def test_models_that_do_not_belong_together_are_refused(contents: writer.Contents) -> None:
     first = contents.entries[0]
     other = dataclasses.replace(first, id="other", model=_with_labels(first.model, ["a", "b"]))
     with pytest.raises(DataError, match="must answer the same question"):
@@ -207,7 +207,7 @@ def _with_labels(model: cache.Artifact, labels: list[str]) -> cache.Artifact:
 
 
 def test_what_int8_was_made_for_and_calibrated_on_is_the_sidecars(
-    contents: bundle.Contents, bundle_folder: Path
+    contents: writer.Contents, bundle_folder: Path
 ) -> None:
     assert manifest.read(bundle_folder).target.startswith("x86-vnni (")
     calibrated = contents.entries[1].model.measured["calibration_images"]
@@ -218,7 +218,7 @@ def test_what_int8_was_made_for_and_calibrated_on_is_the_sidecars(
 
 
 def test_a_read_only_place_is_explained(
-    contents: bundle.Contents, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    contents: writer.Contents, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import os
 
@@ -229,5 +229,5 @@ def test_a_read_only_place_is_explained(
     else:
         closed.chmod(0o500)
     with pytest.raises(OutputError, match="cannot be written to; choose another --output"):
-        bundle.run(contents, closed / "artifacts", Quiet())
+        writer.run(contents, closed / "artifacts", Quiet())
     shutil.rmtree(closed)

@@ -11,18 +11,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from vgg_export.core import cache
+from vgg_export.core.errors import DataError
+from vgg_export.core.files import reserved_array
+from vgg_export.core.progress import Progress
+from vgg_export.data.splits import Item
 from vgg_runtime.board import device
 from vgg_runtime.board.targets import here
 from vgg_runtime.bundle import metrics
 from vgg_runtime.bundle.manifest import SessionSettings
 from vgg_runtime.bundle.preprocess import Preprocessing, load
 from vgg_runtime.bundle.session import Model, exact
-
-from .core import cache
-from .core.errors import DataError
-from .core.files import reserved_array
-from .core.progress import Progress
-from .data.splits import Item
 
 log = logging.getLogger(__name__)
 

@@ -4,7 +4,7 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 
-from vgg_export import evaluate
+from vgg_export.bundle import evaluate
 from vgg_export.core import cache
 from vgg_export.core.errors import DataError
 from vgg_export.core.progress import Quiet
