@@ -16,7 +16,6 @@ from vgg_runtime.bundle.metrics import loss_error_points
 from vgg_runtime.bundle.preprocess import for_input
 from vgg_runtime.bundle.session import Model
 
-from . import front, search
 from .bundle import evaluate, writer
 from .core import cache
 from .core.errors import DataError, NothingToGainError, OptionsError
@@ -28,6 +27,7 @@ from .network import checkpoint as checkpoints
 from .network import input_size, weights
 from .options import AllOptions, DataOptions, SweepOptions, WeightsOptions
 from .recipes import RECIPES, Recipe, Steps, chosen_recipes
+from .search import pareto, search
 
 log = logging.getLogger(__name__)
 
@@ -67,7 +67,7 @@ def _run(recipes: Sequence[Recipe], options: AllOptions, progress: Progress) -> 
     made_bundle = writer.run(contents, options.output, progress)
     if found:
         found = _unless(checked, _with_test_figures(found, entries, figures, options.budget.max_drop))
-        front.write(options.output, found)
+        pareto.write(options.output, found)
         log.info("%s", found.reason)
     return made_bundle
 
@@ -162,7 +162,7 @@ def run_sweep(options: AllOptions, wanted: SweepOptions, progress: Progress) -> 
         checkpoint, splits, _, checked = prepare(options, progress)
         with _search_in(checkpoint, splits, options, ("select", "test"), progress) as tried:
             found = _unless(checked, search.sweep(tried, wanted))
-    front.write(options.output, found)
+    pareto.write(options.output, found)
     return found
 
 

@@ -558,8 +558,8 @@ def test_a_bundle_made_before_has_nothing_assumed_and_says_nothing(bundle_copy: 
 def test_a_search_near_chance_recommends_nothing(
     signs_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from vgg_export import search
     from vgg_export.options import Budget, DistilOptions, FactoriseOptions
+    from vgg_export.search import search
 
     monkeypatch.setattr(search, "TIMING_S", 0.02)
     monkeypatch.setattr(search, "LADDER", (search.Rung(0.5, 0.5),))

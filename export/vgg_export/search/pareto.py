@@ -8,9 +8,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vgg_export.core.files import atomic_file
 from vgg_runtime.bundle.manifest import FRONT_NAMES
 
-from .core.files import atomic_file
 from .search import Found, Point, drop, error
 
 if TYPE_CHECKING:

@@ -27,21 +27,20 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
+from vgg_export.bundle import evaluate
+from vgg_export.compress import prune
+from vgg_export.core import cache
+from vgg_export.core.errors import NothingToGainError, OptionsError
+from vgg_export.core.progress import Progress
+from vgg_export.data.splits import Item, Splits
+from vgg_export.graphs import external_data
+from vgg_export.network import checkpoint as checkpoints
+from vgg_export.options import AllOptions, Budget, PruneOptions, SweepOptions
+from vgg_export.recipes import Steps, chosen_recipes
 from vgg_runtime.board import device
 from vgg_runtime.bundle.preprocess import Preprocessing
 from vgg_runtime.bundle.session import Model
 from vgg_runtime.measure.recommend import loss_points, near_chance
-
-from .bundle import evaluate
-from .compress import prune
-from .core import cache
-from .core.errors import NothingToGainError, OptionsError
-from .core.progress import Progress
-from .data.splits import Item, Splits
-from .graphs import external_data
-from .network import checkpoint as checkpoints
-from .options import AllOptions, Budget, PruneOptions, SweepOptions
-from .recipes import Steps, chosen_recipes
 
 log = logging.getLogger(__name__)
 

@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 from conftest import small_checkpoint
 
-from vgg_export import front, pipeline, recipes, search
+from vgg_export import pipeline, recipes
 from vgg_export.bundle import evaluate
 from vgg_export.core import cache
 from vgg_export.core.errors import NothingToGainError, OptionsError
@@ -37,6 +37,7 @@ from vgg_export.options import (
     WeightsOptions,
     default_targets,
 )
+from vgg_export.search import pareto, search
 from vgg_runtime.bundle import manifest
 from vgg_runtime.bundle.metrics import wilson_interval
 from vgg_runtime.bundle.preprocess import for_input
@@ -329,15 +330,15 @@ POINTS = (
 
 
 def test_the_front_is_what_nothing_beats() -> None:
-    assert [p.name for p in front.pareto(POINTS, BASE, lambda p: -p.speedup)] == ["b", "a", "int8"]
+    assert [p.name for p in pareto.pareto(POINTS, BASE, lambda p: -p.speedup)] == ["b", "a", "int8"]
     # as good and smaller
-    assert [p.name for p in front.pareto([*POINTS, BASE], BASE, lambda p: p.bytes)] == ["b", "a", "int8"]
-    assert [p.name for p in front.pareto(POINTS[2:], BASE, lambda p: p.bytes)] == ["b", "worse than a"]
+    assert [p.name for p in pareto.pareto([*POINTS, BASE], BASE, lambda p: p.bytes)] == ["b", "a", "int8"]
+    assert [p.name for p in pareto.pareto(POINTS[2:], BASE, lambda p: p.bytes)] == ["b", "worse than a"]
 
 
 def test_the_front_is_written_as_json_csv_and_pictures(tmp_path: Path) -> None:
     found = search.Found(POINTS, BASE, POINTS[1], "because", LADDER[0])
-    paths = front.write(tmp_path, found)
+    paths = pareto.write(tmp_path, found)
     assert [p.name for p in paths] == list(manifest.FRONT_NAMES)
     content = json.loads(paths[0].read_text())
     assert content["front_by_speed"] == [["compact", "b"], ["compact", "a"], ["int8 alone", "int8"]]
@@ -366,8 +367,8 @@ def test_the_front_is_written_as_json_csv_and_pictures(tmp_path: Path) -> None:
 def test_the_front_is_judged_on_test_pictures_where_all_points_have_them(tmp_path: Path) -> None:
     points = tuple(dataclasses.replace(p, test=figures(0.7 if p.name == "a" else 0.8)) for p in POINTS)
     base = dataclasses.replace(BASE, test=figures(0.8))
-    assert front.judged_on([*points, base]) == "test"
-    assert "a" not in [p.name for p in front.pareto([*points, base], base, lambda p: p.bytes)]
+    assert pareto.judged_on([*points, base]) == "test"
+    assert "a" not in [p.name for p in pareto.pareto([*points, base], base, lambda p: p.bytes)]
 
 
 @pytest.fixture
@@ -403,7 +404,7 @@ def test_a_sweep_brings_what_keeps_it_honest_and_a_search_goes_on_from_its_point
     ladder = (search.Rung(0.5, 0.5),)
     found = search.sweep(searching(), SweepOptions(ratios=(0.5,)), ladder)
     by_family = {p.family: p for p in found.points if p.input_px == 224}
-    assert set(by_family) == set(front.LOOKS) - {"baseline"}
+    assert set(by_family) == set(pareto.LOOKS) - {"baseline"}
     assert [p.input_px for p in found.points if p.family in ("int8 alone", "compact")] == [224, 96, 224, 96]
     sizes = [p.bytes for family, p in by_family.items() if family.startswith("filters")]
     # the same size, chosen otherwise: no layer is kept float for its agreement
@@ -424,8 +425,8 @@ def test_a_sweep_brings_what_keeps_it_honest_and_a_search_goes_on_from_its_point
         assert p.p50_ms > 0
         assert p.test is not None
         assert p.test["n"] == 7
-    assert front.judged_on(found.points) == "test"
-    front.write(tmp_path / "front", found)
+    assert pareto.judged_on(found.points) == "test"
+    pareto.write(tmp_path / "front", found)
     # what a model says does not depend on who asks
     subjects = [
         evaluate.Subject(name, cache.of(tmp_path / name), for_input(224))
