@@ -893,7 +893,7 @@ def deploy(no_run: bool, **chosen: Any) -> int:
     Example: vgg-export deploy pi@raspberrypi.local --bundle artifacts --wheels
     """
     wanted = options.DeployOptions(run=not no_run, **chosen)
-    from . import deploy
+    from .deploy import deploy
 
     done = deploy.run(wanted, click.echo, TerminalProgress())
     for path in done.written:

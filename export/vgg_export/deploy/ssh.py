@@ -19,9 +19,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any, Self
 
+from vgg_export.core.errors import BoardError, DeployError
+from vgg_export.options import DeployOptions
+
 from . import on_board
-from .core.errors import BoardError, DeployError
-from .options import DeployOptions
 
 log = logging.getLogger(__name__)
 

@@ -18,9 +18,9 @@ import pytest
 from conftest import command_environment, interruptible
 from loopback import MISSING, TOOLS, Loopback, loopback, script
 
-from vgg_export import board, deploy, ssh, transfer, wheels
 from vgg_export.core.errors import BoardError, DeployError, HubError, OptionsError
 from vgg_export.core.progress import Quiet
+from vgg_export.deploy import board, deploy, ssh, transfer, wheels
 from vgg_export.options import DeployOptions
 from vgg_runtime.bundle import manifest
 

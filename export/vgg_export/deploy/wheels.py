@@ -12,10 +12,11 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from vgg_export.core.errors import BoardError, DeployError, HubError
+from vgg_export.core.files import explain_write_errors
+from vgg_export.core.progress import Progress
+
 from .board import Board
-from .core.errors import BoardError, DeployError, HubError
-from .core.files import explain_write_errors
-from .core.progress import Progress
 from .ssh import last_line
 
 log = logging.getLogger(__name__)

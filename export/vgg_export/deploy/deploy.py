@@ -9,15 +9,15 @@ import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from vgg_export.core.errors import BoardError, DeployError
+from vgg_export.core.files import atomic_file, explain_write_errors, sha256, write_json
+from vgg_export.core.progress import Progress
+from vgg_export.options import DeployOptions
 from vgg_runtime.bundle import manifest as m
 
 from . import board as boards
 from . import on_board, ssh, wheels
 from .board import Board
-from .core.errors import BoardError, DeployError
-from .core.files import atomic_file, explain_write_errors, sha256, write_json
-from .core.progress import Progress
-from .options import DeployOptions
 from .transfer import Local, Place, bring
 
 log = logging.getLogger(__name__)

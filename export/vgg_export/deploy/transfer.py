@@ -11,9 +11,10 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from vgg_export.core.errors import BoardError, DeployError
+from vgg_export.core.progress import Progress, Task
+
 from . import on_board
-from .core.errors import BoardError, DeployError
-from .core.progress import Progress, Task
 from .ssh import Connection, disk_full, last_line
 
 log = logging.getLogger(__name__)

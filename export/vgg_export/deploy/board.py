@@ -5,7 +5,8 @@ import json
 import logging
 from typing import Any
 
-from .core.errors import BoardError
+from vgg_export.core.errors import BoardError
+
 from .ssh import Connection
 
 log = logging.getLogger(__name__)

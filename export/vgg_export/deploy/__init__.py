@@ -1,0 +1,1 @@
+"""A bundle onto a board over ssh."""
