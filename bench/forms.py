@@ -31,7 +31,7 @@ from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_
 from vgg_export import pipeline
 from vgg_export.cli import TerminalProgress
 from vgg_export.compress import feature_maps, least_squares, reconstruct
-from vgg_export.data.splits import tensors
+from vgg_export.data import tensors
 from vgg_export.network import chain
 from vgg_export.network import checkpoint as checkpoints
 from vgg_export.options import DataOptions, WeightsOptions

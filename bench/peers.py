@@ -27,7 +27,7 @@ from vgg_runtime.board import device
 from vgg_runtime.bundle import manifest
 from vgg_runtime.bundle.preprocess import Preprocessing, load
 from vgg_runtime.errors import RuntimeInputError
-from vgg_runtime.measure.measure import tuning
+from vgg_runtime.measure import tuning
 
 SCHEMA = 1
 TIMED_PICTURES = 4

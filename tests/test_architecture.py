@@ -52,7 +52,8 @@ def test_the_runtime_imports_only_what_a_board_has(path: Path) -> None:
 def test_the_optional_packages_are_not_needed_to_import_anything() -> None:
     code = (
         "import sys; sys.modules['uvicorn'] = sys.modules['picamera2'] = None;"
-        "import vgg_runtime.web.app, vgg_runtime.web.http_server, vgg_runtime.report.page, vgg_runtime.live.stream,"
+        "import vgg_runtime.web.app, vgg_runtime.web.http_server, vgg_runtime.report.page,"
+        " vgg_runtime.live.stream,"
         " vgg_runtime.live.sources, vgg_runtime.compare"
     )
     subprocess.run([sys.executable, "-c", code], env=command_environment(), check=True)

@@ -12,32 +12,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import CLASSES, ROOT, interruptible, reseal
+from damage import rewrite
+from launch import QUICK, compare
 from PIL import Image
 
 from vgg_export.data import splits
 from vgg_runtime import text
 from vgg_runtime.bundle import self_check
 from vgg_runtime.measure import process
-
-QUICK = ("--budget", "0.2", "--rounds", "1")  # each round is a process of its own for each variant
-
-
-def compare(
-    *arguments: str | Path, bundle: Path | None = None, cwd: Path = ROOT, **extra: str
-) -> subprocess.CompletedProcess[str]:
-    launcher = bundle / "runtime/compare.py" if bundle else ROOT / "runtime/compare.py"
-    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | extra
-    done = subprocess.run(
-        [sys.executable, str(launcher), *map(str, arguments)],
-        cwd=cwd,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert "Traceback" not in done.stderr + done.stdout
-    return done
 
 
 @pytest.fixture(scope="module")
@@ -229,28 +211,6 @@ def test_a_flipped_byte_and_a_missing_file_are_found(bundle_copy: Path) -> None:
     done = compare(*QUICK, bundle=bundle_copy)
     assert done.returncode == 2
     assert "quantized.onnx cannot be read" in done.stderr
-
-
-def rewrite(folder: Path, path: str, content: bytes) -> None:
-    """Replace a file of a bundle and make the manifest agree, as a wrong build would."""
-    import hashlib
-
-    (folder / path).write_bytes(content)
-    entry = json.dumps({"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)})
-    data = json.loads((folder / "manifest.json").read_text())
-
-    def visit(node: object) -> None:
-        if isinstance(node, dict):
-            if node.get("path") == path:
-                node.update(json.loads(entry))
-            for value in node.values():
-                visit(value)
-        elif isinstance(node, list):
-            for value in node:
-                visit(value)
-
-    visit(data)
-    reseal(folder, **data)
 
 
 def test_the_self_check_fails_on_other_outputs(bundle_copy: Path, tmp_path: Path) -> None:

@@ -113,7 +113,10 @@ def test_importing_torch_on_the_device_would_be_noticed(bundle_copy: Path, tmp_p
         f"import sys; sys.path.insert(0, {str(trap)!r}); sys.path.insert(0,"
         f" {str(bundle_copy / 'runtime')!r})\n"
     )
-    run = "import vgg_runtime.measure.worker, vgg_runtime.bundle.self_check\nfrom vgg_runtime.compare import main\n"
+    run = (
+        "import vgg_runtime.measure.worker, vgg_runtime.bundle.self_check\nfrom vgg_runtime.compare"
+        " import main\n"
+    )
     run += "sys.exit(main(['--budget', '0.1', '--rounds', '1']))"
     done = subprocess.run(
         [sys.executable, "-c", code + run], capture_output=True, text=True, check=False, cwd=bundle_copy

@@ -3,7 +3,6 @@ work it is."""
 
 import dataclasses
 import json
-import os
 import shlex
 import shutil
 import subprocess
@@ -13,25 +12,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+from boards import REQUIRED, boards
 from conftest import ROOT
-from test_compare import rewrite
+from damage import rewrite
 
 import emulated
 import instructions
 from emulated import BOARDS, Count, EmulationError, Pi
-from vgg_export.core.errors import VggExportError
 from vgg_runtime.bundle import manifest, self_check
 
-REQUIRED = "VGG_EXPORT_REQUIRE_EMULATION"  # .ci/run sets it
 PHOTO = ROOT / "calibration/images/cat.jpg"
-
-
-def boards() -> dict[str, Pi]:
-    """Every board; without emulation the test is skipped, or fails where it is required."""
-    try:
-        return emulated.prepare()
-    except VggExportError as error:
-        (pytest.fail if os.environ.get(REQUIRED) else pytest.skip)(str(error))
 
 
 @pytest.fixture(scope="session")

@@ -3,19 +3,10 @@
 from pathlib import Path
 
 import pytest
+from boards import PI5_CPUINFO
 
 from vgg_runtime.board import device
 from vgg_runtime.report import tables
-
-PI5_CPUINFO = """processor\t: 0
-BogoMIPS\t: 108.00
-Features\t: fp asimd evtstrm aes pmull sha1 sha2 crc32 atomics fphp asimdhp cpuid asimdrdm lrcpc dcpop asimddp
-CPU implementer\t: 0x41
-CPU part\t: 0xd0b
-
-processor\t: 1
-CPU part\t: 0xd0b
-"""
 
 
 def put(root: Path, **files: str) -> None:

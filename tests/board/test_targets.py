@@ -14,7 +14,7 @@ import onnx
 import onnxruntime as ort
 import pytest
 from conftest import reseal
-from test_compare import compare
+from launch import compare
 
 from vgg_export import options, pipeline
 from vgg_export.bundle import writer as bundling

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import small_checkpoint
-from test_model import awake
+from networks import awake
 
 from vgg_export.compress import allocate, feature_maps, least_squares, obs, prune
 from vgg_export.core.progress import Quiet

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import small_checkpoint
-from test_model import undecided
+from networks import undecided
 
 from vgg_export.compress import feature_maps, prune, reconstruct
 from vgg_export.core import cache

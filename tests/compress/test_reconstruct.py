@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import small_checkpoint
-from test_model import awake, undecided
+from networks import awake, undecided
 
 from vgg_export.compress import factorise, feature_maps, least_squares, prune, reconstruct, separable
 from vgg_export.core import cache

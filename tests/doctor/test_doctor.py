@@ -10,9 +10,9 @@ from typing import Any
 
 import onnx
 import pytest
+from boards import PI5_CPUINFO
 from conftest import ROOT, reseal
-from test_compare import QUICK, compare
-from test_device import PI5_CPUINFO
+from launch import QUICK, compare
 
 from vgg_export.data import splits
 from vgg_runtime.board import device
@@ -303,7 +303,7 @@ def test_int8_that_onnxruntime_does_not_fuse_fails(bundle_copy: Path) -> None:
 
 
 def test_an_int8_model_that_cannot_be_loaded_fails(bundle_copy: Path) -> None:
-    from test_compare import rewrite
+    from damage import rewrite
 
     rewrite(bundle_copy, "models/quantized.onnx", b"not an onnx file")
     found = examined(bundle_copy)["int8 of quantized"]

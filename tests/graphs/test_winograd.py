@@ -11,9 +11,9 @@ import numpy.typing as npt
 import onnx
 import onnxruntime as ort
 import pytest
+from boards import boards
 from conftest import small_checkpoint
 from onnx import numpy_helper
-from test_emulated_pi import boards
 
 import emulated
 import winograd_counts

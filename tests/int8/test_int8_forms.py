@@ -11,8 +11,8 @@ import numpy as np
 import onnx
 import pytest
 from conftest import small_checkpoint
+from networks import undecided
 from onnx import numpy_helper
-from test_model import undecided
 
 from vgg_calibration import chain, observe
 from vgg_export.compress import factorise, prune

@@ -20,8 +20,9 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 from conftest import CLASSES, ROOT, interruptible
+from damage import rewrite
+from launch import compare
 from PIL import Image
-from test_compare import compare, rewrite
 
 import soak
 from vgg_runtime.board import device

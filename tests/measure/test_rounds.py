@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_compare import compare
+from launch import compare
 
 from vgg_runtime import text
 from vgg_runtime.board import monitor

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_compare import compare
+from launch import compare
 
 from vgg_export.cli import main
 from vgg_runtime.report import diff

@@ -1,5 +1,5 @@
-"""The bundle's manifest: its keys and its version exist here and nowhere else. ``vgg_export.bundle.writer`` writes
-with these classes, the device reads with them.
+"""The bundle's manifest: its keys and its version exist here and nowhere else. ``vgg_export.bundle.writer``
+writes with these classes, the device reads with them.
 """
 
 import dataclasses

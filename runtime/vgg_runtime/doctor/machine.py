@@ -1,5 +1,5 @@
-"""The doctor's checks of the machine. They need the standard library alone, so that they also answer where the
-requirements cannot be installed."""
+"""The doctor's checks of the machine. They need the standard library alone, so that they also answer where
+the requirements cannot be installed."""
 
 import sys
 from collections.abc import Sequence

@@ -1,10 +1,11 @@
 """What the doctor tries in a process of its own: importing onnxruntime, and running a variant to see which
 operators it executes.
 
-``python -m vgg_runtime.doctor.probe`` reads one JSON request line from standard input and writes one JSON event a
-line to standard output; ``bundle_checks.py`` is the other end. The operators come from onnxruntime's own
-profile of one inference: what this board executes, after every optimization for its core, in a text of some
-kilobytes. (Saving the optimized graph would write the weights a second time, on many boards into memory.)
+``python -m vgg_runtime.doctor.probe`` reads one JSON request line from standard input and writes one JSON
+event a line to standard output; ``bundle_checks.py`` is the other end. The operators come from onnxruntime's
+own profile of one inference: what this board executes, after every optimization for its core, in a text of
+some kilobytes. (Saving the optimized graph would write the weights a second time, on many boards into
+memory.)
 """
 
 import collections

@@ -1,5 +1,5 @@
-"""A variant in a process of its own that goes on answering: ``python -m vgg_runtime.live.worker``; ``live.py``
-is the other end.
+"""A variant in a process of its own that goes on answering: ``python -m vgg_runtime.live.worker``;
+``live.py`` is the other end.
 
 Standard input: one JSON request line, then tensors float32 [1, 3, px, px] as raw bytes, one after the other,
 until it is closed. Standard output: one JSON event a line: loaded, checked, then one answered per tensor; or

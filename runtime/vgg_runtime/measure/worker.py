@@ -1,7 +1,7 @@
-"""What runs in a variant's own process: load, self-check, time, predict. ``python -m vgg_runtime.measure.worker``
-reads one JSON request line from standard input and writes one JSON event a line to standard output;
-``measure.py`` is the other end. A picture comes as a path, or as a float32 tensor of ``tensor_bytes`` bytes
-behind the request line (the page's pictures never touch the disk).
+"""What runs in a variant's own process: load, self-check, time, predict. ``python -m
+vgg_runtime.measure.worker`` reads one JSON request line from standard input and writes one JSON event a line
+to standard output; ``measure.py`` is the other end. A picture comes as a path, or as a float32 tensor of
+``tensor_bytes`` bytes behind the request line (the page's pictures never touch the disk).
 
 Order matters: the peak memory is read before any picture is decoded, so that it is the model's and not a
 photograph's. A tensor needs no decoding, and somebody is waiting for its answer: it comes before the check
