@@ -1,151 +1,272 @@
 """The rules of the house, read off the source."""
 
 import ast
+import functools
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
 from conftest import ROOT, command_environment
 
-EXPORT, RUNTIME, CALIBRATION = (
-    ROOT / "export/vgg_export",
-    ROOT / "runtime/vgg_runtime",
-    ROOT / "calibration/vgg_calibration",
-)
-STAGES = ("prune", "factorise", "finetune", "fold", "to_onnx", "winograd", "quantize", "evaluate", "bundle")
+SOURCES = {
+    "vgg_export": ROOT / "export/vgg_export",
+    "vgg_calibration": ROOT / "calibration/vgg_calibration",
+    "vgg_runtime": ROOT / "runtime/vgg_runtime",
+}
+# What a package may import of the others.
+BELOW = {
+    "vgg_export": {"vgg_calibration", "vgg_runtime"},
+    "vgg_calibration": {"vgg_runtime"},
+    "vgg_runtime": set(),
+}
+# From the lowest floor to the highest: wings and modules; one imports only what is on a lower floor. The
+# package itself is "".
+FLOORS = {
+    "vgg_runtime": (
+        {"", "errors", "text"},
+        {"output"},
+        {"board"},
+        {"bundle"},
+        {"measure"},
+        {"report"},
+        {"web", "live", "doctor"},
+        {"compare"},
+    ),
+    "vgg_calibration": ({""}, {"choose", "chain", "reader"}, {"observe"}),
+    "vgg_export": (
+        {""},
+        {"core"},
+        {"options"},
+        {"network", "deploy"},
+        {"data", "graphs"},
+        {"compress", "int8", "bundle"},
+        {"recipes"},
+        {"search"},
+        {"pipeline"},
+        {"cli"},
+        {"__main__"},
+    ),
+}
+TORCH = {"torch", "torchvision"}
+# Where torch is not imported, not even within a function.
+WITHOUT_TORCH = ("int8", "bundle", "graphs", "deploy", "core", "search", "options", "recipes")
+OPTIONAL = {"vgg_runtime.web.http_server": {"uvicorn"}, "vgg_runtime.live.sources": {"picamera2"}}
 
 
-def imports(path: Path) -> Iterator[str]:
-    """Every module that a file imports anywhere, absolute: ``from . import a`` in vgg_export is
-    ``vgg_export.a``."""
-    package = path.parent.name
+@functools.cache
+def modules() -> Mapping[str, Path]:
+    """Every module of the three packages, by its dotted name."""
+    found = {}
+    for package, folder in SOURCES.items():
+        for path in sorted(folder.rglob("*.py")):
+            parts = [part for part in path.relative_to(folder).with_suffix("").parts if part != "__init__"]
+            found[".".join((package, *parts))] = path
+    return found
+
+
+def imports(name: str, path: Path) -> Iterator[str]:
+    """Every module that a module imports anywhere, absolute; ``from . import a`` in vgg_export.core is
+    vgg_export.core.a."""
+    package = name if path.name == "__init__.py" else name.rpartition(".")[0]
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            base = (
-                f"{package}.{node.module}"
-                if node.level and node.module
-                else package
-                if node.level
-                else node.module or ""
-            )
+            base = ".".join(filter(None, (package if node.level else "", node.module)))
             yield base
             yield from (f"{base}.{alias.name}" for alias in node.names)
+
+
+def own(name: str, path: Path) -> set[str]:
+    """The modules of the project among them; a package that only leads to one of its modules is not meant."""
+    found = [imported for imported in imports(name, path) if imported in modules() and imported != name]
+    leads = {imported for imported in found if any(other.startswith(f"{imported}.") for other in found)}
+    return set(found) - leads
 
 
 def top(names: Iterator[str]) -> set[str]:
     return {name.split(".")[0] for name in names}
 
 
+def wing(name: str) -> str:
+    return [*name.split("."), ""][1]
+
+
+def floor(name: str) -> int:
+    package = name.split(".")[0]
+    return next(k for k, wings in enumerate(FLOORS[package]) if wing(name) in wings)
+
+
+def upward(name: str, imported: str) -> bool:
+    """Whether an import leaves its wing for another one that is not on a lower floor."""
+    package, other = name.split(".")[0], imported.split(".")[0]
+    if package != other:
+        return other not in BELOW[package]
+    return wing(name) != wing(imported) and floor(imported) >= floor(name)
+
+
+def circle(graph: Mapping[str, set[str]]) -> list[str]:
+    """Modules that import each other in a circle, the first of them at both ends; empty without one."""
+    done: set[str] = set()
+
+    def visit(name: str, way: list[str]) -> list[str]:
+        if name in way:
+            return [*way[way.index(name) :], name]
+        if name in done:
+            return []
+        found = next(filter(None, (visit(other, [*way, name]) for other in sorted(graph[name]))), [])
+        done.add(name)
+        return found
+
+    return next(filter(None, (visit(name, []) for name in sorted(graph))), [])
+
+
+def of(package: str) -> list[str]:
+    return [name for name in modules() if name.split(".")[0] == package]
+
+
+def test_every_module_has_its_floor() -> None:
+    for package, floors in FLOORS.items():
+        named = [name for wings in floors for name in wings]
+        assert sorted(named) == sorted({wing(name) for name in of(package)})
+
+
+@pytest.mark.parametrize("name", modules())
+def test_a_wing_imports_only_wings_on_lower_floors(name: str) -> None:
+    assert [imported for imported in sorted(own(name, modules()[name])) if upward(name, imported)] == []
+
+
+def test_nothing_imports_in_a_circle() -> None:
+    assert circle({name: own(name, path) for name, path in modules().items()}) == []
+
+
 @pytest.mark.parametrize(
-    "path", [*sorted(RUNTIME.glob("*.py")), ROOT / "runtime/compare.py"], ids=lambda p: p.name
+    ("name", "line", "wrong"),
+    [
+        ("vgg_export.core.bad", "from vgg_export.network import chain", True),
+        ("vgg_export.core.bad", "def f():\n    from vgg_export.network.chain import Plan", True),
+        ("vgg_export.data.bad", "from vgg_export.graphs import audit", True),
+        ("vgg_export.data.bad", "import vgg_export.cli", True),
+        ("vgg_export.data.bad", "from vgg_export.network.chain import Plan", False),
+        ("vgg_export.data.bad", "from . import splits", False),
+        ("vgg_runtime.board.bad", "from vgg_runtime.measure import remedies", True),
+        ("vgg_runtime.live.bad", "from vgg_runtime.web import app", True),
+        ("vgg_runtime.live.bad", "from vgg_runtime.bundle import manifest", False),
+        ("vgg_runtime.live.bad", "from vgg_export.core import files", True),
+        ("vgg_calibration.bad", "from vgg_export.core import files", True),
+    ],
 )
-def test_the_runtime_imports_only_what_a_board_has(path: Path) -> None:
+def test_the_rule_of_floors_can_fail(name: str, line: str, wrong: bool, tmp_path: Path) -> None:
+    bad = tmp_path / "bad.py"
+    bad.write_text(line + "\n")
+    found = own(name, bad)
+    assert found
+    assert any(upward(name, imported) for imported in found) == wrong
+
+
+def test_the_rule_of_circles_can_fail() -> None:
+    assert circle({"a": {"b"}, "b": {"c"}, "c": {"b"}}) == ["b", "c", "b"]
+    assert circle({"a": {"b", "c"}, "b": {"c"}, "c": set()}) == []
+
+
+@pytest.mark.parametrize("name", [*of("vgg_runtime"), "compare"])
+def test_the_runtime_imports_only_what_a_board_has(name: str) -> None:
+    path = ROOT / "runtime/compare.py" if name == "compare" else modules()[name]
     allowed = set(sys.stdlib_module_names) | {"numpy", "PIL", "onnxruntime", "vgg_runtime"}
-    extra = top(imports(path)) - allowed
-    assert extra <= {"patience.py": {"uvicorn"}, "sources.py": {"picamera2"}}.get(path.name, set())
+    assert top(imports(name, path)) - allowed <= OPTIONAL.get(name, set())
 
 
 def test_the_optional_packages_are_not_needed_to_import_anything() -> None:
-    code = (
-        "import sys; sys.modules['uvicorn'] = sys.modules['picamera2'] = None;"
-        "import vgg_runtime.web.app, vgg_runtime.web.http_server, vgg_runtime.report.page,"
-        " vgg_runtime.live.stream,"
-        " vgg_runtime.live.sources, vgg_runtime.compare"
-    )
+    named = ", ".join(name for name in of("vgg_runtime"))
+    code = f"import sys; sys.modules['uvicorn'] = sys.modules['picamera2'] = None; import {named}"
     subprocess.run([sys.executable, "-c", code], env=command_environment(), check=True)
 
 
-@pytest.mark.parametrize("path", sorted(CALIBRATION.glob("*.py")), ids=lambda p: p.name)
-def test_calibration_knows_the_runtime_but_not_the_exporter(path: Path) -> None:
-    assert not top(imports(path)) & {"torch", "torchvision", "vgg_export", "click"}
+@pytest.mark.parametrize("name", of("vgg_calibration"))
+def test_calibration_knows_the_runtime_but_not_the_exporter(name: str) -> None:
+    assert not top(imports(name, modules()[name])) & {*TORCH, "vgg_export", "click"}
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
+@pytest.mark.parametrize("name", [name for name in of("vgg_export") if wing(name) in WITHOUT_TORCH])
+def test_these_do_not_import_torch(name: str) -> None:
+    if name != "vgg_export.graphs.export":
+        assert not top(imports(name, modules()[name])) & TORCH
+
+
+def steps() -> list[str]:
+    """The modules of steps: those with a function ``run`` that gives an artifact."""
+    found = []
+    for name in (name for name in of("vgg_export") if name.count(".") > 1):
+        for node in ast.parse(modules()[name].read_text(encoding="utf-8")).body:
+            returns = node.returns if isinstance(node, ast.FunctionDef) and node.name == "run" else None
+            if returns is not None and ast.unparse(returns).split(".")[-1] in ("Artifact", "Manifest"):
+                found.append(name)
+    return found
+
+
+def test_the_steps_are_found() -> None:
+    assert {name.rpartition(".")[2] for name in steps()} >= {
+        "prune",
+        "factorise",
+        "distil",
         "quantize",
-        "trial",
-        "integer",
-        "equalize",
-        "winograd",
-        "winograd_cost",
-        "cook_toom",
-        "bundle",
-        "evaluate",
-        "graph",
-        "storage",
-        "stage",
-    ],
-)
-def test_these_stages_do_not_import_torch(name: str) -> None:
-    assert not top(imports(EXPORT / f"{name}.py")) & {"torch", "torchvision"}
+        "writer",
+    }
 
 
-@pytest.mark.parametrize("path", sorted(EXPORT.glob("*.py")), ids=lambda p: p.name)
-def test_only_the_command_line_uses_click_or_prints(path: Path) -> None:
-    if path.name == "cli.py":
+@pytest.mark.parametrize("name", steps())
+def test_a_step_does_not_import_another_step(name: str) -> None:
+    assert not own(name, modules()[name]) & {*steps(), "vgg_export.pipeline", "vgg_export.cli"}
+
+
+@pytest.mark.parametrize("name", of("vgg_export"))
+def test_only_the_command_line_uses_click_or_prints(name: str) -> None:
+    if name in ("vgg_export.cli", "vgg_export.terminal"):
         return
-    assert "click" not in top(imports(path))
-    calls = [
-        n.func.id
-        for n in ast.walk(ast.parse(path.read_text()))
-        if isinstance(n, ast.Call) and isinstance(n.func, ast.Name)
-    ]
+    assert "click" not in top(imports(name, modules()[name]))
+    tree = ast.walk(ast.parse(modules()[name].read_text(encoding="utf-8")))
+    calls = [n.func.id for n in tree if isinstance(n, ast.Call) and isinstance(n.func, ast.Name)]
     assert "print" not in calls
     assert "exit" not in calls
 
 
-@pytest.mark.parametrize("name", STAGES)
-def test_a_stage_does_not_import_another_stage(name: str) -> None:
-    others = {f"vgg_export.{other}" for other in (*STAGES, "pipeline", "cli") if other != name}
-    assert not set(imports(EXPORT / f"{name}.py")) & others
-
-
 def test_what_is_sent_to_a_board_as_text_needs_nothing_there() -> None:
-    assert top(imports(EXPORT / "on_board.py")) <= set(sys.stdlib_module_names)
+    name = "vgg_export.deploy.on_board"
+    assert top(imports(name, modules()[name])) <= set(sys.stdlib_module_names)
 
 
-@pytest.mark.parametrize("name", ["deploy", "ssh", "transfer", "board", "wheels"])
-def test_deploying_takes_no_torch(name: str) -> None:
-    assert not top(imports(EXPORT / f"{name}.py")) & {"torch", "torchvision", "onnx"}
-    assert not set(imports(EXPORT / f"{name}.py")) & {
-        "vgg_export.pipeline",
-        "vgg_export.cli",
-        *(f"vgg_export.{s}" for s in STAGES),
-    }
+@pytest.mark.parametrize("name", [name for name in of("vgg_export") if wing(name) == "deploy"])
+def test_deploying_takes_no_onnx(name: str) -> None:
+    assert not top(imports(name, modules()[name])) & {"onnx"}
 
 
 def test_preprocessing_exists_once() -> None:
     resizing = []
-    for folder in (EXPORT, RUNTIME, CALIBRATION):
-        for path in folder.glob("*.py"):
-            text = path.read_text()
-            if "Resampling.BILINEAR" in text and ".crop(" in text:
-                resizing.append(path.name)
-    assert resizing == ["preprocess.py"]
+    for name, path in modules().items():
+        text = path.read_text(encoding="utf-8")
+        if "Resampling.BILINEAR" in text and ".crop(" in text:
+            resizing.append(name)
+    assert resizing == ["vgg_runtime.bundle.preprocess"]
 
 
 def test_these_checks_can_fail(tmp_path: Path) -> None:
-    bad = tmp_path / "vgg_runtime" / "bad.py"
-    bad.parent.mkdir()
+    bad = tmp_path / "bad.py"
     bad.write_text("def f():\n    import torch.nn\n    from . import prune\n    from .fold import x\n")
-    assert set(imports(bad)) == {
+    assert set(imports("vgg_runtime.board.bad", bad)) == {
         "torch.nn",
-        "vgg_runtime",
-        "vgg_runtime.prune",
-        "vgg_runtime.fold",
-        "vgg_runtime.fold.x",
+        "vgg_runtime.board",
+        "vgg_runtime.board.prune",
+        "vgg_runtime.board.fold",
+        "vgg_runtime.board.fold.x",
     }
 
 
 def test_help_does_not_load_torch() -> None:
     code = (
-        "import sys; sys.argv=['vgg-export','--help']; from vgg_export.cli import main; main();"
-        " sys.exit('torch' in sys.modules)"
+        "import sys; sys.argv=['vgg-export','--help'];"
+        " from vgg_export.cli import main; main(); sys.exit('torch' in sys.modules)"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], env=command_environment(), capture_output=True, text=True, check=False
