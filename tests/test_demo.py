@@ -48,7 +48,7 @@ def test_training_leaves_a_checkpoint_and_its_card(tmp_path: Path) -> None:
     assert model.load(tmp_path / "demo.safetensors").plan == demo.PLAN
 
 
-@pytest.mark.slow
+@pytest.mark.release
 @pytest.mark.timeout(1200)
 def test_all_of_the_demo_from_start_to_end(tmp_path: Path) -> None:
     """``vgg-export all`` on the built-in weights; accuracy on 1,200 signs that nothing was fitted on. The

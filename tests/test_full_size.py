@@ -11,7 +11,7 @@ from conftest import command_environment
 
 from vgg_runtime import manifest, targets
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.release
 
 PEAK_BYTES = 6_000_000_000
 HERE = targets.here().name
