@@ -4,6 +4,7 @@ real stages."""
 import contextlib
 import fcntl
 import http.client
+import itertools
 import json
 import logging
 import os
@@ -41,8 +42,8 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 CONFIGURATIONS = {"vgg11": "A", "vgg13": "B", "vgg16": "D", "vgg19": "E"}
 CLASSES = ("stop", "yield", "parking", "no entry", "roundabout", "priority road", "ahead only")
 
-# The modules that take longest, the longest first: what is begun last decides how long one worker waits for
-# the other.
+# The modules that take longest, the longest first, where no run has measured them yet: what is begun last
+# decides how long one worker waits for the other.
 LONGEST = (
     "test_demo.py",
     "test_cli.py",
@@ -52,11 +53,40 @@ LONGEST = (
     "test_full_size.py",
     "test_page.py",
 )
+SECONDS = "vgg-export/seconds"  # in pytest's cache: how long each test took when it ran last
+took = pytest.StashKey[dict[str, float]]()
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_configure(config: pytest.Config) -> None:
+    """All workers are told the same, by the process that gives them their tests."""
+    given = getattr(config, "workerinput", None)
+    cache = getattr(config, "cache", None)
+    config.stash[took] = given[SECONDS] if given else cache.get(SECONDS, {}) if cache else {}
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    node.workerinput[SECONDS] = node.config.stash[took]
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """The modules in the order of how long they took, the longest first."""
     places = {name: place for place, name in enumerate(LONGEST)}
-    items.sort(key=lambda item: places.get(item.path.name, len(LONGEST)))
+    seconds: dict[Path, float] = {}
+    for item in items:
+        known = config.stash[took].get(item.nodeid, 0.0)
+        seconds[item.path] = seconds.get(item.path, 0.0) + known
+    items.sort(key=lambda item: (-seconds[item.path], places.get(item.path.name, len(LONGEST))))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Remember it for the next run."""
+    seconds: dict[str, float] = {}
+    for report in itertools.chain.from_iterable(terminalreporter.stats.values()):
+        if isinstance(report, pytest.TestReport):
+            seconds[report.nodeid] = seconds.get(report.nodeid, 0.0) + report.duration
+    if cache := getattr(config, "cache", None):
+        cache.set(SECONDS, config.stash[took] | seconds)
 
 
 @pytest.hookimpl(optionalhook=True)  # without pytest-xdist nobody asks
