@@ -24,7 +24,7 @@ from torchvision.models import vgg as torchvision_vgg
 
 from vgg_export import bundle, data, evaluate, fold, model, quantize, retype, stage, state_dicts, to_onnx
 from vgg_export.cli import main
-from vgg_export.options import QuantizeOptions
+from vgg_export.options import DataOptions, QuantizeOptions
 from vgg_export.progress import Quiet
 from vgg_runtime import manifest
 
@@ -121,7 +121,7 @@ def small_torchvision_vgg(
     torch.manual_seed(seed)
     narrow = {64: 16, 128: 16, 256: 32, 512: 32}
     widths = [narrow.get(w, w) for w in torchvision_vgg.cfgs[CONFIGURATIONS[family]]]
-    network = torchvision_vgg.VGG(
+    network: torch.nn.Module = torchvision_vgg.VGG(
         torchvision_vgg.make_layers(widths, batch_norm=batch_norm), num_classes=classes, init_weights=False
     )
     network.classifier = torch.nn.Sequential(
@@ -136,11 +136,14 @@ def small_torchvision_vgg(
     for layer in network.modules():
         if isinstance(layer, torch.nn.Conv2d | torch.nn.Linear):
             torch.nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+            assert layer.bias is not None
             torch.nn.init.normal_(layer.bias, std=0.1)
         if isinstance(layer, torch.nn.BatchNorm2d):
             for tensor in (layer.weight, layer.running_var):
+                assert tensor is not None
                 tensor.data.uniform_(0.5, 1.5)
             for tensor in (layer.bias, layer.running_mean):
+                assert tensor is not None
                 tensor.data.normal_(std=0.2)
     return network.eval()
 
@@ -184,7 +187,7 @@ def draw_signs(folder: Path) -> None:
 @pytest.fixture(scope="session")
 def splits(signs_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> data.Splits:
     cache = tmp_path_factory.mktemp("cache")
-    return data.resolve(data.DataOptions(str(signs_folder)), "file", CLASSES, None, cache, Quiet())
+    return data.resolve(DataOptions(str(signs_folder)), "file", CLASSES, None, cache, Quiet())
 
 
 @pytest.fixture(scope="session")
@@ -338,7 +341,7 @@ def wait_until_up(port: int) -> None:
 
 
 def ask(
-    port: int, method: str, path: str, body: object = None, **headers: str
+    port: int, method: str, path: str, body: Any = None, **headers: str
 ) -> tuple[int, bytes, dict[str, str]]:
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=120)
     try:

@@ -9,7 +9,7 @@ import pytest
 from test_compare import compare
 
 from vgg_export.cli import main
-from vgg_runtime import across
+from vgg_runtime import across, present
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +35,7 @@ def changed(result: dict[str, Any]) -> dict[str, Any]:
 
 def test_a_change_is_in_per_cent_and_small_ones_have_no_arrow() -> None:
     assert [across.change(10, after) for after in (10, 10.9, 12, 8)] == ["+0 %", "+9 %", "+20 % ▲", "-20 % ▼"]
-    assert across.change(None, 1) == across.change(1, None) == across.ABSENT
+    assert across.change(None, 1) == across.change(1, None) == present.ABSENT
 
 
 def test_the_difference_of_two_results(

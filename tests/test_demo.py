@@ -112,11 +112,11 @@ def test_all_of_the_demo_from_start_to_end(tmp_path: Path) -> None:
         assert float(accuracy.removesuffix(" %")) == pytest.approx(top1[name], abs=0.5)
         assert float(agreement.removesuffix(" %")) == pytest.approx(100 * found["agreement"]["rate"], abs=0.5)
     for name, *cells in readme_table("losses table"):
-        for cell, found in zip(cells, present.loss_cells(bundle.variant(name).losses), strict=True):
-            assert (cell == present.ABSENT) == (found == present.ABSENT)
+        for cell, lost in zip(cells, present.loss_cells(bundle.variant(name).losses), strict=True):
+            assert (cell == present.ABSENT) == (lost == present.ABSENT)
             if cell != present.ABSENT:
-                assert float(cell.split()[0]) == pytest.approx(float(found.split()[0]), abs=5)
-                assert cell.split()[-1] == found.split()[-1]  # n
+                assert float(cell.split()[0]) == pytest.approx(float(lost.split()[0]), abs=5)
+                assert cell.split()[-1] == lost.split()[-1]  # n
     splits = json.loads((tmp_path / "artifacts/splits.json").read_text())
     sets = [{i["sha256"] for i in splits[part]} for part in ("fit", "select", "test")]
     assert sum(map(len, sets)) == len(set().union(*sets)) == 2800

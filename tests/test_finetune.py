@@ -10,8 +10,8 @@ from conftest import CLASSES, command_environment, small_checkpoint
 
 from vgg_calibration import choose
 from vgg_export import data, finetune, fold, model, options, prune, recipes, stage
-from vgg_export.errors import DataError
-from vgg_export.options import FinetuneOptions, OptionsError, PruneOptions
+from vgg_export.errors import DataError, OptionsError
+from vgg_export.options import FinetuneOptions, PruneOptions
 from vgg_export.progress import Quiet
 from vgg_runtime.preprocess import for_input
 
@@ -31,7 +31,7 @@ def unlabelled(splits: data.Splits) -> data.Splits:
         n: tuple(dataclasses.replace(i, label=None) for i in getattr(splits, n))
         for n in ("fit", "select", "test")
     }
-    return data.Splits(splits.origin, **parts)
+    return data.Splits(splits.origin, parts["fit"], parts["select"], parts["test"])
 
 
 def test_the_loss_is_the_published_one_by_hand() -> None:
@@ -133,7 +133,8 @@ def test_the_teachers_answers_are_its_own_whether_or_not_the_first_blocks_are_sh
     assert finetune.Answers(tmp_path, "another teacher").read(pictures, 224) is None
     again = finetune._cache(pictures, 224, frozen, teacher, known, tmp_path / "g")
     assert torch.equal(torch.from_numpy(again.features[:]), torch.from_numpy(cached.features[:]))
-    x = torch.stack([x for x, _ in data.batches_of(pictures.items, for_input(224), 0.5)])
+    drawn = data.batches_of(pictures.items, for_input(224), 0.5)
+    x = torch.stack([drawn[k][0] for k in range(len(pictures.items))])
     with torch.inference_mode():
         assert torch.allclose(cached.teacher, teacher.model()(x), rtol=1e-4, atol=1e-5)
         assert torch.allclose(torch.from_numpy(cached.features[:]), frozen(x), rtol=1e-4, atol=1e-5)

@@ -30,14 +30,14 @@ from vgg_export import (
     to_onnx,
 )
 from vgg_export.errors import CheckFailedError, OptionsError
-from vgg_export.options import INT8_FORMS, TARGETS, FactoriseOptions, PruneOptions, QuantizeOptions
+from vgg_export.options import INT8_FORMS, FactoriseOptions, PruneOptions, QuantizeOptions
 from vgg_export.progress import Quiet
 from vgg_export.trial import Bench, Trial
 from vgg_runtime.manifest import SessionSettings
 from vgg_runtime.metrics import kl_divergence
 from vgg_runtime.preprocess import for_input, load
 from vgg_runtime.session import Model, exact
-from vgg_runtime.targets import here
+from vgg_runtime.targets import TARGETS, here
 
 PX = 64
 Floats = np.ndarray[Any, np.dtype[np.float32]]
@@ -324,7 +324,7 @@ def standard_error_of_rounding(path: Path, layers: list[chain.Layer], name: str,
     """Of a mean over ``n`` pictures of a layer's int8 output: a rounded value is off by up to half a step,
     evenly spread."""
     output = next(layer.output for layer in layers if layer.name == name)
-    return float(tensors_of(path)[f"{output}_scale"]) / (12 * n) ** 0.5
+    return float(tensors_of(path)[f"{output}_scale"] / (12 * n) ** 0.5)
 
 
 @pytest.mark.parametrize("kind", ["undecided", "compact"])
@@ -486,7 +486,7 @@ def test_without_unseen_pictures_the_plain_form_is_taken_and_the_reason_told(
     assert (made.measured["losses"], made.sha256) == ({}, asked.sha256)
 
 
-def trial(divergence: Floats, same: int | None = None) -> Trial:
+def trial(divergence: np.ndarray[Any, np.dtype[np.floating[Any]]], same: int | None = None) -> Trial:
     hits = np.arange(len(divergence)) < (len(divergence) if same is None else same)
     return Trial(INT8_FORMS["minmax"], (), Path("nowhere"), divergence.astype(np.float64), hits)
 

@@ -6,13 +6,14 @@ import pytest
 from onnx import TensorProto
 
 from vgg_export import data, graph, quantize, stage, to_onnx, weights
-from vgg_export.errors import CheckFailedError, DataError
-from vgg_export.options import TARGETS, OptionsError, QuantizeOptions
+from vgg_export.errors import CheckFailedError, DataError, OptionsError
+from vgg_export.options import QuantizeOptions
 from vgg_export.progress import Quiet
 from vgg_runtime.manifest import SessionSettings
 from vgg_runtime.metrics import kl_divergence
 from vgg_runtime.preprocess import for_input, load
 from vgg_runtime.session import Model
+from vgg_runtime.targets import TARGETS
 
 
 @pytest.fixture(scope="module")

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -28,7 +29,7 @@ from vgg_runtime.session import EXACT, Model, exact
 from vgg_runtime.targets import TARGETS
 
 
-def described(**known: object) -> device.Device:
+def described(**known: Any) -> device.Device:
     return dataclasses.replace(device.describe(1), **known)
 
 
@@ -298,7 +299,7 @@ def test_the_fastest_build_is_one_that_ran() -> None:
 
 
 def test_a_build_for_other_cores_that_runs_with_slower_kernels_is_said_to(several: Path) -> None:
-    row = {
+    row: dict[str, Any] = {
         "variant": "quantized",
         "memory_mode": "fast",
         "build": {"id": "q", "form": "", "targets": ["pi5"], "slower_kernels": True},
