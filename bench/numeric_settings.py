@@ -16,22 +16,22 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 MODULES = (
-    "int8_forms",
-    "quantize",
-    "repair",
-    "obs",
-    "prune",
-    "factorise",
-    "separable",
-    "finetune",
-    "fold",
-    "halve",
-    "winograd",
-    "to_onnx",
-    "evaluate",
-    "state_dicts",
-    "model",
-    "metrics",
+    "int8/test_int8_forms",
+    "int8/test_quantize",
+    "compress/test_reconstruct",
+    "compress/test_obs",
+    "compress/test_prune",
+    "compress/test_factorise",
+    "compress/test_separable",
+    "compress/test_distil",
+    "network/test_input_size",
+    "int8/test_split_gemm",
+    "graphs/test_winograd",
+    "graphs/test_export",
+    "bundle/test_evaluate",
+    "network/test_state_dicts",
+    "network/test_chain",
+    "bundle/test_metrics",
 )
 THREADS = (1, 2)
 INSTRUCTIONS = {
@@ -61,7 +61,7 @@ def run(threads: int, instructions: dict[str, str], seed: int, modules: list[str
         "shifted_seeds",
         "-n",
         "0",
-        *(f"tests/test_{name}.py" for name in modules),
+        *(f"tests/{name}.py" for name in modules),
     ]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     last = (

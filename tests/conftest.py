@@ -4,6 +4,7 @@ real stages."""
 import contextlib
 import fcntl
 import http.client
+import itertools
 import json
 import logging
 import os
@@ -25,13 +26,13 @@ from vgg_export.bundle import evaluate, writer
 from vgg_export.cli import main
 from vgg_export.core import cache
 from vgg_export.core.progress import Quiet
-from vgg_export.data.splits import DataOptions, Splits, resolve
+from vgg_export.data.splits import Splits, resolve
 from vgg_export.graphs import export
 from vgg_export.int8 import activation_signedness, quantize
 from vgg_export.network import checkpoint as checkpoints
 from vgg_export.network import input_size
 from vgg_export.network.readers import state_dicts
-from vgg_export.options import QuantizeOptions
+from vgg_export.options import DataOptions, QuantizeOptions
 from vgg_runtime.bundle import manifest
 
 if TYPE_CHECKING:
@@ -48,8 +49,8 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 CONFIGURATIONS = {"vgg11": "A", "vgg13": "B", "vgg16": "D", "vgg19": "E"}
 CLASSES = ("stop", "yield", "parking", "no entry", "roundabout", "priority road", "ahead only")
 
-# The modules that take longest, the longest first: what is begun last decides how long one worker waits for
-# the other.
+# The modules that take longest, the longest first, where no run has measured them yet: what is begun last
+# decides how long one worker waits for the other.
 LONGEST = (
     "test_demo.py",
     "test_cli.py",
@@ -59,11 +60,40 @@ LONGEST = (
     "test_full_size.py",
     "test_page.py",
 )
+SECONDS = "vgg-export/seconds"  # in pytest's cache: how long each test took when it ran last
+took = pytest.StashKey[dict[str, float]]()
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_configure(config: pytest.Config) -> None:
+    """All workers are told the same, by the process that gives them their tests."""
+    given = getattr(config, "workerinput", None)
+    cache = getattr(config, "cache", None)
+    config.stash[took] = given[SECONDS] if given else cache.get(SECONDS, {}) if cache else {}
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    node.workerinput[SECONDS] = node.config.stash[took]
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """The modules in the order of how long they took, the longest first."""
     places = {name: place for place, name in enumerate(LONGEST)}
-    items.sort(key=lambda item: places.get(item.path.name, len(LONGEST)))
+    seconds: dict[Path, float] = {}
+    for item in items:
+        known = config.stash[took].get(item.nodeid, 0.0)
+        seconds[item.path] = seconds.get(item.path, 0.0) + known
+    items.sort(key=lambda item: (-seconds[item.path], places.get(item.path.name, len(LONGEST))))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Remember it for the next run."""
+    seconds: dict[str, float] = {}
+    for report in itertools.chain.from_iterable(terminalreporter.stats.values()):
+        if isinstance(report, pytest.TestReport):
+            seconds[report.nodeid] = seconds.get(report.nodeid, 0.0) + report.duration
+    if cache := getattr(config, "cache", None):
+        cache.set(SECONDS, config.stash[took] | seconds)
 
 
 @pytest.hookimpl(optionalhook=True)  # without pytest-xdist nobody asks
@@ -98,7 +128,7 @@ def small_torchvision_vgg(
     torch.manual_seed(seed)
     narrow = {64: 16, 128: 16, 256: 32, 512: 32}
     widths = [narrow.get(w, w) for w in torchvision_vgg.cfgs[CONFIGURATIONS[family]]]
-    network = torchvision_vgg.VGG(
+    network: torch.nn.Module = torchvision_vgg.VGG(
         torchvision_vgg.make_layers(widths, batch_norm=batch_norm), num_classes=classes, init_weights=False
     )
     network.classifier = torch.nn.Sequential(
@@ -113,11 +143,14 @@ def small_torchvision_vgg(
     for layer in network.modules():
         if isinstance(layer, torch.nn.Conv2d | torch.nn.Linear):
             torch.nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+            assert layer.bias is not None
             torch.nn.init.normal_(layer.bias, std=0.1)
         if isinstance(layer, torch.nn.BatchNorm2d):
             for tensor in (layer.weight, layer.running_var):
+                assert tensor is not None
                 tensor.data.uniform_(0.5, 1.5)
             for tensor in (layer.bias, layer.running_mean):
+                assert tensor is not None
                 tensor.data.normal_(std=0.2)
     return network.eval()
 
@@ -321,7 +354,7 @@ def wait_until_up(port: int) -> None:
 
 
 def ask(
-    port: int, method: str, path: str, body: object = None, **headers: str
+    port: int, method: str, path: str, body: Any = None, **headers: str
 ) -> tuple[int, bytes, dict[str, str]]:
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=120)
     try:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -32,7 +33,7 @@ def result(bundle_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dic
     return loaded
 
 
-def test_the_json_is_the_documented_contract(result: dict, bundle_folder: Path) -> None:
+def test_the_json_is_the_documented_contract(result: dict[str, Any], bundle_folder: Path) -> None:
     assert result["schema"] == 1
     assert {"device", "bundle", "images", "variants", "explanations"} <= result.keys()
     assert [row["variant"] for row in result["variants"]] == ["baseline", "quantized", "scaled"]
@@ -62,7 +63,7 @@ def test_the_json_is_the_documented_contract(result: dict, bundle_folder: Path) 
     assert device["onnxruntime"]
 
 
-def test_agreement_and_accuracy_follow_from_the_predictions(result: dict) -> None:
+def test_agreement_and_accuracy_follow_from_the_predictions(result: dict[str, Any]) -> None:
     truths = [image["label"] for image in result["images"]]
     base = [p["labels"][0] for p in result["variants"][0]["predictions"]]
     for row in result["variants"]:
@@ -74,7 +75,7 @@ def test_agreement_and_accuracy_follow_from_the_predictions(result: dict) -> Non
             assert len(p["classes"]) == 5
 
 
-def test_predictions_are_those_of_the_files(result: dict, bundle_folder: Path) -> None:
+def test_predictions_are_those_of_the_files(result: dict[str, Any], bundle_folder: Path) -> None:
     import onnxruntime as ort
 
     from vgg_runtime.bundle.preprocess import for_input, load
@@ -85,7 +86,7 @@ def test_predictions_are_those_of_the_files(result: dict, bundle_folder: Path) -
         assert CLASSES[int(logits.argmax())] == prediction["labels"][0]
 
 
-def test_the_terminal_shows_device_predictions_and_table(result: dict) -> None:
+def test_the_terminal_shows_device_predictions_and_table(result: dict[str, Any]) -> None:
     text = result["stdout"]
     assert result["device"]["cpu"] in text
     for expected in (

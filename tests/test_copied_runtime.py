@@ -34,7 +34,7 @@ def test_there_is_no_torch(device_python: Path) -> None:
 def test_the_copy_runs_its_own_runtime(device_python: Path, bundle_copy: Path, tmp_path: Path) -> None:
     elsewhere = bundle_copy.rename(tmp_path / "somewhere else")
     launcher = elsewhere / "runtime/compare.py"
-    command = [
+    command: list[str | Path] = [
         device_python,
         launcher,
         "--budget",
@@ -63,7 +63,15 @@ def test_the_copy_opens_the_page_with_the_web_requirements_alone(
     device_python: Path, bundle_copy: Path, tmp_path: Path
 ) -> None:
     elsewhere = bundle_copy.rename(tmp_path / "copied")
-    web = [device_python, "-m", "pip", "install", "-q", "-r", elsewhere / "runtime/requirements-web.txt"]
+    web: list[str | Path] = [
+        device_python,
+        "-m",
+        "pip",
+        "install",
+        "-q",
+        "-r",
+        elsewhere / "runtime/requirements-web.txt",
+    ]
     subprocess.run(web, check=True, timeout=300)
     with served(elsewhere, python=device_python) as (port, running):
         assert ask(port, "GET", "/")[0] == 200
@@ -95,7 +103,12 @@ def test_the_child_is_the_copys_too(bundle_copy: Path, tmp_path: Path) -> None:
     (bundle_copy / "runtime/vgg_runtime/measure/worker.py").write_text(
         "raise SystemExit('the child is the copy')\n"
     )
-    command = [sys.executable, bundle_copy / "runtime/compare.py", "--json", tmp_path / "r.json"]
+    command: list[str | Path] = [
+        sys.executable,
+        bundle_copy / "runtime/compare.py",
+        "--json",
+        tmp_path / "r.json",
+    ]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert "the child is the copy" in json.loads((tmp_path / "r.json").read_text())["variants"][0]["error"]

@@ -9,18 +9,19 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, readme_table
 
-from vgg_export import pipeline
 from vgg_export.cli import cli
 from vgg_export.compress import prune
 from vgg_export.network import chain, weights
-from vgg_export.options import TARGETS, AllOptions, PruneOptions
+from vgg_export.options import AllOptions, PruneOptions
+from vgg_export.recipes import RECIPES, Recipe
+from vgg_runtime.board.targets import TARGETS
 from vgg_runtime.bundle.metrics import wilson_interval
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 CODE = "\n".join(re.findall(r"^    (\S.*)$", README, re.MULTILINE) + re.findall(r"`([^`\n]+)`", README))
 
 
-def planned(recipe: pipeline.Recipe) -> chain.Plan:
+def planned(recipe: Recipe) -> chain.Plan:
     """The plan of a variant of the full-size VGG19, computed from its recipe."""
     plan, options = chain.full_width("vgg19"), PruneOptions()
     if "prune" in recipe.steps:
@@ -34,9 +35,9 @@ def planned(recipe: pipeline.Recipe) -> chain.Plan:
 
 def test_the_full_size_table_is_the_recipes() -> None:
     rows = readme_table("full-size table")
-    assert [row[0] for row in rows] == [recipe.id for recipe in pipeline.RECIPES]
+    assert [row[0] for row in rows] == [recipe.id for recipe in RECIPES]
     baseline_ms = float(rows[0][5].removesuffix(" ms"))
-    for row, recipe in zip(rows, pipeline.RECIPES, strict=True):
+    for row, recipe in zip(rows, RECIPES, strict=True):
         plan = planned(recipe)
         million, giga = float(row[2].removesuffix(" M")), float(row[3])
         assert row[1] == f"{plan.input_px} px"
@@ -94,7 +95,7 @@ def test_the_demos_accuracy_is_the_model_cards() -> None:
 
 def test_every_variant_and_target_is_described() -> None:
     described = set(re.findall(r"^\| `([a-z0-9-]+)` \|", README, re.MULTILINE))
-    assert {recipe.id for recipe in pipeline.RECIPES} <= described
+    assert {recipe.id for recipe in RECIPES} <= described
     named = re.findall(r"^\| (`[a-z0-9-]+`(?:, `[a-z0-9-]+`)*) \|", README, re.MULTILINE)
     assert TARGETS.keys() <= {name.strip("` ") for names in named for name in names.split(",")}
 

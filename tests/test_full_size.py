@@ -5,6 +5,7 @@ import resource
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import command_environment
@@ -12,7 +13,7 @@ from conftest import command_environment
 from vgg_runtime.board import targets
 from vgg_runtime.bundle import manifest
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.release
 
 PEAK_BYTES = 6_000_000_000
 HERE = targets.here().name
@@ -91,7 +92,7 @@ def test_the_builds_of_a_variant_share_its_weights(made: Path) -> None:
 
 def compare(
     made: Path, *arguments: str, limit_bytes: int | None = None
-) -> tuple[int, dict[str, dict[str, object]]]:
+) -> tuple[int, dict[str, dict[str, Any]]]:
     """Exit code and rows by variant of compare.py, its address space limited for real."""
     result = made.parent / "result.json"
     done = subprocess.run(

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -102,7 +103,7 @@ def contender(name: str, **changed: object) -> Contender:
     return Contender(**(fields | changed))  # type: ignore[arg-type]
 
 
-def measured(names: list[str], pictures: Pictures, work: Path, **options: float) -> dict[str, dict]:
+def measured(names: list[str], pictures: Pictures, work: Path, **options: float) -> dict[str, dict[str, Any]]:
     chosen = {"threads": 1, "rounds": 2, "runs": 3, **options}
     reports: list[str] = []
     contenders = [contender(name) for name in names]
@@ -245,11 +246,11 @@ def test_a_stopped_contender_ends_with_the_program(pictures: Pictures, tmp_path:
     raise AssertionError("it outlived the program that had stopped it")
 
 
-def row(name: str, **changed: object) -> dict:
+def row(name: str, **changed: object) -> dict[str, Any]:
     return peers_measure.empty_row(contender(name)) | changed
 
 
-def result_of(rows: list[dict]) -> dict:
+def result_of(rows: list[dict[str, Any]]) -> dict[str, Any]:
     device = {"cpu": "A CPU", "features": ["avx2"], "cores": 2, "os": "an OS", "python": "3.11"}
     return {
         "measured_at": "2026-01-02T03:04:05Z",
@@ -350,7 +351,7 @@ def test_a_bundle_beside_onnxruntimes_defaults(bundle_copy: Path, signs_folder: 
         "--only",
         "vgg-export,quantize_static,eager",
     ]
-    files = ["--json", tmp_path / "p.json", "--markdown", tmp_path / "p.md"]
+    files: list[str | Path] = ["--json", tmp_path / "p.json", "--markdown", tmp_path / "p.md"]
     done = bench("--bundle", bundle_copy, "--data", signs_folder, *map(str, options), *files)
     assert done.returncode == 0, done.stderr
     result = json.loads((tmp_path / "p.json").read_text())

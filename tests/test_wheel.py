@@ -22,7 +22,17 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("export", "runtime", "calibration", "setup.cfg", "pyproject.toml", "README.md", "LICENSE"):
         copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
         copy(ROOT / name, source / name)
-    command = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--wheel-dir", folder, source]
+    command: list[str | Path] = [
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        "-q",
+        "--no-deps",
+        "--wheel-dir",
+        folder,
+        source,
+    ]
     subprocess.run(command, check=True, timeout=500)
     (built,) = folder.glob("*.whl")
     return built

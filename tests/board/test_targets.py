@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -35,7 +36,7 @@ from vgg_runtime.measure import measure, tuning
 from vgg_runtime.report import tables
 
 
-def described(**known: object) -> device.Device:
+def described(**known: Any) -> device.Device:
     return dataclasses.replace(device.describe(1), **known)
 
 
@@ -305,7 +306,7 @@ def test_the_fastest_build_is_one_that_ran() -> None:
 
 
 def test_a_build_for_other_cores_that_runs_with_slower_kernels_is_said_to(several: Path) -> None:
-    row = {
+    row: dict[str, Any] = {
         "variant": "quantized",
         "memory_mode": "fast",
         "build": {"id": "q", "form": "", "targets": ["pi5"], "slower_kernels": True},
@@ -468,7 +469,7 @@ def test_measure_counts_no_memory_of_a_child_that_never_ran(several: Path) -> No
 def test_transformed_weights_must_leave_a_board_room(tmp_path: Path) -> None:
     from vgg_export import recipes
 
-    path = tmp_path / "chain.onnx"
+    path = tmp_path / "model.onnx"
     with path.open("wb") as file:
         file.truncate(200_000_000)  # sparse
     made = cache.Artifact(path, "", {"measured": {}})

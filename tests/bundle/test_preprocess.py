@@ -9,6 +9,7 @@ import unicodedata
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -177,7 +178,7 @@ GREY = np.ascontiguousarray(RGB[..., 1])
 HEIGHT, WIDTH = GREY.shape
 
 
-def encoded(kind: str, pixels: np.ndarray = RGB, mode: str | None = None, **options: object) -> bytes:
+def encoded(kind: str, pixels: np.ndarray = RGB, mode: str | None = None, **options: Any) -> bytes:
     image, buffer = Image.fromarray(pixels), io.BytesIO()
     (image.convert(mode) if mode else image).save(
         buffer, kind, **({"quality": 95, "subsampling": 0} if kind in ("JPEG", "MPO") else {}) | options
@@ -439,7 +440,11 @@ def test_the_pixels_of_a_png_may_lie_in_many_chunks_and_need_no_end() -> None:
         chunk("IDAT", pixels[half:]),
     )
     shows(png[: place - 4] + b"".join(parts) + png[-12:], RGB)
-    moving = {"save_all": True, "append_images": [Image.fromarray(255 - RGB)], "duration": 100}
+    moving: dict[str, Any] = {
+        "save_all": True,
+        "append_images": [Image.fromarray(255 - RGB)],
+        "duration": 100,
+    }
     shows(encoded("PNG", **moving), RGB)
     shows(encoded("PNG", **moving, default_image=True), RGB)
 
@@ -527,7 +532,7 @@ def segment(marker: int, payload: bytes) -> bytes:
     return bytes([0xFF, marker]) + struct.pack(">H", len(payload) + 2) + payload
 
 
-JPEGS: dict[str, dict[str, object]] = {
+JPEGS: dict[str, dict[str, Any]] = {
     "baseline": {"subsampling": 2},
     "progressive": {"progressive": True},
     "restarting": {"restart_marker_blocks": 1},
@@ -651,7 +656,7 @@ TIFF_PIXELS = {
 def tiff(
     depth: int,
     colours: int,
-    pixels: np.ndarray | Sequence[bytes],
+    pixels: np.ndarray | Sequence[np.ndarray] | Sequence[bytes],
     *,
     order: str = "<",
     compression: int = 1,
@@ -659,7 +664,7 @@ def tiff(
     **tags: list[int],
 ) -> bytes:
     """One strip, or one a channel when they are given; ``t284=[2]`` sets tag 284 to a short."""
-    strips = [pixels] if isinstance(pixels, np.ndarray) else list(pixels)
+    strips: list[Any] = [pixels] if isinstance(pixels, np.ndarray) else list(pixels)
     height, width = strips[0].shape[:2] if isinstance(pixels, np.ndarray) else (HEIGHT, WIDTH)
     samples = (pixels.shape[2] if pixels.ndim == 3 else 1) if isinstance(pixels, np.ndarray) else len(strips)
     samples = tags.pop("samples", [samples])[0]
@@ -741,7 +746,7 @@ def palette_tags(scale: int) -> tuple[np.ndarray, np.ndarray, list[int]]:
 @pytest.mark.parametrize("compression", [1, 8], ids=["raw", "deflated"])
 @pytest.mark.parametrize("order", ["<", ">"], ids=["little", "big"])
 def test_colours_of_a_tiff_are_right(order: str, compression: int) -> None:
-    how = {"order": order, "compression": compression}
+    how: dict[str, Any] = {"order": order, "compression": compression}
     shows(tiff(8, 2, RGB, **how), RGB)
     shows(tiff(16, 2, RGB.astype(np.uint16) * 257, **how), RGB)
     shows(tiff(8, 2, channels(RGB), **how, t284=[2]), RGB)

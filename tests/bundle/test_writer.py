@@ -181,7 +181,7 @@ def test_any_flipped_bit_of_the_manifest_is_noticed(bundle_copy: Path) -> None:
         flipped = bytearray(good)
         flipped[k] ^= 4
         path.write_bytes(flipped)
-        if json.loads(good) != _parsed(flipped):
+        if json.loads(good) != _parsed(bytes(flipped)):
             read_error(bundle_copy)
 
 

@@ -12,13 +12,13 @@ from vgg_calibration import choose
 from vgg_export import options, recipes
 from vgg_export.compress import distil, prune
 from vgg_export.core import cache
-from vgg_export.core.errors import DataError
+from vgg_export.core.errors import DataError, OptionsError
 from vgg_export.core.progress import Quiet
 from vgg_export.data import tensors
 from vgg_export.data.splits import Splits
 from vgg_export.network import checkpoint as checkpoints
 from vgg_export.network import input_size
-from vgg_export.options import FinetuneOptions, OptionsError, PruneOptions
+from vgg_export.options import FinetuneOptions, PruneOptions
 from vgg_runtime.bundle.preprocess import for_input
 
 
@@ -37,7 +37,7 @@ def unlabelled(splits: Splits) -> Splits:
         n: tuple(dataclasses.replace(i, label=None) for i in getattr(splits, n))
         for n in ("fit", "select", "test")
     }
-    return Splits(splits.origin, **parts)
+    return Splits(splits.origin, parts["fit"], parts["select"], parts["test"])
 
 
 def test_the_loss_is_the_published_one_by_hand() -> None:
@@ -137,7 +137,8 @@ def test_the_teachers_answers_are_its_own_whether_or_not_the_first_blocks_are_sh
     assert distil.Answers(tmp_path, "another teacher").read(pictures, 224) is None
     again = distil._cache(pictures, 224, frozen, teacher, known, tmp_path / "g")
     assert torch.equal(torch.from_numpy(again.features[:]), torch.from_numpy(cached.features[:]))
-    x = torch.stack([x for x, _ in tensors.batches_of(pictures.items, for_input(224), 0.5)])
+    drawn = tensors.batches_of(pictures.items, for_input(224), 0.5)
+    x = torch.stack([drawn[k][0] for k in range(len(pictures.items))])
     with torch.inference_mode():
         assert torch.allclose(cached.teacher, teacher.model()(x), rtol=1e-4, atol=1e-5)
         assert torch.allclose(torch.from_numpy(cached.features[:]), frozen(x), rtol=1e-4, atol=1e-5)

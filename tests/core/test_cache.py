@@ -1,6 +1,7 @@
 import errno
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ from vgg_export.core import cache, files
 from vgg_export.core.errors import OutputError
 
 
-def make(text: str, calls: list[str]) -> "object":
+def make(text: str, calls: list[str]) -> Callable[[Path], dict[str, object]]:
     def write(path: Path) -> dict[str, object]:
         calls.append(text)
         path.write_text(text)

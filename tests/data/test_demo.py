@@ -45,19 +45,19 @@ def test_the_cards_accuracy_is_reproduced_on_part_of_the_signs() -> None:
 def test_training_leaves_a_checkpoint_and_its_card(tmp_path: Path) -> None:
     """The real training for two steps. What it learns in an hour is on the card, and reproduced above."""
     options = demo_training.DemoTrainOptions(
-        tmp_path / "demo_training.safetensors",
+        tmp_path / "demo.safetensors",
         images=64,
         test_images=40,
         phases=(demo_training.Phase(64, 1, 0.05, 32),),
     )
     card = demo_training.run(options, Quiet())
-    assert card["sha256"] == files.sha256(tmp_path / "demo_training.safetensors")
+    assert card["sha256"] == files.sha256(tmp_path / "demo.safetensors")
     assert card["accuracy"]["n"] == 40
-    assert json.loads((tmp_path / "demo_training.json").read_text()) == card
-    assert checkpoints.load(tmp_path / "demo_training.safetensors").plan == demo_training.PLAN
+    assert json.loads((tmp_path / "demo.json").read_text()) == card
+    assert checkpoints.load(tmp_path / "demo.safetensors").plan == demo_training.PLAN
 
 
-@pytest.mark.slow
+@pytest.mark.release
 @pytest.mark.timeout(1200)
 def test_all_of_the_demo_from_start_to_end(tmp_path: Path) -> None:
     """``vgg-export all`` on the built-in weights; accuracy on 1,200 signs that nothing was fitted on. The
@@ -121,11 +121,11 @@ def test_all_of_the_demo_from_start_to_end(tmp_path: Path) -> None:
         assert float(accuracy.removesuffix(" %")) == pytest.approx(top1[name], abs=0.5)
         assert float(agreement.removesuffix(" %")) == pytest.approx(100 * found["agreement"]["rate"], abs=0.5)
     for name, *cells in readme_table("losses table"):
-        for cell, found in zip(cells, tables.loss_cells(bundle.variant(name).losses), strict=True):
-            assert (cell == text.ABSENT) == (found == text.ABSENT)
+        for cell, lost in zip(cells, tables.loss_cells(bundle.variant(name).losses), strict=True):
+            assert (cell == text.ABSENT) == (lost == text.ABSENT)
             if cell != text.ABSENT:
-                assert float(cell.split()[0]) == pytest.approx(float(found.split()[0]), abs=5)
-                assert cell.split()[-1] == found.split()[-1]  # n
+                assert float(cell.split()[0]) == pytest.approx(float(lost.split()[0]), abs=5)
+                assert cell.split()[-1] == lost.split()[-1]  # n
     splits = json.loads((tmp_path / "artifacts/splits.json").read_text())
     sets = [{i["sha256"] for i in splits[part]} for part in ("fit", "select", "test")]
     assert sum(map(len, sets)) == len(set().union(*sets)) == 2800

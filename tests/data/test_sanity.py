@@ -305,9 +305,8 @@ def test_another_order_of_the_classes_is_named_and_right_when_given(drawn: Split
     assert "which is better than" in str(error.value)
     (tmp_path / "labels.txt").write_text("\n".join(right))
     found = weights.resolve(WeightsOptions(str(tmp_path / "c.safetensors"), tmp_path / "labels.txt"))
-    splits = dataclasses.replace(
-        drawn, **{part: tuple(renumbered(getattr(drawn, part), right)) for part in PARTS}
-    )
+    parts: dict[str, Any] = {part: tuple(renumbered(getattr(drawn, part), right)) for part in PARTS}
+    splits = dataclasses.replace(drawn, **parts)
     assert asked(found, splits, tmp_path) == sanity.Checked()
 
 

@@ -20,7 +20,7 @@ from loopback import MISSING, TOOLS, Loopback, loopback, script
 
 from vgg_export.core.errors import BoardError, DeployError, HubError, OptionsError
 from vgg_export.core.progress import Quiet
-from vgg_export.deploy import board, deploy, ssh, transfer, wheels
+from vgg_export.deploy import board, deploy, on_board, ssh, transfer, wheels
 from vgg_export.options import DeployOptions
 from vgg_runtime.bundle import manifest
 
@@ -251,7 +251,7 @@ def test_a_board_without_internet_gets_its_wheels(
     assert done.returncode == 2, done.stderr
     assert "127.0.0.1 cannot reach the package index: it has no internet; use --wheels" in done.stderr
     assert done.stderr.count("Error: ") == 1
-    assert not (there.home / "offline/venv" / deploy.on_board.STAMP).exists()
+    assert not (there.home / "offline/venv" / on_board.STAMP).exists()
     done = to_board(*arguments, "--wheels", "--web")
     assert done.returncode == 0, done.stderr
     assert "nothing was copied" in done.stderr  # of the bundle; the wheels are apart
@@ -432,10 +432,13 @@ def test_an_interrupted_copy_goes_on(
         with pytest.raises(KeyboardInterrupt):
             in_process(there, bundle_copy, patch)
     assert not (root / "models").exists()
-    sent = []
-    monkeypatch.setattr(
-        transfer, "_stream", lambda place, files, counted: (sent.extend(files), stream(place, files, counted))
-    )
+    sent: list[transfer.Local] = []
+
+    def noted(place: transfer.Place, files: list[transfer.Local], counted: transfer.Megabytes) -> None:
+        sent.extend(files)
+        stream(place, files, counted)
+
+    monkeypatch.setattr(transfer, "_stream", noted)
     done = in_process(there, bundle_copy, monkeypatch)
     models = [
         entry.path for entry in manifest.read(bundle_copy).all_files() if entry.path.startswith("models/")

@@ -26,8 +26,8 @@ from vgg_export.int8.candidates import Bench, Trial
 from vgg_export.network import checkpoint as checkpoints
 from vgg_export.network import input_size
 from vgg_export.network.chain import Plan
-from vgg_export.options import INT8_FORMS, TARGETS, FactoriseOptions, PruneOptions, QuantizeOptions
-from vgg_runtime.board.targets import here
+from vgg_export.options import INT8_FORMS, FactoriseOptions, PruneOptions, QuantizeOptions
+from vgg_runtime.board.targets import TARGETS, here
 from vgg_runtime.bundle.manifest import SessionSettings
 from vgg_runtime.bundle.metrics import kl_divergence
 from vgg_runtime.bundle.preprocess import for_input, load
@@ -320,7 +320,7 @@ def standard_error_of_rounding(path: Path, layers: list[chain.Layer], name: str,
     """Of a mean over ``n`` pictures of a layer's int8 output: a rounded value is off by up to half a step,
     evenly spread."""
     output = next(layer.output for layer in layers if layer.name == name)
-    return float(tensors_of(path)[f"{output}_scale"]) / (12 * n) ** 0.5
+    return float(tensors_of(path)[f"{output}_scale"] / (12 * n) ** 0.5)
 
 
 @pytest.mark.parametrize("kind", ["undecided", "compact"])
@@ -482,7 +482,7 @@ def test_without_unseen_pictures_the_plain_form_is_taken_and_the_reason_told(
     assert (made.measured["losses"], made.sha256) == ({}, asked.sha256)
 
 
-def trial(divergence: Floats, same: int | None = None) -> Trial:
+def trial(divergence: np.ndarray[Any, np.dtype[np.floating[Any]]], same: int | None = None) -> Trial:
     hits = np.arange(len(divergence)) < (len(divergence) if same is None else same)
     return Trial(INT8_FORMS["minmax"], (), Path("nowhere"), divergence.astype(np.float64), hits)
 

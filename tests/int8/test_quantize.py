@@ -6,13 +6,14 @@ import pytest
 from onnx import TensorProto
 
 from vgg_export.core import cache
-from vgg_export.core.errors import CheckFailedError, DataError
+from vgg_export.core.errors import CheckFailedError, DataError, OptionsError
 from vgg_export.core.progress import Quiet
 from vgg_export.data import splits
 from vgg_export.graphs import audit, export
 from vgg_export.int8 import quantize
 from vgg_export.network import weights
-from vgg_export.options import TARGETS, OptionsError, QuantizeOptions
+from vgg_export.options import QuantizeOptions
+from vgg_runtime.board.targets import TARGETS
 from vgg_runtime.bundle.manifest import SessionSettings
 from vgg_runtime.bundle.metrics import kl_divergence
 from vgg_runtime.bundle.preprocess import for_input, load

@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime as ort
@@ -59,8 +60,8 @@ def folder(tmp_path: Path) -> Path:
     return root
 
 
-def live_json(path: Path) -> dict:
-    found: dict = json.loads(path.read_text())["live"]
+def live_json(path: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(path.read_text())["live"]
     frames = found["frames"]
     assert frames["received"] == sum(frames[key] for key in ("classified", "dropped", "broken", "left"))
     assert 0 <= frames["left"] <= 2  # one that waits, one that was being classified
@@ -178,7 +179,7 @@ def test_a_folder_is_looped_in_order_and_a_new_picture_is_the_next(
     monkeypatch.setattr(sources, "RESCAN_S", 0.0)
     (folder / "notes.txt").write_text("no picture")
     stopped = threading.Event()
-    frames = sources.open_source(str(folder), 500.0).frames(stopped)
+    frames: Iterator[Any] = sources.open_source(str(folder), 500.0).frames(stopped)
     names = [next(frames).name for _ in range(7)]
     (folder / "0new.jpg").write_bytes(PICTURES[0])
     (folder / "3.jpg").unlink()
@@ -699,7 +700,7 @@ def test_picamera2_gives_pictures_in_red_green_blue(tmp_path: Path, monkeypatch:
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.delitem(sys.modules, "picamera2", raising=False)
     source = sources.open_source("camera", None)
-    frames = source.frames(threading.Event())
+    frames: Any = source.frames(threading.Event())
     picture = next(frames)
     assert isinstance(picture, Image.Image)
     assert (picture.size, picture.mode, picture.getpixel((0, 0))) == ((640, 480), "RGB", (200, 100, 0))

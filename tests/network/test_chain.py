@@ -30,7 +30,7 @@ def test_counted_parameters_and_macs_are_those_of_the_network(checkpoint: checkp
 
     def count(layer: torch.nn.Module, _: object, output: torch.Tensor) -> None:
         nonlocal counted
-        weight = layer.weight
+        weight = layer.get_parameter("weight")
         counted += weight[0].numel() * output[0].numel()
 
     for layer in network:
@@ -102,8 +102,12 @@ def test_a_truncated_or_newer_checkpoint_is_refused(
 def test_folded_batch_norm_is_the_same_function() -> None:
     torch.manual_seed(0)
     conv, norm = torch.nn.Conv2d(5, 6, 3), torch.nn.BatchNorm2d(6)
-    norm.running_mean.normal_()
-    norm.running_var.uniform_(0.1, 3)
+    mean, variance = norm.running_mean, norm.running_var
+    assert mean is not None
+    assert variance is not None
+    assert conv.bias is not None
+    mean.normal_()
+    variance.uniform_(0.1, 3)
     norm.weight.data.normal_()
     norm.eval()
     x = torch.randn(2, 5, 9, 9)
@@ -112,8 +116,8 @@ def test_folded_batch_norm_is_the_same_function() -> None:
         conv.bias.data,
         gamma=norm.weight.data,
         beta=norm.bias.data,
-        mean=norm.running_mean,
-        variance=norm.running_var,
+        mean=mean,
+        variance=variance,
     )
     torch.testing.assert_close(
         torch.nn.functional.conv2d(x, weight, bias), norm(conv(x)), rtol=1e-5, atol=1e-5

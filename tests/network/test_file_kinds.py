@@ -67,7 +67,7 @@ def exported() -> bytes:
 
 HDF5 = b"\x89HDF\r\n\x1a\n"
 LFS = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a214614ab2935\nsize 574673361\n"
-OTHERS = {
+OTHERS: dict[str, tuple[Callable[[], bytes], str]] = {
     "hdf5": (lambda: HDF5 + b"\0" * 600, "is an HDF5 file, as Keras writes"),
     "hdf5_behind_a_user_block": (
         lambda: b"\0" * 512 + HDF5 + b"\0" * 600,

@@ -9,6 +9,7 @@ import pytest
 from launch import compare
 
 from vgg_export.cli import main
+from vgg_runtime import text
 from vgg_runtime.report import diff
 
 
@@ -35,7 +36,7 @@ def changed(result: dict[str, Any]) -> dict[str, Any]:
 
 def test_a_change_is_in_per_cent_and_small_ones_have_no_arrow() -> None:
     assert [diff.change(10, after) for after in (10, 10.9, 12, 8)] == ["+0 %", "+9 %", "+20 % ▲", "-20 % ▼"]
-    assert diff.change(None, 1) == diff.change(1, None) == diff.ABSENT
+    assert diff.change(None, 1) == diff.change(1, None) == text.ABSENT
 
 
 def test_the_difference_of_two_results(
@@ -61,8 +62,8 @@ def test_the_difference_of_two_results(
     assert "scaled is another model" in done.stdout
     noted = copy.deepcopy(result)
     noted["bundle"] |= {"unchecked": "NOT CHECKED: no labels", "problem": "right on 5 %"}
-    for text, letter in ((diff.diff(result, noted), "B"), (diff.boards([result, noted]), "[2]")):
-        assert f"{letter} !! NOT CHECKED: no labels\n{letter} !! right on 5 %" in text
+    for shown, letter in ((diff.diff(result, noted), "B"), (diff.boards([result, noted]), "[2]")):
+        assert f"{letter} !! NOT CHECKED: no labels\n{letter} !! right on 5 %" in shown
     same = diff.diff(result, result)
     assert "different" not in same
     assert "▲" not in same

@@ -2,6 +2,7 @@
 ``test-output/``."""
 
 import base64
+import functools
 import itertools
 import json
 import os
@@ -69,15 +70,18 @@ class Page:
         self.wait(lambda: self.one("#status").text)
         self.wait(lambda: self.one("body").get_attribute("aria-busy") == "false")
 
+    def log(self, kind: str) -> list[dict[str, Any]]:
+        return list(self.driver.get_log(kind))  # type: ignore[no-untyped-call]
+
     def complaints(self) -> list[str]:
         """Errors and warnings of the console since the last call: exceptions, refused resources, policy
         violations."""
-        return [entry["message"] for entry in self.driver.get_log("browser")]
+        return [entry["message"] for entry in self.log("browser")]
 
     def requests(self) -> list[str]:
         """Addresses asked for since the last call, without data and blob."""
         found = []
-        for entry in self.driver.get_log("performance"):
+        for entry in self.log("performance"):
             message = json.loads(entry["message"])["message"]
             if message["method"] == "Network.requestWillBeSent":
                 found.append(message["params"]["request"]["url"])
@@ -261,7 +265,7 @@ def test_a_picture_can_be_dropped_and_pasted(page: Page, port: int) -> None:
     paste = "document.dispatchEvent(new ClipboardEvent('paste', {clipboardData: t, bubbles: true}))"
     for number, how in enumerate((drop, paste), 1):
         page.js(make + how, content)
-        page.wait(lambda n=number: len(page.all("#history button")) == n)
+        page.wait(functools.partial(lambda n: len(page.all("#history button")) == n, number))
         assert page.one("#status").text == "Done: 1 variant."
     assert page.one("#history img").get_attribute("alt") == "2: kitten.jpg"
     page.js("const t = new DataTransfer(); t.setData('text/plain', 'words');" + drop)
@@ -396,7 +400,7 @@ def test_when_the_device_goes_away_the_page_says_so(page: Page, bundle_folder: P
 
 
 def overflowing(page: Page) -> list[str]:
-    return page.js(
+    return page.js(  # type: ignore[no-any-return]
         "return [...document.querySelectorAll('body *')].filter(n => n.getClientRects().length &&"
         " !n.closest('.history') &&"
         " n.getBoundingClientRect().right > document.documentElement.clientWidth + 1).map(n =>"
@@ -434,7 +438,7 @@ def report(bundle_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tup
     import sys
 
     folder = tmp_path_factory.mktemp("report")
-    command = [sys.executable, bundle_folder / "runtime/compare.py", "--budget", "0.2"]
+    command: list[str | Path] = [sys.executable, bundle_folder / "runtime/compare.py", "--budget", "0.2"]
     subprocess.run(
         [*command, "--html", folder / "report.html", "--json", folder / "r.json"],
         check=True,
@@ -654,7 +658,7 @@ def test_the_keyboard_reaches_everything_in_reading_order(page: Page, port: int)
     live(page, port)
     page.upload(PHOTO)
     page.js("document.activeElement.blur(); window.scrollTo(0, 0)")
-    reached = []
+    reached: list[str] = []
     for _ in range(40):
         page.driver.switch_to.active_element.send_keys(Keys.TAB)
         name = page.js(

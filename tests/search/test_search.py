@@ -11,6 +11,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -26,6 +27,7 @@ from vgg_export.core.errors import NothingToGainError, OptionsError
 from vgg_export.core.progress import Quiet
 from vgg_export.data import splits
 from vgg_export.graphs import export, external_data
+from vgg_export.int8 import quantize
 from vgg_export.network import checkpoint as checkpoints
 from vgg_export.options import (
     AllOptions,
@@ -141,7 +143,7 @@ def test_it_says_how_many_rungs_are_left_and_how_long_they_take(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = itertools.count(0, 150)  # each rung takes two and a half minutes
-    monkeypatch.setattr(search.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(time, "monotonic", lambda: next(clock))
     with caplog.at_level(logging.INFO):
         run(Scripted(RUNGS), Budget(max_drop=1.0))
     said = [line.split(": ")[1] for line in caplog.messages if "more rungs" in line]
@@ -245,9 +247,9 @@ def test_what_becomes_no_variant_is_not_recommended(searching: Callable[[], sear
     assert not made.becomes_a_variant(alone)
     faster = Scripted(RUNGS)
     faster.alone = lambda: [point("int8", 0.95, 40, 4, "int8 alone")]  # type: ignore[method-assign]
-    assert run(faster, Budget(max_drop=1.0)).recommended.family == "int8 alone"  # type: ignore[arg-type,union-attr]
-    faster.becomes_a_variant = lambda p: p.family == "compact"  # type: ignore[method-assign]
-    assert run(faster, Budget(max_drop=1.0)).recommended.family == "compact"  # type: ignore[arg-type,union-attr]
+    assert run(faster, Budget(max_drop=1.0)).recommended.family == "int8 alone"  # type: ignore[union-attr]
+    faster.becomes_a_variant = lambda p: p.family == "compact"  # type: ignore[assignment,method-assign]
+    assert run(faster, Budget(max_drop=1.0)).recommended.family == "compact"  # type: ignore[union-attr]
 
 
 def test_the_ladder_ends_where_the_network_is_too_narrow() -> None:
@@ -420,7 +422,7 @@ def test_a_sweep_brings_what_keeps_it_honest_and_a_search_goes_on_from_its_point
         assert p.target == default_targets()[0]
         shipped = tmp_path / "shipped" / p.sha256
         shipped.mkdir(parents=True)
-        external_data.write(tmp_path / p.model, shipped / "chain.onnx")
+        external_data.write(tmp_path / p.model, shipped / "model.onnx")
         assert p.bytes == sum(path.stat().st_size for path in shipped.iterdir())
         assert p.p50_ms > 0
         assert p.test is not None
@@ -434,7 +436,12 @@ def test_a_sweep_brings_what_keeps_it_honest_and_a_search_goes_on_from_its_point
     ]
     assert compact.select == evaluate.evaluate(subjects, splits.select, tmp_path, Quiet())[compact.model]
     timed: list[str] = []
-    monkeypatch.setattr(search.Judge, "time", lambda *_: timed.append("again") or (1.0, 1.0))
+
+    def time_again(*_: object) -> tuple[float, float]:
+        timed.append("again")
+        return 1.0, 1.0
+
+    monkeypatch.setattr(search.Judge, "time", time_again)
     again = search.run(searching(), ladder)
     assert list(again.points) == [p for p in found.points if p.family in ("int8 alone", "compact")]
     assert not timed  # what was tried is not tried again
@@ -461,7 +468,7 @@ def test_with_an_allowed_drop_all_layers_of_a_compact_model_are_int8(
         asked.append((bool(before.measured["model"]["plan"].get("factors")), arguments[3].min_agreement))
         return before
 
-    monkeypatch.setattr(recipes.quantize, "run", quantized)
+    monkeypatch.setattr(quantize, "run", quantized)
     made = searching()
     for max_drop in (None, 1.0):
         made.options = dataclasses.replace(made.options, budget=Budget(max_drop))
@@ -508,7 +515,7 @@ def test_all_with_a_budget_brings_the_recommended_variant_and_can_be_run_again(
     assert {point["family"] for point in content["points"]} == {"baseline", "int8 alone", "compact"}
     # the device judges by the same rule
     told = tmp_path / "told.json"
-    command = [
+    command: list[str | Path] = [
         sys.executable,
         tmp_path / "out/runtime/compare.py",
         "--budget",

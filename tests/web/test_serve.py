@@ -16,6 +16,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import (
@@ -54,7 +55,7 @@ def encoded(image: Image.Image, kind: str) -> bytes:
     return buffer.getvalue()
 
 
-def events(content: bytes) -> list[dict]:
+def events(content: bytes) -> list[dict[str, Any]]:
     return [json.loads(line) for line in content.splitlines()]
 
 
@@ -69,7 +70,7 @@ def test_a_picture_is_answered_variant_by_variant(
     assert [row["variant"] for row in rows] == ["baseline", "quantized", "scaled"]
     # the same as the command line says of the same file
     (tmp_path / "cat.jpg").write_bytes(photo)
-    command = [
+    command: list[str | Path] = [
         sys.executable,
         bundle_folder / "runtime/compare.py",
         "--image",
@@ -206,7 +207,7 @@ def begun_upload(port: int, content: bytes = b"\xff\xd8\xff", length: int = 1000
 
 
 def waiting(port: int) -> int:
-    return json.loads(ask(port, "GET", "/api/health")[1])["waiting"]
+    return int(json.loads(ask(port, "GET", "/api/health")[1])["waiting"])
 
 
 def wait_for(condition: Callable[[], bool]) -> None:
@@ -383,7 +384,7 @@ def test_the_address_that_is_told_works(
 
         def up() -> bool:
             with contextlib.suppress(urllib.error.URLError):
-                return opener.open(url[0], timeout=5).status == 200
+                return bool(opener.open(url[0], timeout=5).status == 200)
             return False
 
         wait_for(up)
@@ -475,7 +476,7 @@ def test_options_that_do_not_fit_are_refused(
 
 def test_without_uvicorn_there_is_one_sentence(bundle_folder: Path, tmp_path: Path) -> None:
     (tmp_path / "uvicorn.py").write_text("raise ImportError('not here')\n")
-    command = [sys.executable, bundle_folder / "runtime/compare.py", "--serve"]
+    command: list[str | Path] = [sys.executable, bundle_folder / "runtime/compare.py", "--serve"]
     done = subprocess.run(
         command,
         capture_output=True,
@@ -503,11 +504,13 @@ def test_the_report_is_the_same_page_with_the_result_in_it(bundle_copy: Path, tm
     assert "connect-src 'none'" in text
 
 
-def built(top1: float | None, agreement: float) -> dict:
+def built(top1: float | None, agreement: float) -> dict[str, Any]:
     return {"n": 1000, "top1": None if top1 is None else {"rate": top1}, "agreement": {"rate": agreement}}
 
 
-def row(name: str, p50: float | None, figures: dict | None, error: str | None = None) -> dict:
+def row(
+    name: str, p50: float | None, figures: dict[str, Any] | None, error: str | None = None
+) -> dict[str, Any]:
     return {
         "variant": name,
         "p50_ms": p50,
