@@ -47,8 +47,8 @@ RUNTIME = """
 import sys
 from pathlib import Path
 import numpy
-from vgg_runtime.manifest import SessionSettings
-from vgg_runtime.session import Model
+from vgg_runtime.bundle.manifest import SessionSettings
+from vgg_runtime.bundle.session import Model
 model = Model(Path(sys.argv[1]), SessionSettings(), 1)
 model(numpy.zeros([1, 3, int(sys.argv[2]), int(sys.argv[2])], numpy.float32))
 print("ran", flush=True)
@@ -335,8 +335,11 @@ def sets_it_first(module: Path) -> bool:
 
 
 def is_prepared(module: Path) -> bool:
-    package = module.parent / "__init__.py"
-    return sets_it_first(module) or (package.exists() and package != module and sets_it_first(package))
+    """Itself, or a package that it lies in, each of which is imported before it."""
+    packages = (folder / "__init__.py" for folder in module.parents)
+    return any(
+        sets_it_first(path) for path in (module, *(p for p in packages if p != module)) if path.exists()
+    )
 
 
 def importing(modules: list[Path]) -> list[Path]:

@@ -282,7 +282,7 @@ def test_all_pictures_together_stay_within_the_memory_kept_for_them(
 
 def test_silent_connections_do_not_block_the_page(bundle_folder: Path) -> None:
     script = (
-        "import sys; from vgg_runtime import serve; serve.HEADER_SECONDS = 1.0; from vgg_runtime.compare"
+        "import sys; from vgg_runtime.web import app; app.HEADER_SECONDS = 1.0; from vgg_runtime.compare"
         " import main;"
         f"sys.exit(main(['--serve', '--port', '0', '--bundle', {str(bundle_folder)!r}]))"
     )
