@@ -23,6 +23,7 @@ from conftest import (
 )
 from PIL import Image
 
+from vgg_export import cli as command_line
 from vgg_export.cli import cli
 from vgg_export.network import checkpoint as checkpoints
 from vgg_export.options import FactoriseOptions
@@ -34,9 +35,9 @@ ANY = ("--accept-accuracy",)  # the small networks of the tests have learned not
 
 @pytest.fixture(scope="module")
 def saved_state(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A vgg16_bn state dict of seven classes, as torchvision's training scripts save it."""
+    """A vgg11_bn state dict of seven classes, as torchvision's training scripts save it."""
     path = tmp_path_factory.mktemp("state") / "mine.pth"
-    torch.save({"state_dict": small_torchvision_vgg("vgg16", True).state_dict(), "epoch": 3}, path)
+    torch.save({"state_dict": small_torchvision_vgg("vgg11", True).state_dict(), "epoch": 3}, path)
     return path
 
 
@@ -59,7 +60,7 @@ def test_every_command_has_help_with_an_example(vgg_export: Run) -> None:
 
 
 def test_one_stage_after_the_other_by_hand(
-    vgg_export: Run, weights: Path, signs_folder: Path, tmp_path: Path
+    in_this_process: Run, weights: Path, signs_folder: Path, tmp_path: Path
 ) -> None:
     data = ("--data", signs_folder)
     (tmp_path / "names.txt").write_text("\n".join(sorted(CLASSES)))
@@ -108,7 +109,7 @@ def test_one_stage_after_the_other_by_hand(
         ("evaluate", "--bundle", "mine", *data, *ANY, "--record", "--json", "figures.json"),
     ]
     for step in steps:
-        done = vgg_export(*step)
+        done = in_this_process(*step)
         assert done.returncode == 0, (step, done.stderr)
     assert "42 test images, none of them used for fitting" in done.stdout
     bundle = manifest.read(tmp_path / "mine")
@@ -126,7 +127,12 @@ def test_one_stage_after_the_other_by_hand(
 
 
 def test_all_from_a_state_dict_and_class_folders(
-    vgg_export: Run, weights: Path, signs_folder: Path, tmp_path: Path
+    vgg_export: Run,
+    in_this_process: Run,
+    weights: Path,
+    signs_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     arguments = (
         "all",
@@ -142,7 +148,8 @@ def test_all_from_a_state_dict_and_class_folders(
         "--target",
         "pi4",
     )
-    done = vgg_export(*arguments)
+    monkeypatch.setattr(command_line, "COMPARE_BUDGET_S", 0.3)  # what is timed is a test of the runtime's
+    done = in_this_process(*arguments)
     assert done.returncode == 0, done.stderr
     bundle = manifest.read(tmp_path / "out")
     assert [v.id for v in bundle.variants] == [
@@ -174,13 +181,13 @@ def test_all_from_a_state_dict_and_class_folders(
 
 
 def test_unlabelled_photographs_give_agreement_and_no_accuracy(
-    vgg_export: Run, weights: Path, signs_folder: Path, tmp_path: Path
+    in_this_process: Run, weights: Path, signs_folder: Path, tmp_path: Path
 ) -> None:
     flat = tmp_path / "photos"
     flat.mkdir()
     for path in (signs_folder / "train").rglob("*.png"):
         shutil.copy(path, flat / path.name)
-    done = vgg_export(
+    done = in_this_process(
         "all",
         "--weights",
         weights,
@@ -201,12 +208,14 @@ def test_unlabelled_photographs_give_agreement_and_no_accuracy(
     assert baseline.build.evaluation is not None
     (tmp_path / "names.txt").write_text("\n".join(CLASSES))
     arguments = ("--variants", "quantized", "--output", "out", "--no-compare", "--labels", "names.txt")
-    done = vgg_export("all", "--weights", weights, "--data", flat, *arguments)
+    done = in_this_process("all", "--weights", weights, "--data", flat, *arguments)
     assert done.returncode == 0, done.stderr  # all variants take the names, though no ONNX file has changed
     assert manifest.read_labels(tmp_path / "out", manifest.read(tmp_path / "out")) == CLASSES
 
 
-def test_a_handful_of_photographs_gives_no_figures(vgg_export: Run, weights: Path, tmp_path: Path) -> None:
+def test_a_handful_of_photographs_gives_no_figures(
+    in_this_process: Run, weights: Path, tmp_path: Path
+) -> None:
     arguments = (
         "all",
         "--weights",
@@ -219,7 +228,7 @@ def test_a_handful_of_photographs_gives_no_figures(vgg_export: Run, weights: Pat
         "out",
         "--no-compare",
     )
-    done = vgg_export(*arguments)
+    done = in_this_process(*arguments)
     assert done.returncode == 0, done.stderr
     variant = manifest.read(tmp_path / "out").variant("quantized")
     assert variant.build.evaluation is None
@@ -434,7 +443,7 @@ def test_a_stage_does_not_overwrite_its_input(vgg_export: Run, weights: Path, tm
 
 
 def test_evaluate_leaves_out_what_the_models_were_made_with(
-    vgg_export: Run, signs_folder: Path, tmp_path: Path
+    in_this_process: Run, signs_folder: Path, tmp_path: Path
 ) -> None:
     """Even when the bundle was put together with other pictures than the int8 model was calibrated on."""
     checkpoints.save(small_checkpoint(), tmp_path / "own.safetensors")
@@ -447,11 +456,11 @@ def test_evaluate_leaves_out_what_the_models_were_made_with(
         ("quantize", "--model", "baseline.onnx", "--data", flat, "--target", "pi4", "--output", "int8.onnx"),
         ("bundle", "baseline.onnx", "int8.onnx", "--data", "none", "--output", "out"),
     ):
-        done = vgg_export(*step)
+        done = in_this_process(*step)
         assert done.returncode == 0, done.stderr
     assert manifest.read(tmp_path / "out").target.startswith("pi4")
     seen = json.loads((tmp_path / "int8.onnx.json").read_text())["measured"]["model"]["calibrated_on"]
     assert len(seen) > 32  # those it was calibrated on and those that chose its form
-    done = vgg_export("evaluate", "--bundle", "out", "--data", flat, "--json", "figures.json")
+    done = in_this_process("evaluate", "--bundle", "out", "--data", flat, "--json", "figures.json")
     assert done.returncode == 0, done.stderr
     assert json.loads((tmp_path / "figures.json").read_text())["int8"]["n"] == 49 - len(seen)
