@@ -345,15 +345,6 @@ class AllOptions:
                 f"int8 is first made for {self.built_for[0]}, the first target, and not for"
                 f" {self.quantize.target}"
             )
-        if (
-            self.budget.asked
-            and self.variants is not None
-            and not {"compact", "compact-scaled"} <= set(self.variants)
-        ):
-            raise OptionsError(
-                "a budget is met by compact or by compact-scaled, whichever the search recommends: name"
-                " both in --variants, or leave it out"
-            )
         if not 32 <= self.scaled_px < 224:
             raise OptionsError(f"--scaled-px must be at least 32 and below 224, found {self.scaled_px}")
         folder = self.output.resolve()

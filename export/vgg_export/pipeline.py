@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from vgg_runtime.board import device
-from vgg_runtime.board.targets import TARGETS
 from vgg_runtime.bundle import builds, manifest
 from vgg_runtime.bundle.manifest import Manifest
 from vgg_runtime.bundle.metrics import loss_error_points
@@ -26,7 +25,7 @@ from .data.splits import Splits, class_folders, resolve, unseen
 from .network import checkpoint as checkpoints
 from .network import input_size, weights
 from .options import AllOptions, DataOptions, SweepOptions, WeightsOptions
-from .recipes import RECIPES, Recipe, Steps, chosen_recipes
+from .recipes import BASELINE, RECIPES, Context, Recipe, Steps, chosen_recipes, names, not_worth_it
 from .search import pareto, search
 
 log = logging.getLogger(__name__)
@@ -34,7 +33,7 @@ log = logging.getLogger(__name__)
 
 def run(options: AllOptions, progress: Progress) -> Manifest:
     """Everything from the weights to the bundle."""
-    recipes = chosen_recipes(options.variants)
+    recipes = chosen_recipes(options)
     writer.ensure_replaceable(options.output)
     with exclusive(options.work_folder):
         return _run(recipes, options, progress)
@@ -42,15 +41,16 @@ def run(options: AllOptions, progress: Progress) -> Manifest:
 
 def _run(recipes: Sequence[Recipe], options: AllOptions, progress: Progress) -> Manifest:
     checkpoint, splits, ids, checked = prepare(options, progress)
-    steps = compact = Steps(checkpoint, splits, options, progress)
+    context = Context(checkpoint, splits, options, progress, options.work_folder, options.work_folder)
+    steps = searched = Steps(context)
     found = None
     if options.budget.asked:
         found, within = _search(checkpoint, splits, options, progress)
-        compact = Steps(checkpoint, splits, within, progress, options.work_folder)
+        searched = Steps(dataclasses.replace(context, options=within, folder=within.work_folder))
     entries = []
     for recipe in recipes:
-        log.info("variant %s: %s", recipe.id, " -> ".join(recipe.steps))
-        maker = compact if "factorise" in recipe.steps else steps
+        log.info("variant %s: %s", recipe.id, " -> ".join(names(recipe.steps)))
+        maker = searched if recipe.searched else steps
         try:
             entry = maker.entry(recipe)
         except NothingToGainError as error:
@@ -58,7 +58,7 @@ def _run(recipes: Sequence[Recipe], options: AllOptions, progress: Progress) -> 
                 raise
             log.warning("%s is left out: %s", recipe.id, error)
             continue
-        if reason := not_worth_it(entry, options):
+        if reason := not_worth_it(recipe, entry, options):
             log.info("%s is left out: %s", recipe.id, reason)
             continue
         entries.append(entry)
@@ -113,7 +113,8 @@ def _search_in(
             "a budget needs pictures that nothing is fitted on to choose with; give more than a dozen with"
             " --data"
         )
-    baseline = Steps(checkpoint, splits, options, progress).make(("export",))
+    context = Context(checkpoint, splits, options, progress, options.work_folder, options.work_folder)
+    baseline = Steps(context).make(BASELINE.steps)
     judge = search.Judge(
         baseline, {name: getattr(splits, name) for name in sets}, options.work_folder, progress
     )
@@ -305,8 +306,11 @@ def bundle_files(models: Sequence[Path], pictures: DataOptions, output: Path, pr
     for artifact in artifacts:
         name = artifact.path.stem
         steps = tuple(artifact.measured["model"]["source"].get("history", ()))
-        recipe = known.get(name) or Recipe(name, name, "; ".join(steps) or "the checkpoint as it is", ())
-        entries.append(writer.Entry(name, recipe.title, recipe.description, recipe.steps, artifact))
+        if recipe := known.get(name):
+            entry = writer.Entry(name, recipe.title, recipe.description, names(recipe.steps), artifact)
+        else:
+            entry = writer.Entry(name, name, "; ".join(steps) or BASELINE.description, (), artifact)
+        entries.append(entry)
     splits = splits_for(artifacts[0], pictures, output.parent / f".{output.name}.work", progress)
     absent = source.get("figures_absent") or "not evaluated; run 'vgg-export evaluate --record'"
     return writer.run(
@@ -378,22 +382,6 @@ def _with_figures(variant: manifest.Variant, figures: dict[str, Any]) -> manifes
         dataclasses.replace(b, evaluation=figures[b.id], evaluation_absent=None) for b in variant.builds
     )
     return dataclasses.replace(variant, builds=evaluated)
-
-
-def not_worth_it(entry: writer.Entry, options: AllOptions) -> str | None:
-    """Why a variant that was not asked for by name is no use on any of the cores that were; None when it is,
-    or none were."""
-    asked = [TARGETS[name] for name in options.targets or ()]
-    if not asked or options.variants or entry.id == RECIPES[0].id or entry.info["precision"] != "fp32":
-        return None
-    if all(target.ram_bytes and entry.model.path.stat().st_size > target.ram_bytes / 2 for target in asked):
-        return (
-            f"its weights alone are more than half the memory of {', '.join(target.name for target in asked)}"
-        )
-    has_integer_twin = any(recipe.steps == (*entry.steps, "quantize") for recipe in RECIPES)
-    if all(target.dot_product for target in asked) and entry.id.startswith("compact") and has_integer_twin:
-        return f"int8 is smaller and faster on {', '.join(target.name for target in asked)}"
-    return None
 
 
 def _save(checkpoint: checkpoints.Checkpoint, path: Path) -> dict[str, object]:

@@ -104,11 +104,11 @@ class Scripted:
     def alone(self) -> list[search.Point]:
         return [point("int8", 0.95, 4, 4, "int8 alone", error=self.error)]
 
-    def rung(self, rung: search.Rung, steps: tuple[str, ...]) -> search.Point:
+    def rung(self, rung: search.Rung, steps: tuple[recipes.Step, ...]) -> search.Point:
         """At 224 px a rung loses and gains half as much."""
         if rung.conv_share < self.least:
             raise NothingToGainError("too narrow")
-        size_px, share = ("small", 1.0) if steps == search.COMPACT_SCALED else ("large", 0.5)
+        size_px, share = ("small", 1.0) if steps == recipes.COMPACT_SCALED.steps else ("large", 0.5)
         if rung.conv_share not in self.asked[size_px]:
             self.asked[size_px].append(rung.conv_share)
         lost, speed, size = self.rungs.get(rung.conv_share) or (0.9, 17.0, 45.0)  # the one between
@@ -309,9 +309,9 @@ def test_the_reason_says_what_the_test_pictures_say_of_the_budget(allowed: float
 @pytest.mark.parametrize("variants", [("compact",), ("quantized", "compact-scaled")])
 def test_a_budget_wants_both_that_may_be_recommended_in_the_bundle(variants: tuple[str, ...]) -> None:
     with pytest.raises(OptionsError, match="name both in --variants"):
-        AllOptions(budget=Budget(1.0), variants=variants)
-    AllOptions(variants=variants)
-    AllOptions(budget=Budget(1.0), variants=("compact-scaled", "compact"))
+        recipes.chosen_recipes(AllOptions(budget=Budget(1.0), variants=variants))
+    recipes.chosen_recipes(AllOptions(variants=variants))
+    recipes.chosen_recipes(AllOptions(budget=Budget(1.0), variants=("compact-scaled", "compact")))
 
 
 @pytest.mark.parametrize(
@@ -473,10 +473,12 @@ def test_with_an_allowed_drop_all_layers_of_a_compact_model_are_int8(
     for max_drop in (None, 1.0):
         made.options = dataclasses.replace(made.options, budget=Budget(max_drop))
         for options, chain in (
-            (made.options, ("export",)),
-            (made.at(search.Rung(0.5, 0.5)), ("factorise", "export")),
+            (made.options, (recipes.EXPORT,)),
+            (made.at(search.Rung(0.5, 0.5)), (recipes.FACTORISE, recipes.EXPORT)),
         ):
-            recipes.Steps(made.checkpoint, made.splits, options, Quiet()).make((*chain, "quantize"))
+            folder = options.work_folder
+            context = recipes.Context(made.checkpoint, made.splits, options, Quiet(), folder, folder)
+            recipes.Steps(context).make((*chain, recipes.QUANTIZE))
     assert asked == [(False, 0.98), (True, 0.98), (False, 0.98), (True, 0.0)]
 
 
