@@ -38,10 +38,11 @@ FLOORS = {
     "vgg_export": (
         {""},
         {"core"},
-        {"options"},
+        {"options", "terminal"},
         {"network", "deploy"},
         {"data", "graphs"},
         {"compress", "int8", "bundle"},
+        {"inputs"},
         {"recipes"},
         {"search"},
         {"pipeline"},
@@ -51,7 +52,18 @@ FLOORS = {
 }
 TORCH = {"torch", "torchvision"}
 # Where torch is not imported, not even within a function.
-WITHOUT_TORCH = ("int8", "bundle", "graphs", "deploy", "core", "search", "options", "recipes")
+WITHOUT_TORCH = (
+    "int8",
+    "bundle",
+    "graphs",
+    "deploy",
+    "core",
+    "search",
+    "options",
+    "recipes",
+    "inputs",
+    "pipeline",
+)
 OPTIONAL = {"vgg_runtime.web.http_server": {"uvicorn"}, "vgg_runtime.live.sources": {"picamera2"}}
 
 

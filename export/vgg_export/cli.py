@@ -3,7 +3,6 @@
 Exit codes: 0 done, 1 a stage or its check failed, 2 unusable input or options, 130 interrupted.
 """
 
-import contextlib
 import functools
 import json
 import logging
@@ -11,9 +10,8 @@ import os
 import re
 import subprocess
 import sys
-import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +21,9 @@ from vgg_runtime.board.targets import TARGETS
 
 from . import __version__, options
 from .core.errors import OptionsError, VggExportError
+from .terminal import TerminalProgress
 
 EXIT_INTERRUPTED = 130
-SECONDS_BETWEEN_LINES = 10.0
 COMPARE_BUDGET_S = 3.0
 
 Command = Callable[..., Any]
@@ -73,55 +71,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
         return 1
     return int(result or 0)
-
-
-class TerminalProgress:
-    """Bars with remaining time on a terminal, a line now and then elsewhere."""
-
-    @contextlib.contextmanager
-    def task(self, label: str, total: int | None) -> Iterator["_Line | _Bar"]:
-        if total and sys.stderr.isatty():
-            with click.progressbar(
-                length=total, label=f"  {label:<42}", file=sys.stderr, show_eta=True, show_pos=True
-            ) as bar:
-                yield _Bar(bar)
-            return
-        line = _Line(label, total)
-        yield line
-        line.done()
-
-
-class _Bar:
-    def __init__(self, bar: Any) -> None:
-        self._bar = bar
-
-    def advance(self, steps: int = 1) -> None:
-        self._bar.update(steps)
-
-
-class _Line:
-    """Says what is being done at once where it cannot be counted, and how long it took when it took long."""
-
-    def __init__(self, label: str, total: int | None) -> None:
-        self._label, self._total, self._done = label, total, 0
-        self._start = self._shown = time.monotonic()
-        if sys.stderr.isatty():
-            click.echo(f"  {label} ...", err=True, nl=False)
-
-    def advance(self, steps: int = 1) -> None:
-        self._done += steps
-        now = time.monotonic()
-        if self._total and now - self._shown >= SECONDS_BETWEEN_LINES:
-            left = (now - self._start) / self._done * (self._total - self._done)
-            click.echo(f"  {self._label}: {self._done} of {self._total}, {left:.0f} s left", err=True)
-            self._shown = now
-
-    def done(self) -> None:
-        seconds = time.monotonic() - self._start
-        if sys.stderr.isatty():
-            click.echo(f"\r  {self._label:<42} {seconds:.1f} s", err=True)
-        elif seconds >= 1:
-            click.echo(f"  {self._label}: done in {seconds:.1f} s", err=True)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -607,21 +556,19 @@ def prune(output: Path, no_pictures: bool, **chosen: Any) -> None:
             "--no-pictures goes neither with --data nor, unless --criterion is obs, with --no-repair"
         )
     _ensure_output(output, ".safetensors", chosen["weights"])
-    from . import pipeline
+    from . import inputs
     from .compress import prune
 
     progress = TerminalProgress()
-    checkpoint = pipeline.checkpoint_file(
+    checkpoint = inputs.checkpoint_file(
         _weights_options(chosen), pictures if chosen["data"] else None, _work(output), progress
     )
     needed = wanted.sees_pictures and not no_pictures
     splits = (
-        pipeline.splits_for(checkpoint, pictures, _work(output), progress)
-        if needed or chosen["data"]
-        else None
+        inputs.splits_for(checkpoint, pictures, _work(output), progress) if needed or chosen["data"] else None
     )
     if splits:
-        pipeline.ensure_understood(
+        inputs.ensure_understood(
             checkpoint, splits, _work(output), progress, accept=chosen["accept_accuracy"]
         )
     prune.run(checkpoint, splits if needed else None, output, wanted, progress)
@@ -645,13 +592,13 @@ def factorise(output: Path, **chosen: Any) -> None:
     """
     wanted, pictures = _factorise_options(chosen), _data_options(chosen)
     _ensure_output(output, ".safetensors", chosen["weights"])
-    from . import pipeline
+    from . import inputs
     from .compress import factorise
 
     progress = TerminalProgress()
-    checkpoint = pipeline.checkpoint_file(_weights_options(chosen), pictures, _work(output), progress)
-    splits = pipeline.splits_for(checkpoint, pictures, _work(output), progress)
-    pipeline.ensure_understood(checkpoint, splits, _work(output), progress, accept=chosen["accept_accuracy"])
+    checkpoint = inputs.checkpoint_file(_weights_options(chosen), pictures, _work(output), progress)
+    splits = inputs.splits_for(checkpoint, pictures, _work(output), progress)
+    inputs.ensure_understood(checkpoint, splits, _work(output), progress, accept=chosen["accept_accuracy"])
     factorise.run(checkpoint, splits, output, wanted, progress, _work(output))
     click.echo(f"wrote {output}")
 
@@ -676,22 +623,20 @@ def finetune(output: Path, teacher: str, **chosen: Any) -> None:
     """
     wanted, pictures = _finetune_options(chosen), _data_options(chosen)
     _ensure_output(output, ".safetensors", chosen["weights"], teacher)
-    from . import pipeline
+    from . import inputs
     from .compress import distil
     from .core import files
 
     progress = TerminalProgress()
     # under torchrun the first process prepares, the others find it done
     with files.exclusive(_work(output)):
-        student = pipeline.checkpoint_file(_weights_options(chosen), pictures, _work(output), progress)
-        taught_by = pipeline.checkpoint_file(
+        student = inputs.checkpoint_file(_weights_options(chosen), pictures, _work(output), progress)
+        taught_by = inputs.checkpoint_file(
             options.WeightsOptions(teacher, chosen["labels"]), pictures, _work(output), progress, "teacher"
         )
-        splits = pipeline.splits_for(student, pictures, _work(output), progress)
+        splits = inputs.splits_for(student, pictures, _work(output), progress)
         # the teacher, since what is to be tuned may well be damaged
-        pipeline.ensure_understood(
-            taught_by, splits, _work(output), progress, accept=chosen["accept_accuracy"]
-        )
+        inputs.ensure_understood(taught_by, splits, _work(output), progress, accept=chosen["accept_accuracy"])
     made = distil.run(student, taught_by, splits, output, wanted, progress)
     if made.path == output:
         click.echo(f"wrote {output}")
@@ -713,12 +658,12 @@ def export(output: Path, input_px: int, **chosen: Any) -> None:
     Example: vgg-export export --weights tuned.safetensors --input-px 160 --output tuned-160.onnx
     """
     _ensure_output(output, ".onnx", chosen["weights"])
-    from . import pipeline
+    from . import inputs
     from .graphs.export import run
 
     progress = TerminalProgress()
-    checkpoint = pipeline.checkpoint_file(_weights_options(chosen), None, _work(output), progress)
-    scaled = pipeline.at_input_px(checkpoint, input_px, _work(output), progress)
+    checkpoint = inputs.checkpoint_file(_weights_options(chosen), None, _work(output), progress)
+    scaled = inputs.at_input_px(checkpoint, input_px, _work(output), progress)
     run(scaled, output, progress)
     click.echo(f"wrote {output}")
 
@@ -741,12 +686,12 @@ def quantize(source: Path, output: Path, **chosen: Any) -> None:
     """
     wanted, pictures = _quantize_options(chosen), _data_options(chosen)
     _ensure_output(output, ".onnx", source)
-    from . import pipeline
+    from . import inputs
     from .int8 import quantize
 
     progress = TerminalProgress()
-    exported = pipeline.model_file(source)
-    splits = pipeline.splits_for(exported, pictures, _work(output), progress)
+    exported = inputs.model_file(source)
+    splits = inputs.splits_for(exported, pictures, _work(output), progress)
     quantize.run(exported, splits, pictures.calibration_images, output, wanted, progress, pictures.seed)
     click.echo(f"wrote {output}")
 

@@ -20,12 +20,13 @@ from typing import Any
 import pytest
 from conftest import small_checkpoint
 
-from vgg_export import pipeline, recipes
+from vgg_export import inputs, pipeline, recipes
 from vgg_export.bundle import evaluate
 from vgg_export.core import cache
 from vgg_export.core.errors import NothingToGainError, OptionsError
 from vgg_export.core.progress import Quiet
 from vgg_export.data import splits
+from vgg_export.data.sanity import Checked
 from vgg_export.graphs import export, external_data
 from vgg_export.int8 import quantize
 from vgg_export.network import checkpoint as checkpoints
@@ -39,7 +40,7 @@ from vgg_export.options import (
     WeightsOptions,
     default_targets,
 )
-from vgg_export.search import pareto, search
+from vgg_export.search import pareto, search, within_budget
 from vgg_runtime.bundle import manifest
 from vgg_runtime.bundle.metrics import wilson_interval
 from vgg_runtime.bundle.preprocess import for_input
@@ -266,10 +267,11 @@ def test_a_loss_that_so_few_pictures_cannot_show_is_refused_before_anything_take
 ) -> None:
     asked = AllOptions(budget=Budget(max_drop=0.5))
     n = len(splits.select)
+    given = inputs.Given(None, splits, None, Checked())  # type: ignore[arg-type]
     with pytest.raises(
         OptionsError, match=rf"at most 0\.5 points cannot be shown with {n} selection pictures, .* 0 ± \d"
     ):
-        pipeline._search(None, splits, asked, Quiet())  # type: ignore[arg-type]
+        within_budget.found_for(given, asked, Quiet())
 
 
 def test_without_labels_the_loss_is_disagreement() -> None:
@@ -300,7 +302,8 @@ def test_the_reason_says_what_the_test_pictures_say_of_the_budget(allowed: float
     entries = [
         SimpleNamespace(id=name, model=SimpleNamespace(sha256=sha256)) for name, (sha256, _) in made.items()
     ]
-    told = pipeline._with_test_figures(found, entries, {name: f for name, (_, f) in made.items()}, allowed)  # type: ignore[arg-type]
+    known = {name: what for name, (_, what) in made.items()}
+    told = within_budget.with_test_figures(found, entries, known, allowed)  # type: ignore[arg-type]
     assert told.reason == f"because; {said}"
     assert told.recommended is not None
     assert told.recommended.test == made["compact"][1]
