@@ -28,13 +28,13 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
 
-from vgg_export import pipeline
-from vgg_export.cli import TerminalProgress
+from vgg_export import inputs as given
 from vgg_export.compress import feature_maps, least_squares, reconstruct
 from vgg_export.data import tensors
 from vgg_export.network import chain
 from vgg_export.network import checkpoint as checkpoints
 from vgg_export.options import DataOptions, WeightsOptions
+from vgg_export.terminal import TerminalProgress
 
 SHARES = (0.1, 0.2, 0.3, 0.5)
 PLACES = 600  # of each picture
@@ -54,9 +54,9 @@ MULTIPLE = 16
 def main(weights: str, pictures: str, layers: str, images: int) -> None:
     with tempfile.TemporaryDirectory() as name:
         folder, progress = Path(name), TerminalProgress()
-        saved = pipeline.checkpoint_file(WeightsOptions(weights), DataOptions(pictures), folder, progress)
+        saved = given.checkpoint_file(WeightsOptions(weights), DataOptions(pictures), folder, progress)
         original = checkpoints.load(saved.path)
-        splits = pipeline.splits_for(saved, DataOptions(pictures), folder, progress)
+        splits = given.splits_for(saved, DataOptions(pictures), folder, progress)
         x = tensors.stacked(splits.fit[:images], for_input(original.plan.input_px))
         print("layer    share  form     rank   error     P50 ms  P10 ms")
         with torch.inference_mode():

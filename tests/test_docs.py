@@ -13,7 +13,7 @@ from vgg_export.cli import cli
 from vgg_export.compress import prune
 from vgg_export.network import chain, weights
 from vgg_export.options import AllOptions, PruneOptions
-from vgg_export.recipes import RECIPES, Recipe
+from vgg_export.recipes import FOLD, PRUNE, RECIPES, Recipe
 from vgg_runtime.board.targets import TARGETS
 from vgg_runtime.bundle.metrics import wilson_interval
 
@@ -24,13 +24,13 @@ CODE = "\n".join(re.findall(r"^    (\S.*)$", README, re.MULTILINE) + re.findall(
 def planned(recipe: Recipe) -> chain.Plan:
     """The plan of a variant of the full-size VGG19, computed from its recipe."""
     plan, options = chain.full_width("vgg19"), PruneOptions()
-    if "prune" in recipe.steps:
+    if PRUNE in recipe.steps:
         deep = [
             tuple(prune.target_width(w, options.ratio, options.multiple) for w in block)
             for block in plan.blocks[3:]
         ]
         plan = dataclasses.replace(plan, blocks=(*plan.blocks[:3], *deep))
-    return dataclasses.replace(plan, input_px=AllOptions().scaled_px) if "fold" in recipe.steps else plan
+    return dataclasses.replace(plan, input_px=AllOptions().scaled_px) if FOLD in recipe.steps else plan
 
 
 def test_the_full_size_table_is_the_recipes() -> None:
@@ -42,13 +42,13 @@ def test_the_full_size_table_is_the_recipes() -> None:
         million, giga = float(row[2].removesuffix(" M")), float(row[3])
         assert row[1] == f"{plan.input_px} px"
         # the ranks follow from pictures; the bound on the arithmetic is an option
-        if "factorise" in recipe.steps:
+        if recipe.searched:
             linear = sum(layer.macs() for layer in plan.layers() if not layer.kernel)
             assert giga <= (AllOptions().factorise.conv_share * (plan.macs() - linear) + linear) / 1e9
             assert million < plan.parameters() / 3e6
         else:
             assert row[2:4] == [f"{plan.parameters() / 1e6:.2f} M", f"{plan.macs() / 1e9:.2f}"]
-        size = million * (1 if "quantize" in recipe.steps else 4)
+        size = million * (1 if recipe.integers else 4)
         # a small int8 file's scales count
         assert float(row[4].removesuffix(" MB")) == pytest.approx(size, rel=0.02)
         speedup = baseline_ms / float(row[5].removesuffix(" ms"))

@@ -3,32 +3,33 @@
 Exit codes: 0 done, 1 a stage or its check failed, 2 unusable input or options, 130 interrupted.
 """
 
-import contextlib
-import functools
 import json
 import logging
 import os
-import re
 import subprocess
 import sys
-import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 
-from vgg_runtime.board.targets import TARGETS
-
 from . import __version__, options
+from .command_options import (
+    all_options,
+    build,
+    built_for,
+    factorise_options,
+    given,
+    prune_options,
+    quantize_options,
+)
 from .core.errors import OptionsError, VggExportError
+from .terminal import TerminalProgress
 
 EXIT_INTERRUPTED = 130
-SECONDS_BETWEEN_LINES = 10.0
 COMPARE_BUDGET_S = 3.0
-
-Command = Callable[..., Any]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -75,55 +76,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return int(result or 0)
 
 
-class TerminalProgress:
-    """Bars with remaining time on a terminal, a line now and then elsewhere."""
-
-    @contextlib.contextmanager
-    def task(self, label: str, total: int | None) -> Iterator["_Line | _Bar"]:
-        if total and sys.stderr.isatty():
-            with click.progressbar(
-                length=total, label=f"  {label:<42}", file=sys.stderr, show_eta=True, show_pos=True
-            ) as bar:
-                yield _Bar(bar)
-            return
-        line = _Line(label, total)
-        yield line
-        line.done()
-
-
-class _Bar:
-    def __init__(self, bar: Any) -> None:
-        self._bar = bar
-
-    def advance(self, steps: int = 1) -> None:
-        self._bar.update(steps)
-
-
-class _Line:
-    """Says what is being done at once where it cannot be counted, and how long it took when it took long."""
-
-    def __init__(self, label: str, total: int | None) -> None:
-        self._label, self._total, self._done = label, total, 0
-        self._start = self._shown = time.monotonic()
-        if sys.stderr.isatty():
-            click.echo(f"  {label} ...", err=True, nl=False)
-
-    def advance(self, steps: int = 1) -> None:
-        self._done += steps
-        now = time.monotonic()
-        if self._total and now - self._shown >= SECONDS_BETWEEN_LINES:
-            left = (now - self._start) / self._done * (self._total - self._done)
-            click.echo(f"  {self._label}: {self._done} of {self._total}, {left:.0f} s left", err=True)
-            self._shown = now
-
-    def done(self) -> None:
-        seconds = time.monotonic() - self._start
-        if sys.stderr.isatty():
-            click.echo(f"\r  {self._label:<42} {seconds:.1f} s", err=True)
-        elif seconds >= 1:
-            click.echo(f"  {self._label}: done in {seconds:.1f} s", err=True)
-
-
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(__version__, prog_name="vgg-export")
 def cli() -> None:
@@ -141,232 +93,30 @@ def cli() -> None:
     warnings.simplefilter("ignore")
 
 
-def _grouped(*decorators: Command) -> Command:
-    def apply(function: Command) -> Command:
-        for decorator in reversed(decorators):
-            function = decorator(function)
-        return function
-
-    return apply
-
-
 _FILE = click.Path(path_type=Path, dir_okay=False)
 _FOLDER = click.Path(path_type=Path, file_okay=False)
-_weights = _grouped(
-    click.option(
-        "--weights",
-        default="auto",
-        show_default=True,
-        metavar="auto|imagenet|demo|random|FILE",
-        help="Where the checkpoint comes from.",
-    ),
-    click.option(
-        "--labels",
-        type=_FILE,
-        help='Class names in the order of the classes, one a line, or JSON (a list, {"0": name} or {name:'
-        " 0}).",
-    ),
+_weights = given(options.WeightsOptions, "spec", "labels")
+_data = given(options.DataOptions, "spec")
+_calibration = given(options.DataOptions, "calibration_images")
+_test = given(options.DataOptions, "test_images")
+_seed = given(options.DataOptions, "seed")
+_prune = given(
+    options.PruneOptions, "ratio", "first_block", "criterion", "multiple", "allocation", "repair", "images"
 )
-_data = click.option("--data", metavar="imagenette|DIR|none", help="Pictures; the default fits the weights.")
-_calibration = click.option(
-    "--calibration-images",
-    type=int,
-    default=options.DataOptions.calibration_images,
-    show_default=True,
-    help="At most so many calibrate int8.",
-)
-_test = click.option(
-    "--test-images",
-    type=int,
-    default=options.DataOptions.test_images,
-    show_default=True,
-    help="At most so many are evaluated.",
-)
-_seed = click.option(
-    "--seed",
-    type=click.IntRange(0, 99),
-    default=0,
-    show_default=True,
-    help="Of everything that is drawn or split at random.",
-)
-_accept = click.option(
-    "--accept-accuracy",
-    is_flag=True,
-    help="Go on with a checkpoint that is near chance on the labelled pictures, or has its classes in"
-    " another order.",
-)
-_prune = _grouped(
-    click.option(
-        "--prune-ratio",
-        type=float,
-        default=options.PruneOptions.ratio,
-        show_default=True,
-        help="Share of the filters to remove.",
-    ),
-    click.option(
-        "--prune-from",
-        type=click.Choice(options.BLOCK_NAMES),
-        default=options.PruneOptions.first_block,
-        show_default=True,
-        help="First block to prune.",
-    ),
-    click.option(
-        "--criterion",
-        type=click.Choice(options.CRITERIA),
-        default=options.PruneOptions.criterion,
-        show_default=True,
-        help="What makes a filter important.",
-    ),
-    click.option(
-        "--width-multiple",
-        type=int,
-        help="Widths land on a multiple of this  [default: what the target's int8 kernels want, 8 or 16]",
-    ),
-    click.option(
-        "--prune-widths",
-        type=click.Choice(options.ALLOCATIONS),
-        default=options.PruneOptions.allocation,
-        show_default=True,
-        help="The same ratio everywhere, or more where filters are missed less (needs obs).",
-    ),
-)
-_no_repair = click.option(
-    "--no-repair", is_flag=True, help="Prune without the closed-form repair, to see what it buys."
-)
-_repair_images = click.option(
-    "--repair-images",
-    type=int,
-    default=options.REPAIR_IMAGES,
-    show_default=True,
-    help="At most so many to fit layers on.",
-)
-_factorise = _grouped(
-    click.option(
-        "--conv-share",
-        type=float,
-        default=options.FactoriseOptions.conv_share,
-        show_default=True,
-        help="What is left of the convolutions' arithmetic.",
-    ),
-    click.option(
-        "--fc-ranks",
-        metavar="A,B",
-        help="Ranks of fc1 and fc2  [default: by their width and the number of classes]",
-    ),
-)
-_finetune = _grouped(
-    click.option(
-        "--finetune-epochs",
-        "epochs",
-        type=int,
-        default=options.FinetuneOptions.epochs,
-        show_default=True,
-        help="0 to leave it out. Compact variants have levels of their own: --distil-up-to.",
-    ),
-    click.option(
-        "--finetune-images",
-        "images",
-        type=int,
-        default=options.FinetuneOptions.images,
-        show_default=True,
-        help="At most so many an epoch.",
-    ),
-    click.option(
-        "--learning-rate",
-        "rate",
-        type=float,
-        default=options.FinetuneOptions.rate,
-        show_default=True,
-        help="Of the first epoch, relative to the size of each tensor; halved in each one after.",
-    ),
-    click.option(
-        "--train-from",
-        type=click.Choice(options.TRAINABLE),
-        default=options.FinetuneOptions.train_from,
-        show_default=True,
-        help="First layers whose weights move; fc1: only the classifier.",
-    ),
-)
-_one_target = functools.partial(
-    click.option, "--target", type=click.Choice(tuple(TARGETS)), help="The core that int8 is made for."
-)
-_target = _one_target(default=options.QuantizeOptions.target, show_default=True)
-_target_here = _one_target(default=lambda: options.default_targets()[0], show_default="this machine")
-_targets = click.option(
-    "--target",
-    "targets",
-    type=click.Choice(tuple(TARGETS)),
-    multiple=True,
-    help="The core to build for; may be repeated, and then only what is worth it on one of them is made"
-    "  [default: this machine and pi5, every variant]",
-)
-_quantize = _grouped(
-    click.option(
-        "--int8-method",
-        type=click.Choice(("auto", *options.INT8_FORMS)),
-        default=options.QuantizeOptions.method,
-        show_default=True,
-        help="How int8 is made; auto: the plain minmax, or what is closer to the float model where that is"
-        " not close enough.",
-    ),
-    click.option(
-        "--min-agreement",
-        type=float,
-        default=options.QuantizeOptions.min_agreement,
-        show_default=True,
-        help="With the float model; below it the most sensitive layers stay float (not of compact variants"
-        " under --max-drop). 0: none.",
-    ),
-)
-
-
-_scaled = click.option(
-    "--scaled-px",
-    type=int,
-    default=options.AllOptions.scaled_px,
-    show_default=True,
-    help="Side of the smaller input.",
-)
-_budget = _grouped(
-    click.option(
-        "--max-drop",
-        type=float,
-        metavar="POINTS",
-        help="Search the compact variants: lose at most so many points of top-1, standard error included.",
-    ),
-    click.option("--target-size", metavar="SIZE", help="Search: a file of at most so much, e.g. 20MB."),
-    click.option(
-        "--target-speedup",
-        type=float,
-        metavar="X",
-        help="Search: at least so many times the baseline's speed, here.",
-    ),
-)
-_distil = click.option(
-    "--distil-up-to",
-    type=click.Choice(options.DISTIL_CHOICES),
-    default=options.DistilOptions.up_to,
-    show_default=True,
-    help="Of the compact variants: what is trained again. auto: the classifier; for a budget the deeper"
-    " blocks, too, if needed.",
-)
+_repair_images = given(options.FactoriseOptions, "images")
+_finetune = given(options.FinetuneOptions, "epochs", "images", "rate", "train_from")
+_factorise = given(options.FactoriseOptions, "conv_share", "fc_ranks")
+_distil = given(options.DistilOptions, "up_to")
+_quantize = given(options.QuantizeOptions, "method", "min_agreement")
+_scaled = given(options.AllOptions, "scaled_px")
+_accept = given(options.AllOptions, "accept_accuracy")
+_work_folder = given(options.AllOptions, "work")
+_bundle_output = given(options.AllOptions, "output")
 
 
 def _work(output: Path) -> Path:
     """Where a single stage keeps what it converts on the way."""
     return output.parent / f".{output.stem}.work"
-
-
-def _weights_options(chosen: dict[str, Any]) -> options.WeightsOptions:
-    return options.WeightsOptions(chosen["weights"], chosen["labels"], chosen.get("seed", 0))
-
-
-def _data_options(chosen: dict[str, Any]) -> options.DataOptions:
-    default = options.DataOptions()
-    calibration = chosen.get("calibration_images", default.calibration_images)
-    return options.DataOptions(
-        chosen["data"], chosen.get("seed", 0), calibration, chosen.get("test_images", default.test_images)
-    )
 
 
 def _ensure_output(output: Path, suffix: str, *inputs: Path | str) -> None:
@@ -380,103 +130,22 @@ def _ensure_output(output: Path, suffix: str, *inputs: Path | str) -> None:
             )
 
 
-def _quantize_options(chosen: dict[str, Any]) -> options.QuantizeOptions:
-    return options.QuantizeOptions(_built_for(chosen)[0], chosen["int8_method"], chosen["min_agreement"])
-
-
-def _built_for(chosen: dict[str, Any]) -> tuple[str, ...]:
-    """The cores that a command builds for."""
-    return (chosen["target"],) if "target" in chosen else chosen.get("targets") or options.default_targets()
-
-
-def _prune_options(chosen: dict[str, Any]) -> options.PruneOptions:
-    return options.PruneOptions(
-        chosen["prune_ratio"],
-        chosen["prune_from"],
-        chosen["criterion"],
-        options.width_multiple(_built_for(chosen))
-        if chosen["width_multiple"] is None
-        else chosen["width_multiple"],
-        chosen["seed"],
-        repair=not chosen["no_repair"],
-        images=chosen["repair_images"],
-        allocation=chosen["prune_widths"],
-    )
-
-
-def _factorise_options(chosen: dict[str, Any]) -> options.FactoriseOptions:
-    ranks = None
-    if chosen["fc_ranks"]:
-        try:
-            first, second = (int(part) for part in chosen["fc_ranks"].split(","))
-        except ValueError as error:
-            raise OptionsError(
-                f"--fc-ranks takes two whole numbers such as 256,128, found {chosen['fc_ranks']!r}"
-            ) from error
-        ranks = (first, second)
-    multiple = options.width_multiple(_built_for(chosen))
-    return options.FactoriseOptions(
-        chosen["conv_share"], ranks, multiple, chosen["repair_images"], seed=chosen["seed"]
-    )
-
-
-def _budget_options(chosen: dict[str, Any]) -> options.Budget:
-    budget = options.Budget(chosen["max_drop"], _bytes(chosen["target_size"]), chosen["target_speedup"])
-    given = (
-        click.get_current_context().get_parameter_source("conv_share")
-        is not click.core.ParameterSource.DEFAULT
-    )
-    if budget.asked and (chosen["fc_ranks"] or given):
-        raise OptionsError(
-            "a budget searches for the ranks, --conv-share and --fc-ranks set them: give one or the other"
-        )
-    return budget
-
-
-def _bytes(text: str | None) -> int | None:
-    """ "20MB", "500 kB" or "20000000" in bytes."""
-    if text is None:
-        return None
-    found = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([kKmMgG]?)[bB]?\s*", text)
-    if not found:
-        raise OptionsError(f"--target-size takes a size such as 20MB, found {text!r}")
-    return round(float(found[1]) * {"": 1, "k": 1e3, "m": 1e6, "g": 1e9}[found[2].lower()])
-
-
-def _finetune_options(chosen: dict[str, Any]) -> options.FinetuneOptions:
-    return options.FinetuneOptions(
-        chosen["epochs"],
-        chosen["rate"],
-        train_from=chosen["train_from"],
-        images=chosen["images"],
-        seed=chosen["seed"],
-    )
-
-
 @cli.command("all")
-@click.option(
-    "--output",
-    type=_FOLDER,
-    default=Path("artifacts"),
-    show_default=True,
-    help="The bundle; replaced as a whole.",
-)
-@click.option("--work", type=_FOLDER, help="Intermediate files  [default: .OUTPUT.work beside the output]")
+@_bundle_output
+@_work_folder
 @_weights
 @_data
 @_calibration
 @_test
 @_prune
-@_no_repair
-@_repair_images
 @_finetune
 @_factorise
 @_distil
-@_budget
-@_targets
+@given(options.Budget)
+@given(options.AllOptions, "targets")
 @_quantize
 @_scaled
-@click.option("--variants", metavar="A,B", help="Only these and the baseline  [default: all]")
+@given(options.AllOptions, "variants")
 @_accept
 @_seed
 @click.option("--no-compare", is_flag=True, help="Do not measure the variants on this machine at the end.")
@@ -486,24 +155,7 @@ def all_(no_compare: bool, **chosen: Any) -> int:
 
     Example: vgg-export all --weights my_vgg16.pth --data photos/ --target pi4
     """
-    wanted = options.AllOptions(
-        output=chosen["output"],
-        work=chosen["work"],
-        weights=_weights_options(chosen),
-        data=_data_options(chosen),
-        prune=_prune_options(chosen),
-        finetune=_finetune_options(chosen),
-        factorise=_factorise_options(chosen),
-        distil=options.DistilOptions(chosen["distil_up_to"], chosen["images"], chosen["seed"]),
-        quantize=_quantize_options(chosen),
-        budget=_budget_options(chosen),
-        scaled_px=chosen["scaled_px"],
-        variants=tuple(name.strip() for name in chosen["variants"].split(","))
-        if chosen["variants"]
-        else None,
-        targets=chosen["targets"] or None,
-        accept_accuracy=chosen["accept_accuracy"],
-    )
+    wanted = all_options(chosen)
     from vgg_runtime.bundle.manifest import REPORT_NAME
 
     from . import pipeline
@@ -526,58 +178,30 @@ def all_(no_compare: bool, **chosen: Any) -> int:
 @_data
 @_calibration
 @_test
-@click.option(
-    "--ratios",
-    metavar="A,B",
-    default=",".join(map(str, options.SWEEP_RATIOS)),
-    show_default=True,
-    help="Of filters to remove.",
-)
-@click.option(
-    "--max-drop",
-    type=float,
-    default=options.SweepOptions.max_drop,
-    show_default=True,
-    metavar="POINTS",
-    help="Of the recommended point.",
-)
+@given(options.SweepOptions)
 @_repair_images
 @_distil
-@_target_here
+@given(
+    options.QuantizeOptions,
+    "target",
+    default=lambda: options.default_targets()[0],
+    show_default="this machine",
+)
 @_quantize
 @_scaled
 @_accept
 @_seed
-@click.option("--work", type=_FOLDER, help="Intermediate files  [default: .OUTPUT.work beside the output]")
+@_work_folder
 @click.option(
     "--output", type=_FOLDER, required=True, help="Folder for front.json, front.csv, front.svg and front.png."
 )
-def sweep(ratios: str, max_drop: float, **chosen: Any) -> None:
+def sweep(**chosen: Any) -> None:
     """The whole trade-off: compact variants of every strength, and what keeps them honest beside them.
 
     Example: vgg-export sweep --weights my_vgg16.pth --data photos/ --output front
     """
-    try:
-        asked = options.SweepOptions(tuple(float(part) for part in ratios.split(",")), max_drop)
-    except ValueError as error:
-        raise OptionsError(f"--ratios takes numbers such as 0.1,0.3, found {ratios!r}") from error
-    multiple = options.width_multiple(_built_for(chosen))
-    wanted = options.AllOptions(
-        output=chosen["output"],
-        work=chosen["work"],
-        weights=_weights_options(chosen),
-        data=_data_options(chosen),
-        prune=options.PruneOptions(multiple=multiple, images=chosen["repair_images"], seed=chosen["seed"]),
-        factorise=options.FactoriseOptions(
-            multiple=multiple, images=chosen["repair_images"], seed=chosen["seed"]
-        ),
-        distil=options.DistilOptions(chosen["distil_up_to"], seed=chosen["seed"]),
-        quantize=_quantize_options(chosen),
-        budget=options.Budget(max_drop),
-        scaled_px=chosen["scaled_px"],
-        targets=(chosen["target"],),
-        accept_accuracy=chosen["accept_accuracy"],
-    )
+    asked = build(options.SweepOptions, chosen)
+    wanted = all_options(chosen, targets=built_for(chosen))
     from . import pipeline
 
     found = pipeline.run_sweep(wanted, asked, TerminalProgress())
@@ -589,8 +213,6 @@ def sweep(ratios: str, max_drop: float, **chosen: Any) -> None:
 @_weights
 @_data
 @_prune
-@_no_repair
-@_repair_images
 @click.option("--no-pictures", is_flag=True, help="Noise instead of pictures; --data is not used.")
 @_accept
 @_seed
@@ -601,27 +223,25 @@ def prune(output: Path, no_pictures: bool, **chosen: Any) -> None:
     Example: vgg-export prune --weights my_vgg16.pth --data photos/ --prune-ratio 0.2 --output
     pruned.safetensors
     """
-    wanted, pictures = _prune_options(chosen), _data_options(chosen)
+    wanted, pictures = prune_options(chosen), build(options.DataOptions, chosen)
     if no_pictures and (chosen["data"] or not wanted.sees_pictures):
         raise OptionsError(
             "--no-pictures goes neither with --data nor, unless --criterion is obs, with --no-repair"
         )
     _ensure_output(output, ".safetensors", chosen["weights"])
-    from . import pipeline
+    from . import inputs
     from .compress import prune
 
     progress = TerminalProgress()
-    checkpoint = pipeline.checkpoint_file(
-        _weights_options(chosen), pictures if chosen["data"] else None, _work(output), progress
+    checkpoint = inputs.checkpoint_file(
+        build(options.WeightsOptions, chosen), pictures if chosen["data"] else None, _work(output), progress
     )
     needed = wanted.sees_pictures and not no_pictures
     splits = (
-        pipeline.splits_for(checkpoint, pictures, _work(output), progress)
-        if needed or chosen["data"]
-        else None
+        inputs.splits_for(checkpoint, pictures, _work(output), progress) if needed or chosen["data"] else None
     )
     if splits:
-        pipeline.ensure_understood(
+        inputs.ensure_understood(
             checkpoint, splits, _work(output), progress, accept=chosen["accept_accuracy"]
         )
     prune.run(checkpoint, splits if needed else None, output, wanted, progress)
@@ -643,15 +263,17 @@ def factorise(output: Path, **chosen: Any) -> None:
     Example: vgg-export factorise --weights my_vgg16.pth --data photos/ --conv-share 0.4 --output
     compact.safetensors
     """
-    wanted, pictures = _factorise_options(chosen), _data_options(chosen)
+    wanted, pictures = factorise_options(chosen), build(options.DataOptions, chosen)
     _ensure_output(output, ".safetensors", chosen["weights"])
-    from . import pipeline
+    from . import inputs
     from .compress import factorise
 
     progress = TerminalProgress()
-    checkpoint = pipeline.checkpoint_file(_weights_options(chosen), pictures, _work(output), progress)
-    splits = pipeline.splits_for(checkpoint, pictures, _work(output), progress)
-    pipeline.ensure_understood(checkpoint, splits, _work(output), progress, accept=chosen["accept_accuracy"])
+    checkpoint = inputs.checkpoint_file(
+        build(options.WeightsOptions, chosen), pictures, _work(output), progress
+    )
+    splits = inputs.splits_for(checkpoint, pictures, _work(output), progress)
+    inputs.ensure_understood(checkpoint, splits, _work(output), progress, accept=chosen["accept_accuracy"])
     factorise.run(checkpoint, splits, output, wanted, progress, _work(output))
     click.echo(f"wrote {output}")
 
@@ -674,24 +296,24 @@ def finetune(output: Path, teacher: str, **chosen: Any) -> None:
 
     On several cores or machines: torchrun --standalone --nproc-per-node 2 -m vgg_export finetune ...
     """
-    wanted, pictures = _finetune_options(chosen), _data_options(chosen)
+    wanted, pictures = build(options.FinetuneOptions, chosen), build(options.DataOptions, chosen)
     _ensure_output(output, ".safetensors", chosen["weights"], teacher)
-    from . import pipeline
+    from . import inputs
     from .compress import distil
     from .core import files
 
     progress = TerminalProgress()
     # under torchrun the first process prepares, the others find it done
     with files.exclusive(_work(output)):
-        student = pipeline.checkpoint_file(_weights_options(chosen), pictures, _work(output), progress)
-        taught_by = pipeline.checkpoint_file(
+        student = inputs.checkpoint_file(
+            build(options.WeightsOptions, chosen), pictures, _work(output), progress
+        )
+        taught_by = inputs.checkpoint_file(
             options.WeightsOptions(teacher, chosen["labels"]), pictures, _work(output), progress, "teacher"
         )
-        splits = pipeline.splits_for(student, pictures, _work(output), progress)
+        splits = inputs.splits_for(student, pictures, _work(output), progress)
         # the teacher, since what is to be tuned may well be damaged
-        pipeline.ensure_understood(
-            taught_by, splits, _work(output), progress, accept=chosen["accept_accuracy"]
-        )
+        inputs.ensure_understood(taught_by, splits, _work(output), progress, accept=chosen["accept_accuracy"])
     made = distil.run(student, taught_by, splits, output, wanted, progress)
     if made.path == output:
         click.echo(f"wrote {output}")
@@ -713,12 +335,12 @@ def export(output: Path, input_px: int, **chosen: Any) -> None:
     Example: vgg-export export --weights tuned.safetensors --input-px 160 --output tuned-160.onnx
     """
     _ensure_output(output, ".onnx", chosen["weights"])
-    from . import pipeline
+    from . import inputs
     from .graphs.export import run
 
     progress = TerminalProgress()
-    checkpoint = pipeline.checkpoint_file(_weights_options(chosen), None, _work(output), progress)
-    scaled = pipeline.at_input_px(checkpoint, input_px, _work(output), progress)
+    checkpoint = inputs.checkpoint_file(build(options.WeightsOptions, chosen), None, _work(output), progress)
+    scaled = inputs.at_input_px(checkpoint, input_px, _work(output), progress)
     run(scaled, output, progress)
     click.echo(f"wrote {output}")
 
@@ -729,7 +351,7 @@ def export(output: Path, input_px: int, **chosen: Any) -> None:
 )
 @_data
 @_calibration
-@_target
+@given(options.QuantizeOptions, "target")
 @_quantize
 @_seed
 @click.option("--output", type=_FILE, required=True, help="The int8 model (.onnx).")
@@ -739,14 +361,14 @@ def quantize(source: Path, output: Path, **chosen: Any) -> None:
 
     Example: vgg-export quantize --model tuned.onnx --data photos/ --target pi4 --output tuned-int8.onnx
     """
-    wanted, pictures = _quantize_options(chosen), _data_options(chosen)
+    wanted, pictures = quantize_options(chosen), build(options.DataOptions, chosen)
     _ensure_output(output, ".onnx", source)
-    from . import pipeline
+    from . import inputs
     from .int8 import quantize
 
     progress = TerminalProgress()
-    exported = pipeline.model_file(source)
-    splits = pipeline.splits_for(exported, pictures, _work(output), progress)
+    exported = inputs.model_file(source)
+    splits = inputs.splits_for(exported, pictures, _work(output), progress)
     quantize.run(exported, splits, pictures.calibration_images, output, wanted, progress, pictures.seed)
     click.echo(f"wrote {output}")
 
@@ -755,20 +377,14 @@ def quantize(source: Path, output: Path, **chosen: Any) -> None:
 @click.argument("models", nargs=-1, required=True, type=_FILE)
 @_data
 @_seed
-@click.option(
-    "--output",
-    type=_FOLDER,
-    default=Path("artifacts"),
-    show_default=True,
-    help="The bundle; replaced as a whole.",
-)
+@_bundle_output
 def bundle(models: tuple[Path, ...], output: Path, **chosen: Any) -> None:
     """Put exported models into a folder for the board; the first is the baseline, each is named after its
     file.
 
     Example: vgg-export bundle baseline.onnx tuned-int8.onnx --data photos/ --output artifacts
     """
-    pictures = _data_options(chosen)
+    pictures = build(options.DataOptions, chosen)
     from . import pipeline
 
     pipeline.bundle_files(models, pictures, output, TerminalProgress())
@@ -791,7 +407,7 @@ def evaluate(
 
     Example: vgg-export evaluate --bundle artifacts --data photos/test
     """
-    pictures = _data_options(chosen)
+    pictures = build(options.DataOptions, chosen)
     from vgg_runtime import text
     from vgg_runtime.report import tables
 
@@ -856,43 +472,25 @@ def report(results: tuple[Path, ...]) -> None:
 
 @cli.command()
 @click.argument("host", metavar="USER@HOST")
-@click.option(
-    "--bundle",
-    type=_FOLDER,
-    default=options.DeployOptions.bundle,
-    show_default=True,
-    help="What to bring there.",
-)
-@click.option("--output", type=_FOLDER, help="Where the results go  [default: results/HOST]")
-@click.option(
-    "--port", type=click.IntRange(1, 65535), help="Of the ssh server  [default: what ssh says, most often 22]"
-)
-@click.option(
-    "--identity", type=_FILE, metavar="FILE", help="The private key to log in with  [default: what ssh finds]"
-)
-@click.option(
-    "--path",
-    default=options.DeployOptions.path,
-    show_default=True,
-    help="Folder on the board, from the home folder on.",
-)
-@click.option("--variants", metavar="A,B", help="Bring and run only these and the baseline  [default: all]")
-@click.option("--wheels", is_flag=True, help="Bring the Python packages along: the board needs no internet.")
-@click.option("--web", is_flag=True, help="Install what the page (compare.py --serve) needs, too.")
-@click.option(
-    "--budget",
+@given(
+    options.DeployOptions,
+    "bundle",
+    "output",
+    "port",
+    "identity",
+    "path",
+    "variants",
+    "wheels",
+    "web",
     "budget_s",
-    type=float,
-    metavar="SECONDS",
-    help="Of timed runs per variant  [default: compare.py's own]",
+    "run",
 )
-@click.option("--no-run", is_flag=True, help="Copy and install, but run nothing.")
-def deploy(no_run: bool, **chosen: Any) -> int:
+def deploy(host: str, **chosen: Any) -> int:
     """Bring a bundle to a board over ssh, run it there, and bring the results back.
 
     Example: vgg-export deploy pi@raspberrypi.local --bundle artifacts --wheels
     """
-    wanted = options.DeployOptions(run=not no_run, **chosen)
+    wanted = build(options.DeployOptions, chosen, host=host)
     from .deploy import deploy
 
     done = deploy.run(wanted, click.echo, TerminalProgress())

@@ -1,4 +1,5 @@
-"""What can be asked of each stage: frozen dataclasses, validated when made, defaults stated once."""
+"""What can be asked of each stage: frozen dataclasses, validated when made. Defaults, and what a command line
+says of a field, stand once, beside it."""
 
 import dataclasses
 import re
@@ -9,6 +10,7 @@ from typing import Any
 from vgg_runtime.board.targets import TARGETS, here
 
 from .core.errors import OptionsError
+from .core.option import Option, asked, asked_as
 
 WIDTH_MULTIPLE = 16  # onnxruntime's fast int8 kernels on ARM want channels in multiples of 4 in and 16 out
 BLOCK_NAMES = ("conv1", "conv2", "conv3", "conv4", "conv5")
@@ -16,25 +18,39 @@ TRAINABLE = (*BLOCK_NAMES, "fc1")  # first layers to train: a block of convoluti
 REPAIR_IMAGES, REPAIR_HELD_IMAGES = 200, 60  # to fit layers on, and to choose and measure with
 CRITERIA = ("l2", "l1", "random", "obs")
 ALLOCATIONS = ("uniform", "sensitivity")
+SEED = Option("--seed", "Of everything that is drawn or split at random.", bounds=(0, 99))
+REPAIR = Option("--repair-images", "At most so many to fit layers on.")
+EPOCH_IMAGES = Option("--finetune-images", "At most so many an epoch.")
 
 
 @dataclasses.dataclass(frozen=True)
 class WeightsOptions:
     """``spec``: auto, imagenet, demo, random, or a file."""
 
-    spec: str = "auto"
-    labels: Path | None = None
-    seed: int = 0
+    spec: str = asked(
+        "auto",
+        "--weights",
+        "Where the checkpoint comes from.",
+        metavar="auto|imagenet|demo|random|FILE",
+    )
+    labels: Path | None = asked(
+        None,
+        "--labels",
+        'Class names in the order of the classes, one a line, or JSON (a list, {"0": name} or {name: 0}).',
+    )
+    seed: int = asked_as(0, SEED)
 
 
 @dataclasses.dataclass(frozen=True)
 class DataOptions:
     """``spec``: imagenette, none, a folder, or None for what fits the weights."""
 
-    spec: str | None = None
-    seed: int = 0
-    calibration_images: int = 128
-    test_images: int = 1200
+    spec: str | None = asked(
+        None, "--data", "Pictures; the default fits the weights.", metavar="imagenette|DIR|none"
+    )
+    seed: int = asked_as(0, SEED)
+    calibration_images: int = asked(128, "--calibration-images", "At most so many calibrate int8.")
+    test_images: int = asked(1200, "--test-images", "At most so many are evaluated.")
 
     def __post_init__(self) -> None:
         if self.calibration_images < 1:
@@ -50,15 +66,25 @@ class PruneOptions:
     are missed less. ``repair`` fits what is left in closed form to ``images`` pictures, choosing and
     measuring with ``held_images`` others."""
 
-    ratio: float = 0.10
-    first_block: str = "conv4"
-    criterion: str = "l2"
-    multiple: int = WIDTH_MULTIPLE
-    seed: int = 0
-    repair: bool = True
-    images: int = REPAIR_IMAGES
+    ratio: float = asked(0.10, "--prune-ratio", "Share of the filters to remove.")
+    first_block: str = asked("conv4", "--prune-from", "First block to prune.", choices=BLOCK_NAMES)
+    criterion: str = asked("l2", "--criterion", "What makes a filter important.", choices=CRITERIA)
+    multiple: int = asked(
+        WIDTH_MULTIPLE,
+        "--width-multiple",
+        "Widths land on a multiple of this  [default: what the target's int8 kernels want, 8 or 16]",
+        derived=True,
+    )
+    seed: int = asked_as(0, SEED)
+    repair: bool = asked(True, "--no-repair", "Prune without the closed-form repair, to see what it buys.")
+    images: int = asked_as(REPAIR_IMAGES, REPAIR)
     held_images: int = REPAIR_HELD_IMAGES
-    allocation: str = "uniform"
+    allocation: str = asked(
+        "uniform",
+        "--prune-widths",
+        "The same ratio everywhere, or more where filters are missed less (needs obs).",
+        choices=ALLOCATIONS,
+    )
 
     def __post_init__(self) -> None:
         if not 0 <= self.ratio < 1:
@@ -96,16 +122,29 @@ class FinetuneOptions:
     ``train_from``: the first block whose weights move; ``images`` per epoch at most, of each a part of at
     least ``least_area``."""
 
-    epochs: int = 2
-    rate: float = 1e-3
+    epochs: int = asked(
+        2,
+        "--finetune-epochs",
+        "0 to leave it out. Compact variants have levels of their own: --distil-up-to.",
+    )
+    rate: float = asked(
+        1e-3,
+        "--learning-rate",
+        "Of the first epoch, relative to the size of each tensor; halved in each one after.",
+    )
     decay: float = 0.5  # of the rate, each epoch
     batch: int = 16
     temperature: float = 2.0
-    train_from: str = "conv4"
-    images: int = 1000
+    train_from: str = asked(
+        "conv4",
+        "--train-from",
+        "First layers whose weights move; fc1: only the classifier.",
+        choices=TRAINABLE,
+    )
+    images: int = asked_as(1000, EPOCH_IMAGES)
     select_images: int = 400
     least_area: float = 0.4
-    seed: int = 0
+    seed: int = asked_as(0, SEED)
 
     def __post_init__(self) -> None:
         if not 0 < self.least_area <= 1:
@@ -146,9 +185,15 @@ class DistilOptions:
     ``Budget`` the deeper blocks, too, where the classifier does not keep half of its ``max_drop``, or helped
     and there is none. Each level goes on from the one before."""
 
-    up_to: str = "auto"
-    images: int = FinetuneOptions.images
-    seed: int = 0
+    up_to: str = asked(
+        "auto",
+        "--distil-up-to",
+        "Of the compact variants: what is trained again. auto: the classifier; for a budget the deeper"
+        " blocks, too, if needed.",
+        choices=DISTIL_CHOICES,
+    )
+    images: int = asked_as(FinetuneOptions.images, EPOCH_IMAGES)
+    seed: int = asked_as(0, SEED)
 
     def __post_init__(self) -> None:
         if self.up_to not in DISTIL_CHOICES:
@@ -168,6 +213,21 @@ class DistilOptions:
         }
 
 
+def ranks(text: str) -> tuple[int, int] | None:
+    """ "256,128" as two numbers; nothing as None.
+
+    Raises:
+        OptionsError: it is something else.
+    """
+    if not text:
+        return None
+    try:
+        first, second = (int(part) for part in text.split(","))
+    except ValueError as error:
+        raise OptionsError(f"--fc-ranks takes two whole numbers such as 256,128, found {text!r}") from error
+    return first, second
+
+
 @dataclasses.dataclass(frozen=True)
 class FactoriseOptions:
     """``conv_share``: what is left of the convolutions' arithmetic at most; ``fc_ranks``: of fc1 and fc2,
@@ -175,12 +235,18 @@ class FactoriseOptions:
     measure with, at most; without ``repair`` the weights' own singular vectors are taken as they are, to see
     what the fit buys."""
 
-    conv_share: float = 0.28
-    fc_ranks: tuple[int, int] | None = None
+    conv_share: float = asked(0.28, "--conv-share", "What is left of the convolutions' arithmetic.")
+    fc_ranks: tuple[int, int] | None = asked(
+        None,
+        "--fc-ranks",
+        "Ranks of fc1 and fc2  [default: by their width and the number of classes]",
+        metavar="A,B",
+        parse=ranks,
+    )
     multiple: int = WIDTH_MULTIPLE
-    images: int = REPAIR_IMAGES
+    images: int = asked_as(REPAIR_IMAGES, REPAIR)
     held_images: int = REPAIR_HELD_IMAGES
-    seed: int = 0
+    seed: int = asked_as(0, SEED)
     repair: bool = True
     fc_share: float = 1.0
 
@@ -230,9 +296,20 @@ class QuantizeOptions:
     the float model on ``held_images`` pictures at most that nothing was calibrated on. Where fewer than
     ``min_agreement`` of those get the float model's class, up to ``float_layers`` layers stay float."""
 
-    target: str = "pi5"
-    method: str = "auto"
-    min_agreement: float = 0.98
+    target: str = asked("pi5", "--target", "The core that int8 is made for.", choices=tuple(TARGETS))
+    method: str = asked(
+        "auto",
+        "--int8-method",
+        "How int8 is made; auto: the plain minmax, or what is closer to the float model where that is"
+        " not close enough.",
+        choices=("auto", *INT8_FORMS),
+    )
+    min_agreement: float = asked(
+        0.98,
+        "--min-agreement",
+        "With the float model; below it the most sensitive layers stay float (not of compact variants"
+        " under --max-drop). 0: none.",
+    )
     float_layers: int = 3
     held_images: int = 60
 
@@ -253,15 +330,40 @@ class QuantizeOptions:
             )
 
 
+def size_in_bytes(text: str) -> int:
+    """ "20MB", "500 kB" or "20000000" in bytes.
+
+    Raises:
+        OptionsError: it is no size.
+    """
+    found = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([kKmMgG]?)[bB]?\s*", text)
+    if not found:
+        raise OptionsError(f"--target-size takes a size such as 20MB, found {text!r}")
+    return round(float(found[1]) * {"": 1, "k": 1e3, "m": 1e6, "g": 1e9}[found[2].lower()])
+
+
 @dataclasses.dataclass(frozen=True)
 class Budget:
     """What the compact variants may cost and must reach; None: not asked. ``max_drop``: points of top-1, or
     of disagreement where there are no labels; ``size_bytes`` of the file; ``speedup`` over the baseline on
     this machine."""
 
-    max_drop: float | None = None
-    size_bytes: int | None = None
-    speedup: float | None = None
+    max_drop: float | None = asked(
+        None,
+        "--max-drop",
+        "Search the compact variants: lose at most so many points of top-1, standard error included.",
+        metavar="POINTS",
+    )
+    size_bytes: int | None = asked(
+        None,
+        "--target-size",
+        "Search: a file of at most so much, e.g. 20MB.",
+        metavar="SIZE",
+        parse=size_in_bytes,
+    )
+    speedup: float | None = asked(
+        None, "--target-speedup", "Search: at least so many times the baseline's speed, here.", metavar="X"
+    )
 
     def __post_init__(self) -> None:
         for flag, value, low in (
@@ -301,13 +403,27 @@ def width_multiple(targets: Sequence[str]) -> int:
 SWEEP_RATIOS = (0.1, 0.3, 0.5)
 
 
+def ratios(text: str) -> tuple[float, ...]:
+    """ "0.1,0.3" as numbers.
+
+    Raises:
+        OptionsError: there is something else among them.
+    """
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError as error:
+        raise OptionsError(f"--ratios takes numbers such as 0.1,0.3, found {text!r}") from error
+
+
 @dataclasses.dataclass(frozen=True)
 class SweepOptions:
     """``ratios``: of filters, from the first block on, for the families that remove filters; ``max_drop`` of
     the recommendation."""
 
-    ratios: tuple[float, ...] = SWEEP_RATIOS
-    max_drop: float = 1.0
+    ratios: tuple[float, ...] = asked(
+        SWEEP_RATIOS, "--ratios", "Of filters to remove.", metavar="A,B", parse=ratios
+    )
+    max_drop: float = asked(1.0, "--max-drop", "Of the recommended point.", metavar="POINTS")
 
     def __post_init__(self) -> None:
         if not all(0 < ratio < 1 for ratio in self.ratios):
@@ -315,12 +431,19 @@ class SweepOptions:
         Budget(self.max_drop)
 
 
+def variant_names(text: str) -> tuple[str, ...] | None:
+    """ "pruned, compact" as names; nothing as None."""
+    return tuple(name.strip() for name in text.split(",")) if text else None
+
+
 @dataclasses.dataclass(frozen=True)
 class AllOptions:
     """Everything that ``vgg-export all`` takes."""
 
-    output: Path = Path("artifacts")
-    work: Path | None = None
+    output: Path = asked(Path("artifacts"), "--output", "The bundle; replaced as a whole.", folder=True)
+    work: Path | None = asked(
+        None, "--work", "Intermediate files  [default: .OUTPUT.work beside the output]", folder=True
+    )
     weights: WeightsOptions = dataclasses.field(default_factory=WeightsOptions)
     data: DataOptions = dataclasses.field(default_factory=DataOptions)
     prune: PruneOptions = dataclasses.field(default_factory=PruneOptions)
@@ -331,11 +454,29 @@ class AllOptions:
         default_factory=lambda: QuantizeOptions(default_targets()[0])
     )
     budget: Budget = dataclasses.field(default_factory=Budget)
-    scaled_px: int = 160
-    variants: tuple[str, ...] | None = None  # None: all; the baseline is always among them
-    # the cores to build for; None: this machine and a Pi 5, and whatever is worth it anywhere
-    targets: tuple[str, ...] | None = None
-    accept_accuracy: bool = False  # of a checkpoint that is not clearly better than chance
+    scaled_px: int = asked(160, "--scaled-px", "Side of the smaller input.")
+    # None: all; the baseline is always among them
+    variants: tuple[str, ...] | None = asked(
+        None,
+        "--variants",
+        "Only these and the baseline  [default: all]",
+        metavar="A,B",
+        parse=variant_names,
+    )
+    # None: this machine and a Pi 5, and whatever is worth it anywhere
+    targets: tuple[str, ...] | None = asked(
+        None,
+        "--target",
+        "The core to build for; may be repeated, and then only what is worth it on one of them is made"
+        "  [default: this machine and pi5, every variant]",
+        choices=tuple(TARGETS),
+    )
+    accept_accuracy: bool = asked(
+        False,
+        "--accept-accuracy",
+        "Go on with a checkpoint that is near chance on the labelled pictures, or has its classes in"
+        " another order.",
+    )
 
     def __post_init__(self) -> None:
         if unknown := [name for name in self.targets or () if name not in TARGETS]:
@@ -344,15 +485,6 @@ class AllOptions:
             raise OptionsError(
                 f"int8 is first made for {self.built_for[0]}, the first target, and not for"
                 f" {self.quantize.target}"
-            )
-        if (
-            self.budget.asked
-            and self.variants is not None
-            and not {"compact", "compact-scaled"} <= set(self.variants)
-        ):
-            raise OptionsError(
-                "a budget is met by compact or by compact-scaled, whichever the search recommends: name"
-                " both in --variants, or leave it out"
             )
         if not 32 <= self.scaled_px < 224:
             raise OptionsError(f"--scaled-px must be at least 32 and below 224, found {self.scaled_px}")
@@ -384,16 +516,35 @@ class DeployOptions:
     and comparison there, with ``budget_s`` seconds per variant if that is not None."""
 
     host: str
-    bundle: Path = Path("artifacts")
-    output: Path | None = None
-    port: int | None = None
-    identity: Path | None = None
-    path: str = "vgg-export"
-    variants: str | None = None
-    wheels: bool = False
-    web: bool = False
-    run: bool = True
-    budget_s: float | None = None
+    bundle: Path = asked(Path("artifacts"), "--bundle", "What to bring there.", folder=True)
+    output: Path | None = asked(
+        None, "--output", "Where the results go  [default: results/HOST]", folder=True
+    )
+    port: int | None = asked(
+        None,
+        "--port",
+        "Of the ssh server  [default: what ssh says, most often 22]",
+        bounds=(1, 65535),
+    )
+    identity: Path | None = asked(
+        None,
+        "--identity",
+        "The private key to log in with  [default: what ssh finds]",
+        metavar="FILE",
+    )
+    path: str = asked("vgg-export", "--path", "Folder on the board, from the home folder on.")
+    variants: str | None = asked(
+        None, "--variants", "Bring and run only these and the baseline  [default: all]", metavar="A,B"
+    )
+    wheels: bool = asked(False, "--wheels", "Bring the Python packages along: the board needs no internet.")
+    web: bool = asked(False, "--web", "Install what the page (compare.py --serve) needs, too.")
+    run: bool = asked(True, "--no-run", "Copy and install, but run nothing.")
+    budget_s: float | None = asked(
+        None,
+        "--budget",
+        "Of timed runs per variant  [default: compare.py's own]",
+        metavar="SECONDS",
+    )
 
     def __post_init__(self) -> None:
         if (

@@ -1,9 +1,13 @@
-"""Variants as data: a recipe is a list of steps, and steps that variants share are done once."""
+"""Variants as data: a recipe is a list of steps, and steps that variants share are done once.
+
+A step is an object with everything that is particular to it; nothing else asks for its name. To add one, or a
+variant, is to add an object here.
+"""
 
 import contextlib
 import dataclasses
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +18,7 @@ from .compress import distil, factorise, prune
 from .core import cache
 from .core.errors import NothingToGainError, OptionsError
 from .core.progress import Progress
-from .data import splits
+from .data.splits import Splits
 from .graphs import export, winograd
 from .int8 import activation_signedness, quantize
 from .network import input_size
@@ -23,6 +27,119 @@ from .options import AllOptions
 log = logging.getLogger(__name__)
 
 FLOAT_SHARE = 0.5  # of the allowed drop may be lost before int8, which takes a share of its own
+CHECKPOINT, MODEL = ".safetensors", ".onnx"  # what steps take and give
+
+
+@dataclasses.dataclass(frozen=True)
+class Context:
+    """What a step may use besides the artifact of the step before. ``checkpoint``: the original, which
+    teaches; ``folder``: where the steps' files stay; ``shared``: where the teacher's answers and the
+    sensitivity table do; ``steps``: those taken, the one at hand last."""
+
+    checkpoint: cache.Artifact
+    splits: Splits
+    options: AllOptions
+    progress: Progress
+    folder: Path
+    shared: Path
+    steps: "tuple[Step, ...]" = ()
+
+    @property
+    def output(self) -> Path:
+        """The file that the step at hand writes."""
+        return self.folder / ("+".join(("checkpoint", *names(self.steps))) + self.steps[-1].suffix)
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """One way to make an artifact out of another. ``takes`` and ``suffix``: the kinds of file before and
+    after it; ``run``: makes ``context.output``; ``searched``: how far it goes is what a search for a budget
+    decides; ``integers``: it gives int8, of which different cores need different builds."""
+
+    name: str
+    takes: str
+    suffix: str
+    run: Callable[[cache.Artifact, Context], cache.Artifact]
+    searched: bool = False
+    integers: bool = False
+
+
+def names(steps: Iterable[Step]) -> tuple[str, ...]:
+    """As steps are called in records, in logs and in the names of files."""
+    return tuple(step.name for step in steps)
+
+
+def _prune(before: cache.Artifact, context: Context) -> cache.Artifact:
+    return prune.run(before, context.splits, context.output, context.options.prune, context.progress)
+
+
+def _finetune(before: cache.Artifact, context: Context) -> cache.Artifact:
+    options = context.options.finetune
+    return distil.run(
+        before, context.checkpoint, context.splits, context.output, options, context.progress, context.shared
+    )
+
+
+def _factorise(before: cache.Artifact, context: Context) -> cache.Artifact:
+    options = context.options.factorise
+    return factorise.run(before, context.splits, context.output, options, context.progress, context.shared)
+
+
+def _distil(before: cache.Artifact, context: Context) -> cache.Artifact:
+    """Level by level: as long as each helps, or, where a drop is allowed, until half of it is kept (the other
+    half is int8's)."""
+    budget = context.options.budget
+    for name, level in context.options.distil.levels(budget).items():
+        output = _beside(context.output, name)
+        before = distil.run(
+            before, context.checkpoint, context.splits, output, level, context.progress, context.shared
+        )
+        # one that was skipped says why
+        if "points_lost" not in before.measured or _is_enough(before, name, budget.max_drop):
+            break
+    return before
+
+
+def _is_enough(made: cache.Artifact, level: str, allowed: float | None) -> bool:
+    """Whether no further level is needed: too little was lost, or this one did not help."""
+    if allowed is None:
+        return not made.measured["kept_epoch"]
+    lost, error = made.measured["points_lost"], made.measured["loss_error_points"]
+    words = f"{lost:+.1f} ± {error:.1f} points lost in fp32, {allowed * FLOAT_SHARE:g} allowed before int8"
+    log.info("distilled, %s: %s", level, words)
+    return bool(lost + error <= allowed * FLOAT_SHARE)
+
+
+def _fold(before: cache.Artifact, context: Context) -> cache.Artifact:
+    return input_size.run(before, context.output, context.options.scaled_px, context.progress)
+
+
+def _export(before: cache.Artifact, context: Context) -> cache.Artifact:
+    return export.run(before, context.output, context.progress)
+
+
+def _quantize(before: cache.Artifact, context: Context) -> cache.Artifact:
+    return _quantized(before, context, context.output, context.options.quantize.target)
+
+
+def _quantized(before: cache.Artifact, context: Context, output: Path, target: str) -> cache.Artifact:
+    """int8 for one core."""
+    pictures, wanted = context.options.data, dataclasses.replace(context.options.quantize, target=target)
+    count, seed = pictures.calibration_images, pictures.seed
+    return quantize.run(before, context.splits, count, output, wanted, context.progress, seed)
+
+
+def _beside(path: Path, suffix: str) -> Path:
+    return path.with_name(f"{path.stem}-{suffix}{path.suffix}")
+
+
+PRUNE = Step("prune", CHECKPOINT, CHECKPOINT, _prune)
+FINETUNE = Step("finetune", CHECKPOINT, CHECKPOINT, _finetune)
+FACTORISE = Step("factorise", CHECKPOINT, CHECKPOINT, _factorise, searched=True)
+DISTIL = Step("distil", CHECKPOINT, CHECKPOINT, _distil)
+FOLD = Step("fold", CHECKPOINT, CHECKPOINT, _fold)
+EXPORT = Step("export", CHECKPOINT, MODEL, _export)
+QUANTIZE = Step("quantize", MODEL, MODEL, _quantize, integers=True)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,93 +149,102 @@ class Recipe:
     id: str
     title: str
     description: str
-    steps: tuple[str, ...]
+    steps: tuple[Step, ...]
+
+    def __post_init__(self) -> None:
+        present = CHECKPOINT
+        for step in self.steps:
+            if step.takes != present:
+                raise ValueError(f"{self.id}: {step.name} takes {step.takes}, and finds {present}")
+            present = step.suffix
+        if present != MODEL:
+            raise ValueError(f"{self.id}: the last step must give {MODEL}, and leaves {present}")
+
+    @property
+    def searched(self) -> bool:
+        """Whether a search for a budget decides how strong it is."""
+        return any(step.searched for step in self.steps)
+
+    @property
+    def integers(self) -> bool:
+        """Whether it is an int8 model."""
+        return any(step.integers for step in self.steps)
 
 
+BASELINE = Recipe("baseline", "Baseline", "the checkpoint as it is", (EXPORT,))
+COMPACT = Recipe(
+    "compact",
+    "Compact",
+    "layers factorised and fitted in closed form, distilled, then 8-bit integers",
+    (FACTORISE, DISTIL, EXPORT, QUANTIZE),
+)
+COMPACT_SCALED = Recipe(
+    "compact-scaled",
+    "Compact, smaller input",
+    "layers factorised and fitted in closed form, smaller input, distilled at that size, 8-bit integers",
+    (FACTORISE, FOLD, DISTIL, EXPORT, QUANTIZE),
+)
 RECIPES = (
-    Recipe("baseline", "Baseline", "the checkpoint as it is", ("export",)),
+    BASELINE,
     Recipe(
         "pruned",
         "Pruned",
         "filters removed from the deeper blocks, then fine-tuned",
-        ("prune", "finetune", "export"),
+        (PRUNE, FINETUNE, EXPORT),
     ),
-    Recipe("quantized", "Quantized", "8-bit integers instead of 32-bit floats", ("export", "quantize")),
+    Recipe("quantized", "Quantized", "8-bit integers instead of 32-bit floats", (EXPORT, QUANTIZE)),
     Recipe(
         "pruned-quantized",
         "Pruned, quantized",
         "filters removed, fine-tuned, then 8-bit integers",
-        ("prune", "finetune", "export", "quantize"),
+        (PRUNE, FINETUNE, EXPORT, QUANTIZE),
     ),
     Recipe(
         "scaled",
         "Smaller input",
         "a smaller picture into the same network, not retrained",
-        ("fold", "export"),
+        (FOLD, EXPORT),
     ),
     Recipe(
         "pruned-quantized-scaled",
         "All three",
         "pruned, fine-tuned, smaller input, 8-bit integers",
-        ("prune", "finetune", "fold", "export", "quantize"),
+        (PRUNE, FINETUNE, FOLD, EXPORT, QUANTIZE),
     ),
-    Recipe(
-        "compact",
-        "Compact",
-        "layers factorised and fitted in closed form, distilled, then 8-bit integers",
-        ("factorise", "distil", "export", "quantize"),
-    ),
-    Recipe(
-        "compact-scaled",
-        "Compact, smaller input",
-        "layers factorised and fitted in closed form, smaller input, distilled at that size, 8-bit integers",
-        ("factorise", "fold", "distil", "export", "quantize"),
-    ),
+    COMPACT,
+    COMPACT_SCALED,
     Recipe(
         "compact-fp32",
         "Compact, fp32",
         "layers factorised and fitted in closed form, distilled; for boards where integers are no faster",
-        ("factorise", "distil", "export"),
+        (FACTORISE, DISTIL, EXPORT),
     ),
     Recipe(
         "compact-scaled-fp32",
         "Compact, smaller input, fp32",
         "layers factorised and fitted in closed form, smaller input, distilled at that size; for boards"
         " where integers are no faster",
-        ("factorise", "fold", "distil", "export"),
+        (FACTORISE, FOLD, DISTIL, EXPORT),
     ),
 )
+SEARCHED = (COMPACT, COMPACT_SCALED)  # what a search makes for a budget, of which it recommends one
 
 
 class Steps:
-    """What each step name of a recipe does to the artifact of the step before."""
+    """The artifacts of chains of steps, each made once."""
 
-    def __init__(
-        self,
-        checkpoint: cache.Artifact,
-        splits: splits.Splits,
-        options: AllOptions,
-        progress: Progress,
-        shared: Path | None = None,
-    ) -> None:
-        """``shared``: where the teacher's answers and the sensitivity table are kept, if not in the work
-        folder."""
-        self.checkpoint, self.splits, self.options, self.progress = checkpoint, splits, options, progress
-        self._shared = shared or options.work_folder
-        self._done: dict[tuple[str, ...], cache.Artifact] = {(): checkpoint}
+    def __init__(self, context: Context) -> None:
+        self.context = context
+        self._done: dict[tuple[Step, ...], cache.Artifact] = {(): context.checkpoint}
 
-    def make(self, steps: tuple[str, ...]) -> cache.Artifact:
+    def make(self, steps: tuple[Step, ...]) -> cache.Artifact:
         """The artifact after ``steps``; beginnings that were made before are not made again."""
         if steps not in self._done:
             before = self.make(steps[:-1])
-            perform: Callable[[cache.Artifact, Path], cache.Artifact] = getattr(self, f"_{steps[-1]}")
-            suffix = ".onnx" if {"export", "quantize"} & set(steps) else ".safetensors"
-            self._done[steps] = perform(
-                before, self.options.work_folder / ("checkpoint+" + "+".join(steps) + suffix)
-            )
+            self._done[steps] = steps[-1].run(before, dataclasses.replace(self.context, steps=steps))
         return self._done[steps]
 
-    def losses(self, steps: tuple[str, ...]) -> tuple[dict[str, Any], ...]:
+    def losses(self, steps: tuple[Step, ...]) -> tuple[dict[str, Any], ...]:
         """What each step lost, as its stage measured it on held-out pictures: ``{"step", "agreement", "kl",
         "n", "against"}``."""
         found = []
@@ -128,103 +254,47 @@ class Steps:
                 found += [{"step": name, **loss} for name, loss in made.measured.get("losses", {}).items()]
         return tuple(found)
 
-    def _prune(self, before: cache.Artifact, output: Path) -> cache.Artifact:
-        return prune.run(before, self.splits, output, self.options.prune, self.progress)
-
-    def _finetune(self, before: cache.Artifact, output: Path) -> cache.Artifact:
-        return distil.run(
-            before, self.checkpoint, self.splits, output, self.options.finetune, self.progress, self._shared
-        )
-
-    def _factorise(self, before: cache.Artifact, output: Path) -> cache.Artifact:
-        return factorise.run(before, self.splits, output, self.options.factorise, self.progress, self._shared)
-
-    def _distil(self, before: cache.Artifact, output: Path) -> cache.Artifact:
-        """Level by level: as long as each helps, or, where a drop is allowed, until half of it is kept (the
-        other half is int8's)."""
-        allowed = self.options.budget.max_drop
-        for name, level in self.options.distil.levels(self.options.budget).items():
-            made = output.with_name(f"{output.stem}-{name}{output.suffix}")
-            before = distil.run(
-                before, self.checkpoint, self.splits, made, level, self.progress, self._shared
-            )
-            if "points_lost" not in before.measured:  # it was skipped, and says why
-                break
-            lost, error = before.measured["points_lost"], before.measured["loss_error_points"]
-            if allowed is not None:
-                words = (
-                    f"{lost:+.1f} ± {error:.1f} points lost in fp32, {allowed * FLOAT_SHARE:g} allowed"
-                    " before int8"
-                )
-                log.info("distilled, %s: %s", name, words)
-            if (
-                lost + error <= allowed * FLOAT_SHARE
-                if allowed is not None
-                else not before.measured["kept_epoch"]
-            ):
-                break
-        return before
-
-    def _fold(self, before: cache.Artifact, output: Path) -> cache.Artifact:
-        return input_size.run(before, output, self.options.scaled_px, self.progress)
-
-    def _export(self, before: cache.Artifact, output: Path) -> cache.Artifact:
-        return export.run(before, output, self.progress)
-
-    def _quantize(self, before: cache.Artifact, output: Path, target: str | None = None) -> cache.Artifact:
-        chosen, wanted = self.options.data, self.options.quantize
-        if target:
-            wanted = dataclasses.replace(wanted, target=target)
-        return quantize.run(
-            before, self.splits, chosen.calibration_images, output, wanted, self.progress, chosen.seed
-        )
-
     def entry(self, recipe: Recipe) -> writer.Entry:
         """A variant with its builds for all the cores that are asked for."""
         made, losses = self.make(recipe.steps), self.losses(recipe.steps)
         targets, others = (
-            self._integer_builds(recipe, made)
-            if "quantize" in recipe.steps
-            else ((), self._float_builds(recipe, made))
+            self._integer_builds(recipe, made) if recipe.integers else ((), self._float_builds(recipe, made))
         )
-        return writer.Entry(
-            recipe.id, recipe.title, recipe.description, recipe.steps, made, losses, targets, others
-        )
+        steps = names(recipe.steps)
+        return writer.Entry(recipe.id, recipe.title, recipe.description, steps, made, losses, targets, others)
 
     def _integer_builds(
         self, recipe: Recipe, made: cache.Artifact
     ) -> tuple[tuple[str, ...], tuple[writer.Build, ...]]:
         """The cores that the recipe's own model is right for, and the builds for the others."""
         forms: dict[tuple[bool, bool], list[str]] = {}
-        for name in self.options.built_for:
+        for name in self.context.options.built_for:
             forms.setdefault((TARGETS[name].reduce_range, TARGETS[name].signed_activations), []).append(name)
         (own_range, _), own = next(iter(forms.items()))
         others, by_range = [], {own_range: (made, recipe.id)}
-        for (reduced, _), names in list(forms.items())[1:]:
-            build_id = f"{recipe.id}.{names[0]}"
+        for (reduced, _), cores in list(forms.items())[1:]:
+            build_id = f"{recipe.id}.{cores[0]}"
             if reduced not in by_range:
-                by_range[reduced] = (
-                    self._quantize(self.make(recipe.steps[:-1]), self._named(made, names[0]), names[0]),
-                    build_id,
-                )
+                before, output = self.make(recipe.steps[:-1]), _beside(made.path, cores[0])
+                by_range[reduced] = (_quantized(before, self.context, output, cores[0]), build_id)
             source, figures = by_range[reduced]
-            if TARGETS[source.measured["target"]].signed_activations != TARGETS[names[0]].signed_activations:
+            if TARGETS[source.measured["target"]].signed_activations != TARGETS[cores[0]].signed_activations:
                 source = activation_signedness.run(
-                    source, names[0], self._named(made, f"{names[0]}-retyped"), self.progress
+                    source, cores[0], _beside(made.path, f"{cores[0]}-retyped"), self.context.progress
                 )
-            others.append(writer.Build(build_id, "", tuple(names), source, figures))
+            others.append(writer.Build(build_id, "", tuple(cores), source, figures))
         return tuple(own), tuple(others)
 
     def _float_builds(self, recipe: Recipe, made: cache.Artifact) -> tuple[writer.Build, ...]:
         """Builds for the cores whose int8 is no faster than float: with Winograd's convolutions, where any
         layer gains by it."""
         others: dict[str, writer.Build] = {}
-        for name in self.options.built_for:
+        for name in self.context.options.built_for:
             core = TARGETS[name].winograd_core
             if core is None:
                 continue
             with contextlib.suppress(NothingToGainError):
-                rewritten = winograd.run(made, core, self._named(made, core), self.progress)
+                rewritten = winograd.run(made, core, _beside(made.path, core), self.context.progress)
                 if not _has_room(TARGETS[name], made, rewritten):
                     log.info(
                         "%s: no Winograd build for %s, whose memory is too small for the transformed weights",
@@ -242,10 +312,6 @@ class Steps:
                 others[rewritten.sha256] = dataclasses.replace(known, targets=(*known.targets, name))
         return tuple(others.values())
 
-    @staticmethod
-    def _named(made: cache.Artifact, suffix: str) -> Path:
-        return made.path.with_name(f"{made.path.stem}-{suffix}{made.path.suffix}")
-
 
 def _has_room(target: Target, made: cache.Artifact, rewritten: cache.Artifact) -> bool:
     """Whether weights that are transformed while they are loaded leave half of a board's memory free."""
@@ -254,13 +320,34 @@ def _has_room(target: Target, made: cache.Artifact, rewritten: cache.Artifact) -
     return target.ram_bytes is None or needed <= target.ram_bytes / 2
 
 
-def chosen_recipes(wanted: Sequence[str] | None) -> tuple[Recipe, ...]:
-    """The recipes of these names, the baseline first and always.
+def not_worth_it(recipe: Recipe, entry: writer.Entry, options: AllOptions) -> str | None:
+    """Why a variant that was not asked for by name is no use on any of the cores that were; None when it is,
+    or none were."""
+    asked = [TARGETS[name] for name in options.targets or ()]
+    if not asked or options.variants or recipe == BASELINE or entry.info["precision"] != "fp32":
+        return None
+    if all(target.ram_bytes and entry.model.path.stat().st_size > target.ram_bytes / 2 for target in asked):
+        return (
+            f"its weights alone are more than half the memory of {', '.join(target.name for target in asked)}"
+        )
+    has_integer_twin = any(other.steps == (*recipe.steps, QUANTIZE) for other in RECIPES)
+    if all(target.dot_product for target in asked) and recipe.searched and has_integer_twin:
+        return f"int8 is smaller and faster on {', '.join(target.name for target in asked)}"
+    return None
+
+
+def chosen_recipes(options: AllOptions) -> tuple[Recipe, ...]:
+    """The recipes that are asked for, the baseline first and always.
 
     Raises:
-        OptionsError: a name that is no variant.
+        OptionsError: a name that is no variant, or a budget without what it is met by.
     """
-    known = [recipe.id for recipe in RECIPES]
+    wanted, known = options.variants, [recipe.id for recipe in RECIPES]
+    if options.budget.asked and wanted is not None and not {recipe.id for recipe in SEARCHED} <= set(wanted):
+        raise OptionsError(
+            "a budget is met by compact or by compact-scaled, whichever the search recommends: name"
+            " both in --variants, or leave it out"
+        )
     if unknown := [name for name in wanted or () if name not in known]:
         raise OptionsError(f"there is no variant {unknown[0]!r}; expected some of {', '.join(known)}")
-    return tuple(recipe for recipe in RECIPES if wanted is None or recipe.id in (*wanted, RECIPES[0].id))
+    return tuple(recipe for recipe in RECIPES if wanted is None or recipe.id in (*wanted, BASELINE.id))

@@ -17,7 +17,7 @@ import pytest
 from conftest import reseal
 from launch import compare
 
-from vgg_export import options, pipeline
+from vgg_export import options, recipes
 from vgg_export.bundle import writer as bundling
 from vgg_export.core import cache
 from vgg_export.core.errors import CheckFailedError, OptionsError
@@ -442,9 +442,9 @@ def test_what_is_worth_shipping(tmp_path: Path) -> None:
 
     def reason(entry: bundling.Entry, *names: str, variants: tuple[str, ...] | None = None) -> str | None:
         wanted = QuantizeOptions(names[0] if names else options.default_targets()[0])
-        return pipeline.not_worth_it(
-            entry, AllOptions(targets=names or None, quantize=wanted, variants=variants)
-        )
+        (recipe,) = (recipe for recipe in recipes.RECIPES if recipe.id == entry.id)
+        asked = AllOptions(targets=names or None, quantize=wanted, variants=variants)
+        return recipes.not_worth_it(recipe, entry, asked)
 
     assert reason(compact, "pi5") == "int8 is smaller and faster on pi5"
     assert reason(compact, "pi5", "pi4") is None
@@ -467,8 +467,6 @@ def test_measure_counts_no_memory_of_a_child_that_never_ran(several: Path) -> No
 
 
 def test_transformed_weights_must_leave_a_board_room(tmp_path: Path) -> None:
-    from vgg_export import recipes
-
     path = tmp_path / "model.onnx"
     with path.open("wb") as file:
         file.truncate(200_000_000)  # sparse

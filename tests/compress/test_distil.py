@@ -345,8 +345,9 @@ def test_distilling_goes_as_deep_as_a_budget_takes(
         budget=budget,
     )
     shown = splits if budget.max_drop else unlabelled(splits)
-    steps = recipes.Steps(cache.of(tmp_path / "checkpoint.safetensors"), shown, wanted, Quiet())
-    made = steps.make(("prune", "distil"))
+    original = cache.of(tmp_path / "checkpoint.safetensors")
+    steps = recipes.Steps(recipes.Context(original, shown, wanted, Quiet(), tmp_path, tmp_path))
+    made = steps.make((recipes.PRUNE, recipes.DISTIL))
     assert sorted(p.stem.rpartition("-")[2] for p in tmp_path.glob("*distil-*.safetensors")) == levels
     if levels:
         assert (

@@ -18,7 +18,7 @@ import pytest
 import torch
 from conftest import CLASSES, reseal, small_torchvision_vgg
 
-from vgg_export import pipeline
+from vgg_export import inputs, pipeline
 from vgg_export.core import cache
 from vgg_export.core.errors import AccuracyError
 from vgg_export.core.progress import Quiet
@@ -264,7 +264,7 @@ def asked(
     checkpoint: checkpoints.Checkpoint, splits: Splits, folder: Path, *, accept: bool = False
 ) -> sanity.Checked:
     checkpoints.save(checkpoint, folder / "c.safetensors")
-    return pipeline.ensure_understood(
+    return inputs.ensure_understood(
         cache.of(folder / "c.safetensors"), splits, folder, Quiet(), accept=accept
     )
 

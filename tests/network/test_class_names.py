@@ -10,7 +10,7 @@ import torch
 from conftest import CLASSES, small_checkpoint, small_torchvision_vgg
 from safetensors.torch import save_file
 
-from vgg_export import pipeline
+from vgg_export import inputs
 from vgg_export.core.errors import CheckpointError
 from vgg_export.core.progress import Quiet
 from vgg_export.network import checkpoint as checkpoints
@@ -155,7 +155,7 @@ def test_the_alphabet_is_said_every_time_and_goes_with_labels(
     checkpoints.save(found, own)
     caplog.clear()
     with caplog.at_level(logging.INFO):
-        pipeline.checkpoint_file(WeightsOptions(str(own)), DataOptions(), tmp_path, Quiet())
+        inputs.checkpoint_file(WeightsOptions(str(own)), DataOptions(), tmp_path, Quiet())
     assert weights.ALPHABET in caplog.text
     (tmp_path / "names.txt").write_text("\n".join(TRAINED))
     assert weights.ALPHABET not in resolved(own, tmp_path / "names.txt").source["assumed"]

@@ -11,7 +11,7 @@ import pytest
 import torch
 from conftest import small_checkpoint, small_torchvision_vgg
 
-from vgg_export import pipeline
+from vgg_export import inputs
 from vgg_export.core import internet
 from vgg_export.core.errors import CheckpointError, HubError
 from vgg_export.core.progress import Quiet
@@ -158,7 +158,7 @@ def test_a_file_called_like_a_word_of_the_option_is_not_taken_for_it(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     checkpoints.save(small_checkpoint(), Path("demo"))
-    made = pipeline.checkpoint_file(WeightsOptions("demo"), None, tmp_path / "work", Quiet())
+    made = inputs.checkpoint_file(WeightsOptions("demo"), None, tmp_path / "work", Quiet())
     assert checkpoints.load(made.path).source["weights"] == "demo"
 
 

@@ -20,12 +20,13 @@ from typing import Any
 import pytest
 from conftest import small_checkpoint
 
-from vgg_export import pipeline, recipes
+from vgg_export import inputs, pipeline, recipes
 from vgg_export.bundle import evaluate
 from vgg_export.core import cache
 from vgg_export.core.errors import NothingToGainError, OptionsError
 from vgg_export.core.progress import Quiet
 from vgg_export.data import splits
+from vgg_export.data.sanity import Checked
 from vgg_export.graphs import export, external_data
 from vgg_export.int8 import quantize
 from vgg_export.network import checkpoint as checkpoints
@@ -39,7 +40,7 @@ from vgg_export.options import (
     WeightsOptions,
     default_targets,
 )
-from vgg_export.search import pareto, search
+from vgg_export.search import pareto, search, within_budget
 from vgg_runtime.bundle import manifest
 from vgg_runtime.bundle.metrics import wilson_interval
 from vgg_runtime.bundle.preprocess import for_input
@@ -104,11 +105,11 @@ class Scripted:
     def alone(self) -> list[search.Point]:
         return [point("int8", 0.95, 4, 4, "int8 alone", error=self.error)]
 
-    def rung(self, rung: search.Rung, steps: tuple[str, ...]) -> search.Point:
+    def rung(self, rung: search.Rung, steps: tuple[recipes.Step, ...]) -> search.Point:
         """At 224 px a rung loses and gains half as much."""
         if rung.conv_share < self.least:
             raise NothingToGainError("too narrow")
-        size_px, share = ("small", 1.0) if steps == search.COMPACT_SCALED else ("large", 0.5)
+        size_px, share = ("small", 1.0) if steps == recipes.COMPACT_SCALED.steps else ("large", 0.5)
         if rung.conv_share not in self.asked[size_px]:
             self.asked[size_px].append(rung.conv_share)
         lost, speed, size = self.rungs.get(rung.conv_share) or (0.9, 17.0, 45.0)  # the one between
@@ -266,10 +267,11 @@ def test_a_loss_that_so_few_pictures_cannot_show_is_refused_before_anything_take
 ) -> None:
     asked = AllOptions(budget=Budget(max_drop=0.5))
     n = len(splits.select)
+    given = inputs.Given(None, splits, None, Checked())  # type: ignore[arg-type]
     with pytest.raises(
         OptionsError, match=rf"at most 0\.5 points cannot be shown with {n} selection pictures, .* 0 ± \d"
     ):
-        pipeline._search(None, splits, asked, Quiet())  # type: ignore[arg-type]
+        within_budget.found_for(given, asked, Quiet())
 
 
 def test_without_labels_the_loss_is_disagreement() -> None:
@@ -300,7 +302,8 @@ def test_the_reason_says_what_the_test_pictures_say_of_the_budget(allowed: float
     entries = [
         SimpleNamespace(id=name, model=SimpleNamespace(sha256=sha256)) for name, (sha256, _) in made.items()
     ]
-    told = pipeline._with_test_figures(found, entries, {name: f for name, (_, f) in made.items()}, allowed)  # type: ignore[arg-type]
+    known = {name: what for name, (_, what) in made.items()}
+    told = within_budget.with_test_figures(found, entries, known, allowed)  # type: ignore[arg-type]
     assert told.reason == f"because; {said}"
     assert told.recommended is not None
     assert told.recommended.test == made["compact"][1]
@@ -309,9 +312,9 @@ def test_the_reason_says_what_the_test_pictures_say_of_the_budget(allowed: float
 @pytest.mark.parametrize("variants", [("compact",), ("quantized", "compact-scaled")])
 def test_a_budget_wants_both_that_may_be_recommended_in_the_bundle(variants: tuple[str, ...]) -> None:
     with pytest.raises(OptionsError, match="name both in --variants"):
-        AllOptions(budget=Budget(1.0), variants=variants)
-    AllOptions(variants=variants)
-    AllOptions(budget=Budget(1.0), variants=("compact-scaled", "compact"))
+        recipes.chosen_recipes(AllOptions(budget=Budget(1.0), variants=variants))
+    recipes.chosen_recipes(AllOptions(variants=variants))
+    recipes.chosen_recipes(AllOptions(budget=Budget(1.0), variants=("compact-scaled", "compact")))
 
 
 @pytest.mark.parametrize(
@@ -473,10 +476,12 @@ def test_with_an_allowed_drop_all_layers_of_a_compact_model_are_int8(
     for max_drop in (None, 1.0):
         made.options = dataclasses.replace(made.options, budget=Budget(max_drop))
         for options, chain in (
-            (made.options, ("export",)),
-            (made.at(search.Rung(0.5, 0.5)), ("factorise", "export")),
+            (made.options, (recipes.EXPORT,)),
+            (made.at(search.Rung(0.5, 0.5)), (recipes.FACTORISE, recipes.EXPORT)),
         ):
-            recipes.Steps(made.checkpoint, made.splits, options, Quiet()).make((*chain, "quantize"))
+            folder = options.work_folder
+            context = recipes.Context(made.checkpoint, made.splits, options, Quiet(), folder, folder)
+            recipes.Steps(context).make((*chain, recipes.QUANTIZE))
     assert asked == [(False, 0.98), (True, 0.98), (False, 0.98), (True, 0.0)]
 
 

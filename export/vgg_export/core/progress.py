@@ -1,4 +1,4 @@
-"""The one interface through which stages report how far they are; ``cli.py`` draws it, tests ignore it."""
+"""The one interface through which stages report how far they are; ``terminal.py`` draws it, tests do not."""
 
 import contextlib
 from collections.abc import Iterator

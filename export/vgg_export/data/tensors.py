@@ -3,8 +3,11 @@
 import logging
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
 
 from vgg_runtime.bundle.preprocess import Preprocessing, load, open_image, to_tensor
 
@@ -12,6 +15,7 @@ from .splits import Item
 
 if TYPE_CHECKING:
     import torch
+    from torch import nn
 
 
 log = logging.getLogger(__name__)
@@ -54,3 +58,16 @@ def stacked(items: Sequence[Item], preprocessing: Preprocessing) -> "torch.Tenso
     import torch
 
     return torch.stack([torch.from_numpy(load(item.path, preprocessing)) for item in items])
+
+
+def answering(network: "nn.Module") -> Callable[[npt.NDArray[np.float32]], npt.NDArray[np.float32]]:
+    """A network as a function of arrays: a batch [n, 3, px, px] -> logits [n, classes]."""
+    import torch
+
+    layers = network.to(memory_format=torch.channels_last)
+
+    def answer(x: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        with torch.inference_mode():
+            return layers(torch.from_numpy(x)).numpy()  # type: ignore[no-any-return]
+
+    return answer

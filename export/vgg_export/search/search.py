@@ -36,7 +36,22 @@ from vgg_export.data.splits import Item, Splits
 from vgg_export.graphs import external_data
 from vgg_export.network import checkpoint as checkpoints
 from vgg_export.options import AllOptions, Budget, PruneOptions, SweepOptions
-from vgg_export.recipes import Steps, chosen_recipes
+from vgg_export.recipes import (
+    BASELINE,
+    COMPACT,
+    COMPACT_SCALED,
+    EXPORT,
+    FACTORISE,
+    FOLD,
+    PRUNE,
+    QUANTIZE,
+    SEARCHED,
+    Context,
+    Step,
+    Steps,
+    chosen_recipes,
+    names,
+)
 from vgg_runtime.board import device
 from vgg_runtime.bundle.preprocess import Preprocessing
 from vgg_runtime.bundle.session import Model
@@ -51,8 +66,6 @@ FILTER_FAMILIES = (  # name, criterion, repaired
     ("filters by L2, not repaired", "l2", False),
     ("filters at random, not repaired", "random", False),
 )
-COMPACT = ("factorise", "distil", "export", "quantize")
-COMPACT_SCALED = ("factorise", "fold", "distil", "export", "quantize")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,11 +163,11 @@ class Judge:
         self._scratch.cleanup()
 
     def point(
-        self, family: str, name: str, steps: tuple[str, ...], made: cache.Artifact, setting: dict[str, Any]
+        self, family: str, name: str, steps: tuple[Step, ...], made: cache.Artifact, setting: dict[str, Any]
     ) -> Point:
         """Judge a model, unless that was done before with just these pictures on a machine like this."""
         info = made.measured["model"]
-        known: dict[str, Any] = {"family": family, "name": name, "steps": steps, "setting": setting}
+        known: dict[str, Any] = {"family": family, "name": name, "steps": names(steps), "setting": setting}
         options = known | {which: [[i.sha256, i.label] for i in items] for which, items in self._sets.items()}
         options |= {"timed_on": timed_on()}
 
@@ -268,7 +281,7 @@ class Search:
             progress,
         )
 
-    def rung(self, rung: Rung, steps: tuple[str, ...]) -> Point:
+    def rung(self, rung: Rung, steps: tuple[Step, ...]) -> Point:
         """The int8 point of a rung at the input size of ``steps``.
 
         Raises:
@@ -285,7 +298,7 @@ class Search:
         options = dataclasses.replace(
             options, factorise=dataclasses.replace(options.factorise, repair=False), work=folder
         )
-        chains = (("factorise", "export", "quantize"),)
+        chains = ((FACTORISE, EXPORT, QUANTIZE),)
         return self.points("compact, not fitted", rung.name, chains, options, dataclasses.asdict(rung))
 
     def at(self, rung: Rung) -> AllOptions:
@@ -311,26 +324,26 @@ class Search:
         setting = {"ratio": options.ratio, "first_block": options.first_block}
         name = f"{100 * options.ratio:g}% of the filters"
         asked = dataclasses.replace(self._judged_in_points(), prune=options, work=self._folder(family, name))
-        return self.points(family, name, (("prune", "export", "quantize"),), asked, setting)
+        return self.points(family, name, ((PRUNE, EXPORT, QUANTIZE),), asked, setting)
 
     def alone(self) -> list[Point]:
         """int8 and the smaller input without anything else: what any budget is compared with. At 224 px it is
         a variant, too, and therefore made where these are."""
-        return self.points(
-            "int8 alone", "int8", (("export", "quantize"), ("fold", "export", "quantize")), self.options, {}
-        )
+        chains = ((EXPORT, QUANTIZE), (FOLD, EXPORT, QUANTIZE))
+        return self.points("int8 alone", "int8", chains, self.options, {})
 
     def points(
         self,
         family: str,
         name: str,
-        chains: Sequence[tuple[str, ...]],
+        chains: Sequence[tuple[Step, ...]],
         options: AllOptions,
         setting: dict[str, Any],
     ) -> list[Point]:
         """One point per chain of steps, its files in the work folder of ``options``."""
         options.work_folder.mkdir(parents=True, exist_ok=True)
-        steps = Steps(self.checkpoint, self.splits, options, self.progress, self.options.work_folder)
+        folder, shared = options.work_folder, self.options.work_folder
+        steps = Steps(Context(self.checkpoint, self.splits, options, self.progress, folder, shared))
         found = []
         for chain in chains:
             made = steps.make(chain)
@@ -350,11 +363,11 @@ class Search:
     def becomes_a_variant(self, point: Point) -> bool:
         """Whether a point is one of the bundle's variants: int8 alone at the smaller input is only there to
         be compared with."""
-        return point.steps in {recipe.steps for recipe in chosen_recipes(self.options.variants)}
+        return point.steps in {names(recipe.steps) for recipe in chosen_recipes(self.options)}
 
     def baseline(self) -> Point:
         """The baseline as a point."""
-        return self.judge.point("baseline", "fp32", ("export",), self.judge.baseline, {})
+        return self.judge.point("baseline", "fp32", BASELINE.steps, self.judge.baseline, {})
 
 
 def run(search: Search, ladder: Sequence[Rung] = LADDER) -> Found:
@@ -365,9 +378,9 @@ def run(search: Search, ladder: Sequence[Rung] = LADDER) -> Found:
     """
     budget, baseline, points = search.options.budget, search.baseline(), search.alone()
     halving = Halving(search, ladder)
-    held = halving.boundary(COMPACT_SCALED, -1)
+    held = halving.boundary(COMPACT_SCALED.steps, -1)
     # the larger input is slower and no smaller: with a drop allowed it has to hold further down to be of use
-    halving.boundary(COMPACT, held if budget.max_drop is not None else -1)
+    halving.boundary(COMPACT.steps, held if budget.max_drop is not None else -1)
     if not (tried := halving.tried):
         raise OptionsError(
             "this network is too narrow to be factorised; use --prune-ratio instead of a budget"
@@ -376,7 +389,7 @@ def run(search: Search, ladder: Sequence[Rung] = LADDER) -> Found:
         [*points, *itertools.chain(*tried.values())], baseline, budget, tried, search.becomes_a_variant
     ).rung
     # both sizes become variants
-    tried[best] = [search.rung(best, steps) for steps in (COMPACT, COMPACT_SCALED)]
+    tried[best] = [search.rung(best, recipe.steps) for recipe in SEARCHED]
     return conclude(
         [*points, *itertools.chain(*tried.values())], baseline, budget, tried, search.becomes_a_variant
     )
@@ -390,14 +403,16 @@ class Halving:
         self.tried: dict[Rung, list[Point]] = {}
         self._longest_s = 0.0
 
-    def boundary(self, steps: tuple[str, ...], upper: int) -> int:
+    def boundary(self, steps: tuple[Step, ...], upper: int) -> int:
         """Try rungs below the one of index ``upper`` until the last that is not far enough and the first that
         is are neighbours, and one between these; returns the index of the last that was not, ``upper`` where
         there is none."""
         baseline, budget, lower = self.search.baseline(), self.search.options.budget, len(self.rungs)
         while lower - upper > 1:
             k = (upper + lower) // 2
-            log.info("%s: %s", " -> ".join(steps), self._remaining((lower - upper - 1).bit_length() + 1))
+            log.info(
+                "%s: %s", " -> ".join(names(steps)), self._remaining((lower - upper - 1).bit_length() + 1)
+            )
             try:
                 point = self._try(self.rungs[k], steps)
             except NothingToGainError as error:
@@ -416,7 +431,7 @@ class Halving:
             self._try(self.rungs[upper].between(self.rungs[lower]), steps)
         return upper
 
-    def _try(self, rung: Rung, steps: tuple[str, ...]) -> Point:
+    def _try(self, rung: Rung, steps: tuple[Step, ...]) -> Point:
         start = time.monotonic()
         point = self.search.rung(rung, steps)
         self._longest_s = max(self._longest_s, time.monotonic() - start)
@@ -441,7 +456,7 @@ def sweep(search: Search, options: SweepOptions, ladder: Sequence[Rung] = LADDER
     points, tried = search.alone(), dict[Rung, list[Point]]()
     for rung in walk(ladder):
         try:
-            tried[rung] = [search.rung(rung, steps) for steps in (COMPACT, COMPACT_SCALED)]
+            tried[rung] = [search.rung(rung, recipe.steps) for recipe in SEARCHED]
         except NothingToGainError as error:
             log.info("the ladder ends here: %s", error)
             break

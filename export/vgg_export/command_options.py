@@ -1,0 +1,153 @@
+"""From the fields of options dataclasses to options of commands, and from what was typed back to dataclasses."""
+
+import types
+import typing
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from . import options
+from .core.errors import OptionsError
+from .core.option import Option, options_of
+
+Command = Callable[..., Any]
+Chosen = dict[str, Any]  # what click made of a command line, by Option.key
+T = TypeVar("T")
+
+
+def given(kind: Any, *fields: str, **changed: Any) -> Callable[[Command], Command]:
+    """Gives a command the options of these fields of a dataclass, in this order; without names of all that
+    have one. ``changed``: what click is told otherwise than the field says.
+
+    Raises:
+        ValueError: a field is not asked for.
+    """
+    known = options_of(kind)
+    if unasked := [name for name in fields if name not in known]:
+        raise ValueError(f"{kind.__name__}.{unasked[0]} has no option")
+
+    def apply(command: Command) -> Command:
+        for name in reversed(fields or tuple(known)):
+            command = _click_option(kind, name, **changed)(command)
+        return command
+
+    return apply
+
+
+def _click_option(kind: Any, name: str, **changed: Any) -> Callable[[Command], Command]:
+    field, option = options_of(kind)[name]
+    value_type = _without_none(typing.get_type_hints(kind)[name])
+    told: dict[str, Any] = {"help": option.text, "metavar": option.metavar}
+    if value_type is bool:
+        told["is_flag"] = True
+    else:
+        default = None if option.derived else _typed(field.default)
+        several = bool(option.choices) and typing.get_origin(value_type) is tuple
+        told |= {"type": _click_type(option, value_type), "multiple": several}
+        told |= {"default": default, "show_default": default is not None}
+    return click.option(option.flag, **(told | changed))
+
+
+def _without_none(hint: Any) -> Any:
+    """``T`` of ``T | None``."""
+    kinds = [kind for kind in typing.get_args(hint) if kind is not types.NoneType]
+    return kinds[0] if isinstance(hint, types.UnionType) else hint
+
+
+def _typed(default: Any) -> Any:
+    """A default as it would be typed: (0.1, 0.3) as "0.1,0.3"."""
+    return ",".join(map(str, default)) if isinstance(default, tuple) else default
+
+
+def _click_type(option: Option, value_type: Any) -> Any:
+    if option.choices:
+        return click.Choice(option.choices)
+    if option.bounds:
+        return click.IntRange(*option.bounds)
+    if value_type is Path:
+        return click.Path(path_type=Path, dir_okay=option.folder, file_okay=not option.folder)
+    return str if option.parse else value_type
+
+
+def build(kind: type[T], chosen: Chosen, **values: Any) -> T:
+    """A dataclass from what was typed, with its own defaults for what the command does not ask; ``values``
+    come before both.
+
+    Raises:
+        OptionsError: a value cannot be read, or the dataclass refuses it.
+    """
+    for name, (field, option) in options_of(kind).items():
+        if name in values or option.key not in chosen:
+            continue
+        typed = chosen[option.key]
+        if option.parse and typed is not None:
+            typed = option.parse(typed)
+        elif isinstance(typed, bool):
+            typed = typed != field.default  # --no-repair is given: it does not hold
+        elif typed == ():
+            typed = None
+        if typed is not None or not option.derived:
+            values[name] = typed
+    return kind(**values)
+
+
+def built_for(chosen: Chosen) -> tuple[str, ...]:
+    """The cores that a command builds for."""
+    asked = chosen.get("target") or options.default_targets()
+    return (asked,) if isinstance(asked, str) else tuple(asked)
+
+
+def quantize_options(chosen: Chosen) -> options.QuantizeOptions:
+    """For the first of the cores."""
+    return build(options.QuantizeOptions, chosen, target=built_for(chosen)[0])
+
+
+def prune_options(chosen: Chosen) -> options.PruneOptions:
+    """With widths that suit the cores, unless they are given."""
+    widths = {} if chosen.get("width_multiple") is not None else {"multiple": _width_multiple(chosen)}
+    return build(options.PruneOptions, chosen, **widths)
+
+
+def factorise_options(chosen: Chosen) -> options.FactoriseOptions:
+    """With ranks that suit the cores."""
+    return build(options.FactoriseOptions, chosen, multiple=_width_multiple(chosen))
+
+
+def _width_multiple(chosen: Chosen) -> int:
+    return options.width_multiple(built_for(chosen))
+
+
+def budget(chosen: Chosen) -> options.Budget:
+    """What may be lost and must be reached.
+
+    Raises:
+        OptionsError: it is asked for together with what a search for it finds.
+    """
+    asked = build(options.Budget, chosen)
+    if asked.asked and (chosen.get("fc_ranks") or _is_typed("conv_share", chosen)):
+        raise OptionsError(
+            "a budget searches for the ranks, --conv-share and --fc-ranks set them: give one or the other"
+        )
+    return asked
+
+
+def _is_typed(key: str, chosen: Chosen) -> bool:
+    source = click.get_current_context().get_parameter_source(key)
+    return key in chosen and source is not click.core.ParameterSource.DEFAULT
+
+
+def all_options(chosen: Chosen, **values: Any) -> options.AllOptions:
+    """Everything that the commands with all stages are asked."""
+    stages: dict[str, Any] = {
+        "weights": build(options.WeightsOptions, chosen),
+        "data": build(options.DataOptions, chosen),
+        "prune": prune_options(chosen),
+        "finetune": build(options.FinetuneOptions, chosen),
+        "factorise": factorise_options(chosen),
+        "distil": build(options.DistilOptions, chosen),
+        "quantize": quantize_options(chosen),
+        "budget": budget(chosen),
+    }
+    return build(options.AllOptions, chosen, **(stages | values))

@@ -1,0 +1,216 @@
+"""What a command was given, read: the checkpoint, the pictures, models and bundles, and whether a checkpoint
+understands its pictures."""
+
+import dataclasses
+import logging
+from pathlib import Path
+from typing import Any
+
+from vgg_runtime.board import device
+from vgg_runtime.bundle import builds, manifest
+from vgg_runtime.bundle.manifest import Manifest
+from vgg_runtime.bundle.preprocess import for_input
+from vgg_runtime.bundle.session import Model
+
+from .bundle import evaluate
+from .core import cache
+from .core.errors import DataError
+from .core.files import explain_write_errors
+from .core.progress import Progress
+from .data import sanity, tensors, wordnet
+from .data.splits import Item, Splits, class_folders, resolve, unseen
+from .network import checkpoint as checkpoints
+from .network import input_size, weights
+from .options import AllOptions, DataOptions, WeightsOptions
+
+log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class Given:
+    """The checkpoint as a file in the work folder, the three sets of pictures, WordNet ids if there are any,
+    and whether the checkpoint understands the pictures."""
+
+    checkpoint: cache.Artifact
+    splits: Splits
+    class_ids: tuple[str, ...] | None
+    checked: sanity.Checked
+
+
+def read(options: AllOptions, progress: Progress) -> Given:
+    """What ``vgg-export all`` and ``sweep`` begin with.
+
+    Raises:
+        AccuracyError: the checkpoint does not understand the pictures.
+    """
+    folder = options.work_folder
+    saved = checkpoint_file(options.weights, options.data, folder, progress)
+    source, labels = source_and_labels(saved)
+    ids = wordnet.ids_for(source)
+    splits = resolve(options.data, source["weights"], labels, ids, folder, progress)
+    splits = splits.without(source.get("fitted_on", ()))
+    log.info(
+        "%s: %d pictures to fit, %d to select, %d to test",
+        splits.origin,
+        len(splits.fit),
+        len(splits.select),
+        len(splits.test),
+    )
+    checked = ensure_understood(saved, splits, folder, progress, accept=options.accept_accuracy)
+    return Given(saved, splits, ids, checked)
+
+
+def ensure_understood(
+    checkpoint: cache.Artifact, splits: Splits, folder: Path, progress: Progress, *, accept: bool
+) -> sanity.Checked:
+    """Ask a checkpoint about labelled pictures that nothing is fitted on.
+
+    Raises:
+        AccuracyError: it does not understand them, unless that is to be accepted.
+    """
+    header = checkpoints.load(checkpoint.path)
+    if not header.has_knowledge:
+        return sanity.Checked()
+
+    sets, output = (splits.select, splits.test), folder / "sanity.json"
+    return sanity.check(
+        lambda: tensors.answering(header.model()),
+        checkpoint,
+        for_input(header.plan.input_px),
+        sets,
+        header.labels,
+        output,
+        progress,
+        accept=accept,
+    )
+
+
+def checkpoint_file(
+    wanted: WeightsOptions,
+    pictures: DataOptions | None,
+    folder: Path,
+    progress: Progress,
+    name: str = "checkpoint",
+) -> cache.Artifact:
+    """``--weights`` as a checkpoint file in our own format: as it is, or converted into ``folder``."""
+    given = Path(wanted.spec)
+    if not wanted.labels and wanted.spec not in weights.WORDS and weights.is_own(given):
+        weights.say_what_is_assumed(checkpoints.load(given).source)
+        return cache.of(given)
+    with progress.task("reading the weights", None):
+        checkpoint = weights.resolve(wanted, lambda: class_folders(pictures) if pictures else None)
+        options = {"weights": weights.fingerprint(checkpoint), "source": checkpoint.source}
+        return cache.produce(
+            "weights", options, {}, folder / f"{name}.safetensors", lambda path: _save(checkpoint, path)
+        )
+
+
+def _save(checkpoint: checkpoints.Checkpoint, path: Path) -> dict[str, object]:
+    checkpoints.save(checkpoint, path)
+    return {"parameters": checkpoint.plan.parameters(), "macs": checkpoint.plan.macs()}
+
+
+def source_and_labels(artifact: cache.Artifact) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """Where a checkpoint's or an exported model's weights came from, and its class names."""
+    if artifact.path.suffix == ".onnx":
+        info = artifact.measured["model"]
+        return info["source"], tuple(info["labels"])
+    checkpoint = checkpoints.load(artifact.path)
+    return checkpoint.source, checkpoint.labels
+
+
+def model_file(path: Path) -> cache.Artifact:
+    """An ONNX file that ``export`` or ``quantize`` wrote, with its sidecar.
+
+    Raises:
+        DataError: no such file, or no sidecar beside it.
+    """
+    if not path.is_file():
+        raise DataError(
+            f"there is no file {path}; expected a model that 'vgg-export export' or 'quantize' wrote"
+        )
+    found = cache.of(path)
+    if "model" not in found.measured:
+        raise DataError(
+            f"{path} has no sidecar {cache.sidecar_path(path).name}; expected a model that 'vgg-export"
+            " export' or 'quantize' wrote"
+        )
+    return found
+
+
+def splits_for(artifact: cache.Artifact, pictures: DataOptions, folder: Path, progress: Progress) -> Splits:
+    """The three sets of pictures for a checkpoint or an exported model."""
+    source, labels = source_and_labels(artifact)
+    return resolve(pictures, source["weights"], labels, wordnet.ids_for(source), folder, progress)
+
+
+def at_input_px(
+    checkpoint: cache.Artifact, input_px: int, folder: Path, progress: Progress
+) -> cache.Artifact:
+    """The checkpoint for another input size; itself when it already is."""
+    if checkpoints.load(checkpoint.path).plan.input_px == input_px:
+        return checkpoint
+    return input_size.run(
+        checkpoint, folder / f"{checkpoint.path.stem}-{input_px}px.safetensors", input_px, progress
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class GivenBundle:
+    """A finished bundle and the pictures to evaluate it on. ``subjects``: its builds, the baseline's first;
+    ``work``: a folder for what is made on the way."""
+
+    manifest: Manifest
+    labels: tuple[str, ...]
+    items: list[Item]
+    subjects: list[evaluate.Subject]
+    work: Path
+
+
+def read_bundle(folder: Path, pictures: DataOptions, progress: Progress) -> GivenBundle:
+    """A bundle, verified, and pictures that it was not made with.
+
+    Raises:
+        DataError: random weights, or no pictures are left.
+    """
+    present = manifest.read(folder)
+    manifest.verify(folder, present.all_files())
+    if present.figures_absent:
+        raise DataError(f"nothing to evaluate: {present.figures_absent}")
+    labels = manifest.read_labels(folder, present)
+    fitted = manifest.read_fitted(folder)
+    work = folder.resolve().parent / f".{folder.resolve().name}.work"
+    items = unseen(pictures, present.weights["weights"], labels, present.class_ids, fitted, work, progress)
+    subjects = [
+        evaluate.Subject(
+            b.id,
+            cache.Artifact(folder / b.model.path, b.model.sha256, {}),
+            v.preprocessing,
+            b.targets,
+            b.sessions[builds.FAST],
+        )
+        for v in present.variants
+        for b in v.builds
+    ]
+    with explain_write_errors(work):
+        work.mkdir(parents=True, exist_ok=True)
+    return GivenBundle(present, labels, items, subjects, work)
+
+
+def ensure_bundle_understood(given: GivenBundle, progress: Progress, *, accept: bool) -> sanity.Checked:
+    """Ask a bundle's baseline about the pictures.
+
+    Raises:
+        AccuracyError: it is not clearly better than chance on them, unless that is to be accepted.
+    """
+    baseline = given.subjects[0]
+    return sanity.check(
+        lambda: Model(baseline.model.path, baseline.session, device.usable_cores()),
+        baseline.model,
+        baseline.preprocessing,
+        (given.items,),
+        given.labels,
+        given.work / "sanity.json",
+        progress,
+        accept=accept,
+    )

@@ -1,0 +1,97 @@
+"""A search from its inputs to what is said of its end."""
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from vgg_export.bundle import writer
+from vgg_export.core.errors import OptionsError
+from vgg_export.core.progress import Progress
+from vgg_export.data.sanity import Checked
+from vgg_export.inputs import Given, source_and_labels
+from vgg_export.options import AllOptions
+from vgg_export.recipes import BASELINE, Context, Steps
+from vgg_runtime.bundle.metrics import loss_error_points
+
+from . import search
+
+
+def found_for(given: Given, options: AllOptions, progress: Progress) -> tuple[search.Found, AllOptions]:
+    """The points tried within the budget, and the options that make the compact variants the recommended
+    ones.
+
+    Raises:
+        OptionsError: there are too few pictures for what is allowed.
+    """
+    allowed, n = options.budget.max_drop, len(given.splits.select)
+    if allowed is not None and n and (least := loss_error_points(0, 0, n)) > allowed:
+        raise OptionsError(
+            f"a loss of at most {allowed:g} points cannot be shown with {n} selection pictures, on which"
+            " no loss at all"
+            f" is one of 0 ± {least:.2g}; allow more, or give more pictures (class folders in val/)"
+        )
+    with opened(given, options, ("select",), progress) as tried:
+        found = search.run(tried)
+        return found, tried.at(found.rung)
+
+
+@contextlib.contextmanager
+def opened(
+    given: Given, options: AllOptions, sets: Sequence[str], progress: Progress
+) -> Iterator[search.Search]:
+    """What a search needs, for as long as it takes.
+
+    Raises:
+        OptionsError: these weights have no accuracy to lose, or there are no pictures to choose with.
+    """
+    checkpoint, splits = given.checkpoint, given.splits
+    if absent := source_and_labels(checkpoint)[0].get("figures_absent"):
+        raise OptionsError(f"points of accuracy cannot be counted: {absent}")
+    if not splits.select:
+        raise OptionsError(
+            "a budget needs pictures that nothing is fitted on to choose with; give more than a dozen with"
+            " --data"
+        )
+    context = Context(checkpoint, splits, options, progress, options.work_folder, options.work_folder)
+    baseline = Steps(context).make(BASELINE.steps)
+    judge = search.Judge(
+        baseline, {name: getattr(splits, name) for name in sets}, options.work_folder, progress
+    )
+    try:
+        yield search.Search(checkpoint, splits, options, judge, progress)
+    finally:
+        judge.close()
+
+
+def with_test_figures(
+    found: search.Found,
+    entries: Sequence[writer.Entry],
+    figures: dict[str, Any] | None,
+    allowed: float | None,
+) -> search.Found:
+    """The points that became variants of the bundle with their figures on the test pictures, and what these
+    say of the budget."""
+    if not figures:
+        return found
+    known = {entry.model.sha256: figures[entry.id] for entry in entries}
+    baseline = dataclasses.replace(found.baseline, test=known[found.baseline.sha256])
+    points = tuple(dataclasses.replace(p, test=known.get(p.sha256)) for p in found.points)
+    best = next((p for p in points if found.recommended and p.sha256 == found.recommended.sha256), None)
+    reason = found.reason
+    if best and best.test:
+        name = next(entry.id for entry in entries if entry.model.sha256 == best.sha256)
+        reason += (
+            f"; as {name} in the bundle, on {best.test['n']} test pictures"
+            f" {search.lost_in_words(best, baseline, 'test')}"
+        )
+        if allowed is not None and search.drop(best, baseline, "test") > allowed + 1e-9:
+            reason += f", which is more than the {allowed:g} allowed"
+    return dataclasses.replace(found, points=points, baseline=baseline, recommended=best, reason=reason)
+
+
+def unless_problem(checked: Checked, found: search.Found) -> search.Found:
+    """Nothing is recommended of a checkpoint that does not understand its pictures."""
+    if not checked.problem or found.recommended is None:
+        return found
+    return dataclasses.replace(found, recommended=None, reason=f"none is recommended: {checked.problem}")
