@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from conftest import ROOT
 
 from vgg_export.core import cache, files
 from vgg_export.core.errors import OutputError
@@ -50,6 +51,23 @@ def test_work_is_done_once_per_content(tmp_path: Path) -> None:
     assert sidecar["measured"] == {"length": 4}
     assert sidecar["inputs"] == {"in": cache.of(source).sha256}
     assert {"torch", "onnxruntime", "vgg-export"} <= sidecar["versions"].keys()
+
+
+def test_a_change_in_any_module_makes_the_work_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stage whose own source changed must not be taken for done; all that is read is seen to be read."""
+    read, contents = set[Path](), Path.read_bytes
+
+    def watched(path: Path) -> bytes:
+        read.add(path.resolve())
+        return contents(path)
+
+    monkeypatch.setattr(Path, "read_bytes", watched)
+    before = cache.source_digest.__wrapped__()
+    folders = [ROOT / "export/vgg_export", ROOT / "runtime/vgg_runtime", ROOT / "calibration/vgg_calibration"]
+    assert read == {path for folder in folders for path in folder.rglob("*.py")}
+    changed = ROOT / "export/vgg_export/compress/prune.py"
+    monkeypatch.setattr(Path, "read_bytes", lambda path: contents(path) + b"#" * (path == changed))
+    assert cache.source_digest.__wrapped__() != before
 
 
 @pytest.mark.parametrize("problem", [KeyboardInterrupt(), ValueError("x"), OSError(errno.ENOSPC, "no space")])

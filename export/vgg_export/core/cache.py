@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import vgg_calibration
+import vgg_export
 import vgg_runtime
 
 from .files import atomic_file, explain_write_errors, sha256, write_json
@@ -149,7 +150,7 @@ def versions() -> dict[str, str]:
 def source_digest() -> str:
     """Hash of this program's own source, so that a changed stage does its work again."""
     digest = hashlib.sha256()
-    for package in (Path(__file__).parent, _folder(vgg_calibration), _folder(vgg_runtime)):
+    for package in map(_folder, (vgg_export, vgg_calibration, vgg_runtime)):
         for path in sorted(package.rglob("*.py")):
             digest.update(path.relative_to(package).as_posix().encode() + path.read_bytes())
     return digest.hexdigest()
