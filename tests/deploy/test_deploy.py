@@ -312,7 +312,7 @@ def test_a_comparison_that_cannot_be_made_is_one_sentence(
     done = to_board("--bundle", bundle_copy, "--path", HOSTILE, *QUICK)
     assert done.returncode == 1
     assert done.stderr.count("Error: ") == 1
-    assert "left no result.json: no such thing" in done.stderr
+    assert "wrote no result.json: no such thing" in done.stderr
     assert {p.name for p in (tmp_path / "results/127.0.0.1").iterdir()} == {"doctor.txt", "doctor.json"}
 
 
@@ -346,7 +346,7 @@ def test_a_broken_connection_is_one_sentence(
         os.kill(pid, signal.SIGKILL)
     done = finish(running)
     assert done.returncode == 1
-    assert "the connection to 127.0.0.1 broke; the same command goes on from there" in done.stderr
+    assert "the connection to 127.0.0.1 broke; run the same command again to resume" in done.stderr
     wait_until(lambda: not there.running())
 
 
@@ -405,7 +405,7 @@ def test_what_the_network_damages_is_sent_again_once(
     with (
         contextlib.nullcontext()
         if times == 1
-        else pytest.raises(DeployError, match=r"README\.md differs on 127\.0\.0\.1 .* twice")
+        else pytest.raises(DeployError, match=r"README\.md arrived damaged on 127\.0\.0\.1 twice")
     ):
         in_process(there, bundle_copy, monkeypatch)
     assert sent == [["README.md", "manifest.json"], ["README.md"]]
@@ -475,7 +475,7 @@ def test_a_full_disk_there_is_one_sentence(
     done = to_board("--bundle", bundle_copy, "--path", "small/bundle", "--no-run")
     assert done.returncode == 2
     assert re.search(
-        r"has 2\d MB free in .*/small/bundle, 38\d MB are needed; free some space", done.stderr
+        r"has 2\d MB free in .*/small/bundle, but 38\d MB are needed; free some space", done.stderr
     ), done.stderr
     if not rsync:
         hide_rsync(there)

@@ -1,1 +1,1 @@
-"""A bundle onto a board over ssh."""
+"""Takes a bundle to a board over ssh."""

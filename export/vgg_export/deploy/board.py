@@ -1,4 +1,4 @@
-"""What a board is: its system, its Python, and whether a bundle can run there at all."""
+"""Surveys a board: its system, its Pythons, and whether a bundle can run there."""
 
 import dataclasses
 import json
@@ -12,7 +12,7 @@ from .ssh import Connection
 log = logging.getLogger(__name__)
 
 OLDEST_PYTHON = (3, 11)
-MACHINES = ("aarch64", "x86_64")  # that onnxruntime has wheels for
+MACHINES = ("aarch64", "x86_64")  # onnxruntime has wheels for these
 PYTHONS = ("python3", "python3.14", "python3.13", "python3.12", "python3.11")
 MARK = "@vgg-export "
 
@@ -38,7 +38,11 @@ exit 0
 
 @dataclasses.dataclass(frozen=True)
 class Board:
-    """``python``: the interpreter to be used; ``glibc`` None where there is another libc."""
+    """What ``survey`` found out about a board.
+
+    ``python`` is the path of the interpreter to use, ``version`` its version, and ``venv`` whether it can
+    make virtual environments. ``glibc`` is (major, minor), None where the C library is another one.
+    """
 
     machine: str
     model: str
@@ -54,15 +58,15 @@ class Board:
 
 
 def survey(connection: Connection) -> Board:
-    """What is there.
+    """Ask the board for its system, its Pythons and its programs.
 
     Raises:
-        BoardError: a bundle cannot run there, and why.
+        BoardError: a bundle cannot run there; the message says why.
     """
     found: dict[str, str] = {}
     pythons: list[tuple[str, dict[str, Any]]] = []
     for line in connection.run(_SURVEY).out.splitlines():
-        if not line.startswith(MARK):  # what a login script prints
+        if not line.startswith(MARK):  # the output of a login script
             continue
         key, _, value = line.removeprefix(MARK).partition("\t")
         if key != "python":
@@ -93,7 +97,11 @@ def _about(text: str) -> dict[str, Any] | None:
 
 
 def _ensure_64_bit(name: str, found: dict[str, str], pythons: list[tuple[str, dict[str, Any]]]) -> None:
-    """onnxruntime has no wheels for anything else."""
+    """Make sure that the board runs 64-bit Linux on one of ``MACHINES``: onnxruntime has wheels for no other.
+
+    Raises:
+        BoardError: it does not.
+    """
     machine, system = found.get("machine", "an unknown machine"), found.get("system", "an unknown system")
     if system != "Linux":
         raise BoardError(f"{name} runs {system}; a bundle needs 64-bit Linux there, such as Raspberry Pi OS")
@@ -101,17 +109,21 @@ def _ensure_64_bit(name: str, found: dict[str, str], pythons: list[tuple[str, di
     if machine.startswith(("armv", "i386", "i686")) or narrow:
         raise BoardError(
             f"{name} runs a 32-bit system ({machine}), for which there is no onnxruntime; install the"
-            " 64-bit Raspberry Pi OS on it"
-            " (from a Pi Zero 2 W or Pi 3 on)"
+            " 64-bit Raspberry Pi OS on it, which needs a Pi Zero 2 W, a Pi 3 or a newer one"
         )
     if machine not in MACHINES:
         raise BoardError(
-            f"{name} is {machine}, for which there is no onnxruntime; expected {' or '.join(MACHINES)}"
+            f"{name} is {machine}, for which there is no onnxruntime; use a board with"
+            f" {' or '.join(MACHINES)}"
         )
 
 
 def _choose(name: str, pythons: list[tuple[str, dict[str, Any]]]) -> tuple[str, dict[str, Any]]:
-    """The first Python that is new enough."""
+    """The first Python that is new enough.
+
+    Raises:
+        BoardError: there is none.
+    """
     if not pythons:
         raise BoardError(
             f"{name} has no python3; install it there (Raspberry Pi OS: sudo apt install python3"

@@ -1,5 +1,8 @@
-"""A bundle onto a board and its results back: copy what changed, virtual environment, packages, doctor,
-comparison."""
+"""Takes a bundle to a board and brings the results back.
+
+Copies the files that changed, makes the virtual environment, installs the packages, then runs the doctor and
+the comparison.
+"""
 
 import dataclasses
 import hashlib
@@ -22,7 +25,7 @@ from .transfer import Local, Place, bring
 
 log = logging.getLogger(__name__)
 
-# of a virtual environment with onnxruntime, numpy and Pillow, and pip's copies meanwhile
+# what a virtual environment with onnxruntime, numpy and Pillow takes, pip's temporary copies included
 ENVIRONMENT_BYTES = 350_000_000
 PYTHON = "venv/bin/python"
 RESULT, REPORT, DOCTOR, DOCTOR_TEXT = "result.json", "report.html", "doctor.json", "doctor.txt"
@@ -33,8 +36,12 @@ Show = Callable[[str], None]
 
 @dataclasses.dataclass(frozen=True)
 class Deployed:
-    """What was done. ``code``: of the doctor and the comparison there, the worse; ``written``: the results on
-    this computer."""
+    """What was done.
+
+    ``root`` is the absolute path of the folder on the board, and ``copied`` the paths of the copied files
+    below it. ``code`` is the worse exit code of the doctor and the comparison, and ``written`` are the result
+    files on this computer.
+    """
 
     root: str
     copied: tuple[str, ...]
@@ -46,11 +53,11 @@ def run(options: DeployOptions, show: Show, progress: Progress) -> Deployed:
     """Bring the bundle to the board, run it there, bring the results back.
 
     Args:
-        show: takes each line that the board prints.
+        show: called with each line that the board prints.
 
     Raises:
         BoardError: the board cannot be reached or used.
-        DeployError: something failed there.
+        DeployError: a step on the board failed.
     """
     whole = m.read(options.bundle)
     chosen = _chosen(whole, options.variants)
@@ -77,7 +84,7 @@ def run(options: DeployOptions, show: Show, progress: Progress) -> Deployed:
 
 
 def _chosen(whole: m.Manifest, wanted: str | None) -> m.Manifest:
-    """A bundle of fewer variants. Its first stays: it is what the others are related to."""
+    """The manifest with the wanted variants only. The first one stays: the others are compared with it."""
     if wanted is None:
         return whole
     names = {whole.variants[0].id, *(variant.id for variant in whole.chosen(wanted))}
@@ -87,15 +94,17 @@ def _chosen(whole: m.Manifest, wanted: str | None) -> m.Manifest:
 
 
 def _verify(bundle: Path, chosen: m.Manifest, progress: Progress) -> None:
-    """A file that is damaged here must not be taken for one that the network damaged."""
+    """Check the files here first, so that damage on this computer is not blamed on the network."""
     entries = chosen.all_files()
     with progress.task("checking the bundle", len(entries)) as task:
         m.verify(bundle, entries, lambda _: task.advance())
 
 
 def _files(bundle: Path, whole: m.Manifest, chosen: m.Manifest, folder: Path) -> list[Local]:
-    """What has to be there, the manifest at the end: it makes a bundle of the rest. One of fewer variants is
-    a bundle too."""
+    """The files that the board needs, the manifest last: without it the folder is not a bundle yet.
+
+    Where variants were left out, ``folder`` takes a manifest without them.
+    """
     files = [
         Local(entry.path, bundle / entry.path, entry.sha256, entry.bytes) for entry in chosen.all_files()
     ]
@@ -103,7 +112,7 @@ def _files(bundle: Path, whole: m.Manifest, chosen: m.Manifest, folder: Path) ->
     if chosen != whole:
         path = folder / m.FILE_NAME
         write_json(path, chosen.to_json())
-    # its peaks are what the doctor compares the board's memory with
+    # the doctor compares the board's memory with the peaks in the report
     if (report := bundle / m.REPORT_NAME).is_file():
         files.append(local(m.REPORT_NAME, report))
     return [*files, local(m.FILE_NAME, path)]
@@ -148,13 +157,18 @@ def _packages(options: DeployOptions) -> list[str]:
 
 
 def _stamp(options: DeployOptions, board: Board) -> str:
-    """Changes when something else would have to be installed."""
+    """A hash of the requirements and the board's Python. When it changes, the packages are installed anew."""
     content = [(options.bundle / name).read_text(encoding="utf-8") for name in _requirements(options)]
     return hashlib.sha256(json.dumps([content, board.version]).encode()).hexdigest()
 
 
 def _install(place: Place, board: Board, options: DeployOptions, progress: Progress, *, works: bool) -> None:
-    """The virtual environment and the packages in it."""
+    """Make the virtual environment where none works yet, and install the packages in it.
+
+    Raises:
+        BoardError: the board cannot make one, cannot reach the package index, or has no room.
+        DeployError: pip failed there for another reason.
+    """
     if not works:
         if not board.venv:
             package = (
@@ -191,7 +205,7 @@ def _install(place: Place, board: Board, options: DeployOptions, progress: Progr
 
 
 def _bring_wheels(place: Place, board: Board, options: DeployOptions, progress: Progress) -> str:
-    """The folder of wheels there."""
+    """Copy the wheels to the board; returns their folder there, relative to the bundle."""
     bundle = options.bundle.resolve()
     cache = bundle.parent / f".{bundle.name}.work" / "wheels"
     paths = wheels.fetch(board, [bundle / name for name in _requirements(options)], cache, progress)
@@ -203,29 +217,38 @@ def _bring_wheels(place: Place, board: Board, options: DeployOptions, progress: 
 def _measure(
     place: Place, chosen: m.Manifest, options: DeployOptions, show: Show
 ) -> tuple[int, tuple[Path, ...]]:
-    """The doctor if this bundle has one, then the comparison; the worse exit code, and the files that were
-    written."""
+    """Run the doctor, if this bundle has one, and then the comparison.
+
+    Returns:
+        The worse exit code of the two, and the files that were written.
+
+    Raises:
+        DeployError: the comparison failed.
+    """
     place.ask("forget", paths=[f"{on_board.OWN}/{name}" for name in (RESULT, REPORT, DOCTOR)])
     code = EXIT_OK
     written: list[Path] = []
-    helped = place.connection.work(place.root, [PYTHON, "runtime/compare.py", "--help"])
-    if "--doctor" in helped.out:
+    usage = place.connection.work(place.root, [PYTHON, "runtime/compare.py", "--help"])
+    if "--doctor" in usage.out:
         code, written = _doctor(place, options, show)
-    compared, said = _compare(place, chosen.variants, options, show)
+    compared, complaint = _compare(place, chosen.variants, options, show)
     for name in (RESULT, REPORT):
         text = place.ask("fetch", path=f"{on_board.OWN}/{name}")[-1]["text"]
         if text is None:
             raise DeployError(
-                f"the comparison on {place.name} left no {name}: {said or 'it printed no reason'}"
+                f"the comparison on {place.name} wrote no {name}: {complaint or 'it printed no reason'}"
             )
         written.append(_save(options.output_folder / name, text))
     return max(code, compared), tuple(written)
 
 
 def _doctor(place: Place, options: DeployOptions, show: Show) -> tuple[int, list[Path]]:
-    """What the board lacks; a doctor that finds something does not keep the comparison from being tried."""
+    """Run the doctor; returns 0 or 1, and the files that were written.
+
+    The comparison is tried even where the doctor finds something.
+    """
     command = [PYTHON, "runtime/compare.py", "--doctor", "--json", f"{on_board.OWN}/{DOCTOR}"]
-    done = place.connection.work(place.root, command, show, _complain)
+    done = place.connection.work(place.root, command, show, _log_line)
     if done.code == EXIT_INTERRUPTED:
         raise KeyboardInterrupt
     show("")
@@ -243,10 +266,13 @@ def _doctor(place: Place, options: DeployOptions, show: Show) -> tuple[int, list
 def _compare(
     place: Place, variants: Sequence[m.Variant], options: DeployOptions, show: Show
 ) -> tuple[int, str]:
-    """The comparison: 0, or 1 when a variant or a self-check failed there; and its last complaint.
+    """Run the comparison.
+
+    Returns:
+        Its exit code (1 when a variant or a self-check failed, else 0), and its last line on standard error.
 
     Raises:
-        DeployError: it could not be made.
+        DeployError: it ended in another way.
     """
     command = [
         PYTHON,
@@ -260,24 +286,26 @@ def _compare(
         ["--variants", ",".join(variant.id for variant in variants)] if options.variants is not None else []
     )
     command += ["--budget", f"{options.budget_s:g}"] if options.budget_s else []
-    done = place.connection.work(place.root, command, show, _complain)
-    said = ssh.last_line(done.err).removeprefix("Error: ")
+    done = place.connection.work(place.root, command, show, _log_line)
+    complaint = ssh.last_line(done.err).removeprefix("Error: ")
     if done.code in (EXIT_OK, EXIT_FAILED):
-        return done.code, said
+        return done.code, complaint
     if done.code == EXIT_INTERRUPTED:
         raise KeyboardInterrupt
-    reason = said or f"exit code {done.code}"
-    if done.code > 128:  # the kernel's signal, most often for want of memory
+    reason = complaint or f"exit code {done.code}"
+    if done.code > 128:  # 128 and the number of the signal that ended it
         reason = (
             f"it was killed by signal {done.code - 128}, most often because memory ran out; choose"
             " smaller --variants"
         )
-    raise DeployError(f"the comparison on {place.name} could not be made: {reason}")
+    raise DeployError(f"the comparison on {place.name} failed: {reason}")
 
 
-def _complain(line: str) -> None:
-    """What the board's program says of its progress, without each file that it checks; its error becomes the
-    sentence that this program ends with."""
+def _log_line(line: str) -> None:
+    """Log a line of progress from the board's program.
+
+    Lines about single files are left out, and so is its error: this program ends with that one.
+    """
     if line and not line.startswith(("Error: ", "checking ")):
         log.info("  %s", line)
 

@@ -1,8 +1,8 @@
-"""What the board's own Python does for ``deploy``. Its source is sent there as text, so it imports the
-standard library alone.
+"""The part of ``deploy`` that the board's own Python runs. Its source is sent there as text, so it imports
+only the standard library.
 
-The request is one line of JSON on standard input, behind it the files' bytes for ``receive``. Lines of the
-answer that begin with MARK hold JSON; a login script may print what it likes between them.
+The request is one line of JSON on standard input; for ``receive`` the files' bytes follow it. Lines of the
+answer that begin with MARK hold JSON. Other lines are ignored: a login script may print them.
 """
 
 import errno
@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 MARK = "@vgg-export "
-OWN = ".deploy"  # below the bundle's folder: what is on its way, results, and the record of what was placed
-STAMP = ".vgg-export-requirements"  # in the virtual environment: what was installed
+OWN = ".deploy"  # below the bundle's folder: incoming files, results, and the list of placed files
+STAMP = ".vgg-export-requirements"  # in the virtual environment: the hash of what was installed
 BLOCK_BYTES = 1 << 20
 
 Request = dict[str, Any]
@@ -30,7 +30,7 @@ def say(**answer: Any) -> None:
 
 
 def sha256(path: Path, size: int) -> str | None:
-    """Hex digest of a file of that many bytes; None when there is none."""
+    """Hex digest of a file of ``size`` bytes; None when there is no such file."""
     if not path.is_file() or path.stat().st_size != size:
         return None
     digest = hashlib.sha256()
@@ -41,7 +41,11 @@ def sha256(path: Path, size: int) -> str | None:
 
 
 def look(root: Path, request: Request) -> None:
-    """Which files are there as they should be ("here"), or have arrived and wait to be placed ("arrived")."""
+    """Report the state of each file, and the free bytes.
+
+    A file is "here" when it is in its place, "arrived" when it is complete but not in its place yet, else
+    "absent".
+    """
     incoming = root / OWN / "incoming"
     say(root=str(root), usable=is_ours(root))
     for path, size, digest in request["files"]:
@@ -51,14 +55,14 @@ def look(root: Path, request: Request) -> None:
         say(path=path, state="here" if here else "arrived" if arrived else "absent")
     wanted = {incoming / path for path, _, _ in request["files"]}
     for left in incoming.rglob("*"):
-        if left.is_file() and left not in wanted:  # of another bundle, on its way when the connection broke
+        if left.is_file() and left not in wanted:  # a broken connection left it, of another bundle
             left.unlink()
     existing = next(folder for folder in (root, *root.parents) if folder.exists())
     say(free_bytes=shutil.disk_usage(existing).free)
 
 
 def is_ours(root: Path) -> bool:
-    """A folder that may be written into: new, empty, or holding a bundle."""
+    """Whether the folder may be written into: it is new or empty, or holds a bundle."""
     if not root.exists() or not any(root.iterdir()) or (root / OWN).is_dir():
         return True
     try:
@@ -70,13 +74,13 @@ def is_ours(root: Path) -> bool:
 
 
 def prepare(root: Path, request: Request) -> None:
-    """Make the folder, so that files can come."""
+    """Make the folder for incoming files."""
     (root / OWN / "incoming").mkdir(parents=True, exist_ok=True)
     say(done=True)
 
 
 def receive(root: Path, request: Request) -> None:
-    """Files one after the other from standard input."""
+    """Read the files from standard input, one after the other."""
     for path, size, _ in request["files"]:
         target = root / OWN / "incoming" / path
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -91,8 +95,10 @@ def receive(root: Path, request: Request) -> None:
 
 
 def place(root: Path, request: Request) -> None:
-    """Check what has arrived and put it in its place, all or nothing; remove what was placed earlier and is
-    no longer wanted."""
+    """Check the files that arrived, and move all of them to their places or none.
+
+    Afterwards files are removed that were placed earlier and are no longer wanted.
+    """
     incoming = root / OWN / "incoming"
     differing = []
     for path, size, digest in request["files"]:
@@ -116,8 +122,10 @@ def place(root: Path, request: Request) -> None:
 
 
 def record(root: Path, keep: list[str]) -> None:
-    """Only what was recorded as placed from here is ever removed; anything else in the folder is its
-    owner's."""
+    """Remove the placed files that are not in ``keep``, and record the others as placed.
+
+    No other file is ever removed: it belongs to the owner of the folder.
+    """
     file = root / OWN / "placed.json"
     try:
         placed = json.loads(file.read_text(encoding="utf-8"))
@@ -129,13 +137,12 @@ def record(root: Path, keep: list[str]) -> None:
 
 
 def environment(root: Path, request: Request) -> None:
-    """Whether the virtual environment works, and the stamp of what was installed in it while it is still
-    there."""
+    """Report whether the virtual environment works, and its stamp if the packages are still installed."""
     venv = root / "venv"
     code = "import importlib.metadata as m, sys; [m.version(name) for name in sys.argv[1:]]"
     works = succeeds(venv / "bin/python", "-m", "pip", "--version")
-    whole = works and succeeds(venv / "bin/python", "-c", code, *request["packages"])
-    stamp = (venv / STAMP).read_text(encoding="utf-8") if whole and (venv / STAMP).is_file() else ""
+    complete = works and succeeds(venv / "bin/python", "-c", code, *request["packages"])
+    stamp = (venv / STAMP).read_text(encoding="utf-8") if complete and (venv / STAMP).is_file() else ""
     say(works=works, stamp=stamp, python=sys.executable)
 
 
@@ -147,14 +154,14 @@ def succeeds(*command: Path | str) -> bool:
 
 
 def installed(root: Path, request: Request) -> None:
-    """Remember what was installed; the wheels that were brought along are not needed any more."""
+    """Record what was installed, and remove the wheels."""
     (root / "venv" / STAMP).write_text(request["stamp"], encoding="utf-8")
     shutil.rmtree(root / OWN / "wheels", ignore_errors=True)
     say(done=True)
 
 
 def fetch(root: Path, request: Request) -> None:
-    """A text file, None when there is none."""
+    """Send the content of a text file, None when there is no such file."""
     path = root / request["path"]
     say(text=path.read_text(encoding="utf-8") if path.is_file() else None)
 

@@ -1,7 +1,7 @@
-"""A board over the system's own ssh: one connection that everything goes through, so that a password is asked
-for at most once.
+"""Reaches a board with the system's own ssh. Everything goes through one connection, so that a password is
+asked for at most once.
 
-Host keys, the agent and ~/.ssh/config are ssh's business and stay as they are.
+Host keys, the agent and ~/.ssh/config are left to ssh.
 """
 
 import contextlib
@@ -27,15 +27,15 @@ from . import on_board
 log = logging.getLogger(__name__)
 
 CONNECT_S = 15
-# the shared connection ends by itself when this program was killed; downloading wheels may take minutes
+# an idle connection ends by itself after this, should this program be killed; fetching wheels takes minutes
 IDLE_S = 1800
-SOCKET_BYTES = 90  # of the about 108 that a socket's path may have; ssh appends 17 while it makes it
+SOCKET_BYTES = 90  # a socket's path may have about 108; ssh appends 17 while it makes the socket
 LOST = 255  # ssh's own exit code
 PID = f"{on_board.OWN}/pid"
 
 OnLine = Callable[[str], None]
 
-# What ssh says, and what that means to the person who wants to reach a board. The first that fits counts.
+# Patterns of what ssh prints, each with the sentence that a person needs. The first one that fits is used.
 REASONS = (
     (
         r"could not resolve hostname",
@@ -79,7 +79,7 @@ REASONS = (
 
 @dataclasses.dataclass(frozen=True)
 class Answer:
-    """What a command on the board said. ``code`` is its exit code."""
+    """The exit ``code``, standard output and standard error of a command on the board."""
 
     code: int
     out: str
@@ -100,17 +100,17 @@ def explain(error: str, options: DeployOptions) -> str:
 
 
 def last_line(text: str) -> str:
-    """The last line that says anything, printable and of a length for one sentence."""
+    """The last line that is not blank, without control characters, cut to 300 characters."""
     lines = ["".join(c for c in line if c.isprintable()).strip() for line in text.splitlines()]
     return next((line for line in reversed(lines) if line), "")[:300]
 
 
 @contextlib.contextmanager
 def connect(options: DeployOptions) -> Iterator["Connection"]:
-    """A connection for as long as the block takes.
+    """Open a connection, and close it when the block ends.
 
     Raises:
-        BoardError: there is no ssh here, or the board cannot be reached or refuses.
+        BoardError: this computer has no ssh, or the board cannot be reached or refuses.
     """
     if not shutil.which("ssh"):
         raise BoardError("this computer has no ssh; install it (Debian: sudo apt install openssh-client)")
@@ -123,24 +123,29 @@ def connect(options: DeployOptions) -> Iterator["Connection"]:
 
 
 def _short_folder() -> str | None:
-    """Where a socket's path is short enough; None: the usual place for temporary files."""
+    """A folder for temporary files in which a socket's path is short enough; None: the usual one."""
     return None if len(os.fsencode(tempfile.gettempdir())) < SOCKET_BYTES - 30 else "/tmp"
 
 
 class Connection:
-    """Commands on the board, each a session of one shared connection. ``folder`` holds its socket and is for
-    the taking."""
+    """Runs commands on the board, each as a session of one shared connection.
+
+    ``folder`` is a temporary folder that holds the connection's socket; callers may put files there, too.
+    """
 
     def __init__(self, options: DeployOptions, folder: Path) -> None:
         self.options, self.folder = options, folder
         socket = str(folder / "s").replace("%", "%%")
-        # what a config may have for other occasions
+        # these override what ~/.ssh/config may say
         own = ("RemoteCommand=none", "ClearAllForwardings=yes", f"ControlPath={socket}")
         self._shared = ["ssh", "-T", *(argument for option in own for argument in ("-o", option))]
 
     def open(self) -> Self:
-        """Log in. ssh asks on the terminal what it wants to know: a password, or whether a new host key is
-        right."""
+        """Log in. On the terminal ssh asks for a password, or whether a new host key is right.
+
+        Raises:
+            BoardError: the board cannot be reached or refuses.
+        """
         options = self.options
         command = [*self._shared, "-f", "-N", "-o", "ControlMaster=yes", "-o", f"ControlPersist={IDLE_S}"]
         command += [
@@ -153,7 +158,7 @@ class Connection:
         ]
         command += ["-p", str(options.port)] if options.port else []
         command += ["-o", "IdentitiesOnly=yes", "-i", str(options.identity)] if options.identity else []
-        # a file: the connection stays in the background and would keep a pipe open
+        # a file, because the connection stays in the background and would keep a pipe open
         complaints = self.folder / "complaints"
         with complaints.open("wb") as file:
             code = subprocess.run(
@@ -170,7 +175,7 @@ class Connection:
         )
 
     def command(self) -> list[str]:
-        """ssh through the shared connection, without the host and what to run there; it asks nothing."""
+        """ssh's command line for the shared connection, without host and remote command. It asks nothing."""
         return [*self._shared, "-o", "ControlMaster=no", "-o", "BatchMode=yes"]
 
     def run(
@@ -182,10 +187,13 @@ class Connection:
         *,
         stop: str = "",
     ) -> Answer:
-        """A script for the board's sh, whatever the login shell is, with ``feed`` on its standard input.
+        """Run a script with the board's sh, whatever the login shell is.
 
         Args:
-            stop: what to run there when this is interrupted; that ssh ends here does not end what it started.
+            feed: bytes for its standard input.
+            on_line: called with each line that it prints; ``on_complaint`` the same for standard error.
+            stop: a script that is run there when this call is interrupted: what ssh started on the board goes
+                on when ssh ends here.
 
         Raises:
             DeployError: the connection broke.
@@ -204,7 +212,7 @@ class Connection:
         lines: list[str] = []
         try:
             reader.start()
-            # a program that gave up says why
+            # a program that stops reading says why in its output
             with contextlib.suppress(BrokenPipeError), running.stdin as stdin:
                 for block in feed:
                     stdin.write(block)
@@ -219,7 +227,7 @@ class Connection:
             raise
         if code == LOST and not self.alive():
             raise DeployError(
-                f"the connection to {self.options.name} broke; the same command goes on from there"
+                f"the connection to {self.options.name} broke; run the same command again to resume"
             )
         return Answer(code, "\n".join(lines), "\n".join(complaints))
 
@@ -234,11 +242,10 @@ class Connection:
         on_line: OnLine | None = None,
         on_complaint: OnLine | None = None,
     ) -> Answer:
-        """A program in a folder of the board that may take long; it is interrupted there when it is
-        interrupted here."""
+        """Run a program in a folder of the board. When this call is interrupted, so is the program there."""
         folder = shlex.quote(root)
         script = f"cd {folder} && echo $$ > {PID} && export LC_ALL=C.UTF-8 && exec {shlex.join(arguments)}"
-        # the number may have gone to somebody else's process since
+        # the process number may belong to another process by now
         ours = '[ "$(readlink "/proc/$p/cwd")" = "$(pwd -P)" ]'
         stop = f"cd {folder} && p=$(cat {PID}) && {ours} && kill -INT $p"
         return self.run(script, on_line=on_line, on_complaint=on_complaint, stop=stop)
@@ -250,26 +257,30 @@ class Connection:
         feed: Iterable[bytes] = (),
         on_answer: Callable[[dict[str, Any]], None] | None = None,
     ) -> list[dict[str, Any]]:
-        """A request to ``on_board``; its answers.
+        """Send a request to ``on_board``; returns its answers.
+
+        Args:
+            feed: bytes that follow the request.
+            on_answer: called with each answer as it arrives.
 
         Raises:
             BoardError: the board's disk is full, or a file there cannot be written or read.
-            DeployError: it did not answer.
+            DeployError: ``on_board`` failed or did not answer.
         """
         source = Path(on_board.__file__).read_text(encoding="utf-8")
         answers: list[dict[str, Any]] = []
 
-        def heard(line: str) -> None:
+        def take_line(line: str) -> None:
             if line.startswith(on_board.MARK):
                 answers.append(json.loads(line.removeprefix(on_board.MARK)))
                 if on_answer:
                     on_answer(answers[-1])
 
-        def fed() -> Iterator[bytes]:
+        def content() -> Iterator[bytes]:
             yield json.dumps(request).encode() + b"\n"
             yield from feed
 
-        done = self.run(f"exec {shlex.join([python, '-c', source])}", fed(), heard)
+        done = self.run(f"exec {shlex.join([python, '-c', source])}", content(), take_line)
         self._raise_for(request, answers, done)
         return answers
 
@@ -279,14 +290,13 @@ class Connection:
                 raise disk_full(self.options.name)
             if "error" in answer:
                 raise BoardError(
-                    f"{answer['file']} on {self.options.name}: {answer['error']}; choose another folder"
-                    " with --path, or see to its owner"
+                    f"{answer['file']} on {self.options.name}: {answer['error']}; name another folder with"
+                    " --path, or let the user who logs in write there"
                 )
         if done.code or not answers:
             raise DeployError(
-                f"{self.options.name} did not finish '{request['do']}'"
-                f" ({last_line(done.err) or f'exit code {done.code}'}); run the same"
-                " command again"
+                f"{self.options.name} did not finish the step '{request['do']}'"
+                f" ({last_line(done.err) or f'exit code {done.code}'}); run the same command again"
             )
 
 

@@ -1,5 +1,5 @@
-"""Brings files to a folder on the board: only those that are not there yet, checked there, then placed all at
-once."""
+"""Copies files to a folder on the board. Only those that are not there yet are sent; the board checks them,
+then puts all of them in place at once."""
 
 import dataclasses
 import logging
@@ -35,7 +35,7 @@ RSYNC = (
 
 @dataclasses.dataclass(frozen=True)
 class Local:
-    """A file on this computer that is to be ``path`` below the folder on the board."""
+    """A file on this computer, and the ``path`` that it gets below the folder on the board."""
 
     path: str
     source: Path
@@ -48,8 +48,11 @@ class Local:
 
 @dataclasses.dataclass(frozen=True)
 class Place:
-    """A folder on the board, by its absolute path there, and how to get at it. ``rsync``: both sides have
-    it."""
+    """A folder on the board and the connection to it.
+
+    ``root`` is its path, as it was given or absolute, ``python`` the board's interpreter, and ``rsync``
+    whether the board has rsync.
+    """
 
     connection: Connection
     python: str
@@ -61,12 +64,12 @@ class Place:
         return self.connection.options.name
 
     def ask(self, what: str, /, **request: Any) -> list[dict[str, Any]]:
-        """What ``on_board`` answers."""
+        """Send a request about this folder to ``on_board``; returns its answers."""
         return self.connection.ask(self.python, {"do": what, "root": self.root, **request})
 
 
 class Megabytes:
-    """Counts bytes into a task whose steps are megabytes."""
+    """Counts bytes for a task whose steps are megabytes."""
 
     def __init__(self, task: Task) -> None:
         self._task, self._bytes, self._shown = task, 0, 0
@@ -82,35 +85,35 @@ class Megabytes:
 
 
 def megabytes(count: int) -> int:
-    """The steps of a task for so many bytes."""
+    """How many steps a task of ``count`` bytes has."""
     return count // MEGABYTE
 
 
 def bring(
     place: Place, files: Sequence[Local], keep: Sequence[str] | None, spare_bytes: int, progress: Progress
 ) -> tuple[Place, list[Local]]:
-    """Make ``files`` be on the board, the last one last.
+    """Copy ``files`` to the board and put them in place in their order, so that the last one is placed last.
 
     Args:
-        keep: all paths that may stay there of those that were ever brought; None: nothing is removed, and
-            nothing remembered.
-        spare_bytes: what else will need room there.
+        keep: paths that may stay; other files that were placed there earlier are removed. None: no file is
+            removed, and none is recorded as placed.
+        spare_bytes: free bytes that the board needs besides the files.
 
     Returns:
         The place with its absolute path, and the files that were copied.
 
     Raises:
-        BoardError: the folder holds something else, or there is no room.
-        DeployError: a file arrived damaged, twice.
+        BoardError: the folder holds something else than a bundle, or the disk has too little room.
+        DeployError: a file arrived damaged twice.
     """
     place, states, free = _look(place, files, progress)
     missing = [file for file in files if states[file.path] != "here"]
     needed = sum(file.bytes for file in missing if states[file.path] == "absent")
     if needed + spare_bytes > free:
         raise BoardError(
-            f"{place.name} has {free / 1e6:.0f} MB free in {place.root},"
+            f"{place.name} has {free / 1e6:.0f} MB free in {place.root}, but"
             f" {(needed + spare_bytes) / 1e6:.0f} MB are needed;"
-            " free some space there, name another disk with --path, or copy fewer --variants"
+            " free some space there, name a folder on another disk with --path, or copy fewer --variants"
         )
     place.ask("prepare")
     absent = [file for file in missing if states[file.path] == "absent"]
@@ -122,16 +125,16 @@ def bring(
         absent = [file for file in missing if file.path in differing]
         log.warning("%s arrived damaged%s", ", ".join(differing), "; copying again" if attempt == 1 else "")
     raise DeployError(
-        f"{differing[0]} differs on {place.name} from what was sent, twice (sha256); its disk or the"
-        " network damages data: try another"
-        " SD card or a cable, then run the same command again"
+        f"{differing[0]} arrived damaged on {place.name} twice (its sha256 differs from the one sent); the"
+        " board's disk or the network damages data: try another SD card or a cable, then run the same"
+        " command again"
     )
 
 
 def _look(place: Place, files: Sequence[Local], progress: Progress) -> tuple[Place, dict[str, str], int]:
     """The absolute path, the state of each file, and the free bytes."""
     sizes = {file.path: file.bytes for file in files}
-    with progress.task(f"looking what {place.name} has, MB", megabytes(sum(sizes.values()))) as task:
+    with progress.task(f"looking for the files on {place.name}, MB", megabytes(sum(sizes.values()))) as task:
         counted = Megabytes(task)
 
         def on_answer(answer: dict[str, Any]) -> None:
@@ -160,7 +163,7 @@ def _copy(place: Place, files: Sequence[Local], progress: Progress) -> None:
 
 
 def _stream(place: Place, files: Sequence[Local], counted: Megabytes) -> None:
-    """One file after the other through ssh."""
+    """Send the files through ssh, one after the other."""
 
     def feed() -> Iterator[bytes]:
         for file in files:
@@ -174,14 +177,16 @@ def _stream(place: Place, files: Sequence[Local], counted: Megabytes) -> None:
 
 
 def _rsync(place: Place, files: Sequence[Local], counted: Megabytes) -> bool:
-    """With rsync, which goes on in the middle of a file; False when it did not work and the plain way should
-    be tried.
+    """Send the files with rsync, which can resume in the middle of a file.
+
+    Returns:
+        False when rsync did not work, so that ``_stream`` should be tried.
 
     Raises:
         BoardError: the disk there is full.
         DeployError: the connection broke.
     """
-    tree = place.connection.folder / "tree"  # of links, so that one call brings files from several places
+    tree = place.connection.folder / "tree"  # holds links, so that one call sends files of several folders
     shutil.rmtree(tree, ignore_errors=True)
     for file in files:
         link = tree / file.path
@@ -209,7 +214,7 @@ def _rsync(place: Place, files: Sequence[Local], counted: Megabytes) -> bool:
     if "No space left" in said or "quota exceeded" in said:
         raise disk_full(place.name)
     if not place.connection.alive():
-        raise DeployError(f"the connection to {place.name} broke; the same command goes on from there")
+        raise DeployError(f"the connection to {place.name} broke; run the same command again to resume")
     log.warning("rsync did not work (%s); copying without it", last_line(said))
     return False
 
@@ -227,7 +232,7 @@ def _follow(running: subprocess.Popen[bytes], on_bytes: Callable[[int], None]) -
 
 
 def _place(place: Place, files: Sequence[Local], keep: Sequence[str] | None, progress: Progress) -> list[str]:
-    """Check there and put in place; the paths that differ."""
+    """Have the board check the files and put them in place; returns the paths of damaged ones."""
     sizes = {file.path: file.bytes for file in files}
     with progress.task(f"checking on {place.name}, MB", megabytes(sum(sizes.values()))) as task:
         counted = Megabytes(task)

@@ -1,5 +1,4 @@
-"""The packages that a board needs, fetched by this computer's pip for the board's Python, so that the board
-needs no internet."""
+"""Fetches the packages that a board needs with this computer's pip, so that the board needs no internet."""
 
 import hashlib
 import importlib.util
@@ -21,7 +20,7 @@ from .ssh import last_line
 
 log = logging.getLogger(__name__)
 
-OLDEST_GLIBC_MINOR = 17  # manylinux2014; no wheel of interest asks for less
+OLDEST_GLIBC_MINOR = 17  # manylinux2014; none of these packages has wheels for an older one
 _NO_NETWORK = (
     "name resolution",
     "NewConnectionError",
@@ -36,7 +35,11 @@ _NO_ROOM = ("No space left", "Disk quota")
 
 
 def platforms(board: Board) -> list[str]:
-    """pip's names for what runs on the board, the newest first: pip does not infer the older ones."""
+    """pip's names of the platforms that run on the board, the newest first: pip does not infer older ones.
+
+    Raises:
+        BoardError: the board's C library is not glibc.
+    """
     if not board.glibc:
         raise BoardError(
             "the board has another C library than glibc, for which there are no wheels; use Raspberry Pi"
@@ -49,11 +52,12 @@ def platforms(board: Board) -> list[str]:
 
 
 def fetch(board: Board, requirements: Sequence[Path], cache: Path, progress: Progress) -> list[Path]:
-    """Wheels of all requirements and what these need; those that an earlier run fetched for such a board are
-    taken again.
+    """Fetch the wheels of all requirements and their dependencies; returns their paths.
+
+    Wheels that an earlier run fetched for the same kind of board are used again.
 
     Raises:
-        BoardError: there can be none for such a board.
+        BoardError: there are no wheels for such a board.
         DeployError: pip is missing, or finds no fitting wheel.
         HubError: this computer has no internet either.
     """
