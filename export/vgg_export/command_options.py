@@ -1,4 +1,5 @@
-"""From the fields of options dataclasses to options of commands, and from what was typed back to dataclasses."""
+"""From the fields of options dataclasses to options of commands, and from what was typed back to
+dataclasses."""
 
 import types
 import typing
