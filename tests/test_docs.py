@@ -118,21 +118,17 @@ def test_there_are_commands_to_check() -> None:
 
 
 def test_the_result_contract_is_documented() -> None:
-    from vgg_runtime.board import device
-    from vgg_runtime.measure import measure
+    from vgg_runtime import result
+    from vgg_runtime.live.document import Frames, Live
 
-    source = (ROOT / "runtime/vgg_runtime/measure/measure.py").read_text()
-    row = source.split("def empty_row", 1)[1].split("}", 1)[0]
-    for key in re.findall(r'^        "(\w+)":', row, re.MULTILINE):
-        assert f'"{key}"' in README, key
-    about = source.split("def _bundle", 1)[1].split("}", 1)[0]
-    keys = re.findall(r'^        "(\w+)":', about, re.MULTILINE)
-    assert len(keys) >= 10
-    for key in keys:
-        assert re.search(rf'"bundle": {{[^}}]*"{key}"', README), key
-    for field in dataclasses.fields(device.Device):
+    for record in (result.Result, result.Row, result.Round, result.MeasuredDevice, result.About):
+        for field in dataclasses.fields(record):
+            assert f'"{field.name}"' in README, field.name
+    for field in dataclasses.fields(result.About):
+        assert re.search(rf'"bundle": {{[^}}]*"{field.name}"', README), field.name
+    for field in (*dataclasses.fields(Live), *dataclasses.fields(Frames)):
         assert f'"{field.name}"' in README, field.name
-    assert f'"schema": {measure.RESULT_SCHEMA}' in README
+    assert f'"schema": {result.SCHEMA}' in README
 
 
 def test_no_file_names_a_machine_or_a_registry() -> None:

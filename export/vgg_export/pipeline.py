@@ -15,6 +15,7 @@ from vgg_runtime.bundle.manifest import Manifest
 from vgg_runtime.bundle.metrics import loss_error_points
 from vgg_runtime.bundle.preprocess import for_input
 from vgg_runtime.bundle.session import Model
+from vgg_runtime.result import Evaluation
 
 from .bundle import evaluate, writer
 from .core import cache
@@ -375,7 +376,8 @@ def evaluate_bundle(
 
 def _with_figures(variant: manifest.Variant, figures: dict[str, Any]) -> manifest.Variant:
     evaluated = tuple(
-        dataclasses.replace(b, evaluation=figures[b.id], evaluation_absent=None) for b in variant.builds
+        dataclasses.replace(b, evaluation=Evaluation.from_json(figures[b.id]), evaluation_absent=None)
+        for b in variant.builds
     )
     return dataclasses.replace(variant, builds=evaluated)
 
