@@ -196,8 +196,7 @@ class Responder:
 
     def _event(self) -> Event | None:
         """What it says next."""
-        with self._child.within(PATIENCE_S):
-            event = self._child.event(lambda: bool(self._interrupt))
+        event = self._child.event_unless(lambda: bool(self._interrupt), PATIENCE_S)
         if event is None:
             if self._interrupt:  # Ctrl-C may have reached it before it could ignore that
                 return None

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -65,16 +66,33 @@ class Child:
         finally:
             timer.cancel()
 
-    def event(self, interrupted: Callable[[], bool] | None = None) -> Event | None:
-        """What it says next; None when that is nothing more, or when ``interrupted`` has become true."""
+    def event(self) -> Event | None:
+        """What it says next; None when that is nothing more."""
+        return self._event(lambda output: True)
+
+    def event_unless(self, interrupted: Callable[[], bool], silence_s: float) -> Event | None:
+        """What it says next; None also when ``interrupted`` has become true. It is ended when it is silent
+        for longer; no thread watches it meanwhile, which a frame of a stream would wait for."""
+        late = time.monotonic() + silence_s
+
+        def has_spoken(output: int) -> bool:
+            while not select.select([output], [], [], POLL_S)[0]:
+                if interrupted():
+                    return False
+                if time.monotonic() > late:
+                    self._give_up()
+            return True
+
+        return self._event(has_spoken)
+
+    def _event(self, has_spoken: Callable[[int], bool]) -> Event | None:
+        """What it says next, unless ``has_spoken`` waits for its output in vain."""
         assert self._process.stdout is not None
         output = self._process.stdout.fileno()
         # read past Python's buffer: what select waits for must not be in there
         while b"\n" not in self._heard:
-            if interrupted is not None and not select.select([output], [], [], POLL_S)[0]:
-                if interrupted():
-                    return None
-                continue
+            if not has_spoken(output):
+                return None
             piece = os.read(output, PIECE_BYTES)
             if not piece:
                 return None  # a killed process may leave half a line
