@@ -28,6 +28,7 @@ from vgg_export.core.files import explain_write_errors, write_json
 from vgg_runtime import text
 from vgg_runtime.board.targets import TARGETS
 from vgg_runtime.bundle import builds, manifest, self_check
+from vgg_runtime.bundle.opened import Bundle
 from vgg_runtime.errors import RuntimeInputError
 
 SCHEMA = 1
@@ -170,7 +171,7 @@ class Task:
     def request(self) -> str:
         """What instructions_child reads."""
         variant = self.variant
-        fields = builds.request(self.folder, self.bundle, variant, builds.FAST) | {
+        fields = builds.request(Bundle(self.folder, self.bundle), variant, builds.FAST) | {
             "input_px": variant.preprocessing.crop_px,
             "inferences": WARM_UP + self.inferences,
         }

@@ -28,6 +28,7 @@ from vgg_runtime.bundle import manifest
 from vgg_runtime.bundle.preprocess import Preprocessing, load
 from vgg_runtime.errors import RuntimeInputError
 from vgg_runtime.measure import tuning
+from vgg_runtime.result import Proportion
 
 SCHEMA = 1
 TIMED_PICTURES = 4
@@ -324,7 +325,7 @@ def cells(row: dict[str, Any], default_px: int) -> list[str]:
         text.number(row["p50_ms"]),
         text.number(row["speedup"], "x", 2),
         text.megabytes(row["peak_rss_bytes"]),
-        text.percent(row["agreement"], interval=True),
+        text.percent(row["agreement"] and Proportion.from_json(row["agreement"]), interval=True),
         bfloat16,
     ]
 

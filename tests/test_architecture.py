@@ -25,7 +25,9 @@ BELOW = {
 # package itself is "".
 FLOORS = {
     "vgg_runtime": (
-        {"", "errors", "text"},
+        {"", "errors", "records"},
+        {"result"},
+        {"text"},
         {"output"},
         {"board"},
         {"bundle"},

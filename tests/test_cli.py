@@ -168,7 +168,7 @@ def test_all_from_a_state_dict_and_class_folders(
     )
     assert bundle.target.startswith("pi4")
     assert manifest.read_labels(tmp_path / "out", bundle) == tuple(sorted(CLASSES))
-    assert all(v.build.evaluation and v.build.evaluation["n"] == 42 for v in bundle.variants)
+    assert all(v.build.evaluation and v.build.evaluation.n == 42 for v in bundle.variants)
     assert "pruned-quantized-scaled  160 px" in done.stdout
     report = (tmp_path / "out/report.html").read_text()
     shown = json.loads(report.split('id="result">', 1)[1].split("</script>", 1)[0])
@@ -203,8 +203,8 @@ def test_unlabelled_photographs_give_agreement_and_no_accuracy(
     assert "the classes have no names" in done.stderr
     baseline, quantized = manifest.read(tmp_path / "out").variants
     assert quantized.build.evaluation is not None
-    assert quantized.build.evaluation["top1"] is None
-    assert quantized.build.evaluation["agreement"]["n"] == quantized.build.evaluation["n"] == 14
+    assert quantized.build.evaluation.top1 is None
+    assert quantized.build.evaluation.agreement.n == quantized.build.evaluation.n == 14
     assert baseline.build.evaluation is not None
     (tmp_path / "names.txt").write_text("\n".join(CLASSES))
     arguments = ("--variants", "quantized", "--output", "out", "--no-compare", "--labels", "names.txt")

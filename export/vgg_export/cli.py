@@ -410,6 +410,7 @@ def evaluate(
     pictures = build(options.DataOptions, chosen)
     from vgg_runtime import text
     from vgg_runtime.report import tables
+    from vgg_runtime.result import Evaluation
 
     from . import pipeline
     from .core.files import write_json
@@ -423,7 +424,7 @@ def evaluate(
     click.echo(
         text.table(
             ("variant", *tables.EVALUATION_COLUMNS),
-            [[name, *tables.evaluation_cells(row)] for name, row in figures.items()],
+            [[name, *tables.evaluation_cells(Evaluation.from_json(row))] for name, row in figures.items()],
         )
     )
     if json_file:

@@ -9,6 +9,7 @@ from typing import Any
 
 from vgg_runtime.bundle import manifest
 from vgg_runtime.bundle.manifest import Manifest
+from vgg_runtime.result import Evaluation
 
 from . import inputs
 from .bundle import evaluate, writer
@@ -145,7 +146,8 @@ def evaluate_bundle(
 
 def _with_figures(variant: manifest.Variant, figures: dict[str, Any]) -> manifest.Variant:
     evaluated = tuple(
-        dataclasses.replace(b, evaluation=figures[b.id], evaluation_absent=None) for b in variant.builds
+        dataclasses.replace(b, evaluation=Evaluation.from_json(figures[b.id]), evaluation_absent=None)
+        for b in variant.builds
     )
     return dataclasses.replace(variant, builds=evaluated)
 

@@ -10,17 +10,19 @@ import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from . import __version__, output
 from .board import device
 from .bundle import builds, manifest
 from .bundle.images import find, match_folders
+from .bundle.opened import Bundle
 from .bundle.preprocess import open_image
 from .doctor import diagnosis
 from .errors import ImageError, RuntimeInputError
 from .measure import measure, tuning
+from .measure.running import Options
 from .report import tables
+from .result import Result
 
 EXIT_OK, EXIT_FAILED, EXIT_INPUT, EXIT_INTERRUPTED = 0, 1, 2, 130
 
@@ -250,41 +252,30 @@ def _run(options: argparse.Namespace) -> int:
     folder = options.bundle or default_bundle()
     if options.doctor:
         return _doctor(options, folder)
-    bundle = manifest.read(folder)
-    bundle = tuning.for_here(bundle, options.target, options.root)
+    bundle = Bundle(folder, tuning.for_here(manifest.read(folder), options.target, options.root))
     if options.live is not None:
-        return _live(options, folder, bundle)
+        return _live(options, bundle)
     _refuse(options, ("source", "fps", "frames", "seconds", "every"), "belongs to --live VARIANT")
     if options.serve:
-        return _serve(options, folder, bundle)
+        return _serve(options, bundle)
     if options.port is not None or options.host:
         raise RuntimeInputError("--port and --host belong to --serve")
-    threads = device.usable_cores() if options.threads is None else options.threads or None
     if options.target:
         _refuse(options, ("tune",), "finds what is fastest on this core; it does not go with --target")
-    variants = _chosen(bundle, options.variants)
-    models = [
-        entry
-        for variant in variants
-        for build in (variant.builds if options.tune else (variant.build,))
-        for entry in build.files
-    ]
-    needed = [bundle.labels, bundle.expected, manifest.splits_entry(bundle), *dict.fromkeys(models)]
-    samples = not options.image and not options.images
-    manifest.verify(
-        folder,
-        [*needed, *(s.file for s in bundle.samples if samples)],
-        lambda e: _report(f"checking {e.path}"),
-    )
-    labels = manifest.read_labels(folder, bundle)
-    images = _images(options, folder, bundle, labels)
+    return _compare(options, bundle)
+
+
+def _compare(options: argparse.Namespace, bundle: Bundle) -> int:
+    threads = device.usable_cores() if options.threads is None else options.threads or None
+    variants = _chosen(bundle.manifest, options.variants)
+    bundle.check(_needed(options, bundle.manifest, variants), lambda e: _report(f"checking {e.path}"))
+    images = _images(options, bundle)
     output.check_writable(*filter(None, (options.json, options.html)))
     if options.tune:
-        bundle = tuning.tune(
-            folder, bundle, variants, threads or device.usable_cores(), options.root, _report_line
-        )
-        variants = _chosen(bundle, options.variants)
-    settings = measure.Options(
+        cores = threads or device.usable_cores()
+        bundle = tuning.tune(bundle, variants, cores, options.root, _report_line)
+        variants = _chosen(bundle.manifest, options.variants)
+    settings = Options(
         threads=threads,
         budget_s=options.budget,
         rounds=options.rounds,
@@ -293,16 +284,31 @@ def _run(options: argparse.Namespace) -> int:
         memory=options.memory,
         root=options.root,
     )
-    result = measure.compare(folder, bundle, labels, variants, images, settings, _report)
+    result = measure.compare(bundle, variants, images, settings, _report)
     _clear_report()
     _print(result, top5=options.top5)  # first: a full disk must not lose the measurement
     if options.json:
-        output.write(options.json, json.dumps(result, indent=1, allow_nan=False))
+        output.write(options.json, json.dumps(result.to_json(), indent=1, allow_nan=False))
     if options.html:
         from .report import page
 
         output.write(options.html, page.report(result, [image.path for image in images]))
-    return EXIT_FAILED if any(row["error"] for row in result["variants"]) else EXIT_OK
+    return EXIT_FAILED if any(row.error for row in result.variants) else EXIT_OK
+
+
+def _needed(
+    options: argparse.Namespace, bundle: manifest.Manifest, variants: Sequence[manifest.Variant]
+) -> list[manifest.FileEntry]:
+    """The files of the bundle that a comparison reads."""
+    models = [
+        entry
+        for variant in variants
+        for build in (variant.builds if options.tune else (variant.build,))
+        for entry in build.files
+    ]
+    samples = [] if options.image or options.images else [sample.file for sample in bundle.samples]
+    fixed = [bundle.labels, bundle.expected, manifest.splits_entry(bundle)]
+    return [*fixed, *dict.fromkeys(models), *samples]
 
 
 def _diff(options: argparse.Namespace) -> int:
@@ -325,7 +331,7 @@ def _doctor(options: argparse.Namespace, folder: Path) -> int:
     )
 
 
-def _serve(options: argparse.Namespace, folder: Path, bundle: manifest.Manifest) -> int:
+def _serve(options: argparse.Namespace, bundle: Bundle) -> int:
     """Only what makes sense for a page; the rest is chosen in it."""
     _refuse(
         options,
@@ -334,17 +340,15 @@ def _serve(options: argparse.Namespace, folder: Path, bundle: manifest.Manifest)
     )
     from .web import app
 
-    models = dict.fromkeys(entry for variant in bundle.variants for entry in variant.build.files)
-    manifest.verify(
-        folder, [bundle.labels, bundle.expected, *models], lambda e: _report(f"checking {e.path}")
-    )
+    listed = bundle.manifest
+    models = dict.fromkeys(entry for variant in listed.variants for entry in variant.build.files)
+    bundle.check([listed.labels, listed.expected, *models], lambda e: _report(f"checking {e.path}"))
     _clear_report()
-    labels = manifest.read_labels(folder, bundle)
     port = 8000 if options.port is None else options.port
     threads = options.threads or device.usable_cores()
     host = options.host or "127.0.0.1"
     app.run(
-        lambda hosts: app.Server(folder, bundle, labels, threads, hosts, options.memory),
+        lambda hosts: app.Server(bundle, threads, hosts, options.memory),
         host,
         port,
         _report_line,
@@ -352,7 +356,7 @@ def _serve(options: argparse.Namespace, folder: Path, bundle: manifest.Manifest)
     return EXIT_OK
 
 
-def _live(options: argparse.Namespace, folder: Path, bundle: manifest.Manifest) -> int:
+def _live(options: argparse.Namespace, bundle: Bundle) -> int:
     """One variant on a stream; 0 also when SIGTERM ended it, as a service manager does."""
     compared = (
         "image",
@@ -374,27 +378,24 @@ def _live(options: argparse.Namespace, folder: Path, bundle: manifest.Manifest) 
         raise RuntimeInputError(
             "--threads auto does not go with --live; compare.py --threads auto finds the number, then name it"
         )
-    variant = bundle.variant(options.live)
+    variant = bundle.manifest.variant(options.live)
     from .live import sources, stream, text
 
     source = sources.open_source(options.source or "camera", options.fps)
     output.check_writable(*filter(None, (options.json,)))
-    manifest.verify(
-        folder,
-        [bundle.labels, bundle.expected, *variant.build.files],
-        lambda e: _report(f"checking {e.path}"),
-    )
+    needed = [bundle.manifest.labels, bundle.manifest.expected, *variant.build.files]
+    bundle.check(needed, lambda e: _report(f"checking {e.path}"))
     _clear_report()
-    labels = manifest.read_labels(folder, bundle)
     threads = options.threads or device.usable_cores()
     settings = stream.Settings(threads, options.frames, options.seconds, options.every or 5.0, options.memory)
-    if notice := tables.notice({"bundle": {key: getattr(bundle, key) for key in tables.NOTICES}}):
+    notice = tables.notice(measure.about(bundle))
+    if notice:
         _report_line(notice)
-    result = stream.run(folder, bundle, labels, variant, source, settings, _report_line)
-    print("\n" + "\n\n".join(filter(None, (text.summary(result), tables.notice(result)))), flush=True)
+    result = stream.run(bundle, variant, source, settings, _report_line)
+    print("\n" + "\n\n".join(filter(None, (text.summary(result), notice))), flush=True)
     if options.json:
-        output.write(options.json, json.dumps(result, indent=1, allow_nan=False))
-    return {"error": EXIT_FAILED, "interrupted": EXIT_INTERRUPTED}.get(result["live"]["ended"], EXIT_OK)
+        output.write(options.json, json.dumps(result.to_json(), indent=1, allow_nan=False))
+    return {"error": EXIT_FAILED, "interrupted": EXIT_INTERRUPTED}.get(result.live.ended, EXIT_OK)
 
 
 def _refuse(options: argparse.Namespace, names: Sequence[str], reason: str) -> None:
@@ -421,21 +422,23 @@ def _chosen(bundle: manifest.Manifest, wanted: str | None) -> list[manifest.Vari
     return bundle.chosen(wanted)
 
 
-def _images(
-    options: argparse.Namespace, folder: Path, bundle: manifest.Manifest, labels: Sequence[str]
-) -> list[measure.Shown]:
+def _images(options: argparse.Namespace, bundle: Bundle) -> list[measure.Shown]:
     """The pictures to classify with class indices where known; each has been decoded once, so none fails
     later."""
     if options.images:
         found = find(options.images)
-        classes = match_folders({f.folder for f in found if f.folder}, labels, bundle.class_ids)
+        folders = {f.folder for f in found if f.folder}
+        classes = match_folders(folders, bundle.labels, bundle.manifest.class_ids)
         images = [measure.Shown(f.path, classes[f.folder] if f.folder else None) for f in found]
     else:
         images = [measure.Shown(path) for path in options.image]
-    fitted = manifest.read_fitted(folder)
+    fitted = manifest.read_fitted(bundle.folder)
     images = [dataclasses.replace(image, fitted=_short_hash(image.path) in fitted) for image in images]
     if not images:
-        images = [measure.Shown(folder / s.file.path, s.label, s.fitted) for s in bundle.samples]
+        images = [
+            measure.Shown(bundle.folder / sample.file.path, sample.label, sample.fitted)
+            for sample in bundle.manifest.samples
+        ]
     bad = []
     for image in images:
         try:
@@ -458,8 +461,8 @@ def _short_hash(path: Path) -> str | None:
         return None
 
 
-def _print(result: dict[str, Any], *, top5: bool) -> None:
-    notice = tables.notice(result)
+def _print(result: Result, *, top5: bool) -> None:
+    notice = tables.notice(result.bundle)
     parts = (
         notice,
         tables.header(result),

@@ -2,7 +2,8 @@
 
 import unicodedata
 from collections.abc import Sequence
-from typing import Any
+
+from .result import Proportion
 
 ABSENT = "–"
 
@@ -44,10 +45,10 @@ def megabytes(value: float | None) -> str:
     return ABSENT if value is None else f"{value / 1e6:.1f}" if value < 1e8 else f"{value / 1e6:.0f}"
 
 
-def percent(proportion: dict[str, Any] | None, *, interval: bool = False) -> str:
+def percent(proportion: Proportion | None, *, interval: bool = False) -> str:
     """A proportion, where asked for with its 95 % interval in whole points."""
     if proportion is None:
         return ABSENT
-    text = f"{100 * proportion['rate']:.1f} %"
-    low, high = (100 * bound for bound in proportion["interval95"])
+    text = f"{100 * proportion.rate:.1f} %"
+    low, high = (100 * bound for bound in proportion.interval95)
     return f"{text} ({low:.0f} to {high:.0f})" if interval else text

@@ -49,14 +49,14 @@ def test_a_raspberry_pi_5(tmp_path: Path) -> None:
     assert found.features == ("asimd", "asimddp")
     assert found.ram_bytes == 4147200 * 1024
     assert (found.temperature_c, found.clock_mhz, found.throttled) == (61.234, 2400, ())
-    assert tables.state(found.to_json()) == "61 °C, 2400 MHz, not throttled"
+    assert tables.state(found) == "61 °C, 2400 MHz, not throttled"
 
 
 def test_where_there_are_no_sensors_nothing_is_claimed(tmp_path: Path) -> None:
     found = device.describe(1, tmp_path)
     assert (found.board, found.cpu, found.ram_bytes) == ("unknown board", None, None)
     assert (found.temperature_c, found.clock_mhz, found.throttled) == (None, None, None)
-    assert tables.state(found.to_json()) == "temperature unknown, clock unknown, throttling unknown"
+    assert tables.state(found) == "temperature unknown, clock unknown, throttling unknown"
 
 
 @pytest.mark.parametrize(
@@ -70,7 +70,7 @@ def test_where_there_are_no_sensors_nothing_is_claimed(tmp_path: Path) -> None:
 def test_what_the_firmware_holds_back(bits: str, expected: tuple[str, ...], tmp_path: Path) -> None:
     put(tmp_path, throttled=bits + "\n")
     assert device.throttled(tmp_path) == expected
-    assert tables.state(device.describe(1, tmp_path).to_json()).endswith("HELD BACK: " + ", ".join(expected))
+    assert tables.state(device.describe(1, tmp_path)).endswith("HELD BACK: " + ", ".join(expected))
 
 
 @pytest.mark.parametrize("rubbish", ["", "n/a", "-"])

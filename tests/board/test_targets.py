@@ -16,6 +16,7 @@ import onnxruntime as ort
 import pytest
 from conftest import reseal
 from launch import compare
+from rows import DEVICE, a_result, a_row
 
 from vgg_export import options, recipes
 from vgg_export.bundle import writer as bundling
@@ -30,13 +31,15 @@ from vgg_runtime.board import device, memory, targets
 from vgg_runtime.board.targets import TARGETS
 from vgg_runtime.bundle import builds, manifest, self_check
 from vgg_runtime.bundle.manifest import SessionSettings
+from vgg_runtime.bundle.opened import Bundle
 from vgg_runtime.bundle.session import EXACT, Model, exact
 from vgg_runtime.errors import BundleError
-from vgg_runtime.measure import measure, tuning
+from vgg_runtime.measure import running, tuning
 from vgg_runtime.report import tables
+from vgg_runtime.result import BuildUsed, Device
 
 
-def described(**known: Any) -> device.Device:
+def described(**known: Any) -> Device:
     return dataclasses.replace(device.describe(1), **known)
 
 
@@ -282,11 +285,11 @@ def test_it_is_the_build_for_this_core_that_has_to_be_beaten_each_time(
         monkeypatch.setattr(
             tuning,
             "_timed",
-            lambda *given, times=times: {build.id: times.get(build.id, 50.0) for build in given[3]},
+            lambda *given, times=times: {build.id: times.get(build.id, 50.0) for build in given[2]},
         )
-        bundle = tuning.for_here(manifest.read(several), None)
-        tuned = tuning.tune(several, bundle, bundle.variants, 1, Path("/"), lambda _: None)
-        assert tuned.variant("quantized").build.id == wins
+        bundle = Bundle(several, tuning.for_here(manifest.read(several), None))
+        tuned = tuning.tune(bundle, bundle.manifest.variants, 1, Path("/"), lambda _: None)
+        assert tuned.manifest.variant("quantized").build.id == wins
 
 
 def test_tuning_is_not_mixed_with_what_it_does_not_go_with(several: Path, tmp_path: Path) -> None:
@@ -306,20 +309,16 @@ def test_the_fastest_build_is_one_that_ran() -> None:
 
 
 def test_a_build_for_other_cores_that_runs_with_slower_kernels_is_said_to(several: Path) -> None:
-    row: dict[str, Any] = {
-        "variant": "quantized",
-        "memory_mode": "fast",
-        "build": {"id": "q", "form": "", "targets": ["pi5"], "slower_kernels": True},
-    }
-    result = {"device": {"target": "x86-avx2"}, "variants": [row]}
-    (line,) = tables._builds(result)
+    device = dataclasses.replace(DEVICE, target="x86-avx2")
+    used = BuildUsed("q", "", ("pi5",), slower_kernels=True)
+    (line,) = tables._builds(a_result(a_row("quantized", build=used), device=device))
     slower = "with slower kernels, in which its 8-bit weights do not overflow"
     assert line.startswith(f"quantized: no build for x86-avx2 was used, but the one for pi5, {slower}; ")
-    row["build"] |= {"slower_kernels": False}
-    (line,) = tables._builds(result)
+    used = dataclasses.replace(used, slower_kernels=False)
+    (line,) = tables._builds(a_result(a_row("quantized", build=used), device=device))
     assert line.startswith("quantized: no build for x86-avx2 was used, but the one for pi5; ")
     variant = manifest.read(several).variant("quantized")
-    found = {b.id: measure.empty_row(variant.using(b))["build"]["slower_kernels"] for b in variant.builds}
+    found = {b.id: running.empty_row(variant.using(b)).build.slower_kernels for b in variant.builds}
     assert found["quantized.x86-avx2"] is False
     assert found["quantized.pi4"] is (targets.here().name == "x86-avx2")
 
@@ -456,14 +455,14 @@ def test_what_is_worth_shipping(tmp_path: Path) -> None:
 
 
 def test_measure_counts_no_memory_of_a_child_that_never_ran(several: Path) -> None:
-    found = manifest.read(several)
-    broken = found.variant("baseline")
+    bundle = Bundle.read(several)
+    broken = bundle.manifest.variant("baseline")
     wrong = dataclasses.replace(broken.build, model=manifest.FileEntry("models/none.onnx", "", 0))
-    row = measure.measure(
-        several, found, broken.using(wrong), measure.Pictures(), measure.Options(1, 0.1), lambda _: None
+    row = running.measure(
+        bundle, broken.using(wrong), running.Pictures(), running.Options(1, 0.1), lambda _: None
     )
-    assert row["error"]
-    assert row["p50_ms"] is None
+    assert row.error
+    assert row.p50_ms is None
 
 
 def test_transformed_weights_must_leave_a_board_room(tmp_path: Path) -> None:

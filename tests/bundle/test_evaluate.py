@@ -12,6 +12,7 @@ from vgg_export.data import splits
 from vgg_runtime.bundle import manifest
 from vgg_runtime.bundle.metrics import loss_error_points, wilson_interval
 from vgg_runtime.bundle.preprocess import for_input, load
+from vgg_runtime.result import Evaluation
 
 
 def test_figures_by_hand() -> None:
@@ -70,7 +71,7 @@ def test_the_exported_files_are_what_is_evaluated(
     assert found["baseline"]["agreement"]["rate"] == 1.0
     assert found["baseline"]["kl_mean"] == 0.0
     assert found["quantized"]["kl_mean"] > 0
-    assert bundle.variant("scaled").build.evaluation == found["scaled"]
+    assert bundle.variant("scaled").build.evaluation == Evaluation.from_json(found["scaled"])
     assert list(tmp_path.iterdir()) == []  # the prepared pictures are gone
 
 

@@ -827,6 +827,7 @@ def test_a_phones_fifty_megapixels_fit_into_the_memory_of_a_decoder(kind: str) -
     line, _, tensor = done.stdout.partition(b"\n")
     answer = json.loads(line)
     assert answer == {
+        "event": "decoded",
         "width": 6144,
         "height": 8192,
         "format": "JPEG" if kind == "JPEG" else "PNG",

@@ -80,16 +80,16 @@ def test_a_part_of_the_demo_from_start_to_end(
     assert bundle.notice is not None
     assert bundle.notice.startswith("DEMO WEIGHTS")
     evaluation = {v.id: v.build.evaluation for v in bundle.variants}
-    top1 = {name: 100 * e["top1"]["rate"] for name, e in evaluation.items() if e}
-    assert all(e and e["n"] == e["top1"]["n"] == 400 for e in evaluation.values())
+    top1 = {name: 100 * e.top1.rate for name, e in evaluation.items() if e and e.top1}
+    assert all(e and e.top1 and e.n == e.top1.n == 400 for e in evaluation.values())
     assert top1["baseline"] >= 96  # 97.8 %
     assert top1["quantized"] >= top1["baseline"] - 1.0  # nothing was lost
     assert top1["compact"] >= top1["baseline"] - 1.5  # 0.5 points were
     large, small = bundle.variant("baseline"), bundle.variant("compact")
     assert large.macs >= 2.5 * small.macs
     assert large.parameters >= 4 * small.parameters
-    assert [loss["step"] for loss in small.losses] == ["removed", "repaired", "tuned", "quantized"]
-    removed, repaired, *_ = (loss["kl"] for loss in small.losses)
+    assert [loss.step for loss in small.losses] == ["removed", "repaired", "tuned", "quantized"]
+    removed, repaired, *_ = (loss.kl for loss in small.losses)
     assert repaired < 0.3 * removed
     splits = json.loads((tmp_path / "artifacts/splits.json").read_text())
     sets = [{i["sha256"] for i in splits[part]} for part in ("fit", "select", "test")]
@@ -140,8 +140,8 @@ def test_all_of_the_demo_from_start_to_end(tmp_path: Path) -> None:
     bundle = manifest.read(tmp_path / "artifacts")
     manifest.verify(tmp_path / "artifacts", bundle.all_files())
     evaluation = {v.id: v.build.evaluation for v in bundle.variants}
-    top1 = {name: 100 * e["top1"]["rate"] for name, e in evaluation.items() if e}
-    assert all(e and e["n"] == e["top1"]["n"] == 1200 for e in evaluation.values())
+    top1 = {name: 100 * e.top1.rate for name, e in evaluation.items() if e and e.top1}
+    assert all(e and e.top1 and e.n == e.top1.n == 1200 for e in evaluation.values())
     assert top1["baseline"] >= 96
     assert top1["pruned"] >= top1["baseline"] - 1.0
     assert top1["quantized"] >= top1["baseline"] - 1.0
@@ -152,16 +152,16 @@ def test_all_of_the_demo_from_start_to_end(tmp_path: Path) -> None:
         assert large.macs >= 2.5 * small.macs
         assert large.parameters >= 4 * small.parameters
         assert top1[compact] >= top1[parent] - points
-    steps = [loss["step"] for loss in bundle.variant("compact-scaled").losses]
+    steps = [loss.step for loss in bundle.variant("compact-scaled").losses]
     assert steps == ["removed", "repaired", "tuned", "quantized"]
-    removed, repaired, *_ = (loss["kl"] for loss in bundle.variant("compact").losses)
+    removed, repaired, *_ = (loss.kl for loss in bundle.variant("compact").losses)
     assert repaired < 0.3 * removed
     # another CPU rounds differently: six of 1,200 signs
     for name, accuracy, _, agreement, _ in readme_table("demo table"):
         found = evaluation[name]
         assert found is not None
         assert float(accuracy.removesuffix(" %")) == pytest.approx(top1[name], abs=0.5)
-        assert float(agreement.removesuffix(" %")) == pytest.approx(100 * found["agreement"]["rate"], abs=0.5)
+        assert float(agreement.removesuffix(" %")) == pytest.approx(100 * found.agreement.rate, abs=0.5)
     for name, *cells in readme_table("losses table"):
         for cell, lost in zip(cells, tables.loss_cells(bundle.variant(name).losses), strict=True):
             assert (cell == text.ABSENT) == (lost == text.ABSENT)

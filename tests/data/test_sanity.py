@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import CLASSES, reseal, small_torchvision_vgg
+from rows import ABOUT, a_row
 
 from vgg_export import inputs, pipeline
 from vgg_export.core import cache
@@ -29,8 +30,12 @@ from vgg_export.network import checkpoint as checkpoints
 from vgg_export.network import weights
 from vgg_export.options import AllOptions, DataOptions, WeightsOptions, default_targets
 from vgg_runtime.bundle import manifest, metrics
+from vgg_runtime.bundle.opened import Bundle
+from vgg_runtime.measure import measure
 from vgg_runtime.measure.recommend import near_chance, recommend
+from vgg_runtime.measure.running import Options, empty_row
 from vgg_runtime.report import tables
+from vgg_runtime.result import Evaluation, Prediction, Proportion, Row
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 MEAN, STD = torch.tensor([0.485, 0.456, 0.406]).double(), torch.tensor([0.229, 0.224, 0.225]).double()
@@ -197,7 +202,7 @@ def test_pictures_that_are_nearly_all_of_one_class_cannot_tell(
     assert found.unchecked is not None
     assert found.unchecked.startswith("NOT CHECKED: 96 % of 50 labelled pictures are")
     assert "so that they cannot tell" in caplog.text
-    reason = near_chance(figures(1.0, n=50, chance=0.96))
+    reason = near_chance(figures(1.0, n=50).top1, 0.96)
     assert reason is not None
     assert "even all of them would not be clearly better than chance" in reason
 
@@ -362,19 +367,14 @@ def test_what_cannot_be_asked_is_a_notice(
 # What is recommended.
 
 
-def figures(rate: float, n: int = 600, chance: float | None = 0.07) -> dict[str, Any]:
-    top1 = {"rate": rate, "n": n, "interval95": [0, 1]}
-    return {
-        "n": n,
-        "top1": top1,
-        "chance": chance,
-        "agreement": {"rate": 0.99, "n": n, "interval95": [0, 1]},
-        "loss_error_points": 0.1,
-    }
+def figures(rate: float, n: int = 600, chance: float | None = 0.07) -> Evaluation:
+    agreement = Proportion(0.99, n, (0, 1))
+    top1 = Proportion(rate, n, (0, 1))
+    return Evaluation(n=n, top1=top1, chance=chance, agreement=agreement, loss_error_points=0.1)
 
 
-def row(name: str, p50_ms: float, built: dict[str, Any]) -> dict[str, Any]:
-    return {"variant": name, "error": None, "p50_ms": p50_ms, "speedup": 10 / p50_ms, "built": built}
+def row(name: str, p50_ms: float, built: Evaluation) -> Row:
+    return a_row(name, p50_ms=p50_ms, speedup=10 / p50_ms, built=built)
 
 
 @pytest.mark.parametrize(
@@ -384,9 +384,9 @@ def row(name: str, p50_ms: float, built: dict[str, Any]) -> dict[str, Any]:
 def test_nothing_is_recommended_near_chance(rate: float, chance: float | None, recommended: bool) -> None:
     built = figures(rate, chance=chance)
     answer = recommend([row("baseline", 10, built), row("quantized", 2, built)], "baseline")
-    assert (answer["variant"] == "quantized") == recommended
-    assert (answer["variant"] is None) == ("not clearly better than chance (7.0 %)" in answer["reason"])
-    assert near_chance({"top1": None}) is None
+    assert (answer.variant == "quantized") == recommended
+    assert (answer.variant is None) == ("not clearly better than chance (7.0 %)" in answer.reason)
+    assert near_chance(None, None) is None
 
 
 @pytest.mark.parametrize(("count", "right", "recommended"), [(40, 3, False), (40, 30, True), (19, 0, True)])
@@ -395,25 +395,19 @@ def test_pictures_shown_on_the_device_speak_against_a_baseline(
 ) -> None:
     """Of a bundle whose maker had no labels: what the board sees of it counts against it, and never for
     it."""
-    from vgg_runtime.measure import measure
-
-    bundle = manifest.read(bundle_folder)
-    labels = manifest.read_labels(bundle_folder, bundle)
+    bundle = Bundle.read(bundle_folder)
     images = [measure.Shown(Path(f"{k}.png"), k % 7) for k in range(count)]
-    options = measure.Options(1)
-    result = measure.skeleton(bundle_folder, bundle, labels, images, options)
-    for variant, p50_ms in zip(bundle.variants[:2], (10.0, 5.0), strict=True):
-        made = measure.empty_row(variant) | {"p50_ms": p50_ms, "built": figures(0.9, chance=None)}
-        made["predictions"] = [
-            {"classes": [(k if k < right else k + 1) % 7], "probabilities": [1.0]} for k in range(count)
-        ]
-        result["variants"].append(made)
-    measure.finish(result, bundle, labels, images)
-    answer = result["recommended"]
-    assert (answer["variant"] == "quantized") == recommended
+    begun, rows = measure.skeleton(bundle, images, Options(1)), []
+    said = tuple(Prediction(((k if k < right else k + 1) % 7,), (1.0,)) for k in range(count))
+    for variant, p50_ms in zip(bundle.manifest.variants[:2], (10.0, 5.0), strict=True):
+        built = figures(0.9, chance=None)
+        rows.append(dataclasses.replace(empty_row(variant), p50_ms=p50_ms, built=built, predictions=said))
+    answer = measure.finish(begun, rows, bundle, images).recommended
+    assert answer is not None
+    assert (answer.variant == "quantized") == recommended
     assert (
         recommended
-        or f"of {count} pictures shown here, which is not clearly better than chance" in answer["reason"]
+        or f"of {count} pictures shown here, which is not clearly better than chance" in answer.reason
     )
 
 
@@ -426,10 +420,9 @@ def test_nothing_is_recommended_of_what_was_accepted() -> None:
         "baseline",
         problem="the classes are in another order",
     )
-    assert (answer["variant"], answer["reason"]) == (None, "the classes are in another order")
+    assert (answer.variant, answer.reason) == (None, "the classes are in another order")
     assert (
-        recommend([row("baseline", 10, built), row("quantized", 2, built)], "baseline")["variant"]
-        == "quantized"
+        recommend([row("baseline", 10, built), row("quantized", 2, built)], "baseline").variant == "quantized"
     )
 
 
@@ -531,10 +524,7 @@ def test_evaluating_a_bundle_on_unlabelled_pictures_says_so_and_labelled_ones_cl
     assert "!! NOT CHECKED: the pictures that nothing is fitted on have no labels" in done.stdout
     unchecked = manifest.read(bundle_copy).unchecked
     assert unchecked is not None
-    assert (
-        tables.notice({"bundle": {"notice": None, "figures_absent": None, "unchecked": unchecked}})
-        == f"!! {unchecked}"
-    )
+    assert tables.notice(dataclasses.replace(ABOUT, unchecked=unchecked)) == f"!! {unchecked}"
     done = in_this_process(
         "evaluate", "--bundle", bundle_copy, "--data", signs_folder, "--record", "--accept-accuracy"
     )

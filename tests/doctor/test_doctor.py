@@ -13,14 +13,17 @@ import pytest
 from boards import PI5_CPUINFO
 from conftest import ROOT, reseal
 from launch import QUICK, compare
+from rows import a_result, a_row
 
 from vgg_export.data import splits
 from vgg_runtime.board import device
 from vgg_runtime.bundle import manifest
+from vgg_runtime.bundle.opened import Bundle
 from vgg_runtime.doctor import bundle_checks, diagnosis, finding, machine, probe
 from vgg_runtime.doctor.finding import FAILS, OK, UNKNOWN, WARNING
 from vgg_runtime.measure import remedies
 from vgg_runtime.report import tables
+from vgg_runtime.result import BuildUsed, MeasuredDevice, Row
 
 PI4_CPUINFO = PI5_CPUINFO.replace(" asimddp", "").replace("0xd0b", "0xd08")
 ZERO2_CPUINFO = PI5_CPUINFO.replace(" asimddp", "").replace("0xd0b", "0xd03")
@@ -188,7 +191,7 @@ def test_a_failing_check_must_say_what_to_do() -> None:
 
 
 def examined(folder: Path, root: Path | None = None) -> dict[str, dict[str, Any]]:
-    document = diagnosis.examine(folder, 1, lambda line: None, root or Path("/"))
+    document = diagnosis.examine(folder, 1, lambda line: None, root or Path("/")).to_json()
     assert document["fails"] == sum(check["mark"] == FAILS for check in document["checks"])
     return {check["check"]: check for check in document["checks"]}
 
@@ -216,7 +219,7 @@ def test_recorded_peaks_are_compared_with_what_is_available(bundle_copy: Path, t
     )
     result = json.loads((tmp_path / "r.json").read_text())
     peaks = {row["variant"]: row["peak_rss_bytes"] for row in result["variants"]}
-    assert bundle_checks.recorded_peaks(bundle_copy, manifest.read(bundle_copy)) == bundle_checks.Recorded(
+    assert bundle_checks.recorded_peaks(Bundle.read(bundle_copy)) == bundle_checks.Recorded(
         peaks, result["device"]["cpu"]
     )
 
@@ -252,7 +255,7 @@ def test_a_report_of_another_bundle_records_nothing(bundle_copy: Path) -> None:
         page % "[]",
     ):
         (bundle_copy / manifest.REPORT_NAME).write_text(text)
-        assert bundle_checks.recorded_peaks(bundle_copy, manifest.read(bundle_copy)).peaks == {}
+        assert bundle_checks.recorded_peaks(Bundle.read(bundle_copy)).peaks == {}
 
 
 def test_without_a_record_the_file_is_the_least(bundle_folder: Path, tmp_path: Path) -> None:
@@ -507,25 +510,16 @@ def test_what_does_not_go_with_it_is_code_2(
 
 def row(
     variant: str, precision: str, p50_ms: float | None, macs: float = 19.6e9, input_px: int = 224, **more: Any
-) -> dict[str, Any]:
-    fixed = {
-        "variant": variant,
-        "precision": precision,
-        "p50_ms": p50_ms,
-        "macs": macs,
-        "input_px": input_px,
-        "parameters": macs / 100,
-    }
+) -> Row:
     size = round(macs / 100) * (1 if precision == "int8" else 4)
-    return (
-        fixed
-        | {"build": {"slower_kernels": False}, "size_bytes": size, "peak_rss_bytes": 10**8, "error": None}
-        | more
-    )
+    given = {"precision": precision, "p50_ms": p50_ms, "macs": round(macs), "input_px": input_px}
+    given |= {"parameters": round(macs / 100), "size_bytes": size, "peak_rss_bytes": 10**8}
+    return a_row(variant, **given | more)
 
 
-def explained(root: Path, rows: list[dict[str, Any]]) -> list[str]:
-    return remedies.explanations({"device": device.describe(4, root).to_json(), "variants": rows})
+def explained(root: Path, rows: list[Row]) -> list[str]:
+    board = MeasuredDevice(**vars(device.describe(4, root)), target="")
+    return remedies.explanations(a_result(*rows, device=board))
 
 
 SLOW_INT8 = [
@@ -553,7 +547,7 @@ def test_where_int8_pays_nothing_is_explained(tmp_path: Path) -> None:
     lay_out(tmp_path)
     assert explained(tmp_path, [row("baseline", "fp32", 150.0), row("quantized", "int8", 100.0)]) == []
     assert len(explained(tmp_path, [row("baseline", "fp32", 149.0), row("quantized", "int8", 100.0)])) == 1
-    of_other_cores = row("quantized", "int8", 149.0, build={"slower_kernels": True})
+    of_other_cores = row("quantized", "int8", 149.0, build=BuildUsed(slower_kernels=True))
     # it says nothing of this core
     assert explained(tmp_path, [row("baseline", "fp32", 149.0), of_other_cores]) == []
 
@@ -663,8 +657,8 @@ def test_what_did_not_fit_is_explained_with_what_did(tmp_path: Path) -> None:
 
 
 def test_explanations_are_printed_below_the_table() -> None:
-    assert tables.explanations({"explanations": ["one", "two"]}) == "→ one.\n→ two."
-    assert tables.explanations({"explanations": []}) == ""
+    assert tables.explanations(a_result(explanations=("one", "two"))) == "→ one.\n→ two."
+    assert tables.explanations(a_result()) == ""
 
 
 def test_the_launcher_and_its_doctor_need_no_requirements_at_import() -> None:

@@ -29,10 +29,12 @@ from PIL import Image
 import soak
 from vgg_runtime.board import device
 from vgg_runtime.bundle import self_check
+from vgg_runtime.bundle.opened import Bundle
 from vgg_runtime.bundle.preprocess import for_input, open_image, to_tensor
 from vgg_runtime.errors import ImageError, RuntimeInputError
 from vgg_runtime.live import mjpeg, sources
 from vgg_runtime.live import stream as streams
+from vgg_runtime.live.document import SCHEMA, Percentiles, Temperatures
 
 
 def jpeg(seed: int, size: tuple[int, int] = (96, 64), **options: object) -> bytes:
@@ -143,32 +145,30 @@ def test_the_newest_frame_wins_and_the_others_are_counted() -> None:
 
 def test_latencies_are_bounded_and_percentiles_are_earned() -> None:
     latency = streams.Latency()
-    assert latency.to_json() == {"p50": None, "p90": None, "p99": None, "max": None, "n": 0}
+    assert latency.percentiles() == Percentiles(None, None, None, None, 0)
     for k in range(20_000):
         latency.add(float(k))
         if k == 62:
-            assert latency.to_json()["p90"] is None
+            assert latency.percentiles().p90 is None
         if k == 63:
-            assert latency.to_json()["p90"] == 57.0
+            assert latency.percentiles().p90 == 57.0
     assert len(latency.kept) == streams.KEPT
     assert list(latency.recent) == [float(k) for k in range(20_000 - streams.RECENT, 20_000)]
-    found = latency.to_json()
-    assert (found["max"], found["n"]) == (19_999.0, 20_000)
-    assert found["p50"] == pytest.approx(10_000, rel=0.05)  # of the whole run, not of its end
-    assert found["p99"] == pytest.approx(19_800, rel=0.01)
+    found = latency.percentiles()
+    assert (found.max, found.n) == (19_999.0, 20_000)
+    assert found.p50 == pytest.approx(10_000, rel=0.05)  # of the whole run, not of its end
+    assert found.p99 == pytest.approx(19_800, rel=0.01)
 
 
 def test_the_temperature_is_remembered(monkeypatch: pytest.MonkeyPatch, bundle_folder: Path) -> None:
     felt = iter((50.0, 71.5, None, 60.0))
     monkeypatch.setattr(device, "temperature_c", lambda: next(felt))
-    from vgg_runtime.bundle import manifest
-
     stream = streams.Stream(
-        manifest.read(bundle_folder).variants[0], streams.Settings(1), streams.Interrupt()
+        Bundle.read(bundle_folder).manifest.variants[0], streams.Settings(1), streams.Interrupt()
     )
     for _ in range(3):
         stream.feel()
-    assert stream.to_json(CLASSES)["temperature_c"] == {"start": 50.0, "max": 71.5, "end": 60.0}
+    assert stream.seen(CLASSES).temperature_c == Temperatures(start=50.0, max=71.5, end=60.0)
 
 
 # Folders
@@ -254,7 +254,7 @@ def test_a_folder_is_classified_as_onnxruntime_does(
         if f'"{key}"' not in documented
     ] == []
     document = json.loads((tmp_path / "r.json").read_text())
-    assert document["schema"] == streams.LIVE_SCHEMA
+    assert document["schema"] == SCHEMA
     assert document["device"]["threads"] == 1
     lines = done.stdout.splitlines()
     assert "is classified by scaled (fp32, 160 px, 1 thread)" in lines[0]
@@ -518,11 +518,9 @@ def test_a_killed_model_is_a_sentence(folder: Path, bundle_folder: Path, tmp_pat
 def test_two_events_that_arrive_together_are_both_heard(
     bundle_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from vgg_runtime.bundle import manifest
-
-    bundle = manifest.read(bundle_folder)
+    bundle = Bundle.read(bundle_folder)
     responder = streams.Responder(
-        bundle_folder, bundle, bundle.variants[0], streams.Settings(1), streams.Interrupt()
+        bundle, bundle.manifest.variants[0], streams.Settings(1), streams.Interrupt()
     )
     monkeypatch.setattr(streams, "PATIENCE_S", 20)
     time.sleep(2)  # loaded and checked are both in the pipe by now
@@ -535,11 +533,9 @@ def test_two_events_that_arrive_together_are_both_heard(
 def test_a_hung_model_is_a_sentence(
     bundle_folder: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from vgg_runtime.bundle import manifest
-
-    bundle = manifest.read(bundle_folder)
+    bundle = Bundle.read(bundle_folder)
     responder = streams.Responder(
-        bundle_folder, bundle, bundle.variants[0], streams.Settings(1), streams.Interrupt()
+        bundle, bundle.manifest.variants[0], streams.Settings(1), streams.Interrupt()
     )
     try:
         assert responder.load()

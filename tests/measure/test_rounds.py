@@ -8,15 +8,16 @@ import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 from launch import compare
+from rows import a_row
 
 from vgg_runtime import text
 from vgg_runtime.board import monitor
 from vgg_runtime.measure import aggregate, measure
 from vgg_runtime.report import tables
+from vgg_runtime.result import Round, Row, State, Watched
 
 ZONE, CLOCK, THROTTLED = (
     "sys/class/thermal/thermal_zone0/temp",
@@ -43,16 +44,13 @@ def board(root: Path, temperature_c: float = 50.0, clock_mhz: int = 1500, thrott
 
 def a_round(
     samples_ms: list[float], clock_mhz: float | None = 1500.0, held_back: tuple[str, ...] | None = ()
-) -> dict[str, Any]:
-    during = monitor.State(60.0, clock_mhz, held_back).to_json()
-    state = {"before": during, "during": during, "after": during}
-    return {"load_ms": 10.0, "first_ms": 5.0, "samples_ms": samples_ms, "state": state}
+) -> Round:
+    state = State(60.0, clock_mhz, held_back)
+    return Round(10.0, 5.0, tuple(samples_ms), Watched(state, state, state))
 
 
-def settled(*found: dict[str, Any], highest_mhz: float | None = 1500.0) -> dict[str, Any]:
-    row: dict[str, Any] = {"rounds": list(found)}
-    aggregate.settle(row, highest_mhz)
-    return row
+def settled(*found: Round, highest_mhz: float | None = 1500.0) -> Row:
+    return aggregate.settled(a_row(rounds=found), highest_mhz)
 
 
 def test_every_variant_takes_part_once_and_in_another_place_each_time() -> None:
@@ -66,50 +64,50 @@ def test_every_variant_takes_part_once_and_in_another_place_each_time() -> None:
 
 def test_rounds_of_a_steady_board_are_joined() -> None:
     row = settled(a_round([10.0] * 30), a_round([11.0] * 40))
-    assert (row["runs"], row["p50_ms"], row["p90_ms"], row["p99_ms"], row["marks"]) == (
+    assert (row.runs, row.p50_ms, row.p90_ms, row.p99_ms, row.marks) == (
         70,
         11.0,
         11.0,
         None,
-        [],
+        (),
     )
-    assert row["samples_ms"] == [10.0] * 30 + [11.0] * 40
+    assert row.samples_ms == (10.0,) * 30 + (11.0,) * 40
 
 
 @pytest.mark.parametrize(
     "bad", [a_round([30.0] * 9, held_back=("under-voltage",)), a_round([30.0] * 9, clock_mhz=600.0)]
 )
-def test_a_round_in_which_the_board_was_held_back_is_marked_and_left_out(bad: dict[str, Any]) -> None:
+def test_a_round_in_which_the_board_was_held_back_is_marked_and_left_out(bad: Round) -> None:
     row = settled(a_round([10.0] * 9), bad, a_round([10.2] * 9))
-    assert row["p50_ms"] == pytest.approx(10.1)
-    assert "in 1 of 3 rounds, which are left out" in row["marks"][0]
-    assert "under-voltage" in row["marks"][0] or "clock at 600 of 1500 MHz" in row["marks"][0]
-    assert row["rounds"][1]["samples_ms"] == [30.0] * 9  # nothing is thrown away
+    assert row.p50_ms == pytest.approx(10.1)
+    assert "in 1 of 3 rounds, which are left out" in row.marks[0]
+    assert "under-voltage" in row.marks[0] or "clock at 600 of 1500 MHz" in row.marks[0]
+    assert row.rounds[1].samples_ms == (30.0,) * 9  # nothing is thrown away
 
 
 def test_a_board_that_was_always_held_back_has_figures_that_say_so() -> None:
     row = settled(
         a_round([30.0] * 9, held_back=("throttled",)), a_round([31.0] * 9, held_back=("throttled",))
     )
-    assert row["p50_ms"] == pytest.approx(30.5)
-    assert "in every round: these figures are those of a board that is held back" in row["marks"][0]
+    assert row.p50_ms == pytest.approx(30.5)
+    assert "in every round: these figures are those of a board that is held back" in row.marks[0]
 
 
 def test_what_drifts_is_not_averaged() -> None:
     row = settled(a_round([10.0] * 9), a_round([15.0] * 9))
-    assert row["p50_ms"] == 15.0
-    assert row["marks"] == [
-        "drifting: the rounds' medians go from 10.0 to 15.0 ms; the figures are those of the last round"
-    ]
+    assert row.p50_ms == 15.0
+    assert row.marks == (
+        "drifting: the rounds' medians go from 10.0 to 15.0 ms; the figures are those of the last round",
+    )
     within = settled(a_round([10.0] * 10 + [12.0] * 5 + [14.0] * 10))
-    assert "drifting: 1.40x within a round" in within["marks"][0]
-    assert settled(a_round([10.0] * 9), a_round([12.0] * 9))["marks"] == []
+    assert "drifting: 1.40x within a round" in within.marks[0]
+    assert settled(a_round([10.0] * 9), a_round([12.0] * 9)).marks == ()
 
 
 def test_without_sensors_nothing_is_claimed() -> None:
     row = settled(a_round([10.0] * 9, clock_mhz=None, held_back=None), highest_mhz=None)
-    assert row["marks"] == []
-    assert row["rounds"][0]["held_back"] == []
+    assert row.marks == ()
+    assert row.rounds[0].held_back == ()
 
 
 def test_the_watch_sees_what_happens_between_start_and_end(tmp_path: Path) -> None:
@@ -119,14 +117,10 @@ def test_the_watch_sees_what_happens_between_start_and_end(tmp_path: Path) -> No
         board(tmp_path, 81.0, 600, "0x50005")
         time.sleep(4 * monitor.EVERY_S)
         board(tmp_path, 70.0, 1500, "0x50000")
-    found = seen.to_json()
-    assert found["before"] == {"temperature_c": 50.0, "clock_mhz": 1500.0, "held_back": ()}
-    assert (found["during"]["temperature_c"], found["during"]["held_back"]) == (
-        81.0,
-        ("throttled", "under-voltage"),
-    )
-    # since boot is not now
-    assert found["after"] == {"temperature_c": 70.0, "clock_mhz": 1500.0, "held_back": ()}
+    found = seen.seen()
+    assert found.before == State(50.0, 1500.0, ())
+    assert (found.during.temperature_c, found.during.held_back) == (81.0, ("throttled", "under-voltage"))
+    assert found.after == State(70.0, 1500.0, ())  # since boot is not now
 
 
 def test_it_waits_for_a_hot_board_but_not_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -139,13 +133,13 @@ def test_it_waits_for_a_hot_board_but_not_for_ever(tmp_path: Path, monkeypatch: 
             board(tmp_path, 52.0)
 
     monkeypatch.setattr(monitor, "time", SimpleNamespace(monotonic=lambda: now, sleep=sleep))
-    start = monitor.State.now(board(tmp_path, 50.0))
+    start = monitor.state_now(board(tmp_path, 50.0))
     assert monitor.cool_down(start, 5.0, tmp_path) == 0
     board(tmp_path, 80.0)
     assert monitor.cool_down(start, 0.5, tmp_path) == pytest.approx(0.5)
     cool_from = now + 0.5
     assert 0.5 <= monitor.cool_down(start, 20.0, tmp_path) + 1e-9 < 0.51 + monitor.EVERY_S
-    assert monitor.cool_down(monitor.State(None, None, None), 5.0, tmp_path) == 0
+    assert monitor.cool_down(State(None, None, None), 5.0, tmp_path) == 0
 
 
 def test_a_throttled_board_is_in_the_table_and_in_the_json(bundle_folder: Path, tmp_path: Path) -> None:

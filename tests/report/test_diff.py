@@ -11,6 +11,7 @@ from launch import compare
 from vgg_export.cli import main
 from vgg_runtime import text
 from vgg_runtime.report import diff
+from vgg_runtime.result import Result
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +55,7 @@ def test_the_difference_of_two_results(
     }
     assert "-50 % ▼" in rows["baseline"]
     assert rows["quantized"].count("–") == 6
-    assert "A  " + diff.device_words(result) in done.stdout
+    assert "A  " + diff.device_words(Result.from_json(result)) in done.stdout
     assert "Raspberry Pi 5 Model B" in done.stdout
     assert "These are different boards" in done.stdout
     assert "B ! baseline: held back (throttled) in every round" in done.stdout
@@ -62,15 +63,16 @@ def test_the_difference_of_two_results(
     assert "scaled is another model" in done.stdout
     noted = copy.deepcopy(result)
     noted["bundle"] |= {"unchecked": "NOT CHECKED: no labels", "problem": "right on 5 %"}
-    for shown, letter in ((diff.diff(result, noted), "B"), (diff.boards([result, noted]), "[2]")):
+    before, after = Result.from_json(result), Result.from_json(noted)
+    for shown, letter in ((diff.diff(before, after), "B"), (diff.boards([before, after]), "[2]")):
         assert f"{letter} !! NOT CHECKED: no labels\n{letter} !! right on 5 %" in shown
-    same = diff.diff(result, result)
+    same = diff.diff(before, before)
     assert "different" not in same
     assert "▲" not in same
 
 
 def test_several_boards_in_one_table(result: dict[str, Any], changed: dict[str, Any]) -> None:
-    text = diff.boards([result, changed])
+    text = diff.boards([Result.from_json(result), Result.from_json(changed)])
     assert "2  Raspberry Pi 5 Model B" in text
     (row,) = [line.split() for line in text.splitlines() if line.startswith("baseline")]
     assert float(row[1].rstrip("!")) == pytest.approx(result["variants"][0]["p50_ms"], abs=0.051)

@@ -19,6 +19,8 @@ from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support.ui import WebDriverWait
 
+from vgg_runtime.result import Result
+
 OUTPUT = ROOT / "test-output"
 PHOTO = ROOT / "calibration/images/cat.jpg"
 NARROW_PX, WIDE_PX = 360, 1280
@@ -487,7 +489,7 @@ def test_the_report_names_the_class_and_counts_what_it_leaves_out(
     for row in result["variants"]:
         row["accuracy"] = {"rate": 0.5, "n": 4, "interval95": [0.15, 0.85]}
     monkeypatch.setattr(template, "MAX_PICTURES", 2)
-    (tmp_path / "r.html").write_text(template.report(result, [PHOTO] * n))
+    (tmp_path / "r.html").write_text(template.report(Result.from_json(result), [PHOTO] * n))
     page.open((tmp_path / "r.html").as_uri())
     assert page.one("#picker-title").text == f"Pictures: 2 of {n} shown, all counted"
     assert "of class tabby, used in fitting" in page.one("#shown").text
@@ -503,7 +505,9 @@ def test_what_is_assumed_and_what_is_not_understood_is_said(
     problem = "the checkpoint is right on 4.5 % of 200 labelled pictures"
     result["bundle"] |= {"assumed": ["ReLU behind every layer", "pictures in RGB"], "problem": problem}
     result["recommended"] = {"variant": None, "max_loss_points": 1.0, "reason": problem}
-    (tmp_path / "r.html").write_text(template.report(result, [PHOTO] * len(result["images"])))
+    (tmp_path / "r.html").write_text(
+        template.report(Result.from_json(result), [PHOTO] * len(result["images"]))
+    )
     page.open((tmp_path / "r.html").as_uri())
     assert (
         page.one("#assumed").text
@@ -532,7 +536,9 @@ def test_what_a_stranger_wrote_is_shown_as_text(
         image["file"] = image["label"] = hostile
     result["bundle"]["notice"] = result["bundle"]["weights"]["what"] = result["bundle"]["problem"] = hostile
     result["bundle"]["assumed"] = [hostile]
-    (tmp_path / "r.html").write_text(template.report(result, [PHOTO] * len(result["images"])))
+    (tmp_path / "r.html").write_text(
+        template.report(Result.from_json(result), [PHOTO] * len(result["images"]))
+    )
     page.open((tmp_path / "r.html").as_uri())
     assert len(page.all("#cards .card")) == 3
     assert set(texts(page, ".says")) == {hostile}

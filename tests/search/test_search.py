@@ -511,11 +511,13 @@ def test_all_with_a_budget_brings_the_recommended_variant_and_can_be_run_again(
     assert content["recommended"]["family"] == "compact"
     assert content["recommended"]["test"]["n"] == 42
     # nothing was tuned
-    assert [loss["step"] for loss in made.variant("compact").losses] == ["removed", "repaired", "quantized"]
+    assert [loss.step for loss in made.variant("compact").losses] == ["removed", "repaired", "quantized"]
     quantized = sum(record.getMessage().startswith("int8: ") for record in caplog.records)
     assert quantized == len(content["points"]) - 1  # all but the baseline, and none for a variant again
     (name,) = re.findall(r"as (compact|compact-scaled) in the bundle", content["reason"])
-    assert content["recommended"]["test"] == made.variant(name).build.evaluation
+    evaluation = made.variant(name).build.evaluation
+    assert evaluation is not None
+    assert content["recommended"]["test"] == evaluation.to_json()
     assert re.search(r", on 42 test pictures [+-]\d+\.\d ± \d+\.\d points lost", content["reason"])
     assert {point["family"] for point in content["points"]} == {"baseline", "int8 alone", "compact"}
     # the device judges by the same rule

@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import contextlib
+import dataclasses
 import http.client
 import io
 import json
@@ -30,9 +31,12 @@ from conftest import (
     wait_until_up,
 )
 from PIL import Image
+from rows import a_result, a_row
 
 from vgg_runtime.measure import recommend
 from vgg_runtime.report import page
+from vgg_runtime.result import Evaluation, Proportion, Row
+from vgg_runtime.result import Image as ImageOfResult
 from vgg_runtime.web import app, uploads
 
 pytest.importorskip("uvicorn")
@@ -495,34 +499,32 @@ def test_without_uvicorn_there_is_one_sentence(bundle_folder: Path, tmp_path: Pa
 
 
 def test_the_report_is_the_same_page_with_the_result_in_it(bundle_copy: Path, tmp_path: Path) -> None:
-    result = {"images": [{"file": "x</script><script>alert(1)</script>.png", "label": "<b>"}], "variants": []}
+    result = a_result(images=(ImageOfResult("x</script><script>alert(1)</script>.png", "<b>"),))
     Image.new("RGB", (900, 600), "red").save(tmp_path / "x.png")
     text = page.report(result, [tmp_path / "x.png"])
     assert text.count("</script>") == 2  # of the data and of the program
     data = re.search(r'<script type="application/json" id="result">(.*?)</script>', text, re.DOTALL)
     assert data
     loaded = json.loads(data[1])
-    assert loaded["images"][0]["file"] == result["images"][0]["file"]
+    assert loaded["images"][0]["file"] == result.images[0].file
     assert loaded["images"][0]["thumbnail"].startswith("data:image/jpeg;base64,")
     template = page.TEMPLATE.read_text()
     assert page.policy(template, live=False) in text
     assert "connect-src 'none'" in text
 
 
-def built(top1: float | None, agreement: float) -> dict[str, Any]:
-    return {"n": 1000, "top1": None if top1 is None else {"rate": top1}, "agreement": {"rate": agreement}}
+def built(top1: float | None, agreement: float, **more: Any) -> Evaluation:
+    def proportion(rate: float) -> Proportion:
+        return Proportion(rate, 1000, (0.0, 1.0))
+
+    right = None if top1 is None else proportion(top1)
+    made = Evaluation(n=1000, top1=right, agreement=proportion(agreement))
+    return dataclasses.replace(made, **more)
 
 
-def row(
-    name: str, p50: float | None, figures: dict[str, Any] | None, error: str | None = None
-) -> dict[str, Any]:
-    return {
-        "variant": name,
-        "p50_ms": p50,
-        "speedup": None if p50 is None else 100 / p50,
-        "built": figures,
-        "error": error,
-    }
+def row(name: str, p50: float | None, figures: Evaluation | None, error: str | None = None) -> Row:
+    speedup = None if p50 is None else 100 / p50
+    return a_row(name, p50_ms=p50, speedup=speedup, built=figures, error=error)
 
 
 def test_the_fastest_that_loses_little_is_recommended() -> None:
@@ -533,27 +535,27 @@ def test_the_fastest_that_loses_little_is_recommended() -> None:
         row("dead", None, built(0.90, 1), "did not fit"),
     ]
     chosen = recommend.recommend(rows, "baseline")
-    assert chosen["variant"] == "good"
-    assert "89.5 % against 90.0 % on 1000 test images" in chosen["reason"]
-    assert recommend.recommend(rows, "baseline", 2.5)["variant"] == "fast"
+    assert chosen.variant == "good"
+    assert "89.5 % against 90.0 % on 1000 test images" in chosen.reason
+    assert recommend.recommend(rows, "baseline", 2.5).variant == "fast"
     unsure = [
         row("baseline", 100, built(0.90, 1)),
-        row("a", 10, built(0.90, 0.97) | {"loss_error_points": 1.2}),
+        row("a", 10, built(0.90, 0.97, loss_error_points=1.2)),
     ]
-    unsure.append(row("b", 20, built(0.895, 0.97) | {"loss_error_points": 0.5}))
+    unsure.append(row("b", 20, built(0.895, 0.97, loss_error_points=0.5)))
     # a loses nothing, give or take more than is allowed
-    assert recommend.recommend(unsure, "baseline")["variant"] == "b"
+    assert recommend.recommend(unsure, "baseline").variant == "b"
     unlabelled = [
         row("baseline", 100, built(None, 1)),
         row("a", 10, built(None, 0.98)),
         row("b", 20, built(None, 0.995)),
     ]
-    assert recommend.recommend(unlabelled, "baseline")["variant"] == "b"
-    few = [row("baseline", 100, built(0.9, 1) | {"n": 40}), row("a", 10, built(0.9, 0.5) | {"n": 40})]
-    assert recommend.recommend(few, "baseline")["variant"] is None
-    assert "40 test images are too few" in recommend.recommend(few, "baseline")["reason"]
+    assert recommend.recommend(unlabelled, "baseline").variant == "b"
+    few = [row("baseline", 100, built(0.9, 1, n=40)), row("a", 10, built(0.9, 0.5, n=40))]
+    assert recommend.recommend(few, "baseline").variant is None
+    assert "40 test images are too few" in recommend.recommend(few, "baseline").reason
     alone = recommend.recommend([row("a", 10, built(0.9, 0.98))], "baseline")
-    assert (alone["variant"], "the baseline was not run" in alone["reason"]) == (None, True)
+    assert (alone.variant, "the baseline was not run" in alone.reason) == (None, True)
     nothing = recommend.recommend([row("baseline", 100, None)], "baseline")
-    assert nothing["variant"] is None
-    assert "no figures on test images" in nothing["reason"]
+    assert nothing.variant is None
+    assert "no figures on test images" in nothing.reason

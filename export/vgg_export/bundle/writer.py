@@ -33,6 +33,7 @@ from vgg_runtime.bundle import manifest as m
 from vgg_runtime.bundle.preprocess import Preprocessing, load
 from vgg_runtime.bundle.session import Model
 from vgg_runtime.errors import BundleError
+from vgg_runtime.result import Evaluation, StepLoss
 
 log = logging.getLogger(__name__)
 
@@ -329,7 +330,7 @@ def _write_model(folder: Path, entry: Entry, contents: Contents) -> m.Variant:
             *(("quantized to int8",) if entry.info["precision"] == "int8" else ()),
         ),
         builds=tuple(_write_builds(folder, entry, contents)),
-        losses=entry.losses,
+        losses=tuple(StepLoss.from_json(loss) for loss in entry.losses),
     )
 
 
@@ -347,7 +348,9 @@ def _write_builds(folder: Path, entry: Entry, contents: Contents) -> Iterator[m.
             model=_entry(folder, graph.relative_to(folder).as_posix()),
             weights=_entry(folder, written.path.relative_to(folder).as_posix()),
             sessions=SESSIONS[entry.info["precision"]],
-            evaluation=contents.evaluation[build.figures] if contents.evaluation else None,
+            evaluation=Evaluation.from_json(contents.evaluation[build.figures])
+            if contents.evaluation
+            else None,
             evaluation_absent=contents.evaluation_absent,
         )
 

@@ -56,6 +56,7 @@ from vgg_runtime.board import device
 from vgg_runtime.bundle.preprocess import Preprocessing
 from vgg_runtime.bundle.session import Model
 from vgg_runtime.measure.recommend import loss_points, near_chance
+from vgg_runtime.result import Evaluation
 
 log = logging.getLogger(__name__)
 
@@ -499,7 +500,7 @@ def drop(point: Point, baseline: Point, which: str = "select") -> float:
     """Points lost against the baseline on the selection (or test) pictures: of top-1, or of agreement without
     labels."""
     own, reference = getattr(point, which), getattr(baseline, which)
-    return loss_points(own, reference)
+    return loss_points(Evaluation.from_json(own), Evaluation.from_json(reference))
 
 
 def error(point: Point, which: str = "select") -> float:
@@ -549,7 +550,8 @@ def conclude(
         return Found(tuple(points), baseline, None, reason, _rung_of(nearest, tried))
     asked = f"{why} with {budget.in_words()} on {n} selection pictures"
     reason = f"{asked}: {best.family}, {best.name}: {in_words(best, baseline)}"
-    if baseline.select and (why_not := near_chance(baseline.select, "selection pictures")):
+    figures = Evaluation.from_json(baseline.select) if baseline.select else None
+    if figures and (why_not := near_chance(figures.top1, figures.chance, "selection pictures")):
         return Found(tuple(points), baseline, None, f"none is recommended: {why_not}", _rung_of(best, tried))
     return Found(tuple(points), baseline, best, reason, _rung_of(best, tried))
 

@@ -1,13 +1,14 @@
 """What the figures were measured on. Every file is read below ``root``, so that a test can lay out another
 board."""
 
-import dataclasses
 import os
 import platform
 import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from vgg_runtime.result import Device
 
 # What decides which int8 kernels onnxruntime picks.
 _FEATURES = (
@@ -29,31 +30,6 @@ UNKNOWN_BOARD = "unknown board"
 _OWN_CHOICE = ("intel_pstate", "amd-pstate-epp")
 SINCE_BOOT = " since boot"
 _THROTTLE_FILES = "sys/devices/platform/soc*/soc*:firmware/get_throttled"
-
-
-@dataclasses.dataclass(frozen=True)
-class Device:
-    """A board or PC; what is not known is None. From ``temperature_c`` on it is the state at that moment; an
-    empty ``throttled`` is a board that says it is not."""
-
-    board: str
-    machine: str
-    cpu: str | None
-    features: tuple[str, ...]
-    cores: int
-    threads: int
-    ram_bytes: int | None
-    os: str | None
-    python: str
-    onnxruntime: str | None
-    temperature_c: float | None
-    clock_mhz: float | None
-    throttled: tuple[str, ...] | None
-    governor: str | None
-    available_bytes: int | None
-
-    def to_json(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
 
 
 def describe(threads: int, root: Path = Path("/")) -> Device:

@@ -1,12 +1,13 @@
 """The state of the board while something is timed on it: temperature, clock and what the firmware holds back,
 before, during and after."""
 
-import dataclasses
 import statistics
 import threading
 import time
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
+
+from vgg_runtime.result import State, Watched
 
 from . import device
 
@@ -15,34 +16,19 @@ LEAST_CLOCK = 0.9  # of the highest clock seen under load; below it the clock wa
 COOL_WITHIN_C = 3.0  # of the temperature that the board had at the start
 
 
-@dataclasses.dataclass(frozen=True)
-class State:
-    """At one moment; what nobody says is None."""
-
-    temperature_c: float | None
-    clock_mhz: float | None
-    held_back: tuple[str, ...] | None
-
-    @classmethod
-    def now(cls, root: Path = Path("/")) -> Self:
-        found = device.state(root)
-        held = found["throttled"]
-        current = (
-            None if held is None else tuple(name for name in held if not name.endswith(device.SINCE_BOOT))
-        )
-        return cls(found["temperature_c"], found["clock_mhz"], current)
-
-    def to_json(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
+def state_now(root: Path = Path("/")) -> State:
+    """The board at this moment."""
+    held = device.throttled(root)
+    current = None if held is None else tuple(name for name in held if not name.endswith(device.SINCE_BOOT))
+    return State(device.temperature_c(root), device.clock_mhz(root), current)
 
 
 class Watch:
-    """Looks at the board until it is stopped; ``with Watch(root) as watch: ...``, then
-    ``watch.to_json()``."""
+    """Looks at the board until it is stopped; ``with Watch(root) as watch: ...``, then ``watch.seen()``."""
 
     def __init__(self, root: Path = Path("/")) -> None:
         self._root, self._during, self._stop = root, list[State](), threading.Event()
-        self._before = self._after = State.now(root)
+        self._before = self._after = state_now(root)
         self._thread = threading.Thread(target=self._look, daemon=True)
 
     def __enter__(self) -> Self:
@@ -52,15 +38,14 @@ class Watch:
     def __exit__(self, *_: object) -> None:
         self._stop.set()
         self._thread.join()
-        self._after = State.now(self._root)
+        self._after = state_now(self._root)
 
     def _look(self) -> None:
         while not self._stop.wait(EVERY_S):
-            self._during.append(State.now(self._root))
+            self._during.append(state_now(self._root))
 
-    def to_json(self) -> dict[str, Any]:
-        """``before``, ``after``, and of what was seen between them the highest temperature, the median clock
-        and everything held back."""
+    def seen(self) -> Watched:
+        """The board before, after and in between."""
         seen = self._during or [self._after]
         heat = [s.temperature_c for s in seen if s.temperature_c is not None]
         clock = [s.clock_mhz for s in seen if s.clock_mhz is not None]
@@ -70,7 +55,7 @@ class Watch:
             statistics.median(clock) if clock else None,
             tuple(sorted({n for h in known for n in h})) if known else None,
         )
-        return {"before": self._before.to_json(), "during": during.to_json(), "after": self._after.to_json()}
+        return Watched(self._before, during, self._after)
 
 
 def cool_down(start: State, longest_s: float, root: Path = Path("/")) -> float:

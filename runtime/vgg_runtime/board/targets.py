@@ -5,7 +5,9 @@ import dataclasses
 import functools
 from collections.abc import Sequence
 
-from .device import Device, describe, has_dot_product
+from vgg_runtime.result import Device
+
+from .device import describe, has_dot_product
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,13 +2,13 @@
 
 import dataclasses
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from vgg_runtime.board.targets import TARGETS, Target, here, nearest
 from vgg_runtime.errors import BundleError
 
 from .manifest import Build, Manifest, SessionSettings, Variant
+from .opened import Bundle
 from .session import exact
 
 FAST, LEAN, AUTO = "fast", "lean", "auto"
@@ -24,8 +24,8 @@ PACKED_TWICE, ENGINE_BYTES, ROOM = 2.0, 60_000_000, 0.7
 
 
 def for_core(bundle: Manifest, target: Target, chosen: Mapping[str, str] | None = None) -> Manifest:
-    """The bundle with the build for this core in front of every variant. ``chosen``: ids of builds that were
-    measured to be the fastest here, by variant."""
+    """The manifest with the build for this core in front of every variant. ``chosen``: ids of builds that
+    were measured to be the fastest here, by variant."""
     variants = []
     for variant in bundle.variants:
         measured = next((b for b in variant.builds if b.id == (chosen or {}).get(variant.id)), None)
@@ -60,11 +60,11 @@ def session_here(build: Build, memory_mode: str) -> SessionSettings:
     return exact(build.sessions[memory_mode], here(), build.targets)
 
 
-def request(folder: Path, bundle: Manifest, variant: Variant, memory_mode: str) -> dict[str, Any]:
+def request(bundle: Bundle, variant: Variant, memory_mode: str) -> dict[str, Any]:
     """What a child process is told of the model it is to run."""
     return {
         "check": variant.build.id,
-        "model": str(folder / variant.build.model.path),
-        "expected": str(folder / bundle.expected.path),
+        "model": str(bundle.folder / variant.build.model.path),
+        "expected": str(bundle.folder / bundle.manifest.expected.path),
         "session": dataclasses.asdict(session_here(variant.build, memory_mode)),
     }

@@ -9,6 +9,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Self
 
 from vgg_runtime.errors import BundleError
+from vgg_runtime.records import FieldError
+from vgg_runtime.result import Evaluation, StepLoss
 
 from .preprocess import Preprocessing
 
@@ -51,9 +53,8 @@ class Build:
     """One form of a variant, for the cores in ``targets`` (empty: any). ``model`` is the graph and
     ``weights`` the file beside it that holds its large tensors, which several builds may share (None: all are
     in the graph). ``sessions``: what is asked of onnxruntime to be ``fast`` and to be ``lean`` with memory.
-    ``evaluation`` holds what was measured at build time on test images (``top1``, ``top5``, ``agreement``,
-    ``kl_mean``, ``kl_p95``, ``n``, intervals); what could not be measured is None, and ``evaluation_absent``
-    says why.
+    ``evaluation`` holds what was measured at build time on test images; where nothing could be it is None,
+    and ``evaluation_absent`` says why.
     """
 
     id: str
@@ -62,7 +63,7 @@ class Build:
     model: FileEntry
     weights: FileEntry | None
     sessions: dict[str, SessionSettings]
-    evaluation: dict[str, Any] | None = None
+    evaluation: Evaluation | None = None
     evaluation_absent: str | None = None
 
     @property
@@ -90,8 +91,7 @@ class Variant:
     """One model of the bundle, in one or more builds; the one that is used comes first (``for_core`` puts it
     there).
 
-    ``losses``: what each step lost on held-out pictures while it was made, in order (``step``, ``agreement``,
-    ``kl``, ``n``, ``against``).
+    ``losses``: what each step lost on held-out pictures while it was made, in order.
     """
 
     id: str
@@ -103,7 +103,7 @@ class Variant:
     preprocessing: Preprocessing
     steps: tuple[str, ...]
     builds: tuple[Build, ...]
-    losses: tuple[dict[str, Any], ...] = ()
+    losses: tuple[StepLoss, ...] = ()
 
     @property
     def build(self) -> Build:
@@ -185,28 +185,31 @@ class Manifest:
         fields["samples"] = tuple(
             Sample(FileEntry(**s["file"]), s["label"], s["fitted"]) for s in data["samples"]
         )
-        fields["variants"] = tuple(_variant(v) for v in data["variants"])
+        fields["variants"] = tuple(_variant(v, f"variants[{k}]") for k, v in enumerate(data["variants"]))
         fields["assumed"] = tuple(data.get("assumed", ()))
         fields["files"] = tuple(FileEntry(**f) for f in data["files"])
         return cls(**fields)
 
 
-def _variant(data: dict[str, Any]) -> Variant:
+def _variant(data: dict[str, Any], path: str) -> Variant:
+    losses = enumerate(data.get("losses", ()))
     parsed = {
         "preprocessing": Preprocessing.from_json(data["preprocessing"]),
         "steps": tuple(data["steps"]),
-        "builds": tuple(_build(build) for build in data["builds"]),
-        "losses": tuple(data.get("losses", ())),
+        "builds": tuple(_build(one, f"{path}.builds[{k}]") for k, one in enumerate(data["builds"])),
+        "losses": tuple(StepLoss.from_json(one, f"{path}.losses[{k}]") for k, one in losses),
     }
     return Variant(**{**data, **parsed})
 
 
-def _build(data: dict[str, Any]) -> Build:
+def _build(data: dict[str, Any], path: str) -> Build:
+    evaluation = data.get("evaluation")
     parsed = {
         "targets": tuple(data["targets"]),
         "model": FileEntry(**data["model"]),
         "weights": None if data["weights"] is None else FileEntry(**data["weights"]),
         "sessions": {mode: SessionSettings(**settings) for mode, settings in data["sessions"].items()},
+        "evaluation": None if evaluation is None else Evaluation.from_json(evaluation, f"{path}.evaluation"),
     }
     return Build(**{**data, **parsed})
 
@@ -257,6 +260,8 @@ def read(folder: Path) -> Manifest:
         )
     try:
         return Manifest.from_json(data)
+    except FieldError as error:
+        raise BundleError(f"{path} is damaged ({error}); copy the bundle again") from error
     except (KeyError, TypeError, AttributeError) as error:
         raise BundleError(f"{path} is damaged ({error!r}); copy the bundle again") from error
 

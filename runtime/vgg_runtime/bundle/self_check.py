@@ -42,3 +42,14 @@ def deviation(found: npt.NDArray[np.float32], expected: npt.NDArray[np.float32])
         return float("inf")
     spread = float(expected.max() - expected.min())
     return float(np.abs(found - expected).max()) / max(spread, 1e-12)
+
+
+def failure(found: float, precision: str) -> str | None:
+    """Why a deviation is too large for a model of this precision; None where it is not."""
+    limit = TOLERANCE[precision]
+    if found <= limit:
+        return None
+    return (
+        f"self-check failed: logits differ by {found:.2g} of their spread from those recorded at build time,"
+        f" at most {limit:g} allowed"
+    )

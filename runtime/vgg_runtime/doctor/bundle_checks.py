@@ -5,21 +5,18 @@ import contextlib
 import dataclasses
 import json
 import re
-import signal
-import subprocess
-import tempfile
-import threading
-import time
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
-from vgg_runtime.board.device import Device
 from vgg_runtime.board.targets import of_device
 from vgg_runtime.bundle import builds, manifest
-from vgg_runtime.bundle.manifest import FileEntry, Manifest, Variant
+from vgg_runtime.bundle.manifest import FileEntry, Variant
+from vgg_runtime.bundle.opened import Bundle
 from vgg_runtime.errors import BundleError
 from vgg_runtime.measure import process
+from vgg_runtime.records import FieldError
+from vgg_runtime.result import Device, Result
 
 from . import probe
 from .finding import FAILS, INSTALL, OK, UNKNOWN, WARNING, Check, Report
@@ -44,20 +41,19 @@ def examine(folder: Path, threads: int, board: Device, report: Report) -> list[C
     checks = [runtime(board)]
     runs = checks[0].mark in (OK, WARNING)
     try:
-        bundle = builds.for_core(manifest.read(folder), of_device(board))
+        bundle = Bundle(folder, builds.for_core(manifest.read(folder), of_device(board)))
     except BundleError as error:
         return [*checks, _as_check("bundle", error)]
-    wrong = differing(folder, bundle.all_files(), report)
-    checks.append(hashes(bundle.all_files(), wrong))
-    recorded = recorded_peaks(folder, bundle)
-    checks.append(memory(bundle.variants, recorded, board.available_bytes))
-    for variant in bundle.variants:
+    files, variants = bundle.manifest.all_files(), bundle.manifest.variants
+    wrong = differing(folder, files, report)
+    checks.append(hashes(files, wrong))
+    recorded = recorded_peaks(bundle)
+    checks.append(memory(variants, recorded, board.available_bytes))
+    for variant in variants:
         if variant.precision == "int8":
             report(f"running {variant.id}")
             why_not = _reason_not_to_run(variant, wrong, recorded, board.available_bytes, runs=runs)
-            checks.append(
-                fused(folder, variant, threads, bundle) if why_not is None else _untried(variant, why_not)
-            )
+            checks.append(fused(bundle, variant, threads) if why_not is None else _untried(variant, why_not))
     return checks
 
 
@@ -80,36 +76,18 @@ def runtime(board: Device) -> Check:
     return Check(name, FAILS, f"{board.onnxruntime} is installed and cannot be imported: {why}", remedy)
 
 
-def ask(request: dict[str, Any], seconds: float) -> tuple[dict[str, dict[str, Any]], str | None]:
+def ask(request: dict[str, Any], seconds: float) -> tuple[dict[str, process.Event], str | None]:
     """What ``probe.py`` says to a request, by the name of the event, and how it died if it did."""
-    with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as complaints:
-        child = process.start("vgg_runtime.doctor.probe", complaints)
-        timer = threading.Timer(seconds, child.kill)
-        end = time.monotonic() + seconds
-        timer.start()
-        try:
-            answer = _converse(child, json.dumps(request).encode() + b"\n")
-            code = child.wait()
-        finally:
-            timer.cancel()
-            child.kill()
-            child.wait()
-        complaints.seek(0)
-        whole_lines = answer.rpartition(b"\n")[0]  # a killed process may leave half of one
-        events = {event["event"]: event for event in map(json.loads, whole_lines.splitlines())}
-        if code == -signal.SIGKILL and time.monotonic() >= end:
+    events = {}
+    with contextlib.closing(process.Child("vgg_runtime.doctor.probe")) as child:
+        with child.within(seconds):
+            child.ask(request)
+            while event := child.event():
+                events[event["event"]] = event
+            death = child.death()
+        if death and child.late:
             return events, f"it did not end within {seconds:.0f} seconds"
-        return events, process.explain_death(code, complaints.read()) if code else None
-
-
-def _converse(child: "subprocess.Popen[bytes]", question: bytes) -> bytes:
-    assert child.stdin is not None
-    assert child.stdout is not None
-    with contextlib.suppress(BrokenPipeError):  # it died at once; its exit status says how
-        child.stdin.write(question)
-        child.stdin.close()
-    with child.stdout:
-        return child.stdout.read()
+        return events, death
 
 
 def differing(folder: Path, files: Sequence[FileEntry], report: Report) -> dict[str, BundleError]:
@@ -139,25 +117,24 @@ def hashes(files: Sequence[FileEntry], wrong: dict[str, BundleError]) -> Check:
     )
 
 
-def recorded_peaks(folder: Path, bundle: Manifest) -> Recorded:
+def recorded_peaks(bundle: Bundle) -> Recorded:
     """Peaks from the report that ``vgg-export all`` leaves in the bundle; empty without one.
 
     The manifest has no hash of the report, so that only numbers of models of the very size are taken from it.
     """
-    sizes = {variant.id: {build.bytes for build in variant.builds} for variant in bundle.variants}
+    sizes = {variant.id: {build.bytes for build in variant.builds} for variant in bundle.manifest.variants}
     try:
-        found = _RESULT.search((folder / manifest.REPORT_NAME).read_text(encoding="utf-8"))
-        result = json.loads(found[1] if found else "")
-        rows = [
-            row
-            for row in result["variants"]
-            if row["size_bytes"] in sizes.get(row["variant"], ()) and row["peak_rss_bytes"]
-        ]
-        return Recorded(
-            {row["variant"]: int(row["peak_rss_bytes"]) for row in rows}, str(result["device"]["cpu"])
-        )
-    except (OSError, ValueError, KeyError, TypeError):
+        page = (bundle.folder / manifest.REPORT_NAME).read_text(encoding="utf-8")
+        found = _RESULT.search(page)
+        result = Result.from_json(json.loads(found[1] if found else ""))
+    except (OSError, ValueError, FieldError):
         return Recorded({}, "unknown")
+    peaks = {
+        row.variant: row.peak_rss_bytes
+        for row in result.variants
+        if row.size_bytes in sizes.get(row.variant, ()) and row.peak_rss_bytes
+    }
+    return Recorded(peaks, str(result.device.cpu))
 
 
 def memory(variants: Sequence[Variant], recorded: Recorded, available: int | None) -> Check:
@@ -233,12 +210,12 @@ def _untried(variant: Variant, why: str) -> Check:
     return Check(f"int8 of {variant.id}", UNKNOWN, f"not tried: {why}")
 
 
-def fused(folder: Path, variant: Variant, threads: int, bundle: Manifest) -> Check:
+def fused(bundle: Bundle, variant: Variant, threads: int) -> Check:
     """Whether this board's onnxruntime runs an int8 variant in int8; layers that were kept in float are meant
     to be."""
     name = f"int8 of {variant.id}"
     request = {
-        **builds.request(folder, bundle, variant, builds.FAST),
+        **builds.request(bundle, variant, builds.FAST),
         "threads": threads,
         "input_px": variant.preprocessing.crop_px,
     }
@@ -257,7 +234,7 @@ def fused(folder: Path, variant: Variant, threads: int, bundle: Manifest) -> Che
         ran["ops"],
         ran["float_layers"],
         ran["peak_rss_bytes"],
-        bundle.created_by.get("onnxruntime", "unknown"),
+        bundle.manifest.created_by.get("onnxruntime", "unknown"),
     )
 
 

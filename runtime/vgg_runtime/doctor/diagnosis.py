@@ -13,15 +13,14 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from vgg_runtime import output
 from vgg_runtime.board import device
-from vgg_runtime.board.device import Device
 from vgg_runtime.errors import RuntimeInputError
-from vgg_runtime.report import tables
+from vgg_runtime.records import Record
+from vgg_runtime.result import Device
 
-from .finding import FAILS, INSTALL, OK, Check, Report
+from .finding import FAILS, INSTALL, OK, Check, Report, table
 from .machine import machine
 
 SCHEMA = 1
@@ -30,19 +29,26 @@ SCHEMA = 1
 EXIT_OK, EXIT_FAILS, EXIT_INPUT = 0, 1, 2
 
 
-def examine(folder: Path, threads: int, report: Report, root: Path = Path("/")) -> dict[str, Any]:
-    """The doctor's document on the machine below ``root`` and the bundle in ``folder``; ``report`` is told
-    what is being done."""
+@dataclasses.dataclass(frozen=True)
+class Diagnosis(Record):
+    """The doctor's document: what was found on the machine and in the bundle."""
+
+    schema: int
+    examined_at: str
+    device: Device
+    bundle: str
+    checks: tuple[Check, ...]
+    fails: int
+
+
+def examine(folder: Path, threads: int, report: Report, root: Path = Path("/")) -> Diagnosis:
+    """What the machine below ``root`` and the bundle in ``folder`` have and lack; ``report`` is told what is
+    being done."""
     board = device.describe(threads, root)
-    checks = [*machine(board, root), *_bundle(folder, threads, board, report)]
-    return {
-        "schema": SCHEMA,
-        "examined_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "device": board.to_json(),
-        "bundle": str(folder),
-        "checks": [dataclasses.asdict(check) for check in checks],
-        "fails": sum(check.mark == FAILS for check in checks),
-    }
+    checks = (*machine(board, root), *_bundle(folder, threads, board, report))
+    examined_at = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    fails = sum(check.mark == FAILS for check in checks)
+    return Diagnosis(SCHEMA, examined_at, board, str(folder), checks, fails)
 
 
 def _bundle(folder: Path, threads: int, board: Device, report: Report) -> list[Check]:
@@ -74,12 +80,12 @@ def command(folder: Path, threads: int, json_path: Path | None, report: Report) 
     """Examine, show it on standard output and write it. Exit codes: 0 nothing fails, 1 something does."""
     if json_path:
         output.check_writable(json_path)
-    document = examine(folder, threads, report)
+    found = examine(folder, threads, report)
     report("")
-    sys.stdout.write(tables.checks(document) + "\n")
+    sys.stdout.write(table(found.checks) + "\n")
     if json_path:
-        output.write(json_path, json.dumps(document, indent=1, allow_nan=False))
-    return EXIT_FAILS if document["fails"] else EXIT_OK
+        output.write(json_path, json.dumps(found.to_json(), indent=1, allow_nan=False))
+    return EXIT_FAILS if found.fails else EXIT_OK
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

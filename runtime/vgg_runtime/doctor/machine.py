@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from vgg_runtime.board import device
-from vgg_runtime.board.device import Device
 from vgg_runtime.measure import remedies
+from vgg_runtime.result import Device
 
 from .finding import FAILS, INSTALL, OK, UNKNOWN, WARNING, Check
 

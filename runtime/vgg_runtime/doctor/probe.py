@@ -21,6 +21,7 @@ import numpy as np
 from vgg_runtime.board import device
 from vgg_runtime.bundle.manifest import SessionSettings
 from vgg_runtime.bundle.session import session_options
+from vgg_runtime.measure.answers import in_words, say
 
 # Layers that multiply, in float, under the names that onnxruntime's optimizers give them; a ReLU is one that
 # was not folded.
@@ -34,13 +35,13 @@ def main() -> int:
     try:
         import onnxruntime as ort
 
-        _emit("imported", version=ort.__version__)
+        say("imported", version=ort.__version__)
         if request:
             model = Path(request["model"])
             executed = executed_ops(
                 model, SessionSettings(**request["session"]), request["threads"], request["input_px"]
             )
-            _emit(
+            say(
                 "executed",
                 ops=executed,
                 float_layers=float_layers(model),
@@ -50,7 +51,7 @@ def main() -> int:
         return 130
     except (Exception, MemoryError) as error:
         # whatever onnxruntime raises becomes a line of the doctor's, with its own words
-        _emit("error", message=" ".join(str(error).split())[:300] or type(error).__name__)
+        say("error", message=in_words(error))
     return 0
 
 
@@ -139,10 +140,6 @@ def _varint(file: IO[bytes]) -> int:
             return value
         shift += 7
     raise ValueError("not an ONNX file: it ends in the middle of a number")
-
-
-def _emit(event: str, **fields: Any) -> None:
-    print(json.dumps({"event": event, **fields}), flush=True)
 
 
 if __name__ == "__main__":

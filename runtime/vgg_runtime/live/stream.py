@@ -1,5 +1,5 @@
 """Classifies a stream: a thread reads the source and keeps only the newest frame, this one decodes it, and
-the model answers in a process of its own (``responder.py``), so that what kills it (no memory, an instruction
+the model answers in a process of its own (``worker.py``), so that what kills it (no memory, an instruction
 the core lacks) is a sentence here.
 
 Nothing grows with time: of latencies a ring of the latest and a sample of fixed size of all are kept.
@@ -8,39 +8,58 @@ Nothing grows with time: of latencies a ring of the latest and a sample of fixed
 import collections
 import contextlib
 import dataclasses
-import json
-import os
 import random
-import select
 import signal
-import subprocess
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 from PIL import Image
 
 from vgg_runtime import text
 from vgg_runtime.board import device
 from vgg_runtime.bundle import builds, self_check
-from vgg_runtime.bundle.manifest import Manifest, Variant
+from vgg_runtime.bundle.manifest import Variant
 from vgg_runtime.bundle.metrics import percentile
+from vgg_runtime.bundle.opened import Bundle
 from vgg_runtime.bundle.preprocess import open_image, to_tensor
 from vgg_runtime.errors import ImageError, RuntimeInputError
-from vgg_runtime.measure import measure, process
+from vgg_runtime.measure import measure
+from vgg_runtime.measure.process import Child, Event, explain_death
+from vgg_runtime.measure.running import Options
 
+from .document import (
+    SCHEMA,
+    Count,
+    Frames,
+    Live,
+    LiveResult,
+    Percentiles,
+    Recent,
+    Running,
+    Said,
+    Seen,
+    Temperatures,
+)
 from .sources import Frame, Item, Source
 from .text import line, title
 
-LIVE_SCHEMA = 1
 RECENT = 100  # frames that a line's percentiles are of
 KEPT = 2000  # latencies of the whole run: enough for P99
 POLL_S = 0.1  # how soon an interrupt is noticed
+CLOSING_S = 5.0  # for a model that closes its output to end
 PATIENCE_S = 300.0  # with a model that loads or answers, before it counts as hung
 STAGES = ("decode", "model", "end_to_end")
+
+
+class Loaded(NamedTuple):
+    """How long it took to create the session and to run it first, and how far its logits are from those
+    recorded at build time."""
+
+    load_ms: float | None = None
+    first_ms: float | None = None
+    self_check_deviation: float | None = None
 
 
 class ModelError(Exception):
@@ -136,104 +155,60 @@ class Latency:
         elif (place := self._random.randrange(self.n)) < KEPT:
             self.kept[place] = ms
 
-    def to_json(self) -> dict[str, Any]:
-        """Percentiles of the whole run where there are frames enough for them."""
-        return {f"p{q}": percentile(self.kept, q) for q in (50, 90, 99)} | {
-            "max": self.most if self.n else None,
-            "n": self.n,
-        }
+    def percentiles(self) -> Percentiles:
+        """Of the whole run where there are frames enough for them."""
+        p50, p90, p99 = (percentile(self.kept, q) for q in (50, 90, 99))
+        return Percentiles(p50, p90, p99, self.most if self.n else None, self.n)
 
 
 class Responder:
-    """The other end of ``responder.py``. Its methods raise ModelError; they return None when an interrupt
-    came first."""
+    """The other end of ``worker.py``. Its methods raise ModelError; they return None when an interrupt came
+    first."""
 
-    def __init__(
-        self, folder: Path, bundle: Manifest, variant: Variant, settings: Settings, interrupt: Interrupt
-    ) -> None:
+    def __init__(self, bundle: Bundle, variant: Variant, settings: Settings, interrupt: Interrupt) -> None:
         self._variant, self._interrupt = variant, interrupt
-        self._heard = b""
-        self._complaints = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115  closed by close()
-        self._child = process.start("vgg_runtime.live.worker", self._complaints)
+        self._child = Child("vgg_runtime.live.worker")
         mode = builds.mode(variant.build, settings.memory, device.available_bytes())
-        request = builds.request(folder, bundle, variant, mode) | {
+        request = builds.request(bundle, variant, mode) | {
             "crop_px": variant.preprocessing.crop_px,
             "threads": settings.threads,
         }
-        self._tell(json.dumps(request).encode() + b"\n")
+        self._child.ask(request, last=False)
 
-    def load(self) -> dict[str, Any] | None:
-        """``{"load_ms", "first_ms", "self_check_deviation"}`` of a model that has passed its self-check."""
+    def load(self) -> Loaded | None:
+        """How a model was loaded that has passed its self-check."""
         loaded = self._event()
         checked = loaded and self._event()
         if not loaded or not checked:
             return None
-        deviation, limit = checked["deviation"], self_check.TOLERANCE[self._variant.precision]
-        if deviation > limit:
-            raise ModelError(
-                f"self-check failed: logits differ by {deviation:.2g} of their spread from those recorded"
-                " at build time,"
-                f" at most {limit:g} allowed; copy the bundle again, or make it for this board with --target"
-            )
-        return {
-            "load_ms": loaded["load_ms"],
-            "first_ms": loaded["first_ms"],
-            "self_check_deviation": deviation,
-        }
+        if wrong := self_check.failure(checked["deviation"], self._variant.precision):
+            raise ModelError(f"{wrong}; copy the bundle again, or make it for this board with --target")
+        return Loaded(loaded["load_ms"], loaded["first_ms"], checked["deviation"])
 
-    def ask(self, tensor: bytes) -> dict[str, Any] | None:
+    def ask(self, tensor: bytes) -> Event | None:
         """``{"top1", "probability", "model_ms"}`` of a float32 tensor [3, px, px]."""
-        self._tell(tensor)
+        self._child.tell(tensor)
         return self._event()
 
     def close(self) -> None:
         """End the process, whatever it does."""
-        self._child.kill()
-        self._child.wait()
-        for stream in (self._child.stdin, self._child.stdout, self._complaints):
-            with contextlib.suppress(OSError):  # what was not written yet has no reader
-                if stream:
-                    stream.close()
+        self._child.close()
 
-    def _tell(self, content: bytes) -> None:
-        assert self._child.stdin is not None
-        with contextlib.suppress(BrokenPipeError):  # it died; its exit status says how
-            self._child.stdin.write(content)
-            self._child.stdin.flush()
-
-    def _event(self) -> dict[str, Any] | None:
+    def _event(self) -> Event | None:
         """What it says next."""
-        assert self._child.stdout is not None
-        late = time.monotonic() + PATIENCE_S
-        # read past Python's buffer: what select waits for must not be in there
-        while b"\n" not in self._heard:
-            if not select.select([self._child.stdout], [], [], POLL_S)[0]:
-                if self._interrupt:
-                    return None
-                if time.monotonic() > late:
-                    raise ModelError(
-                        f"the model has not answered for {PATIENCE_S:g} s; the memory may be too small for it"
-                    )
-                continue
-            piece = os.read(self._child.stdout.fileno(), 1 << 16)
-            if not piece and self._interrupt:  # Ctrl-C reached it before it could ignore that
+        event = self._child.event_unless(lambda: bool(self._interrupt), PATIENCE_S)
+        if event is None:
+            if self._interrupt:  # Ctrl-C may have reached it before it could ignore that
                 return None
-            if not piece:
-                raise ModelError(self._death())
-            self._heard += piece
-        line, _, self._heard = self._heard.partition(b"\n")
-        event: dict[str, Any] = json.loads(line)
+            raise ModelError(self._death())
         if event["event"] == "error":
             raise ModelError(event["message"])
         return event
 
     def _death(self) -> str:
-        try:
-            code = self._child.wait(5)
-        except subprocess.TimeoutExpired:
-            return "the model's process closed its output"
-        self._complaints.seek(0)
-        return process.explain_death(code, self._complaints.read())
+        if self._child.late:
+            return f"the model has not answered for {PATIENCE_S:g} s; the memory may be too small for it"
+        return self._child.death(CLOSING_S) or explain_death(0, "")
 
 
 class Stream:
@@ -243,7 +218,7 @@ class Stream:
         self.latest = Latest()
         self.latency = {stage: Latency() for stage in STAGES}
         self.said: collections.Counter[int] = collections.Counter()
-        self.last: dict[str, Any] | None = None
+        self.last: Event | None = None
         self.temperatures_c = [device.temperature_c()] * 3  # at the start, the highest, now
         self._variant, self._settings, self._interrupt = variant, settings, interrupt
         self._begun = self._lined = time.monotonic()
@@ -319,82 +294,76 @@ class Stream:
         ):
             self.latency[stage].add(ms)
 
-    def to_json(self, labels: Sequence[str]) -> dict[str, Any]:
+    def seen(self, labels: Sequence[str]) -> Seen:
         """What there is to say about the run so far."""
-        box = self.latest
-        counted = {
-            "received": box.received,
-            "classified": self.classified,
-            "dropped": box.dropped,
-            "broken": box.broken,
-        }
-        last = self.last and {"label": labels[self.last["top1"]], "probability": self.last["probability"]}
-        return {
-            "seconds": self.seconds,
-            "frames": counted | {"left": box.received - self.classified - box.dropped - box.broken},
-            "last_fault": box.fault,
-            "frames_per_s": self.classified / self.seconds if self.seconds else None,
-            **{f"{stage}_ms": latency.to_json() for stage, latency in self.latency.items()},
-            "recent_ms": {
-                stage: [percentile(latency.recent, q) for q in (50, 90)]
-                for stage, latency in self.latency.items()
-            },
-            "said": [{"label": labels[k], "n": n} for k, n in self.said.most_common()],
-            "last": last,
-            "throttled": device.throttled(),
-            "temperature_c": dict(zip(("start", "max", "end"), self.temperatures_c, strict=True)),
-        }
+        box, last = self.latest, self.last
+        left = box.received - self.classified - box.dropped - box.broken
+        recent = [tuple(percentile(self.latency[stage].recent, q) for q in (50, 90)) for stage in STAGES]
+        decode_ms, model_ms, end_to_end_ms = (self.latency[stage].percentiles() for stage in STAGES)
+        return Seen(
+            seconds=self.seconds,
+            frames=Frames(box.received, self.classified, box.dropped, box.broken, left),
+            last_fault=box.fault,
+            frames_per_s=self.classified / self.seconds if self.seconds else None,
+            decode_ms=decode_ms,
+            model_ms=model_ms,
+            end_to_end_ms=end_to_end_ms,
+            recent_ms=Recent(*recent),
+            said=tuple(Count(labels[k], n) for k, n in self.said.most_common()),
+            last=None if last is None else Said(labels[last["top1"]], last["probability"]),
+            throttled=device.throttled(),
+            temperature_c=Temperatures(*self.temperatures_c),
+        )
 
 
 def run(
-    folder: Path,
-    bundle: Manifest,
-    labels: Sequence[str],
+    bundle: Bundle,
     variant: Variant,
     source: Source,
     settings: Settings,
     report: Callable[[str], None],
-) -> dict[str, Any]:
+) -> LiveResult:
     """Classify a source's frames with one variant until it ends, is asked to end, or has done what
     ``settings`` ask for.
 
     Returns:
-        The result document (schema 1, described in the project's README): ``live.ended`` says why,
-        ``live.error`` what failed.
+        The document (schema 1, described in the project's README): ``live.ended`` says why, ``live.error``
+        what failed.
 
     Raises:
         RuntimeInputError: not one frame could be used.
     """
-    about = measure.skeleton(folder, bundle, labels, [], measure.Options(settings.threads))
-    live: dict[str, Any] = {"variant": variant.id, "source": source.name, "ended": "error", "error": None}
-    live |= dict.fromkeys(("load_ms", "first_ms", "self_check_deviation"))
+    begun = measure.skeleton(bundle, [], Options(settings.threads))
+    loaded, ended, error = None, "error", None
     with _noticing() as interrupt:
         stream = Stream(variant, settings, interrupt)
+
+        def on_line(rate: float) -> None:
+            report(line(stream.seen(bundle.labels), rate, bundle.manifest))
+
         try:
-            with contextlib.closing(Responder(folder, bundle, variant, settings, interrupt)) as model:
+            with contextlib.closing(Responder(bundle, variant, settings, interrupt)) as model:
                 if loaded := model.load():
-                    live |= loaded
                     report(title(variant, source.name, settings.threads))
                     with _reading(source, stream.latest):
-                        live["ended"] = stream.follow(
-                            model, lambda rate: report(line(stream.to_json(labels), rate, bundle))
-                        )
+                        ended = stream.follow(model, on_line)
                 else:
-                    live["ended"] = stream.asked_to_end()
-        except ModelError as error:
-            live["error"] = str(error)
-    if live["ended"] == "source" and stream.latest.failure:
-        live |= {"ended": "error", "error": str(stream.latest.failure)}
-    if not stream.classified and (live["ended"] in ("source", "seconds") or stream.latest.failure):
+                    ended = stream.asked_to_end() or ended
+        except ModelError as failed:
+            error = str(failed)
+    if ended == "source" and stream.latest.failure:
+        ended, error = "error", str(stream.latest.failure)
+    if not stream.classified and (ended in ("source", "seconds") or stream.latest.failure):
         raise stream.latest.failure or _nothing(source, stream.latest)
     stream.feel()
-    return {
-        "schema": LIVE_SCHEMA,
-        "measured_at": about["measured_at"],
-        "device": about["device"] | device.state(),  # the work may have made it hot
-        "bundle": about["bundle"],
-        "live": live | stream.to_json(labels),
-    }
+    running = Running(variant.id, source.name, ended, error, *(loaded or Loaded()))
+    return LiveResult(
+        schema=SCHEMA,
+        measured_at=begun.measured_at,
+        device=dataclasses.replace(begun.device, **device.state()),  # the work may have made it hot
+        bundle=begun.bundle,
+        live=Live(**vars(running), **vars(stream.seen(bundle.labels))),
+    )
 
 
 def _nothing(source: Source, latest: Latest) -> RuntimeInputError:

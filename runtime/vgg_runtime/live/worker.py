@@ -1,5 +1,5 @@
 """A variant in a process of its own that goes on answering: ``python -m vgg_runtime.live.worker``;
-``live.py`` is the other end.
+``stream.py`` is the other end.
 
 Standard input: one JSON request line, then tensors float32 [1, 3, px, px] as raw bytes, one after the other,
 until it is closed. Standard output: one JSON event a line: loaded, checked, then one answered per tensor; or
@@ -12,7 +12,6 @@ import signal
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -20,6 +19,7 @@ from vgg_runtime.bundle import self_check
 from vgg_runtime.bundle.manifest import SessionSettings
 from vgg_runtime.bundle.metrics import softmax
 from vgg_runtime.bundle.session import Model
+from vgg_runtime.measure.answers import failure, say
 
 
 def main() -> int:
@@ -30,16 +30,8 @@ def main() -> int:
             answer(io.BufferedReader(raw))
     except BrokenPipeError:
         return 0  # the other end is gone
-    except MemoryError:
-        _emit("error", message="did not fit: out of memory")
     except Exception as error:  # whatever onnxruntime raises, with its own words
-        text = " ".join(str(error).split())
-        short = (
-            "did not fit: out of memory"
-            if "bad_alloc" in text or "Failed to allocate" in text
-            else text[:300]
-        )
-        _emit("error", message=short or type(error).__name__)
+        say("error", message=failure(error))
     return 0
 
 
@@ -55,9 +47,9 @@ def answer(questions: io.BufferedReader) -> None:
     model = Model(Path(request["model"]), SessionSettings(**request["session"]), request["threads"])
     loaded = time.perf_counter()
     first = model(inputs[:1])
-    _emit("loaded", load_ms=(loaded - start) * 1e3, first_ms=(time.perf_counter() - loaded) * 1e3)
+    say("loaded", load_ms=(loaded - start) * 1e3, first_ms=(time.perf_counter() - loaded) * 1e3)
     replayed = np.concatenate([first, *(model(inputs[i : i + 1]) for i in range(1, len(inputs)))])
-    _emit("checked", deviation=min(self_check.deviation(replayed, expected), 1e9))
+    say("checked", deviation=min(self_check.deviation(replayed, expected), 1e9))
     tensor = np.empty_like(inputs[:1])  # one for all frames
     del inputs, expected, first, replayed
     while questions.readinto(tensor.data.cast("B")) == tensor.nbytes:
@@ -65,12 +57,7 @@ def answer(questions: io.BufferedReader) -> None:
         logits = model(tensor)[0]
         model_ms = (time.perf_counter() - start) * 1e3
         best = int(logits.argmax())
-        _emit("answered", model_ms=model_ms, top1=best, probability=float(softmax(logits)[best]))
-
-
-def _emit(event: str, **fields: Any) -> None:
-    sys.stdout.write(json.dumps({"event": event, **fields}) + "\n")
-    sys.stdout.flush()
+        say("answered", model_ms=model_ms, top1=best, probability=float(softmax(logits)[best]))
 
 
 if __name__ == "__main__":

@@ -6,12 +6,13 @@ the others; so are all but the last round where the rounds differ, because the l
 sample stays in ``rounds``.
 """
 
+import dataclasses
 import statistics
 from collections.abc import Sequence
-from typing import Any
 
 from vgg_runtime.board.monitor import LEAST_CLOCK
 from vgg_runtime.bundle.metrics import percentile
+from vgg_runtime.result import Round, Row, State
 
 # largest ratio of medians, of two rounds or of the first and last third of one, that is no drift
 DRIFT = 1.25
@@ -25,15 +26,13 @@ def order(count: int, turn: int) -> list[int]:
     return rotated[::-1] if turn % 2 else rotated
 
 
-def held_back(found: dict[str, Any], highest_mhz: float | None) -> list[str]:
-    """What slowed the board down in a round: ``found`` is what ``watch.Watch`` saw, ``highest_mhz`` the
-    highest clock of all rounds."""
-    during = found["during"]
-    reasons = list(during["held_back"] or ())
-    clock = during["clock_mhz"]
+def held_back(during: State, highest_mhz: float | None) -> tuple[str, ...]:
+    """What slowed the board down in a round; ``highest_mhz`` is the highest clock of all rounds."""
+    reasons = list(during.held_back or ())
+    clock = during.clock_mhz
     if clock and highest_mhz and clock < LEAST_CLOCK * highest_mhz:
         reasons.append(f"clock at {clock:.0f} of {highest_mhz:.0f} MHz")
-    return reasons
+    return tuple(reasons)
 
 
 def drift(samples_ms: Sequence[float]) -> float:
@@ -49,36 +48,52 @@ def _ratio(values: Sequence[float]) -> float:
     return max(values) / min(values)
 
 
-def settle(row: dict[str, Any], highest_mhz: float | None) -> None:
-    """Fill in the figures of a row from its ``rounds``, and its ``marks``."""
-    rounds: list[dict[str, Any]] = row["rounds"]
-    for found in rounds:
-        found["held_back"] = held_back(found["state"], highest_mhz)
-    timed = [found for found in rounds if found["samples_ms"]]
-    clean = [found for found in timed if not found["held_back"]]
-    row["marks"] = _held_words(timed, clean)
-    counted = clean or timed
-    medians = [statistics.median(found["samples_ms"]) for found in counted]
-    within = max((drift(found["samples_ms"]) for found in counted), default=1.0)
-    if medians and (_ratio(medians) > DRIFT or within > DRIFT):
-        low, high = min(medians), max(medians)
-        where = (
-            f"the rounds' medians go from {low:.1f} to {high:.1f} ms"
-            if _ratio(medians) > DRIFT
-            else f"{within:.2f}x within a round"
-        )
-        row["marks"].append(f"drifting: {where}; the figures are those of the last round")
+def settled(row: Row, highest_mhz: float | None) -> Row:
+    """The row with its figures and its ``marks``, which follow from its ``rounds``."""
+    rounds = [
+        dataclasses.replace(found, held_back=held_back(found.state.during, highest_mhz))
+        for found in row.rounds
+    ]
+    timed = [found for found in rounds if found.samples_ms]
+    clean = [found for found in timed if not found.held_back]
+    marks, counted = _held_words(timed, clean), clean or timed
+    if words := _drift_words(counted):
+        marks.append(f"drifting: {words}; the figures are those of the last round")
         counted = counted[-1:]
-    samples = [ms for found in counted for ms in found["samples_ms"]]
-    row |= {"samples_ms": samples, "runs": len(samples)}
-    row |= {f"p{q}_ms": percentile(samples, q) if samples else None for q in (50, 90, 99)}
-    for key in ("load_ms", "first_ms"):
-        values = [found[key] for found in rounds if found[key] is not None]
-        row[key] = statistics.median(values) if values else None
+    samples = tuple(ms for found in counted for ms in found.samples_ms)
+    return dataclasses.replace(
+        with_samples(row, samples),
+        rounds=tuple(rounds),
+        marks=tuple(marks),
+        load_ms=_median([found.load_ms for found in rounds]),
+        first_ms=_median([found.first_ms for found in rounds]),
+    )
 
 
-def _held_words(timed: Sequence[dict[str, Any]], clean: Sequence[dict[str, Any]]) -> list[str]:
-    held = sorted({reason for found in timed for reason in found["held_back"]})
+def with_samples(row: Row, samples_ms: Sequence[float]) -> Row:
+    """The row with these latencies and the percentiles that they are enough for."""
+    p50, p90, p99 = (percentile(samples_ms, q) for q in (50, 90, 99))
+    return dataclasses.replace(
+        row, samples_ms=tuple(samples_ms), runs=len(samples_ms), p50_ms=p50, p90_ms=p90, p99_ms=p99
+    )
+
+
+def _median(found: Sequence[float | None]) -> float | None:
+    known = [value for value in found if value is not None]
+    return statistics.median(known) if known else None
+
+
+def _drift_words(counted: Sequence[Round]) -> str | None:
+    """How the latencies drift, between the rounds or within one; None where they do not."""
+    medians = [statistics.median(found.samples_ms) for found in counted]
+    within = max((drift(found.samples_ms) for found in counted), default=1.0)
+    if medians and _ratio(medians) > DRIFT:
+        return f"the rounds' medians go from {min(medians):.1f} to {max(medians):.1f} ms"
+    return f"{within:.2f}x within a round" if within > DRIFT else None
+
+
+def _held_words(timed: Sequence[Round], clean: Sequence[Round]) -> list[str]:
+    held = sorted({reason for found in timed for reason in found.held_back})
     if not held:
         return []
     many = "in every round: these figures are those of a board that is held back"

@@ -2,9 +2,9 @@
 table after it."""
 
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 from vgg_runtime.board.device import has_dot_product
+from vgg_runtime.result import Device, Result, Row
 
 NO_DOT_PRODUCT = "this core has no dot product{missing}: int8 saves memory here, not time"
 
@@ -38,7 +38,7 @@ GOVERNOR = (
 )
 
 
-Pairs = Sequence[tuple[dict[str, Any], dict[str, Any]]]  # int8 rows, each with its float form
+Pairs = Sequence[tuple[Row, Row]]  # int8 rows, each with its float form
 
 
 def missing_dot_product(features: Sequence[str]) -> str:
@@ -64,33 +64,30 @@ def is_slow(governor: str | None) -> bool:
     return governor == "powersave"
 
 
-def explanations(result: dict[str, Any]) -> list[str]:
-    """Why rows of a result document disappoint, a sentence each; nothing is said where nothing disappoints or
-    nothing is known."""
-    device, rows = (
-        result["device"],
-        [row for row in result["variants"] if row["error"] is None and row["p50_ms"]],
-    )
+def explanations(result: Result) -> list[str]:
+    """Why rows of a result disappoint, a sentence each; nothing is said where nothing disappoints or nothing
+    is known."""
+    device, rows = result.device, [row for row in result.variants if row.error is None and row.p50_ms]
     found = [
         *_int8(device, rows),
         _power(device),
         _clock(device),
         _memory(device, rows),
-        _not_fitting(result["variants"], rows),
+        _not_fitting(result.variants, rows),
     ]
     return [sentence for sentence in found if sentence]
 
 
-def _int8(device: dict[str, Any], rows: Sequence[dict[str, Any]]) -> Iterator[str]:
+def _int8(device: Device, rows: Sequence[Row]) -> Iterator[str]:
     """Two sentences at most: where the instructions are there, tiny networks explain themselves and are no
     reason for suspicion."""
     pairs = [
         (row, of)
         for row in rows
-        if (of := _float_form(row, rows)) is not None and of["p50_ms"] < WORTH_IT * row["p50_ms"]
+        if (of := _float_form(row, rows)) is not None and _ms(of) < WORTH_IT * _ms(row)
     ]
-    known = has_dot_product(device["features"])
-    tiny = [(row, of) for row, of in pairs if of["p50_ms"] < TINY_MS] if known else []
+    known = has_dot_product(device.features)
+    tiny = [(row, of) for row, of in pairs if _ms(of) < TINY_MS] if known else []
     others = [pair for pair in pairs if pair not in tiny]
     if others:
         finding = f"int8 is little faster than the same network in float ({_times(others)})"
@@ -102,29 +99,36 @@ def _int8(device: dict[str, Any], rows: Sequence[dict[str, Any]]) -> Iterator[st
         elif known is None:
             yield f"{finding}; whether this core has instructions for it is not known"
         else:
-            yield f"{finding}: {missing_dot_product(device['features'])}; {_for_time(rows)}"
+            yield f"{finding}: {missing_dot_product(device.features)}; {_for_time(rows)}"
     if tiny:
         yield _little_to_gain(tiny)
 
 
-def _float_form(row: dict[str, Any], rows: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
+def _float_form(row: Row, rows: Sequence[Row]) -> Row | None:
     """The float row of the same network and size as an int8 row; None where there is none, and where the int8
     row is a build for other cores that this one runs with slower kernels, which says nothing of this core."""
-    if row["precision"] != "int8" or row["build"]["slower_kernels"]:
+    if row.precision != "int8" or row.build.slower_kernels:
         return None
-    same = ("input_px", "parameters", "macs")
-    return next(
-        (of for of in rows if of["precision"] == "fp32" and all(of[key] == row[key] for key in same)), None
-    )
+    return next((of for of in rows if of.precision == "fp32" and _network(of) == _network(row)), None)
+
+
+def _network(row: Row) -> tuple[int, int, int]:
+    """What is the same in an int8 row and its float form."""
+    return row.input_px, row.parameters, row.macs
+
+
+def _ms(row: Row) -> float:
+    """The median latency of a row that was timed."""
+    return row.p50_ms or 0.0
 
 
 def _times(pairs: Pairs) -> str:
-    return ", ".join(f"{row['variant']} {of['p50_ms'] / row['p50_ms']:.1f}x" for row, of in pairs)
+    return ", ".join(f"{row.variant} {_ms(of) / _ms(row):.1f}x" for row, of in pairs)
 
 
 def _little_to_gain(tiny: Pairs) -> str:
-    longest = f"{max(of['p50_ms'] for _, of in tiny):.1f} ms in float, so there is little to gain"
-    before, after = (sum(pair[k]["size_bytes"] for pair in tiny) / 1e6 for k in (1, 0))
+    longest = f"{max(_ms(of) for _, of in tiny):.1f} ms in float, so there is little to gain"
+    before, after = (sum(pair[k].size_bytes for pair in tiny) / 1e6 for k in (1, 0))
     if len(tiny) == 1:
         taken, file = f"the network takes only {longest}", "its file takes"
     else:
@@ -135,20 +139,20 @@ def _little_to_gain(tiny: Pairs) -> str:
     )
 
 
-def _for_time(rows: Sequence[dict[str, Any]]) -> str:
+def _for_time(rows: Sequence[Row]) -> str:
     """What to take for speed where int8 brings none: the float row with the least arithmetic, if one has less
     than the first."""
-    floats = [row for row in rows if row["precision"] == "fp32"]
-    light = min(floats, key=lambda row: row["p50_ms"])
-    heavy = max(row["macs"] for row in floats)
-    if light["macs"] < heavy:
-        less = f"{light['p50_ms']:.1f} ms, {heavy / light['macs']:.1f}x less arithmetic"
-        return f"for time use {light['variant']} ({light['input_px']} px, {less})"
+    floats = [row for row in rows if row.precision == "fp32"]
+    light = min(floats, key=_ms)
+    heavy = max(row.macs for row in floats)
+    if light.macs < heavy:
+        less = f"{_ms(light):.1f} ms, {heavy / light.macs:.1f}x less arithmetic"
+        return f"for time use {light.variant} ({light.input_px} px, {less})"
     return "for time use fewer pixels (160 px) or factorised layers (compact-fp32)"
 
 
-def _power(device: dict[str, Any]) -> str | None:
-    held = device["throttled"]
+def _power(device: Device) -> str | None:
+    held = device.throttled
     if held:
         when = (
             ""
@@ -159,50 +163,51 @@ def _power(device: dict[str, Any]) -> str | None:
             f"the board was held back ({', '.join(held)}{when}), so these times are not its own:"
             f" {power_remedy(held)}"
         )
-    if (device["temperature_c"] or 0) >= HOT_C:
-        return (
-            f"the processor is at {device['temperature_c']:.0f} °C, where boards lower their clock: {COOLING}"
-        )
+    heat = device.temperature_c or 0.0
+    if heat >= HOT_C:
+        return f"the processor is at {heat:.0f} °C, where boards lower their clock: {COOLING}"
     return None
 
 
-def _clock(device: dict[str, Any]) -> str | None:
-    if not is_slow(device["governor"]):
+def _clock(device: Device) -> str | None:
+    if not is_slow(device.governor):
         return None
-    clock = "" if device["clock_mhz"] is None else f" ({device['clock_mhz']:.0f} MHz)"
+    clock = "" if device.clock_mhz is None else f" ({device.clock_mhz:.0f} MHz)"
     return (
         f"the governor powersave keeps the clock at its lowest{clock}, every row is slower than it"
         f" could be: {GOVERNOR}"
     )
 
 
-def _memory(device: dict[str, Any], rows: Sequence[dict[str, Any]]) -> str | None:
-    available = device["available_bytes"]
+def _memory(device: Device, rows: Sequence[Row]) -> str | None:
+    available = device.available_bytes
     if not available:
         return None
-    tight = [row for row in rows if (row["peak_rss_bytes"] or 0) > NEARLY_FULL * available]
+    tight = [row for row in rows if _peak(row) > NEARLY_FULL * available]
     if not tight:
         return None
-    named = ", ".join(f"{row['variant']} {row['peak_rss_bytes'] / 1e6:.0f} MB" for row in tight)
+    named = ", ".join(f"{row.variant} {_peak(row) / 1e6:.0f} MB" for row in tight)
     return (
         f"memory was nearly full ({named}, of {available / 1e6:.0f} MB available), which costs time:"
         f" {_roomier(rows, tight)}"
     )
 
 
-def _roomier(rows: Sequence[dict[str, Any]], tight: Sequence[dict[str, Any]]) -> str:
-    others = [row for row in rows if row["peak_rss_bytes"] and row not in tight]
-    least = min(others, key=lambda row: row["peak_rss_bytes"], default=None)
+def _peak(row: Row) -> int:
+    """The peak of memory in bytes; 0 where that is not known."""
+    return row.peak_rss_bytes or 0
+
+
+def _roomier(rows: Sequence[Row], tight: Sequence[Row]) -> str:
+    others = [row for row in rows if _peak(row) and row not in tight]
+    least = min(others, key=_peak, default=None)
     if least is None:
         return "close other programs"
-    return (
-        f"close other programs, or use a smaller one ({least['variant']} took"
-        f" {least['peak_rss_bytes'] / 1e6:.0f} MB)"
-    )
+    return f"close other programs, or use a smaller one ({least.variant} took {_peak(least) / 1e6:.0f} MB)"
 
 
-def _not_fitting(all_rows: Sequence[dict[str, Any]], rows: Sequence[dict[str, Any]]) -> str | None:
-    missing = [row["variant"] for row in all_rows if (row["error"] or "").startswith("did not fit")]
+def _not_fitting(all_rows: Sequence[Row], rows: Sequence[Row]) -> str | None:
+    missing = [row.variant for row in all_rows if (row.error or "").startswith("did not fit")]
     if not missing:
         return None
     return (

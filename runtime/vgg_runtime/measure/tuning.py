@@ -18,9 +18,11 @@ from vgg_runtime.board import device
 from vgg_runtime.board.targets import of_device
 from vgg_runtime.bundle import builds
 from vgg_runtime.bundle.manifest import Build, Manifest, Variant
+from vgg_runtime.bundle.opened import Bundle
 from vgg_runtime.errors import RuntimeInputError
+from vgg_runtime.result import Device
 
-from . import measure
+from .running import Options, Pictures, measure
 
 ROUNDS = 3
 BUDGET_S = 0.6  # of each build in a round
@@ -30,8 +32,8 @@ Report = Callable[[str], None]
 
 
 def for_here(bundle: Manifest, wanted: str | None, root: Path = Path("/")) -> Manifest:
-    """The bundle with the builds in front that are to run here: those for the target that is asked for, else
-    those that were measured to be the fastest here, else those for this core.
+    """The manifest with the builds in front that are to run here: those for the target that is asked for,
+    else those that were measured to be the fastest here, else those for this core.
 
     Raises:
         BundleError: there is no such target.
@@ -42,18 +44,16 @@ def for_here(bundle: Manifest, wanted: str | None, root: Path = Path("/")) -> Ma
     return builds.for_core(bundle, of_device(board), remembered(bundle, board))
 
 
-def tune(
-    folder: Path, bundle: Manifest, variants: Sequence[Variant], threads: int, root: Path, report: Report
-) -> Manifest:
+def tune(bundle: Bundle, variants: Sequence[Variant], threads: int, root: Path, report: Report) -> Bundle:
     """Time the builds of each variant in turn, remember the fastest, and put it in front."""
     board = device.describe(threads, root)
-    target, options = of_device(board), measure.Options(threads, budget_s=BUDGET_S, rounds=1, root=root)
-    found, before = remembered(bundle, board), builds.for_core(bundle, target)
+    target, options = of_device(board), Options(threads, budget_s=BUDGET_S, rounds=1, root=root)
+    found, before = remembered(bundle.manifest, board), builds.for_core(bundle.manifest, target)
     for variant in variants:
         if len(variant.builds) > 1:
             # the one for this core first, whatever was found before
             tried = before.variant(variant.id).builds
-            times = _timed(folder, bundle, variant, tried, options)
+            times = _timed(bundle, variant, tried, options)
             if best := _fastest(times):
                 found[variant.id] = best
             told = ", ".join(
@@ -61,23 +61,19 @@ def tune(
             )
             report(f"tuned {variant.id}: {told}; {found.get(variant.id, 'none')} is used")
     try:
-        _remember(bundle, board, found)
+        _remember(bundle.manifest, board, found)
     except (OSError, RuntimeInputError) as error:
         report(f"not remembered ({error}); set XDG_CACHE_HOME to a folder that can be written")
-    return builds.for_core(bundle, target, found)
+    return bundle.using(builds.for_core(bundle.manifest, target, found))
 
 
-def _timed(
-    folder: Path, bundle: Manifest, variant: Variant, tried: Sequence[Build], options: measure.Options
-) -> dict[str, float]:
+def _timed(bundle: Bundle, variant: Variant, tried: Sequence[Build], options: Options) -> dict[str, float]:
     """Median latency in ms by the build's id, infinite for one that fails; the builds take turns."""
     times: dict[str, list[float]] = {build.id: [] for build in tried}
     for _ in range(ROUNDS):
         for build in tried:
-            row = measure.measure(
-                folder, bundle, variant.using(build), measure.Pictures(), options, lambda _: None
-            )
-            times[build.id].append(row["p50_ms"] if row["error"] is None and row["p50_ms"] else float("inf"))
+            row = measure(bundle, variant.using(build), Pictures(), options, lambda _: None)
+            times[build.id].append(row.p50_ms if row.error is None and row.p50_ms else float("inf"))
     return {name: sorted(values)[len(values) // 2] for name, values in times.items()}
 
 
@@ -95,14 +91,14 @@ def cache_file() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vgg-export" / "tuned.json"
 
 
-def remembered(bundle: Manifest, board: device.Device) -> dict[str, str]:
+def remembered(bundle: Manifest, board: Device) -> dict[str, str]:
     """Ids of the builds that were the fastest on this board, by variant; empty when that was never
     measured."""
     found = _read().get(_key(bundle, board), {}).get("builds", {})
     return {str(variant): str(build) for variant, build in found.items()} if isinstance(found, dict) else {}
 
 
-def _remember(bundle: Manifest, board: device.Device, found: dict[str, str]) -> None:
+def _remember(bundle: Manifest, board: Device, found: dict[str, str]) -> None:
     known = _read() | {
         _key(bundle, board): {"board": board.board, "measured_at": time.strftime("%Y-%m-%d"), "builds": found}
     }
@@ -118,7 +114,7 @@ def _read() -> dict[str, Any]:
     return known if isinstance(known, dict) and all(isinstance(v, dict) for v in known.values()) else {}
 
 
-def _key(bundle: Manifest, board: device.Device) -> str:
+def _key(bundle: Manifest, board: Device) -> str:
     models = [
         entry.sha256 for variant in bundle.variants for build in variant.builds for entry in build.files
     ]

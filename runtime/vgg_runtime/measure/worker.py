@@ -1,6 +1,6 @@
 """What runs in a variant's own process: load, self-check, time, predict. ``python -m
 vgg_runtime.measure.worker`` reads one JSON request line from standard input and writes one JSON event a line
-to standard output; ``measure.py`` is the other end. A picture comes as a path, or as a float32 tensor of
+to standard output; ``running.py`` is the other end. A picture comes as a path, or as a float32 tensor of
 ``tensor_bytes`` bytes behind the request line (the page's pictures never touch the disk).
 
 Order matters: the peak memory is read before any picture is decoded, so that it is the model's and not a
@@ -24,6 +24,8 @@ from vgg_runtime.bundle.metrics import softmax, top_k
 from vgg_runtime.bundle.preprocess import Preprocessing, load
 from vgg_runtime.bundle.session import Model
 
+from .answers import failure, say
+
 WARM_UP_RUNS = 2
 LEAST_RUNS = 5
 TOP = 5
@@ -33,18 +35,10 @@ def main() -> int:
     request = json.loads(sys.stdin.buffer.readline())
     try:
         serve(request)
-    except MemoryError:
-        _emit("error", message="did not fit: out of memory")
     except KeyboardInterrupt:
         return 130
-    except Exception as error:  # whatever onnxruntime raises becomes a row of the table, with its own words
-        text = " ".join(str(error).split())
-        short = (
-            "did not fit: out of memory"
-            if "bad_alloc" in text or "Failed to allocate" in text
-            else text[:300]
-        )
-        _emit("error", message=short or type(error).__name__)
+    except Exception as error:  # whatever onnxruntime raises becomes a row of the table
+        say("error", message=failure(error))
     return 0
 
 
@@ -61,13 +55,13 @@ def serve(request: dict[str, Any]) -> None:
     loaded = time.perf_counter()
     first = model(inputs[:1])
     first_ms = (time.perf_counter() - loaded) * 1e3
-    _emit("loaded", load_ms=(loaded - start) * 1e3, first_ms=first_ms)
+    say("loaded", load_ms=(loaded - start) * 1e3, first_ms=first_ms)
     if request["tensor_bytes"]:
-        _emit("predicted", index=0, **_prediction(model(_tensor(request, preprocessing))[0]))
+        say("predicted", index=0, **_prediction(model(_tensor(request, preprocessing))[0]))
     replayed = np.concatenate([first, *(model(inputs[i : i + 1]) for i in range(1, len(inputs)))])
-    _emit("checked", deviation=min(self_check.deviation(replayed, expected), 1e9))
+    say("checked", deviation=min(self_check.deviation(replayed, expected), 1e9))
     samples_ms = _timed(model, inputs[:1], request["budget_s"], request["max_runs"])
-    _emit("timed", samples_ms=samples_ms, peak_rss_bytes=device.peak_rss_bytes())
+    say("timed", samples_ms=samples_ms, peak_rss_bytes=device.peak_rss_bytes())
     _answer(model, [Path(path) for path in request["images"]], preprocessing)
 
 
@@ -82,9 +76,9 @@ def _answer(model: Model, paths: list[Path], preprocessing: Preprocessing) -> No
         logits = model(batch)[0]
         end_to_end_ms.append((time.perf_counter() - start) * 1e3)
         prepare_ms.append((prepared - start) * 1e3)
-        _emit("predicted", index=index, **_prediction(logits))
+        say("predicted", index=index, **_prediction(logits))
     if paths:
-        _emit("answered", prepare_ms=prepare_ms, end_to_end_ms=end_to_end_ms)
+        say("answered", prepare_ms=prepare_ms, end_to_end_ms=end_to_end_ms)
 
 
 def _tensor(request: dict[str, Any], preprocessing: Preprocessing) -> npt.NDArray[np.float32]:
@@ -111,10 +105,6 @@ def _prediction(logits: npt.NDArray[np.float32]) -> dict[str, Any]:
     best = top_k(logits, min(TOP, len(logits)))
     probabilities = softmax(logits)
     return {"classes": best.tolist(), "probabilities": [float(probabilities[i]) for i in best]}
-
-
-def _emit(event: str, **fields: Any) -> None:
-    print(json.dumps({"event": event, **fields}), flush=True)
 
 
 if __name__ == "__main__":

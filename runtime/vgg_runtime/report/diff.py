@@ -1,113 +1,119 @@
 """Results of several runs or boards side by side; every figure with the device that it was measured on."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from vgg_runtime.errors import RuntimeInputError
-from vgg_runtime.measure.measure import RESULT_SCHEMA
+from vgg_runtime.records import FieldError
+from vgg_runtime.result import SCHEMA, Result, Row
 from vgg_runtime.text import ABSENT, megabytes, number, percent, printable, table
 
 from .tables import MARK, notice
 
 SIGNIFICANT = 0.10  # a smaller change of a latency is no news: two runs on the same board differ by that much
+EXPECTED = "expected a file that 'compare.py --json' wrote"
 
 
-def read(path: Path) -> dict[str, Any]:
-    """A result document that ``compare.py --json`` wrote.
+def read(path: Path) -> Result:
+    """A result that ``compare.py --json`` wrote.
 
     Raises:
-        RuntimeInputError: not readable, not such a document, or of a newer schema.
+        RuntimeInputError: not readable, no result (the first field that is not as it should be is named), or
+            of a newer schema.
     """
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
+        raise RuntimeInputError(f"{path} cannot be read ({error}); {EXPECTED}") from error
+    if (newer := _schema(found)) > SCHEMA:
         raise RuntimeInputError(
-            f"{path} cannot be read ({error}); expected a file that 'compare.py --json' wrote"
-        ) from error
-    if (
-        not isinstance(found, dict)
-        or not isinstance(found.get("schema"), int)
-        or not {"device", "bundle", "variants"} <= found.keys()
-    ):
-        raise RuntimeInputError(f"{path} is no result; expected a file that 'compare.py --json' wrote")
-    if found["schema"] > RESULT_SCHEMA:
-        raise RuntimeInputError(
-            f"{path} has schema {found['schema']}; this runtime reads up to {RESULT_SCHEMA}: use a newer"
-            " vgg-export"
+            f"{path} has schema {newer}; this runtime reads up to {SCHEMA}: use a newer vgg-export"
         )
-    return found
+    try:
+        return Result.from_json(found)
+    except FieldError as error:
+        raise RuntimeInputError(f"{path} is no result ({error}); {EXPECTED}") from error
 
 
-def device_words(result: dict[str, Any]) -> str:
+def _schema(found: object) -> int:
+    """The schema of what looks like a result; 0 where it is none, or says none."""
+    if not isinstance(found, dict) or not {"device", "bundle", "variants"} <= found.keys():
+        return 0
+    schema = found.get("schema")
+    return schema if isinstance(schema, int) else 0
+
+
+def device_words(result: Result) -> str:
     """A result's device, system and time in a line."""
-    device = result["device"]
-    engine = f"onnxruntime {device['onnxruntime'] or 'missing'}"
-    cpu = printable(device["cpu"] or device["machine"])
-    return (
-        f"{printable(device['board'])}, {cpu}, {device['threads']} threads, {engine}, {result['measured_at']}"
-    )
+    device = result.device
+    engine = f"onnxruntime {device.onnxruntime or 'missing'}"
+    cpu = printable(device.cpu or device.machine)
+    return f"{printable(device.board)}, {cpu}, {device.threads} threads, {engine}, {result.measured_at}"
 
 
-def diff(before: dict[str, Any], after: dict[str, Any]) -> str:
+COLUMNS = (
+    "variant",
+    "P50 ms A",
+    "B",
+    "change",
+    "peak MB A",
+    "B",
+    "change",
+    "file MB A",
+    "B",
+    "agrees A",
+    "B",
+)
+
+
+def diff(before: Result, after: Result) -> str:
     """Two results, variant by variant: latency, memory, size, and what else changed."""
     lines = [f"A  {device_words(before)}", f"B  {device_words(after)}", ""]
-    columns = (
-        "variant",
-        "P50 ms A",
-        "B",
-        "change",
-        "peak MB A",
-        "B",
-        "change",
-        "file MB A",
-        "B",
-        "agrees A",
-        "B",
-    )
     first, second = _by_variant(before), _by_variant(after)
-    rows = []
-    for name in [*first, *(name for name in second if name not in first)]:
-        a, b = first.get(name, {}), second.get(name, {})
-        rows.append(
-            [
-                name,
-                *_pair(a, b, "p50_ms", _latency),
-                change(a.get("p50_ms"), b.get("p50_ms")),
-                *_pair(a, b, "peak_rss_bytes", _memory),
-                change(a.get("peak_rss_bytes"), b.get("peak_rss_bytes")),
-                *_pair(a, b, "size_bytes", _memory),
-                *(percent(row.get("agreement")) for row in (a, b)),
-            ]
-        )
-    return "\n".join(lines) + table(columns, rows) + "".join(_remarks(before, after, first, second))
+    names = [*first, *(name for name in second if name not in first)]
+    rows = [_cells(name, first.get(name), second.get(name)) for name in names]
+    return "\n".join(lines) + table(COLUMNS, rows) + "".join(_remarks(before, after))
 
 
-def _remarks(
-    before: dict[str, Any], after: dict[str, Any], first: dict[str, Any], second: dict[str, Any]
-) -> list[str]:
+def _cells(name: str, a: Row | None, b: Row | None) -> list[str]:
+    """What stands in the columns of one variant, which one of the results may lack."""
+    latencies = [row.p50_ms if row else None for row in (a, b)]
+    peaks = [row.peak_rss_bytes if row else None for row in (a, b)]
+    sizes = [row.size_bytes if row else None for row in (a, b)]
+    return [
+        name,
+        _latency(a),
+        _latency(b),
+        change(*latencies),
+        *(megabytes(peak) for peak in peaks),
+        change(*peaks),
+        *(megabytes(size) for size in sizes),
+        *(percent(row.agreement if row else None) for row in (a, b)),
+    ]
+
+
+def _remarks(before: Result, after: Result) -> list[str]:
     found = [
         f"\n{letter} {line}"
         for letter, result in (("A", before), ("B", after))
-        for line in notice(result).splitlines()
+        for line in notice(result.bundle).splitlines()
     ]
-    for key, name in (
-        ("board", "boards"),
-        ("onnxruntime", "versions of onnxruntime"),
-        ("threads", "numbers of threads"),
+    a, b = before.device, after.device
+    for name, one, other in (
+        ("boards", a.board, b.board),
+        ("versions of onnxruntime", a.onnxruntime, b.onnxruntime),
+        ("numbers of threads", a.threads, b.threads),
     ):
-        if before["device"][key] != after["device"][key]:
-            found.append(f"\nThese are different {name}: {before['device'][key]} and {after['device'][key]}.")
-    other = [
-        name for name in first if name in second and first[name]["size_bytes"] != second[name]["size_bytes"]
-    ]
-    found += [f"\n{name} is another model: the file has another size." for name in other]
+        if one != other:
+            found.append(f"\nThese are different {name}: {one} and {other}.")
+    first, second = _by_variant(before), _by_variant(after)
+    both = [name for name in first if name in second]
+    changed = [name for name in both if first[name].size_bytes != second[name].size_bytes]
+    found += [f"\n{name} is another model: the file has another size." for name in changed]
     for letter, rows in (("A", first), ("B", second)):
-        found += [
-            f"\n{letter} {MARK} {name}: {mark}" for name, row in rows.items() for mark in row.get("marks", ())
-        ]
-        found += [f"\n{letter} ✗ {name}: {row['error']}" for name, row in rows.items() if row["error"]]
+        found += [f"\n{letter} {MARK} {name}: {mark}" for name, row in rows.items() for mark in row.marks]
+        found += [f"\n{letter} ✗ {name}: {row.error}" for name, row in rows.items() if row.error]
     return found
 
 
@@ -121,52 +127,32 @@ def change(before: float | None, after: float | None) -> str:
     return f"{100 * ratio:+.0f} %{arrow}"
 
 
-def boards(results: Sequence[dict[str, Any]]) -> str:
+def boards(results: Sequence[Result]) -> str:
     """Several results in one table, each device under its own number."""
     heads = [f"{k}  {device_words(result)}" for k, result in enumerate(results, 1)]
-    names = list(dict.fromkeys(row["variant"] for result in results for row in result["variants"]))
     found = [_by_variant(result) for result in results]
     rows = []
-    for name in names:
+    for name in dict.fromkeys(row.variant for result in results for row in result.variants):
         cells = [name]
-        for rows_of_one in found:
-            row = rows_of_one.get(name, {})
-            cells += [
-                _latency(row, "p50_ms"),
-                number(row.get("speedup"), "x"),
-                _memory(row, "peak_rss_bytes"),
-            ]
+        for row in (rows_of_one.get(name) for rows_of_one in found):
+            speedup, peak = (row.speedup, row.peak_rss_bytes) if row else (None, None)
+            cells += [_latency(row), number(speedup, "x"), megabytes(peak)]
         rows.append(cells)
     columns = [
         f"{title} [{k}]" for k in range(1, len(results) + 1) for title in ("P50 ms", "speed", "peak MB")
     ]
-    marks = [
-        f"[{k}] {MARK} {n}: {m}"
-        for k, of in enumerate(found, 1)
-        for n, row in of.items()
-        for m in row.get("marks", ())
+    numbered = [(k, row) for k, of_one in enumerate(found, 1) for row in of_one.values()]
+    marks = [f"[{k}] {MARK} {row.variant}: {mark}" for k, row in numbered for mark in row.marks]
+    failed = [f"[{k}] ✗ {row.variant}: {row.error}" for k, row in numbered if row.error]
+    notices = [
+        f"[{k}] {line}" for k, result in enumerate(results, 1) for line in notice(result.bundle).splitlines()
     ]
-    failed = [
-        f"[{k}] ✗ {n}: {row['error']}"
-        for k, of in enumerate(found, 1)
-        for n, row in of.items()
-        if row["error"]
-    ]
-    notices = [f"[{k}] {line}" for k, result in enumerate(results, 1) for line in notice(result).splitlines()]
     return "\n".join([*heads, "", table(("variant", *columns), rows), *marks, *failed, *notices])
 
 
-def _by_variant(result: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    return {row["variant"]: row for row in result["variants"]}
+def _by_variant(result: Result) -> Mapping[str, Row]:
+    return {row.variant: row for row in result.variants}
 
 
-def _pair(a: dict[str, Any], b: dict[str, Any], key: str, words: Any) -> tuple[str, str]:
-    return words(a, key), words(b, key)
-
-
-def _latency(row: dict[str, Any], key: str) -> str:
-    return number(row.get(key), MARK if row.get("marks") else "")
-
-
-def _memory(row: dict[str, Any], key: str) -> str:
-    return megabytes(row.get(key))
+def _latency(row: Row | None) -> str:
+    return ABSENT if row is None else number(row.p50_ms, MARK if row.marks else "")

@@ -7,9 +7,9 @@ import io
 import json
 import re
 from pathlib import Path
-from typing import Any
 
 from vgg_runtime.bundle.preprocess import open_image
+from vgg_runtime.result import Result
 
 TEMPLATE = Path(__file__).with_name("page.html")
 THUMBNAIL_PX = 320
@@ -41,14 +41,12 @@ def live() -> tuple[bytes, str]:
     return content.encode(), policy(template, live=True) + "; frame-ancestors 'none'"
 
 
-def report(result: dict[str, Any], pictures: list[Path]) -> str:
-    """The page with a result document and thumbnails of its pictures in it; needs no server and no
-    network."""
+def report(result: Result, pictures: list[Path]) -> str:
+    """The page with a result and thumbnails of its pictures in it; needs no server and no network."""
     template = TEMPLATE.read_text(encoding="utf-8")
-    shown = dict(result)
-    named = zip(result["images"], pictures, strict=True)
+    shown, named = result.to_json(), zip(result.images, pictures, strict=True)
     shown["images"] = [
-        dict(image, thumbnail=thumbnail(path) if k < MAX_PICTURES else None)
+        image.to_json() | {"thumbnail": thumbnail(path) if k < MAX_PICTURES else None}
         for k, (image, path) in enumerate(named)
     ]
     # "</script>" or "<!--" in a label or a file name must not end the data

@@ -1,151 +1,125 @@
-"""The result document as aligned text for a terminal."""
+"""The result as aligned text for a terminal."""
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from vgg_runtime.text import ABSENT, megabytes, number, padded, percent, printable, printed_width, table
+from vgg_runtime.result import About, Device, Evaluation, Proportion, Result, Row, StepLoss
+from vgg_runtime.text import ABSENT, megabytes, number, percent, printable, table
 
 MARK = "!"  # behind a figure that has to be read with what is said below the table
 
 
-def header(result: dict[str, Any]) -> str:
+def header(result: Result) -> str:
     """The device and the bundle, a few lines."""
-    device, bundle = result["device"], result["bundle"]
-    ram = f"{device['ram_bytes'] / 2**30:.1f} GiB RAM" if device["ram_bytes"] else "RAM unknown"
-    features = " ".join(device["features"]) or "no int8 instructions known"
-    assumed = [f"Assumed  {'; '.join(bundle['assumed'])}"] if bundle.get("assumed") else []
+    device, bundle = result.device, result.bundle
+    ram = f"{device.ram_bytes / 2**30:.1f} GiB RAM" if device.ram_bytes else "RAM unknown"
+    features = " ".join(device.features) or "no int8 instructions known"
+    assumed = [f"Assumed  {'; '.join(bundle.assumed)}"] if bundle.assumed else []
     return "\n".join(
         (
-            f"Device   {device['board']}, {device['cpu'] or device['machine']}, {device['cores']} cores,"
-            f" {device['threads']} threads used, {ram}",
-            f"         {features}: the builds for {device['target']};"
-            f" {device['os']}, Python {device['python']}, onnxruntime {device['onnxruntime'] or 'missing'}",
+            f"Device   {device.board}, {device.cpu or device.machine}, {device.cores} cores,"
+            f" {device.threads} threads used, {ram}",
+            f"         {features}: the builds for {device.target};"
+            f" {device.os}, Python {device.python}, onnxruntime {device.onnxruntime or 'missing'}",
             f"State    {state(device)}",
-            f"Model    {bundle['family']}, {bundle['weights'].get('what', 'weights of unknown origin')};"
-            f" int8 made for {bundle['target']}",
+            f"Model    {bundle.family}, {bundle.weights.get('what', 'weights of unknown origin')};"
+            f" int8 made for {bundle.target}",
             *assumed,
         )
     )
 
 
-def state(device: dict[str, Any]) -> str:
+def state(device: Device) -> str:
     """Temperature, clock and what is held back, at the end of the measurement; a sensor that is not there is
     unknown."""
-    held = device["throttled"]
+    held = device.throttled
     throttling = (
         "throttling unknown" if held is None else f"HELD BACK: {', '.join(held)}" if held else "not throttled"
     )
-    heat = "temperature unknown" if device["temperature_c"] is None else f"{device['temperature_c']:.0f} °C"
-    clock = "clock unknown" if device["clock_mhz"] is None else f"{device['clock_mhz']:.0f} MHz"
+    heat = "temperature unknown" if device.temperature_c is None else f"{device.temperature_c:.0f} °C"
+    clock = "clock unknown" if device.clock_mhz is None else f"{device.clock_mhz:.0f} MHz"
     return f"{heat}, {clock}, {throttling}"
 
 
-def explanations(result: dict[str, Any]) -> str:
+def explanations(result: Result) -> str:
     """Why rows disappoint, a paragraph each; empty when none does."""
-    return "\n".join(f"→ {sentence}." for sentence in result["explanations"])
+    return "\n".join(f"→ {sentence}." for sentence in result.explanations)
 
 
-def checks(document: dict[str, Any]) -> str:
-    """The doctor's document: a line per check, below it what to do, and a verdict."""
-    rows = document["checks"]
-    width = max(printed_width(row["check"]) for row in rows)
-    lines = []
-    for row in rows:
-        lines.append(
-            f"{row['mark']:<8} {padded(row['check'], width, flush_left=True)}  {printable(row['found'], 400)}"
-        )
-        if row["remedy"]:
-            lines.append(f"{'':<8} {'':<{width}}  → {printable(row['remedy'], 400)}")
-    counts = {mark: sum(row["mark"] == mark for row in rows) for mark in ("fails", "warning", "unknown")}
-    verdict = (
-        f"{counts['fails']} of {len(rows)} checks fail"
-        if counts["fails"]
-        else f"None of {len(rows)} checks fails"
-    )
-    return "\n".join((*lines, "", f"{verdict}; warnings: {counts['warning']}, unknown: {counts['unknown']}."))
-
-
-NOTICES = ("notice", "figures_absent", "unchecked", "problem")
-
-
-def notice(result: dict[str, Any]) -> str:
+def notice(about: About) -> str:
     """What must be said with every table, framed; empty when there is nothing to say."""
-    lines = [text for key in NOTICES if (text := result["bundle"].get(key))]
-    return "\n".join(f"!! {line}" for line in lines)
+    return "\n".join(f"!! {line}" for line in about.notices)
 
 
-def comparison(result: dict[str, Any]) -> str:
+COLUMNS = (
+    "variant",
+    "input",
+    "params M",
+    "GMACs",
+    "file MB",
+    "load ms",
+    "first ms",
+    "P50 ms",
+    "P90 ms",
+    "prepare",
+    "total ms",
+    "speed",
+    "peak MB",
+    "anon MB",
+    "agrees",
+    "top-1",
+)
+
+
+def comparison(result: Result) -> str:
     """One row per variant."""
-    columns = (
-        "variant",
-        "input",
-        "params M",
-        "GMACs",
-        "file MB",
-        "load ms",
-        "first ms",
-        "P50 ms",
-        "P90 ms",
-        "prepare",
-        "total ms",
-        "speed",
-        "peak MB",
-        "anon MB",
-        "agrees",
-        "top-1",
-    )
-    rows = []
-    for row in result["variants"]:
-        cells = [
-            row["variant"],
-            f"{row['input_px']} px",
-            f"{row['parameters'] / 1e6:.2f}",
-            f"{row['macs'] / 1e9:.2f}",
-            megabytes(row["size_bytes"]),
-        ]
-        mark = MARK if row["marks"] else ""
-        cells += [
-            number(row["load_ms"], digits=0),
-            number(row["first_ms"]),
-            number(row["p50_ms"], mark),
-            number(row["p90_ms"], mark),
-        ]
-        cells += [number(row["prepare_ms"]), number(row["end_to_end_ms"])]
-        cells += [
-            number(row["speedup"], "x"),
-            megabytes(row["peak_rss_bytes"]),
-            megabytes(row["peak_anonymous_bytes"]),
-            percent(row["agreement"], interval=True),
-            percent(row["accuracy"], interval=True),
-        ]
-        rows.append(cells)
-    text = table(columns, rows)
-    if pick := result["recommended"]:
+    text = table(COLUMNS, [_cells(row) for row in result.variants])
+    if pick := result.recommended:
         text += (
-            f"\n★ {pick['variant']} is recommended: {pick['reason']}"
-            if pick["variant"]
-            else f"\nNone is recommended: {pick['reason']}"
+            f"\n★ {pick.variant} is recommended: {pick.reason}"
+            if pick.variant
+            else f"\nNone is recommended: {pick.reason}"
         )
-    for row in result["variants"]:
-        text += "".join(f"\n{MARK} {row['variant']}: {mark}" for mark in row["marks"])
-        if row["error"]:
-            text += f"\n✗ {row['variant']}: {row['error']}"
+    for row in result.variants:
+        text += "".join(f"\n{MARK} {row.variant}: {mark}" for mark in row.marks)
+        if row.error:
+            text += f"\n✗ {row.variant}: {row.error}"
     text += "".join(f"\n→ {line}" for line in _builds(result))
     text += _threads(result)
     return text + "\n" + _footnote(result)
 
 
-def _builds(result: dict[str, Any]) -> list[str]:
+def _cells(row: Row) -> list[str]:
+    """What stands in the columns of the comparison."""
+    mark = MARK if row.marks else ""
+    return [
+        row.variant,
+        f"{row.input_px} px",
+        f"{row.parameters / 1e6:.2f}",
+        f"{row.macs / 1e9:.2f}",
+        megabytes(row.size_bytes),
+        number(row.load_ms, digits=0),
+        number(row.first_ms),
+        number(row.p50_ms, mark),
+        number(row.p90_ms, mark),
+        number(row.prepare_ms),
+        number(row.end_to_end_ms),
+        number(row.speedup, "x"),
+        megabytes(row.peak_rss_bytes),
+        megabytes(row.peak_anonymous_bytes),
+        percent(row.agreement, interval=True),
+        percent(row.accuracy, interval=True),
+    ]
+
+
+def _builds(result: Result) -> list[str]:
     """Which builds were not made for this core, and which sessions were lean."""
-    target, lines = result["device"]["target"], []
+    target, lines = result.device.target, []
     foreign: dict[tuple[str, bool], list[str]] = {}
-    for row in result["variants"]:
-        build = row["build"]
-        if build["targets"] and target not in build["targets"]:
-            foreign.setdefault((", ".join(build["targets"]), build["slower_kernels"]), []).append(
-                row["variant"]
-            )
+    for row in result.variants:
+        build = row.build
+        if build.targets and target not in build.targets:
+            foreign.setdefault((", ".join(build.targets), build.slower_kernels), []).append(row.variant)
     for (made_for, slower), names in foreign.items():
         why = ", with slower kernels, in which its 8-bit weights do not overflow" if slower else ""
         told = (
@@ -153,12 +127,12 @@ def _builds(result: dict[str, Any]) -> list[str]:
             f" {target}' makes one"
         )
         lines.append(f"{', '.join(names)}: {told}.")
-    forms = dict.fromkeys(row["build"]["form"] for row in result["variants"] if row["build"]["form"])
+    forms = dict.fromkeys(row.build.form for row in result.variants if row.build.form)
     lines += [
-        f"{', '.join(row['variant'] for row in result['variants'] if row['build']['form'] == form)}: {form}."
+        f"{', '.join(row.variant for row in result.variants if row.build.form == form)}: {form}."
         for form in forms
     ]
-    if lean := [row["variant"] for row in result["variants"] if row["memory_mode"] == "lean"]:
+    if lean := [row.variant for row in result.variants if row.memory_mode == "lean"]:
         lines.append(
             f"{', '.join(lean)}: lean with memory; float weights stay in the file's pages, which the"
             " system can drop."
@@ -166,54 +140,49 @@ def _builds(result: dict[str, Any]) -> list[str]:
     return lines
 
 
-def _threads(result: dict[str, Any]) -> str:
+def _threads(result: Result) -> str:
     """What each number of threads gave, where that was tried."""
-    swept = [row for row in result["variants"] if row["thread_sweep"]]
+    swept = [row for row in result.variants if row.thread_sweep]
     if not swept:
         return ""
-    counts = [tried["threads"] for tried in swept[0]["thread_sweep"]]
+    counts = [tried.threads for tried in swept[0].thread_sweep]
     rows = []
     for row in swept:
-        figures = [tried["p90_ms"] or tried["p50_ms"] for tried in row["thread_sweep"]]
-        rows.append([row["variant"], *(number(ms) for ms in figures), str(row["threads"])])
+        figures = [tried.p90_ms or tried.p50_ms for tried in row.thread_sweep]
+        rows.append([row.variant, *(number(ms) for ms in figures), str(row.threads)])
     return "\n\nMilliseconds (P90; P50 where fewer than 64 runs were made) by threads\n" + table(
         ("variant", *(f"{n} thread{'s' if n > 1 else ''}" for n in counts), "used"), rows
     )
 
 
-def _footnote(result: dict[str, Any]) -> str:
-    counted = [image for image in result["images"] if not image["fitted"]]
-    n, known = len(counted), sum(image["label"] is not None for image in counted)
-    left_out = len(result["images"]) - n
+def _footnote(result: Result) -> str:
+    counted = [image for image in result.images if not image.fitted]
+    n, known = len(counted), sum(image.label is not None for image in counted)
+    left_out = len(result.images) - n
     lines = []
     if left_out:
         lines.append(
             f"{left_out} of the pictures were used to calibrate or fit the models and count for no figure."
         )
-    if n and not result["bundle"]["figures_absent"]:
+    if n and not result.bundle.figures_absent:
         lines.append(
             f"agrees: same top-1 as the baseline on these {n} pictures; top-1: right on the {known} of"
             " them with a known class."
         )
-    if any(row["p90_ms"] is None for row in result["variants"]):
+    if any(row.p90_ms is None for row in result.variants):
         lines.append(f"{ABSENT} in P90: fewer than the 64 runs it needs (more with --budget).")
-    if (
-        n
-        and n < 100
-        and not result["bundle"]["figures_absent"]
-        and any(row["built"] for row in result["variants"])
-    ):
+    if n and n < 100 and not result.bundle.figures_absent and any(row.built for row in result.variants):
         lines.append(f"With {n} pictures these two say little; the table below was measured at build time.")
     return "\n".join(lines)
 
 
-def built(result: dict[str, Any]) -> str:
+def built(result: Result) -> str:
     """What the bundle's maker measured on test images; empty when nothing was."""
-    evaluated = [row for row in result["variants"] if row["built"]]
+    evaluated = [(row.variant, row.built) for row in result.variants if row.built]
     if not evaluated:
         return ""
-    cells = [[row["variant"], *evaluation_cells(row["built"])] for row in evaluated]
-    n = evaluated[0]["built"]["n"]
+    cells = [[name, *evaluation_cells(figures)] for name, figures in evaluated]
+    n = evaluated[0][1].n
     return (
         f"Measured at build time on {n} test images (none of them used for fitting or calibration)\n"
         + table(("variant", *EVALUATION_COLUMNS), cells)
@@ -223,9 +192,9 @@ def built(result: dict[str, Any]) -> str:
 LOSS_COLUMNS = ("removed", "repaired", "tuned", "quantized")
 
 
-def losses(result: dict[str, Any]) -> str:
+def losses(result: Result) -> str:
     """What each step of the variants cost when they were made; empty when nothing was measured."""
-    rows = [[row["variant"], *loss_cells(row["losses"])] for row in result["variants"] if row["losses"]]
+    rows = [[row.variant, *loss_cells(row.losses)] for row in result.variants if row.losses]
     if not rows:
         return ""
     return (
@@ -234,81 +203,73 @@ def losses(result: dict[str, Any]) -> str:
     )
 
 
-def loss_cells(steps: Sequence[dict[str, Any]]) -> list[str]:
+def loss_cells(steps: Sequence[StepLoss]) -> list[str]:
     """One variant's losses by step as text, a dash for steps it does not have."""
-    found = {
-        step["step"]: f"{100 * step['agreement']:.1f} % {step['kl']:.4f} (n={step['n']})" for step in steps
-    }
+    found = {step.step: f"{100 * step.agreement:.1f} % {step.kl:.4f} (n={step.n})" for step in steps}
     return [found.get(name, ABSENT) for name in LOSS_COLUMNS]
 
 
 EVALUATION_COLUMNS = ("top-1", "95 % interval", "top-5", "agrees", "95 % interval", "KL mean", "KL p95")
 
 
-def evaluation_cells(evaluation: dict[str, Any]) -> list[str]:
+def evaluation_cells(evaluation: Evaluation) -> list[str]:
     """One variant's build-time figures as text, absent ones as a dash."""
-    top1, top5, agreement = evaluation["top1"], evaluation["top5"], evaluation["agreement"]
+    top1, top5, agreement = evaluation.top1, evaluation.top5, evaluation.agreement
     return [
         percent(top1),
         _interval(top1),
         percent(top5),
         percent(agreement),
         _interval(agreement),
-        number(evaluation["kl_mean"], digits=4),
-        number(evaluation["kl_p95"], digits=4),
+        number(evaluation.kl_mean, digits=4),
+        number(evaluation.kl_p95, digits=4),
     ]
 
 
-def _interval(proportion: dict[str, Any] | None) -> str:
+def _interval(proportion: Proportion | None) -> str:
     if proportion is None:
         return ABSENT
-    low, high = proportion["interval95"]
+    low, high = proportion.interval95
     return f"{100 * low:.1f} to {100 * high:.1f}"
 
 
-def predictions(result: dict[str, Any], *, top5: bool, limit: int = 12) -> str:
+def predictions(result: Result, *, top5: bool, limit: int = 12) -> str:
     """What each variant said of each picture: the baseline in words, the others as = or as what they say
     instead."""
-    shown = [row for row in result["variants"] if row["predictions"]]
-    if not shown or result["bundle"]["figures_absent"]:  # what random weights say is not worth reading
+    shown = [row for row in result.variants if row.predictions]
+    if not shown or result.bundle.figures_absent:  # what random weights say is not worth reading
         return ""
-    images = result["images"][:limit]
+    images = result.images[:limit]
     if top5:
         return "\n\n".join(_top5(result, shown, k) for k in range(len(images)))
     reference = shown[0]
     rows = []
     for k, image in enumerate(images):
-        mark = "" if image["label"] is None else f" ({printable(image['label'], 16)})"
-        cells = [printable(Path(image["file"]).name, 28) + mark]
+        mark = "" if image.label is None else f" ({printable(image.label, 16)})"
+        cells = [printable(Path(image.file).name, 28) + mark]
         for row in shown:
-            if k >= len(row["predictions"]):
+            if k >= len(row.predictions):
                 cells.append(ABSENT)
                 continue
-            said, of = row["predictions"][k], reference["predictions"][k]
-            chance = f"{100 * said['probabilities'][0]:.0f} %"
-            same = row is not reference and said["classes"][0] == of["classes"][0]
-            cells.append(f"= {chance}" if same else f"{printable(said['labels'][0], 18)} {chance}")
+            said, of = row.predictions[k], reference.predictions[k]
+            chance = f"{100 * said.probabilities[0]:.0f} %"
+            same = row is not reference and said.classes[0] == of.classes[0]
+            cells.append(f"= {chance}" if same else f"{printable(said.labels[0], 18)} {chance}")
         rows.append(cells)
-    more = len(result["images"]) - len(images)
-    text = table(("picture", *(row["variant"] for row in shown)), rows)
+    more = len(result.images) - len(images)
+    text = table(("picture", *(row.variant for row in shown)), rows)
     return text + (f"\n… and {more} more pictures (all of them with --json)" if more > 0 else "")
 
 
-def _top5(result: dict[str, Any], shown: Sequence[dict[str, Any]], k: int) -> str:
+def _top5(result: Result, shown: Sequence[Row], k: int) -> str:
     rows = []
     for row in shown:
-        if k < len(row["predictions"]):
-            p = row["predictions"][k]
-            rows.append(
-                [
-                    row["variant"],
-                    *(
-                        f"{printable(label, 20)} {100 * v:.1f} %"
-                        for label, v in zip(p["labels"], p["probabilities"], strict=True)
-                    ),
-                ]
-            )
+        if k < len(row.predictions):
+            said = row.predictions[k]
+            named = zip(said.labels, said.probabilities, strict=True)
+            words = (f"{printable(label, 20)} {100 * share:.1f} %" for label, share in named)
+            rows.append([row.variant, *words])
     ranks = max(len(row) for row in rows) - 1
-    return f"{printable(result['images'][k]['file'], 80)}\n" + table(
+    return f"{printable(result.images[k].file, 80)}\n" + table(
         ("variant", *(f"{r}." for r in range(1, ranks + 1))), rows, left=ranks + 1
     )

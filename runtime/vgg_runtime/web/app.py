@@ -11,18 +11,20 @@ import contextlib
 import dataclasses
 import ipaddress
 import json
-import subprocess
-import threading
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from vgg_runtime.bundle import builds
-from vgg_runtime.bundle.manifest import Manifest, Variant
+from vgg_runtime.bundle.manifest import Variant
+from vgg_runtime.bundle.opened import Bundle
 from vgg_runtime.bundle.preprocess import FORMATS
 from vgg_runtime.errors import ImageError, RuntimeInputError
-from vgg_runtime.measure import measure, process
+from vgg_runtime.measure import measure
+from vgg_runtime.measure.process import Child, Event
+from vgg_runtime.measure.running import Options, Pictures, Running
 from vgg_runtime.report import page
+from vgg_runtime.result import Row
 
 from . import http_server, uploads
 from .uploads import Message, Receive, Refused
@@ -35,6 +37,7 @@ BUDGET_S = 1.0  # of timed runs per variant and picture
 MAX_RUNS = 20
 HEADER_SECONDS = 10.0  # for a request's first lines
 STOPPED = "the server was stopped"
+UPLOADED = (measure.Shown(Path("upload")),)
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 ROUTES = {"/": "GET, HEAD", "/api/health": "GET, HEAD", "/api/bundle": "GET, HEAD", "/api/compare": "POST"}
 
@@ -42,11 +45,9 @@ ROUTES = {"/": "GET, HEAD", "/api/health": "GET, HEAD", "/api/bundle": "GET, HEA
 @dataclasses.dataclass
 class Server:
     """A bundle and the state of its page. ``hosts``: names under which the page may be asked for; ``memory``:
-    as measure.Options."""
+    as running.Options."""
 
-    folder: Path
-    manifest: Manifest
-    labels: tuple[str, ...]
+    bundle: Bundle
     threads: int
     hosts: tuple[str, ...]
     memory: str = builds.AUTO
@@ -81,7 +82,7 @@ class Server:
             case ("GET" | "HEAD", "/api/health"):
                 await _answer(send, 200, {"status": "ok", "waiting": len(self.work)})
             case ("GET" | "HEAD", "/api/bundle"):
-                await _answer(send, 200, self._bundle())
+                await _answer(send, 200, self._about())
             case ("POST", "/api/compare"):
                 await self._compare(scope, receive, send)
             case (method, path) if path in ROUTES:
@@ -91,10 +92,10 @@ class Server:
             case _:
                 raise Refused(404, f"there is nothing at {scope['path'][:80]}; the page is at /")
 
-    def _bundle(self) -> Message:
+    def _about(self) -> Message:
         """What can be compared, and the device's state now."""
-        result = measure.skeleton(self.folder, self.manifest, self.labels, [], measure.Options(self.threads))
-        variants = [_described(v) for v in self.manifest.variants]
+        result = measure.skeleton(self.bundle, [], Options(self.threads)).to_json()
+        variants = [_described(v) for v in self.bundle.manifest.variants]
         return {k: result[k] for k in ("schema", "device", "bundle")} | {
             "variants": variants,
             "max_upload_bytes": uploads.MAX_UPLOAD_BYTES,
@@ -142,52 +143,45 @@ class Server:
 
         names = parse_qs(scope["query_string"].decode("latin-1")).get("variants")
         if not names:
-            return list(self.manifest.variants)
-        return self.manifest.chosen(names[0])
+            return list(self.bundle.manifest.variants)
+        return self.bundle.manifest.chosen(names[0])
 
-    async def _stream(self, variants: Sequence[Variant], pictures: measure.Pictures, send: Send) -> None:
+    async def _stream(self, variants: Sequence[Variant], pictures: Pictures, send: Send) -> None:
         """One JSON line per event: start, running, row (with all rows so far; a variant's comes when it has
         answered, and again when it has been timed), end; or error, when the server is stopped."""
-        options = measure.Options(self.threads, BUDGET_S, MAX_RUNS, memory=self.memory)
-        result = measure.skeleton(
-            self.folder, self.manifest, self.labels, [measure.Shown(Path("upload"))], options
-        )
+        options = Options(self.threads, BUDGET_S, MAX_RUNS, memory=self.memory)
+        begun = result = measure.skeleton(self.bundle, UPLOADED, options)
         await send(
             {"type": "http.response.start", "status": 200, "headers": _headers("application/x-ndjson")}
         )
-        await _line(send, {"event": "start", "result": result})
+        await _line(send, {"event": "start", "result": begun.to_json()})
+        rows: list[Row] = []
         try:
             for variant in variants:
                 await _line(send, {"event": "running", "variant": variant.id})
-                await self._variant(variant, pictures, options, result, send)
-            await _line(send, {"event": "end", "result": result})
+                running = Running(self.bundle, variant, pictures, options)
+                async with contextlib.aclosing(_answers(running)) as answers:
+                    async for row in answers:
+                        result = measure.finish(begun, [*rows, row], self.bundle, UPLOADED)
+                        await _line(send, {"event": "row", "result": result.to_json()})
+                rows.append(running.row)
+            await _line(send, {"event": "end", "result": result.to_json()})
         except asyncio.CancelledError:
             await _line(send, {"event": "error", "error": STOPPED})
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
-    async def _variant(
-        self,
-        variant: Variant,
-        pictures: measure.Pictures,
-        options: measure.Options,
-        result: Message,
-        send: Send,
-    ) -> None:
-        """Run one variant; its process ends with this, however this ends."""
-        running = measure.Running(self.folder, self.manifest, variant, pictures, options)
-        result["variants"].append(running.row)
-        events = running.events()
-        try:
-            while event := await asyncio.to_thread(next, events, None):
-                if event["event"] == "predicted":
-                    await self._row(send, result)
-        finally:
-            running.kill()
-        await self._row(send, result)
 
-    async def _row(self, send: Send, result: Message) -> None:
-        measure.finish(result, self.manifest, self.labels, [measure.Shown(Path("upload"))])
-        await _line(send, {"event": "row", "result": result})
+async def _answers(running: Running) -> AsyncGenerator[Row]:
+    """A variant's row when it has answered, and again at its end; its process ends with this, however this
+    ends."""
+    events = running.events()
+    try:
+        while event := await asyncio.to_thread(next, events, None):
+            if event["event"] == "predicted":
+                yield running.row
+    finally:
+        running.kill()
+    yield running.row
 
 
 def _described(v: Variant) -> Message:
@@ -197,7 +191,7 @@ def _described(v: Variant) -> Message:
         "description": v.description,
         "steps": list(v.steps),
         "size_bytes": v.build.bytes,
-        "built": v.build.evaluation,
+        "built": v.build.evaluation and v.build.evaluation.to_json(),
     }
 
 
@@ -238,53 +232,36 @@ def _same_address(one: str, other: str) -> bool:
     return plain[0] == plain[1]
 
 
-async def decode(pieces: Sequence[bytes], variants: Sequence[Variant]) -> measure.Pictures:
+async def decode(pieces: Sequence[bytes], variants: Sequence[Variant]) -> Pictures:
     """The picture as one tensor per input size, decoded in a process of its own, which ends with this.
 
     Raises:
         ImageError: what is wrong with the picture.
     """
     sizes = {v.preprocessing.crop_px: v.preprocessing for v in variants}
-    request = (
-        json.dumps(
-            {"bytes": sum(map(len, pieces)), "preprocessings": [p.to_json() for p in sizes.values()]}
-        ).encode()
-        + b"\n"
-    )
-    child = process.start("vgg_runtime.web.decode", subprocess.DEVNULL)
+    request = {"bytes": sum(map(len, pieces)), "preprocessings": [p.to_json() for p in sizes.values()]}
+    child = Child("vgg_runtime.web.decode")
     try:
-        line, content = await asyncio.to_thread(_converse, child, [request, *pieces])
+        answer, content = await asyncio.to_thread(_converse, child, request, pieces)
     finally:
         child.kill()
-    if child.returncode or not line:
+    if answer is None:
         raise ImageError("the picture cannot be decoded: it is damaged, or too much for this device")
-    answer = json.loads(line)
-    if "error" in answer:
-        raise ImageError(answer["error"])
+    if answer["event"] == "error":
+        raise ImageError(answer["message"])
     tensors, start = {}, 0
     for px, count in zip(sizes, answer["tensor_bytes"], strict=True):
         tensors[px] = content[start : start + count]
         start += count
-    return measure.Pictures(tensors=tensors)
+    return Pictures(tensors=tensors)
 
 
-def _converse(child: "subprocess.Popen[bytes]", pieces: Sequence[bytes]) -> tuple[bytes, bytes]:
-    """Tell a decoder ``pieces``; the first line of its answer and the rest. The child has ended then."""
-    assert child.stdin is not None
-    assert child.stdout is not None
-    late = threading.Timer(DECODE_SECONDS, child.kill)
-    late.start()
-    try:
-        with contextlib.suppress(BrokenPipeError):  # it died at once; its exit status says so
-            for piece in pieces:
-                child.stdin.write(piece)
-            child.stdin.close()
-        line, content = child.stdout.readline(), child.stdout.read()
-        child.wait()
-    finally:
-        late.cancel()
-        child.stdout.close()
-    return line, content
+def _converse(child: Child, request: Message, pieces: Sequence[bytes]) -> tuple[Event | None, bytes]:
+    """Tell a decoder a picture; its answer, None where it died, and the tensors. It has ended then."""
+    with contextlib.closing(child), child.within(DECODE_SECONDS):
+        child.ask(request, *pieces)
+        answer, content = child.event(), child.rest()
+        return (None if child.death() else answer), content
 
 
 async def _line(send: Send, event: Message) -> None:

@@ -1,7 +1,7 @@
 """Decodes a stranger's picture in a process of its own: ``python -m vgg_runtime.web.decode``.
 
-Standard input: one JSON line ``{"bytes", "preprocessings"}`` and then the file. Standard output: one JSON
-line, either ``{"error"}`` or ``{"width", "height", "format", "tensor_bytes": [...]}`` followed by one float32
+Standard input: one JSON line ``{"bytes", "preprocessings"}`` and then the file. Standard output: one event,
+either error or decoded (``width``, ``height``, ``format``, ``tensor_bytes``: a list) followed by one float32
 tensor [3, px, px] per preprocessing. Whatever a picture does to the decoder ends with this process.
 """
 
@@ -10,6 +10,7 @@ import sys
 
 from vgg_runtime.bundle.preprocess import Preprocessing, open_image, to_tensor
 from vgg_runtime.errors import ImageError
+from vgg_runtime.measure.answers import say
 
 ADDRESS_SPACE_BYTES = 1_500_000_000  # 52 megapixels decoded, twice (a WEBP four times), and numpy
 
@@ -21,23 +22,16 @@ def main() -> int:
     content = sys.stdin.buffer.read(request["bytes"])
     try:
         image = open_image(content)
-        tensors = [
-            to_tensor(image, Preprocessing(p["resize_px"], p["crop_px"], tuple(p["mean"]), tuple(p["std"])))
-            for p in request["preprocessings"]
-        ]
+        tensors = [to_tensor(image, Preprocessing.from_json(wanted)) for wanted in request["preprocessings"]]
     except (ImageError, MemoryError) as error:
         message = str(error) or "the picture does not fit into this device's memory; make it smaller first"
-        _answer({"error": message})
+        say("error", message=message)
         return 0
-    _answer(
-        {
-            "width": image.width,
-            "height": image.height,
-            "format": image.format,
-            "tensor_bytes": [t.nbytes for t in tensors],
-        },
-        *(t.tobytes() for t in tensors),
-    )
+    sizes = [tensor.nbytes for tensor in tensors]
+    say("decoded", width=image.width, height=image.height, format=image.format, tensor_bytes=sizes)
+    for tensor in tensors:
+        sys.stdout.buffer.write(tensor.tobytes())
+    sys.stdout.buffer.flush()
     return 0
 
 
@@ -48,11 +42,6 @@ def limit_memory() -> None:
     except ImportError:  # not on Windows
         return
     resource.setrlimit(resource.RLIMIT_AS, (ADDRESS_SPACE_BYTES, ADDRESS_SPACE_BYTES))
-
-
-def _answer(line: dict[str, object], *tensors: bytes) -> None:
-    sys.stdout.buffer.write(json.dumps(line).encode() + b"\n" + b"".join(tensors))
-    sys.stdout.buffer.flush()
 
 
 if __name__ == "__main__":

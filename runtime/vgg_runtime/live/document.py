@@ -1,0 +1,115 @@
+"""The document of ``compare.py --live --json``: its keys stand here, once, as the fields of records.
+
+It is a contract (schema 1, described in the project's README); what was not measured is None.
+"""
+
+import dataclasses
+
+from vgg_runtime.records import Record
+from vgg_runtime.result import About, MeasuredDevice
+
+SCHEMA = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Percentiles(Record):
+    """Latencies of a stage over the whole run, in ms; percentiles where there are frames enough for them."""
+
+    p50: float | None
+    p90: float | None
+    p99: float | None
+    max: float | None
+    n: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Recent(Record):
+    """P50 and P90 of each stage over the latest frames, in ms."""
+
+    decode: tuple[float | None, ...]
+    model: tuple[float | None, ...]
+    end_to_end: tuple[float | None, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Frames(Record):
+    """What became of the frames; ``left``: still waiting when it ended."""
+
+    received: int
+    classified: int
+    dropped: int
+    broken: int
+    left: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Count(Record):
+    """How often a class was seen."""
+
+    label: str
+    n: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Said(Record):
+    """A class, and its probability."""
+
+    label: str
+    probability: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Temperatures(Record):
+    """Of the board, in degrees Celsius."""
+
+    start: float | None
+    max: float | None
+    end: float | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Running(Record):
+    """What answers the stream. ``ended`` says why it ended: frames, seconds, source, interrupted, terminated
+    or error; ``error`` what failed."""
+
+    variant: str
+    source: str
+    ended: str
+    error: str | None
+    load_ms: float | None
+    first_ms: float | None
+    self_check_deviation: float | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Seen(Record):
+    """What there is to say about a stream so far."""
+
+    seconds: float
+    frames: Frames
+    last_fault: str | None
+    frames_per_s: float | None
+    decode_ms: Percentiles
+    model_ms: Percentiles
+    end_to_end_ms: Percentiles
+    recent_ms: Recent
+    said: tuple[Count, ...]
+    last: Said | None
+    throttled: tuple[str, ...] | None
+    temperature_c: Temperatures
+
+
+@dataclasses.dataclass(frozen=True)
+class Live(Seen, Running):
+    """A whole run."""
+
+
+@dataclasses.dataclass(frozen=True)
+class LiveResult(Record):
+    """The whole document."""
+
+    schema: int
+    measured_at: str
+    device: MeasuredDevice
+    bundle: About
+    live: Live

@@ -1,0 +1,164 @@
+"""One variant at a time, in a fresh child process, and what it says as a row of the result."""
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+from vgg_runtime.board import device, memory, monitor, targets
+from vgg_runtime.bundle import builds, self_check
+from vgg_runtime.bundle.manifest import Variant
+from vgg_runtime.bundle.metrics import percentile
+from vgg_runtime.bundle.opened import Bundle
+from vgg_runtime.result import BuildUsed, Prediction, Round, Row, Watched
+
+from . import aggregate
+from .process import Child, Event
+
+MAX_RUNS = 1000
+
+
+Report = Callable[[str], None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """``threads``: of onnxruntime; None tries 1, 2 and 4 and takes what is fastest for each variant.
+    ``budget_s``: seconds of timed runs per variant, divided into ``rounds``, with at most ``cool_down_s`` of
+    waiting before each. A variant that says nothing for ``silence_s`` beyond its budget is ended. ``memory``:
+    one of builds.MEMORY_MODES. The board's state is read below ``root``."""
+
+    threads: int | None
+    budget_s: float = 10.0
+    max_runs: int = MAX_RUNS
+    rounds: int = 3
+    cool_down_s: float = 30.0
+    silence_s: float = 300.0
+    memory: str = builds.AUTO
+    root: Path = Path("/")
+
+    def of_a_round(self, threads: int) -> Self:
+        """One round's share of time and runs."""
+        budget_s, max_runs = self.budget_s / self.rounds, max(1, self.max_runs // self.rounds)
+        return dataclasses.replace(self, threads=threads, rounds=1, budget_s=budget_s, max_runs=max_runs)
+
+
+@dataclasses.dataclass(frozen=True)
+class Pictures:
+    """What a variant is asked about: files, or one tensor per input size in px as raw float32 bytes."""
+
+    paths: Sequence[Path] = ()
+    tensors: dict[int, bytes] = dataclasses.field(default_factory=dict)
+
+
+def measure(bundle: Bundle, variant: Variant, pictures: Pictures, options: Options, report: Report) -> Row:
+    """One row of the result with its one round, not yet related to the others."""
+    running = Running(bundle, variant, pictures, options)
+    for event in running.events():
+        if event["event"] == "predicted" and (event["index"] + 1) % 10 == 0:
+            report(f"  {variant.id}: {event['index'] + 1}/{len(pictures.paths)} pictures")
+    row, state = running.row, running.state
+    assert state is not None
+    return dataclasses.replace(row, rounds=(Round(row.load_ms, row.first_ms, row.samples_ms, state),))
+
+
+class Running:
+    """A variant in its own process. ``row`` of the result grows with what it says; ``state``, at its end, is
+    how the board was meanwhile."""
+
+    def __init__(self, bundle: Bundle, variant: Variant, pictures: Pictures, options: Options) -> None:
+        self._tensor = pictures.tensors.get(variant.preprocessing.crop_px, b"")
+        memory_mode = builds.mode(variant.build, options.memory, device.available_bytes(options.root))
+        self._request = builds.request(bundle, variant, memory_mode) | {
+            "preprocessing": variant.preprocessing.to_json(),
+            "threads": options.threads,
+            "budget_s": options.budget_s,
+            "max_runs": options.max_runs,
+            "images": [str(path) for path in pictures.paths],
+            "tensor_bytes": len(self._tensor),
+        }
+        self.row = dataclasses.replace(empty_row(variant), memory_mode=memory_mode)
+        self.state: Watched | None = None
+        self._options = options
+        self._child = Child("vgg_runtime.measure.worker")
+
+    def events(self) -> Iterator[Event]:
+        """Each thing the variant says, after it was entered into the row; how it died, if it did, becomes the
+        row's error."""
+        child, silence_s = self._child, self._options.silence_s + self._options.budget_s
+        found, resident = monitor.Watch(self._options.root), memory.Resident(child.pid)
+        try:
+            with found, resident:
+                child.ask(self._request, self._tensor)
+                for event in child.events(silence_s):
+                    # the peak is behind it, and sampling would cost what is timed
+                    if event["event"] == "loaded":
+                        resident.stop()
+                    self.row = _with_event(self.row, event)
+                    yield event
+                death = child.death()
+            if death and self.row.error is None:
+                self._change(error=self._hung() if child.late else death)
+        finally:
+            child.close()
+            self.state = found.seen()
+            self._change(
+                peak_anonymous_bytes=resident.anonymous_bytes, peak_file_backed_bytes=resident.file_bytes
+            )
+
+    def _change(self, **fields: Any) -> None:
+        self.row = dataclasses.replace(self.row, **fields)
+
+    def _hung(self) -> str:
+        return (
+            f"it hangs: it said nothing for {self._options.silence_s:g} s beyond its time and was ended; a"
+            " slow board may need more (--silence)"
+        )
+
+    def kill(self) -> None:
+        """End the process, from whatever thread; ``events`` then comes to its end."""
+        self._child.kill()
+
+
+def empty_row(variant: Variant) -> Row:
+    """The row of a variant before it has been run."""
+    build = variant.build
+    slower_kernels = targets.saturates(targets.here(), build.targets)
+    return Row(
+        variant=variant.id,
+        title=variant.title,
+        description=variant.description,
+        steps=variant.steps,
+        precision=variant.precision,
+        input_px=variant.preprocessing.crop_px,
+        parameters=variant.parameters,
+        macs=variant.macs,
+        build=BuildUsed(build.id, build.form, build.targets, slower_kernels),
+        size_bytes=build.bytes,
+        built=build.evaluation,
+        losses=variant.losses,
+    )
+
+
+def _with_event(row: Row, event: Event) -> Row:
+    """The row with what the child has said."""
+    match event["event"]:
+        case "loaded":
+            return dataclasses.replace(row, load_ms=event["load_ms"], first_ms=event["first_ms"])
+        case "checked":
+            error = self_check.failure(event["deviation"], row.precision)
+            return dataclasses.replace(row, self_check_deviation=event["deviation"], error=error or row.error)
+        case "timed":
+            timed = aggregate.with_samples(row, event["samples_ms"])
+            return dataclasses.replace(timed, peak_rss_bytes=event["peak_rss_bytes"])
+        case "predicted":
+            said = Prediction(tuple(event["classes"]), tuple(event["probabilities"]))
+            return dataclasses.replace(row, predictions=(*row.predictions, said))
+        case "answered":
+            prepare_ms, end_to_end_ms = (
+                percentile(event[key], 50) for key in ("prepare_ms", "end_to_end_ms")
+            )
+            return dataclasses.replace(row, prepare_ms=prepare_ms, end_to_end_ms=end_to_end_ms)
+        case "error":
+            return dataclasses.replace(row, error=row.error or event["message"])
+    return row

@@ -1,0 +1,128 @@
+"""Records that read themselves from JSON, field by field, and write themselves as JSON.
+
+A record is a frozen dataclass; its fields are the keys, in this order. A field with a default may be missing
+(older documents lack what was added later), keys that no field has are passed over (newer ones have more).
+"""
+
+import dataclasses
+import functools
+import json
+import sys
+import types
+import typing
+from collections.abc import Iterator
+from typing import Any, Self
+
+EXPECTED = {
+    str: "a text",
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    tuple: "a list",
+    dict: "an object",
+}
+NOTHING = object()  # where there is no such key
+
+
+class FieldError(ValueError):
+    """A field of a document that is not what it should be: where it is, what was expected, what was found."""
+
+    def __init__(self, path: str, expected: str, found: object) -> None:
+        where = f"{path}: " if path else ""
+        super().__init__(f"{where}expected {expected}, found {_in_words(found)}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Record:
+    """The base of all records. Their fields are texts, numbers, true or false, other records, lists of one
+    kind (``tuple[X, ...]``), lists of a fixed length (``tuple[X, X]``) and objects (``dict[str, X]``), each
+    of them perhaps null (``X | None``)."""
+
+    def to_json(self) -> dict[str, Any]:
+        """The record as a JSON object: its fields by name, in their order."""
+        return {field.name: _plain(getattr(self, field.name)) for field in dataclasses.fields(self)}
+
+    @classmethod
+    def from_json(cls, document: object, path: str = "") -> Self:
+        """The record in a JSON object that ``json.loads`` gave; ``path`` leads to it from the top of the
+        whole document.
+
+        Raises:
+            FieldError: it is no object, or the first field that is missing or of another kind.
+        """
+        if not isinstance(document, dict):
+            raise FieldError(path, EXPECTED[dict], document)
+        kinds, found = _kinds(cls), {}  # type: ignore[arg-type]  # classes are hashable
+        for field in dataclasses.fields(cls):
+            value = document.get(field.name, NOTHING)
+            if value is not NOTHING or _is_required(field):
+                where = f"{path}.{field.name}" if path else field.name
+                found[field.name] = _checked(kinds[field.name], value, where)
+        return cls(**found)
+
+
+@functools.cache
+def _kinds(record: type[Record]) -> dict[str, Any]:
+    return typing.get_type_hints(record)
+
+
+def _is_required(field: "dataclasses.Field[Any]") -> bool:
+    return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+
+
+def _checked(kind: Any, value: object, path: str, or_null: str = "") -> Any:
+    """``value`` as a field of this kind holds it; lists become tuples and objects records."""
+    origin = typing.get_origin(kind) or kind
+    if origin is types.UnionType:
+        (kind,) = (one for one in typing.get_args(kind) if one is not types.NoneType)
+        return None if value is None else _checked(kind, value, path, " or null")
+    if origin is Any:
+        return value
+    if issubclass(origin, Record) and isinstance(value, dict):
+        return origin.from_json(value, path)
+    if origin is tuple and isinstance(value, list):
+        return tuple(_items(typing.get_args(kind), value, path))
+    if origin is dict and isinstance(value, dict):
+        return {key: _checked(typing.get_args(kind)[1], one, f"{path}.{key}") for key, one in value.items()}
+    if origin in (str, bool, int, float) and _is_a(origin, value):
+        return value
+    raise FieldError(path, EXPECTED[dict if issubclass(origin, Record) else origin] + or_null, value)
+
+
+def _items(kinds: tuple[Any, ...], values: list[Any], path: str) -> Iterator[Any]:
+    """The items of a list, each of the kind that is meant at its place."""
+    if kinds[-1] is Ellipsis:
+        kinds = kinds[:1] * len(values)
+    if len(kinds) != len(values):
+        raise FieldError(path, f"a list of {len(kinds)}", values)
+    for k, (kind, value) in enumerate(zip(kinds, values, strict=True)):
+        yield _checked(kind, value, f"{path}[{k}]")
+
+
+def _is_a(kind: type, value: object) -> bool:
+    """Whether a text is a text and a number a number: finite, and no larger than what can be computed with;
+    whole where it has to be."""
+    if kind in (str, bool) or isinstance(value, bool):
+        return isinstance(value, kind) and isinstance(value, bool) == (kind is bool)
+    number = isinstance(value, int) or (isinstance(value, float) and kind is float)
+    return number and -sys.float_info.max <= value <= sys.float_info.max  # type: ignore[operator]
+
+
+def _plain(value: Any) -> Any:
+    """A field's value as JSON has it."""
+    if isinstance(value, Record):
+        return value.to_json()
+    if isinstance(value, tuple):
+        return [_plain(one) for one in value]
+    return value
+
+
+def _in_words(value: object) -> str:
+    if value is NOTHING:
+        return "nothing"
+    if isinstance(value, dict):
+        return EXPECTED[dict]
+    if isinstance(value, list):
+        return f"a list of {len(value)}"
+    words = repr(value) if isinstance(value, str) else json.dumps(value)
+    return words if len(words) <= 40 else f"{words[:39]}…"

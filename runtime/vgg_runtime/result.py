@@ -1,0 +1,243 @@
+"""The result document (``compare.py --json``): its keys stand here, once, as the fields of records.
+
+It is a contract, described in the project's README; what was not measured is None. Fields with a default were
+added later or are filled in while it is measured, so that older documents can be read.
+"""
+
+import dataclasses
+from typing import Any
+
+from .records import Record
+
+SCHEMA = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Proportion(Record):
+    """A share of ``n`` pictures, 0..1, with its interval at 95 %."""
+
+    rate: float
+    n: int
+    interval95: tuple[float, float]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Evaluation(Record):
+    """What was measured on ``n`` test images when the bundle was made. Proportions and ``chance`` (what
+    saying the same class of every picture would reach) are None without labels, top-5 also where there are
+    five classes or fewer. ``loss_error_points``: the standard error of the loss against the baseline; the
+    divergences from it are in nats."""
+
+    n: int
+    top1: Proportion | None = None
+    chance: float | None = None
+    top5: Proportion | None = None
+    agreement: Proportion
+    loss_error_points: float | None = None
+    kl_mean: float | None = None
+    kl_p95: float | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class StepLoss(Record):
+    """What a step of a variant's making lost on ``n`` held-out pictures: the share on which it says the same
+    as what it is compared with, 0..1, and the mean divergence in nats."""
+
+    step: str
+    agreement: float
+    kl: float
+    n: int
+    against: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Device(Record):
+    """A board or PC; what is not known is None. From ``temperature_c`` on it is the state at that moment; an
+    empty ``throttled`` is a board that says it is not."""
+
+    board: str
+    machine: str
+    cpu: str | None
+    features: tuple[str, ...]
+    cores: int
+    threads: int
+    ram_bytes: int | None
+    os: str | None
+    python: str
+    onnxruntime: str | None
+    temperature_c: float | None = None
+    clock_mhz: float | None = None
+    throttled: tuple[str, ...] | None = None
+    governor: str | None = None
+    available_bytes: int | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class MeasuredDevice(Device):
+    """The device of a result, with the target whose builds suit its cores."""
+
+    target: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class About(Record):
+    """The bundle that was measured. ``weights`` says where the checkpoint came from; ``notice`` to
+    ``problem`` are to be shown with every table; ``baseline`` is the id of the variant that the others are
+    compared with."""
+
+    path: str
+    family: str
+    weights: dict[str, Any]
+    target: str
+    notice: str | None = None
+    figures_absent: str | None = None
+    unchecked: str | None = None
+    problem: str | None = None
+    assumed: tuple[str, ...] = ()
+    created_by: dict[str, Any] = dataclasses.field(default_factory=dict)
+    baseline: str = "baseline"
+
+    @property
+    def notices(self) -> list[str]:
+        """What must be said with every table."""
+        return list(filter(None, (self.notice, self.figures_absent, self.unchecked, self.problem)))
+
+
+@dataclasses.dataclass(frozen=True)
+class Image(Record):
+    """A picture that was classified, with its class where that is known; one that something was ``fitted``
+    on counts for no figure."""
+
+    file: str
+    label: str | None
+    fitted: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Prediction(Record):
+    """The most probable classes of a picture, most probable first: indices, probabilities and names."""
+
+    classes: tuple[int, ...]
+    probabilities: tuple[float, ...]
+    labels: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class State(Record):
+    """A board at one moment; what nobody says is None."""
+
+    temperature_c: float | None
+    clock_mhz: float | None
+    held_back: tuple[str, ...] | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Watched(Record):
+    """A board before, during and after something was timed on it; ``during``: the highest temperature, the
+    median clock and everything that was held back."""
+
+    before: State
+    during: State
+    after: State
+
+
+@dataclasses.dataclass(frozen=True)
+class Round(Record):
+    """One turn of a variant, and what slowed the board down meanwhile."""
+
+    load_ms: float | None
+    first_ms: float | None
+    samples_ms: tuple[float, ...]
+    state: Watched
+    held_back: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class ThreadTrial(Record):
+    """What a variant took with a number of threads."""
+
+    threads: int
+    p50_ms: float | None
+    p90_ms: float | None
+    runs: int
+    error: str | None
+
+
+@dataclasses.dataclass(frozen=True)
+class BuildUsed(Record):
+    """The build of a variant that was run; ``slower_kernels``: this core's fast ones would overflow."""
+
+    id: str = ""
+    form: str = ""
+    targets: tuple[str, ...] = ()
+    slower_kernels: bool = False
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Row(Record):
+    """One variant: what it is, what was measured of it here (milliseconds and bytes), and how it compares
+    with the baseline. ``error``: why it could not be measured, or not be trusted."""
+
+    variant: str
+    title: str
+    description: str = ""
+    steps: tuple[str, ...] = ()
+    precision: str
+    input_px: int
+    parameters: int
+    macs: int
+    build: BuildUsed = BuildUsed()
+    size_bytes: int
+    load_ms: float | None = None
+    first_ms: float | None = None
+    p50_ms: float | None = None
+    p90_ms: float | None = None
+    p99_ms: float | None = None
+    threads: int | None = None
+    thread_sweep: tuple[ThreadTrial, ...] = ()
+    runs: int = 0
+    samples_ms: tuple[float, ...] = ()
+    rounds: tuple[Round, ...] = ()
+    marks: tuple[str, ...] = ()
+    prepare_ms: float | None = None
+    end_to_end_ms: float | None = None
+    speedup: float | None = None
+    memory_mode: str | None = None
+    peak_rss_bytes: int | None = None
+    peak_anonymous_bytes: int | None = None
+    peak_file_backed_bytes: int | None = None
+    self_check_deviation: float | None = None
+    accuracy: Proportion | None = None
+    agreement: Proportion | None = None
+    predictions: tuple[Prediction, ...] = ()
+    built: Evaluation | None = None
+    losses: tuple[StepLoss, ...] = ()
+    error: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Recommendation(Record):
+    """The variant to ship, None where none can be named, and why."""
+
+    variant: str | None
+    max_loss_points: float
+    reason: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Result(Record):
+    """The whole document."""
+
+    schema: int
+    measured_at: str
+    device: MeasuredDevice
+    bundle: About
+    images: tuple[Image, ...] = ()
+    variants: tuple[Row, ...]
+    recommended: Recommendation | None = None
+    explanations: tuple[str, ...] = ()
+
+    @property
+    def baseline(self) -> Row | None:
+        """The row that the others are compared with, if it was run."""
+        return next((row for row in self.variants if row.variant == self.bundle.baseline), None)
