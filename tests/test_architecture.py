@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, command_environment
 
+from vgg_runtime.bundle import preprocess
+
 SOURCES = {
     "vgg_export": ROOT / "export/vgg_export",
     "vgg_calibration": ROOT / "calibration/vgg_calibration",
@@ -242,13 +244,75 @@ def test_deploying_takes_no_onnx(name: str) -> None:
     assert not top(imports(name, modules()[name])) & {"onnx"}
 
 
+# What is done to pictures elsewhere, and is no second preprocessing.
+ELSEWHERE = {
+    "vgg_calibration.observe": {"255"},  # the steps of an int8 scale
+    "vgg_export.data.demo_training": {"resize"},  # random crops become pictures of a size, as augmentation
+    "vgg_export.data.sanity": {"mean", "255"},  # undoes it, to ask whether another one would fit better
+    "vgg_export.data.signs": {"resize"},  # the background of a drawing
+    "vgg_runtime.report.page": {"resize"},  # thumbnails, to be looked at
+}
+
+
+def preparations(source: str) -> set[str]:
+    """What a module does that makes pictures ready: ImageNet's mean and standard deviation by name or value,
+    bytes to or from 0..1, and resizing, by whichever library."""
+    values = {*preprocess.IMAGENET_MEAN, *preprocess.IMAGENET_STD}
+    resizing = {"resize", "thumbnail", "reduce", "interpolate", "Resize", "RandomResizedCrop", "CenterCrop"}
+    found = set()
+    for node in ast.walk(ast.parse(source)):
+        name = {ast.Name: "id", ast.Attribute: "attr", ast.alias: "name"}.get(type(node))
+        called = getattr(node, name) if name else ""
+        if called in ("IMAGENET_MEAN", "IMAGENET_STD", "Normalize", "normalize"):
+            found.add("mean")
+        if isinstance(node, ast.Constant) and isinstance(node.value, float) and node.value in values:
+            found.add("mean")
+        if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Div | ast.Mult):
+            inner = [n.value for side in (node.left, node.right) for n in constants(side)]
+            found |= {"255"} if 255 in inner else set()
+        if called in ("to_tensor", "ToTensor", "pil_to_tensor") and "torchvision" in source:
+            found.add("255")
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute | ast.Name):
+            called = node.func.attr if isinstance(node.func, ast.Attribute) else node.func.id
+            found |= {"resize"} if called in resizing else set()
+    return found
+
+
+def constants(side: ast.expr) -> list[ast.Constant]:
+    """A factor, or what is given to the call that it is: 255, np.float32(255)."""
+    return [
+        n for n in [side, *(side.args if isinstance(side, ast.Call) else ())] if isinstance(n, ast.Constant)
+    ]
+
+
 def test_preprocessing_exists_once() -> None:
-    resizing = []
-    for name, path in modules().items():
-        text = path.read_text(encoding="utf-8")
-        if "Resampling.BILINEAR" in text and ".crop(" in text:
-            resizing.append(name)
-    assert resizing == ["vgg_runtime.bundle.preprocess"]
+    found = {name: preparations(path.read_text(encoding="utf-8")) for name, path in modules().items()}
+    assert found.pop("vgg_runtime.bundle.preprocess") == {"mean", "255", "resize"}
+    assert {name: kinds for name, kinds in found.items() if kinds} == ELSEWHERE
+
+
+@pytest.mark.parametrize(
+    ("line", "kinds"),
+    [
+        # what the training of the demo once did
+        ("mean, std = (torch.tensor(v) * 255 for v in (IMAGENET_MEAN, IMAGENET_STD))", {"mean", "255"}),
+        ('x = torch.nn.functional.interpolate(x, (64, 64), mode="bilinear", antialias=True)', {"resize"}),
+        ("from vgg_runtime.bundle.preprocess import IMAGENET_STD as deviation", {"mean"}),
+        ("x = (x - preprocess.IMAGENET_MEAN[0])", {"mean"}),
+        ("x = (x - 0.485) / 0.229", {"mean"}),
+        ("x = x / 255", {"255"}),
+        ("x = np.asarray(image) / np.float32(255)", {"255"}),
+        ("x = image.resize((64, 64))", {"resize"}),
+        ("from torchvision.transforms import Normalize", {"mean"}),
+        ("x = torchvision.transforms.Resize(64)(image)", {"resize"}),
+        ("x = torchvision.transforms.functional.to_tensor(image)", {"255"}),
+        ("x = to_tensor(image, for_input(64))", set()),
+        ("x = VGG19_Weights.IMAGENET1K_V1", set()),
+        ("x = array.reshape(255, 3)", set()),
+    ],
+)
+def test_a_second_preprocessing_is_seen(line: str, kinds: set[str]) -> None:
+    assert preparations(line) == kinds
 
 
 def test_these_checks_can_fail(tmp_path: Path) -> None:
