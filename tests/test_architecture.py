@@ -129,6 +129,12 @@ def of(package: str) -> list[str]:
     return [name for name in modules() if name.split(".")[0] == package]
 
 
+def test_what_the_rules_name_exists() -> None:
+    """A rule about something that was renamed holds for nothing."""
+    assert {wing(name) for name in of("vgg_export")} >= {*WITHOUT_TORCH, "deploy"}
+    assert modules().keys() >= {*OPTIONAL, *ELSEWHERE, "vgg_export.graphs.export"}
+
+
 def test_every_module_has_its_floor() -> None:
     for package, floors in FLOORS.items():
         named = [name for wings in floors for name in wings]
@@ -197,15 +203,22 @@ def test_these_do_not_import_torch(name: str) -> None:
         assert not top(imports(name, modules()[name])) & TORCH
 
 
+def is_step(source: str) -> bool:
+    """Whether a module has a function ``run`` that gives an artifact."""
+    runs = [n for n in ast.parse(source).body if isinstance(n, ast.FunctionDef) and n.name == "run"]
+    returned = [ast.unparse(run.returns).split(".")[-1] for run in runs if run.returns is not None]
+    return any(name in ("Artifact", "Manifest") for name in returned)
+
+
 def steps() -> list[str]:
-    """The modules of steps: those with a function ``run`` that gives an artifact."""
-    found = []
-    for name in (name for name in of("vgg_export") if name.count(".") > 1):
-        for node in ast.parse(modules()[name].read_text(encoding="utf-8")).body:
-            returns = node.returns if isinstance(node, ast.FunctionDef) and node.name == "run" else None
-            if returns is not None and ast.unparse(returns).split(".")[-1] in ("Artifact", "Manifest"):
-                found.append(name)
-    return found
+    """The modules of steps, wherever they are below a wing."""
+    names = [name for name in of("vgg_export") if name.count(".") > 1]
+    return [name for name in names if is_step(modules()[name].read_text(encoding="utf-8"))]
+
+
+def not_for_a_step(name: str, path: Path) -> set[str]:
+    """What a step imports and must not: other steps, and what puts steps together."""
+    return own(name, path) & ({*steps(), "vgg_export.pipeline", "vgg_export.cli"} - {name})
 
 
 def test_the_steps_are_found() -> None:
@@ -220,7 +233,27 @@ def test_the_steps_are_found() -> None:
 
 @pytest.mark.parametrize("name", steps())
 def test_a_step_does_not_import_another_step(name: str) -> None:
-    assert not own(name, modules()[name]) & {*steps(), "vgg_export.pipeline", "vgg_export.cli"}
+    assert not_for_a_step(name, modules()[name]) == set()
+
+
+@pytest.mark.parametrize(
+    ("source", "wrong"),
+    [
+        ("from . import prune\ndef run(x) -> cache.Artifact: ...", True),
+        ("def run(x) -> Artifact:\n    from vgg_export.int8.quantize import run", True),
+        ("from vgg_export.pipeline import RECIPES\ndef run(x) -> Manifest: ...", True),
+        ("from . import least_squares\ndef run(x) -> cache.Artifact: ...", False),
+    ],
+)
+def test_the_rule_of_steps_can_fail(source: str, wrong: bool, tmp_path: Path) -> None:
+    (tmp_path / "bad.py").write_text(source)
+    assert is_step(source)
+    assert bool(not_for_a_step("vgg_export.compress.bad", tmp_path / "bad.py")) == wrong
+
+
+@pytest.mark.parametrize("source", ["def run(x) -> int: ...", "def run(x): ...", "def go() -> Artifact: ..."])
+def test_what_gives_no_artifact_is_no_step(source: str) -> None:
+    assert not is_step(source)
 
 
 @pytest.mark.parametrize("name", of("vgg_export"))
