@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, command_environment
 
+from vgg_runtime.bundle import preprocess
+
 SOURCES = {
     "vgg_export": ROOT / "export/vgg_export",
     "vgg_calibration": ROOT / "calibration/vgg_calibration",
@@ -141,6 +143,12 @@ def of(package: str) -> list[str]:
     return [name for name in modules() if name.split(".")[0] == package]
 
 
+def test_what_the_rules_name_exists() -> None:
+    """A rule about something that was renamed holds for nothing."""
+    assert {wing(name) for name in of("vgg_export")} >= {*WITHOUT_TORCH, "deploy"}
+    assert modules().keys() >= {*OPTIONAL, *ELSEWHERE, "vgg_export.graphs.export"}
+
+
 def test_every_module_has_its_floor() -> None:
     for package, floors in FLOORS.items():
         named = [name for wings in floors for name in wings]
@@ -209,15 +217,22 @@ def test_these_do_not_import_torch(name: str) -> None:
         assert not top(imports(name, modules()[name])) & TORCH
 
 
+def is_step(source: str) -> bool:
+    """Whether a module has a function ``run`` that gives an artifact."""
+    runs = [n for n in ast.parse(source).body if isinstance(n, ast.FunctionDef) and n.name == "run"]
+    returned = [ast.unparse(run.returns).split(".")[-1] for run in runs if run.returns is not None]
+    return any(name in ("Artifact", "Manifest") for name in returned)
+
+
 def steps() -> list[str]:
-    """The modules of steps: those with a function ``run`` that gives an artifact."""
-    found = []
-    for name in (name for name in of("vgg_export") if name.count(".") > 1):
-        for node in ast.parse(modules()[name].read_text(encoding="utf-8")).body:
-            returns = node.returns if isinstance(node, ast.FunctionDef) and node.name == "run" else None
-            if returns is not None and ast.unparse(returns).split(".")[-1] in ("Artifact", "Manifest"):
-                found.append(name)
-    return found
+    """The modules of steps, wherever they are below a wing."""
+    names = [name for name in of("vgg_export") if name.count(".") > 1]
+    return [name for name in names if is_step(modules()[name].read_text(encoding="utf-8"))]
+
+
+def not_for_a_step(name: str, path: Path) -> set[str]:
+    """What a step imports and must not: other steps, and what puts steps together."""
+    return own(name, path) & ({*steps(), "vgg_export.pipeline", "vgg_export.cli"} - {name})
 
 
 def test_the_steps_are_found() -> None:
@@ -232,7 +247,27 @@ def test_the_steps_are_found() -> None:
 
 @pytest.mark.parametrize("name", steps())
 def test_a_step_does_not_import_another_step(name: str) -> None:
-    assert not own(name, modules()[name]) & {*steps(), "vgg_export.pipeline", "vgg_export.cli"}
+    assert not_for_a_step(name, modules()[name]) == set()
+
+
+@pytest.mark.parametrize(
+    ("source", "wrong"),
+    [
+        ("from . import prune\ndef run(x) -> cache.Artifact: ...", True),
+        ("def run(x) -> Artifact:\n    from vgg_export.int8.quantize import run", True),
+        ("from vgg_export.pipeline import RECIPES\ndef run(x) -> Manifest: ...", True),
+        ("from . import least_squares\ndef run(x) -> cache.Artifact: ...", False),
+    ],
+)
+def test_the_rule_of_steps_can_fail(source: str, wrong: bool, tmp_path: Path) -> None:
+    (tmp_path / "bad.py").write_text(source)
+    assert is_step(source)
+    assert bool(not_for_a_step("vgg_export.compress.bad", tmp_path / "bad.py")) == wrong
+
+
+@pytest.mark.parametrize("source", ["def run(x) -> int: ...", "def run(x): ...", "def go() -> Artifact: ..."])
+def test_what_gives_no_artifact_is_no_step(source: str) -> None:
+    assert not is_step(source)
 
 
 @pytest.mark.parametrize("name", of("vgg_export"))
@@ -256,13 +291,75 @@ def test_deploying_takes_no_onnx(name: str) -> None:
     assert not top(imports(name, modules()[name])) & {"onnx"}
 
 
+# What is done to pictures elsewhere, and is no second preprocessing.
+ELSEWHERE = {
+    "vgg_calibration.observe": {"255"},  # the steps of an int8 scale
+    "vgg_export.data.demo_training": {"resize"},  # random crops become pictures of a size, as augmentation
+    "vgg_export.data.sanity": {"mean", "255"},  # undoes it, to ask whether another one would fit better
+    "vgg_export.data.signs": {"resize"},  # the background of a drawing
+    "vgg_runtime.report.page": {"resize"},  # thumbnails, to be looked at
+}
+
+
+def preparations(source: str) -> set[str]:
+    """What a module does that makes pictures ready: ImageNet's mean and standard deviation by name or value,
+    bytes to or from 0..1, and resizing, by whichever library."""
+    values = {*preprocess.IMAGENET_MEAN, *preprocess.IMAGENET_STD}
+    resizing = {"resize", "thumbnail", "reduce", "interpolate", "Resize", "RandomResizedCrop", "CenterCrop"}
+    found = set()
+    for node in ast.walk(ast.parse(source)):
+        name = {ast.Name: "id", ast.Attribute: "attr", ast.alias: "name"}.get(type(node))
+        called = getattr(node, name) if name else ""
+        if called in ("IMAGENET_MEAN", "IMAGENET_STD", "Normalize", "normalize"):
+            found.add("mean")
+        if isinstance(node, ast.Constant) and isinstance(node.value, float) and node.value in values:
+            found.add("mean")
+        if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Div | ast.Mult):
+            inner = [n.value for side in (node.left, node.right) for n in constants(side)]
+            found |= {"255"} if 255 in inner else set()
+        if called in ("to_tensor", "ToTensor", "pil_to_tensor") and "torchvision" in source:
+            found.add("255")
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute | ast.Name):
+            called = node.func.attr if isinstance(node.func, ast.Attribute) else node.func.id
+            found |= {"resize"} if called in resizing else set()
+    return found
+
+
+def constants(side: ast.expr) -> list[ast.Constant]:
+    """A factor, or what is given to the call that it is: 255, np.float32(255)."""
+    return [
+        n for n in [side, *(side.args if isinstance(side, ast.Call) else ())] if isinstance(n, ast.Constant)
+    ]
+
+
 def test_preprocessing_exists_once() -> None:
-    resizing = []
-    for name, path in modules().items():
-        text = path.read_text(encoding="utf-8")
-        if "Resampling.BILINEAR" in text and ".crop(" in text:
-            resizing.append(name)
-    assert resizing == ["vgg_runtime.bundle.preprocess"]
+    found = {name: preparations(path.read_text(encoding="utf-8")) for name, path in modules().items()}
+    assert found.pop("vgg_runtime.bundle.preprocess") == {"mean", "255", "resize"}
+    assert {name: kinds for name, kinds in found.items() if kinds} == ELSEWHERE
+
+
+@pytest.mark.parametrize(
+    ("line", "kinds"),
+    [
+        # what the training of the demo once did
+        ("mean, std = (torch.tensor(v) * 255 for v in (IMAGENET_MEAN, IMAGENET_STD))", {"mean", "255"}),
+        ('x = torch.nn.functional.interpolate(x, (64, 64), mode="bilinear", antialias=True)', {"resize"}),
+        ("from vgg_runtime.bundle.preprocess import IMAGENET_STD as deviation", {"mean"}),
+        ("x = (x - preprocess.IMAGENET_MEAN[0])", {"mean"}),
+        ("x = (x - 0.485) / 0.229", {"mean"}),
+        ("x = x / 255", {"255"}),
+        ("x = np.asarray(image) / np.float32(255)", {"255"}),
+        ("x = image.resize((64, 64))", {"resize"}),
+        ("from torchvision.transforms import Normalize", {"mean"}),
+        ("x = torchvision.transforms.Resize(64)(image)", {"resize"}),
+        ("x = torchvision.transforms.functional.to_tensor(image)", {"255"}),
+        ("x = to_tensor(image, for_input(64))", set()),
+        ("x = VGG19_Weights.IMAGENET1K_V1", set()),
+        ("x = array.reshape(255, 3)", set()),
+    ],
+)
+def test_a_second_preprocessing_is_seen(line: str, kinds: set[str]) -> None:
+    assert preparations(line) == kinds
 
 
 def test_these_checks_can_fail(tmp_path: Path) -> None:

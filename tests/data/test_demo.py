@@ -1,12 +1,15 @@
 """The built-in demo from start to end, with its real accuracy."""
 
+import dataclasses
 import json
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 from conftest import command_environment, readme_table
 
 from vgg_export.core import files
@@ -19,7 +22,7 @@ from vgg_export.options import WeightsOptions
 from vgg_export.recipes import RECIPES
 from vgg_runtime import text
 from vgg_runtime.board import targets
-from vgg_runtime.bundle import manifest
+from vgg_runtime.bundle import manifest, preprocess
 from vgg_runtime.report import tables
 
 
@@ -97,6 +100,41 @@ def test_a_part_of_the_demo_from_start_to_end(
     again = in_this_process(*command)
     assert again.returncode == 0
     assert "bundle: up to date" in again.stderr
+
+
+def normalised_by_hand(pictures: torch.Tensor) -> torch.Tensor:
+    """As the embedded weights were trained and tested, before the device's preprocessing did it."""
+    mean, std = (
+        torch.tensor(v).view(1, 3, 1, 1) * 255 for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    )
+    return (pictures.permute(0, 3, 1, 2).float() - mean) / std
+
+
+def test_the_demo_is_tested_on_the_tensors_of_its_card() -> None:
+    drawn = np.stack([demo_training._draw_one(k, demo_training.TEST_SEED + k) for k in range(20)])
+    found = demo_training._prepared(drawn, preprocess.for_input(224))
+    expected = normalised_by_hand(torch.from_numpy(drawn[:, 16:-16, 16:-16]))
+    assert found.shape == (20, 3, 224, 224)
+    assert torch.allclose(found, expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("phase", demo_training.PHASES, ids=lambda phase: f"{phase.px} px")
+def test_the_demo_is_trained_on_the_tensors_that_it_was_trained_on(phase: demo_training.Phase) -> None:
+    drawn = np.stack([demo_training._draw_one(k, k) for k in range(20)])
+    once = dataclasses.replace(phase, epochs=1, batch=10)
+    made = list(demo_training._batches(once, drawn, np.arange(20), np.random.default_rng(3)))
+    again = np.random.default_rng(3)
+    order = again.permutation(20)
+    assert [y.tolist() for _, y in made] == [sorted(order[:10]), sorted(order[10:])]
+    for x, y in made:
+        side = int(again.integers(200, 257))
+        top, left = again.integers(0, 257 - side, 2)
+        crop = torch.from_numpy(drawn[y.numpy(), top : top + side, left : left + side])
+        scaled = torch.nn.functional.interpolate(
+            crop.permute(0, 3, 1, 2), (phase.px, phase.px), mode="bilinear", antialias=True
+        ).permute(0, 2, 3, 1)
+        assert x.shape == (10, 3, phase.px, phase.px)
+        assert torch.allclose(x, normalised_by_hand(scaled), rtol=0, atol=1e-6)
 
 
 @pytest.mark.release

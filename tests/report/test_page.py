@@ -2,6 +2,7 @@
 ``test-output/``."""
 
 import base64
+import dataclasses
 import functools
 import itertools
 import json
@@ -12,13 +13,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ROOT, served
+from conftest import CLASSES, ROOT, entries_of, served
+from launch import QUICK, compare
 from selenium import webdriver
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support.ui import WebDriverWait
 
+from vgg_export.bundle import evaluate, writer
+from vgg_export.core import cache, files
+from vgg_export.core.progress import Quiet
+from vgg_export.data import signs
+from vgg_export.data.splits import Item, Splits
+from vgg_runtime.bundle import manifest, preprocess, session
 from vgg_runtime.result import Result
 
 OUTPUT = ROOT / "test-output"
@@ -227,11 +235,95 @@ def test_a_picture_becomes_a_card_per_variant_one_by_one(page: Page, port: int) 
     ]
     for row in rows:
         check_card(page, row, rows[0])
-    pick = result["recommended"]["variant"]
-    assert texts(page, ".card.pick .tag") == (["★ recommended"] if pick else [])
+    # 42 test pictures tell no loss of a point
+    assert picked(page) == ([], [], [])
+    assert page.one("#recommended").text.startswith("No recommendation: 42 test images are too few")
     assert result["device"]["cpu"] in page.one("#device").text
     assert "throttling unknown" in page.one("#state").text or result["device"]["throttled"] is not None
     page.picture("live-wide")
+
+
+def picked(page: Page) -> tuple[list[str | None], list[str], list[str | None]]:
+    """The cards that are marked, their tags, and the marked points of the scatter."""
+    return (
+        [card.get_attribute("id") for card in page.all(".card.pick")],
+        texts(page, ".card .tag"),
+        [point.get_attribute("data-variant") for point in page.all("#chart a.pick")],
+    )
+
+
+@pytest.fixture(scope="module")
+def tested(
+    bundle_folder: Path, splits: Splits, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[float | None], Path]:
+    """Makes bundles of the shared models, evaluated on 112 pictures that are of the class which the baseline
+    says, with what a recommended variant may lose."""
+    folder, work = tmp_path_factory.mktemp("tested"), bundle_folder.parent
+    made = [cache.of(work / f"{name}.onnx") for name in ("baseline", "quantized", "scaled", "signed")]
+    entries = entries_of(*made)
+    items = []
+    model = session.Model(made[0].path, manifest.SessionSettings(), 1)
+    for k in range(112):
+        path = folder / f"{k}.png"
+        signs.draw(CLASSES[k % 7], 3000 + k, 128).save(path)
+        label = int(model(preprocess.load(path, entries[0].preprocessing)[None])[0].argmax())
+        items.append(Item(path, label, files.sha256(path), f"source {k}"))
+    shown = dataclasses.replace(splits, test=tuple(items))
+    subjects = [evaluate.Subject(e.id, e.model, e.preprocessing, e.builds[0].targets) for e in entries]
+    figures = evaluate.run(subjects, shown.test, folder / "evaluation.json", Quiet()).measured
+
+    def bundle(max_drop: float | None) -> Path:
+        contents = writer.Contents(entries, shown, None, figures, None, max_drop=max_drop)
+        writer.run(contents, folder / f"artifacts-{max_drop}", Quiet())
+        return folder / f"artifacts-{max_drop}"
+
+    return bundle
+
+
+@pytest.fixture(scope="module")
+def any_loss_port(tested: Callable[[float | None], Path]) -> Iterator[int]:
+    """A server of a bundle whose recommended variant may lose everything."""
+    with served(tested(100.0)) as (number, _):
+        yield number
+
+
+def test_the_recommended_card_is_marked_when_all_have_answered(page: Page, any_loss_port: int) -> None:
+    """Where any loss is allowed it is the fastest; while they run, none is marked."""
+    live(page, any_loss_port)
+    page.js(
+        "window.early = 0; new MutationObserver(() => { if (state.running)"
+        " early += document.querySelectorAll('.card.pick').length; })"
+        ".observe(document.getElementById('cards'), {childList: true})"
+    )
+    page.upload(PHOTO)
+    assert page.one("#status").text == "Done: 3 variants."
+    assert page.js("return early") == 0
+    result = page.js("return state.result")
+    fastest = min(result["variants"], key=lambda row: row["p50_ms"])["variant"]
+    assert result["recommended"]["variant"] == fastest
+    assert picked(page) == ([f"card-{fastest}"], ["★ recommended"], [fastest])
+    card = page.one(f"#card-{fastest}")
+    assert card.get_attribute("aria-label") == f"{fastest}, recommended"
+    assert result["recommended"]["reason"] in card.text
+    assert page.one("#recommended").text == ""
+    page.picture("recommended")
+
+
+def test_a_report_marks_the_variant_that_loses_no_more_than_a_point(
+    page: Page, tested: Callable[[float | None], Path], tmp_path: Path
+) -> None:
+    """Of these only the baseline, which is not the fastest."""
+    asked = ("--html", tmp_path / "r.html", "--json", tmp_path / "r.json")
+    done = compare(*asked, *QUICK, bundle=tested(None))
+    assert done.returncode == 0, done.stderr
+    rows = {row["variant"]: row for row in json.loads((tmp_path / "r.json").read_text())["variants"]}
+    lost = {name: 100 * (1 - row["built"]["top1"]["rate"]) for name, row in rows.items()}
+    assert lost["baseline"] == 0
+    assert all(lost[name] + rows[name]["built"]["loss_error_points"] > 1 for name in ("quantized", "scaled"))
+    assert rows["scaled"]["p50_ms"] < rows["baseline"]["p50_ms"]
+    page.open((tmp_path / "r.html").as_uri())
+    assert picked(page) == (["card-baseline"], ["★ recommended"], ["baseline"])
+    assert "the fastest here (1.0 times the baseline's speed)" in page.one("#card-baseline").text
 
 
 def test_what_is_shown_is_what_the_server_sent(page: Page, port: int) -> None:
@@ -703,12 +795,15 @@ def test_nothing_moves_for_those_who_asked_for_that(motion: str, page: Page, por
     assert (moving > 0) == (motion == "no-preference")
 
 
-def test_nothing_is_told_by_colour_alone(page: Page, port: int) -> None:
+def test_nothing_is_told_by_colour_alone(page: Page, any_loss_port: int) -> None:
     """What stands out by colour also says so in words or by a sign."""
-    live(page, port)
+    live(page, any_loss_port)
     page.upload(PHOTO)
-    for mark in page.all("#cards .bad"):
-        assert mark.text[0] in "✗≠"
-    for pick in page.all(".card.pick"):
-        assert "★ recommended" in pick.text
-        assert str(pick.get_attribute("aria-label")).endswith(", recommended")
+    page.js(
+        "state.result.variants[2].error = 'it hangs';"
+        " state.result.variants[1].predictions[0].classes[0] = 1000; show()"
+    )
+    assert {mark.text[0] for mark in page.all("#cards .bad")} == {"≠", "✗"}
+    (pick,) = page.all(".card.pick")
+    assert "★ recommended" in pick.text
+    assert str(pick.get_attribute("aria-label")).endswith(", recommended")

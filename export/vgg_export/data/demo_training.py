@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
+from PIL import Image
 
 from vgg_export import __version__
 from vgg_export.core.errors import OptionsError
@@ -28,7 +29,7 @@ from vgg_export.core.progress import Progress
 from vgg_export.network import chain, modules
 from vgg_export.network import checkpoint as checkpoints
 from vgg_runtime.bundle.metrics import wilson_interval
-from vgg_runtime.bundle.preprocess import IMAGENET_MEAN, IMAGENET_STD
+from vgg_runtime.bundle.preprocess import Preprocessing, for_input, to_tensor
 
 from . import signs
 
@@ -160,10 +161,10 @@ def _train(
 def _batches(
     phase: Phase, pictures: npt.NDArray[np.uint8], labels: npt.NDArray[np.int64], rng: np.random.Generator
 ) -> "Iterator[tuple[torch.Tensor, torch.Tensor]]":
-    """Random crops of 200 to 256 px scaled to the phase's size, normalised, [N, 3, px, px] channels-last."""
+    """Random crops of 200 to 256 px scaled to pictures of the phase's size, [N, 3, px, px] channels-last."""
     import torch
 
-    mean, std = (torch.tensor(v).view(1, 3, 1, 1) * 255 for v in (IMAGENET_MEAN, IMAGENET_STD))
+    whole = Preprocessing(phase.px, phase.px)
     for _ in range(phase.epochs):
         order = rng.permutation(len(labels))
         for start in range(0, len(order), phase.batch):
@@ -171,9 +172,18 @@ def _batches(
             side = int(rng.integers(200, DRAWN_PX + 1))
             top, left = rng.integers(0, DRAWN_PX - side + 1, 2)
             crop = torch.from_numpy(pictures[rows, top : top + side, left : left + side]).permute(0, 3, 1, 2)
-            x = torch.nn.functional.interpolate(crop, (phase.px, phase.px), mode="bilinear", antialias=True)
-            x = ((x.float() - mean) / std).contiguous(memory_format=torch.channels_last)
-            yield x, torch.from_numpy(labels[rows])
+            scaled = torch.nn.functional.interpolate(
+                crop, (phase.px, phase.px), mode="bilinear", antialias=True
+            )
+            x = _prepared(scaled.permute(0, 2, 3, 1).contiguous().numpy(), whole)
+            yield x.contiguous(memory_format=torch.channels_last), torch.from_numpy(labels[rows])
+
+
+def _prepared(pictures: npt.NDArray[np.uint8], preprocessing: Preprocessing) -> "torch.Tensor":
+    """Pictures [N, side, side, 3] as the device makes them ready, [N, 3, px, px]."""
+    import torch
+
+    return torch.from_numpy(np.stack([to_tensor(Image.fromarray(p), preprocessing) for p in pictures]))
 
 
 def _folded(network: "nn.Module", source: dict[str, Any]) -> checkpoints.Checkpoint:
@@ -201,13 +211,11 @@ def test_accuracy(path: Path, count: int, progress: Progress) -> tuple[int, int]
 
     network = checkpoints.load(path).model().to(memory_format=torch.channels_last)
     pictures, labels = draw_many(count, TEST_SEED, progress, "drawing test signs")
-    mean, std = (torch.tensor(v).view(1, 3, 1, 1) * 255 for v in (IMAGENET_MEAN, IMAGENET_STD))
-    edge = (DRAWN_PX - 224) // 2
     right = 0
     with torch.inference_mode(), progress.task("testing at 224 px", count) as task:
         for start in range(0, count, 50):
-            crop = torch.from_numpy(pictures[start : start + 50, edge:-edge, edge:-edge]).permute(0, 3, 1, 2)
-            found = network((crop.float() - mean) / std).argmax(1).numpy()
+            x = _prepared(pictures[start : start + 50], for_input(224))
+            found = network(x.contiguous(memory_format=torch.channels_last)).argmax(1).numpy()
             right += int((found == labels[start : start + 50]).sum())
             task.advance(len(found))
     return right, count
