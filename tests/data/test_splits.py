@@ -180,7 +180,7 @@ def test_imagenette_is_read_from_its_cache_and_refused_without_one(
         lambda url: internet.reachable("http://127.0.0.1:9/" + url.rsplit("/", 1)[1]),
     )
     chosen = DataOptions("imagenette")
-    with pytest.raises(HubError, match="Imagenette is neither in"):
+    with pytest.raises(HubError, match="Imagenette is not in"):
         data_splits.resolve(chosen, "imagenet", labels, wordnet_ids(), tmp_path, Quiet())
     quiet = data_splits.resolve(DataOptions(), "imagenet", labels, wordnet_ids(), tmp_path, Quiet())
     assert quiet.origin == "sample photographs"
@@ -302,11 +302,11 @@ def test_a_part_within_a_part_of_the_same_name_is_gone_down(tmp_path: Path) -> N
 def test_two_folders_for_one_part_are_refused(tmp_path: Path) -> None:
     for k, folder in enumerate(("train", "Train", "test")):
         pictures(tmp_path / "d" / folder / "stop", 8, first=100 * k)
-    with pytest.raises(DataError, match=r"Train, train in .* are all called like the part 'train'"):
+    with pytest.raises(DataError, match=r"Train, train in .* all stand for the part 'train'"):
         resolve(tmp_path / "d")
     shutil.rmtree(tmp_path / "d" / "Train")
     pictures(tmp_path / "d" / "test2" / "stop", 8, first=500)
-    with pytest.raises(DataError, match=r"test, test2 in .* are all called like the part 'test'"):
+    with pytest.raises(DataError, match=r"test, test2 in .* all stand for the part 'test'"):
         resolve(tmp_path / "d")
 
 

@@ -113,7 +113,7 @@ OTHERS: dict[str, tuple[Callable[[], bytes], str]] = {
     "picture": (lambda: saved(lambda f: Image.new("RGB", (4, 4)).save(f, "PNG")), "is a PNG picture"),
     "photograph": (lambda: saved(lambda f: Image.new("RGB", (4, 4)).save(f, "JPEG")), "is a JPEG picture"),
     "empty": (lambda: b"", "is empty (0 bytes)"),
-    "zeros": (lambda: bytes(5000), "is nothing but zero bytes at its beginning"),
+    "zeros": (lambda: bytes(5000), "is all zero bytes at its beginning"),
     "noise": (lambda: np.random.default_rng(0).bytes(5000), "is not a PyTorch checkpoint or is truncated"),
 }
 

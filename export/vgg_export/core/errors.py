@@ -2,7 +2,7 @@
 
 
 class VggExportError(Exception):
-    """A stage failed. ``exit_code`` is what the command line exits with."""
+    """The base of all others. ``exit_code`` is what the command line exits with."""
 
     exit_code = 1
 
@@ -32,8 +32,8 @@ class OptionsError(VggExportError):
 
 
 class NothingToGainError(OptionsError):
-    """The network is too narrow to be factorised as far as was asked, or for another form of its convolutions
-    to pay."""
+    """The network is too narrow to be factorised as far as was asked, or to gain from another form of its
+    convolutions."""
 
 
 class OutputError(VggExportError):
@@ -49,7 +49,7 @@ class RewriteError(VggExportError):
 
 
 class HubError(VggExportError):
-    """Weights or a data set could not be had over the network."""
+    """Weights or a data set could not be fetched over the network."""
 
     exit_code = 2
 
@@ -59,7 +59,7 @@ class CheckFailedError(VggExportError):
 
 
 class BoardError(VggExportError):
-    """The board cannot be reached, or not be used as it is."""
+    """The board cannot be reached, or cannot be used as it is."""
 
     exit_code = 2
 

@@ -1,4 +1,4 @@
-"""Files that are complete or not there: write beside, fsync, rename. Content hashes."""
+"""Writes files so that they are complete or absent: write beside, fsync, rename. Also hashes files."""
 
 import contextlib
 import errno
@@ -33,8 +33,11 @@ def explain_write_errors(path: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
-    """A temporary path beside ``path`` that takes its place when the block ends well, and vanishes when it
-    does not."""
+    """A temporary path beside ``path``. It replaces ``path`` when the block succeeds, else it is deleted.
+
+    Raises:
+        OutputError: the file cannot be written.
+    """
     with explain_write_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent)
@@ -50,8 +53,9 @@ def atomic_file(path: Path) -> Iterator[Path]:
 
 
 def reserved_array(path: Path, shape: tuple[int, ...]) -> npt.NDArray[np.float32]:
-    """A float32 array on disk whose space is really there: writing past the end of a full disk through a
-    mapping would kill the program (SIGBUS) instead of raising.
+    """A memory-mapped float32 array whose disk space is allocated at once.
+
+    Without that, writing to it on a full disk would kill the program (SIGBUS) instead of raising.
 
     Raises:
         OSError: the disk is full.
@@ -65,7 +69,7 @@ def reserved_array(path: Path, shape: tuple[int, ...]) -> npt.NDArray[np.float32
 
 @contextlib.contextmanager
 def exclusive(folder: Path) -> Iterator[None]:
-    """One process at a time in a work folder; the others wait, and then find the work done."""
+    """Lock a work folder for one process at a time. The others wait, and then find the work done."""
     with explain_write_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         lock = (folder / ".lock").open("w")
@@ -76,7 +80,7 @@ def exclusive(folder: Path) -> Iterator[None]:
             yield
             return
         fcntl.flock(lock, fcntl.LOCK_EX)
-        yield  # closing the file lets go of it
+        yield  # closing the file releases the lock
 
 
 def sync(path: Path) -> None:

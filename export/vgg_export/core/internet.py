@@ -1,4 +1,4 @@
-"""Whether a server can be reached, decided within seconds."""
+"""Finds out within seconds whether a server can be reached."""
 
 import logging
 import threading
@@ -13,8 +13,8 @@ DECIDE_SECONDS = 4.0
 
 
 def reachable(url: str, seconds: float = DECIDE_SECONDS) -> str | None:
-    """None when ``url`` answers within ``seconds``, else why not. Name look-ups that hang are not waited
-    for."""
+    """Why ``url`` does not answer within ``seconds``; None when it does. A name look-up that hangs is not
+    waited for."""
     answer: list[str | None] = []
 
     def ask() -> None:

@@ -1,8 +1,8 @@
 """Trains the embedded default: a VGG19 at a quarter of its width on drawn road signs.
 
 Run once by whoever maintains the package (``vgg-export demo-train``); the result ships as float16
-safetensors. Progressive sizes: most of the passes see small pictures, the last ones see 224 px, where the
-network is used.
+safetensors. Training is progressive: most epochs see small pictures, the last ones see 224 px, the size at
+which the network is used.
 """
 
 import concurrent.futures
@@ -42,13 +42,13 @@ log = logging.getLogger(__name__)
 PLAN = chain.Plan(
     "vgg19", ((16,) * 2, (32,) * 2, (64,) * 4, (128,) * 4, (128,) * 4), (512, 512), len(signs.CLASSES)
 )
-DRAWN_PX = 256  # as the preprocessing resizes to before it crops 224
+DRAWN_PX = 256  # the preprocessing resizes to this before it crops 224
 TEST_SEED = 10_000_000  # training draws from seeds below, tests from here on: disjoint by construction
 
 
 @dataclasses.dataclass(frozen=True)
 class Phase:
-    """A stretch of training at one input size; one-cycle learning rate."""
+    """Some epochs at one input size ``px``. ``rate`` is the peak of a one-cycle learning rate."""
 
     px: int
     epochs: int
@@ -161,7 +161,10 @@ def _train(
 def _batches(
     phase: Phase, pictures: npt.NDArray[np.uint8], labels: npt.NDArray[np.int64], rng: np.random.Generator
 ) -> "Iterator[tuple[torch.Tensor, torch.Tensor]]":
-    """Random crops of 200 to 256 px scaled to pictures of the phase's size, [N, 3, px, px] channels-last."""
+    """Random crops of 200 to 256 px, scaled to the phase's size and normalised, with their labels [N].
+
+    Pictures are float32 [N, 3, px, px], channels-last.
+    """
     import torch
 
     whole = Preprocessing(phase.px, phase.px)
@@ -187,7 +190,7 @@ def _prepared(pictures: npt.NDArray[np.uint8], preprocessing: Preprocessing) -> 
 
 
 def _folded(network: "nn.Module", source: dict[str, Any]) -> checkpoints.Checkpoint:
-    """The plain VGG with the same evaluation-mode function."""
+    """The VGG without batch norm that computes the same in evaluation mode."""
     state = {name: t.detach().contiguous() for name, t in network.state_dict().items()}
     tensors = {}
     for name, _, _ in PLAN.convs():

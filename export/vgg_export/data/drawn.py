@@ -29,8 +29,10 @@ SIGNS_SEEDS = {"train": 20_000_000, "val": 30_000_000, "test": 10_000_000}
 
 @dataclasses.dataclass(frozen=True)
 class DrawOptions:
-    """Class folders of drawn signs below ``output``/train, /val if any are asked for, and /test, as JPEG
-    files of ``size_px``."""
+    """How many signs to draw: ``train``, ``val`` and ``test`` in all, as JPEG files of ``size_px``.
+
+    They go into class folders below ``output``/train, /test and, where any are asked for, /val.
+    """
 
     output: Path
     train: int = 1200
@@ -47,12 +49,17 @@ class DrawOptions:
                 f"expected positive counts, a size of at least 32 px and a seed of 0 to 99; found {found}"
             )
         if max(self.train, self.val, self.test) > 1_000_000:
-            raise OptionsError("at most 1,000,000 signs a set")
+            raise OptionsError(
+                f"a set has at most 1,000,000 signs, found {max(self.train, self.val, self.test)}; draw fewer"
+            )
 
 
 def draw_signs(options: DrawOptions, progress: Progress) -> Path:
-    """Draw the folders unless they are there as asked; a folder that something else wrote is never
-    replaced."""
+    """Draw the folders unless they are there as asked; returns ``output``.
+
+    Raises:
+        DataError: something else wrote the folder; it is never replaced.
+    """
     import PIL
 
     record = options.output / "drawn.json"

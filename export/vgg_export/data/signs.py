@@ -1,8 +1,8 @@
-"""The embedded default's data: road signs drawn with Pillow, at any size, from a seed.
+"""Draws the embedded default's data: road signs, with Pillow, at any size, from a seed.
 
-Every picture is a function of ``(class, seed, size_px)`` alone. What makes them hard is on purpose: four
-speed limits that differ in one digit, mirrored arrows, small signs, blur, night, noise and things in the way,
-so that a classifier does not sit at 100 % and a loss of accuracy has room to show.
+Every picture is a function of ``(class, seed, size_px)`` alone. The pictures are hard on purpose, so that a
+classifier stays below 100 % and a loss of accuracy shows: four speed limits differ in one digit, arrows are
+mirrored, signs are small, and there is blur, night, noise and things in the way.
 """
 
 import functools

@@ -1,4 +1,4 @@
-"""Image folders -> three disjoint sets by source image: fit (and calibrate), select, test."""
+"""Splits image folders into three sets that share no source image: fit (and calibrate), select, test."""
 
 import concurrent.futures
 import dataclasses
@@ -30,26 +30,26 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-LEAST_FOR_SPLIT = 12  # below this all pictures are used to calibrate, and no figure is claimed
+LEAST_FOR_SPLIT = 12  # with fewer source images all pictures calibrate, and there are no figures
 
 
-FIT_SHARE, SELECT_SHARE = 0.5, 0.2  # of a folder without a test set of its own; the rest is the test set
+FIT_SHARE, SELECT_SHARE = 0.5, 0.2  # of a folder without parts; the rest is the test set
 
 
-SELECT_OF_HELD = 1 / 3  # of the pictures outside train/, where only one such folder is given
+SELECT_OF_HELD = 1 / 3  # of val/ or test/ where only one of them is given; the rest is the test set
 
 
-LEAST_TO_DIVIDE = 150  # of those: a hundred are left to test
+LEAST_TO_DIVIDE = 150  # source images in that folder, so that a hundred are left to test
 
 
-SELECT_OF_TRAIN = 0.2  # where there are fewer
+SELECT_OF_TRAIN = 0.2  # where that folder has fewer; then all of it is the test set
 
 
 PARTS = ("fit", "select", "test")
 
 
-# How folders of parts are called, in any case: a word, a longer form of it, and then perhaps what tells it
-# from others (test1, train_set).
+# Names of part folders, in any case: one of these words or a longer form of it, then perhaps something that
+# tells similar folders apart (test1, train_set).
 _BEGINNINGS = {"train": "train", "val": "select", "test": "test", "eval": "eval"}
 
 
@@ -66,10 +66,10 @@ _PART_NAME = re.compile(
 )
 
 
-HELD_OF_FIT = 0.2  # for repair, where there is no selection set
+HELD_OF_FIT = 0.2  # held out to measure a repair, where there is no selection set
 
 
-SIGNS_TRAIN, SIGNS_VAL = 1280, 320  # drawn to fit and to select with, where the demo brings no pictures
+SIGNS_TRAIN, SIGNS_VAL = 1280, 320  # drawn to fit and to select with, where the demo gets no --data
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,7 +83,7 @@ class Item:
 
     @property
     def short_hashes(self) -> frozenset[str]:
-        """Of the picture and of its source: what is recorded of it where it was fitted to or selected on."""
+        """Of the picture and its source; they are recorded where it was fitted to or selected on."""
         return frozenset({short_hash(self.sha256), short_hash(self.source)})
 
 
@@ -110,8 +110,7 @@ class Splits:
             raise DataError(f"{self.origin} holds no pictures to calibrate with")
 
     def digest(self, *parts: str) -> str:
-        """Hash of the contents of some sets (all by default), whatever the files are called and wherever they
-        lie."""
+        """Hash of the contents of some sets (all by default). Names and places of the files do not matter."""
         content = {
             name: sorted((i.sha256, i.label is None, i.label or 0) for i in getattr(self, name))
             for name in parts or PARTS
@@ -126,12 +125,12 @@ class Splits:
         }
 
     def fitted(self, before: Sequence[str] = ()) -> list[str]:
-        """Short hashes of every picture and source that something was fitted to or selected on, ``before``
-        this, too; no figure may come from them."""
+        """Short hashes of all pictures and sources that were fitted to or selected on, those in ``before``
+        included. No figure may come from them."""
         return sorted(frozenset(before).union(*(i.short_hashes for i in (*self.fit, *self.select))))
 
     def without(self, fitted: Sequence[str]) -> "Splits":
-        """Without test pictures that these weights were fitted to or selected on before."""
+        """These sets without the test pictures that the weights were fitted to or selected on before."""
         kept = tuple(i for i in self.test if i.short_hashes.isdisjoint(fitted))
         if dropped := len(self.test) - len(kept):
             log.warning(
@@ -143,7 +142,7 @@ class Splits:
 
 
 def short_hash(text: str) -> str:
-    """Sixteen hex digits: of a sha256 its first ones, of anything else those of its own hash."""
+    """The first sixteen hex digits of ``text`` if it is a sha256, else those of its sha256."""
     return text[:16] if len(text) == 64 else hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -175,7 +174,8 @@ def resolve(
         cache: where drawn pictures are kept.
 
     Raises:
-        DataError, HubError: with what was found and what to do.
+        DataError: the pictures cannot be used.
+        HubError: Imagenette cannot be fetched.
     """
     spec = options.spec
     if spec is None and weights == "demo":
@@ -196,7 +196,8 @@ def resolve(
     if spec in (None, "none"):
         items = _items(images.find(sample_photos()), None, "sample photographs", progress)
         note = (
-            "only the sample photographs were there, and all of them calibrate: no test images, so no figures"
+            "the sample photographs are the only pictures, and all of them calibrate; there are no test"
+            " pictures, so there are no figures"
         )
         return Splits("sample photographs", tuple(items), (), (), note)
     return _from_folder(Path(str(spec)), options, labels, ids, progress, str(spec))
@@ -211,8 +212,11 @@ def unseen(
     cache: Path,
     progress: Progress,
 ) -> list[Item]:
-    """Pictures to evaluate a finished bundle on: the test part of ``--data`` (its val part, or all of a
-    folder without parts), without those whose own or whose source's short hash is in ``fitted``."""
+    """Pictures to evaluate a finished bundle on.
+
+    They are the test part of ``--data``, else its val part, else all pictures of a folder without parts.
+    Those whose short hash, or whose source's, is in ``fitted`` are left out.
+    """
     if options.spec is None or options.spec in ("none", "imagenette"):
         items = list(resolve(options, weights, labels, ids, cache, progress).test)
     else:
@@ -230,15 +234,15 @@ def sample_photos() -> Path:
 
 
 def _parts(root: Path, labels: Sequence[str] = ()) -> dict[str, list[images.Found]]:
-    """Pictures of a folder by part: train, select and test as far as there are such folders, else all under
+    """Pictures of a folder by part: train, select and test where there is a train folder, else all under
     ``""``.
 
     Args:
         labels: the model's class names where they are known; a class may well be called "train" or "test".
 
     Raises:
-        DataError: no such folder, no pictures, or folders that could be parts as well as classes; then it
-            names both readings.
+        DataError: there is no such folder, it holds no pictures, or its folders could be parts as well as
+            classes; then the message names both readings.
     """
     if not root.is_dir():
         raise DataError(
@@ -258,10 +262,11 @@ def _parts(root: Path, labels: Sequence[str] = ()) -> dict[str, list[images.Foun
 
 
 def _part_folders(folders: Sequence[Path], labels: Sequence[str]) -> dict[str, Path]:
-    """Which folder is which part; none where they are classes."""
+    """The folder of each part; empty where the folders are classes."""
     alike = [folder for folder in folders if _part_of_name(folder.name)]
     plain = [folder for folder in alike if _PART_NAME.fullmatch(folder.name.lower())]
-    if not alike or (len(alike) < len(folders) and not plain):  # none, or a "valley" among landscapes
+    # no name of a part, or only one such as "valley" among landscapes
+    if not alike or (len(alike) < len(folders) and not plain):
         return {}
     known = {images.normalise(label) for label in labels}
     classes = all(images.normalise(folder.name) in known for folder in folders)
@@ -293,15 +298,19 @@ def _two_readings(folders: Sequence[Path], parts: Sequence[Path]) -> str:
     return (
         f"{folders[0].parent} can be read in two ways: {', '.join(p.name for p in parts)} as parts of the"
         " data with unlabelled pictures,"
-        f" or {shown} as classes. For parts, let only train, val and test stand there; for classes, put"
-        " these folders into a new one"
-        " called train" + (", or name the classes with --labels" if len(parts) < len(folders) else "")
+        f" or {shown} as classes. For parts, leave only train, val and test there; for classes, put"
+        " these folders into a new one called train"
+        + (", or name the classes with --labels" if len(parts) < len(folders) else "")
     )
 
 
 def _by_part(folders: Sequence[Path]) -> dict[str, Path]:
-    """The folder of each part; one for evaluation takes the place that is free: the test's, or else the
-    selection's."""
+    """The folder of each part. One for evaluation becomes the test part; the selection part, if only that is
+    missing.
+
+    Raises:
+        DataError: several folders stand for the same part.
+    """
     parts: dict[str, list[Path]] = {}
     for folder in folders:
         parts.setdefault(str(_part_of_name(folder.name)), []).append(folder)
@@ -310,24 +319,22 @@ def _by_part(folders: Sequence[Path]) -> dict[str, Path]:
     for part, found in parts.items():
         if len(found) > 1:
             raise DataError(
-                f"{', '.join(folder.name for folder in found)} in {found[0].parent} are all called like"
-                f" the part {part!r}; expected one"
-                " folder for each part: put their pictures together or move the others away; if they are"
-                " classes, put them into a new"
-                " folder called train"
+                f"{', '.join(folder.name for folder in found)} in {found[0].parent} all stand for the part"
+                f" {part!r}; expected one folder for each part: put their pictures together or move the"
+                " others away; if they are classes, put them into a new folder called train"
             )
     return {part: _down(found[0]) for part, found in parts.items()}
 
 
 def _part_of_name(name: str) -> str | None:
-    """Which part a folder is called like."""
+    """The part that a folder's name stands for, None when it stands for none."""
     found = _BEGINS_LIKE_ONE.match(name.lower()) or _WORD_WITHIN.search(name.lower())
     return _BEGINNINGS[found[found.lastindex or 0]] if found else None
 
 
 def _down(part: Path) -> Path:
-    """The folder below that is called like the part again, where it is all that is there:
-    seg_train/seg_train/CLASS."""
+    """The inner folder of a part where it is the only entry and its name stands for the same part
+    (seg_train/seg_train/CLASS), else ``part`` itself."""
     inside = [entry for entry in part.iterdir() if not entry.name.startswith((".", "__"))]
     if (
         len(inside) == 1
@@ -372,7 +379,7 @@ def _items(
     """Hash every picture and make sure that it can be decoded.
 
     Raises:
-        DataError: the first picture that cannot, and how many more.
+        DataError: a picture cannot; the message names the first and counts the others.
     """
     items, bad = [], []
     workers = concurrent.futures.ThreadPoolExecutor(os.cpu_count())
@@ -404,8 +411,10 @@ def _inspect(path: Path) -> tuple[str, str | None]:
 
 
 def _split(origin: str, parts: dict[str, list[Item]], options: DataOptions) -> Splits:
-    """Assign items to the three sets by the hash of their source; duplicates across given parts stay with the
-    first."""
+    """Assign items to the three sets by the hash of their source.
+
+    A source that is in several given parts stays in the first of fit, select and test.
+    """
     seed = options.seed
     parts = {part: _without_copies(items) for part, items in parts.items()}
     if "" in parts:
@@ -413,8 +422,7 @@ def _split(origin: str, parts: dict[str, list[Item]], options: DataOptions) -> S
         if len({i.source for i in items}) < LEAST_FOR_SPLIT:
             note = (
                 f"{len(items)} pictures are too few to set some apart for a test (at least"
-                f" {LEAST_FOR_SPLIT});"
-                " all of them calibrate, and there are no figures"
+                f" {LEAST_FOR_SPLIT} are needed); all of them calibrate, and there are no figures"
             )
             return Splits(origin, tuple(items), (), (), note)
         fit, select, test = _three_ways(items, seed)
@@ -437,8 +445,12 @@ def _split(origin: str, parts: dict[str, list[Item]], options: DataOptions) -> S
 def _given_parts(
     origin: str, parts: dict[str, list[Item]], seed: int
 ) -> tuple[list[Item], list[Item], list[Item]]:
-    """The sets of given folders. Of two, train and another one, the other one is divided: a checkpoint was
-    likely trained on train, knows those pictures by heart, and says little about others there."""
+    """The fit, select and test sets of given folders.
+
+    Where only one of val and test is given, it is divided into both. Train is not divided: the checkpoint was
+    probably trained on it and knows its pictures by heart, so that they say little about others. Only where
+    the other folder has fewer than ``LEAST_TO_DIVIDE`` source images does a share of train select.
+    """
     fit, select, test = parts["train"], parts.get("select", []), parts.get("test", [])
     if select and test:
         return fit, select, test
@@ -446,20 +458,20 @@ def _given_parts(
     rank_of = _ranks([i for i in held if i.source not in fitted], seed)
     if len(rank_of) < LEAST_TO_DIVIDE:
         log.warning(
-            "%s: a fifth of train/ selects; weights that were trained on these pictures know them by"
-            " heart, so put others into val/",
+            "%s: the selection set is a fifth of train/; weights that were trained on these pictures know"
+            " them by heart, so put other pictures into val/",
             origin,
         )
         rank = choose.spread([i.source for i in fit], seed)
         select = [i for i, r in zip(fit, rank, strict=True) if r < SELECT_OF_TRAIN]
         return [i for i, r in zip(fit, rank, strict=True) if r >= SELECT_OF_TRAIN], select, held
     select = [i for i in held if rank_of.get(i.source, 1) < SELECT_OF_HELD]
-    # copies of fitted ones are dropped and counted
+    # ``_split`` drops and counts the copies of fitted pictures
     return fit, select, [i for i in held if rank_of.get(i.source, 1) >= SELECT_OF_HELD]
 
 
 def _without_copies(items: Sequence[Item]) -> list[Item]:
-    """Each picture once, in the order of their hashes: copies would inflate n, and names decide nothing."""
+    """Each picture once, in the order of the hashes. Copies would inflate n, and names must not matter."""
     once = {item.sha256: item for item in reversed(items)}
     if len(once) < len(items):
         log.warning(
@@ -469,7 +481,7 @@ def _without_copies(items: Sequence[Item]) -> list[Item]:
 
 
 def _three_ways(items: Sequence[Item], seed: int) -> tuple[list[Item], list[Item], list[Item]]:
-    """By rank, so that even a dozen pictures fill all three sets."""
+    """Fit, select and test sets by rank, so that even a dozen pictures fill all three."""
     rank = _ranks(items, seed)
     fit = [i for i in items if rank[i.source] < FIT_SHARE]
     select = [i for i in items if FIT_SHARE <= rank[i.source] < FIT_SHARE + SELECT_SHARE]
@@ -477,7 +489,7 @@ def _three_ways(items: Sequence[Item], seed: int) -> tuple[list[Item], list[Item
 
 
 def _ranks(items: Sequence[Item], seed: int) -> dict[str, float]:
-    """From 0 to below 1 for each source image, in the order of their hashes."""
+    """The rank of each source image in the order of the hashes, from 0 to below 1."""
     sources = sorted({i.source for i in items}, key=lambda s: choose.spread([s], seed))
     return {source: k / len(sources) for k, source in enumerate(sources)}
 
@@ -492,7 +504,7 @@ def _imagenette() -> Path:
         url = Imagenette._ARCHIVES["320px"][0]
         if why := reachable(url):
             raise HubError(
-                f"Imagenette is neither in {root} nor to be had from {url} ({why}); use --data FOLDER or"
+                f"Imagenette is not in {root} and cannot be fetched from {url} ({why}); use --data FOLDER or"
                 " --data none"
             )
         root.mkdir(parents=True, exist_ok=True)
@@ -500,17 +512,20 @@ def _imagenette() -> Path:
         Imagenette(str(root), split="val", size="320px", download=not folder.is_dir())
     except (OSError, RuntimeError) as error:
         raise HubError(
-            f"Imagenette could not be had ({error}); delete {folder} and run again, or use --data FOLDER"
+            f"Imagenette could not be fetched ({error}); delete {folder} and run again, or use --data FOLDER"
         ) from error
     return folder
 
 
 def fit_and_held(splits: Splits, images: int, held_images: int, seed: int) -> tuple[list[Item], list[Item]]:
-    """Pictures to fit layers on, and others, of other sources, that choose the strength of the fit and
-    measure; the second are the selection set's, or a share of the fitting set where there is none.
+    """Pictures to fit layers on, and held-out ones of other sources.
+
+    The held-out pictures choose the strength of the fit and measure it. They are the selection set's, or a
+    share of the fitting set where there is no selection set. There are at most ``images`` and
+    ``held_images`` of them.
 
     Raises:
-        DataError: there are not two sources.
+        DataError: all pictures are of one source.
     """
     fit, held = list(splits.fit), list(splits.select)
     if not held:

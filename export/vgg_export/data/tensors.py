@@ -24,8 +24,11 @@ log = logging.getLogger(__name__)
 def batches_of(
     items: Sequence[Item], preprocessing: Preprocessing, least_area: float = 1.0, seed: int = 0
 ) -> "torch.utils.data.Dataset[tuple[torch.Tensor, int]]":
-    """A torch dataset of ([3, px, px], class index or -1). ``least_area`` below 1: of each picture a part of
-    at least that share, with the same ``seed`` always the same one."""
+    """A torch dataset of pictures, float32 [3, px, px], with their class indices, -1 where there is no label.
+
+    With ``least_area`` below 1 each picture is cropped to a part of about that share of its area or more; the
+    same ``seed`` always gives the same crop.
+    """
     import torch
 
     class Pictures(torch.utils.data.Dataset[tuple[torch.Tensor, int]]):
@@ -43,8 +46,11 @@ def batches_of(
 
 
 def part_of(size: tuple[int, int], least_area: float, seed: str) -> tuple[int, int, int, int]:
-    """A box (left, upper, right, lower) within a picture of (width, height): about ``least_area`` to all of
-    its area, up to a quarter wider or narrower than the picture. The same seed always gives the same one."""
+    """A random box (left, upper, right, lower) in px within a picture of ``size`` (width, height).
+
+    Its area is from about ``least_area`` of the picture's to all of it, its shape up to a quarter wider or
+    narrower than the picture's. The same ``seed`` always gives the same box.
+    """
     chance, (width, height) = random.Random(seed), size
     area, stretch = chance.uniform(least_area, 1) * width * height, chance.uniform(0.8, 1.25)
     wide = max(1, min(width, round(math.sqrt(area * stretch * width / height))))
@@ -54,7 +60,7 @@ def part_of(size: tuple[int, int], least_area: float, seed: str) -> tuple[int, i
 
 
 def stacked(items: Sequence[Item], preprocessing: Preprocessing) -> "torch.Tensor":
-    """Pictures as one tensor [N, 3, px, px]."""
+    """Pictures as one float32 tensor [N, 3, px, px]."""
     import torch
 
     return torch.stack([torch.from_numpy(load(item.path, preprocessing)) for item in items])

@@ -290,8 +290,8 @@ class Connection:
                 raise disk_full(self.options.name)
             if "error" in answer:
                 raise BoardError(
-                    f"{answer['file']} on {self.options.name}: {answer['error']}; name another folder with"
-                    " --path, or let the user who logs in write there"
+                    f"{answer['file']} on {self.options.name}: {answer['error']}; choose another folder"
+                    " with --path, or let the user who logs in write there"
                 )
         if done.code or not answers:
             raise DeployError(

@@ -1,1 +1,1 @@
-"""Other people's checkpoint files."""
+"""Readers of checkpoint files that other programs wrote."""

@@ -1,4 +1,4 @@
-"""The names of a checkpoint's classes in the order of its outputs: out of its file, or out of
+"""Reads the names of a checkpoint's classes, in the order of its outputs, from its file or from
 ``--labels``."""
 
 import dataclasses
@@ -11,7 +11,8 @@ from vgg_export.core.errors import CheckpointError
 from vgg_runtime.bundle.images import normalise
 from vgg_runtime.text import printable
 
-# What people call them beside a state dict, in lower case; the first two say which way a dictionary goes.
+# Keys under which class names stand beside a state dict, in lower case. A dictionary under BY_NAME maps names
+# to numbers, one under BY_NUMBER numbers to names.
 BY_NAME, BY_NUMBER = ("class_to_idx", "label2id"), ("idx_to_class", "id2label")
 KEYS = (*BY_NAME, *BY_NUMBER, "classes", "class_names", "labels", "label_names", "categories")
 SHOWN = 10
@@ -36,11 +37,11 @@ def shown(names: Sequence[str], limit: int = SHOWN) -> str:
 
 
 def beside(data: Mapping[Any, Any], file: Path) -> ClassNames | None:
-    """What a checkpoint's dictionary says of its classes, directly or in a dictionary inside it (Lightning's
-    ``hyper_parameters``).
+    """The class names that a checkpoint's dictionary holds, directly or in a dictionary inside it
+    (Lightning's ``hyper_parameters``); None without any.
 
     Raises:
-        CheckpointError: two entries contradict each other, or one names classes in a way that gives no order.
+        CheckpointError: two entries contradict each other, or one gives its names no order.
     """
     found: list[ClassNames] = []
     inner = {
@@ -72,7 +73,7 @@ def read(path: Path) -> ClassNames:
     """``--labels``: one name a line, or JSON: a list, {"0": name} or {name: 0}.
 
     Raises:
-        CheckpointError: not readable, or names without an order.
+        CheckpointError: the file cannot be read, or its names have no order.
     """
     try:
         text = path.read_text(encoding="utf-8-sig")
@@ -86,7 +87,7 @@ def read(path: Path) -> ClassNames:
 
 
 def _is_json(text: str) -> bool:
-    """A list of lines may begin with a bracket, too."""
+    """Whether the text is a JSON list or object. A list of lines may begin with a bracket, too."""
     try:
         return isinstance(json.loads(text), dict | list)
     except (ValueError, RecursionError):
@@ -101,7 +102,7 @@ def _from_json(text: str, path: Path) -> tuple[str, ...]:
         raise CheckpointError(
             f"{path} is not readable JSON ({error}); {expected}, or one name a line in a text file"
         ) from error
-    for key in KEYS:  # a file that holds them as a checkpoint would
+    for key in KEYS:  # the names may stand under a key, as in a checkpoint
         if isinstance(data, dict) and isinstance(data.get(key), dict | list):
             return _names(data[key], f"{key} in {path}", by_name=key in BY_NAME) or ()
     names = _names(data, str(path), by_name=False)
@@ -117,7 +118,7 @@ def same(some: Sequence[str], others: Sequence[str]) -> bool:
 
 
 def _names(value: Any, where: str, *, by_name: bool) -> tuple[str, ...] | None:
-    """Names in order; None for what names nothing (a number of classes, the labels of a data set)."""
+    """Names in order; None for a value without names (a number of classes, the labels of a data set)."""
     if isinstance(value, list | tuple):
         if not value or not all(isinstance(name, str) for name in value):
             return None
@@ -160,11 +161,11 @@ def _in_order(by_number: dict[int, str], count: int, where: str) -> tuple[str, .
 
 
 def _name(text: str, where: str) -> str:
-    """One name. A bundle's labels.txt holds one a line, so that a name is one line."""
+    """One name, stripped. It must be one line: a bundle's labels.txt holds one name a line."""
     name = text.strip()
     if not name or len(name.splitlines()) > 1:
         raise CheckpointError(
-            f"{where} has the class name {printable(text)!r}; expected a name of one line, which is not empty"
+            f"{where} has the class name {printable(text)!r}; expected a name of one line, not empty"
         )
     return name
 

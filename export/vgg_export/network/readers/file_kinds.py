@@ -1,4 +1,4 @@
-"""What a file is, by its content: its name says what somebody hoped."""
+"""Recognises what a file is by its content, since its name may be wrong."""
 
 import codecs
 import dataclasses
@@ -36,8 +36,11 @@ _COMPRESSED = ((b"\x1f\x8b", "gzip"), (b"BZh", "bzip2"), (b"\xfd7zXZ\x00", "xz")
 
 @dataclasses.dataclass(frozen=True)
 class Kind:
-    """``readable``: SAFETENSORS, TORCH_ZIP or PICKLE where there is a reader, else None; then ``what`` it is
-    and what to ``do``."""
+    """What a file is.
+
+    ``readable`` is SAFETENSORS, TORCH_ZIP or PICKLE. It is None where there is no reader; then ``what`` says
+    what the file is, and ``do`` what to do.
+    """
 
     readable: str | None
     what: str = ""
@@ -45,7 +48,7 @@ class Kind:
 
 
 def recognise(path: Path) -> Kind:
-    """What the file at ``path`` is; a pickle (the old format of torch.save) is also what nothing else fits.
+    """What the file at ``path`` is. One of no other kind counts as a pickle (the old format of torch.save).
 
     Raises:
         OSError: it cannot be opened.
@@ -63,7 +66,7 @@ def recognise(path: Path) -> Kind:
 
 
 def _is_safetensors(head: bytes, size: int) -> bool:
-    """Eight bytes of length, little-endian, and a JSON object of that length."""
+    """Whether the file begins with eight bytes, a little-endian length, and a JSON object of that length."""
     length = int.from_bytes(head[:8], "little")
     return (
         len(head) > 8
@@ -111,9 +114,7 @@ def _binary(path: Path, head: bytes) -> Kind | None:
             None, "an HDF5 file, as Keras writes (.h5)", "this version does not read Keras; " + _TO_STATE_DICT
         )
     if not head.strip(b"\0"):
-        return Kind(
-            None, "nothing but zero bytes at its beginning, as a download that broke off leaves", _FETCH_AGAIN
-        )
+        return Kind(None, "all zero bytes at its beginning, as after a broken download", _FETCH_AGAIN)
     if head[4:8] == b"TFL3":
         return Kind(
             None, "a TensorFlow Lite model (.tflite)", "its weights have been converted; " + _TO_STATE_DICT
@@ -129,7 +130,7 @@ def _binary(path: Path, head: bytes) -> Kind | None:
 
 
 def _is_hdf5(path: Path, head: bytes) -> bool:
-    """Its signature stands at 0, 512, 1024, 2048 …, behind whatever a user put before it."""
+    """HDF5's signature stands at byte 0, 512, 1024, 2048 …, because a user block may precede it."""
     signature = b"\x89HDF\r\n\x1a\n"
     return any(head[place : place + 8] == signature for place in (0, 512, 1024, 2048))
 
@@ -144,8 +145,7 @@ def _tar_members(path: Path) -> Iterator[str]:
 
 
 def _is_onnx(path: Path) -> bool:
-    """Whether onnx itself reads it as a model with a graph; its large tensors, if they lie beside it, are
-    left alone."""
+    """Whether onnx itself reads the file as a model with a graph. Tensors in files beside it are not read."""
     import onnx
 
     with path.open("rb") as file:
@@ -154,7 +154,7 @@ def _is_onnx(path: Path) -> bool:
             return False
     try:
         loaded = onnx.load(path, load_external_data=False)
-    except Exception:  # what is no protobuf makes its reader fail in ways of its own
+    except Exception:  # a file that is no protobuf can raise any error
         return False
     return loaded.ir_version > 0 and bool(loaded.graph.node)
 
@@ -206,7 +206,7 @@ def _json(path: Path, encoding: str) -> Kind | None:
 
 
 def folder(path: Path) -> str:
-    """What a folder in the place of a checkpoint is, and what to do."""
+    """What a folder is that was given as a checkpoint, and what to do."""
     if (path / "saved_model.pb").is_file():
         return (
             f"{path} is a TensorFlow SavedModel (a folder); this version does not read it: {_TO_STATE_DICT}"

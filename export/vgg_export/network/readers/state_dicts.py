@@ -1,5 +1,5 @@
-"""A torchvision VGG state dict -> a checkpoint: family member, widths and class count are read off the
-tensors."""
+"""Turns a torchvision VGG state dict into a checkpoint. The family member, the widths and the number of
+classes are read off the tensors."""
 
 import contextlib
 import dataclasses
@@ -25,14 +25,17 @@ _WRAPPERS = ("state_dict", "model", "model_state_dict")
 _EXPECTED = "expected a torchvision VGG state dict (vgg11, vgg13, vgg16 or vgg19, plain or _bn)"
 _LINEARS = (0, 3, 6)  # of torchvision's classifier
 SHOWN = 4
-MOST_DEPTH = 3  # of dictionaries in which other weights may lie
+MOST_DEPTH = 3  # of nested dictionaries that are searched for other weights
 
 
 @dataclasses.dataclass(frozen=True)
 class Content:
-    """What a checkpoint's file holds: the ``tensors`` of the network by name, the ``names`` of its classes if
-    it says them (``names_fault``: why what it says of them cannot be used), and what other weights of the
-    same network were ``left_aside`` (averaged ones), as the keys that lead to them."""
+    """What a checkpoint's file holds.
+
+    ``tensors`` are the network's, by name, and ``names`` those of its classes, None without any.
+    ``names_fault`` says why class names in the file cannot be used. ``left_aside`` are other weights of the
+    same network that were not taken (averaged ones), each as the keys that lead to them.
+    """
 
     tensors: "dict[str, torch.Tensor]"
     names: ClassNames | None = None
@@ -41,11 +44,14 @@ class Content:
 
 
 def read_file(path: Path) -> Content:
-    """A file of torch.save or safetensors, whatever it is called, its tensors bare or under ``state_dict``,
-    ``model`` or ``model_state_dict``, without ``module.``.
+    """Read a file of torch.save or safetensors, whatever its name is.
+
+    The tensors may be bare or under ``state_dict``, ``model`` or ``model_state_dict``. A prefix ``module.``
+    is removed from their names.
 
     Raises:
-        CheckpointError: missing, truncated, something else (it says what), or holding pickled code.
+        CheckpointError: the file is missing, truncated, of another kind (the message says which), or holds
+            pickled code.
     """
     import torch
 
@@ -71,7 +77,7 @@ def read_file(path: Path) -> Content:
     for wrapper in _WRAPPERS:
         if isinstance(data, dict) and isinstance(data.get(wrapper), dict):
             data, keys = data[wrapper], (*keys, wrapper)
-    if not keys and isinstance(data, dict):  # names of classes among the tensors
+    if not keys and isinstance(data, dict):  # names of classes may stand among the tensors
         data = {
             k: v
             for k, v in data.items()
@@ -110,7 +116,7 @@ def _read_pickle(path: Path) -> Any:
     import torch
 
     try:
-        with path.open("rb") as file:  # of a path torch would look at the name
+        with path.open("rb") as file:  # given a path, torch would look at its name
             begins = file.read(2)
             file.seek(0)
             return torch.load(file, map_location="cpu", weights_only=True)
@@ -125,20 +131,20 @@ def _read_pickle(path: Path) -> Any:
             f"{path} is not a PyTorch checkpoint or is truncated: fetch it again; {_EXPECTED}"
         ) from error
     except Exception as error:
-        # a damaged file makes the reader fail in any way there is, in words for programmers
+        # a damaged file can raise any error, with a message for programmers
         raise CheckpointError(
             f"{path} cannot be read by PyTorch; it may be truncated: fetch it again; {_EXPECTED}"
         ) from error
 
 
 def _objects(path: Path) -> str:
-    """The classes and functions that a file of torch.save names and that are no tensors, as far as torch can
-    list them."""
+    """The classes and functions, other than tensors, that a file of torch.save names, in brackets; empty
+    where torch cannot list them."""
     import torch
 
     try:
         found = torch.serialization.get_unsafe_globals_in_checkpoint(path)
-    except Exception:  # an old or damaged format: the sentence does without
+    except Exception:  # an old or damaged format: the message does not list them
         return ""
     # the whole network's class says more than its layers'
     shown = sorted(found, key=lambda name: name.startswith("torch.nn."))
@@ -175,7 +181,7 @@ def _tensors(data: Any, path: Path) -> "dict[str, torch.Tensor]":
 
 
 def _unusable(name: str, tensor: "torch.Tensor") -> str | None:
-    """What a tensor is whose numbers cannot be taken as they are."""
+    """What a tensor is whose numbers cannot be used as they are; None when they can."""
     import torch
 
     if tensor.is_meta:
@@ -206,8 +212,8 @@ def _dictionaries_of_tensors(
 def _others(
     whole: Any, taken: tuple[str, ...], tensors: "dict[str, torch.Tensor]"
 ) -> Iterator[tuple[str, ...]]:
-    """Where else in the file the weights of this network are: dictionaries that name most of its tensors,
-    with whatever prefix."""
+    """The keys of every other dictionary in the file that names most of this network's tensors, with any
+    prefix."""
     for keys, found in _dictionaries_of_tensors(whole):
         if (
             keys != taken
@@ -221,7 +227,7 @@ def to_plan_and_tensors(state: "dict[str, torch.Tensor]") -> "tuple[Plan, dict[s
     float32.
 
     Raises:
-        CheckpointError: not a VGG, with the tensors that do not fit.
+        CheckpointError: it is not a VGG; the message names the tensors that do not fit.
     """
     indices = sorted(
         int(m[1])
@@ -247,15 +253,19 @@ def to_plan_and_tensors(state: "dict[str, torch.Tensor]") -> "tuple[Plan, dict[s
             tensors[f"fc{k}.{part}"] = _get(state, f"classifier.{index}.{part}")
     if bad := [name for name, tensor in tensors.items() if not tensor.isfinite().all()]:
         raise CheckpointError(
-            f"{bad[0]} is not finite once its batch norm is folded into it; are the running variances"
-            " below zero?"
+            f"{bad[0]} is not finite once its batch norm is folded into it; check that no running variance is"
+            " below zero"
         )
     return plan, tensors
 
 
 def _ensure_its_names(state: "dict[str, torch.Tensor]", indices: Sequence[int], *, batch_norm: bool) -> None:
-    """Every tensor is one of a VGG's, and none is missing: dropping one silently would compile another
-    function."""
+    """Make sure that every tensor is one of a VGG's and none is missing: without one the network would
+    compute something else.
+
+    Raises:
+        CheckpointError: the message names the tensors that do not fit and the missing ones.
+    """
     layers = [f"features.{i}" for i in indices] + [f"classifier.{k}" for k in _LINEARS]
     norms = [f"features.{i + 1}" for i in indices] if batch_norm else []
     optional = {f"{norm}.num_batches_tracked" for norm in norms} | {
@@ -283,7 +293,7 @@ def _ensure_its_names(state: "dict[str, torch.Tensor]", indices: Sequence[int], 
 
 
 def _ensure_shapes(state: "dict[str, torch.Tensor]", plan: Plan, indices: Sequence[int]) -> None:
-    """Each layer takes what the one before gives."""
+    """Make sure that each layer takes as many inputs as the one before has outputs."""
     names = [*(f"features.{i}" for i in indices), *(f"classifier.{k}" for k in _LINEARS)]
     sizes = [[n, c, 3, 3] for _, c, n in plan.convs()] + [[n, c] for _, c, n in plan.linears()]
     for name, size in zip(names, sizes, strict=True):
@@ -297,7 +307,7 @@ def _ensure_shapes(state: "dict[str, torch.Tensor]", plan: Plan, indices: Sequen
 
 
 def _prefix_in_words(state: "dict[str, torch.Tensor]") -> str:
-    """That all names begin alike, where they would be a VGG's without it."""
+    """A hint for names that all begin with the same prefix and are a VGG's without it; else empty."""
     first = next(iter(state), "")
     place = first.find("features.")
     if place > 0 and all(name.startswith(first[:place]) for name in state):
@@ -368,11 +378,10 @@ def _plan(state: "dict[str, torch.Tensor]", family: str, blocks: list[list[int]]
         )
     if fc3.shape[0] == 1:
         raise CheckpointError(
-            "the last layer has one output, of which a sigmoid makes two classes; expected one output a"
-            " class: with one, every picture"
-            " would be class 0 at 100 %. Make two of it, which say the same:"
-            " torch.cat([torch.zeros_like(t), t]) of classifier.6.weight"
-            " and of classifier.6.bias, the class at 0 first"
+            "the last layer has one output, for two classes with a sigmoid; expected one output per class:"
+            " with a single one, every picture would be class 0 at 100 %. Make two outputs that say the same:"
+            " replace both classifier.6.weight and classifier.6.bias, each called t here, by"
+            " torch.cat([torch.zeros_like(t), t]); the first class is then the one at 0"
         )
     return Plan(family, widths, (fc1.shape[0], fc2.shape[0]), fc3.shape[0], POOLED_PX * STRIDE_PX)
 
