@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -184,12 +185,26 @@ def test_a_folder_is_looped_in_order_and_a_new_picture_is_the_next(
     assert list(frames) == []
 
 
-def test_frames_are_paced(folder: Path) -> None:
-    frames = sources.open_source(str(folder), 50.0).frames(threading.Event())
-    start = time.monotonic()
+def test_frames_are_paced(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a clock that only moves while they wait."""
+    now, waited = 100.0, list[float]()
+
+    class Stopped(threading.Event):
+        def wait(self, timeout: float | None = None) -> bool:
+            nonlocal now
+            assert timeout is not None
+            waited.append(timeout)
+            now += timeout
+            return False
+
+    monkeypatch.setattr(sources, "time", SimpleNamespace(monotonic=lambda: now))
+    frames = sources.open_source(str(folder), 50.0).frames(Stopped())
     for _ in range(11):
         next(frames)
-    assert 0.19 < time.monotonic() - start < 1.5
+    now += 1  # one comes late, and is followed by one at once, not by fifty
+    for _ in range(3):
+        next(frames)
+    assert waited == pytest.approx([0.0, *[0.02] * 10, 0.0, 0.0, 0.02])
 
 
 def test_a_folder_is_classified_as_onnxruntime_does(
@@ -267,9 +282,8 @@ def test_an_mjpeg_server_faster_than_the_model(bundle_folder: Path, tmp_path: Pa
     assert frames["dropped"] > 0
     assert frames["received"] > frames["classified"] > 10
     assert frames["broken"] == pytest.approx(frames["received"] / 10, abs=2)
-    assert found["seconds"] == pytest.approx(3, abs=1)
-    # a frame waits for one other at most: nothing queues up
-    assert found["end_to_end_ms"]["p50"] < 4 * (found["decode_ms"]["p50"] + found["model_ms"]["p50"]) + 20
+    assert found["seconds"] > 2.9
+    assert frames["left"] <= 1  # a frame waits for one other at most: nothing queues up
 
 
 def test_a_stream_that_ends_says_so(bundle_folder: Path, tmp_path: Path) -> None:
@@ -416,7 +430,7 @@ def test_a_signal_ends_it_with_a_summary(
 ) -> None:
     running = start(bundle_folder, "--source", folder, "--json", tmp_path / "r.json")
     os.killpg(running.pid, number) if number == signal.SIGINT else os.kill(running.pid, number)
-    output, errors = running.communicate(timeout=20)
+    output, errors = running.communicate(timeout=60)
     assert running.returncode == code, errors
     assert "Traceback" not in errors
     assert "frames/s" in output
@@ -444,7 +458,7 @@ def test_the_model_does_not_outlive_it(folder: Path, bundle_folder: Path) -> Non
     child = the_model_of(running)
     assert Path(f"/proc/{child}").exists()
     running.kill()
-    running.communicate(timeout=20)
+    running.communicate(timeout=60)
     assert ended(child)
 
 
@@ -454,7 +468,7 @@ def test_a_reader_of_its_lines_that_goes_away_ends_it(folder: Path, bundle_folde
     assert running.stdout is not None
     assert running.stderr is not None
     running.stdout.close()
-    assert running.wait(timeout=20) == 2
+    assert running.wait(timeout=60) == 2
     assert "Traceback" not in running.stderr.read()
     running.stderr.close()
     assert ended(child)
@@ -477,7 +491,7 @@ def test_ctrl_c_while_nothing_arrives(bundle_folder: Path, tmp_path: Path) -> No
     assert running.stdout is not None
     assert "is classified by" in running.stdout.readline()
     os.killpg(running.pid, signal.SIGINT)
-    output, errors = running.communicate(timeout=20)
+    output, errors = running.communicate(timeout=60)
     assert running.returncode == 130
     assert "0 received" in output
     assert "Traceback" not in errors
@@ -486,7 +500,7 @@ def test_ctrl_c_while_nothing_arrives(bundle_folder: Path, tmp_path: Path) -> No
 def test_a_killed_model_is_a_sentence(folder: Path, bundle_folder: Path, tmp_path: Path) -> None:
     running = start(bundle_folder, "--source", folder, "--json", tmp_path / "r.json")
     os.kill(the_model_of(running), signal.SIGKILL)
-    output, errors = running.communicate(timeout=20)
+    output, errors = running.communicate(timeout=60)
     assert running.returncode == 1, errors
     assert "✗ scaled: did not fit: the process was killed" in output
     assert "Traceback" not in errors

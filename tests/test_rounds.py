@@ -5,9 +5,9 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -126,14 +126,23 @@ def test_the_watch_sees_what_happens_between_start_and_end(tmp_path: Path) -> No
     assert found["after"] == {"temperature_c": 70.0, "clock_mhz": 1500.0, "held_back": ()}
 
 
-def test_it_waits_for_a_hot_board_but_not_for_ever(tmp_path: Path) -> None:
+def test_it_waits_for_a_hot_board_but_not_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now, cool_from = 0.0, 1000.0
+
+    def sleep(seconds: float) -> None:
+        nonlocal now
+        now += seconds
+        if now >= cool_from:
+            board(tmp_path, 52.0)
+
+    monkeypatch.setattr(watch, "time", SimpleNamespace(monotonic=lambda: now, sleep=sleep))
     start = watch.State.now(board(tmp_path, 50.0))
-    assert watch.cool_down(start, 5.0, tmp_path) < 0.2
+    assert watch.cool_down(start, 5.0, tmp_path) == 0
     board(tmp_path, 80.0)
-    assert 0.5 <= watch.cool_down(start, 0.5, tmp_path) < 1.0
-    threading.Timer(0.5, lambda: board(tmp_path, 52.0)).start()
-    assert 0.4 < watch.cool_down(start, 20.0, tmp_path) < 5.0
-    assert watch.cool_down(watch.State(None, None, None), 5.0, tmp_path) < 0.2
+    assert watch.cool_down(start, 0.5, tmp_path) == pytest.approx(0.5)
+    cool_from = now + 0.5
+    assert 0.5 <= watch.cool_down(start, 20.0, tmp_path) + 1e-9 < 0.51 + watch.EVERY_S
+    assert watch.cool_down(watch.State(None, None, None), 5.0, tmp_path) == 0
 
 
 def test_a_throttled_board_is_in_the_table_and_in_the_json(bundle_folder: Path, tmp_path: Path) -> None:

@@ -246,19 +246,24 @@ def test_slow_uploads_do_not_hold_the_places_of_others(port: int, photo: bytes) 
     wait_for(lambda: ask(port, "POST", "/api/compare?variants=scaled", photo)[0] == 200)
 
 
-def test_beyond_the_queue_is_503_and_who_leaves_makes_room(port: int, photo: bytes) -> None:
-    held = [begun_upload(port, photo, len(photo)) for _ in range(serve.QUEUE)]
-    wait_for(lambda: waiting(port) == serve.QUEUE)
-    status, content, _ = ask(port, "POST", "/api/compare", photo)
-    assert status == 503
-    assert "8 pictures are waiting already" in json.loads(content)["error"]
-    began = time.monotonic()
-    for connection in held:
-        connection.close()
-    wait_for(lambda: waiting(port) == 0)
-    # far less than answering all of them would take
-    assert time.monotonic() - began < 8 * 3 * serve.BUDGET_S / 4
-    assert ask(port, "POST", "/api/compare?variants=scaled", photo)[0] == 200
+def test_beyond_the_queue_is_503_and_who_leaves_makes_room(bundle_folder: Path, photo: bytes) -> None:
+    """Each of them would be answered in hours, and nobody waits for that once they have left."""
+    script = (
+        "import sys; from vgg_runtime import serve; serve.BUDGET_S = 3600.0; serve.MAX_RUNS = 10**9;"
+        " from vgg_runtime.compare import main;"
+        f"sys.exit(main(['--serve', '--port', '0', '--bundle', {str(bundle_folder)!r}]))"
+    )
+    with serving([sys.executable, "-c", script], command_environment()) as (port, running):
+        held = [begun_upload(port, photo, len(photo)) for _ in range(serve.QUEUE)]
+        wait_for(lambda: waiting(port) == serve.QUEUE)
+        status, content, _ = ask(port, "POST", "/api/compare", photo)
+        assert status == 503
+        assert "8 pictures are waiting already" in json.loads(content)["error"]
+        wait_for(lambda: measuring(running.pid))
+        for connection in held:
+            connection.close()
+        wait_for(lambda: waiting(port) == 0)
+        wait_for(lambda: not measuring(running.pid))
 
 
 def test_all_pictures_together_stay_within_the_memory_kept_for_them(
@@ -314,7 +319,7 @@ def test_an_interrupt_ends_the_running_variant_and_says_so(bundle_folder: Path, 
         wait_for(lambda: waiting(port) == 2)
         wait_for(lambda: measuring(running.pid))  # the first; the second waits
         running.send_signal(signal.SIGINT)
-        _, complaints = running.communicate(timeout=10)
+        _, complaints = running.communicate(timeout=60)
         told = sorted((a.result()[:2] for a in answers), key=lambda found: found[0])
     assert running.returncode == 0
     assert all(line.startswith("checking ") for line in complaints.splitlines()), complaints
