@@ -3,12 +3,14 @@
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from conftest import command_environment, readme_table
 
-from vgg_export import demo, model, storage, weights
+from vgg_export import data, demo, fold, model, storage, weights
+from vgg_export.options import WeightsOptions
 from vgg_export.progress import Quiet
 from vgg_export.recipes import RECIPES
 from vgg_runtime import manifest, present, targets
@@ -46,6 +48,45 @@ def test_training_leaves_a_checkpoint_and_its_card(tmp_path: Path) -> None:
     assert card["accuracy"]["n"] == 40
     assert json.loads((tmp_path / "demo.json").read_text()) == card
     assert model.load(tmp_path / "demo.safetensors").plan == demo.PLAN
+
+
+def test_a_part_of_the_demo_from_start_to_end(
+    in_this_process: Callable[..., subprocess.CompletedProcess[str]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The built-in weights at half their size, on 400 signs that nothing was fitted on: a quarter of the
+    arithmetic, and a third of the pictures. All of it is the release's test below."""
+    monkeypatch.setattr(data, "SIGNS_TRAIN", 300)
+    monkeypatch.setattr(data, "SIGNS_VAL", 80)
+    whole = weights.resolve(WeightsOptions("demo"))
+    model.save(fold.fold(whole, 112), tmp_path / "half.safetensors")
+    asked = ("--variants", "quantized,compact", "--test-images", 400, "--target", targets.here().name)
+    command = ("all", "--weights", "half.safetensors", *asked, "--no-compare")
+    done = in_this_process(*command)
+    assert done.returncode == 0, done.stderr
+    bundle = manifest.read(tmp_path / "artifacts")
+    manifest.verify(tmp_path / "artifacts", bundle.all_files())
+    assert bundle.notice is not None
+    assert bundle.notice.startswith("DEMO WEIGHTS")
+    evaluation = {v.id: v.build.evaluation for v in bundle.variants}
+    top1 = {name: 100 * e["top1"]["rate"] for name, e in evaluation.items() if e}
+    assert all(e and e["n"] == e["top1"]["n"] == 400 for e in evaluation.values())
+    assert top1["baseline"] >= 96  # 97.8 %
+    assert top1["quantized"] >= top1["baseline"] - 1.0  # nothing was lost
+    assert top1["compact"] >= top1["baseline"] - 1.5  # 0.5 points were
+    large, small = bundle.variant("baseline"), bundle.variant("compact")
+    assert large.macs >= 2.5 * small.macs
+    assert large.parameters >= 4 * small.parameters
+    assert [loss["step"] for loss in small.losses] == ["removed", "repaired", "tuned", "quantized"]
+    removed, repaired, *_ = (loss["kl"] for loss in small.losses)
+    assert repaired < 0.3 * removed
+    splits = json.loads((tmp_path / "artifacts/splits.json").read_text())
+    sets = [{i["sha256"] for i in splits[part]} for part in ("fit", "select", "test")]
+    assert sum(map(len, sets)) == len(set().union(*sets)) == 780
+    again = in_this_process(*command)
+    assert again.returncode == 0
+    assert "bundle: up to date" in again.stderr
 
 
 @pytest.mark.release
