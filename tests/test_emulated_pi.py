@@ -61,7 +61,15 @@ def compare(
             "Raspberry Pi 4 Model B Rev 1.4",
             "Cortex-A72",
             ["asimd"],
-            "baseline,quantized,scaled",
+            "quantized",
+        ),
+        pytest.param(
+            "cortex-a72",
+            "Raspberry Pi 4 Model B Rev 1.4",
+            "Cortex-A72",
+            ["asimd"],
+            "baseline,scaled",
+            marks=pytest.mark.release,
         ),
         (
             "cortex-a76",
@@ -148,6 +156,25 @@ def task(bundle: Path, variant: str, pi: Pi) -> instructions.Task:
     return instructions.Task(bundle, read, read.variant(variant), pi)
 
 
+def test_a_table_of_one_variant(
+    pis: dict[str, Pi], bundle_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The release's table below in small: int8 by dot products where there are any."""
+    files = ("--json", str(tmp_path / "i.json"), "--markdown", str(tmp_path / "i.md"))
+    assert instructions.main(["--bundle", str(bundle_folder), "--variants", "quantized", *files]) == 0
+    counts = json.loads((tmp_path / "i.json").read_text())["counts"]
+    old, new = (row for row in counts if row["build"] == "quantized.pi5")
+    assert (old["core"], new["core"]) == ("cortex-a72", "cortex-a76")
+    assert new["instructions"] < 0.75 * old["instructions"]
+    assert old["dot_products"] == 0
+    assert 1 <= 16 * new["dot_products"] / new["macs"] < 1.1
+    assert max(old["deviation"], new["deviation"]) < 0.01
+    shown = f"| quantized.pi5 | 224 px | 0.11 | {old['instructions'] / 1e9:.3g} |"
+    assert shown in (tmp_path / "i.md").read_text()
+    assert "Cortex-A72 as in a Raspberry Pi 4 Model B Rev 1.4" in capsys.readouterr().out
+
+
+@pytest.mark.release
 def test_the_table_of_instructions(
     pis: dict[str, Pi], bundle_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
