@@ -556,7 +556,7 @@ def test_a_search_near_chance_recommends_nothing(
     from vgg_export.options import Budget, DistilOptions, FactoriseOptions
 
     monkeypatch.setattr(search, "TIMING_S", 0.02)
-    monkeypatch.setattr(search, "LADDER", (search.Rung(0.5, 0.5),))
+    monkeypatch.setattr(search.run, "__defaults__", ((search.Rung(0.5, 0.5),),))
     torch.save(small_torchvision_vgg("vgg11", False).state_dict(), tmp_path / "mine.pth")
     (tmp_path / "names.txt").write_text("\n".join(CLASSES))
     options = AllOptions(
