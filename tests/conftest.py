@@ -45,13 +45,15 @@ CLASSES = ("stop", "yield", "parking", "no entry", "roundabout", "priority road"
 # The modules that take longest, the longest first, where no run has measured them yet: what is begun last
 # decides how long one worker waits for the other.
 LONGEST = (
-    "test_demo.py",
-    "test_cli.py",
-    "test_deploy.py",
-    "test_emulated_pi.py",
-    "test_serve.py",
     "test_full_size.py",
+    "test_demo.py",
+    "test_deploy.py",
+    "test_cli.py",
+    "test_sanity.py",
+    "test_emulated_pi.py",
+    "test_search.py",
     "test_page.py",
+    "test_serve.py",
 )
 SECONDS = "vgg-export/seconds"  # in pytest's cache: how long each test took when it ran last
 took = pytest.StashKey[dict[str, float]]()
