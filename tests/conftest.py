@@ -334,12 +334,12 @@ def serving(command: list[str], environment: dict[str, str]) -> Iterator[tuple[i
 
 
 def wait_until_up(port: int) -> None:
-    for _ in range(200):
+    for _ in range(1200):
         with contextlib.suppress(OSError):
             if ask(port, "GET", "/api/health")[0] == 200:
                 return
         time.sleep(0.05)
-    raise AssertionError("the server did not come up within ten seconds")
+    raise AssertionError("the server did not come up within a minute")
 
 
 def ask(
