@@ -215,11 +215,11 @@ def waiting(port: int) -> int:
 
 
 def wait_for(condition: Callable[[], bool]) -> None:
-    for _ in range(200):
+    for _ in range(1200):
         if condition():
             return
         time.sleep(0.05)
-    raise AssertionError("it did not come about within ten seconds")
+    raise AssertionError("it did not come about within a minute")
 
 
 def measuring(pid: int) -> bool:
