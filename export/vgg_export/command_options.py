@@ -1,4 +1,5 @@
-"""From the fields of options dataclasses to options of commands, and from what was typed back to dataclasses."""
+"""From the fields of options dataclasses to options of commands, and from what was typed back to the
+dataclasses."""
 
 import types
 import typing
@@ -151,3 +152,18 @@ def all_options(chosen: Chosen, **values: Any) -> options.AllOptions:
         "budget": budget(chosen),
     }
     return build(options.AllOptions, chosen, **(stages | values))
+
+
+def ensure_output(output: Path, suffix: str, *inputs: Path | str) -> None:
+    """Refuses an output of the wrong kind, or one that is also an input.
+
+    Raises:
+        OptionsError: it is.
+    """
+    if output.suffix != suffix:
+        raise OptionsError(f"--output {output} must end in {suffix}")
+    for path in map(Path, inputs):
+        if path.exists() and output.exists() and path.samefile(output):
+            raise OptionsError(
+                f"--output {output} is also an input and would be overwritten; name another file"
+            )

@@ -538,13 +538,13 @@ class DeployOptions:
     )
     wheels: bool = asked(False, "--wheels", "Bring the Python packages along: the board needs no internet.")
     web: bool = asked(False, "--web", "Install what the page (compare.py --serve) needs, too.")
-    run: bool = asked(True, "--no-run", "Copy and install, but run nothing.")
     budget_s: float | None = asked(
         None,
         "--budget",
         "Of timed runs per variant  [default: compare.py's own]",
         metavar="SECONDS",
     )
+    run: bool = asked(True, "--no-run", "Copy and install, but run nothing.")
 
     def __post_init__(self) -> None:
         if (
@@ -582,6 +582,43 @@ class DeployOptions:
     def root(self) -> str:
         """The folder on the board, absolute or from the home folder on."""
         return self.path[2:] if self.path.startswith("~/") else self.path
+
+
+@dataclasses.dataclass(frozen=True)
+class DrawOptions:
+    """Class folders of drawn signs below ``output``/train, /val if any are asked for, and /test, as JPEG
+    files of ``size_px``."""
+
+    output: Path
+    train: int = asked(1200, "--train", "Pictures to draw for training.")
+    test: int = asked(600, "--test", "Pictures to draw for testing, from other seeds.")
+    size_px: int = asked(256, "--size-px", "Side of the square pictures.")
+    seed: int = asked_as(0, SEED)
+    val: int = asked(0, "--val", "Pictures to draw for selecting, from other seeds.")
+
+    def __post_init__(self) -> None:
+        if min(self.train, self.test) < 1 or self.val < 0 or self.size_px < 32 or not 0 <= self.seed < 100:
+            counts = f"--train {self.train} --val {self.val} --test {self.test}"
+            found = f"{counts}, {self.size_px} px and seed {self.seed}"
+            raise OptionsError(
+                f"expected positive counts, a size of at least 32 px and a seed of 0 to 99; found {found}"
+            )
+        if max(self.train, self.val, self.test) > 1_000_000:
+            raise OptionsError("at most 1,000,000 signs a set")
+
+
+@dataclasses.dataclass(frozen=True)
+class ServeOptions:
+    """``host``: the address to open the page at; None: only this machine sees it."""
+
+    bundle: Path = asked(Path("artifacts"), "--bundle", "What to compare.", folder=True)
+    port: int = asked(8000, "--port", "Of the page; 0 for any free one.", bounds=(0, 65535))
+    host: str | None = asked(
+        None,
+        "--host",
+        "Open the page to the network, e.g. 0.0.0.0  [default: this machine only]",
+        metavar="ADDRESS",
+    )
 
 
 def as_json(options: Any) -> dict[str, Any]:

@@ -23,11 +23,11 @@ from vgg_export.core import cache
 from vgg_export.core.errors import AccuracyError
 from vgg_export.core.progress import Quiet
 from vgg_export.data import sanity, signs
-from vgg_export.data.drawn import DrawOptions, draw_signs
+from vgg_export.data.drawn import draw_signs
 from vgg_export.data.splits import PARTS, Item, Splits, resolve
 from vgg_export.network import checkpoint as checkpoints
 from vgg_export.network import weights
-from vgg_export.options import AllOptions, DataOptions, WeightsOptions, default_targets
+from vgg_export.options import AllOptions, DataOptions, DrawOptions, WeightsOptions, default_targets
 from vgg_runtime.bundle import manifest, metrics
 from vgg_runtime.measure.recommend import near_chance, recommend
 from vgg_runtime.report import tables
