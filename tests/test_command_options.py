@@ -15,7 +15,8 @@ from vgg_export.core.option import asked, options_of
 
 # What is asked of every stage of ``all``.
 STAGES = (
-    options.AllOptions,
+    options.RecipeOptions,
+    options.RunOptions,
     options.WeightsOptions,
     options.DataOptions,
     options.PruneOptions,

@@ -1,4 +1,4 @@
-"""The command line: options -> options.py -> a stage. No logic; the only place that prints.
+"""The command line: what is typed -> options.py -> a function that is called and said to be done. No logic.
 
 Exit codes: 0 done, 1 a stage or its check failed, 2 unusable input or options, 130 interrupted.
 """
@@ -15,7 +15,6 @@ import click
 
 from . import __version__, options, terminal
 from .command_options import (
-    all_options,
     build,
     built_for,
     ensure_output,
@@ -23,8 +22,10 @@ from .command_options import (
     given,
     prune_options,
     quantize_options,
+    recipe_options,
 )
 from .core.errors import OptionsError
+from .options import default_targets
 from .terminal import TerminalProgress
 
 COMPARE_BUDGET_S = 3.0
@@ -65,16 +66,13 @@ _finetune = given(options.FinetuneOptions, "epochs", "images", "rate", "train_fr
 _factorise = given(options.FactoriseOptions, "conv_share", "fc_ranks")
 _distil = given(options.DistilOptions, "up_to")
 _target_here = given(
-    options.QuantizeOptions,
-    "target",
-    default=lambda: options.default_targets()[0],
-    show_default="this machine",
+    options.QuantizeOptions, "target", default=lambda: default_targets()[0], show_default="this machine"
 )
 _quantize = given(options.QuantizeOptions, "method", "min_agreement")
-_scaled = given(options.AllOptions, "scaled_px")
-_accept = given(options.AllOptions, "accept_accuracy")
-_work_folder = given(options.AllOptions, "work")
-_bundle_output = given(options.AllOptions, "output")
+_scaled = given(options.RecipeOptions, "scaled_px")
+_accept = given(options.RecipeOptions, "accept_accuracy")
+_work_folder = given(options.RunOptions, "work")
+_bundle_output = given(options.RunOptions, "output")
 
 
 @cli.command("all")
@@ -89,10 +87,10 @@ _bundle_output = given(options.AllOptions, "output")
 @_factorise
 @_distil
 @given(options.Budget)
-@given(options.AllOptions, "targets")
+@given(options.RecipeOptions, "targets")
 @_quantize
 @_scaled
-@given(options.AllOptions, "variants")
+@given(options.RecipeOptions, "variants")
 @_accept
 @_seed
 @click.option("--no-compare", is_flag=True, help="Do not measure the variants on this machine at the end.")
@@ -102,20 +100,19 @@ def all_(no_compare: bool, **chosen: Any) -> int:
 
     Example: vgg-export all --weights my_vgg16.pth --data photos/ --target pi4
     """
-    wanted = all_options(chosen)
+    wanted, how = recipe_options(chosen), build(options.RunOptions, chosen, progress=TerminalProgress())
     from vgg_runtime.bundle.manifest import REPORT_NAME
 
     from . import pipeline
 
-    pipeline.run(wanted, TerminalProgress())
+    pipeline.run(wanted, how)
     click.echo(
-        f"\nThe bundle is in {wanted.output}; copy that folder to the board and run runtime/compare.py"
-        " there.\n",
+        f"\nThe bundle is in {how.output}; copy that folder to the board and run runtime/compare.py there.\n",
         err=True,
     )
     if no_compare:
         return 0
-    launcher, report = wanted.output / "runtime" / "compare.py", wanted.output / REPORT_NAME
+    launcher, report = how.output / "runtime" / "compare.py", how.output / REPORT_NAME
     command = [sys.executable, str(launcher), "--budget", str(COMPARE_BUDGET_S), "--html", str(report)]
     return subprocess.run(command, check=False).returncode
 
@@ -143,12 +140,13 @@ def sweep(**chosen: Any) -> None:
     Example: vgg-export sweep --weights my_vgg16.pth --data photos/ --output front
     """
     asked = build(options.SweepOptions, chosen)
-    wanted = all_options(chosen, targets=built_for(chosen))
+    wanted = recipe_options(chosen, targets=built_for(chosen))
+    how = build(options.RunOptions, chosen, progress=TerminalProgress())
     from . import pipeline
 
-    found = pipeline.run_sweep(wanted, asked, TerminalProgress())
+    found = pipeline.run_sweep(wanted, asked, how)
     click.echo(found.reason)
-    click.echo(f"wrote {wanted.output}/front.json, .csv, .svg and .png: {len(found.points)} points")
+    click.echo(f"wrote {how.output}/front.json, .csv, .svg and .png: {len(found.points)} points")
 
 
 @cli.command()

@@ -139,7 +139,7 @@ def _is_typed(key: str, chosen: Chosen) -> bool:
     return key in chosen and source is not click.core.ParameterSource.DEFAULT
 
 
-def all_options(chosen: Chosen, **values: Any) -> options.AllOptions:
+def recipe_options(chosen: Chosen, **values: Any) -> options.RecipeOptions:
     """Everything that the commands with all stages are asked."""
     stages: dict[str, Any] = {
         "weights": build(options.WeightsOptions, chosen),
@@ -151,7 +151,7 @@ def all_options(chosen: Chosen, **values: Any) -> options.AllOptions:
         "quantize": quantize_options(chosen),
         "budget": budget(chosen),
     }
-    return build(options.AllOptions, chosen, **(stages | values))
+    return build(options.RecipeOptions, chosen, **(stages | values))
 
 
 def ensure_output(output: Path, suffix: str, *inputs: Path | str) -> None:

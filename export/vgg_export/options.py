@@ -11,6 +11,7 @@ from vgg_runtime.board.targets import TARGETS, here
 
 from .core.errors import OptionsError
 from .core.option import Option, asked, asked_as
+from .core.progress import Progress, Quiet
 
 WIDTH_MULTIPLE = 16  # onnxruntime's fast int8 kernels on ARM want channels in multiples of 4 in and 16 out
 BLOCK_NAMES = ("conv1", "conv2", "conv3", "conv4", "conv5")
@@ -437,13 +438,10 @@ def variant_names(text: str) -> tuple[str, ...] | None:
 
 
 @dataclasses.dataclass(frozen=True)
-class AllOptions:
-    """Everything that ``vgg-export all`` takes."""
+class RecipeOptions:
+    """What is asked: of which checkpoint, with which pictures, which variants, made how and for which cores.
+    The seeds belong to it: they decide what comes out."""
 
-    output: Path = asked(Path("artifacts"), "--output", "The bundle; replaced as a whole.", folder=True)
-    work: Path | None = asked(
-        None, "--work", "Intermediate files  [default: .OUTPUT.work beside the output]", folder=True
-    )
     weights: WeightsOptions = dataclasses.field(default_factory=WeightsOptions)
     data: DataOptions = dataclasses.field(default_factory=DataOptions)
     prune: PruneOptions = dataclasses.field(default_factory=PruneOptions)
@@ -488,6 +486,25 @@ class AllOptions:
             )
         if not 32 <= self.scaled_px < 224:
             raise OptionsError(f"--scaled-px must be at least 32 and below 224, found {self.scaled_px}")
+
+    @property
+    def built_for(self) -> tuple[str, ...]:
+        """The cores to build for, each once."""
+        return tuple(dict.fromkeys(self.targets or default_targets()))
+
+
+@dataclasses.dataclass(frozen=True)
+class RunOptions:
+    """How a run is carried out, which changes nothing of what comes out: where that goes, where intermediate
+    files stay, and who is told how far it is."""
+
+    output: Path = asked(Path("artifacts"), "--output", "The bundle; replaced as a whole.", folder=True)
+    work: Path | None = asked(
+        None, "--work", "Intermediate files  [default: .OUTPUT.work beside the output]", folder=True
+    )
+    progress: Progress = dataclasses.field(default_factory=Quiet)
+
+    def __post_init__(self) -> None:
         folder = self.output.resolve()
         if folder == Path.cwd().resolve() or folder in Path.cwd().resolve().parents:
             raise OptionsError(
@@ -497,11 +514,6 @@ class AllOptions:
             raise OptionsError(
                 f"--work {self.work} lies inside --output {self.output}; the output is replaced as a whole"
             )
-
-    @property
-    def built_for(self) -> tuple[str, ...]:
-        """The cores to build for, each once."""
-        return tuple(dict.fromkeys(self.targets or default_targets()))
 
     @property
     def work_folder(self) -> Path:
