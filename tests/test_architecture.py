@@ -49,7 +49,7 @@ FLOORS = {
         {"inputs"},
         {"recipes"},
         {"search"},
-        {"pipeline", "command_options"},
+        {"pipeline", "by_hand", "command_options"},
         {"cli"},
         {"__main__"},
     ),

@@ -12,7 +12,7 @@ from conftest import ROOT, readme_table
 from vgg_export.cli import cli
 from vgg_export.compress import prune
 from vgg_export.network import chain, weights
-from vgg_export.options import AllOptions, PruneOptions
+from vgg_export.options import PruneOptions, RecipeOptions
 from vgg_export.recipes import FOLD, PRUNE, RECIPES, Recipe
 from vgg_runtime.board.targets import TARGETS
 from vgg_runtime.bundle.metrics import wilson_interval
@@ -30,7 +30,7 @@ def planned(recipe: Recipe) -> chain.Plan:
             for block in plan.blocks[3:]
         ]
         plan = dataclasses.replace(plan, blocks=(*plan.blocks[:3], *deep))
-    return dataclasses.replace(plan, input_px=AllOptions().scaled_px) if FOLD in recipe.steps else plan
+    return dataclasses.replace(plan, input_px=RecipeOptions().scaled_px) if FOLD in recipe.steps else plan
 
 
 def test_the_full_size_table_is_the_recipes() -> None:
@@ -44,7 +44,7 @@ def test_the_full_size_table_is_the_recipes() -> None:
         # the ranks follow from pictures; the bound on the arithmetic is an option
         if recipe.searched:
             linear = sum(layer.macs() for layer in plan.layers() if not layer.kernel)
-            assert giga <= (AllOptions().factorise.conv_share * (plan.macs() - linear) + linear) / 1e9
+            assert giga <= (RecipeOptions().factorise.conv_share * (plan.macs() - linear) + linear) / 1e9
             assert million < plan.parameters() / 3e6
         else:
             assert row[2:4] == [f"{plan.parameters() / 1e6:.2f} M", f"{plan.macs() / 1e9:.2f}"]

@@ -12,7 +12,7 @@ from vgg_export.core import cache
 from vgg_export.core.progress import Quiet
 from vgg_export.data.splits import Splits
 from vgg_export.network import checkpoint as checkpoints
-from vgg_export.options import AllOptions, DataOptions, QuantizeOptions
+from vgg_export.options import DataOptions, QuantizeOptions, RecipeOptions
 from vgg_export.recipes import CHECKPOINT, DISTIL, EXPORT, MODEL, PRUNE, QUANTIZE, RECIPES, Recipe, Step
 from vgg_runtime.bundle.manifest import SessionSettings
 from vgg_runtime.bundle.session import Model
@@ -36,7 +36,7 @@ SHARPEN = Step("sharpen", CHECKPOINT, CHECKPOINT, sharpen)
 @pytest.fixture
 def context(splits: Splits, tmp_path: Path) -> recipes.Context:
     checkpoints.save(small_checkpoint(), tmp_path / "mine.safetensors")
-    options = AllOptions(
+    options = RecipeOptions(
         data=DataOptions(calibration_images=8), targets=("pi5",), quantize=QuantizeOptions("pi5")
     )
     original = cache.of(tmp_path / "mine.safetensors")

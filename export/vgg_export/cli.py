@@ -1,79 +1,44 @@
-"""The command line: options -> options.py -> a stage. No logic; the only place that prints.
+"""The command line: what is typed -> options.py -> a function that is called and said to be done. No logic.
 
 Exit codes: 0 done, 1 a stage or its check failed, 2 unusable input or options, 130 interrupted.
 """
 
 import json
-import logging
 import os
 import subprocess
 import sys
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 
-from . import __version__, options
+from . import __version__, options, terminal
 from .command_options import (
-    all_options,
     build,
     built_for,
+    ensure_output,
     factorise_options,
     given,
     prune_options,
     quantize_options,
+    recipe_options,
 )
-from .core.errors import OptionsError, VggExportError
+from .core.errors import OptionsError
+from .options import default_targets
 from .terminal import TerminalProgress
 
-EXIT_INTERRUPTED = 130
 COMPARE_BUDGET_S = 3.0
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code; no traceback reaches a user."""
-    from vgg_runtime.errors import RuntimeInputError
-
     try:
-        result = cli.main(arguments, prog_name="vgg-export", standalone_mode=False)
-    except click.exceptions.NoArgsIsHelpError as error:
-        error.show()
-        return 2
-    except click.ClickException as error:
-        error.show()
-        return error.exit_code
-    except VggExportError as error:
-        click.secho(f"Error: {error}", fg="red", err=True)
-        return error.exit_code
-    except RuntimeInputError as error:
-        click.secho(f"Error: {error}", fg="red", err=True)
-        return 2
-    except (KeyboardInterrupt, click.Abort):
-        click.echo(
-            "\nInterrupted; what was finished is kept and the same command goes on from there.", err=True
-        )
-        return EXIT_INTERRUPTED
-    except MemoryError:
-        click.secho(
-            "Error: this computer ran out of memory; close other programs or use a machine with more",
-            fg="red",
-            err=True,
-        )
-        return 1
-    except Exception as error:
-        if os.environ.get("VGG_EXPORT_TRACEBACK"):
+        return int(cli.main(arguments, prog_name="vgg-export", standalone_mode=False) or 0)
+    except (Exception, KeyboardInterrupt) as error:
+        if terminal.is_a_surprise(error) and os.environ.get("VGG_EXPORT_TRACEBACK"):
             raise
-        text = " ".join(str(error).split())[:300]
-        click.secho(
-            f"Error: unexpected {type(error).__name__}: {text} (VGG_EXPORT_TRACEBACK=1 shows where; please"
-            " report it)",
-            fg="red",
-            err=True,
-        )
-        return 1
-    return int(result or 0)
+        return terminal.explain(error)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -83,14 +48,7 @@ def cli() -> None:
 
     Example: vgg-export all --weights my_vgg16.pth --data photos/ --output artifacts
     """
-    logging.basicConfig(format="%(message)s", stream=sys.stderr, force=True)
-    for name in ("vgg_export", "vgg_calibration"):
-        logging.getLogger(name).setLevel(logging.INFO)
-    for name in ("torch", "onnxscript", "onnx_ir", "onnxruntime"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    logging.getLogger().setLevel(logging.ERROR)
-    # the libraries' remarks to programmers; what a user must know is an error or logged
-    warnings.simplefilter("ignore")
+    terminal.show_what_matters()
 
 
 _FILE = click.Path(path_type=Path, dir_okay=False)
@@ -107,27 +65,14 @@ _repair_images = given(options.FactoriseOptions, "images")
 _finetune = given(options.FinetuneOptions, "epochs", "images", "rate", "train_from")
 _factorise = given(options.FactoriseOptions, "conv_share", "fc_ranks")
 _distil = given(options.DistilOptions, "up_to")
+_target_here = given(
+    options.QuantizeOptions, "target", default=lambda: default_targets()[0], show_default="this machine"
+)
 _quantize = given(options.QuantizeOptions, "method", "min_agreement")
-_scaled = given(options.AllOptions, "scaled_px")
-_accept = given(options.AllOptions, "accept_accuracy")
-_work_folder = given(options.AllOptions, "work")
-_bundle_output = given(options.AllOptions, "output")
-
-
-def _work(output: Path) -> Path:
-    """Where a single stage keeps what it converts on the way."""
-    return output.parent / f".{output.stem}.work"
-
-
-def _ensure_output(output: Path, suffix: str, *inputs: Path | str) -> None:
-    """An output of the right kind that is none of the inputs."""
-    if output.suffix != suffix:
-        raise OptionsError(f"--output {output} must end in {suffix}")
-    for given in inputs:
-        if Path(given).exists() and output.exists() and Path(given).samefile(output):
-            raise OptionsError(
-                f"--output {output} is also an input and would be overwritten; name another file"
-            )
+_scaled = given(options.RecipeOptions, "scaled_px")
+_accept = given(options.RecipeOptions, "accept_accuracy")
+_work_folder = given(options.RunOptions, "work")
+_bundle_output = given(options.RunOptions, "output")
 
 
 @cli.command("all")
@@ -142,10 +87,10 @@ def _ensure_output(output: Path, suffix: str, *inputs: Path | str) -> None:
 @_factorise
 @_distil
 @given(options.Budget)
-@given(options.AllOptions, "targets")
+@given(options.RecipeOptions, "targets")
 @_quantize
 @_scaled
-@given(options.AllOptions, "variants")
+@given(options.RecipeOptions, "variants")
 @_accept
 @_seed
 @click.option("--no-compare", is_flag=True, help="Do not measure the variants on this machine at the end.")
@@ -155,20 +100,19 @@ def all_(no_compare: bool, **chosen: Any) -> int:
 
     Example: vgg-export all --weights my_vgg16.pth --data photos/ --target pi4
     """
-    wanted = all_options(chosen)
+    wanted, how = recipe_options(chosen), build(options.RunOptions, chosen, progress=TerminalProgress())
     from vgg_runtime.bundle.manifest import REPORT_NAME
 
     from . import pipeline
 
-    pipeline.run(wanted, TerminalProgress())
+    pipeline.run(wanted, how)
     click.echo(
-        f"\nThe bundle is in {wanted.output}; copy that folder to the board and run runtime/compare.py"
-        " there.\n",
+        f"\nThe bundle is in {how.output}; copy that folder to the board and run runtime/compare.py there.\n",
         err=True,
     )
     if no_compare:
         return 0
-    launcher, report = wanted.output / "runtime" / "compare.py", wanted.output / REPORT_NAME
+    launcher, report = how.output / "runtime" / "compare.py", how.output / REPORT_NAME
     command = [sys.executable, str(launcher), "--budget", str(COMPARE_BUDGET_S), "--html", str(report)]
     return subprocess.run(command, check=False).returncode
 
@@ -181,12 +125,7 @@ def all_(no_compare: bool, **chosen: Any) -> int:
 @given(options.SweepOptions)
 @_repair_images
 @_distil
-@given(
-    options.QuantizeOptions,
-    "target",
-    default=lambda: options.default_targets()[0],
-    show_default="this machine",
-)
+@_target_here
 @_quantize
 @_scaled
 @_accept
@@ -201,12 +140,13 @@ def sweep(**chosen: Any) -> None:
     Example: vgg-export sweep --weights my_vgg16.pth --data photos/ --output front
     """
     asked = build(options.SweepOptions, chosen)
-    wanted = all_options(chosen, targets=built_for(chosen))
+    wanted = recipe_options(chosen, targets=built_for(chosen))
+    how = build(options.RunOptions, chosen, progress=TerminalProgress())
     from . import pipeline
 
-    found = pipeline.run_sweep(wanted, asked, TerminalProgress())
+    found = pipeline.run_sweep(wanted, asked, how)
     click.echo(found.reason)
-    click.echo(f"wrote {wanted.output}/front.json, .csv, .svg and .png: {len(found.points)} points")
+    click.echo(f"wrote {how.output}/front.json, .csv, .svg and .png: {len(found.points)} points")
 
 
 @cli.command()
@@ -228,23 +168,13 @@ def prune(output: Path, no_pictures: bool, **chosen: Any) -> None:
         raise OptionsError(
             "--no-pictures goes neither with --data nor, unless --criterion is obs, with --no-repair"
         )
-    _ensure_output(output, ".safetensors", chosen["weights"])
-    from . import inputs
-    from .compress import prune
+    ensure_output(output, ".safetensors", chosen["weights"])
+    from . import by_hand
 
-    progress = TerminalProgress()
-    checkpoint = inputs.checkpoint_file(
-        build(options.WeightsOptions, chosen), pictures if chosen["data"] else None, _work(output), progress
+    weights, accept = build(options.WeightsOptions, chosen), chosen["accept_accuracy"]
+    by_hand.run_prune(
+        weights, None if no_pictures else pictures, wanted, output, TerminalProgress(), accept=accept
     )
-    needed = wanted.sees_pictures and not no_pictures
-    splits = (
-        inputs.splits_for(checkpoint, pictures, _work(output), progress) if needed or chosen["data"] else None
-    )
-    if splits:
-        inputs.ensure_understood(
-            checkpoint, splits, _work(output), progress, accept=chosen["accept_accuracy"]
-        )
-    prune.run(checkpoint, splits if needed else None, output, wanted, progress)
     click.echo(f"wrote {output}")
 
 
@@ -264,17 +194,11 @@ def factorise(output: Path, **chosen: Any) -> None:
     compact.safetensors
     """
     wanted, pictures = factorise_options(chosen), build(options.DataOptions, chosen)
-    _ensure_output(output, ".safetensors", chosen["weights"])
-    from . import inputs
-    from .compress import factorise
+    ensure_output(output, ".safetensors", chosen["weights"])
+    from . import by_hand
 
-    progress = TerminalProgress()
-    checkpoint = inputs.checkpoint_file(
-        build(options.WeightsOptions, chosen), pictures, _work(output), progress
-    )
-    splits = inputs.splits_for(checkpoint, pictures, _work(output), progress)
-    inputs.ensure_understood(checkpoint, splits, _work(output), progress, accept=chosen["accept_accuracy"])
-    factorise.run(checkpoint, splits, output, wanted, progress, _work(output))
+    weights, accept = build(options.WeightsOptions, chosen), chosen["accept_accuracy"]
+    by_hand.run_factorise(weights, pictures, wanted, output, TerminalProgress(), accept=accept)
     click.echo(f"wrote {output}")
 
 
@@ -297,25 +221,12 @@ def finetune(output: Path, teacher: str, **chosen: Any) -> None:
     On several cores or machines: torchrun --standalone --nproc-per-node 2 -m vgg_export finetune ...
     """
     wanted, pictures = build(options.FinetuneOptions, chosen), build(options.DataOptions, chosen)
-    _ensure_output(output, ".safetensors", chosen["weights"], teacher)
-    from . import inputs
-    from .compress import distil
-    from .core import files
+    ensure_output(output, ".safetensors", chosen["weights"], teacher)
+    from . import by_hand
 
-    progress = TerminalProgress()
-    # under torchrun the first process prepares, the others find it done
-    with files.exclusive(_work(output)):
-        student = inputs.checkpoint_file(
-            build(options.WeightsOptions, chosen), pictures, _work(output), progress
-        )
-        taught_by = inputs.checkpoint_file(
-            options.WeightsOptions(teacher, chosen["labels"]), pictures, _work(output), progress, "teacher"
-        )
-        splits = inputs.splits_for(student, pictures, _work(output), progress)
-        # the teacher, since what is to be tuned may well be damaged
-        inputs.ensure_understood(taught_by, splits, _work(output), progress, accept=chosen["accept_accuracy"])
-    made = distil.run(student, taught_by, splits, output, wanted, progress)
-    if made.path == output:
+    weights, accept = build(options.WeightsOptions, chosen), chosen["accept_accuracy"]
+    by = options.WeightsOptions(teacher, chosen["labels"])
+    if by_hand.run_finetune(weights, by, pictures, wanted, output, TerminalProgress(), accept=accept):
         click.echo(f"wrote {output}")
 
 
@@ -334,14 +245,10 @@ def export(output: Path, input_px: int, **chosen: Any) -> None:
 
     Example: vgg-export export --weights tuned.safetensors --input-px 160 --output tuned-160.onnx
     """
-    _ensure_output(output, ".onnx", chosen["weights"])
-    from . import inputs
-    from .graphs.export import run
+    ensure_output(output, ".onnx", chosen["weights"])
+    from . import by_hand
 
-    progress = TerminalProgress()
-    checkpoint = inputs.checkpoint_file(build(options.WeightsOptions, chosen), None, _work(output), progress)
-    scaled = inputs.at_input_px(checkpoint, input_px, _work(output), progress)
-    run(scaled, output, progress)
+    by_hand.run_export(build(options.WeightsOptions, chosen), input_px, output, TerminalProgress())
     click.echo(f"wrote {output}")
 
 
@@ -362,14 +269,10 @@ def quantize(source: Path, output: Path, **chosen: Any) -> None:
     Example: vgg-export quantize --model tuned.onnx --data photos/ --target pi4 --output tuned-int8.onnx
     """
     wanted, pictures = quantize_options(chosen), build(options.DataOptions, chosen)
-    _ensure_output(output, ".onnx", source)
-    from . import inputs
-    from .int8 import quantize
+    ensure_output(output, ".onnx", source)
+    from . import by_hand
 
-    progress = TerminalProgress()
-    exported = inputs.model_file(source)
-    splits = inputs.splits_for(exported, pictures, _work(output), progress)
-    quantize.run(exported, splits, pictures.calibration_images, output, wanted, progress, pictures.seed)
+    by_hand.run_quantize(source, pictures, wanted, output, TerminalProgress())
     click.echo(f"wrote {output}")
 
 
@@ -432,31 +335,17 @@ def evaluate(
 
 
 @cli.command()
-@click.option(
-    "--bundle", "folder", type=_FOLDER, default=Path("artifacts"), show_default=True, help="What to compare."
-)
-@click.option(
-    "--port",
-    type=click.IntRange(0, 65535),
-    default=8000,
-    show_default=True,
-    help="Of the page; 0 for any free one.",
-)
-@click.option(
-    "--host",
-    metavar="ADDRESS",
-    help="Open the page to the network, e.g. 0.0.0.0  [default: this machine only]",
-)
-def serve(folder: Path, port: int, host: str | None) -> int:
+@given(options.ServeOptions)
+def serve(**chosen: Any) -> int:
     """The device's page on this machine: drop in a picture, see a card per variant.
 
     Example: vgg-export serve --bundle artifacts --port 8000
     """
+    wanted = build(options.ServeOptions, chosen)
     from vgg_runtime import compare
 
-    return compare.main(
-        ["--bundle", str(folder), "--serve", "--port", str(port), *(["--host", host] if host else [])]
-    )
+    host = ["--host", wanted.host] if wanted.host else []
+    return compare.main(["--bundle", str(wanted.bundle), "--serve", "--port", str(wanted.port), *host])
 
 
 @cli.command()
@@ -473,19 +362,7 @@ def report(results: tuple[Path, ...]) -> None:
 
 @cli.command()
 @click.argument("host", metavar="USER@HOST")
-@given(
-    options.DeployOptions,
-    "bundle",
-    "output",
-    "port",
-    "identity",
-    "path",
-    "variants",
-    "wheels",
-    "web",
-    "budget_s",
-    "run",
-)
+@given(options.DeployOptions)
 def deploy(host: str, **chosen: Any) -> int:
     """Bring a bundle to a board over ssh, run it there, and bring the results back.
 
@@ -508,23 +385,16 @@ def deploy(host: str, **chosen: Any) -> int:
     required=True,
     help="A new folder; train/CLASS, test/CLASS and, with --val, val/CLASS are made in it.",
 )
-@click.option("--train", type=int, default=1200, show_default=True, help="Pictures to draw for training.")
-@click.option(
-    "--val", type=int, default=0, show_default=True, help="Pictures to draw for selecting, from other seeds."
-)
-@click.option(
-    "--test", type=int, default=600, show_default=True, help="Pictures to draw for testing, from other seeds."
-)
-@click.option("--size-px", type=int, default=256, show_default=True, help="Side of the square pictures.")
-@_seed
-def draw_signs(output: Path, train: int, val: int, test: int, size_px: int, seed: int) -> None:
+@given(options.DrawOptions, "train", "val", "test", "size_px", "seed")
+def draw_signs(output: Path, **chosen: Any) -> None:
     """Draw labelled road signs into class folders.
 
     Example: vgg-export draw-signs --output signs --train 1200 --val 300 --test 600
     """
+    wanted = build(options.DrawOptions, chosen, output=output)
     from .data import drawn
 
-    drawn.draw_signs(drawn.DrawOptions(output, train, test, size_px, seed, val), TerminalProgress())
+    drawn.draw_signs(wanted, TerminalProgress())
     click.echo(f"wrote {output}")
 
 

@@ -1,4 +1,4 @@
-"""From the fields of options dataclasses to options of commands, and from what was typed back to
+"""From the fields of options dataclasses to options of commands, and from what was typed back to the
 dataclasses."""
 
 import types
@@ -139,7 +139,7 @@ def _is_typed(key: str, chosen: Chosen) -> bool:
     return key in chosen and source is not click.core.ParameterSource.DEFAULT
 
 
-def all_options(chosen: Chosen, **values: Any) -> options.AllOptions:
+def recipe_options(chosen: Chosen, **values: Any) -> options.RecipeOptions:
     """Everything that the commands with all stages are asked."""
     stages: dict[str, Any] = {
         "weights": build(options.WeightsOptions, chosen),
@@ -151,4 +151,19 @@ def all_options(chosen: Chosen, **values: Any) -> options.AllOptions:
         "quantize": quantize_options(chosen),
         "budget": budget(chosen),
     }
-    return build(options.AllOptions, chosen, **(stages | values))
+    return build(options.RecipeOptions, chosen, **(stages | values))
+
+
+def ensure_output(output: Path, suffix: str, *inputs: Path | str) -> None:
+    """Refuses an output of the wrong kind, or one that is also an input.
+
+    Raises:
+        OptionsError: it is.
+    """
+    if output.suffix != suffix:
+        raise OptionsError(f"--output {output} must end in {suffix}")
+    for path in map(Path, inputs):
+        if path.exists() and output.exists() and path.samefile(output):
+            raise OptionsError(
+                f"--output {output} is also an input and would be overwritten; name another file"
+            )

@@ -21,7 +21,7 @@ from .data import sanity, tensors, wordnet
 from .data.splits import Item, Splits, class_folders, resolve, unseen
 from .network import checkpoint as checkpoints
 from .network import input_size, weights
-from .options import AllOptions, DataOptions, WeightsOptions
+from .options import DataOptions, RecipeOptions, RunOptions, WeightsOptions
 
 log = logging.getLogger(__name__)
 
@@ -37,13 +37,13 @@ class Given:
     checked: sanity.Checked
 
 
-def read(options: AllOptions, progress: Progress) -> Given:
+def read(options: RecipeOptions, how: RunOptions) -> Given:
     """What ``vgg-export all`` and ``sweep`` begin with.
 
     Raises:
         AccuracyError: the checkpoint does not understand the pictures.
     """
-    folder = options.work_folder
+    folder, progress = how.work_folder, how.progress
     saved = checkpoint_file(options.weights, options.data, folder, progress)
     source, labels = source_and_labels(saved)
     ids = wordnet.ids_for(source)

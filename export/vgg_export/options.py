@@ -11,6 +11,7 @@ from vgg_runtime.board.targets import TARGETS, here
 
 from .core.errors import OptionsError
 from .core.option import Option, asked, asked_as
+from .core.progress import Progress, Quiet
 
 WIDTH_MULTIPLE = 16  # onnxruntime's fast int8 kernels on ARM want channels in multiples of 4 in and 16 out
 BLOCK_NAMES = ("conv1", "conv2", "conv3", "conv4", "conv5")
@@ -437,13 +438,10 @@ def variant_names(text: str) -> tuple[str, ...] | None:
 
 
 @dataclasses.dataclass(frozen=True)
-class AllOptions:
-    """Everything that ``vgg-export all`` takes."""
+class RecipeOptions:
+    """What is asked: of which checkpoint, with which pictures, which variants, made how and for which cores.
+    The seeds belong to it: they decide what comes out."""
 
-    output: Path = asked(Path("artifacts"), "--output", "The bundle; replaced as a whole.", folder=True)
-    work: Path | None = asked(
-        None, "--work", "Intermediate files  [default: .OUTPUT.work beside the output]", folder=True
-    )
     weights: WeightsOptions = dataclasses.field(default_factory=WeightsOptions)
     data: DataOptions = dataclasses.field(default_factory=DataOptions)
     prune: PruneOptions = dataclasses.field(default_factory=PruneOptions)
@@ -488,6 +486,25 @@ class AllOptions:
             )
         if not 32 <= self.scaled_px < 224:
             raise OptionsError(f"--scaled-px must be at least 32 and below 224, found {self.scaled_px}")
+
+    @property
+    def built_for(self) -> tuple[str, ...]:
+        """The cores to build for, each once."""
+        return tuple(dict.fromkeys(self.targets or default_targets()))
+
+
+@dataclasses.dataclass(frozen=True)
+class RunOptions:
+    """How a run is carried out, which changes nothing of what comes out: where that goes, where intermediate
+    files stay, and who is told how far it is."""
+
+    output: Path = asked(Path("artifacts"), "--output", "The bundle; replaced as a whole.", folder=True)
+    work: Path | None = asked(
+        None, "--work", "Intermediate files  [default: .OUTPUT.work beside the output]", folder=True
+    )
+    progress: Progress = dataclasses.field(default_factory=Quiet)
+
+    def __post_init__(self) -> None:
         folder = self.output.resolve()
         if folder == Path.cwd().resolve() or folder in Path.cwd().resolve().parents:
             raise OptionsError(
@@ -497,11 +514,6 @@ class AllOptions:
             raise OptionsError(
                 f"--work {self.work} lies inside --output {self.output}; the output is replaced as a whole"
             )
-
-    @property
-    def built_for(self) -> tuple[str, ...]:
-        """The cores to build for, each once."""
-        return tuple(dict.fromkeys(self.targets or default_targets()))
 
     @property
     def work_folder(self) -> Path:
@@ -538,13 +550,13 @@ class DeployOptions:
     )
     wheels: bool = asked(False, "--wheels", "Bring the Python packages along: the board needs no internet.")
     web: bool = asked(False, "--web", "Install what the page (compare.py --serve) needs, too.")
-    run: bool = asked(True, "--no-run", "Copy and install, but run nothing.")
     budget_s: float | None = asked(
         None,
         "--budget",
         "Of timed runs per variant  [default: compare.py's own]",
         metavar="SECONDS",
     )
+    run: bool = asked(True, "--no-run", "Copy and install, but run nothing.")
 
     def __post_init__(self) -> None:
         if (
@@ -582,6 +594,47 @@ class DeployOptions:
     def root(self) -> str:
         """The folder on the board, absolute or from the home folder on."""
         return self.path[2:] if self.path.startswith("~/") else self.path
+
+
+@dataclasses.dataclass(frozen=True)
+class DrawOptions:
+    """How many signs to draw: ``train``, ``val`` and ``test`` in all, as JPEG files of ``size_px``.
+
+    They go into class folders below ``output``/train, /test and, where any are asked for, /val.
+    """
+
+    output: Path
+    train: int = asked(1200, "--train", "Pictures to draw for training.")
+    test: int = asked(600, "--test", "Pictures to draw for testing, from other seeds.")
+    size_px: int = asked(256, "--size-px", "Side of the square pictures.")
+    seed: int = asked_as(0, SEED)
+    val: int = asked(0, "--val", "Pictures to draw for selecting, from other seeds.")
+
+    def __post_init__(self) -> None:
+        if min(self.train, self.test) < 1 or self.val < 0 or self.size_px < 32 or not 0 <= self.seed < 100:
+            counts = f"--train {self.train} --val {self.val} --test {self.test}"
+            found = f"{counts}, {self.size_px} px and seed {self.seed}"
+            raise OptionsError(
+                f"expected positive counts, a size of at least 32 px and a seed of 0 to 99; found {found}"
+            )
+        if max(self.train, self.val, self.test) > 1_000_000:
+            raise OptionsError(
+                f"a set has at most 1,000,000 signs, found {max(self.train, self.val, self.test)}; draw fewer"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class ServeOptions:
+    """``host``: the address to open the page at; None: only this machine sees it."""
+
+    bundle: Path = asked(Path("artifacts"), "--bundle", "What to compare.", folder=True)
+    port: int = asked(8000, "--port", "Of the page; 0 for any free one.", bounds=(0, 65535))
+    host: str | None = asked(
+        None,
+        "--host",
+        "Open the page to the network, e.g. 0.0.0.0  [default: this machine only]",
+        metavar="ADDRESS",
+    )
 
 
 def as_json(options: Any) -> dict[str, Any]:

@@ -17,46 +17,46 @@ from .core.errors import NothingToGainError
 from .core.files import exclusive, write_json
 from .core.progress import Progress
 from .data import wordnet
-from .data.splits import Splits
-from .options import AllOptions, DataOptions, SweepOptions
+from .options import DataOptions, RecipeOptions, RunOptions, SweepOptions
 from .recipes import BASELINE, RECIPES, Context, Recipe, Steps, chosen_recipes, names, not_worth_it
 from .search import pareto, search, within_budget
 
 log = logging.getLogger(__name__)
 
 
-def run(options: AllOptions, progress: Progress) -> Manifest:
+def run(options: RecipeOptions, how: RunOptions) -> Manifest:
     """Everything from the weights to the bundle."""
     recipes = chosen_recipes(options)
-    writer.ensure_replaceable(options.output)
-    with exclusive(options.work_folder):
-        return _run(recipes, options, progress)
+    writer.ensure_replaceable(how.output)
+    with exclusive(how.work_folder):
+        return _run(recipes, options, how)
 
 
-def _run(recipes: Sequence[Recipe], options: AllOptions, progress: Progress) -> Manifest:
-    given, found = inputs.read(options, progress), None
-    work = options.work_folder
-    context = Context(given.checkpoint, given.splits, options, progress, work, work)
+def _run(recipes: Sequence[Recipe], options: RecipeOptions, how: RunOptions) -> Manifest:
+    given, found = inputs.read(options, how), None
+    context = _context(given, options, how)
     plain = searched = Steps(context)
     if options.budget.asked:
-        found, within = within_budget.found_for(given, options, progress)
-        searched = Steps(dataclasses.replace(context, options=within, folder=within.work_folder))
+        found, within = within_budget.found_for(context)
+        searched = Steps(within)
     entries = _entries(recipes, plain, searched)
-    figures, absent = _evaluate(entries, given.splits, options, progress)
+    figures, absent = _evaluate(entries, context)
     allowed = options.budget.max_drop
-    made_bundle = writer.run(
-        writer.Contents(
-            tuple(entries), given.splits, given.class_ids, figures, absent, allowed, given.checked
-        ),
-        options.output,
-        progress,
+    contents = writer.Contents(
+        tuple(entries), given.splits, given.class_ids, figures, absent, allowed, given.checked
     )
+    made_bundle = writer.run(contents, how.output, how.progress)
     if found:
         found = within_budget.with_test_figures(found, entries, figures, allowed)
         found = within_budget.unless_problem(given.checked, found)
-        pareto.write(options.output, found)
+        pareto.write(how.output, found)
         log.info("%s", found.reason)
     return made_bundle
+
+
+def _context(given: inputs.Given, options: RecipeOptions, how: RunOptions) -> Context:
+    work = how.work_folder
+    return Context(given.checkpoint, given.splits, options, how.progress, work, work)
 
 
 def _entries(recipes: Sequence[Recipe], plain: Steps, searched: Steps) -> list[writer.Entry]:
@@ -79,13 +79,13 @@ def _entries(recipes: Sequence[Recipe], plain: Steps, searched: Steps) -> list[w
     return entries
 
 
-def run_sweep(options: AllOptions, wanted: SweepOptions, progress: Progress) -> search.Found:
-    """Every point of the sweep, and the front as files in ``options.output``."""
-    with exclusive(options.work_folder):
-        given = inputs.read(options, progress)
-        with within_budget.opened(given, options, ("select", "test"), progress) as tried:
+def run_sweep(options: RecipeOptions, wanted: SweepOptions, how: RunOptions) -> search.Found:
+    """Every point of the sweep, and the front as files in ``how.output``."""
+    with exclusive(how.work_folder):
+        given = inputs.read(options, how)
+        with within_budget.opened(_context(given, options, how), ("select", "test")) as tried:
             found = within_budget.unless_problem(given.checked, search.sweep(tried, wanted))
-    pareto.write(options.output, found)
+    pareto.write(how.output, found)
     return found
 
 
@@ -152,10 +152,9 @@ def _with_figures(variant: manifest.Variant, figures: dict[str, Any]) -> manifes
     return dataclasses.replace(variant, builds=evaluated)
 
 
-def _evaluate(
-    entries: list[writer.Entry], splits: Splits, options: AllOptions, progress: Progress
-) -> tuple[dict[str, object] | None, str | None]:
+def _evaluate(entries: list[writer.Entry], context: Context) -> tuple[dict[str, object] | None, str | None]:
     """Figures by variant, or None and the reason."""
+    splits = context.splits
     absent = entries[0].info["source"].get("figures_absent") or (
         None if splits.test else splits.note or "there are no test pictures"
     )
@@ -168,6 +167,5 @@ def _evaluate(
         for b in e.builds
         if b.id == b.figures
     ]
-    return evaluate.run(
-        subjects, splits.test, options.work_folder / "evaluation.json", progress
-    ).measured, None
+    output = context.folder / "evaluation.json"
+    return evaluate.run(subjects, splits.test, output, context.progress).measured, None

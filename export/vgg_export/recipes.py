@@ -22,7 +22,7 @@ from .data.splits import Splits
 from .graphs import export, winograd
 from .int8 import activation_signedness, quantize
 from .network import input_size
-from .options import AllOptions
+from .options import RecipeOptions
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +38,7 @@ class Context:
 
     checkpoint: cache.Artifact
     splits: Splits
-    options: AllOptions
+    options: RecipeOptions
     progress: Progress
     folder: Path
     shared: Path
@@ -320,7 +320,7 @@ def _has_room(target: Target, made: cache.Artifact, rewritten: cache.Artifact) -
     return target.ram_bytes is None or needed <= target.ram_bytes / 2
 
 
-def not_worth_it(recipe: Recipe, entry: writer.Entry, options: AllOptions) -> str | None:
+def not_worth_it(recipe: Recipe, entry: writer.Entry, options: RecipeOptions) -> str | None:
     """Why a variant that was not asked for by name is no use on any of the cores that were; None when it is,
     or none were."""
     asked = [TARGETS[name] for name in options.targets or ()]
@@ -336,7 +336,7 @@ def not_worth_it(recipe: Recipe, entry: writer.Entry, options: AllOptions) -> st
     return None
 
 
-def chosen_recipes(options: AllOptions) -> tuple[Recipe, ...]:
+def chosen_recipes(options: RecipeOptions) -> tuple[Recipe, ...]:
     """The recipes that are asked for, the baseline first and always.
 
     Raises:

@@ -1,14 +1,76 @@
-"""How far the work is, drawn on a terminal."""
+"""What a user sees while work goes on: how far it is, and what is logged."""
 
 import contextlib
+import logging
 import sys
 import time
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
 import click
 
+from vgg_runtime.errors import RuntimeInputError
+
+from .core.errors import VggExportError
+
+EXIT_INTERRUPTED = 130
 SECONDS_BETWEEN_LINES = 10.0
+
+
+def show_what_matters() -> None:
+    """What this program logs goes to standard error, of the libraries only errors."""
+    logging.basicConfig(format="%(message)s", stream=sys.stderr, force=True)
+    for name in ("vgg_export", "vgg_calibration"):
+        logging.getLogger(name).setLevel(logging.INFO)
+    for name in ("torch", "onnxscript", "onnx_ir", "onnxruntime"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    logging.getLogger().setLevel(logging.ERROR)
+    # the libraries' remarks to programmers; what a user must know is an error or logged
+    warnings.simplefilter("ignore")
+
+
+def explain(error: BaseException) -> int:
+    """Say what stopped a command; the exit code."""
+    if isinstance(error, click.exceptions.NoArgsIsHelpError):
+        error.show()
+        return 2
+    if isinstance(error, click.ClickException):
+        error.show()
+        return error.exit_code
+    if isinstance(error, KeyboardInterrupt | click.Abort):
+        click.echo(
+            "\nInterrupted; what was finished is kept and the same command goes on from there.", err=True
+        )
+        return EXIT_INTERRUPTED
+    sentence, code = _sentence(error)
+    click.secho(f"Error: {sentence}", fg="red", err=True)
+    return code
+
+
+def is_a_surprise(error: BaseException) -> bool:
+    """Whether an error is none that this program knows."""
+    known = (
+        click.ClickException,
+        click.Abort,
+        KeyboardInterrupt,
+        VggExportError,
+        RuntimeInputError,
+        MemoryError,
+    )
+    return not isinstance(error, known)
+
+
+def _sentence(error: BaseException) -> tuple[str, int]:
+    if isinstance(error, VggExportError):
+        return str(error), error.exit_code
+    if isinstance(error, RuntimeInputError):
+        return str(error), 2
+    if isinstance(error, MemoryError):
+        return "this computer ran out of memory; close other programs or use a machine with more", 1
+    text = " ".join(str(error).split())[:300]
+    where = "VGG_EXPORT_TRACEBACK=1 shows where; please report it"
+    return f"unexpected {type(error).__name__}: {text} ({where})", 1
 
 
 class TerminalProgress:

@@ -26,7 +26,7 @@ from vgg_export.core.progress import Quiet
 from vgg_export.data import splits
 from vgg_export.graphs import export, external_data
 from vgg_export.int8 import activation_signedness, qdq, quantize
-from vgg_export.options import AllOptions, QuantizeOptions
+from vgg_export.options import QuantizeOptions, RecipeOptions
 from vgg_runtime.board import device, memory, targets
 from vgg_runtime.board.targets import TARGETS
 from vgg_runtime.bundle import builds, manifest, self_check
@@ -90,13 +90,13 @@ def test_only_seven_bits_do_not_saturate_without_vnni() -> None:
 
 
 def test_targets_as_options() -> None:
-    assert AllOptions().built_for == (targets.of_device(device.describe(1)).name, "pi5")
+    assert RecipeOptions().built_for == (targets.of_device(device.describe(1)).name, "pi5")
     assert options.width_multiple(("pi4", "zero2")) == 8
     assert options.width_multiple(("pi4", "pi5")) == 16
     with pytest.raises(OptionsError, match=r"--target must be one of pi5, .* found 'pi6'"):
-        AllOptions(targets=("pi6",))
+        RecipeOptions(targets=("pi6",))
     with pytest.raises(OptionsError, match="int8 is first made for pi4, the first target, and not for pi5"):
-        AllOptions(targets=("pi4", "pi5"), quantize=QuantizeOptions("pi5"))
+        RecipeOptions(targets=("pi4", "pi5"), quantize=QuantizeOptions("pi5"))
 
 
 @pytest.fixture(scope="module")
@@ -442,7 +442,7 @@ def test_what_is_worth_shipping(tmp_path: Path) -> None:
     def reason(entry: bundling.Entry, *names: str, variants: tuple[str, ...] | None = None) -> str | None:
         wanted = QuantizeOptions(names[0] if names else options.default_targets()[0])
         (recipe,) = (recipe for recipe in recipes.RECIPES if recipe.id == entry.id)
-        asked = AllOptions(targets=names or None, quantize=wanted, variants=variants)
+        asked = RecipeOptions(targets=names or None, quantize=wanted, variants=variants)
         return recipes.not_worth_it(recipe, entry, asked)
 
     assert reason(compact, "pi5") == "int8 is smaller and faster on pi5"

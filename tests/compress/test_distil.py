@@ -337,9 +337,7 @@ def test_distilling_goes_as_deep_as_a_budget_takes(
         {n: dataclasses.replace(o, epochs=1) for n, o in options.DISTIL_LEVELS.items()},
     )
     checkpoints.save(small_checkpoint(), tmp_path / "checkpoint.safetensors")
-    wanted = options.AllOptions(
-        output=tmp_path / "out",
-        work=tmp_path,
+    wanted = options.RecipeOptions(
         prune=PruneOptions(ratio=0.5, first_block="conv2", repair=False),
         distil=options.DistilOptions(up_to, images=8),
         budget=budget,

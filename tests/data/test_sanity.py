@@ -24,11 +24,18 @@ from vgg_export.core import cache
 from vgg_export.core.errors import AccuracyError
 from vgg_export.core.progress import Quiet
 from vgg_export.data import sanity, signs
-from vgg_export.data.drawn import DrawOptions, draw_signs
+from vgg_export.data.drawn import draw_signs
 from vgg_export.data.splits import PARTS, Item, Splits, resolve
 from vgg_export.network import checkpoint as checkpoints
 from vgg_export.network import weights
-from vgg_export.options import AllOptions, DataOptions, WeightsOptions, default_targets
+from vgg_export.options import (
+    DataOptions,
+    DrawOptions,
+    RecipeOptions,
+    RunOptions,
+    WeightsOptions,
+    default_targets,
+)
 from vgg_runtime.bundle import manifest, metrics
 from vgg_runtime.bundle.opened import Bundle
 from vgg_runtime.measure import measure
@@ -554,8 +561,7 @@ def test_a_search_near_chance_recommends_nothing(
     monkeypatch.setattr(search.run, "__defaults__", ((search.Rung(0.5, 0.5),),))
     torch.save(small_torchvision_vgg("vgg11", False).state_dict(), tmp_path / "mine.pth")
     (tmp_path / "names.txt").write_text("\n".join(CLASSES))
-    options = AllOptions(
-        output=tmp_path / "out",
+    options = RecipeOptions(
         weights=WeightsOptions(str(tmp_path / "mine.pth"), tmp_path / "names.txt"),
         data=DataOptions(str(signs_folder), calibration_images=8),
         factorise=FactoriseOptions(images=16, multiple=4),
@@ -565,9 +571,10 @@ def test_a_search_near_chance_recommends_nothing(
         variants=("compact", "compact-scaled"),
         targets=default_targets()[:1],
     )
+    how = RunOptions(tmp_path / "out")
     with pytest.raises(AccuracyError):
-        pipeline.run(options, Quiet())
-    pipeline.run(dataclasses.replace(options, accept_accuracy=True), Quiet())
+        pipeline.run(options, how)
+    pipeline.run(dataclasses.replace(options, accept_accuracy=True), how)
     front = json.loads((tmp_path / "out/front.json").read_text())
     assert front["recommended"] is None
     assert front["reason"].startswith("none is recommended: ")

@@ -14,7 +14,7 @@ from vgg_export.core.progress import Quiet
 from vgg_export.data import drawn, signs, tensors
 from vgg_export.data import splits as data_splits
 from vgg_export.data.wordnet import wordnet_ids
-from vgg_export.options import DataOptions
+from vgg_export.options import DataOptions, DrawOptions
 from vgg_runtime.bundle.preprocess import for_input, open_image, to_tensor
 
 
@@ -130,7 +130,7 @@ def test_unusable_folders_are_refused(tmp_path: Path) -> None:
 
 
 def test_drawn_signs_are_kept_and_foreign_folders_are_not_replaced(tmp_path: Path) -> None:
-    wanted = drawn.DrawOptions(tmp_path / "drawn", train=40, test=20, size_px=48, val=20)
+    wanted = DrawOptions(tmp_path / "drawn", train=40, test=20, size_px=48, val=20)
     drawn.draw_signs(wanted, Quiet())
     files = sorted((tmp_path / "drawn").rglob("*.jpg"))
     assert len(files) == 80
@@ -141,11 +141,11 @@ def test_drawn_signs_are_kept_and_foreign_folders_are_not_replaced(tmp_path: Pat
     assert [f.stat().st_mtime_ns for f in files] == times
     pictures(tmp_path / "mine", 1)
     with pytest.raises(DataError, match="was not drawn by this program"):
-        drawn.draw_signs(drawn.DrawOptions(tmp_path / "mine", 20, 20, 48), Quiet())
+        drawn.draw_signs(DrawOptions(tmp_path / "mine", 20, 20, 48), Quiet())
     for bad in ({"train": 0}, {"val": -1}):
         with pytest.raises(OptionsError):
-            drawn.DrawOptions(tmp_path, **bad)
-    drawn.draw_signs(drawn.DrawOptions(tmp_path / "two", train=20, test=20, size_px=48), Quiet())
+            DrawOptions(tmp_path, **bad)
+    drawn.draw_signs(DrawOptions(tmp_path / "two", train=20, test=20, size_px=48), Quiet())
     assert not (tmp_path / "two" / "val").exists()
 
 

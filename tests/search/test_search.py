@@ -20,22 +20,22 @@ from typing import Any
 import pytest
 from conftest import small_checkpoint
 
-from vgg_export import inputs, pipeline, recipes
+from vgg_export import pipeline, recipes
 from vgg_export.bundle import evaluate
 from vgg_export.core import cache
 from vgg_export.core.errors import NothingToGainError, OptionsError
 from vgg_export.core.progress import Quiet
 from vgg_export.data import splits
-from vgg_export.data.sanity import Checked
 from vgg_export.graphs import export, external_data
 from vgg_export.int8 import quantize
 from vgg_export.network import checkpoint as checkpoints
 from vgg_export.options import (
-    AllOptions,
     Budget,
     DataOptions,
     DistilOptions,
     FactoriseOptions,
+    RecipeOptions,
+    RunOptions,
     SweepOptions,
     WeightsOptions,
     default_targets,
@@ -92,7 +92,7 @@ class Scripted:
     def __init__(
         self, rungs: dict[float, tuple[float, float, float]], least: float = 0.0, error: float = 0.0
     ) -> None:
-        self.error, self.options = error, AllOptions()
+        self.error, self.options = error, RecipeOptions()
         self.rungs, self.least = rungs, least
         self.asked: dict[str, list[float]] = {"small": [], "large": []}
 
@@ -121,7 +121,7 @@ RUNGS = {0.7: (0.0, 8.0, 30.0), 0.5: (0.2, 12.0, 35.0), 0.35: (0.8, 16.0, 40.0),
 
 
 def run(scripted: Scripted, budget: Budget, ladder: Sequence[search.Rung] = LADDER) -> search.Found:
-    scripted.options = AllOptions(budget=budget)
+    scripted.options = RecipeOptions(budget=budget)
     return search.run(scripted, ladder)  # type: ignore[arg-type]
 
 
@@ -244,7 +244,8 @@ def test_what_becomes_no_variant_is_not_recommended(searching: Callable[[], sear
     )
     assert made.becomes_a_variant(alone)
     assert not made.becomes_a_variant(folded)
-    made.options = dataclasses.replace(made.options, variants=("compact", "compact-scaled"))
+    wanted = dataclasses.replace(made.options, variants=("compact", "compact-scaled"))
+    made.context = dataclasses.replace(made.context, options=wanted)
     assert not made.becomes_a_variant(alone)
     faster = Scripted(RUNGS)
     faster.alone = lambda: [point("int8", 0.95, 40, 4, "int8 alone")]  # type: ignore[method-assign]
@@ -265,13 +266,13 @@ def test_the_ladder_ends_where_the_network_is_too_narrow() -> None:
 def test_a_loss_that_so_few_pictures_cannot_show_is_refused_before_anything_takes_time(
     splits: splits.Splits,
 ) -> None:
-    asked = AllOptions(budget=Budget(max_drop=0.5))
+    asked = RecipeOptions(budget=Budget(max_drop=0.5))
     n = len(splits.select)
-    given = inputs.Given(None, splits, None, Checked())  # type: ignore[arg-type]
+    context = recipes.Context(None, splits, asked, Quiet(), Path(), Path())  # type: ignore[arg-type]
     with pytest.raises(
         OptionsError, match=rf"at most 0\.5 points cannot be shown with {n} selection pictures, .* 0 ± \d"
     ):
-        within_budget.found_for(given, asked, Quiet())
+        within_budget.found_for(context)
 
 
 def test_without_labels_the_loss_is_disagreement() -> None:
@@ -312,9 +313,9 @@ def test_the_reason_says_what_the_test_pictures_say_of_the_budget(allowed: float
 @pytest.mark.parametrize("variants", [("compact",), ("quantized", "compact-scaled")])
 def test_a_budget_wants_both_that_may_be_recommended_in_the_bundle(variants: tuple[str, ...]) -> None:
     with pytest.raises(OptionsError, match="name both in --variants"):
-        recipes.chosen_recipes(AllOptions(budget=Budget(1.0), variants=variants))
-    recipes.chosen_recipes(AllOptions(variants=variants))
-    recipes.chosen_recipes(AllOptions(budget=Budget(1.0), variants=("compact-scaled", "compact")))
+        recipes.chosen_recipes(RecipeOptions(budget=Budget(1.0), variants=variants))
+    recipes.chosen_recipes(RecipeOptions(variants=variants))
+    recipes.chosen_recipes(RecipeOptions(budget=Budget(1.0), variants=("compact-scaled", "compact")))
 
 
 @pytest.mark.parametrize(
@@ -381,9 +382,7 @@ def searching(splits: splits.Splits, tmp_path: Path) -> Callable[[], search.Sear
     """A search on a small network, as ``all`` sets it up."""
     checkpoints.save(small_checkpoint(), tmp_path / "checkpoint.safetensors")
     checkpoint = cache.of(tmp_path / "checkpoint.safetensors")
-    options = AllOptions(
-        output=tmp_path / "out",
-        work=tmp_path / "work",
+    options = RecipeOptions(
         data=DataOptions(calibration_images=8),
         factorise=FactoriseOptions(images=16, multiple=4),
         distil=DistilOptions("none"),
@@ -394,7 +393,8 @@ def searching(splits: splits.Splits, tmp_path: Path) -> Callable[[], search.Sear
 
     def make() -> search.Search:
         judge = search.Judge(baseline, {"select": splits.select, "test": splits.test[:7]}, tmp_path, Quiet())
-        return search.Search(checkpoint, splits, options, judge, Quiet())
+        work = tmp_path / "work"
+        return search.Search(recipes.Context(checkpoint, splits, options, Quiet(), work, work), judge)
 
     return make
 
@@ -474,13 +474,12 @@ def test_with_an_allowed_drop_all_layers_of_a_compact_model_are_int8(
     monkeypatch.setattr(quantize, "run", quantized)
     made = searching()
     for max_drop in (None, 1.0):
-        made.options = dataclasses.replace(made.options, budget=Budget(max_drop))
-        for options, chain in (
-            (made.options, (recipes.EXPORT,)),
+        wanted = dataclasses.replace(made.options, budget=Budget(max_drop))
+        made.context = dataclasses.replace(made.context, options=wanted)
+        for context, chain in (
+            (made.context, (recipes.EXPORT,)),
             (made.at(search.Rung(0.5, 0.5)), (recipes.FACTORISE, recipes.EXPORT)),
         ):
-            folder = options.work_folder
-            context = recipes.Context(made.checkpoint, made.splits, options, Quiet(), folder, folder)
             recipes.Steps(context).make((*chain, recipes.QUANTIZE))
     assert asked == [(False, 0.98), (True, 0.98), (False, 0.98), (True, 0.0)]
 
@@ -495,8 +494,8 @@ def test_all_with_a_budget_brings_the_recommended_variant_and_can_be_run_again(
         unlabelled = tmp_path / "photos" / path.parent.parent.name / path.name
         unlabelled.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(path, unlabelled)
-    options = AllOptions(
-        output=tmp_path / "out",
+    how = RunOptions(tmp_path / "out")
+    options = RecipeOptions(
         weights=WeightsOptions(str(tmp_path / "mine.safetensors")),
         data=DataOptions(str(tmp_path / "photos"), calibration_images=8),
         factorise=FactoriseOptions(images=16, multiple=4),
@@ -506,7 +505,7 @@ def test_all_with_a_budget_brings_the_recommended_variant_and_can_be_run_again(
         variants=("quantized", "compact", "compact-scaled"),
         targets=default_targets()[:1],
     )
-    made = pipeline.run(options, Quiet())
+    made = pipeline.run(options, how)
     content = json.loads((tmp_path / "out/front.json").read_text())
     assert content["recommended"]["family"] == "compact"
     assert content["recommended"]["test"]["n"] == 42
@@ -535,9 +534,9 @@ def test_all_with_a_budget_brings_the_recommended_variant_and_can_be_run_again(
     subprocess.run(command, check=True, capture_output=True)
     assert json.loads(told.read_text())["recommended"]["max_loss_points"] == 100.0
     caplog.clear()
-    assert pipeline.run(options, Quiet()) == made  # the front beside the bundle does not stand in the way
+    assert pipeline.run(options, how) == made  # the front beside the bundle does not stand in the way
     assert "bundle: up to date" in caplog.text
     assert "quantize: up to date" in caplog.text
-    pipeline.run(dataclasses.replace(options, budget=Budget(), variants=("compact-scaled",)), Quiet())
+    pipeline.run(dataclasses.replace(options, budget=Budget(), variants=("compact-scaled",)), how)
     assert not (tmp_path / "out/front.json").exists()
     assert manifest.read(tmp_path / "out").max_drop is None

@@ -1,57 +1,24 @@
 """Drawn road signs as labelled image folders."""
 
 import concurrent.futures
-import dataclasses
 import hashlib
 import json
 import logging
 import os
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from vgg_export.core.errors import DataError, OptionsError
+from vgg_export.core.errors import DataError
 from vgg_export.core.files import write_json
 from vgg_export.core.progress import Progress
+from vgg_export.options import DrawOptions
 
 from . import signs
 
-if TYPE_CHECKING:
-    pass
-
-
 log = logging.getLogger(__name__)
-
 
 # above every seed the demo was trained on
 SIGNS_SEEDS = {"train": 20_000_000, "val": 30_000_000, "test": 10_000_000}
-
-
-@dataclasses.dataclass(frozen=True)
-class DrawOptions:
-    """How many signs to draw: ``train``, ``val`` and ``test`` in all, as JPEG files of ``size_px``.
-
-    They go into class folders below ``output``/train, /test and, where any are asked for, /val.
-    """
-
-    output: Path
-    train: int = 1200
-    test: int = 600
-    size_px: int = 256
-    seed: int = 0
-    val: int = 0
-
-    def __post_init__(self) -> None:
-        if min(self.train, self.test) < 1 or self.val < 0 or self.size_px < 32 or not 0 <= self.seed < 100:
-            counts = f"--train {self.train} --val {self.val} --test {self.test}"
-            found = f"{counts}, {self.size_px} px and seed {self.seed}"
-            raise OptionsError(
-                f"expected positive counts, a size of at least 32 px and a seed of 0 to 99; found {found}"
-            )
-        if max(self.train, self.val, self.test) > 1_000_000:
-            raise OptionsError(
-                f"a set has at most 1,000,000 signs, found {max(self.train, self.val, self.test)}; draw fewer"
-            )
 
 
 def draw_signs(options: DrawOptions, progress: Progress) -> Path:

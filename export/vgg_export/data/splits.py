@@ -15,13 +15,13 @@ from vgg_calibration import choose
 from vgg_export.core.errors import DataError, HubError
 from vgg_export.core.internet import reachable
 from vgg_export.core.progress import Progress
-from vgg_export.options import DataOptions
+from vgg_export.options import DataOptions, DrawOptions
 from vgg_runtime.bundle import images
 from vgg_runtime.bundle.preprocess import open_image
 from vgg_runtime.errors import RuntimeInputError
 from vgg_runtime.text import printable
 
-from .drawn import DrawOptions, draw_signs
+from .drawn import draw_signs
 
 if TYPE_CHECKING:
     pass

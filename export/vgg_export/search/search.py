@@ -32,10 +32,10 @@ from vgg_export.compress import prune
 from vgg_export.core import cache
 from vgg_export.core.errors import NothingToGainError, OptionsError
 from vgg_export.core.progress import Progress
-from vgg_export.data.splits import Item, Splits
+from vgg_export.data.splits import Item
 from vgg_export.graphs import external_data
 from vgg_export.network import checkpoint as checkpoints
-from vgg_export.options import AllOptions, Budget, PruneOptions, SweepOptions
+from vgg_export.options import Budget, PruneOptions, RecipeOptions, SweepOptions
 from vgg_export.recipes import (
     BASELINE,
     COMPACT,
@@ -266,21 +266,13 @@ def timed(made: cache.Artifact) -> list[float]:
 class Search:
     """The points of one checkpoint and one set of options, made on demand."""
 
-    def __init__(
-        self,
-        checkpoint: cache.Artifact,
-        splits: Splits,
-        options: AllOptions,
-        judge: Judge,
-        progress: Progress,
-    ) -> None:
-        self.checkpoint, self.splits, self.options, self.judge, self.progress = (
-            checkpoint,
-            splits,
-            options,
-            judge,
-            progress,
-        )
+    def __init__(self, context: Context, judge: Judge) -> None:
+        self.context, self.judge = context, judge
+
+    @property
+    def options(self) -> RecipeOptions:
+        """What is asked of every point, its strength apart."""
+        return self.context.options
 
     def rung(self, rung: Rung, steps: tuple[Step, ...]) -> Point:
         """The int8 point of a rung at the input size of ``steps``.
@@ -295,23 +287,24 @@ class Search:
     def not_fitted(self, rung: Rung) -> list[Point]:
         """The int8 point of a rung from the weights alone, and not distilled."""
         log.info("rung: %s, not fitted", rung.name)
-        options, folder = self.at(rung), self._folder("compact, not fitted", rung.name)
-        options = dataclasses.replace(
-            options, factorise=dataclasses.replace(options.factorise, repair=False), work=folder
+        options = self.at(rung).options
+        weights_alone = dataclasses.replace(options.factorise, repair=False)
+        context = self._context(
+            "compact, not fitted", rung.name, dataclasses.replace(options, factorise=weights_alone)
         )
         chains = ((FACTORISE, EXPORT, QUANTIZE),)
-        return self.points("compact, not fitted", rung.name, chains, options, dataclasses.asdict(rung))
+        return self.points("compact, not fitted", rung.name, chains, context, dataclasses.asdict(rung))
 
-    def at(self, rung: Rung) -> AllOptions:
-        """The options that make the compact variants those of a rung, from the files that its points left."""
+    def at(self, rung: Rung) -> Context:
+        """What makes the compact variants those of a rung, from the files that its points left."""
         wanted = dataclasses.replace(
             self.options.factorise, conv_share=rung.conv_share, fc_share=rung.fc_share
         )
-        return dataclasses.replace(
-            self._judged_in_points(), factorise=wanted, work=self._folder("compact", rung.name)
+        return self._context(
+            "compact", rung.name, dataclasses.replace(self._judged_in_points(), factorise=wanted)
         )
 
-    def _judged_in_points(self) -> AllOptions:
+    def _judged_in_points(self) -> RecipeOptions:
         """Where a drop is allowed, what int8 loses is judged in points of it and all layers are int8: one
         that is kept float for its agreement can be as large as all others together."""
         if self.options.budget.max_drop is None:
@@ -324,27 +317,26 @@ class Search:
         """An int8 point of a network that lost filters and was not tuned."""
         setting = {"ratio": options.ratio, "first_block": options.first_block}
         name = f"{100 * options.ratio:g}% of the filters"
-        asked = dataclasses.replace(self._judged_in_points(), prune=options, work=self._folder(family, name))
-        return self.points(family, name, ((PRUNE, EXPORT, QUANTIZE),), asked, setting)
+        context = self._context(family, name, dataclasses.replace(self._judged_in_points(), prune=options))
+        return self.points(family, name, ((PRUNE, EXPORT, QUANTIZE),), context, setting)
 
     def alone(self) -> list[Point]:
         """int8 and the smaller input without anything else: what any budget is compared with. At 224 px it is
         a variant, too, and therefore made where these are."""
         chains = ((EXPORT, QUANTIZE), (FOLD, EXPORT, QUANTIZE))
-        return self.points("int8 alone", "int8", chains, self.options, {})
+        return self.points("int8 alone", "int8", chains, self.context, {})
 
     def points(
         self,
         family: str,
         name: str,
         chains: Sequence[tuple[Step, ...]],
-        options: AllOptions,
+        context: Context,
         setting: dict[str, Any],
     ) -> list[Point]:
-        """One point per chain of steps, its files in the work folder of ``options``."""
-        options.work_folder.mkdir(parents=True, exist_ok=True)
-        folder, shared = options.work_folder, self.options.work_folder
-        steps = Steps(Context(self.checkpoint, self.splits, options, self.progress, folder, shared))
+        """One point per chain of steps, its files in the folder of the context."""
+        context.folder.mkdir(parents=True, exist_ok=True)
+        steps = Steps(context)
         found = []
         for chain in chains:
             made = steps.make(chain)
@@ -354,12 +346,10 @@ class Search:
             found.append(point)
         return found
 
-    def _folder(self, family: str, name: str) -> Path:
-        return (
-            self.options.work_folder
-            / "points"
-            / "".join(c if c.isalnum() else "-" for c in f"{family} {name}")
-        )
+    def _context(self, family: str, name: str, options: RecipeOptions) -> Context:
+        """That of a point: its files stay in a folder of its own."""
+        own = "".join(c if c.isalnum() else "-" for c in f"{family} {name}")
+        return dataclasses.replace(self.context, options=options, folder=self.context.folder / "points" / own)
 
     def becomes_a_variant(self, point: Point) -> bool:
         """Whether a point is one of the bundle's variants: int8 alone at the smaller input is only there to
@@ -451,7 +441,7 @@ def sweep(search: Search, options: SweepOptions, ladder: Sequence[Rung] = LADDER
     with and without repair and filters at random, at the same ratios. The recommendation is made on the
     selection pictures as in ``run``."""
     base = dataclasses.replace(search.options.prune, first_block="conv1")
-    plan = checkpoints.load(search.checkpoint.path).plan
+    plan = checkpoints.load(search.context.checkpoint.path).plan
     for ratio in options.ratios:  # one that removes nothing is refused before anything takes time
         prune.uniform_plan(plan, dataclasses.replace(base, ratio=ratio))
     points, tried = search.alone(), dict[Rung, list[Point]]()

@@ -7,59 +7,52 @@ from typing import Any
 
 from vgg_export.bundle import writer
 from vgg_export.core.errors import OptionsError
-from vgg_export.core.progress import Progress
 from vgg_export.data.sanity import Checked
-from vgg_export.inputs import Given, source_and_labels
-from vgg_export.options import AllOptions
+from vgg_export.inputs import source_and_labels
 from vgg_export.recipes import BASELINE, Context, Steps
 from vgg_runtime.bundle.metrics import loss_error_points
 
 from . import search
 
 
-def found_for(given: Given, options: AllOptions, progress: Progress) -> tuple[search.Found, AllOptions]:
-    """The points tried within the budget, and the options that make the compact variants the recommended
+def found_for(context: Context) -> tuple[search.Found, Context]:
+    """The points tried within the budget, and the context that makes the compact variants the recommended
     ones.
 
     Raises:
         OptionsError: there are too few pictures for what is allowed.
     """
-    allowed, n = options.budget.max_drop, len(given.splits.select)
+    allowed, n = context.options.budget.max_drop, len(context.splits.select)
     if allowed is not None and n and (least := loss_error_points(0, 0, n)) > allowed:
         raise OptionsError(
             f"a loss of at most {allowed:g} points cannot be shown with {n} selection pictures, on which"
             " no loss at all"
             f" is one of 0 ± {least:.2g}; allow more, or give more pictures (class folders in val/)"
         )
-    with opened(given, options, ("select",), progress) as tried:
+    with opened(context, ("select",)) as tried:
         found = search.run(tried)
         return found, tried.at(found.rung)
 
 
 @contextlib.contextmanager
-def opened(
-    given: Given, options: AllOptions, sets: Sequence[str], progress: Progress
-) -> Iterator[search.Search]:
+def opened(context: Context, sets: Sequence[str]) -> Iterator[search.Search]:
     """What a search needs, for as long as it takes.
 
     Raises:
         OptionsError: these weights have no accuracy to lose, or there are no pictures to choose with.
     """
-    checkpoint, splits = given.checkpoint, given.splits
-    if absent := source_and_labels(checkpoint)[0].get("figures_absent"):
+    if absent := source_and_labels(context.checkpoint)[0].get("figures_absent"):
         raise OptionsError(f"points of accuracy cannot be counted: {absent}")
-    if not splits.select:
+    if not context.splits.select:
         raise OptionsError(
             "a budget needs pictures that nothing is fitted on to choose with; give more than a dozen with"
             " --data"
         )
-    context = Context(checkpoint, splits, options, progress, options.work_folder, options.work_folder)
     baseline = Steps(context).make(BASELINE.steps)
-    judge = search.Judge(
-        baseline, {name: getattr(splits, name) for name in sets}, options.work_folder, progress
-    )
+    pictures = {name: getattr(context.splits, name) for name in sets}
+    judge = search.Judge(baseline, pictures, context.folder, context.progress)
     try:
-        yield search.Search(checkpoint, splits, options, judge, progress)
+        yield search.Search(context, judge)
     finally:
         judge.close()
 

@@ -1,0 +1,110 @@
+"""One stage by hand: what it was given is read and checked, then it runs."""
+
+from pathlib import Path
+
+from . import inputs
+from .compress import distil, factorise, prune
+from .core.files import exclusive
+from .core.progress import Progress
+from .graphs import export
+from .int8 import quantize
+from .options import (
+    DataOptions,
+    FactoriseOptions,
+    FinetuneOptions,
+    PruneOptions,
+    QuantizeOptions,
+    WeightsOptions,
+)
+
+
+def _work(output: Path) -> Path:
+    """Where a single stage keeps what it converts on the way."""
+    return output.parent / f".{output.stem}.work"
+
+
+def run_prune(
+    weights: WeightsOptions,
+    pictures: DataOptions | None,
+    options: PruneOptions,
+    output: Path,
+    progress: Progress,
+    *,
+    accept: bool,
+) -> None:
+    """Prune a checkpoint; without ``pictures`` on noise. Those that it does not need only tell whether it
+    understands them.
+
+    Raises:
+        AccuracyError: it does not understand the pictures, unless that is to be accepted.
+    """
+    work = _work(output)
+    named = pictures if pictures and pictures.spec else None
+    checkpoint = inputs.checkpoint_file(weights, named, work, progress)
+    splits = None
+    if pictures and (named or options.sees_pictures):
+        splits = inputs.splits_for(checkpoint, pictures, work, progress)
+        inputs.ensure_understood(checkpoint, splits, work, progress, accept=accept)
+    prune.run(checkpoint, splits if options.sees_pictures else None, output, options, progress)
+
+
+def run_factorise(
+    weights: WeightsOptions,
+    pictures: DataOptions,
+    options: FactoriseOptions,
+    output: Path,
+    progress: Progress,
+    *,
+    accept: bool,
+) -> None:
+    """Factorise a checkpoint.
+
+    Raises:
+        AccuracyError: it does not understand the pictures, unless that is to be accepted.
+    """
+    work = _work(output)
+    checkpoint = inputs.checkpoint_file(weights, pictures, work, progress)
+    splits = inputs.splits_for(checkpoint, pictures, work, progress)
+    inputs.ensure_understood(checkpoint, splits, work, progress, accept=accept)
+    factorise.run(checkpoint, splits, output, options, progress, work)
+
+
+def run_finetune(
+    weights: WeightsOptions,
+    teacher: WeightsOptions,
+    pictures: DataOptions,
+    options: FinetuneOptions,
+    output: Path,
+    progress: Progress,
+    *,
+    accept: bool,
+) -> bool:
+    """Fine-tune a checkpoint; whether there was anything to do.
+
+    Raises:
+        AccuracyError: the teacher does not understand the pictures, unless that is to be accepted.
+    """
+    work = _work(output)
+    # under torchrun the first process prepares, the others find it done
+    with exclusive(work):
+        student = inputs.checkpoint_file(weights, pictures, work, progress)
+        taught_by = inputs.checkpoint_file(teacher, pictures, work, progress, "teacher")
+        splits = inputs.splits_for(student, pictures, work, progress)
+        # the teacher, since what is to be tuned may well be damaged
+        inputs.ensure_understood(taught_by, splits, work, progress, accept=accept)
+    return distil.run(student, taught_by, splits, output, options, progress).path == output
+
+
+def run_export(weights: WeightsOptions, input_px: int, output: Path, progress: Progress) -> None:
+    """Export a checkpoint for an input of ``input_px``."""
+    checkpoint = inputs.checkpoint_file(weights, None, _work(output), progress)
+    export.run(inputs.at_input_px(checkpoint, input_px, _work(output), progress), output, progress)
+
+
+def run_quantize(
+    model: Path, pictures: DataOptions, options: QuantizeOptions, output: Path, progress: Progress
+) -> None:
+    """Quantize an exported model."""
+    exported = inputs.model_file(model)
+    splits = inputs.splits_for(exported, pictures, _work(output), progress)
+    quantize.run(exported, splits, pictures.calibration_images, output, options, progress, pictures.seed)
