@@ -209,7 +209,7 @@ def test_pictures_that_are_nearly_all_of_one_class_cannot_tell(
     assert found.unchecked is not None
     assert found.unchecked.startswith("NOT CHECKED: 96 % of 50 labelled pictures are")
     assert "so that they cannot tell" in caplog.text
-    reason = near_chance(figures(1.0, n=50).top1, 0.96)
+    reason = near_chance(Proportion(1.0, 50, (0, 1)), 0.96)
     assert reason is not None
     assert "even all of them would not be clearly better than chance" in reason
 
