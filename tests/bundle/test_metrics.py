@@ -40,5 +40,8 @@ def test_percentiles_have_to_be_earned() -> None:
     assert metrics.percentile(samples, 50) == 50.5
     assert metrics.percentile(samples, 90) == 90.0
     assert metrics.percentile(samples[:63], 90) is None
+    assert metrics.percentile(samples[:64], 90) == 58.0  # 0.9 * 64 = 57.6
+    assert metrics.percentile([float(k) for k in range(661)], 99) is None
+    assert metrics.percentile([float(k) for k in range(662, 0, -1)], 99) == 656.0  # 0.99 * 662 = 655.38
     assert metrics.percentile(samples, 95) is None
     assert metrics.percentile([], 50) is None
