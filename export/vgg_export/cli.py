@@ -807,11 +807,11 @@ def evaluate(
     click.echo(
         text.table(
             ("variant", *tables.EVALUATION_COLUMNS),
-            [[name, *tables.evaluation_cells(row)] for name, row in figures.items()],
+            [[name, *tables.evaluation_cells(row.to_json())] for name, row in figures.items()],
         )
     )
     if json_file:
-        write_json(json_file, figures)
+        write_json(json_file, {name: found.to_json() for name, found in figures.items()})
 
 
 @cli.command()

@@ -4,9 +4,8 @@ done once."""
 import contextlib
 import dataclasses
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from vgg_runtime.board import device
 from vgg_runtime.board.targets import TARGETS
@@ -21,15 +20,30 @@ from .core import cache
 from .core.errors import DataError, NothingToGainError, OptionsError
 from .core.files import exclusive, explain_write_errors, write_json
 from .core.progress import Progress
+from .core.records import Record
 from .data import sanity, wordnet
 from .data.splits import Splits, class_folders, resolve, unseen
+from .graphs.model_info import Described, described
 from .network import checkpoint as checkpoints
 from .network import input_size, weights
+from .network.provenance import Provenance
 from .options import AllOptions, DataOptions, SweepOptions, WeightsOptions
 from .recipes import RECIPES, Recipe, Steps, chosen_recipes
 from .search import pareto, search
 
 log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class Sizes(Record):
+    """Weights and biases, and multiply-accumulates of one inference."""
+
+    parameters: int
+    macs: int
+
+
+# what it is made of is among its options; the rest is how a checkpoint is written
+WEIGHTS = cache.Stage("weights", checkpoints.__name__, Sizes)
 
 
 def run(options: AllOptions, progress: Progress) -> Manifest:
@@ -106,7 +120,7 @@ def _search_in(
     Raises:
         OptionsError: these weights have no accuracy to lose, or there are no pictures to choose with.
     """
-    if absent := _source_and_labels(checkpoint)[0].get("figures_absent"):
+    if absent := _source_and_labels(checkpoint)[0].figures_absent:
         raise OptionsError(f"points of accuracy cannot be counted: {absent}")
     if not splits.select:
         raise OptionsError(
@@ -126,7 +140,7 @@ def _search_in(
 def _with_test_figures(
     found: search.Found,
     entries: Sequence[writer.Entry],
-    figures: dict[str, Any] | None,
+    figures: Mapping[str, evaluate.Figures] | None,
     allowed: float | None,
 ) -> search.Found:
     """The points that became variants of the bundle with their figures on the test pictures, and what these
@@ -141,7 +155,7 @@ def _with_test_figures(
     if best and best.test:
         name = next(entry.id for entry in entries if entry.model.sha256 == best.sha256)
         reason += (
-            f"; as {name} in the bundle, on {best.test['n']} test pictures"
+            f"; as {name} in the bundle, on {best.test.n} test pictures"
             f" {search.lost_in_words(best, baseline, 'test')}"
         )
         if allowed is not None and search.drop(best, baseline, "test") > allowed + 1e-9:
@@ -178,8 +192,8 @@ def prepare(
     saved = checkpoint_file(options.weights, options.data, options.work_folder, progress)
     checkpoint_source, labels = _source_and_labels(saved)
     ids = wordnet.ids_for(checkpoint_source)
-    splits = resolve(options.data, checkpoint_source["weights"], labels, ids, options.work_folder, progress)
-    splits = splits.without(checkpoint_source.get("fitted_on", ()))
+    splits = resolve(options.data, checkpoint_source.kind, labels, ids, options.work_folder, progress)
+    splits = splits.without(checkpoint_source.fitted_on)
     log.info(
         "%s: %d pictures to fit, %d to select, %d to test",
         splits.origin,
@@ -203,14 +217,14 @@ def ensure_understood(
     Raises:
         AccuracyError: it does not understand them, unless that is to be accepted.
     """
-    header = checkpoints.load(checkpoint.path)
-    if not header.has_knowledge:
+    header = checkpoints.read_header(checkpoint.path)
+    if not header.provenance.has_knowledge:
         return sanity.Checked()
 
     def network() -> sanity.Ask:
         import torch
 
-        layers = header.model().to(memory_format=torch.channels_last)
+        layers = checkpoints.load(checkpoint.path).model().to(memory_format=torch.channels_last)
 
         def answer(x: sanity.Floats) -> sanity.Floats:
             with torch.inference_mode():
@@ -241,23 +255,23 @@ def checkpoint_file(
     """``--weights`` as a checkpoint file in our own format: as it is, or converted into ``folder``."""
     given = Path(wanted.spec)
     if not wanted.labels and wanted.spec not in weights.WORDS and weights.is_own(given):
-        weights.say_what_is_assumed(checkpoints.load(given).source)
+        weights.say_what_is_assumed(checkpoints.read_header(given).provenance)
         return cache.of(given)
     with progress.task("reading the weights", None):
         checkpoint = weights.resolve(wanted, lambda: class_folders(pictures) if pictures else None)
-        options = {"weights": weights.fingerprint(checkpoint), "source": checkpoint.source}
+        options = {"weights": weights.fingerprint(checkpoint), "source": checkpoint.provenance.to_json()}
         return cache.produce(
-            "weights", options, {}, folder / f"{name}.safetensors", lambda path: _save(checkpoint, path)
+            WEIGHTS, options, {}, folder / f"{name}.safetensors", lambda path: _save(checkpoint, path)
         )
 
 
-def _source_and_labels(artifact: cache.Artifact) -> tuple[dict[str, Any], tuple[str, ...]]:
+def _source_and_labels(artifact: cache.Artifact) -> tuple[Provenance, tuple[str, ...]]:
     """Where a checkpoint's or an exported model's weights came from, and its class names."""
     if artifact.path.suffix == ".onnx":
-        info = artifact.measured["model"]
-        return info["source"], tuple(info["labels"])
-    checkpoint = checkpoints.load(artifact.path)
-    return checkpoint.source, checkpoint.labels
+        info = artifact.read(Described).model
+        return info.provenance, info.labels
+    header = checkpoints.read_header(artifact.path)
+    return header.provenance, header.labels
 
 
 def model_file(path: Path) -> cache.Artifact:
@@ -271,7 +285,7 @@ def model_file(path: Path) -> cache.Artifact:
             f"there is no file {path}; expected a model that 'vgg-export export' or 'quantize' wrote"
         )
     found = cache.of(path)
-    if "model" not in found.measured:
+    if described(found) is None:
         raise DataError(
             f"{path} has no sidecar {cache.sidecar_path(path).name}; expected a model that 'vgg-export"
             " export' or 'quantize' wrote"
@@ -282,14 +296,14 @@ def model_file(path: Path) -> cache.Artifact:
 def splits_for(artifact: cache.Artifact, pictures: DataOptions, folder: Path, progress: Progress) -> Splits:
     """The three sets of pictures for a checkpoint or an exported model."""
     source, labels = _source_and_labels(artifact)
-    return resolve(pictures, source["weights"], labels, wordnet.ids_for(source), folder, progress)
+    return resolve(pictures, source.kind, labels, wordnet.ids_for(source), folder, progress)
 
 
 def at_input_px(
     checkpoint: cache.Artifact, input_px: int, folder: Path, progress: Progress
 ) -> cache.Artifact:
     """The checkpoint for another input size; itself when it already is."""
-    if checkpoints.load(checkpoint.path).plan.input_px == input_px:
+    if checkpoints.read_header(checkpoint.path).plan.input_px == input_px:
         return checkpoint
     return input_size.run(
         checkpoint, folder / f"{checkpoint.path.stem}-{input_px}px.safetensors", input_px, progress
@@ -304,11 +318,11 @@ def bundle_files(models: Sequence[Path], pictures: DataOptions, output: Path, pr
     entries = []
     for artifact in artifacts:
         name = artifact.path.stem
-        steps = tuple(artifact.measured["model"]["source"].get("history", ()))
+        steps = artifact.read(Described).model.provenance.history
         recipe = known.get(name) or Recipe(name, name, "; ".join(steps) or "the checkpoint as it is", ())
         entries.append(writer.Entry(name, recipe.title, recipe.description, recipe.steps, artifact))
     splits = splits_for(artifacts[0], pictures, output.parent / f".{output.name}.work", progress)
-    absent = source.get("figures_absent") or "not evaluated; run 'vgg-export evaluate --record'"
+    absent = source.figures_absent or "not evaluated; run 'vgg-export evaluate --record'"
     return writer.run(
         writer.Contents(tuple(entries), splits, wordnet.ids_for(source), None, absent), output, progress
     )
@@ -316,7 +330,7 @@ def bundle_files(models: Sequence[Path], pictures: DataOptions, output: Path, pr
 
 def evaluate_bundle(
     folder: Path, pictures: DataOptions, progress: Progress, *, record: bool, accept: bool = False
-) -> tuple[dict[str, Any], int, tuple[str, ...]]:
+) -> tuple[dict[str, evaluate.Figures], int, tuple[str, ...]]:
     """Figures of a bundle's variants on pictures it was not made with; how many, and what must be said with
     them; ``record`` writes them into its manifest.
 
@@ -373,9 +387,10 @@ def evaluate_bundle(
     return figures, len(items), tuple(filter(None, (present.notice, checked.unchecked, checked.problem)))
 
 
-def _with_figures(variant: manifest.Variant, figures: dict[str, Any]) -> manifest.Variant:
+def _with_figures(variant: manifest.Variant, figures: Mapping[str, evaluate.Figures]) -> manifest.Variant:
     evaluated = tuple(
-        dataclasses.replace(b, evaluation=figures[b.id], evaluation_absent=None) for b in variant.builds
+        dataclasses.replace(b, evaluation=figures[b.id].to_json(), evaluation_absent=None)
+        for b in variant.builds
     )
     return dataclasses.replace(variant, builds=evaluated)
 
@@ -384,7 +399,7 @@ def not_worth_it(entry: writer.Entry, options: AllOptions) -> str | None:
     """Why a variant that was not asked for by name is no use on any of the cores that were; None when it is,
     or none were."""
     asked = [TARGETS[name] for name in options.targets or ()]
-    if not asked or options.variants or entry.id == RECIPES[0].id or entry.info["precision"] != "fp32":
+    if not asked or options.variants or entry.id == RECIPES[0].id or entry.info.precision != "fp32":
         return None
     if all(target.ram_bytes and entry.model.path.stat().st_size > target.ram_bytes / 2 for target in asked):
         return (
@@ -396,16 +411,16 @@ def not_worth_it(entry: writer.Entry, options: AllOptions) -> str | None:
     return None
 
 
-def _save(checkpoint: checkpoints.Checkpoint, path: Path) -> dict[str, object]:
+def _save(checkpoint: checkpoints.Checkpoint, path: Path) -> Sizes:
     checkpoints.save(checkpoint, path)
-    return {"parameters": checkpoint.plan.parameters(), "macs": checkpoint.plan.macs()}
+    return Sizes(checkpoint.plan.parameters(), checkpoint.plan.macs())
 
 
 def _evaluate(
     entries: list[writer.Entry], splits: Splits, options: AllOptions, progress: Progress
-) -> tuple[dict[str, object] | None, str | None]:
+) -> tuple[dict[str, evaluate.Figures] | None, str | None]:
     """Figures by variant, or None and the reason."""
-    absent = entries[0].info["source"].get("figures_absent") or (
+    absent = entries[0].info.provenance.figures_absent or (
         None if splits.test else splits.note or "there are no test pictures"
     )
     if absent:
@@ -417,6 +432,5 @@ def _evaluate(
         for b in e.builds
         if b.id == b.figures
     ]
-    return evaluate.run(
-        subjects, splits.test, options.work_folder / "evaluation.json", progress
-    ).measured, None
+    made = evaluate.run(subjects, splits.test, options.work_folder / "evaluation.json", progress)
+    return made.read(evaluate.Evaluation).figures, None

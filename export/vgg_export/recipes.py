@@ -13,10 +13,12 @@ from .bundle import writer
 from .compress import distil, factorise, prune
 from .core import cache
 from .core.errors import NothingToGainError, OptionsError
+from .core.losses import Losses
 from .core.progress import Progress
 from .data import splits
 from .graphs import export, winograd
 from .int8 import activation_signedness, quantize
+from .int8.measured import Quantized
 from .network import input_size
 from .options import AllOptions
 
@@ -125,7 +127,8 @@ class Steps:
         for k in range(1, len(steps) + 1):
             made = self.make(steps[:k])
             if made is not self.make(steps[: k - 1]):  # else the step had nothing to do
-                found += [{"step": name, **loss} for name, loss in made.measured.get("losses", {}).items()]
+                lost = made.read(Losses).losses
+                found += [{"step": name, **loss.to_json()} for name, loss in lost.items()]
         return tuple(found)
 
     def _prune(self, before: cache.Artifact, output: Path) -> cache.Artifact:
@@ -148,20 +151,17 @@ class Steps:
             before = distil.run(
                 before, self.checkpoint, self.splits, made, level, self.progress, self._shared
             )
-            if "points_lost" not in before.measured:  # it was skipped, and says why
+            tuned = before.read(distil.Measured).tuned
+            if tuned is None:  # it was skipped, and says why
                 break
-            lost, error = before.measured["points_lost"], before.measured["loss_error_points"]
+            lost, error = tuned.points_lost, tuned.loss_error_points
             if allowed is not None:
                 words = (
                     f"{lost:+.1f} ± {error:.1f} points lost in fp32, {allowed * FLOAT_SHARE:g} allowed"
                     " before int8"
                 )
                 log.info("distilled, %s: %s", name, words)
-            if (
-                lost + error <= allowed * FLOAT_SHARE
-                if allowed is not None
-                else not before.measured["kept_epoch"]
-            ):
+            if lost + error <= allowed * FLOAT_SHARE if allowed is not None else not tuned.kept_epoch:
                 break
         return before
 
@@ -208,7 +208,8 @@ class Steps:
                     build_id,
                 )
             source, figures = by_range[reduced]
-            if TARGETS[source.measured["target"]].signed_activations != TARGETS[names[0]].signed_activations:
+            made_for = TARGETS[source.read(Quantized).target]
+            if made_for.signed_activations != TARGETS[names[0]].signed_activations:
                 source = activation_signedness.run(
                     source, names[0], self._named(made, f"{names[0]}-retyped"), self.progress
                 )
@@ -232,7 +233,7 @@ class Steps:
                         name,
                     )
                     continue
-                count = len(rewritten.measured["winograd"]["layers"])
+                count = len(rewritten.read(winograd.Rewritten).winograd.layers)
                 form = (
                     f"{count} convolutions as Winograd's, which take fewer instructions on a {core.title()}"
                 )
@@ -249,8 +250,8 @@ class Steps:
 
 def _has_room(target: Target, made: cache.Artifact, rewritten: cache.Artifact) -> bool:
     """Whether weights that are transformed while they are loaded leave half of a board's memory free."""
-    weights = rewritten.measured["winograd"]["weight_bytes"]
-    needed = made.path.stat().st_size + weights["rewritten"] - weights["direct"]
+    weights = rewritten.read(winograd.Rewritten).winograd.weight_bytes
+    needed = made.path.stat().st_size + weights.rewritten - weights.direct
     return target.ram_bytes is None or needed <= target.ram_bytes / 2
 
 

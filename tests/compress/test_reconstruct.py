@@ -133,8 +133,12 @@ def test_a_filter_that_another_one_repeats_can_go_without_loss(tmp_path: Path) -
     tensors, fits = reconstruct.repair(
         reconstruct.Problem(original, left, kept, plan), shown, reconstruct.Folders(tmp_path), Quiet()
     )
-    before = reconstruct.loss(original, checkpoints.Checkpoint(plan, left, original.labels, {}), shown.held)
-    after = reconstruct.loss(original, checkpoints.Checkpoint(plan, tensors, original.labels, {}), shown.held)
+    before = reconstruct.loss(
+        original, checkpoints.Checkpoint(plan, left, original.labels, original.provenance), shown.held
+    )
+    after = reconstruct.loss(
+        original, checkpoints.Checkpoint(plan, tensors, original.labels, original.provenance), shown.held
+    )
     assert before["kl"] > 100 * after["kl"]
     assert after["n"] == 10
     assert after["agreement"] >= 0.9  # one may lie on the edge between two classes
@@ -163,7 +167,7 @@ def test_a_layer_of_low_rank_is_factorised_without_loss(layer: str, kind: str, t
         reconstruct.Folders(tmp_path),
         Quiet(),
     )
-    made = checkpoints.Checkpoint(plan, tensors, original.labels, {})
+    made = checkpoints.Checkpoint(plan, tensors, original.labels, original.provenance)
     assert (fit.layer, fit.rank) == (layer, 6)
     assert fit.error_after < 1e-4
     with torch.inference_mode():

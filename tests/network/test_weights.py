@@ -60,9 +60,9 @@ def test_imagenet_is_downloaded_once_and_then_cached(
         first = weights.resolve(WeightsOptions("imagenet"))
     assert (empty_hub / published.name).read_bytes() == published.read_bytes()
     assert (first.plan.family, first.plan.classes, first.labels[281]) == ("vgg19", 1000, "tabby")
-    assert first.source["weights"] == "imagenet"
+    assert first.provenance.kind == "imagenet"
     second = weights.resolve(WeightsOptions("auto"))  # the server is gone: only the cache can have answered
-    assert second.source["weights"] == "imagenet"
+    assert second.provenance.kind == "imagenet"
     assert torch.equal(first.tensors["fc1.weight"], second.tensors["fc1.weight"])
 
 
@@ -104,9 +104,9 @@ def test_auto_falls_back_to_the_demo_within_seconds_and_says_so(monkeypatch: pyt
     start = time.monotonic()
     checkpoint = weights.resolve(WeightsOptions("auto"))
     assert time.monotonic() - start < 30
-    assert checkpoint.source["weights"] == "demo"
-    assert checkpoint.source["notice"].startswith("DEMO WEIGHTS")
-    assert "--weights imagenet" in checkpoint.source["notice"]
+    assert checkpoint.provenance.kind == "demo"
+    assert checkpoint.provenance.notice.startswith("DEMO WEIGHTS")
+    assert "--weights imagenet" in checkpoint.provenance.notice
 
 
 def test_a_server_that_never_answers_does_not_hang() -> None:
@@ -131,7 +131,7 @@ def test_a_missing_file_on_the_server_is_an_error_with_a_remedy(
 def test_random_is_full_size_seeded_and_without_figures() -> None:
     checkpoint = weights.resolve(WeightsOptions("random", seed=3))
     assert checkpoint.plan == chain.full_width("vgg19")
-    assert checkpoint.source["figures_absent"].startswith("random weights")
+    assert checkpoint.provenance.figures_absent.startswith("random weights")
     torch.manual_seed(3)
     assert float(checkpoint.tensors["conv5_4.weight"].std()) == pytest.approx(
         (2 / (512 * 9)) ** 0.5, rel=0.01
@@ -159,7 +159,7 @@ def test_a_file_called_like_a_word_of_the_option_is_not_taken_for_it(
     monkeypatch.chdir(tmp_path)
     checkpoints.save(small_checkpoint(), Path("demo"))
     made = pipeline.checkpoint_file(WeightsOptions("demo"), None, tmp_path / "work", Quiet())
-    assert checkpoints.load(made.path).source["weights"] == "demo"
+    assert checkpoints.load(made.path).provenance.kind == "demo"
 
 
 def test_our_own_checkpoint_is_a_file_too(tmp_path: Path) -> None:
