@@ -31,6 +31,7 @@ from vgg_export.graphs import export
 from vgg_export.int8 import activation_signedness, quantize
 from vgg_export.network import checkpoint as checkpoints
 from vgg_export.network import input_size
+from vgg_export.network.provenance import Provenance
 from vgg_export.network.readers import state_dicts
 from vgg_export.options import DataOptions, QuantizeOptions
 from vgg_runtime.bundle import manifest
@@ -164,9 +165,7 @@ def small_checkpoint(
         small_torchvision_vgg(family, False, classes, seed).state_dict()
     )
     labels = CLASSES if classes == len(CLASSES) else tuple(f"class {k}" for k in range(classes))
-    return checkpoints.Checkpoint(
-        plan, tensors, labels, {"weights": "file", "what": f"small {family} for tests"}
-    )
+    return checkpoints.Checkpoint(plan, tensors, labels, Provenance("file", f"small {family} for tests"))
 
 
 @pytest.fixture
@@ -223,7 +222,11 @@ def make_bundle(splits: Splits, work: Path) -> None:
     signed = activation_signedness.run(quantized, "pi5", work / "signed.onnx", Quiet())
     entries = entries_of(baseline, quantized, scaled, signed)
     subjects = [evaluate.Subject(e.id, e.model, e.preprocessing, e.builds[0].targets) for e in entries]
-    figures = evaluate.run(subjects, splits.test, work / "evaluation.json", Quiet()).measured
+    figures = (
+        evaluate.run(subjects, splits.test, work / "evaluation.json", Quiet())
+        .read(evaluate.Evaluated)
+        .figures
+    )
     writer.run(writer.Contents(entries, splits, None, figures, None), work / "artifacts", Quiet())
 
 

@@ -152,7 +152,7 @@ def losses(work: Path) -> tuple[dict[str, Any], ...]:
     made = {(): cache.of(work / "baseline.onnx"), ("quantize",): cache.of(work / "quantized.onnx")}
     found = recipes.Steps.losses(types.SimpleNamespace(make=made.get), ("quantize",))  # type: ignore[arg-type]
     assert found
-    return found
+    return tuple(loss.to_json() for loss in found)
 
 
 def test_every_key_of_a_result_is_documented_and_the_other_way_round(result: Any) -> None:

@@ -18,6 +18,7 @@ from vgg_export.data.splits import Splits
 from vgg_export.graphs import export
 from vgg_export.int8 import quantize
 from vgg_export.network import checkpoint as checkpoints
+from vgg_export.network.provenance import Provenance
 from vgg_export.network.readers import state_dicts
 from vgg_export.options import QuantizeOptions
 from vgg_runtime.board import targets
@@ -49,7 +50,7 @@ def wide() -> checkpoints.Checkpoint:
         torch.nn.Linear(WIDTH, len(CLASSES)),
     )
     plan, tensors = state_dicts.to_plan_and_tensors(network.state_dict())
-    return checkpoints.Checkpoint(plan, tensors, CLASSES, {"weights": "file", "what": "wide"})
+    return checkpoints.Checkpoint(plan, tensors, CLASSES, Provenance("file", "wide"))
 
 
 @pytest.fixture(scope="module")

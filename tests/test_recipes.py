@@ -9,6 +9,7 @@ from conftest import small_checkpoint
 
 from vgg_export import recipes
 from vgg_export.core import cache
+from vgg_export.core.losses import Loss, Losses
 from vgg_export.core.progress import Quiet
 from vgg_export.data.splits import Splits
 from vgg_export.network import checkpoint as checkpoints
@@ -17,17 +18,19 @@ from vgg_export.recipes import CHECKPOINT, DISTIL, EXPORT, MODEL, PRUNE, QUANTIZ
 from vgg_runtime.bundle.manifest import SessionSettings
 from vgg_runtime.bundle.session import Model
 
+STAGE = cache.Stage("sharpen", recipes.__name__, Losses)
+
 
 def sharpen(before: cache.Artifact, context: recipes.Context) -> cache.Artifact:
     """Twice the logits."""
 
-    def make(path: Path) -> dict[str, object]:
+    def make(path: Path) -> Losses:
         given = checkpoints.load(before.path)
         doubled = {name: given.tensors[name] * 2 for name in ("fc3.weight", "fc3.bias")}
         checkpoints.save(dataclasses.replace(given, tensors=given.tensors | doubled), path)
-        return {"losses": {"sharpened": {"agreement": 1.0}}}
+        return Losses({"sharpened": Loss(1.0, 0.0, 8, "the checkpoint")})
 
-    return cache.produce("sharpen", {}, {"checkpoint": before}, context.output, make)
+    return cache.produce(STAGE, {}, {"checkpoint": before}, context.output, make)
 
 
 SHARPEN = Step("sharpen", CHECKPOINT, CHECKPOINT, sharpen)
@@ -51,9 +54,9 @@ def test_a_new_step_and_a_new_variant_are_an_object_each(integers: bool, context
     last = "+quantize" if integers else ""
     assert entry.model.path == context.folder / f"checkpoint+sharpen+export{last}.onnx"
     assert entry.steps == recipes.names(recipe.steps)
-    assert [loss["step"] for loss in entry.losses] == ["sharpened", *(["quantized"] if integers else [])]
+    assert [loss.step for loss in entry.losses] == ["sharpened", *(["quantized"] if integers else [])]
     assert entry.targets == (("pi5",) if integers else ())
-    assert entry.info["precision"] == ("int8" if integers else "fp32")
+    assert entry.info.precision == ("int8" if integers else "fp32")
     if not integers:
         x = np.random.default_rng(0).standard_normal((1, 3, 224, 224), np.float32)
         plain = Model(steps.make((EXPORT,)).path, SessionSettings(), 1)(x)

@@ -313,7 +313,6 @@ def evaluate(
     pictures = build(options.DataOptions, chosen)
     from vgg_runtime import text
     from vgg_runtime.report import tables
-    from vgg_runtime.result import Evaluation
 
     from . import pipeline
     from .core.files import write_json
@@ -327,11 +326,11 @@ def evaluate(
     click.echo(
         text.table(
             ("variant", *tables.EVALUATION_COLUMNS),
-            [[name, *tables.evaluation_cells(Evaluation.from_json(row))] for name, row in figures.items()],
+            [[name, *tables.evaluation_cells(row)] for name, row in figures.items()],
         )
     )
     if json_file:
-        write_json(json_file, figures)
+        write_json(json_file, {name: found.to_json() for name, found in figures.items()})
 
 
 @cli.command()

@@ -4,7 +4,6 @@ understands its pictures."""
 import dataclasses
 import logging
 from pathlib import Path
-from typing import Any
 
 from vgg_runtime.board import device
 from vgg_runtime.bundle import builds, manifest
@@ -17,13 +16,28 @@ from .core import cache
 from .core.errors import DataError
 from .core.files import explain_write_errors
 from .core.progress import Progress
+from .core.records import Record
 from .data import sanity, tensors, wordnet
 from .data.splits import Item, Splits, class_folders, resolve, unseen
+from .graphs.model_info import Described, described
 from .network import checkpoint as checkpoints
 from .network import input_size, weights
+from .network.provenance import Provenance
 from .options import DataOptions, RecipeOptions, RunOptions, WeightsOptions
 
 log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class Sizes(Record):
+    """Weights and biases, and multiply-accumulates of one inference."""
+
+    parameters: int
+    macs: int
+
+
+# what it is made of is among its options; the rest is how a checkpoint is written
+WEIGHTS = cache.Stage("weights", checkpoints.__name__, Sizes)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,8 +61,8 @@ def read(options: RecipeOptions, how: RunOptions) -> Given:
     saved = checkpoint_file(options.weights, options.data, folder, progress)
     source, labels = source_and_labels(saved)
     ids = wordnet.ids_for(source)
-    splits = resolve(options.data, source["weights"], labels, ids, folder, progress)
-    splits = splits.without(source.get("fitted_on", ()))
+    splits = resolve(options.data, source.kind, labels, ids, folder, progress)
+    splits = splits.without(source.fitted_on)
     log.info(
         "%s: %d pictures to fit, %d to select, %d to test",
         splits.origin,
@@ -68,13 +82,13 @@ def ensure_understood(
     Raises:
         AccuracyError: it does not understand them, unless that is to be accepted.
     """
-    header = checkpoints.load(checkpoint.path)
-    if not header.has_knowledge:
+    header = checkpoints.read_header(checkpoint.path)
+    if not header.provenance.has_knowledge:
         return sanity.Checked()
 
     sets, output = (splits.select, splits.test), folder / "sanity.json"
     return sanity.check(
-        lambda: tensors.answering(header.model()),
+        lambda: tensors.answering(checkpoints.load(checkpoint.path).model()),
         checkpoint,
         for_input(header.plan.input_px),
         sets,
@@ -95,28 +109,28 @@ def checkpoint_file(
     """``--weights`` as a checkpoint file in our own format: as it is, or converted into ``folder``."""
     given = Path(wanted.spec)
     if not wanted.labels and wanted.spec not in weights.WORDS and weights.is_own(given):
-        weights.say_what_is_assumed(checkpoints.load(given).source)
+        weights.say_what_is_assumed(checkpoints.read_header(given).provenance)
         return cache.of(given)
     with progress.task("reading the weights", None):
         checkpoint = weights.resolve(wanted, lambda: class_folders(pictures) if pictures else None)
-        options = {"weights": weights.fingerprint(checkpoint), "source": checkpoint.source}
+        options = {"weights": weights.fingerprint(checkpoint), "source": checkpoint.provenance.to_json()}
         return cache.produce(
-            "weights", options, {}, folder / f"{name}.safetensors", lambda path: _save(checkpoint, path)
+            WEIGHTS, options, {}, folder / f"{name}.safetensors", lambda path: _save(checkpoint, path)
         )
 
 
-def _save(checkpoint: checkpoints.Checkpoint, path: Path) -> dict[str, object]:
+def _save(checkpoint: checkpoints.Checkpoint, path: Path) -> Sizes:
     checkpoints.save(checkpoint, path)
-    return {"parameters": checkpoint.plan.parameters(), "macs": checkpoint.plan.macs()}
+    return Sizes(checkpoint.plan.parameters(), checkpoint.plan.macs())
 
 
-def source_and_labels(artifact: cache.Artifact) -> tuple[dict[str, Any], tuple[str, ...]]:
+def source_and_labels(artifact: cache.Artifact) -> tuple[Provenance, tuple[str, ...]]:
     """Where a checkpoint's or an exported model's weights came from, and its class names."""
     if artifact.path.suffix == ".onnx":
-        info = artifact.measured["model"]
-        return info["source"], tuple(info["labels"])
-    checkpoint = checkpoints.load(artifact.path)
-    return checkpoint.source, checkpoint.labels
+        info = artifact.read(Described).model
+        return info.provenance, info.labels
+    header = checkpoints.read_header(artifact.path)
+    return header.provenance, header.labels
 
 
 def model_file(path: Path) -> cache.Artifact:
@@ -130,7 +144,7 @@ def model_file(path: Path) -> cache.Artifact:
             f"there is no file {path}; expected a model that 'vgg-export export' or 'quantize' wrote"
         )
     found = cache.of(path)
-    if "model" not in found.measured:
+    if described(found) is None:
         raise DataError(
             f"{path} has no sidecar {cache.sidecar_path(path).name}; expected a model that 'vgg-export"
             " export' or 'quantize' wrote"
@@ -141,14 +155,14 @@ def model_file(path: Path) -> cache.Artifact:
 def splits_for(artifact: cache.Artifact, pictures: DataOptions, folder: Path, progress: Progress) -> Splits:
     """The three sets of pictures for a checkpoint or an exported model."""
     source, labels = source_and_labels(artifact)
-    return resolve(pictures, source["weights"], labels, wordnet.ids_for(source), folder, progress)
+    return resolve(pictures, source.kind, labels, wordnet.ids_for(source), folder, progress)
 
 
 def at_input_px(
     checkpoint: cache.Artifact, input_px: int, folder: Path, progress: Progress
 ) -> cache.Artifact:
     """The checkpoint for another input size; itself when it already is."""
-    if checkpoints.load(checkpoint.path).plan.input_px == input_px:
+    if checkpoints.read_header(checkpoint.path).plan.input_px == input_px:
         return checkpoint
     return input_size.run(
         checkpoint, folder / f"{checkpoint.path.stem}-{input_px}px.safetensors", input_px, progress

@@ -3,9 +3,8 @@ done once."""
 
 import dataclasses
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from vgg_runtime.bundle import manifest
 from vgg_runtime.bundle.manifest import Manifest
@@ -17,6 +16,7 @@ from .core.errors import NothingToGainError
 from .core.files import exclusive, write_json
 from .core.progress import Progress
 from .data import wordnet
+from .graphs.model_info import Described
 from .options import DataOptions, RecipeOptions, RunOptions, SweepOptions
 from .recipes import BASELINE, RECIPES, Context, Recipe, Steps, chosen_recipes, names, not_worth_it
 from .search import pareto, search, within_budget
@@ -97,14 +97,14 @@ def bundle_files(models: Sequence[Path], pictures: DataOptions, output: Path, pr
     entries = []
     for artifact in artifacts:
         name = artifact.path.stem
-        steps = tuple(artifact.measured["model"]["source"].get("history", ()))
+        steps = artifact.read(Described).model.provenance.history
         if recipe := known.get(name):
             entry = writer.Entry(name, recipe.title, recipe.description, names(recipe.steps), artifact)
         else:
             entry = writer.Entry(name, name, "; ".join(steps) or BASELINE.description, (), artifact)
         entries.append(entry)
     splits = inputs.splits_for(artifacts[0], pictures, output.parent / f".{output.name}.work", progress)
-    absent = source.get("figures_absent") or "not evaluated; run 'vgg-export evaluate --record'"
+    absent = source.figures_absent or "not evaluated; run 'vgg-export evaluate --record'"
     return writer.run(
         writer.Contents(tuple(entries), splits, wordnet.ids_for(source), None, absent), output, progress
     )
@@ -112,7 +112,7 @@ def bundle_files(models: Sequence[Path], pictures: DataOptions, output: Path, pr
 
 def evaluate_bundle(
     folder: Path, pictures: DataOptions, progress: Progress, *, record: bool, accept: bool = False
-) -> tuple[dict[str, Any], int, tuple[str, ...]]:
+) -> tuple[dict[str, Evaluation], int, tuple[str, ...]]:
     """Figures of a bundle's variants on pictures it was not made with; how many, and what must be said with
     them; ``record`` writes them into its manifest.
 
@@ -144,18 +144,19 @@ def evaluate_bundle(
     )
 
 
-def _with_figures(variant: manifest.Variant, figures: dict[str, Any]) -> manifest.Variant:
+def _with_figures(variant: manifest.Variant, figures: Mapping[str, Evaluation]) -> manifest.Variant:
     evaluated = tuple(
-        dataclasses.replace(b, evaluation=Evaluation.from_json(figures[b.id]), evaluation_absent=None)
-        for b in variant.builds
+        dataclasses.replace(b, evaluation=figures[b.id], evaluation_absent=None) for b in variant.builds
     )
     return dataclasses.replace(variant, builds=evaluated)
 
 
-def _evaluate(entries: list[writer.Entry], context: Context) -> tuple[dict[str, object] | None, str | None]:
+def _evaluate(
+    entries: list[writer.Entry], context: Context
+) -> tuple[dict[str, Evaluation] | None, str | None]:
     """Figures by variant, or None and the reason."""
     splits = context.splits
-    absent = entries[0].info["source"].get("figures_absent") or (
+    absent = entries[0].info.provenance.figures_absent or (
         None if splits.test else splits.note or "there are no test pictures"
     )
     if absent:
@@ -168,4 +169,5 @@ def _evaluate(entries: list[writer.Entry], context: Context) -> tuple[dict[str, 
         if b.id == b.figures
     ]
     output = context.folder / "evaluation.json"
-    return evaluate.run(subjects, splits.test, output, context.progress).measured, None
+    made = evaluate.run(subjects, splits.test, output, context.progress)
+    return made.read(evaluate.Evaluated).figures, None

@@ -9,18 +9,20 @@ import dataclasses
 import logging
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
 
 from vgg_runtime.board.targets import TARGETS, Target
+from vgg_runtime.result import StepLoss
 
 from .bundle import writer
 from .compress import distil, factorise, prune
 from .core import cache
 from .core.errors import NothingToGainError, OptionsError
+from .core.losses import Losses
 from .core.progress import Progress
 from .data.splits import Splits
 from .graphs import export, winograd
 from .int8 import activation_signedness, quantize
+from .int8.measured import Quantized
 from .network import input_size
 from .options import RecipeOptions
 
@@ -94,17 +96,18 @@ def _distil(before: cache.Artifact, context: Context) -> cache.Artifact:
         before = distil.run(
             before, context.checkpoint, context.splits, output, level, context.progress, context.shared
         )
+        tuned = before.read(distil.Measured).tuned
         # one that was skipped says why
-        if "points_lost" not in before.measured or _is_enough(before, name, budget.max_drop):
+        if tuned is None or _is_enough(tuned, name, budget.max_drop):
             break
     return before
 
 
-def _is_enough(made: cache.Artifact, level: str, allowed: float | None) -> bool:
+def _is_enough(tuned: distil.Tuned, level: str, allowed: float | None) -> bool:
     """Whether no further level is needed: too little was lost, or this one did not help."""
     if allowed is None:
-        return not made.measured["kept_epoch"]
-    lost, error = made.measured["points_lost"], made.measured["loss_error_points"]
+        return not tuned.kept_epoch
+    lost, error = tuned.points_lost, tuned.loss_error_points
     words = f"{lost:+.1f} ± {error:.1f} points lost in fp32, {allowed * FLOAT_SHARE:g} allowed before int8"
     log.info("distilled, %s: %s", level, words)
     return bool(lost + error <= allowed * FLOAT_SHARE)
@@ -244,14 +247,14 @@ class Steps:
             self._done[steps] = steps[-1].run(before, dataclasses.replace(self.context, steps=steps))
         return self._done[steps]
 
-    def losses(self, steps: tuple[Step, ...]) -> tuple[dict[str, Any], ...]:
-        """What each step lost, as its stage measured it on held-out pictures: ``{"step", "agreement", "kl",
-        "n", "against"}``."""
+    def losses(self, steps: tuple[Step, ...]) -> tuple[StepLoss, ...]:
+        """What each step lost, as its stage measured it on held-out pictures."""
         found = []
         for k in range(1, len(steps) + 1):
             made = self.make(steps[:k])
             if made is not self.make(steps[: k - 1]):  # else the step had nothing to do
-                found += [{"step": name, **loss} for name, loss in made.measured.get("losses", {}).items()]
+                lost = made.read(Losses).losses
+                found += [StepLoss(name, **dataclasses.asdict(loss)) for name, loss in lost.items()]
         return tuple(found)
 
     def entry(self, recipe: Recipe) -> writer.Entry:
@@ -278,7 +281,8 @@ class Steps:
                 before, output = self.make(recipe.steps[:-1]), _beside(made.path, cores[0])
                 by_range[reduced] = (_quantized(before, self.context, output, cores[0]), build_id)
             source, figures = by_range[reduced]
-            if TARGETS[source.measured["target"]].signed_activations != TARGETS[cores[0]].signed_activations:
+            made_for = TARGETS[source.read(Quantized).target]
+            if made_for.signed_activations != TARGETS[cores[0]].signed_activations:
                 source = activation_signedness.run(
                     source, cores[0], _beside(made.path, f"{cores[0]}-retyped"), self.context.progress
                 )
@@ -302,7 +306,7 @@ class Steps:
                         name,
                     )
                     continue
-                count = len(rewritten.measured["winograd"]["layers"])
+                count = len(rewritten.read(winograd.Rewritten).winograd.layers)
                 form = (
                     f"{count} convolutions as Winograd's, which take fewer instructions on a {core.title()}"
                 )
@@ -315,8 +319,8 @@ class Steps:
 
 def _has_room(target: Target, made: cache.Artifact, rewritten: cache.Artifact) -> bool:
     """Whether weights that are transformed while they are loaded leave half of a board's memory free."""
-    weights = rewritten.measured["winograd"]["weight_bytes"]
-    needed = made.path.stat().st_size + weights["rewritten"] - weights["direct"]
+    weights = rewritten.read(winograd.Rewritten).winograd.weight_bytes
+    needed = made.path.stat().st_size + weights.rewritten - weights.direct
     return target.ram_bytes is None or needed <= target.ram_bytes / 2
 
 
@@ -324,7 +328,7 @@ def not_worth_it(recipe: Recipe, entry: writer.Entry, options: RecipeOptions) ->
     """Why a variant that was not asked for by name is no use on any of the cores that were; None when it is,
     or none were."""
     asked = [TARGETS[name] for name in options.targets or ()]
-    if not asked or options.variants or recipe == BASELINE or entry.info["precision"] != "fp32":
+    if not asked or options.variants or recipe == BASELINE or entry.info.precision != "fp32":
         return None
     if all(target.ram_bytes and entry.model.path.stat().st_size > target.ram_bytes / 2 for target in asked):
         return (

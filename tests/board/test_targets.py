@@ -14,7 +14,7 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
-from conftest import reseal
+from conftest import reseal, small_checkpoint
 from launch import compare
 from rows import DEVICE, a_result, a_row
 
@@ -24,7 +24,7 @@ from vgg_export.core import cache
 from vgg_export.core.errors import CheckFailedError, OptionsError
 from vgg_export.core.progress import Quiet
 from vgg_export.data import splits
-from vgg_export.graphs import export, external_data
+from vgg_export.graphs import export, external_data, winograd
 from vgg_export.int8 import activation_signedness, qdq, quantize
 from vgg_export.options import QuantizeOptions, RecipeOptions
 from vgg_runtime.board import device, memory, targets
@@ -427,9 +427,9 @@ def test_a_manifest_without_builds_is_damaged(several: Path, tmp_path: Path) -> 
 def entry_of(size: int, entry_id: str, precision: str, steps: tuple[str, ...], path: Path) -> bundling.Entry:
     with path.open("wb") as file:
         file.truncate(size)  # sparse
-    return bundling.Entry(
-        entry_id, "", "", steps, cache.Artifact(path, "", {"measured": {"model": {"precision": precision}}})
-    )
+    model = dataclasses.replace(export.describe(small_checkpoint()), precision=precision)
+    made = cache.Artifact(path, "", {"measured": {"model": model.to_json()}})
+    return bundling.Entry(entry_id, "", "", steps, made)
 
 
 def test_what_is_worth_shipping(tmp_path: Path) -> None:
@@ -472,8 +472,11 @@ def test_transformed_weights_must_leave_a_board_room(tmp_path: Path) -> None:
     made = cache.Artifact(path, "", {"measured": {}})
 
     def rewritten(growth: int) -> cache.Artifact:
-        weights = {"direct": 10_000_000, "rewritten": 10_000_000 + growth}
-        return cache.Artifact(path, "", {"measured": {"winograd": {"weight_bytes": weights}}})
+        none = winograd.BothWays(0, 0)
+        weights = winograd.BothWays(10_000_000, 10_000_000 + growth)
+        told = winograd.Told("cortex-a53", {}, none, none, weights, 0.0)
+        what = winograd.Rewritten({}, 0.0, 0.0, told, export.describe(small_checkpoint()))
+        return cache.Artifact(path, "", {"measured": what.to_json()})
 
     assert recipes._has_room(TARGETS["zero2"], made, rewritten(60_000_000))
     assert not recipes._has_room(TARGETS["zero2"], made, rewritten(70_000_000))

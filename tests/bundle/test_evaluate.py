@@ -12,7 +12,7 @@ from vgg_export.data import splits
 from vgg_runtime.bundle import manifest
 from vgg_runtime.bundle.metrics import loss_error_points, wilson_interval
 from vgg_runtime.bundle.preprocess import for_input, load
-from vgg_runtime.result import Evaluation
+from vgg_runtime.result import Proportion
 
 
 def test_figures_by_hand() -> None:
@@ -22,37 +22,37 @@ def test_figures_by_hand() -> None:
     other = baseline.copy()
     other[3] = [0, 0, 0, 0, 3, 2.9]
     found = evaluate.figures(other, baseline, np.array([0, 1, 5, -1]))
-    assert found["n"] == 4
-    assert found["agreement"] == {"rate": 0.75, "n": 4, "interval95": list(wilson_interval(3, 4))}
-    assert found["top1"] == {"rate": 2 / 3, "n": 3, "interval95": list(wilson_interval(2, 3))}
+    assert found.n == 4
+    assert found.agreement == Proportion(0.75, 4, wilson_interval(3, 4))
+    assert found.top1 == Proportion(2 / 3, 3, wilson_interval(2, 3))
     # of the three known: right and right, right and right, wrong and wrong
     # none lost of three: not yet never
-    assert found["loss_error_points"] == pytest.approx(100 * np.sqrt(0.2 * 0.8 / 3))
+    assert found.loss_error_points == pytest.approx(100 * np.sqrt(0.2 * 0.8 / 3))
     # and one that the baseline alone has right
     lost = evaluate.figures(other, baseline, np.array([0, 1, 5, 3]))
-    assert lost["loss_error_points"] == pytest.approx(100 * np.std([0, 0, 0, 1]) / 2)
+    assert lost.loss_error_points == pytest.approx(100 * np.std([0, 0, 0, 1]) / 2)
     assert loss_error_points(0, 0, 900) == pytest.approx(0.11, abs=0.01)
     # lost, won, lost, kept
     both_ways = evaluate.figures(other[[3, 0, 3, 0]], baseline[[3, 1, 3, 0]], np.array([3, 0, 3, 0]))
-    assert both_ways["loss_error_points"] == pytest.approx(100 * np.std([1, -1, 1, 0]) / 2)
+    assert both_ways.loss_error_points == pytest.approx(100 * np.std([1, -1, 1, 0]) / 2)
     unlabelled = evaluate.figures(other, baseline, np.full(4, -1))  # one of four disagrees
-    assert unlabelled["loss_error_points"] == pytest.approx(100 * np.sqrt(0.25 * 0.75 / 4))
+    assert unlabelled.loss_error_points == pytest.approx(100 * np.sqrt(0.25 * 0.75 / 4))
     p, q = (np.exp(x) / np.exp(x).sum() for x in (baseline[3].astype(float), other[3].astype(float)))
     divergence = float((p * np.log(p / q)).sum())
-    assert found["kl_mean"] == pytest.approx(divergence / 4)
-    assert found["kl_p95"] == pytest.approx(np.quantile([0, 0, 0, divergence], 0.95))
+    assert found.kl_mean == pytest.approx(divergence / 4)
+    assert found.kl_p95 == pytest.approx(np.quantile([0, 0, 0, divergence], 0.95))
 
 
 def test_without_labels_there_is_agreement_but_no_accuracy() -> None:
     logits = np.eye(6, dtype=np.float32)
     found = evaluate.figures(logits, logits, np.full(6, -1))
-    assert (found["top1"], found["top5"]) == (None, None)
-    assert found["agreement"]["rate"] == 1.0
+    assert (found.top1, found.top5) == (None, None)
+    assert found.agreement.rate == 1.0
 
 
 def test_top5_of_five_classes_is_absent() -> None:
     logits = np.eye(5, dtype=np.float32)
-    assert evaluate.figures(logits, logits, np.arange(5))["top5"] is None
+    assert evaluate.figures(logits, logits, np.arange(5)).top5 is None
 
 
 def test_the_exported_files_are_what_is_evaluated(
@@ -67,11 +67,13 @@ def test_the_exported_files_are_what_is_evaluated(
     session = ort.InferenceSession(bundle_folder / "models" / "scaled.onnx")
     x = np.stack([load(i.path, for_input(160)) for i in splits.test])
     right = int((session.run(None, {"input": x})[0].argmax(1) == [i.label for i in splits.test]).sum())
-    assert found["scaled"]["top1"]["rate"] == right / len(splits.test)
-    assert found["baseline"]["agreement"]["rate"] == 1.0
-    assert found["baseline"]["kl_mean"] == 0.0
-    assert found["quantized"]["kl_mean"] > 0
-    assert bundle.variant("scaled").build.evaluation == Evaluation.from_json(found["scaled"])
+    top1 = found["scaled"].top1
+    assert top1 is not None
+    assert top1.rate == right / len(splits.test)
+    assert found["baseline"].agreement.rate == 1.0
+    assert found["baseline"].kl_mean == 0.0
+    assert (found["quantized"].kl_mean or 0) > 0
+    assert bundle.variant("scaled").build.evaluation == found["scaled"]
     assert list(tmp_path.iterdir()) == []  # the prepared pictures are gone
 
 

@@ -63,7 +63,7 @@ def test_it_recovers_without_labels_and_leaves_early_blocks_alone(
     before, after = checkpoints.load(student.path), checkpoints.load(made.path)
     assert torch.equal(before.tensors["conv3_2.weight"], after.tensors["conv3_2.weight"])
     assert not torch.equal(before.tensors["conv4_1.weight"], after.tensors["conv4_1.weight"])
-    assert after.source["history"][-1].startswith(f"distilled for {made.measured['kept_epoch']} of 3 epochs")
+    assert after.provenance.history[-1].startswith(f"distilled for {made.measured['kept_epoch']} of 3 epochs")
 
 
 def test_too_large_a_step_is_rolled_back_and_made_smaller(

@@ -120,8 +120,8 @@ def test_it_halves_the_arithmetic_and_still_agrees(splits: Splits, tmp_path: Pat
     assert all(0 <= layer["error_after"] < 0.5 for layer in measured["layers"])
     loaded = checkpoints.load(compact.path)
     assert loaded.plan == chain.Plan.from_json(measured["plan"])
-    assert loaded.source["history"][-1].startswith("factorised to ")
-    assert len(loaded.source["fitted_on"]) > 0
+    assert loaded.provenance.history[-1].startswith("factorised to ")
+    assert len(loaded.provenance.fitted_on) > 0
     assert checkpoints.load(original.path).plan.factors == ()
 
 

@@ -105,7 +105,7 @@ def test_the_stage_writes_a_smaller_checkpoint(saved: cache.Artifact, tmp_path: 
         "before": checkpoints.load(saved.path).plan.macs(),
         "after": small.plan.macs(),
     }
-    assert small.source["history"] == ["pruned about 50% of the filters from conv4 on by l2"]
+    assert small.provenance.history == ("pruned about 50% of the filters from conv4 on by l2",)
     assert "layers" not in made.measured
     removed, _ = prune.prune(checkpoints.load(saved.path), HALF)
     assert all(torch.equal(small.tensors[name], tensor) for name, tensor in removed.tensors.items())
@@ -119,19 +119,19 @@ def test_what_is_left_is_repaired_on_pictures(splits: splits.Splits, tmp_path: P
         cache.of(tmp_path / "original.safetensors"), splits, tmp_path / "pruned.safetensors", options, Quiet()
     )
     loss, small = made.measured["losses"], checkpoints.load(made.path)
-    assert (made.measured["images"], loss["removed"]["n"], loss["repaired"]["n"]) == (30, 10, 10)
+    assert (made.measured["images"], loss["removed"].n, loss["repaired"].n) == (30, 10, 10)
     # Six drawn networks keep 0.03 to 0.34 of the divergence on these ten, and 0.03 to 0.25 on the 42 below.
-    assert loss["repaired"]["kl"] < 0.6 * loss["removed"]["kl"]
-    assert loss["repaired"]["agreement"] > loss["removed"]["agreement"]
-    assert small.source["history"][1:] == ["repaired in closed form on 30 pictures"]
-    assert small.source["fitted_on"] == splits.fitted()
+    assert loss["repaired"].kl < 0.6 * loss["removed"].kl
+    assert loss["repaired"].agreement > loss["removed"].agreement
+    assert small.provenance.history[1:] == ("repaired in closed form on 30 pictures",)
+    assert small.provenance.fitted_on == tuple(splits.fitted())
     assert torch.equal(small.tensors["conv3_2.weight"], original.tensors["conv3_2.weight"])
     # on pictures that neither fitted nor chose anything
     unseen = tensors.stacked(splits.test, for_input(224))
     removed, _ = prune.prune(original, options)
     before, after = reconstruct.loss(original, removed, unseen), reconstruct.loss(original, small, unseen)
-    assert after["kl"] < 0.5 * before["kl"]
-    assert after["agreement"] > before["agreement"]
+    assert after.kl < 0.5 * before.kl
+    assert after.agreement > before.agreement
 
 
 def test_noise_repairs_too_but_claims_nothing(
@@ -143,16 +143,13 @@ def test_noise_repairs_too_but_claims_nothing(
     small = checkpoints.load(made.path)
     assert made.measured["images"] == 16
     assert "losses" not in made.measured
-    assert "fitted_on" not in small.source
-    assert small.source["history"][1:] == ["repaired in closed form on noise, without pictures"]
+    assert not small.provenance.fitted_on
+    assert small.provenance.history[1:] == ("repaired in closed form on noise, without pictures",)
     unseen = feature_maps.noise(50, 224, seed=1).fit
     removed, _ = prune.prune(original, HALF)
     # Six drawn networks keep 0.00 to 0.19 of the divergence on such noise; on pictures there are some that it
     # makes worse.
-    assert (
-        reconstruct.loss(original, small, unseen)["kl"]
-        < 0.5 * reconstruct.loss(original, removed, unseen)["kl"]
-    )
+    assert reconstruct.loss(original, small, unseen).kl < 0.5 * reconstruct.loss(original, removed, unseen).kl
 
 
 def test_the_surgeon_chooses_on_pictures_and_says_what_it_cost(
@@ -174,10 +171,10 @@ def test_the_surgeon_chooses_on_pictures_and_says_what_it_cost(
     for found in costs.values():
         assert found["cost"] == found["curve"][str(found["filters"])]
     assert small.plan.macs() <= prune.uniform_plan(original.plan, options).macs()
-    assert small.source["history"] == [
-        "pruned about 50% of the filters from conv4 on by obs, more where they are missed less"
-    ]
-    assert small.source["fitted_on"] == splits.fitted()  # they chose, so no figure may come from them
+    assert small.provenance.history == (
+        "pruned about 50% of the filters from conv4 on by obs, more where they are missed less",
+    )
+    assert small.provenance.fitted_on == tuple(splits.fitted())  # they chose, so no figure may come from them
     assert "losses" not in made.measured
 
 

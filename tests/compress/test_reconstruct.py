@@ -135,11 +135,15 @@ def test_a_filter_that_another_one_repeats_can_go_without_loss(tmp_path: Path) -
     tensors, fits = reconstruct.repair(
         reconstruct.Problem(original, left, kept, plan), shown, reconstruct.Folders(tmp_path), Quiet()
     )
-    before = reconstruct.loss(original, checkpoints.Checkpoint(plan, left, original.labels, {}), shown.held)
-    after = reconstruct.loss(original, checkpoints.Checkpoint(plan, tensors, original.labels, {}), shown.held)
-    assert before["kl"] > 100 * after["kl"]
-    assert after["n"] == 10
-    assert after["agreement"] >= 0.9  # one may lie on the edge between two classes
+    before = reconstruct.loss(
+        original, checkpoints.Checkpoint(plan, left, original.labels, original.provenance), shown.held
+    )
+    after = reconstruct.loss(
+        original, checkpoints.Checkpoint(plan, tensors, original.labels, original.provenance), shown.held
+    )
+    assert before.kl > 100 * after.kl
+    assert after.n == 10
+    assert after.agreement >= 0.9  # one may lie on the edge between two classes
     assert fits[0].layer == "conv4_2"  # conv4_1 itself sees the same inputs and is left alone
     assert fits[0].error_after < 0.01 * fits[0].error_before
     assert torch.equal(tensors["conv3_2.weight"], original.tensors["conv3_2.weight"])
@@ -165,7 +169,7 @@ def test_a_layer_of_low_rank_is_factorised_without_loss(layer: str, kind: str, t
         reconstruct.Folders(tmp_path),
         Quiet(),
     )
-    made = checkpoints.Checkpoint(plan, tensors, original.labels, {})
+    made = checkpoints.Checkpoint(plan, tensors, original.labels, original.provenance)
     assert (fit.layer, fit.rank) == (layer, 6)
     assert fit.error_after < 1e-4
     with torch.inference_mode():
@@ -274,8 +278,8 @@ def test_interrupted_work_goes_on_behind_the_last_finished_layer(
     assert all(torch.allclose(found[name], tensor, rtol=1e-2, atol=1e-3) for name, tensor in wanted.items())
     errors = [[fit["error_after"] for fit in made.measured["layers"]] for made in (again, whole)]
     assert errors[0] == pytest.approx(errors[1], rel=1e-2, abs=1e-6)
-    assert again.measured["losses"]["repaired"]["kl"] == pytest.approx(
-        whole.measured["losses"]["repaired"]["kl"], rel=1e-2
+    assert again.measured["losses"]["repaired"].kl == pytest.approx(
+        whole.measured["losses"]["repaired"].kl, rel=1e-2
     )
     assert not list(tmp_path.glob(".*.parts"))
     with pytest.raises(KeyboardInterrupt):
@@ -307,12 +311,13 @@ def test_the_loss_is_agreement_and_the_kl_in_nats() -> None:
     original, other = at_64_px(small_checkpoint()), at_64_px(small_checkpoint(seed=1))
     x = pictures(9)
     same = reconstruct.loss(original, original, x)
-    assert (same["agreement"], same["kl"], same["n"]) == (1.0, pytest.approx(0, abs=1e-6), 9)
+    assert (same.agreement, same.n) == (1.0, 9)
+    assert same.kl == pytest.approx(0, abs=1e-6)
     with torch.inference_mode():
         p, q = original.model()(x).softmax(1), other.model()(x).softmax(1)
     found = reconstruct.loss(original, other, x)
-    assert found["kl"] == pytest.approx(float((p * (p / q).log()).sum(1).mean()), rel=1e-3)
-    assert found["agreement"] == pytest.approx(float((p.argmax(1) == q.argmax(1)).float().mean()))
+    assert found.kl == pytest.approx(float((p * (p / q).log()).sum(1).mean()), rel=1e-3)
+    assert found.agreement == pytest.approx(float((p.argmax(1) == q.argmax(1)).float().mean()))
 
 
 def test_noise_has_the_spectrum_of_photographs() -> None:

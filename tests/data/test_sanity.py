@@ -28,6 +28,7 @@ from vgg_export.data.drawn import draw_signs
 from vgg_export.data.splits import PARTS, Item, Splits, resolve
 from vgg_export.network import checkpoint as checkpoints
 from vgg_export.network import weights
+from vgg_export.network.provenance import Provenance
 from vgg_export.options import (
     DataOptions,
     DrawOptions,
@@ -251,7 +252,7 @@ def rewritten(scale: torch.Tensor, shift: torch.Tensor, *, bgr: bool = False) ->
     ).float()
     weight = weight * (scale / STD).view(1, 3, 1, 1)
     tensors["conv1_1.weight"] = (weight.flip(1) if bgr else weight).float().contiguous()
-    return checkpoints.Checkpoint(demo.plan, tensors, demo.labels, {"weights": "file", "what": "rewritten"})
+    return checkpoints.Checkpoint(demo.plan, tensors, demo.labels, Provenance("file", "rewritten"))
 
 
 CAFFE = torch.tensor([123.68, 116.779, 103.939]).double() / 255
@@ -307,7 +308,7 @@ def test_another_order_of_the_classes_is_named_and_right_when_given(drawn: Split
     demo = weights.resolve(WeightsOptions("demo"))
     order = torch.randperm(20, generator=torch.Generator().manual_seed(1)).tolist()
     moved = {name: demo.tensors[name][order].clone() for name in ("fc3.weight", "fc3.bias")}
-    source = {"weights": "file", "what": "permuted"}
+    source = Provenance("file", "permuted")
     permuted = checkpoints.Checkpoint(demo.plan, {**demo.tensors, **moved}, demo.labels, source)
     with pytest.raises(AccuracyError) as error:
         asked(permuted, drawn, tmp_path)

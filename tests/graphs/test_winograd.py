@@ -26,6 +26,7 @@ from vgg_export.graphs.cook_toom import FORMS, Form
 from vgg_export.network import chain, modules
 from vgg_export.network import checkpoint as checkpoints
 from vgg_export.network.chain import Factor, Layer
+from vgg_export.network.provenance import Provenance
 
 LAYER = Layer("layer", 6, 10, (3, 3), 10, bias=True)
 
@@ -133,7 +134,7 @@ def factorised() -> checkpoints.Checkpoint:
     plan = dataclasses.replace(original.plan, factors=factors)
     torch.manual_seed(0)
     tensors = {name: t.detach() for name, t in modules.build(plan).state_dict().items()}
-    return checkpoints.Checkpoint(plan, tensors, original.labels, original.source)
+    return checkpoints.Checkpoint(plan, tensors, original.labels, original.provenance)
 
 
 def test_a_factorised_network(tmp_path: Path) -> None:
@@ -292,7 +293,7 @@ def wide(tmp_path: Path, side: int = 64) -> cache.Artifact:
         plan,
         dict(modules.build(plan).state_dict()),
         tuple("abcdefg"),
-        {"weights": "random", "what": "for tests"},
+        Provenance("random", "for tests"),
     )
     checkpoints.save(checkpoint, tmp_path / "c.safetensors")
     return onnx_export.run(cache.of(tmp_path / "c.safetensors"), tmp_path / "direct.onnx", Quiet())

@@ -29,7 +29,7 @@ from vgg_export.network.chain import Plan
 from vgg_export.options import INT8_FORMS, FactoriseOptions, PruneOptions, QuantizeOptions
 from vgg_runtime.board.targets import TARGETS, here
 from vgg_runtime.bundle.manifest import SessionSettings
-from vgg_runtime.bundle.metrics import kl_divergence
+from vgg_runtime.bundle.metrics import Comparison, kl_divergence
 from vgg_runtime.bundle.preprocess import for_input, load
 from vgg_runtime.bundle.session import Model, exact
 
@@ -357,12 +357,14 @@ def test_corrected_means_are_those_of_the_float_graph(
     )
     assert all(after < 0.8 * before for before, after in beyond.values()), beyond  # 0.58 and 0.52 at most
     if kind == "compact":
-        assert corrected.divergence.mean() < 0.7 * plain.divergence.mean()  # 0.05 to 0.44
+        assert corrected.compared.kl < 0.7 * plain.compared.kl  # 0.05 to 0.44
         assert quantize.clearly_better(corrected, plain)
         assert not quantize.clearly_better(plain, corrected)
     else:
         assert errors["conv4_1"][1] < 0.1 * errors["conv4_1"][0]  # 0.01 to 0.04: before it little is shifted
-        assert corrected.same.mean() > plain.same.mean() + 0.2  # 0.60 to 0.86, from 0.05 to 0.29
+        assert (
+            corrected.compared.agreement > plain.compared.agreement + 0.2
+        )  # 0.60 to 0.86, from 0.05 to 0.29
 
 
 def test_the_shift_of_a_layer_is_computed_with_its_padding() -> None:
@@ -484,7 +486,12 @@ def test_without_unseen_pictures_the_plain_form_is_taken_and_the_reason_told(
 
 def trial(divergence: np.ndarray[Any, np.dtype[np.floating[Any]]], same: int | None = None) -> Trial:
     hits = np.arange(len(divergence)) < (len(divergence) if same is None else same)
-    return Trial(INT8_FORMS["minmax"], (), Path("nowhere"), divergence.astype(np.float64), hits)
+    return Trial(
+        INT8_FORMS["minmax"],
+        (),
+        Path("nowhere"),
+        Comparison(hits, divergence.astype(np.float64), np.zeros(0, np.int64)),
+    )
 
 
 def test_only_what_is_better_by_more_than_chance_replaces_the_plain_form() -> None:
@@ -538,7 +545,7 @@ def test_a_kept_layer_is_float_after_onnxruntimes_optimizer(
     assert {name: ops[name] for name in audit.FLOAT_OPS & ops.keys()} == floats
     layers = ops["QLinearConv"] + ops["QGemm"] + sum(floats.values())
     assert layers == len(tried.layers)
-    assert made.divergence.mean() < 0.01
+    assert made.compared.kl < 0.01
     with pytest.raises(CheckFailedError, match="still holds"):
         audit.audit_quantized(made.path)
     with pytest.raises(CheckFailedError, match="the float layers are"):

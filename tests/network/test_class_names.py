@@ -64,8 +64,8 @@ def test_the_files_own_names_are_the_labels_whatever_the_folders_order(
         found = resolved(saved(tmp_path, **beside), folders=tuple(sorted(TRAINED)))
     assert found.labels == TRAINED
     assert "alphabet" not in caplog.text
-    assert found.source["names_from"] == "checkpoint"
-    assert weights.ALPHABET not in found.source["assumed"]
+    assert found.provenance.names_from == "checkpoint"
+    assert weights.ALPHABET not in found.provenance.assumed
 
 
 def test_numbers_as_names_keep_their_own_order(tmp_path: Path) -> None:
@@ -158,9 +158,9 @@ def test_the_alphabet_is_said_every_time_and_goes_with_labels(
         inputs.checkpoint_file(WeightsOptions(str(own)), DataOptions(), tmp_path, Quiet())
     assert weights.ALPHABET in caplog.text
     (tmp_path / "names.txt").write_text("\n".join(TRAINED))
-    assert weights.ALPHABET not in resolved(own, tmp_path / "names.txt").source["assumed"]
+    assert weights.ALPHABET not in resolved(own, tmp_path / "names.txt").provenance.assumed
     assert (
-        weights.ALPHABET not in resolved(saved(tmp_path), tmp_path / "names.txt", TRAINED).source["assumed"]
+        weights.ALPHABET not in resolved(saved(tmp_path), tmp_path / "names.txt", TRAINED).provenance.assumed
     )
 
 
@@ -213,9 +213,9 @@ def test_what_a_state_dict_does_not_say_is_said_to_be_assumed(
     (line,) = [record.getMessage() for record in caplog.records if "assumed" in record.getMessage()]
     for word in ("ReLU", "ImageNet's mean and standard deviation", "256 px", "224 x 224 px", "softmax"):
         assert word in line
-    assert found.source["assumed"] == list(weights.ASSUMED)
-    assert "assumed" not in weights.resolve(WeightsOptions("demo")).source
-    assert "assumed" not in small_checkpoint().source
+    assert found.provenance.assumed == weights.ASSUMED
+    assert not weights.resolve(WeightsOptions("demo")).provenance.assumed
+    assert not small_checkpoint().provenance.assumed
 
 
 def test_other_weights_in_the_file_are_said_with_how_to_take_them(

@@ -12,6 +12,7 @@ from torchvision import models
 from vgg_export.core.errors import CheckpointError
 from vgg_export.network import chain
 from vgg_export.network import checkpoint as checkpoints
+from vgg_export.network.provenance import Provenance
 from vgg_export.network.readers import state_dicts
 
 
@@ -24,7 +25,7 @@ def test_every_family_member_keeps_its_function(family: str, batch_norm: bool) -
     x = torch.randn(2, 3, 224, 224)
     with torch.inference_mode():
         expected = original(x)
-        found = checkpoints.Checkpoint(plan, tensors, ("x",) * 7, {}).model()(x)
+        found = checkpoints.Checkpoint(plan, tensors, ("x",) * 7, Provenance("file", "x")).model()(x)
     assert float((found - expected).abs().max() / expected.abs().max()) < 1e-5
 
 
@@ -184,7 +185,11 @@ def test_one_output_is_refused_with_the_way_to_two(tmp_path: Path) -> None:
     plan, tensors = state_dicts.to_plan_and_tensors(state)
     x = torch.randn(3, 3, 224, 224)
     with torch.inference_mode():
-        found = checkpoints.Checkpoint(plan, tensors, ("no", "yes"), {}).model()(x).softmax(1)[:, 1]
+        found = (
+            checkpoints.Checkpoint(plan, tensors, ("no", "yes"), Provenance("file", "x"))
+            .model()(x)
+            .softmax(1)[:, 1]
+        )
         torch.testing.assert_close(found, network(x).sigmoid()[:, 0])
 
 

@@ -59,9 +59,9 @@ def test_imagenet_is_downloaded_once_and_then_cached(
         first = weights.resolve(WeightsOptions("imagenet"))
     assert (empty_hub / published.name).read_bytes() == published.read_bytes()
     assert (first.plan.family, first.plan.classes, first.labels[281]) == ("vgg19", 1000, "tabby")
-    assert first.source["weights"] == "imagenet"
+    assert first.provenance.kind == "imagenet"
     second = weights.resolve(WeightsOptions("auto"))  # the server is gone: only the cache can have answered
-    assert second.source["weights"] == "imagenet"
+    assert second.provenance.kind == "imagenet"
     assert torch.equal(first.tensors["fc1.weight"], second.tensors["fc1.weight"])
 
 
@@ -101,9 +101,9 @@ def test_a_mirror_whose_file_cannot_be_checked_is_refused(monkeypatch: pytest.Mo
 def test_auto_falls_back_to_the_demo_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(weights.MIRROR_VARIABLE, "http://127.0.0.1:9/vgg19-dcbb9e9d.pth")
     checkpoint = weights.resolve(WeightsOptions("auto"))
-    assert checkpoint.source["weights"] == "demo"
-    assert checkpoint.source["notice"].startswith("DEMO WEIGHTS")
-    assert "--weights imagenet" in checkpoint.source["notice"]
+    assert checkpoint.provenance.kind == "demo"
+    assert (checkpoint.provenance.notice or "").startswith("DEMO WEIGHTS")
+    assert "--weights imagenet" in (checkpoint.provenance.notice or "")
 
 
 @pytest.mark.timeout(100)  # this is what fails where it waits for an answer
@@ -126,7 +126,7 @@ def test_a_missing_file_on_the_server_is_an_error_with_a_remedy(
 def test_random_is_full_size_seeded_and_without_figures() -> None:
     checkpoint = weights.resolve(WeightsOptions("random", seed=3))
     assert checkpoint.plan == chain.full_width("vgg19")
-    assert checkpoint.source["figures_absent"].startswith("random weights")
+    assert (checkpoint.provenance.figures_absent or "").startswith("random weights")
     torch.manual_seed(3)
     assert float(checkpoint.tensors["conv5_4.weight"].std()) == pytest.approx(
         (2 / (512 * 9)) ** 0.5, rel=0.01
@@ -154,7 +154,7 @@ def test_a_file_called_like_a_word_of_the_option_is_not_taken_for_it(
     monkeypatch.chdir(tmp_path)
     checkpoints.save(small_checkpoint(), Path("demo"))
     made = inputs.checkpoint_file(WeightsOptions("demo"), None, tmp_path / "work", Quiet())
-    assert checkpoints.load(made.path).source["weights"] == "demo"
+    assert checkpoints.load(made.path).provenance.kind == "demo"
 
 
 def test_our_own_checkpoint_is_a_file_too(tmp_path: Path) -> None:

@@ -44,20 +44,25 @@ from vgg_export.search import pareto, search, within_budget
 from vgg_runtime.bundle import manifest
 from vgg_runtime.bundle.metrics import wilson_interval
 from vgg_runtime.bundle.preprocess import for_input
+from vgg_runtime.result import Evaluation, Proportion
 
 BASE_MS, BASE_BYTES, N = 100.0, 500_000_000, 1000
 
 
-def figures(top1: float | None, agreement: float = 0.99, error: float = 0.0) -> dict[str, Any]:
-    def proportion(rate: float) -> dict[str, Any]:
-        return {"rate": rate, "n": N, "interval95": list(wilson_interval(round(rate * N), N))}
+def figures(top1: float | None, agreement: float = 0.99, error: float = 0.0) -> Evaluation:
+    def proportion(rate: float) -> Proportion:
+        return Proportion(rate, N, wilson_interval(round(rate * N), N))
 
-    return {
-        "n": N,
-        "top1": None if top1 is None else proportion(top1),
-        "agreement": proportion(agreement),
-        "loss_error_points": error,
-    }
+    return Evaluation(
+        n=N,
+        top1=None if top1 is None else proportion(top1),
+        chance=None,
+        top5=None,
+        agreement=proportion(agreement),
+        loss_error_points=error,
+        kl_mean=0.0,
+        kl_p95=0.0,
+    )
 
 
 def point(
@@ -420,7 +425,7 @@ def test_a_sweep_brings_what_keeps_it_honest_and_a_search_goes_on_from_its_point
     assert compact.bytes < by_family["int8 alone"].bytes < found.baseline.bytes
     assert compact.select is not None
     assert not_fitted.select is not None
-    assert compact.select["kl_mean"] < not_fitted.select["kl_mean"]
+    assert (compact.select.kl_mean or 0) < (not_fitted.select.kl_mean or 0)
     for p in found.points:
         assert p.target == default_targets()[0]
         shipped = tmp_path / "shipped" / p.sha256
@@ -429,7 +434,7 @@ def test_a_sweep_brings_what_keeps_it_honest_and_a_search_goes_on_from_its_point
         assert p.bytes == sum(path.stat().st_size for path in shipped.iterdir())
         assert p.p50_ms > 0
         assert p.test is not None
-        assert p.test["n"] == 7
+        assert p.test.n == 7
     assert pareto.judged_on(found.points) == "test"
     pareto.write(tmp_path / "front", found)
     # what a model says does not depend on who asks

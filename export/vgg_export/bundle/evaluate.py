@@ -2,11 +2,12 @@
 preprocessing."""
 
 import dataclasses
+import json
 import logging
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +16,7 @@ from vgg_export.core import cache
 from vgg_export.core.errors import DataError
 from vgg_export.core.files import reserved_array
 from vgg_export.core.progress import Progress
+from vgg_export.core.records import Record, parse
 from vgg_export.data.splits import Item
 from vgg_runtime.board import device
 from vgg_runtime.board.targets import here
@@ -22,6 +24,7 @@ from vgg_runtime.bundle import metrics
 from vgg_runtime.bundle.manifest import SessionSettings
 from vgg_runtime.bundle.preprocess import Preprocessing, load
 from vgg_runtime.bundle.session import Model, exact
+from vgg_runtime.result import Evaluation, Proportion
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +45,29 @@ class Subject:
         return exact(self.settings, here(), self.targets)
 
 
+@dataclasses.dataclass(frozen=True)
+class Evaluated(Record):
+    """Figures by subject; in JSON just these."""
+
+    figures: dict[str, Evaluation]
+
+    def to_json(self) -> dict[str, Any]:
+        """``{id: figures}``."""
+        return {name: figures.to_json() for name, figures in self.figures.items()}
+
+    @classmethod
+    def from_json(cls, data: Any) -> Self:
+        """What ``to_json`` gave.
+
+        Raises:
+            DamagedRecordError: it is damaged.
+        """
+        return cls(parse(dict[str, Evaluation], data, "figures"))
+
+
+STAGE = cache.Stage("evaluate", __name__, Evaluated)
+
+
 def run(
     subjects: Sequence[Subject], items: Sequence[Item], output: Path, progress: Progress
 ) -> cache.Artifact:
@@ -50,32 +76,24 @@ def run(
 
     The artifact is JSON: variant -> figures, as ``evaluate`` returns them.
     """
-    import json
-
     pictures = [(i.sha256, i.label) for i in items]
     options = {
         "images": pictures,
         "subjects": [[s.id, s.preprocessing.to_json(), dataclasses.asdict(s.session)] for s in subjects],
     }
 
-    def make(path: Path) -> dict[str, object]:
-        figures = evaluate(subjects, items, path.parent, progress)
-        path.write_text(json.dumps(figures, indent=1))
-        return figures
+    def make(path: Path) -> Evaluated:
+        found = Evaluated(evaluate(subjects, items, path.parent, progress))
+        path.write_text(json.dumps(found.to_json(), indent=1))
+        return found
 
-    return cache.produce("evaluate", options, {s.id: s.model for s in subjects}, output, make)
+    return cache.produce(STAGE, options, {s.id: s.model for s in subjects}, output, make)
 
 
 def evaluate(
     subjects: Sequence[Subject], items: Sequence[Item], work: Path, progress: Progress
-) -> dict[str, Any]:
-    """Figures of every subject on ``items``.
-
-    Returns:
-        ``{id: {"n", "top1", "chance", "top5", "agreement", "loss_error_points", "kl_mean", "kl_p95"}}``;
-        proportions are ``{"rate", "n", "interval95"}``, top-1, ``chance`` and top-5 are None without labels,
-        top-5 also with five classes or fewer, where it says nothing. ``chance`` and ``loss_error_points`` as
-        ``metrics`` says.
+) -> dict[str, Evaluation]:
+    """Figures of every subject on ``items``, by id.
 
     Raises:
         DataError: no pictures.
@@ -96,38 +114,27 @@ def evaluate(
 
 def figures(
     logits: npt.NDArray[np.float32], baseline: npt.NDArray[np.float32], labels: npt.NDArray[np.int64]
-) -> dict[str, Any]:
+) -> Evaluation:
     """Accuracy of ``logits`` [n, classes] and agreement with ``baseline``; ``labels`` [n] with -1 where
     unknown."""
     known = labels >= 0
-    divergence = metrics.kl_divergence(baseline, logits)
-    best = metrics.top_k(logits, min(5, logits.shape[1]))
-    reference = baseline.argmax(axis=1)
-    right, was_right = best[known, 0] == labels[known], reference[known] == labels[known]
-    lost = was_right.astype(int) - right if known.any() else (best[:, 0] != reference).astype(int)
-    return {
-        "n": len(logits),
-        "top1": _proportion(right),
-        "chance": metrics.chance(labels[known], logits.shape[1]),
-        "top5": _proportion((best[known] == labels[known, None]).any(axis=1))
-        if logits.shape[1] > 5
-        else None,
-        "agreement": _proportion(best[:, 0] == reference),
-        "loss_error_points": metrics.loss_error_points(float(lost.sum()), float((lost**2).sum()), len(lost)),
-        "kl_mean": float(divergence.mean()),
-        "kl_p95": float(np.quantile(divergence, 0.95)),
-    }
+    compared = metrics.compare(logits, baseline, labels)
+    hits = metrics.top_k(logits[known], min(5, logits.shape[1])) == labels[known, None]
+    return Evaluation(
+        n=compared.n,
+        top1=_proportion(hits[:, 0]) if known.any() else None,
+        chance=metrics.chance(labels[known], logits.shape[1]),
+        top5=_proportion(hits.any(axis=1)) if known.any() and logits.shape[1] > 5 else None,
+        agreement=_proportion(compared.same),
+        loss_error_points=compared.loss_error_points,
+        kl_mean=compared.kl,
+        kl_p95=float(np.quantile(compared.divergence, 0.95)),
+    )
 
 
-def _proportion(hits: npt.NDArray[np.bool_]) -> dict[str, Any] | None:
-    if not len(hits):
-        return None
+def _proportion(hits: npt.NDArray[np.bool_]) -> Proportion:
     right = int(hits.sum())
-    return {
-        "rate": right / len(hits),
-        "n": len(hits),
-        "interval95": list(metrics.wilson_interval(right, len(hits))),
-    }
+    return Proportion(right / len(hits), len(hits), metrics.wilson_interval(right, len(hits)))
 
 
 def prepared(

@@ -7,25 +7,27 @@ put back when anything goes wrong.
 
 import contextlib
 import dataclasses
+import functools
 import json
 import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 import vgg_runtime
-from vgg_export.core import cache
+from vgg_export.core import cache, sources
 from vgg_export.core.errors import DataError, OutputError
 from vgg_export.core.files import explain_write_errors, sha256, sync, write_json
 from vgg_export.core.progress import Progress
 from vgg_export.data.sanity import Checked
 from vgg_export.data.splits import Item, Splits, short_hash
 from vgg_export.graphs import external_data
+from vgg_export.graphs.model_info import Described, ModelInfo
 from vgg_runtime.board import device
 from vgg_runtime.board.targets import TARGETS
 from vgg_runtime.bundle import builds, self_check
@@ -39,6 +41,8 @@ log = logging.getLogger(__name__)
 
 SAMPLES = 8
 CHECKED_SAMPLES = 2  # replayed on the device before anything is measured
+# of where the weights came from, what the manifest says in places of its own
+_APART = ("notice", "figures_absent", "history", "fitted_on", "assumed")
 _IGNORED = ("__pycache__", ".mypy_cache", ".DS_Store")
 
 
@@ -77,26 +81,26 @@ class Entry:
     description: str
     steps: tuple[str, ...]
     model: cache.Artifact
-    losses: tuple[dict[str, Any], ...] = ()
+    losses: tuple[StepLoss, ...] = ()
     targets: tuple[str, ...] = ()
     others: tuple[Build, ...] = ()
 
     @property
     def builds(self) -> tuple[Build, ...]:
-        made_for = self.model.measured.get("target")
-        return (
-            Build(self.id, "", self.targets or ((made_for,) if made_for else ()), self.model, self.id),
-            *self.others,
-        )
+        targets = self.targets or self._described.targets
+        return (Build(self.id, "", targets, self.model, self.id), *self.others)
 
     @property
-    def info(self) -> dict[str, Any]:
-        info: dict[str, Any] = self.model.measured["model"]
-        return info
+    def info(self) -> ModelInfo:
+        return self._described.model
 
     @property
     def preprocessing(self) -> Preprocessing:
-        return Preprocessing.from_json(self.info["preprocessing"])
+        return self.info.preprocessing
+
+    @functools.cached_property
+    def _described(self) -> Described:
+        return self.model.read(Described)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,7 +113,7 @@ class Contents:
     entries: tuple[Entry, ...]
     splits: Splits
     class_ids: tuple[str, ...] | None
-    evaluation: dict[str, Any] | None
+    evaluation: Mapping[str, Evaluation] | None
     evaluation_absent: str | None
     max_drop: float | None = None
     checked: Checked = dataclasses.field(default_factory=Checked)
@@ -122,20 +126,17 @@ class Contents:
             )
         first = self.entries[0]
         for entry in self.entries[1:]:
-            # tuples before they have been through JSON
-            if list(entry.info["labels"]) != list(first.info["labels"]):
+            if entry.info.labels != first.info.labels:
                 raise DataError(
-                    f"{entry.id} has {len(entry.info['labels'])} classes, {first.id} has"
-                    f" {len(first.info['labels'])} or others;"
+                    f"{entry.id} has {len(entry.info.labels)} classes, {first.id} has"
+                    f" {len(first.info.labels)} or others;"
                     " the models of a bundle must answer the same question"
                 )
 
     @property
     def target(self) -> str:
         """What the int8 models were made for, as their sidecars say."""
-        int8 = [
-            build for entry in self.entries if entry.info["precision"] == "int8" for build in entry.builds
-        ]
+        int8 = [build for entry in self.entries if entry.info.precision == "int8" for build in entry.builds]
         names = dict.fromkeys(name for build in int8 for name in build.targets)
         return "; ".join(f"{name} ({TARGETS[name].reason})" for name in names) or "nothing: no int8 model"
 
@@ -143,7 +144,7 @@ class Contents:
         """Short hashes of everything that any of the models was fitted to, calibrated or selected on."""
         fitted = set(self.splits.fitted())
         for entry in self.entries:
-            fitted |= {*entry.info.get("calibrated_on", ()), *entry.info["source"].get("fitted_on", ())}
+            fitted |= {*(entry.info.calibrated_on or ()), *entry.info.provenance.fitted_on}
         return sorted(fitted)
 
 
@@ -213,20 +214,30 @@ def _key(contents: Contents) -> str:
     import hashlib
 
     parts = [
-        [(e.id, e.title, e.description, e.steps, e.info, e.losses) for e in contents.entries],
+        [
+            (e.id, e.title, e.description, e.steps, e.info.to_json(), [loss.to_json() for loss in e.losses])
+            for e in contents.entries
+        ],
         [(b.id, b.form, b.targets, b.model.sha256, b.figures) for e in contents.entries for b in e.builds],
         contents.splits.digest(),
         [
             contents.class_ids,
             contents.target,
-            contents.evaluation,
+            _figures(contents),
             contents.evaluation_absent,
             contents.max_drop,
         ],
         dataclasses.asdict(contents.checked),
-        [cache.versions(), cache.source_digest(), *(sha256(path) for path in runtime_files())],
+        [cache.versions(), sources.digest(__name__), *(sha256(path) for path in runtime_files())],
     ]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def _figures(contents: Contents) -> dict[str, Any] | None:
+    """The figures by variant as JSON."""
+    if contents.evaluation is None:
+        return None
+    return {name: figures.to_json() for name, figures in contents.evaluation.items()}
 
 
 def _same(output: Path, key: str) -> m.Manifest | None:
@@ -266,9 +277,9 @@ def _beside(output: Path) -> Iterator[Path]:
                 shutil.rmtree(old, ignore_errors=True)
 
 
-def _write(folder: Path, contents: Contents, key: str, advance: Any) -> m.Manifest:
+def _write(folder: Path, contents: Contents, key: str, advance: Callable[[], None]) -> m.Manifest:
     info = contents.entries[0].info
-    (folder / "labels.txt").write_text("\n".join(info["labels"]) + "\n", encoding="utf-8")
+    (folder / "labels.txt").write_text("\n".join(info.labels) + "\n", encoding="utf-8")
     samples = _write_samples(folder, contents)
     advance()
     variants = []
@@ -280,20 +291,16 @@ def _write(folder: Path, contents: Contents, key: str, advance: Any) -> m.Manife
     _write_runtime(folder / "runtime")
     write_json(folder / m.SPLITS_NAME, contents.splits.to_json() | {"fitted": contents.fitted()})
     (folder / "README.md").write_text(_readme(contents.entries), encoding="utf-8")
-    source = info["source"]
+    source = info.provenance
     models = {entry.path for variant in variants for build in variant.builds for entry in build.files}
     listed = {"labels.txt", "expected.npz", *models, *(s.file.path for s in samples)}
     others = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
     written = m.Manifest(
         created_by=cache.versions() | {"key": key},
-        family=info["plan"]["family"],
-        weights={
-            k: v
-            for k, v in source.items()
-            if k not in ("notice", "figures_absent", "history", "fitted_on", "assumed")
-        },
-        notice=source.get("notice"),
-        figures_absent=source.get("figures_absent"),
+        family=info.plan.family,
+        weights={k: v for k, v in source.to_json().items() if k not in _APART},
+        notice=source.notice,
+        figures_absent=source.figures_absent,
         target=contents.target,
         labels=_entry(folder, "labels.txt"),
         class_ids=contents.class_ids,
@@ -302,7 +309,7 @@ def _write(folder: Path, contents: Contents, key: str, advance: Any) -> m.Manife
         variants=tuple(variants),
         files=tuple(_entry(folder, path) for path in others if path not in listed),
         max_drop=contents.max_drop,
-        assumed=tuple(source.get("assumed", ())),
+        assumed=source.assumed,
         unchecked=contents.checked.unchecked,
         problem=contents.checked.problem,
     )
@@ -321,16 +328,16 @@ def _write_model(folder: Path, entry: Entry, contents: Contents) -> m.Variant:
         id=entry.id,
         title=entry.title,
         description=entry.description,
-        precision=entry.info["precision"],
-        parameters=entry.info["parameters"],
-        macs=entry.info["macs"],
+        precision=entry.info.precision,
+        parameters=entry.info.parameters,
+        macs=entry.info.macs,
         preprocessing=entry.preprocessing,
         steps=(
-            *entry.info["source"].get("history", ()),
-            *(("quantized to int8",) if entry.info["precision"] == "int8" else ()),
+            *entry.info.provenance.history,
+            *(("quantized to int8",) if entry.info.precision == "int8" else ()),
         ),
         builds=tuple(_write_builds(folder, entry, contents)),
-        losses=tuple(StepLoss.from_json(loss) for loss in entry.losses),
+        losses=entry.losses,
     )
 
 
@@ -347,10 +354,8 @@ def _write_builds(folder: Path, entry: Entry, contents: Contents) -> Iterator[m.
             targets=build.targets,
             model=_entry(folder, graph.relative_to(folder).as_posix()),
             weights=_entry(folder, written.path.relative_to(folder).as_posix()),
-            sessions=SESSIONS[entry.info["precision"]],
-            evaluation=Evaluation.from_json(contents.evaluation[build.figures])
-            if contents.evaluation
-            else None,
+            sessions=SESSIONS[entry.info.precision],
+            evaluation=contents.evaluation[build.figures] if contents.evaluation else None,
             evaluation_absent=contents.evaluation_absent,
         )
 

@@ -23,21 +23,23 @@ import os
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import numpy.typing as npt
 
 from vgg_calibration import choose
-from vgg_export.core import cache
+from vgg_export.core import cache, sources
 from vgg_export.core.errors import DataError
 from vgg_export.core.files import atomic_file, reserved_array
+from vgg_export.core.losses import Loss
 from vgg_export.core.progress import Progress, Quiet
+from vgg_export.core.records import Record
 from vgg_export.data.splits import Item, Splits
 from vgg_export.data.tensors import batches_of
 from vgg_export.network import checkpoint as checkpoints
 from vgg_export.options import FinetuneOptions, as_json
-from vgg_runtime.bundle.metrics import loss_error_points
+from vgg_runtime.bundle.metrics import compare, loss_error_points
 from vgg_runtime.bundle.preprocess import for_input
 
 if TYPE_CHECKING:
@@ -49,6 +51,59 @@ log = logging.getLogger(__name__)
 BACK_OFF = 0.3  # of the rate, after an epoch that did not help and was rolled back
 EPSILON = 1e-10  # of Adam, over a tensor's size, as a gradient is: torch's 1e-8 for weights of a usual size
 SIZE_OF_ZEROS = 1e-3  # of a tensor that is all zeros and has no size to be relative to
+
+
+@dataclasses.dataclass(frozen=True)
+class Tuned(Record):
+    """``selection_loss`` of the start and every epoch, of which ``kept_epoch`` was kept (0: the start), by so
+    many ``processes``; ``losses`` against the teacher, and the points lost against it with their standard
+    error: of top-1 on the labelled pictures, of agreement where there are none; fitting pictures (``images``)
+    and ``select_images``."""
+
+    selection_loss: tuple[float, ...]
+    kept_epoch: int
+    processes: int
+    losses: dict[str, Loss]
+    points_lost: float
+    loss_error_points: float
+    images: int
+    select_images: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Skipped(Record):
+    """Why nothing was done."""
+
+    skipped: str
+    epochs: tuple[int, ...] = ()
+    kept_epoch: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Measured(Record):
+    """What the fine-tuning did, or why there was none; in JSON the fields of that one."""
+
+    tuned: Tuned | None
+    skipped: Skipped | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields of the one that there is."""
+        found = self.tuned or self.skipped
+        return found.to_json() if found else {}
+
+    @classmethod
+    def from_json(cls, data: Any) -> Self:
+        """What ``to_json`` gave.
+
+        Raises:
+            DamagedRecordError: it is neither.
+        """
+        if isinstance(data, dict) and "skipped" in data:
+            return cls(None, Skipped.from_json(data))
+        return cls(Tuned.from_json(data))
+
+
+STAGE = cache.Stage("finetune", __name__, Measured)
 
 
 def run(
@@ -69,21 +124,21 @@ def run(
     sidecar says why. Under torchrun the first process alone writes.
     """
 
-    def make(path: Path) -> dict[str, object]:
+    def make(path: Path) -> Measured:
         checkpoint = checkpoints.load(student.path)
         reason = _nothing_to_do(checkpoint, splits, options)
         if reason:
             log.info("not fine-tuned: %s", reason)
             if rank() == 0:
                 checkpoints.save(checkpoint, path)
-            return {"skipped": reason, "epochs": [], "kept_epoch": 0}
+            return Measured(None, Skipped(reason))
         kept = Answers(answers, teacher.sha256) if answers and _world() == 1 else None
         tuned, measured = tune(
             checkpoint, checkpoints.load(teacher.path), splits, options, path.parent, progress, kept
         )
         if rank() == 0:
             checkpoints.save(tuned, path)
-        return measured
+        return Measured(measured)
 
     inputs = {
         "student": student,
@@ -92,9 +147,9 @@ def run(
     }
     with _process_group():
         if rank() == 0:
-            return cache.produce("finetune", as_json(options), inputs, output, make)
+            return cache.produce(STAGE, as_json(options), inputs, output, make)
         # else the first process has nothing to do either
-        if not cache.current("finetune", as_json(options), inputs, output):
+        if not cache.current(STAGE, as_json(options), inputs, output):
             make(output)  # takes part in the sums, writes nothing
         return student
 
@@ -142,7 +197,7 @@ def tune(
     folder: Path,
     progress: Progress,
     answers: "Answers | None" = None,
-) -> tuple[checkpoints.Checkpoint, dict[str, Any]]:
+) -> tuple[checkpoints.Checkpoint, Tuned]:
     """The best of the start and every epoch by the loss on the selection set; never worse than the start.
 
     Raises:
@@ -176,22 +231,16 @@ def tune(
             if answers and before is None:
                 answers.write(pictures, teacher.plan.input_px, sets[name].teacher)
         losses, kept = _epochs(trained, sets["fitting"], sets["selection"], options, shown)
-        measured = {"selection_loss": losses, "kept_epoch": kept, "processes": _world()}
-        measured["losses"], measured["points_lost"], measured["loss_error_points"] = _lost(
-            trained, sets["selection"], options.batch
-        )
-        measured |= {
-            "images": _total(len(sets["fitting"].labels)),
-            "select_images": _total(len(sets["selection"].labels)),
-        }
+        loss, points, error = _lost(trained, sets["selection"], options.batch)
+        images, select_images = (int(_total(len(sets[name].labels))) for name in ("fitting", "selection"))
+        measured = Tuned(tuple(losses), kept, _world(), {"tuned": loss}, points, error, images, select_images)
     tensors = {name: t.detach().clone() for name, t in network.state_dict().items()}
     words = (
-        f"distilled for {kept} of {options.epochs} epochs on {measured['images']} pictures"
+        f"distilled for {kept} of {options.epochs} epochs on {images} pictures"
         if kept
         else "fine-tuning did not help and was rolled back"
     )
-    fitted = splits.fitted(student.source.get("fitted_on", ()))
-    source = student.source | {"history": [*student.source.get("history", []), words], "fitted_on": fitted}
+    source = splits.after_fitting(student.provenance.then(words))
     return checkpoints.Checkpoint(student.plan, tensors, student.labels, source), measured
 
 
@@ -296,7 +345,7 @@ class Answers:
                 of.least_area,
                 of.seed,
                 cache.versions(),
-                cache.source_digest(),
+                sources.digest(__name__),
                 [i.sha256 for i in of.items],
             ]
         )
@@ -446,33 +495,24 @@ def _selection_loss(trained: "nn.Module", cached: _Cached, options: FinetuneOpti
     return _total(total) / _total(len(cached.labels))
 
 
-def _lost(trained: "nn.Module", cached: _Cached, batch: int) -> tuple[dict[str, Any], float, float]:
+def _lost(trained: "nn.Module", cached: _Cached, batch: int) -> tuple[Loss, float, float]:
     """Agreement with the teacher and mean KL in nats over the selection set of all processes; and the points
     lost against the teacher there, with their standard error: of top-1 on the labelled pictures, of agreement
     where there are none."""
     import torch
-    from torch.nn import functional
 
-    same, divergence, labelled, more_right, changed = 0.0, 0.0, 0.0, 0.0, 0.0
     with torch.inference_mode():
-        for start in range(0, len(cached.labels), batch):
-            x, teacher, labels = cached.batch(range(start, min(start + batch, len(cached.labels))))
-            logits = trained(x)
-            said, wanted = logits.argmax(1), teacher.argmax(1)
-            same += float((said == wanted).sum())
-            divergence += float(
-                functional.kl_div(
-                    logits.log_softmax(1), teacher.log_softmax(1), reduction="sum", log_target=True
-                )
-            )
-            labelled += float((labels >= 0).sum())
-            more_right += float((wanted == labels).sum() - (said == labels).sum())
-            changed += float(((wanted == labels) != (said == labels)).sum())
-    n, labelled = int(_total(len(cached.labels))), _total(labelled)
-    same, more_right, changed = _total(same), _total(more_right), _total(changed)
-    counted, total, squares = (labelled, more_right, changed) if labelled else (n, n - same, n - same)
-    loss = {"agreement": same / n, "kl": _total(divergence) / n, "n": n, "against": "the checkpoint"}
-    return {"tuned": loss}, 100 * total / counted, loss_error_points(total, squares, int(counted))
+        said = [
+            trained(cached.batch(range(start, min(start + batch, len(cached.labels))))[0])
+            for start in range(0, len(cached.labels), batch)
+        ]
+    found = compare(torch.cat(said).numpy(), cached.teacher.numpy(), cached.labels.numpy())
+    n, same = int(_total(found.n)), _total(int(found.same.sum()))
+    labelled, divergence = int(_total(len(found.lost))), _total(float(found.divergence.sum()))
+    lost, changed = _total(int(found.lost.sum())), _total(int((found.lost**2).sum()))
+    counted, total, squares = (labelled, lost, changed) if labelled else (n, n - same, n - same)
+    loss = Loss(same / n, divergence / n, n, "the checkpoint")
+    return loss, 100 * total / counted, loss_error_points(total, squares, counted)
 
 
 def _total(value: float) -> float:

@@ -15,11 +15,13 @@ import math
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from vgg_export.core import cache
 from vgg_export.core.errors import NothingToGainError, OptionsError
+from vgg_export.core.losses import Loss
 from vgg_export.core.progress import Progress
+from vgg_export.core.records import Record
 from vgg_export.data.splits import Item, Splits, fit_and_held
 from vgg_export.data.tensors import stacked
 from vgg_export.network import chain
@@ -38,6 +40,25 @@ Table = dict[str, dict[str, list[float]]]  # of shares of variance at rank 1, 2,
 CONV_FORMS = ("channel", "spatial")
 TABLE_PICTURES = 64  # for the sensitivity table, which needs fewer than the fit
 TABLE_PLACES = 256  # of each picture
+
+
+@dataclasses.dataclass(frozen=True)
+class Factorised(Record):
+    """``table``: the share of the variance by layer, form and rank; ``layers``: how each was fitted on so
+    many ``images``; ``losses``: on so many ``held_images``, of the weights cut off and of the fitted ones."""
+
+    plan: chain.Plan
+    parameters: chain.Change
+    macs: chain.Change
+    images: int
+    held_images: int
+    table: dict[str, dict[str, dict[str, float]]]
+    layers: tuple[reconstruct.Fit, ...]
+    losses: dict[str, Loss]
+
+
+STAGE = cache.Stage("factorise", __name__, Factorised)
+SENSITIVITY = cache.Stage("sensitivity", __name__, cache.Nothing)
 
 
 def run(
@@ -59,20 +80,20 @@ def run(
         "splits": cache.Artifact(Path("splits"), splits.digest("fit", "select"), {}),
     }
 
-    def make(path: Path) -> dict[str, object]:
+    def make(path: Path) -> Factorised:
         original = checkpoints.load(checkpoint.path)
-        with cache.unfinished("factorise", as_json(options), inputs, output) as parts:
+        with cache.unfinished(STAGE, as_json(options), inputs, output) as parts:
             kept = (tables or output.parent) / "sensitivity.json"
             made, measured = factorise(original, fit, held, options, Parts(parts, kept, checkpoint), progress)
-        source = made.source | {"fitted_on": splits.fitted(made.source.get("fitted_on", ()))}
-        checkpoints.save(dataclasses.replace(made, source=source), path)
+        source = splits.after_fitting(made.provenance)
+        checkpoints.save(dataclasses.replace(made, provenance=source), path)
         log.info("factorised %s", chain.sizes_in_words(original.plan, made.plan))
-        if losses := measured["losses"]:
-            words = ", ".join(f"{100 * loss['agreement']:.1f} % {name}" for name, loss in losses.items())
+        if losses := measured.losses:
+            words = ", ".join(f"{100 * loss.agreement:.1f} % {name}" for name, loss in losses.items())
             log.info("agreement with the original on %d held-out pictures: %s", len(held), words)
         return measured
 
-    return cache.produce("factorise", as_json(options), inputs, output, make)
+    return cache.produce(STAGE, as_json(options), inputs, output, make)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,7 +113,7 @@ def factorise(
     options: FactoriseOptions,
     parts: Parts,
     progress: Progress,
-) -> tuple[checkpoints.Checkpoint, dict[str, Any]]:
+) -> tuple[checkpoints.Checkpoint, Factorised]:
     """The factorised checkpoint, and what was measured while it was made.
 
     Raises:
@@ -126,29 +147,26 @@ def factorise(
         f" {plan.parameters() / original.plan.parameters():.0%}"
         f" of the parameters, " + (f"fitted on {len(fit)} pictures" if fitted else "not fitted")
     )
-    source = original.source | {"history": [*original.source.get("history", []), words]}
-    made = checkpoints.Checkpoint(plan, tensors, original.labels, source)
-    measured = {
-        "plan": plan.to_json(),
-        **chain.sizes(original.plan, plan),
-        "images": len(fit),
-        "held_images": len(held),
-        "table": {
-            name: {kind: _at_ranks(shares, options.multiple) for kind, shares in forms.items()}
-            for name, forms in table.items()
-        },
-        "layers": [f.to_json() for f in fits],
-        "losses": {},
-    }
+    made = checkpoints.Checkpoint(plan, tensors, original.labels, original.provenance.then(words))
+    losses: dict[str, Loss] = {}
     if original.has_knowledge:
         with progress.task("measuring what the factorising cost", None):
             stages = {"removed": dataclasses.replace(made, tensors=cut)} | (
                 {"repaired": made} if fitted else {}
             )
-            measured["losses"] = {
-                name: reconstruct.loss(original, left, pictures.held) for name, left in stages.items()
-            }
-    return made, measured
+            losses = {name: reconstruct.loss(original, left, pictures.held) for name, left in stages.items()}
+    return made, Factorised(
+        plan,
+        *chain.sizes(original.plan, plan),
+        images=len(fit),
+        held_images=len(held),
+        table={
+            name: {kind: _at_ranks(shares, options.multiple) for kind, shares in forms.items()}
+            for name, forms in table.items()
+        },
+        layers=tuple(fits),
+        losses=losses,
+    )
 
 
 def _at_ranks(shares: Sequence[float], multiple: int) -> dict[str, float]:
@@ -191,14 +209,12 @@ def _kept_table(
 ) -> Table:
     """The sensitivity table, from its file where it was made before of just these pictures."""
 
-    def make(path: Path) -> dict[str, Any]:
+    def make(path: Path) -> cache.Nothing:
         table = sensitivity(original, pictures.fit[:TABLE_PICTURES], scratch, progress)
         path.write_text(json.dumps(table))
-        return {}
+        return cache.Nothing()
 
-    made = cache.produce(
-        "sensitivity", {"images": images}, {"checkpoint": parts.checkpoint}, parts.table, make
-    )
+    made = cache.produce(SENSITIVITY, {"images": images}, {"checkpoint": parts.checkpoint}, parts.table, make)
     table: Table = json.loads(made.path.read_text())
     return table
 

@@ -6,11 +6,13 @@ import logging
 import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from vgg_export.core import cache
 from vgg_export.core.errors import CheckFailedError, OptionsError
+from vgg_export.core.losses import Loss
 from vgg_export.core.progress import Progress
+from vgg_export.core.records import Record
 from vgg_export.data.splits import Splits, fit_and_held
 from vgg_export.data.tensors import stacked
 from vgg_export.network import chain
@@ -31,6 +33,41 @@ TOLERANCE = 1e-4
 NOISE_IMAGES = 60
 
 
+@dataclasses.dataclass(frozen=True)
+class Widths(Record):
+    """Output channels of every convolution by block, of the plan and of what was made of it."""
+
+    before: tuple[tuple[int, ...], ...]
+    after: tuple[tuple[int, ...], ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Cost(Record):
+    """What the removed filters of a convolution cost that keeps so many ``filters``, and by number of filters
+    what they would."""
+
+    filters: int
+    cost: float
+    curve: dict[str, float]
+
+
+@dataclasses.dataclass(frozen=True)
+class Pruned(Record):
+    """``costs`` by convolution, with the criterion obs. Where layers were fitted again: on how many
+    ``images`` and how each did; and where these were real pictures, the ``losses`` before and after."""
+
+    widths: Widths
+    parameters: chain.Change
+    macs: chain.Change
+    costs: dict[str, Cost] | None = None
+    images: int | None = None
+    layers: tuple[reconstruct.Fit, ...] | None = None
+    losses: dict[str, Loss] | None = None
+
+
+STAGE = cache.Stage("prune", __name__, Pruned)
+
+
 def run(
     checkpoint: cache.Artifact, splits: Splits | None, output: Path, options: PruneOptions, progress: Progress
 ) -> cache.Artifact:
@@ -46,7 +83,7 @@ def run(
     if pictured:
         inputs["splits"] = cache.Artifact(Path("splits"), pictured.digest("fit", "select"), {})
 
-    def make(path: Path) -> dict[str, object]:
+    def make(path: Path) -> Pruned:
         original = checkpoints.load(checkpoint.path)
         # what cannot be done is said before pictures are read
         shrinks = uniform_plan(original.plan, options) != original.plan
@@ -64,30 +101,27 @@ def run(
             with progress.task("pruning filters", None):
                 made, kept = prune(original, options, removals)
                 ensure_same_as_masked(original, made, kept)
-            measured: dict[str, Any] = (
-                {"costs": _costs(made.plan, removals, options.multiple)} if removals else {}
+            measured = Pruned(
+                Widths(original.plan.blocks, made.plan.blocks),
+                *chain.sizes(original.plan, made.plan),
+                costs=_costs(made.plan, removals, options.multiple) if removals else None,
             )
             if shown and options.repair and original.has_knowledge:
                 problem = reconstruct.Problem(original, made.tensors, kept, made.plan)
-                with cache.unfinished("prune", as_json(options), inputs, output) as parts:
-                    made, fitted = _repaired(
+                with cache.unfinished(STAGE, as_json(options), inputs, output) as parts:
+                    made, fits, losses = _repaired(
                         problem, made, shown, pictured, reconstruct.Folders(Path(folder), parts), progress
                     )
-                measured |= fitted
+                measured = dataclasses.replace(
+                    measured, images=len(shown.fit), layers=tuple(fits), losses=losses
+                )
         if shown and pictured:
-            made = dataclasses.replace(
-                made, source=made.source | {"fitted_on": pictured.fitted(made.source.get("fitted_on", ()))}
-            )
+            made = dataclasses.replace(made, provenance=pictured.after_fitting(made.provenance))
         checkpoints.save(made, path)
-        before, after = original.plan, made.plan
-        log.info("pruned %s", chain.sizes_in_words(before, after))
-        return {
-            "widths": {"before": before.blocks, "after": after.blocks},
-            **chain.sizes(before, after),
-            **measured,
-        }
+        log.info("pruned %s", chain.sizes_in_words(original.plan, made.plan))
+        return measured
 
-    return cache.produce("prune", as_json(options), inputs, output, make)
+    return cache.produce(STAGE, as_json(options), inputs, output, make)
 
 
 def _needs_pictures(original: checkpoints.Checkpoint, options: PruneOptions) -> bool:
@@ -102,14 +136,14 @@ def _pictures(px: int, splits: Splits | None, options: PruneOptions) -> feature_
     return feature_maps.Pictures(*(stacked(items, for_input(px)) for items in sets))
 
 
-def _costs(plan: chain.Plan, removals: dict[str, obs.Removal], multiple: int) -> dict[str, Any]:
-    """For a sidecar, by convolution: what its removed filters cost, and what they would at other widths."""
+def _costs(plan: chain.Plan, removals: dict[str, obs.Removal], multiple: int) -> dict[str, Cost]:
+    """By convolution: what its removed filters cost, and what they would at other widths."""
     return {
-        name: {
-            "filters": width,
-            "cost": round(removals[name].costs[-1 - width], 6),
-            "curve": {str(w): round(cost, 6) for w, cost in removals[name].at_widths(multiple).items()},
-        }
+        name: Cost(
+            filters=width,
+            cost=round(removals[name].costs[-1 - width], 6),
+            curve={str(w): round(cost, 6) for w, cost in removals[name].at_widths(multiple).items()},
+        )
         for name, _, width in plan.convs()
     }
 
@@ -121,30 +155,29 @@ def _repaired(
     splits: Splits | None,
     folders: reconstruct.Folders,
     progress: Progress,
-) -> tuple[checkpoints.Checkpoint, dict[str, Any]]:
-    """The pruned checkpoint with its layers fitted again, and what that did."""
+) -> tuple[checkpoints.Checkpoint, list[reconstruct.Fit], dict[str, Loss] | None]:
+    """The pruned checkpoint with its layers fitted again, how each did, and the losses if there are pictures
+    to measure them on."""
     tensors, fits = reconstruct.repair(problem, shown, folders, progress)
     words = (
         f"repaired in closed form on {len(shown.fit)} pictures"
         if splits
         else "repaired in closed form on noise, without pictures"
     )
-    source = pruned.source | {"history": [*pruned.source["history"], words]}
-    made = checkpoints.Checkpoint(pruned.plan, tensors, pruned.labels, source)
-    measured: dict[str, Any] = {"images": len(shown.fit), "layers": [fit.to_json() for fit in fits]}
-    if splits:
-        with progress.task("measuring what the pruning cost", None):
-            measured["losses"] = {
-                "removed": reconstruct.loss(problem.original, pruned, shown.held),
-                "repaired": reconstruct.loss(problem.original, made, shown.held),
-            }
-        agreement = [100 * loss["agreement"] for loss in measured["losses"].values()]
-        log.info(
-            "agreement with the original on %d held-out pictures: %.1f %% pruned, %.1f %% repaired",
-            len(shown.held),
-            *agreement,
-        )
-    return made, measured
+    made = checkpoints.Checkpoint(pruned.plan, tensors, pruned.labels, pruned.provenance.then(words))
+    if not splits:
+        return made, fits, None
+    with progress.task("measuring what the pruning cost", None):
+        losses = {
+            "removed": reconstruct.loss(problem.original, pruned, shown.held),
+            "repaired": reconstruct.loss(problem.original, made, shown.held),
+        }
+    log.info(
+        "agreement with the original on %d held-out pictures: %.1f %% pruned, %.1f %% repaired",
+        len(shown.held),
+        *(100 * loss.agreement for loss in losses.values()),
+    )
+    return made, fits, losses
 
 
 def target_width(width: int, ratio: float, multiple: int) -> int:
@@ -221,7 +254,7 @@ def prune(
         else:
             score = _scores(checkpoint.tensors[f"{name}.weight"], options.criterion, generator)
             kept[name] = score.argsort(descending=True, stable=True)[:count].sort().values
-    source = checkpoint.source | {"history": [*checkpoint.source.get("history", []), _words(options)]}
+    source = checkpoint.provenance.then(_words(options))
     return checkpoints.Checkpoint(smaller, remove_filters(checkpoint, kept), checkpoint.labels, source), kept
 
 

@@ -17,12 +17,15 @@ import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from vgg_export.core.files import atomic_file
+from vgg_export.core.losses import Loss
 from vgg_export.core.progress import Progress
+from vgg_export.core.records import Record
 from vgg_export.network import chain
 from vgg_export.network import checkpoint as checkpoints
+from vgg_runtime.bundle.metrics import compare
 
 from . import separable
 from .feature_maps import CHUNK, Maps, Pictures, forward, patches
@@ -70,7 +73,7 @@ class Folders:
 
 
 @dataclasses.dataclass(frozen=True)
-class Fit:
+class Fit(Record):
     """How a layer was fitted. Errors are on held-out pictures, as a share of the variance of what the
     original says there (of a fully connected layer: of the logits that the original's later layers make of
     it): ``error_before`` with the old weights and a corrected bias, ``error_after`` with the new ones.
@@ -82,9 +85,6 @@ class Fit:
     rank: int | None
     error_before: float
     error_after: float
-
-    def to_json(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
 
 
 def repair(
@@ -143,7 +143,7 @@ class _Walk:
         part = self.parts / f"{name}.safetensors" if self.parts else None
         if part and part.is_file():
             with safe_open(part, framework="pt") as file:
-                return load_file(part), Fit(**json.loads(file.metadata()["fit"]))
+                return load_file(part), Fit.from_json(json.loads(file.metadata()["fit"]))
         tensors, fit = (self._conv if start.dim() == 4 else self._linear)(name, start, factor)
         if part:
             with atomic_file(part) as temporary:
@@ -257,11 +257,8 @@ def in_two(
     return {key: tensor.float().contiguous() for key, tensor in tensors.items()}, effective
 
 
-def loss(
-    original: checkpoints.Checkpoint, smaller: checkpoints.Checkpoint, pictures: "torch.Tensor"
-) -> dict[str, Any]:
-    """What was lost on pictures [N, 3, px, px] that nothing was fitted on: agreement of the top-1, mean KL in
-    nats, n."""
+def loss(original: checkpoints.Checkpoint, smaller: checkpoints.Checkpoint, pictures: "torch.Tensor") -> Loss:
+    """What was lost on pictures [N, 3, px, px] that nothing was fitted on."""
     import torch
 
     said = []
@@ -272,8 +269,6 @@ def loss(
                 network(pictures[k : k + CHUNK].contiguous(memory_format=torch.channels_last))
                 for k in range(0, len(pictures), CHUNK)
             ]
-            said.append(torch.cat(parts).log_softmax(1))
+            said.append(torch.cat(parts).numpy())
     theirs, ours = said
-    divergence = torch.nn.functional.kl_div(ours, theirs, reduction="batchmean", log_target=True)
-    agreement = float((theirs.argmax(1) == ours.argmax(1)).float().mean())
-    return {"agreement": agreement, "kl": float(divergence), "n": len(pictures), "against": "the checkpoint"}
+    return Loss.of(compare(ours, theirs), "the checkpoint")

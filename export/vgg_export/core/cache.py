@@ -1,7 +1,7 @@
 """What stages have in common: an artifact, its JSON sidecar, and the decision that it is up to date.
 
 A stage's work is keyed by content: its options, the hashes of the files it read and what was recorded when
-these were made, the versions of the libraries and the source of this program. Nothing depends on file times.
+these were made, the versions of the libraries and the source of the stage. Nothing depends on file times.
 """
 
 import contextlib
@@ -17,17 +17,35 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
-import vgg_calibration
-import vgg_export
 import vgg_runtime
 
+from . import sources
+from .errors import DataError
 from .files import atomic_file, explain_write_errors, sha256, write_json
+from .records import DamagedRecordError, Record
 
 log = logging.getLogger(__name__)
 
 _LIBRARIES = ("torch", "torchvision", "onnx", "onnxscript", "onnxruntime", "numpy", "pillow")
+
+R = TypeVar("R", bound=Record)
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage(Generic[R]):
+    """A kind of work: its name, the ``module`` that does it, whose source and imports its results depend on,
+    and what it measures."""
+
+    name: str
+    module: str
+    measured: type[R]
+
+
+@dataclasses.dataclass(frozen=True)
+class Nothing(Record):
+    """Of a stage that measures nothing."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,8 +58,22 @@ class Artifact:
 
     @property
     def measured(self) -> dict[str, Any]:
+        """As it is written; ``read`` gives it its type."""
         measured: dict[str, Any] = self.sidecar.get("measured", {})
         return measured
+
+    def read(self, record: type[R]) -> R:
+        """What was measured, as a stage's record or as one of some of its fields.
+
+        Raises:
+            DataError: the sidecar is missing, damaged or says something else.
+        """
+        try:
+            return record.from_json(self.measured)
+        except DamagedRecordError as error:
+            raise DataError(
+                f"{sidecar_path(self.path)} is missing or damaged ({error}); make {self.path.name} again"
+            ) from error
 
 
 def sidecar_path(path: Path) -> Path:
@@ -54,19 +86,19 @@ def of(path: Path) -> Artifact:
 
 
 def produce(
-    stage: str,
+    stage: Stage[R],
     options: dict[str, Any],
     inputs: dict[str, Artifact],
     output: Path,
-    make: Callable[[Path], dict[str, Any]],
+    make: Callable[[Path], R],
 ) -> Artifact:
     """Make ``output`` unless it is up to date.
 
     Args:
-        make: writes the artifact to the path it is given and returns what it measured, as JSON.
+        make: writes the artifact to the path it is given and returns what it measured.
     """
     if done := current(stage, options, inputs, output):
-        log.info("%s: up to date", stage)
+        log.info("%s: up to date", stage.name)
         return done
     start = time.perf_counter()
     with atomic_file(output) as temporary:
@@ -74,14 +106,14 @@ def produce(
         measured = make(temporary)
         digest, size = sha256(temporary), temporary.stat().st_size
     sidecar = {
-        "stage": stage,
+        "stage": stage.name,
         "key": _key(stage, options, inputs),
         "options": options,
         "inputs": {name: artifact.sha256 for name, artifact in inputs.items()},
         "output": {"sha256": digest, "bytes": size},
         "versions": versions(),
         "seconds": round(time.perf_counter() - start, 2),
-        "measured": measured,
+        "measured": measured.to_json(),
     }
     write_json(sidecar_path(output), sidecar)
     # as it will be read the next time: keys are made of it
@@ -90,7 +122,7 @@ def produce(
 
 @contextlib.contextmanager
 def unfinished(
-    stage: str, options: dict[str, Any], inputs: dict[str, Artifact], output: Path
+    stage: Stage[R], options: dict[str, Any], inputs: dict[str, Artifact], output: Path
 ) -> Iterator[Path]:
     """A folder beside ``output`` for the finished parts of it. It goes when the block ends well and stays
     when it does not, so that the next attempt at just the same goes on from there; what other attempts left
@@ -106,23 +138,29 @@ def unfinished(
 
 
 def current(
-    stage: str, options: dict[str, Any], inputs: dict[str, Artifact], output: Path
+    stage: Stage[R], options: dict[str, Any], inputs: dict[str, Artifact], output: Path
 ) -> Artifact | None:
     """``output`` if it was made from just this and has not been touched since, else None."""
     sidecar = _read(sidecar_path(output))
     if not sidecar or sidecar.get("key") != _key(stage, options, inputs) or not output.is_file():
         return None
-    if sha256(output) != sidecar["output"]["sha256"]:
+    try:
+        stage.measured.from_json(sidecar["measured"])
+        if sha256(output) != sidecar["output"]["sha256"]:
+            return None
+    except (DamagedRecordError, KeyError, TypeError):
         return None
     return Artifact(output, sidecar["output"]["sha256"], sidecar)
 
 
-def _key(stage: str, options: dict[str, Any], inputs: dict[str, Artifact]) -> str:
+def _key(stage: Stage[R], options: dict[str, Any], inputs: dict[str, Artifact]) -> str:
     # of an input also what its sidecar says: class names, for example, are in no ONNX file, and a stage
     # passes them on
     hashes = {name: [artifact.sha256, artifact.measured] for name, artifact in inputs.items()}
     return hashlib.sha256(
-        json.dumps([stage, options, hashes, versions(), source_digest()], sort_keys=True).encode()
+        json.dumps(
+            [stage.name, options, hashes, versions(), sources.digest(stage.module)], sort_keys=True
+        ).encode()
     ).hexdigest()
 
 
@@ -144,17 +182,3 @@ def versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             found[name] = "missing"
     return found
-
-
-@functools.cache
-def source_digest() -> str:
-    """Hash of this program's own source, so that a changed stage does its work again."""
-    digest = hashlib.sha256()
-    for package in map(_folder, (vgg_export, vgg_calibration, vgg_runtime)):
-        for path in sorted(package.rglob("*.py")):
-            digest.update(path.relative_to(package).as_posix().encode() + path.read_bytes())
-    return digest.hexdigest()
-
-
-def _folder(package: Any) -> Path:
-    return Path(package.__file__).parent

@@ -28,6 +28,7 @@ from vgg_export.core.files import sha256, write_json
 from vgg_export.core.progress import Progress
 from vgg_export.network import chain, modules
 from vgg_export.network import checkpoint as checkpoints
+from vgg_export.network.provenance import Provenance
 from vgg_runtime.bundle.metrics import wilson_interval
 from vgg_runtime.bundle.preprocess import Preprocessing, for_input, to_tensor
 
@@ -89,9 +90,8 @@ def run(options: DemoTrainOptions, progress: Progress) -> dict[str, Any]:
     )
     for phase in options.phases:
         _train(network, phase, pictures, labels, options.seed, progress)
-    checkpoint = _folded(
-        network, {"weights": "demo", "what": "VGG19 at a quarter of its width, trained on drawn road signs"}
-    )
+    source = Provenance("demo", "VGG19 at a quarter of its width, trained on drawn road signs")
+    checkpoint = _folded(network, source)
     checkpoints.save(checkpoint, options.output, half=True)
     return _write_card(options, progress)
 
@@ -189,7 +189,7 @@ def _prepared(pictures: npt.NDArray[np.uint8], preprocessing: Preprocessing) -> 
     return torch.from_numpy(np.stack([to_tensor(Image.fromarray(p), preprocessing) for p in pictures]))
 
 
-def _folded(network: "nn.Module", source: dict[str, Any]) -> checkpoints.Checkpoint:
+def _folded(network: "nn.Module", source: Provenance) -> checkpoints.Checkpoint:
     """The VGG without batch norm that computes the same in evaluation mode."""
     state = {name: t.detach().contiguous() for name, t in network.state_dict().items()}
     tensors = {}

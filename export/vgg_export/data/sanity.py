@@ -20,6 +20,7 @@ from vgg_calibration import choose
 from vgg_export.core import cache
 from vgg_export.core.errors import AccuracyError
 from vgg_export.core.progress import Progress
+from vgg_export.core.records import Record
 from vgg_runtime.bundle import metrics
 from vgg_runtime.bundle.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocessing, load
 from vgg_runtime.measure.recommend import LEAST_LABELLED
@@ -70,7 +71,7 @@ READINGS: dict[str, Callable[[Floats], Floats]] = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Answers:
+class Answers(Record):
     """What a checkpoint said of ``n`` labelled pictures: ``right`` of them, ``chance`` and the name of the
     ``largest`` class, its predictions' mean probability, and what would explain its errors.
 
@@ -133,10 +134,12 @@ class Answers:
             or self.reading is not None
         )
 
-    @classmethod
-    def from_json(cls, data: dict[str, Any]) -> "Answers":
-        order = None if data["order"] is None else tuple(data["order"])
-        return cls(**{**data, "order": order, "missing": tuple(data["missing"])})
+    def to_json(self) -> dict[str, Any]:
+        """Every field, also those that are None."""
+        return dataclasses.asdict(self)
+
+
+STAGE = cache.Stage("sanity", __name__, Answers)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -234,12 +237,12 @@ def ask(
         "preprocessing": preprocessing.to_json(),
     }
 
-    def make(path: Path) -> dict[str, Any]:
-        answers = dataclasses.asdict(_ask(network(), preprocessing, items, names, progress))
-        path.write_text(json.dumps(answers, indent=1))
+    def make(path: Path) -> Answers:
+        answers = _ask(network(), preprocessing, items, names, progress)
+        path.write_text(json.dumps(answers.to_json(), indent=1))
         return answers
 
-    return Answers.from_json(cache.produce("sanity", options, {"checkpoint": asked}, output, make).measured)
+    return cache.produce(STAGE, options, {"checkpoint": asked}, output, make).read(Answers)
 
 
 def _ask(

@@ -9,12 +9,13 @@ import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from vgg_calibration import choose
 from vgg_export.core.errors import DataError, HubError
 from vgg_export.core.internet import reachable
 from vgg_export.core.progress import Progress
+from vgg_export.network.provenance import Provenance
 from vgg_export.options import DataOptions, DrawOptions
 from vgg_runtime.bundle import images
 from vgg_runtime.bundle.preprocess import open_image
@@ -22,10 +23,6 @@ from vgg_runtime.errors import RuntimeInputError
 from vgg_runtime.text import printable
 
 from .drawn import draw_signs
-
-if TYPE_CHECKING:
-    pass
-
 
 log = logging.getLogger(__name__)
 
@@ -128,6 +125,10 @@ class Splits:
         """Short hashes of all pictures and sources that were fitted to or selected on, those in ``before``
         included. No figure may come from them."""
         return sorted(frozenset(before).union(*(i.short_hashes for i in (*self.fit, *self.select))))
+
+    def after_fitting(self, before: Provenance) -> Provenance:
+        """The provenance of what was fitted to or selected on these pictures."""
+        return dataclasses.replace(before, fitted_on=tuple(self.fitted(before.fitted_on)))
 
     def without(self, fitted: Sequence[str]) -> "Splits":
         """These sets without the test pictures that the weights were fitted to or selected on before."""

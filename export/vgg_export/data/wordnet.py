@@ -1,7 +1,8 @@
 """The WordNet ids of ImageNet's classes."""
 
 import importlib.resources
-from typing import Any
+
+from vgg_export.network.provenance import Provenance
 
 
 def wordnet_ids() -> tuple[str, ...]:
@@ -10,6 +11,6 @@ def wordnet_ids() -> tuple[str, ...]:
     return tuple(assets.joinpath("imagenet_wnids.txt").read_text(encoding="ascii").split())
 
 
-def ids_for(source: dict[str, Any]) -> tuple[str, ...] | None:
+def ids_for(source: Provenance) -> tuple[str, ...] | None:
     """The WordNet ids of a checkpoint's classes, None when they are not ImageNet's."""
-    return wordnet_ids() if source.get("wordnet") else None
+    return wordnet_ids() if source.wordnet else None

@@ -1,21 +1,24 @@
 """A checkpoint -> a float ONNX graph: traced by torch's exporter, cleaned, audited, and compared with
 torch."""
 
+import dataclasses
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from vgg_export.core import cache
 from vgg_export.core.errors import CheckFailedError
 from vgg_export.core.progress import Progress
+from vgg_export.core.records import Record
 from vgg_export.network import checkpoint as checkpoints
 from vgg_runtime.bundle.manifest import SessionSettings
 from vgg_runtime.bundle.preprocess import for_input
 from vgg_runtime.bundle.session import Model
 
 from . import audit
+from .model_info import ModelInfo
 
 if TYPE_CHECKING:
     import onnx_ir
@@ -28,35 +31,48 @@ TOLERANCE = 1e-4
 OPSET = 20
 
 
+@dataclasses.dataclass(frozen=True)
+class Exported(Record):
+    """The operators of the graph, the largest relative difference to torch and what is allowed."""
+
+    ops: dict[str, int]
+    parity: float
+    tolerance: float
+    model: ModelInfo
+
+
+STAGE = cache.Stage("export", __name__, Exported)
+
+
 def run(checkpoint: cache.Artifact, output: Path, progress: Progress) -> cache.Artifact:
     """Export a checkpoint file; the sidecar carries what the bundle says about the model."""
 
-    def make(path: Path) -> dict[str, object]:
+    def make(path: Path) -> Exported:
         with progress.task("exporting to ONNX", None):
             source = checkpoints.load(checkpoint.path)
             export(source, path)
             ops = audit.audit_exported(path)
             parity = ensure_parity(source, path)
         log.info("exported: largest relative difference to torch %.1e", parity)
-        return {"ops": ops, "parity": parity, "tolerance": TOLERANCE, "model": describe(source)}
+        return Exported(ops, parity, TOLERANCE, describe(source))
 
     return cache.produce(
-        "export", {"opset": OPSET, "transposed_linear": True}, {"checkpoint": checkpoint}, output, make
+        STAGE, {"opset": OPSET, "transposed_linear": True}, {"checkpoint": checkpoint}, output, make
     )
 
 
-def describe(checkpoint: checkpoints.Checkpoint) -> dict[str, Any]:
+def describe(checkpoint: checkpoints.Checkpoint) -> ModelInfo:
     """What later stages need to know of the model; they do not load torch."""
     plan = checkpoint.plan
-    return {
-        "plan": plan.to_json(),
-        "labels": checkpoint.labels,
-        "source": checkpoint.source,
-        "preprocessing": for_input(plan.input_px).to_json(),
-        "precision": "fp32",
-        "parameters": plan.parameters(),
-        "macs": plan.macs(),
-    }
+    return ModelInfo(
+        plan,
+        checkpoint.labels,
+        checkpoint.provenance,
+        for_input(plan.input_px),
+        precision="fp32",
+        parameters=plan.parameters(),
+        macs=plan.macs(),
+    )
 
 
 def export(checkpoint: checkpoints.Checkpoint, path: Path) -> None:

@@ -11,6 +11,7 @@ The transform of the weights is done by nodes that onnxruntime folds while it lo
 not grow, and weights may lie in another file.
 """
 
+import dataclasses
 import logging
 import math
 import os
@@ -24,12 +25,13 @@ import numpy.typing as npt
 from vgg_export.core import cache
 from vgg_export.core.errors import CheckFailedError, DataError, NothingToGainError, RewriteError
 from vgg_export.core.progress import Progress
-from vgg_export.network.chain import Plan
+from vgg_export.core.records import Record
 from vgg_runtime.bundle.manifest import SessionSettings
 from vgg_runtime.bundle.session import Model
 
 from . import audit, cook_toom
 from .cook_toom import Form
+from .model_info import ModelInfo, described
 from .winograd_cost import choose
 
 if TYPE_CHECKING:
@@ -47,6 +49,41 @@ TOLERANCE = 1e-4
 GROWTH_BYTES, GROWTH_BYTES_PER_LAYER = 20_000, 5_000
 
 
+@dataclasses.dataclass(frozen=True)
+class BothWays(Record):
+    """A number of all convolutions as they are, and as they were rewritten."""
+
+    direct: int
+    rewritten: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Told(Record):
+    """The form of every rewritten layer for a ``core``, the predicted instructions and bytes before and
+    after, and the largest relative difference of logits."""
+
+    core: str
+    layers: dict[str, str]
+    predicted: BothWays
+    moved_bytes: BothWays
+    weight_bytes: BothWays
+    parity: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Rewritten(Record):
+    """The operators of the graph, the largest relative difference and what is allowed."""
+
+    ops: dict[str, int]
+    parity: float
+    tolerance: float
+    winograd: Told
+    model: ModelInfo
+
+
+STAGE = cache.Stage("winograd", __name__, Rewritten)
+
+
 def run(exported: cache.Artifact, core: str, output: Path, progress: Progress) -> cache.Artifact:
     """Rewrite an exported float model for a core (of ``winograd_cost.CORES``), every layer in the form that
     is cheapest there.
@@ -55,14 +92,15 @@ def run(exported: cache.Artifact, core: str, output: Path, progress: Progress) -
         DataError: it is not a float model that 'vgg-export export' wrote.
         NothingToGainError: no layer gains by it.
     """
-    info = exported.measured.get("model")
-    if info is None or info["precision"] != "fp32":
-        found = "no sidecar" if info is None else f"a model in {info['precision']}"
+    known = described(exported)
+    if known is None or known.model.precision != "fp32":
+        found = "no sidecar" if known is None else f"a model in {known.model.precision}"
         raise DataError(
             f"{exported.path}: {found}; expected an fp32 model that 'vgg-export export' wrote, with its"
             " sidecar"
         )
-    choice = choose(Plan.from_json(info["plan"]).layers(), core)
+    info = known.model
+    choice = choose(info.plan.layers(), core)
     if not choice.forms:
         raise NothingToGainError(
             f"{exported.path}: no convolution takes less work on a {core} in another form; use the model"
@@ -70,20 +108,15 @@ def run(exported: cache.Artifact, core: str, output: Path, progress: Progress) -
         )
     told = {"core": core, **choice.to_json()}
 
-    def make(path: Path) -> dict[str, object]:
+    def make(path: Path) -> Rewritten:
         with progress.task("rewriting convolutions", None):
             rewrite_file(exported.path, path, choice.forms)
             parity = ensure(exported.path, path, choice.forms)
         log.info("%d convolutions rewritten: largest relative difference %.1e", len(choice.forms), parity)
-        return {
-            "ops": audit.count_ops(path),
-            "parity": parity,
-            "tolerance": TOLERANCE,
-            "winograd": {**told, "parity": parity},
-            "model": info,
-        }
+        what = Told.from_json({**told, "parity": parity})
+        return Rewritten(audit.count_ops(path), parity, TOLERANCE, what, info)
 
-    return cache.produce("winograd", told, {"model": exported}, output, make)
+    return cache.produce(STAGE, told, {"model": exported}, output, make)
 
 
 def rewrite_file(source: Path, output: Path, forms: Mapping[str, Form]) -> None:

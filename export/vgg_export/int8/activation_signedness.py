@@ -4,6 +4,7 @@ kernels.
 Both graphs can share the file of their weights.
 """
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -11,25 +12,28 @@ import numpy as np
 from vgg_export.core import cache
 from vgg_export.core.errors import CheckFailedError
 from vgg_export.core.progress import Progress
+from vgg_export.graphs.model_info import Described
 from vgg_runtime.board import device
 from vgg_runtime.board.targets import TARGETS
 from vgg_runtime.bundle import self_check
 from vgg_runtime.bundle.manifest import SessionSettings
-from vgg_runtime.bundle.preprocess import Preprocessing
 from vgg_runtime.bundle.session import Model
 
 from . import qdq
+from .measured import Quantized, Retyped
 
 # Largest difference of logits as a fraction of their spread. The sums are exact in both; only how a tie is
 # rounded may differ.
 TOLERANCE = 0.02
+
+STAGE = cache.Stage("retype", __name__, Retyped)
 
 
 def run(quantized: cache.Artifact, target: str, output: Path, progress: Progress) -> cache.Artifact:
     """Retype the activations of a file that ``quantize`` wrote for a target whose weights have the same
     range."""
 
-    def make(path: Path) -> dict[str, object]:
+    def make(path: Path) -> Retyped:
         import onnx
 
         with progress.task(f"retyping for {target}", None):
@@ -37,9 +41,11 @@ def run(quantized: cache.Artifact, target: str, output: Path, progress: Progress
             qdq.retype(model, signed=TARGETS[target].signed_activations)
             onnx.save(model, path)
             found = ensure_same(quantized, path)
-        return quantized.measured | {"target": target, "deviation": found}
+        before = quantized.read(Quantized)
+        known = {field.name: getattr(before, field.name) for field in dataclasses.fields(before)}
+        return Retyped(**{**known, "target": target}, deviation=found)
 
-    return cache.produce("retype", {"target": target}, {"model": quantized}, output, make)
+    return cache.produce(STAGE, {"target": target}, {"model": quantized}, output, make)
 
 
 def ensure_same(before: cache.Artifact, path: Path) -> float:
@@ -48,7 +54,7 @@ def ensure_same(before: cache.Artifact, path: Path) -> float:
     Raises:
         CheckFailedError: further than rounding explains.
     """
-    px = Preprocessing.from_json(before.measured["model"]["preprocessing"]).crop_px
+    px = before.read(Described).model.preprocessing.crop_px
     x = np.random.default_rng(0).standard_normal((3, 3, px, px), np.float32)
     expected, found = (Model(p, SessionSettings(), device.usable_cores())(x) for p in (before.path, path))
     apart = self_check.deviation(found, expected)

@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +15,7 @@ from vgg_export.options import Int8Form
 from vgg_runtime.board import device
 from vgg_runtime.board.targets import Target, here
 from vgg_runtime.bundle.manifest import SessionSettings
-from vgg_runtime.bundle.metrics import kl_divergence
+from vgg_runtime.bundle.metrics import Comparison, compare
 from vgg_runtime.bundle.preprocess import Preprocessing, load
 from vgg_runtime.bundle.session import Model, exact
 
@@ -30,24 +30,18 @@ RANKED_IMAGES = 10
 
 @dataclasses.dataclass(frozen=True)
 class Trial:
-    """An int8 graph, the layers of the plan that are ``kept`` in float in it, and per held-out picture [n]
-    the KL divergence from the float model in nats and whether the class is the same."""
+    """An int8 graph, the layers of the plan that are ``kept`` in float in it, and what it says of the
+    held-out pictures against the float model."""
 
     form: Int8Form
     kept: tuple[str, ...]
     path: Path
-    divergence: npt.NDArray[np.float64]
-    same: npt.NDArray[np.bool_]
+    compared: Comparison
 
-    def loss(self) -> dict[str, Any] | None:
-        """Agreement and mean KL over n pictures, None where there are none."""
-        if not len(self.same):
-            return None
-        return {
-            "agreement": float(self.same.mean()),
-            "kl": float(self.divergence.mean()),
-            "n": len(self.same),
-        }
+    @property
+    def judged(self) -> bool:
+        """Whether there were held-out pictures."""
+        return self.compared.n > 0
 
 
 class Bench:
@@ -90,12 +84,11 @@ class Bench:
         """Write the int8 graph of a form, ``kept`` layers of the plan in float, and try it."""
         path = self._write(form, kept)
         if not self.inputs:
-            return Trial(form, tuple(kept), path, np.zeros(0), np.zeros(0, bool))
+            return Trial(form, tuple(kept), path, compare(self.expected, self.expected))
         found = self._logits(
             path, f"trying {form.name}" + "".join(f", {name} in float" for name in kept), self.inputs
         )
-        same = found.argmax(1) == self.expected.argmax(1)
-        return Trial(form, tuple(kept), path, kl_divergence(self.expected, found), same)
+        return Trial(form, tuple(kept), path, compare(found, self.expected))
 
     def parts(self, names: Collection[str]) -> list[str]:
         """The layers of the graph that layers of the plan are made of."""
@@ -116,7 +109,7 @@ class Bench:
                 path = self.scratch / "alone.onnx"
                 one = qdq.with_weights_of(shared, [layer for layer in self.layers if layer.name in parts])
                 qdq.write(one, self.layers, limits, self.target, path, only=parts)
-                cost[name] = float(kl_divergence(expected, self._logits(path, None, inputs)).mean())
+                cost[name] = compare(self._logits(path, None, inputs), expected).kl
                 task.advance()
         return dict(sorted(cost.items(), key=lambda item: -item[1]))
 

@@ -11,20 +11,21 @@ import logging
 import math
 import tempfile
 from pathlib import Path
-from typing import Any
 
 from vgg_calibration import choose
 from vgg_export.core import cache
 from vgg_export.core.errors import DataError
+from vgg_export.core.losses import Loss
 from vgg_export.core.progress import Progress
 from vgg_export.data.splits import Splits, short_hash
 from vgg_export.graphs import audit
+from vgg_export.graphs.model_info import described
 from vgg_export.options import INT8_FORMS, QuantizeOptions, as_json
 from vgg_runtime.board.targets import TARGETS, Target
-from vgg_runtime.bundle.preprocess import Preprocessing
 
 from . import qdq, split_gemm
 from .candidates import Bench, Trial
+from .measured import Choice, FloatLayer, Quantized, Tried
 
 log = logging.getLogger(__name__)
 
@@ -33,6 +34,8 @@ PLAIN = INT8_FORMS["minmax"]
 ENOUGH_KL, ENOUGH_AGREEMENT = 0.002, 0.995
 MARGIN = 0.05  # a form must lower the mean KL by this share of it ...
 ERRORS = 2.0  # ... and by this many standard errors of the difference, to be preferred to the plain one
+
+STAGE = cache.Stage("quantize", __name__, Quantized)
 
 
 def run(
@@ -51,43 +54,43 @@ def run(
     held-out pictures, the ones that chose the form; nothing where there are none), and under ``int8`` what
     was tried and why this was chosen.
     """
-    info = exported.measured.get("model")
-    if info is None:
+    known = described(exported)
+    if known is None:
         raise DataError(
             f"{exported.path} has no sidecar {cache.sidecar_path(exported.path).name}; expected a model"
             " that 'vgg-export export' wrote"
         )
+    info = known.model
     items = choose.limit(splits.fit, [i.source for i in splits.fit], count, seed)
     # Agreement with a network of random weights says nothing.
-    wanted = [] if info["source"].get("figures_absent") else splits.select
+    wanted = splits.select if info.provenance.has_knowledge else []
     held = choose.limit(wanted, [i.source for i in wanted], options.held_images, seed)
 
-    def make(path: Path) -> dict[str, object]:
+    def make(path: Path) -> Quantized:
         with tempfile.TemporaryDirectory(prefix=".quantize.", dir=path.parent) as scratch:
             # Unsigned first: on x86 onnxruntime rewrites signed activations pair by pair, which an audit
             # there would stumble over.
             target = dataclasses.replace(TARGETS[options.target], signed_activations=False)
-            bench = Bench(
-                exported.path, target, Preprocessing.from_json(info["preprocessing"]), Path(scratch), progress
-            )
+            bench = Bench(exported.path, target, info.preprocessing, Path(scratch), progress)
             bench.calibrate([i.path for i in items], [i.path for i in held])
             made, told = choose_form(bench, options)
             whole = _in_halves(made.path, bench.preprocessing.crop_px)
             with progress.task("auditing the int8 graph", None):
                 ops = audit.audit_quantized(whole, bench.parts(made.kept))
             _write_for(TARGETS[options.target], whole, path)
-        return {
-            "ops": ops,
-            "calibration_images": [i.sha256 for i in items],
-            "target": options.target,
-            "losses": {"quantized": {**loss, "against": "its float model"}} if (loss := made.loss()) else {},
-            "int8": told,
-            "model": info
-            | {"precision": "int8", "calibrated_on": [short_hash(i.sha256) for i in (*items, *held)]},
-        }
+        losses = {"quantized": Loss.of(made.compared, "its float model")} if made.judged else {}
+        seen = tuple(short_hash(i.sha256) for i in (*items, *held))
+        return Quantized(
+            ops,
+            calibration_images=tuple(i.sha256 for i in items),
+            target=options.target,
+            losses=losses,
+            int8=told,
+            model=dataclasses.replace(info, precision="int8", calibrated_on=seen),
+        )
 
     used = {"seed": seed, "images": [i.sha256 for i in items], "held": [i.sha256 for i in held]}
-    return cache.produce("quantize", as_json(options) | used, {"model": exported}, output, make)
+    return cache.produce(STAGE, as_json(options) | used, {"model": exported}, output, make)
 
 
 def _in_halves(path: Path, px: int) -> Path:
@@ -113,8 +116,8 @@ def _write_for(target: Target, unsigned: Path, path: Path) -> None:
     onnx.save(model, path)
 
 
-def choose_form(bench: Bench, options: QuantizeOptions) -> tuple[Trial, dict[str, Any]]:
-    """The int8 graph to keep, and what was tried: ``{"chosen", "why", "tried", "float_layers"}``."""
+def choose_form(bench: Bench, options: QuantizeOptions) -> tuple[Trial, Choice]:
+    """The int8 graph to keep, and what was tried."""
     trials = [bench.make(INT8_FORMS.get(options.method, PLAIN))]
     why = reason_for_one(trials[0], options)
     if why is None:
@@ -130,18 +133,24 @@ def choose_form(bench: Bench, options: QuantizeOptions) -> tuple[Trial, dict[str
     kept, told = keep_layers(bench, best, options)
     log.info("int8: %s; %s", in_words(best), why)
     log_float_layers(best, kept, told, options)
-    tried = [{"form": t.form.name, **(t.loss() or {})} for t in trials]
-    return kept, {"chosen": best.form.name, "why": why, "tried": tried, "float_layers": told}
+    return kept, Choice(best.form.name, why, tuple(_tried(t) for t in trials), tuple(told))
+
+
+def _tried(trial: Trial) -> Tried:
+    if not trial.judged:
+        return Tried(trial.form.name)
+    found = trial.compared
+    return Tried(trial.form.name, found.agreement, found.kl, found.n)
 
 
 def reason_for_one(first: Trial, options: QuantizeOptions) -> str | None:
     """Why nothing but the first form needs to be tried, or None."""
-    loss = first.loss()
+    found = first.compared
     if options.method != "auto":
         return "asked for"
-    if loss is None:
+    if not first.judged:
         return "there are no held-out pictures to compare forms on"
-    if loss["kl"] <= ENOUGH_KL and loss["agreement"] >= ENOUGH_AGREEMENT:
+    if found.kl <= ENOUGH_KL and found.agreement >= ENOUGH_AGREEMENT:
         return f"enough: mean KL at most {ENOUGH_KL} and agreement at least {100 * ENOUGH_AGREEMENT:g} %"
     return None
 
@@ -149,24 +158,23 @@ def reason_for_one(first: Trial, options: QuantizeOptions) -> str | None:
 def closest(trials: list[Trial]) -> Trial:
     """The one with the least mean KL of those that are clearly better than the first, else the first."""
     better = [t for t in trials[1:] if clearly_better(t, trials[0])]
-    return min(better, key=lambda t: float(t.divergence.mean()), default=trials[0])
+    return min(better, key=lambda t: float(t.compared.divergence.mean()), default=trials[0])
 
 
 def clearly_better(trial: Trial, plain: Trial) -> bool:
     """Whether the mean KL is lower by more than the margin and more than noise: the same pictures are
     compared in pairs."""
-    gain = plain.divergence - trial.divergence
+    gain = plain.compared.divergence - trial.compared.divergence
     noise = ERRORS * float(gain.std(ddof=1)) / math.sqrt(len(gain)) if len(gain) > 1 else math.inf
-    return float(gain.mean()) > max(MARGIN * float(plain.divergence.mean()), noise)
+    return float(gain.mean()) > max(MARGIN * plain.compared.kl, noise)
 
 
-def keep_layers(bench: Bench, best: Trial, options: QuantizeOptions) -> tuple[Trial, list[dict[str, Any]]]:
+def keep_layers(bench: Bench, best: Trial, options: QuantizeOptions) -> tuple[Trial, list[FloatLayer]]:
     """Keep the most sensitive layers in float, one more at a time, as long as the agreement is below what was
     asked for.
 
     Returns:
-        ``best`` or what is better, and for every layer that is float in it ``{"layer", "kl_alone", "why",
-        "bytes"}``.
+        ``best`` or what is better, and the layers that are float in it.
     """
     if meets(best, options.min_agreement) or not options.float_layers:
         return best, []
@@ -176,46 +184,43 @@ def keep_layers(bench: Bench, best: Trial, options: QuantizeOptions) -> tuple[Tr
         trials.append(bench.make(best.form, tuple(cost)[:count]))
         if meets(trials[-1], options.min_agreement):
             break
-    chosen = max(trials, key=lambda t: int(t.same.sum()))  # of equal ones the first, which keeps the fewest
+    chosen = max(
+        trials, key=lambda t: int(t.compared.same.sum())
+    )  # of equal ones the first, which keeps the fewest
     why = (
-        f"agreement of {100 * best.same.mean():.1f} % on {len(best.same)} held-out pictures,"
+        f"agreement of {100 * best.compared.agreement:.1f} % on {best.compared.n} held-out pictures,"
         f" {100 * options.min_agreement:g} % asked for"
     )
     sizes = [t.path.stat().st_size for t in trials]
-    told = [
-        {"layer": name, "kl_alone": cost[name], "why": why, "bytes": sizes[k + 1] - sizes[k]}
-        for k, name in enumerate(chosen.kept)
-    ]
+    told = [FloatLayer(name, cost[name], why, sizes[k + 1] - sizes[k]) for k, name in enumerate(chosen.kept)]
     return chosen, told
 
 
 def meets(trial: Trial, agreement: float) -> bool:
     """Whether no more pictures disagree than allowed; one alone is no evidence."""
-    missed = int((~trial.same).sum())
-    return missed <= max(1, (1 - agreement) * len(trial.same) + 1e-9)
+    missed = int((~trial.compared.same).sum())
+    return missed <= max(1, (1 - agreement) * trial.compared.n + 1e-9)
 
 
 def in_words(trial: Trial) -> str:
     """A form and how it did."""
-    if not (loss := trial.loss()):
+    if not trial.judged:
         return trial.form.name
-    agreement, kl, n = 100 * loss["agreement"], loss["kl"], loss["n"]
+    found = trial.compared
     return (
-        f"{trial.form.name} agrees with the float model on {agreement:.1f} % of {n} held-out pictures,"
-        f" mean KL {kl:.4f}"
+        f"{trial.form.name} agrees with the float model on {100 * found.agreement:.1f} % of {found.n}"
+        f" held-out pictures, mean KL {found.kl:.4f}"
     )
 
 
-def log_float_layers(
-    before: Trial, after: Trial, told: list[dict[str, Any]], options: QuantizeOptions
-) -> None:
+def log_float_layers(before: Trial, after: Trial, told: list[FloatLayer], options: QuantizeOptions) -> None:
     """Say which layers stay float, why, and what that costs; and when what was asked for is not reached."""
-    now = 100 * after.same.mean() if len(after.same) else 100.0
+    now = 100 * after.compared.agreement if after.judged else 100.0
     if told:
         added = (after.path.stat().st_size - before.path.stat().st_size) / 1e6
-        names = ", ".join(entry["layer"] for entry in told)
+        names = ", ".join(entry.layer for entry in told)
         log.info(
-            "%s in float, because of an %s: now %.1f %%, for %.2f MB more", names, told[0]["why"], now, added
+            "%s in float, because of an %s: now %.1f %%, for %.2f MB more", names, told[0].why, now, added
         )
     if not meets(after, options.min_agreement):
         log.warning(

@@ -7,13 +7,10 @@ and never guesses from layer names.
 import dataclasses
 import math
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 from vgg_export.core.errors import CheckpointError
-
-if TYPE_CHECKING:
-    pass
-
+from vgg_export.core.records import Record
 
 CONVS_PER_BLOCK = {
     "vgg11": (1, 1, 2, 2, 2),
@@ -201,12 +198,17 @@ class Plan:
             ) from error
 
 
-def sizes(before: Plan, after: Plan) -> dict[str, Any]:
-    """Parameters and MACs of two plans, for a sidecar."""
-    return {
-        "parameters": {"before": before.parameters(), "after": after.parameters()},
-        "macs": {"before": before.macs(), "after": after.macs()},
-    }
+@dataclasses.dataclass(frozen=True)
+class Change(Record):
+    """A number of a plan and of what was made of it."""
+
+    before: int
+    after: int
+
+
+def sizes(before: Plan, after: Plan) -> tuple[Change, Change]:
+    """Parameters and MACs of two plans."""
+    return Change(before.parameters(), after.parameters()), Change(before.macs(), after.macs())
 
 
 def sizes_in_words(before: Plan, after: Plan) -> str:

@@ -2,14 +2,16 @@
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from vgg_export.core.errors import CheckpointError
 from vgg_export.core.files import atomic_file
 
 from .chain import Plan, expected_shapes
 from .modules import build
+from .provenance import Provenance
 
 if TYPE_CHECKING:
     import torch
@@ -23,6 +25,15 @@ FORMAT_VERSION = 2  # 2: plans with factorised layers
 
 
 @dataclasses.dataclass(frozen=True)
+class Header:
+    """What a checkpoint file says of its tensors, which stay in the file."""
+
+    plan: Plan
+    labels: tuple[str, ...]
+    provenance: Provenance
+
+
+@dataclasses.dataclass(frozen=True)
 class Checkpoint:
     """A plan, its float32 tensors (``conv1_1.weight`` [n, c, 3, 3], ``fc1.weight`` [n, c*grid*grid],
     ``*.bias`` [n]; the two parts of a factorised layer are ``conv3_1_reduce`` and ``conv3_1_expand``), the
@@ -31,33 +42,15 @@ class Checkpoint:
     plan: Plan
     tensors: "dict[str, torch.Tensor]"
     labels: tuple[str, ...]
-    source: dict[str, Any]
+    provenance: Provenance
 
     def __post_init__(self) -> None:
-        expected = expected_shapes(self.plan)
-        found = {name: tuple(t.shape) for name, t in self.tensors.items()}
-        if missing := sorted(expected.keys() - found.keys()):
-            raise CheckpointError(
-                f"the checkpoint lacks {missing[0]} {expected[missing[0]]} and {len(missing) - 1} more"
-                " tensors of its plan"
-            )
-        for name, shape in found.items():
-            if name not in expected:
-                raise CheckpointError(
-                    f"the checkpoint holds {name} {shape}, which a {self.plan.family} does not have"
-                )
-            if shape != expected[name]:
-                raise CheckpointError(f"{name} is {shape}, but the plan says {expected[name]}")
-        if len(self.labels) != self.plan.classes:
-            raise CheckpointError(
-                f"{len(self.labels)} labels for {self.plan.classes} classes; they must be as many"
-            )
+        ensure_fit(self.plan, self.labels, {name: tuple(t.shape) for name, t in self.tensors.items()})
 
     @property
     def has_knowledge(self) -> bool:
-        """False for random weights: there is nothing to repair or to recover, and no figure of accuracy means
-        anything."""
-        return not self.source.get("figures_absent")
+        """False for random weights, see ``Provenance``."""
+        return self.provenance.has_knowledge
 
     def model(self) -> "nn.Sequential":
         """The network in evaluation mode, with its own copy of the tensors."""
@@ -66,12 +59,37 @@ class Checkpoint:
         return model.eval()
 
 
+def ensure_fit(plan: Plan, labels: tuple[str, ...], shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Compare tensors, by their shapes, and labels with a plan.
+
+    Raises:
+        CheckpointError: they are not those of the plan.
+    """
+    expected = expected_shapes(plan)
+    if missing := sorted(expected.keys() - shapes.keys()):
+        raise CheckpointError(
+            f"the checkpoint lacks {missing[0]} {expected[missing[0]]} and {len(missing) - 1} more"
+            " tensors of its plan"
+        )
+    for name, shape in shapes.items():
+        if name not in expected:
+            raise CheckpointError(f"the checkpoint holds {name} {shape}, which a {plan.family} does not have")
+        if shape != expected[name]:
+            raise CheckpointError(f"{name} is {shape}, but the plan says {expected[name]}")
+    if len(labels) != plan.classes:
+        raise CheckpointError(f"{len(labels)} labels for {plan.classes} classes; they must be as many")
+
+
 def save(checkpoint: Checkpoint, path: Path, *, half: bool = False) -> None:
-    """Write plan, labels and source as metadata of a safetensors file; ``half`` stores the tensors as
+    """Write plan, labels and provenance as metadata of a safetensors file; ``half`` stores the tensors as
     float16."""
     from safetensors.torch import save as to_bytes
 
-    header = {"plan": checkpoint.plan.to_json(), "labels": checkpoint.labels, "source": checkpoint.source}
+    header = {
+        "plan": checkpoint.plan.to_json(),
+        "labels": checkpoint.labels,
+        "source": checkpoint.provenance.to_json(),
+    }
     metadata = {"format": FORMAT, "version": str(FORMAT_VERSION), "checkpoint": json.dumps(header)}
     tensors = {name: (t.half() if half else t.float()).contiguous() for name, t in checkpoint.tensors.items()}
     with atomic_file(path) as temporary, temporary.open("wb") as file:
@@ -94,19 +112,16 @@ def _in_order(content: bytes) -> tuple[bytes, memoryview]:
 
 def is_checkpoint(path: Path) -> bool:
     """Whether a safetensors file carries our plan in its metadata."""
-    return _metadata(path).get("format") == FORMAT
+    return _read(path)[0].get("format") == FORMAT
 
 
-def load(path: Path) -> Checkpoint:
-    """Read what ``save`` wrote; the tensors come back as float32.
+def read_header(path: Path) -> Header:
+    """What ``save`` wrote without the tensors, of which only the shapes are looked at.
 
     Raises:
-        CheckpointError: not a safetensors file, truncated, not ours, newer than this program, or tensors that
-            do not fit the plan.
+        CheckpointError: as ``load``.
     """
-    from safetensors.torch import load_file
-
-    metadata = _metadata(path)
+    metadata, shapes = _read(path)
     if metadata.get("format") != FORMAT:
         raise CheckpointError(
             f"{path} is a safetensors file, but not a {FORMAT}; give it to --weights instead"
@@ -118,24 +133,47 @@ def load(path: Path) -> Checkpoint:
         )
     try:
         header = json.loads(metadata["checkpoint"])
-        tensors = {name: t.float() for name, t in load_file(path).items()}
-        labels, source = tuple(map(str, header["labels"])), dict(header["source"])
         plan = Plan.from_json(header["plan"])
+        # a file that says less is read, too
+        source = {"weights": "file", "what": plan.family} | dict(header["source"])
+        found = Header(plan, tuple(map(str, header["labels"])), Provenance.from_json(source))
     except CheckpointError:
         raise
     except Exception as error:  # a damaged header fails in any way there is
-        raise CheckpointError(
-            f"{path} is damaged ({type(error).__name__}: {error}); make it again"
-        ) from error
-    return Checkpoint(plan, tensors, labels, {"weights": "file", "what": plan.family} | source)
+        raise _damaged(path, error) from error
+    ensure_fit(found.plan, found.labels, shapes)
+    return found
 
 
-def _metadata(path: Path) -> dict[str, str]:
+def load(path: Path) -> Checkpoint:
+    """Read what ``save`` wrote; the tensors come back as float32.
+
+    Raises:
+        CheckpointError: not a safetensors file, truncated, not ours, newer than this program, or tensors that
+            do not fit the plan.
+    """
+    from safetensors.torch import load_file
+
+    header = read_header(path)
+    try:
+        tensors = {name: t.float() for name, t in load_file(path).items()}
+    except Exception as error:  # so may what the header says of the rest
+        raise _damaged(path, error) from error
+    return Checkpoint(header.plan, tensors, header.labels, header.provenance)
+
+
+def _damaged(path: Path, error: Exception) -> CheckpointError:
+    return CheckpointError(f"{path} is damaged ({type(error).__name__}: {error}); make it again")
+
+
+def _read(path: Path) -> tuple[dict[str, str], dict[str, tuple[int, ...]]]:
+    """The metadata of a safetensors file and the shapes of its tensors, in order."""
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(path, framework="np") as file:
-            return dict(file.metadata() or {})
+            shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+            return dict(file.metadata() or {}), shapes
     except FileNotFoundError as error:
         raise CheckpointError(f"there is no file {path}") from error
     except (SafetensorError, OSError) as error:

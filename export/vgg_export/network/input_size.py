@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from vgg_export.core import cache
 from vgg_export.core.errors import CheckFailedError, OptionsError
 from vgg_export.core.progress import Progress
+from vgg_export.core.records import Record
 
 from . import chain
 from . import checkpoint as checkpoints
@@ -23,23 +24,31 @@ if TYPE_CHECKING:
 TOLERANCE = 1e-4
 
 
+@dataclasses.dataclass(frozen=True)
+class Folded(Record):
+    """``parity``: the largest relative difference of logits; ``parameters`` and ``macs`` of what was made."""
+
+    parity: float
+    tolerance: float
+    parameters: int
+    macs: int
+
+
+STAGE = cache.Stage("fold", __name__, Folded)
+
+
 def run(checkpoint: cache.Artifact, output: Path, input_px: int, progress: Progress) -> cache.Artifact:
     """Fold a checkpoint file to another input size."""
 
-    def make(path: Path) -> dict[str, object]:
+    def make(path: Path) -> Folded:
         with progress.task(f"folding the pool for {input_px} px", None):
             original = checkpoints.load(checkpoint.path)
             folded = fold(original, input_px)
             difference = ensure_same_as_pooled(original, folded)
             checkpoints.save(folded, path)
-        return {
-            "parity": difference,
-            "tolerance": TOLERANCE,
-            "parameters": folded.plan.parameters(),
-            "macs": folded.plan.macs(),
-        }
+        return Folded(difference, TOLERANCE, folded.plan.parameters(), folded.plan.macs())
 
-    return cache.produce("fold", {"input_px": input_px}, {"checkpoint": checkpoint}, output, make)
+    return cache.produce(STAGE, {"input_px": input_px}, {"checkpoint": checkpoint}, output, make)
 
 
 def pooling_matrix(side: int) -> "torch.Tensor":
@@ -67,11 +76,11 @@ def fold(checkpoint: checkpoints.Checkpoint, input_px: int) -> checkpoints.Check
     weight = checkpoint.tensors[name]
     matrix = pooling_matrix(smaller.grid_px).to(weight.dtype)
     folded = weight.view(weight.shape[0], -1, matrix.shape[0]) @ matrix
-    source = checkpoint.source | {
-        "history": [*checkpoint.source.get("history", []), f"adaptive pool folded into fc1 for {input_px} px"]
-    }
     return checkpoints.Checkpoint(
-        smaller, checkpoint.tensors | {name: folded.flatten(1)}, checkpoint.labels, source
+        smaller,
+        checkpoint.tensors | {name: folded.flatten(1)},
+        checkpoint.labels,
+        checkpoint.provenance.then(f"adaptive pool folded into fc1 for {input_px} px"),
     )
 
 

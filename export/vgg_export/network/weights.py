@@ -1,6 +1,7 @@
 """Where a checkpoint comes from: ImageNet through the torch hub cache, a file, the embedded demo, or
 random."""
 
+import dataclasses
 import hashlib
 import importlib.resources
 import logging
@@ -12,7 +13,6 @@ import urllib.parse
 import urllib.request
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 from vgg_export.core.errors import CheckpointError, HubError
 from vgg_export.core.files import explain_write_errors, sha256
@@ -21,6 +21,7 @@ from vgg_export.options import WeightsOptions
 
 from . import chain, modules
 from . import checkpoint as checkpoints
+from .provenance import Provenance
 from .readers import class_names, file_kinds
 from .readers.class_names import ClassNames
 from .readers.state_dicts import Content, read_file, to_plan_and_tensors
@@ -131,17 +132,8 @@ def _imagenet() -> checkpoints.Checkpoint:
         raise CheckpointError(
             f"{path} is a {plan.family} of {plan.classes} classes; expected vgg19 of {len(labels)}"
         )
-    return checkpoints.Checkpoint(
-        plan,
-        tensors,
-        labels,
-        {
-            "weights": "imagenet",
-            "what": "VGG19 of torchvision, ImageNet-1k",
-            "sha256": sha256(path),
-            "wordnet": True,
-        },
-    )
+    source = Provenance("imagenet", "VGG19 of torchvision, ImageNet-1k", sha256(path), wordnet=True)
+    return checkpoints.Checkpoint(plan, tensors, labels, source)
 
 
 def _fetch(url: str) -> Path:
@@ -183,9 +175,7 @@ def _demo(notice: str | None) -> checkpoints.Checkpoint:
         or "DEMO WEIGHTS: a small VGG19 trained on drawn road signs, not on photographs; for your own use"
         " --weights FILE"
     )
-    return checkpoints.Checkpoint(
-        checkpoint.plan, checkpoint.tensors, checkpoint.labels, checkpoint.source | {"notice": text}
-    )
+    return dataclasses.replace(checkpoint, provenance=dataclasses.replace(checkpoint.provenance, notice=text))
 
 
 def _random(seed: int) -> checkpoints.Checkpoint:
@@ -201,11 +191,7 @@ def _random(seed: int) -> checkpoints.Checkpoint:
             torch.nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
             if layer.bias is not None:
                 torch.nn.init.uniform_(layer.bias, -0.05, 0.05)
-    source = {
-        "weights": "random",
-        "what": f"VGG19 with random weights, seed {seed}",
-        "figures_absent": SEED_NOTE,
-    }
+    source = Provenance("random", f"VGG19 with random weights, seed {seed}", figures_absent=SEED_NOTE)
     labels = tuple(f"class {k}" for k in range(plan.classes))
     return checkpoints.Checkpoint(plan, dict(network.state_dict()), labels, source)
 
@@ -228,19 +214,15 @@ def _file(path: Path, labels: Path | None, folders: Folders) -> checkpoints.Chec
         checkpoint = checkpoints.load(path)
         if given:
             checkpoint = _renamed(checkpoint, given)
-        say_what_is_assumed(checkpoint.source)
+        say_what_is_assumed(checkpoint.provenance)
         return checkpoint
     content = read_file(path)
     try:
         plan, tensors = to_plan_and_tensors(content.tensors)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
-    source: dict[str, Any] = {
-        "weights": "file",
-        "what": f"{plan.family} of {plan.classes} classes from {path.name}",
-        "sha256": sha256(path),
-        "assumed": list(ASSUMED),
-    }
+    what = f"{plan.family} of {plan.classes} classes from {path.name}"
+    source = Provenance("file", what, sha256(path), assumed=ASSUMED)
     for keys in content.left_aside:
         entry = "".join(f"[{key!r}]" for key in keys)
         log.warning(
@@ -252,7 +234,7 @@ def _file(path: Path, labels: Path | None, folders: Folders) -> checkpoints.Chec
             str(path),
             entry,
         )
-    names = _names(path, plan.classes, given, content, folders, source)
+    names, source = _named(path, plan.classes, given, content, folders, source)
     say_what_is_assumed(source)
     return checkpoints.Checkpoint(plan, tensors, names, source)
 
@@ -266,22 +248,22 @@ def is_own(path: Path) -> bool:
     )
 
 
-def say_what_is_assumed(source: dict[str, Any]) -> None:
+def say_what_is_assumed(source: Provenance) -> None:
     """One line, every time: another normalisation, for example, makes every figure wrong."""
-    if assumed := source.get("assumed"):
-        log.info("assumed, since the file does not say: %s", "; ".join(assumed))
+    if source.assumed:
+        log.info("assumed, since the file does not say: %s", "; ".join(source.assumed))
 
 
-def _names(
+def _named(
     path: Path,
     classes: int,
     given: ClassNames | None,
     content: Content,
     folders: Folders,
-    source: dict[str, Any],
-) -> tuple[str, ...]:
+    source: Provenance,
+) -> tuple[tuple[str, ...], Provenance]:
     """The class names: those of the file, of ``--labels``, of the folders in the order of the alphabet,
-    ImageNet's, or numbers.
+    ImageNet's, or numbers; and ``source`` with where they are from.
 
     Raises:
         CheckpointError: as many as there are not, or two that contradict each other.
@@ -302,8 +284,7 @@ def _names(
         )
     if chosen := given or inside:
         log.info("class names: %s", chosen.in_words())
-        source["names_from"] = "checkpoint" if inside else "labels"
-        return chosen.names
+        return chosen.names, dataclasses.replace(source, names_from="checkpoint" if inside else "labels")
     found = sorted(folders() or ())
     if len(found) == classes:
         log.warning(
@@ -313,13 +294,12 @@ def _names(
             " that order with --labels",
             class_names.shown(found),
         )
-        source["assumed"].append(ALPHABET)
-        return tuple(found)
+        return tuple(found), dataclasses.replace(source, assumed=(*source.assumed, ALPHABET))
     if classes == 1000:
         from torchvision.models import VGG19_Weights
 
-        source["wordnet"] = True
-        return tuple(VGG19_Weights.IMAGENET1K_V1.meta["categories"])
+        names = tuple(VGG19_Weights.IMAGENET1K_V1.meta["categories"])
+        return names, dataclasses.replace(source, wordnet=True)
     if found:
         raise CheckpointError(
             f"{path} has {classes} classes, the data has {len(found)} class folders"
@@ -327,18 +307,19 @@ def _names(
             " or the checkpoint's class names in order with --labels FILE"
         )
     log.warning("the classes have no names; give them with --labels FILE (one a line, or JSON)")
-    return tuple(f"class {k}" for k in range(classes))
+    return tuple(f"class {k}" for k in range(classes)), source
 
 
 def _renamed(checkpoint: checkpoints.Checkpoint, given: ClassNames) -> checkpoints.Checkpoint:
     """With the names of ``--labels``, unless the file that it was made of says others."""
     _ensure_count(given, checkpoint.plan.classes)
-    source = dict(checkpoint.source)
-    if source.get("names_from") == "checkpoint":
+    source = checkpoint.provenance
+    if source.names_from == "checkpoint":
         _ensure_same(given, ClassNames(checkpoint.labels, "the checkpoint itself"))
-    if "assumed" in source:
-        source["assumed"] = [text for text in source["assumed"] if text != ALPHABET]
-    return checkpoints.Checkpoint(checkpoint.plan, checkpoint.tensors, given.names, source)
+    assumed = tuple(text for text in source.assumed if text != ALPHABET)
+    return dataclasses.replace(
+        checkpoint, labels=given.names, provenance=dataclasses.replace(source, assumed=assumed)
+    )
 
 
 def _ensure_same(given: ClassNames, inside: ClassNames) -> None:

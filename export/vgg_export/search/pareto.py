@@ -109,15 +109,15 @@ def table(found: Found, front: set[int]) -> str:
         for which, figures in (("select", p.select), ("test", p.test)):
             if figures:
                 own |= {
-                    f"{which}_n": figures["n"],
+                    f"{which}_n": figures.n,
                     f"{which}_drop_points": round(drop(p, found.baseline, which), 4),
                 }
                 own[f"{which}_loss_error_points"] = round(error(p, which), 4)
         if p.test:
-            own["test_agreement"] = p.test["agreement"]["rate"]
-            if top1 := p.test["top1"]:
-                low, high = top1["interval95"]
-                own |= {"test_top1": top1["rate"], "test_top1_low95": low, "test_top1_high95": high}
+            own["test_agreement"] = p.test.agreement.rate
+            if top1 := p.test.top1:
+                low, high = top1.interval95
+                own |= {"test_top1": top1.rate, "test_top1_low95": low, "test_top1_high95": high}
         own |= {"on_front": int(id(p) in front), "recommended": int(p == found.recommended)}
         rows.writerow(own)
     return text.getvalue()
@@ -132,8 +132,7 @@ def picture(found: Found, fastest: Sequence[Point], smallest: Sequence[Point], k
     figure = Figure(figsize=(13, 6.4), layout="constrained")
     panels = figure.subplots(1, 2, sharey=True)
     which = judged_on(points)
-    n = getattr(points[0], which)["n"]
-    proportion = "top1" if getattr(points[0], which)["top1"] else "agreement"
+    n, proportion = points[0].figures(which).n, "top1" if points[0].figures(which).top1 else "agreement"
     sides: tuple[tuple[Callable[[Point], float], Sequence[Point], str], ...] = (
         (lambda p: p.speedup, fastest, "times the baseline's speed (right is faster)"),
         (lambda p: p.bytes / 1e6, smallest, "file, MB (left is smaller)"),
@@ -225,5 +224,8 @@ def _panel(
 
 def _accuracy(point: Point, which: str, proportion_of: str) -> tuple[float, float, float]:
     """In per cent: the rate and the ends of its interval."""
-    proportion = getattr(point, which)[proportion_of]
-    return (100 * proportion["rate"], *(100 * end for end in proportion["interval95"]))
+    figures = point.figures(which)
+    proportion = figures.top1 if proportion_of == "top1" else figures.agreement
+    assert proportion  # labels are the same for all points
+    low, high = proportion.interval95
+    return 100 * proportion.rate, 100 * low, 100 * high

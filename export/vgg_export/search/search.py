@@ -22,7 +22,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -32,8 +32,10 @@ from vgg_export.compress import prune
 from vgg_export.core import cache
 from vgg_export.core.errors import NothingToGainError, OptionsError
 from vgg_export.core.progress import Progress
+from vgg_export.core.records import Record
 from vgg_export.data.splits import Item
 from vgg_export.graphs import external_data
+from vgg_export.graphs.model_info import Described
 from vgg_export.network import checkpoint as checkpoints
 from vgg_export.options import Budget, PruneOptions, RecipeOptions, SweepOptions
 from vgg_export.recipes import (
@@ -53,7 +55,6 @@ from vgg_export.recipes import (
     names,
 )
 from vgg_runtime.board import device
-from vgg_runtime.bundle.preprocess import Preprocessing
 from vgg_runtime.bundle.session import Model
 from vgg_runtime.measure.recommend import loss_points, near_chance
 from vgg_runtime.result import Evaluation
@@ -99,9 +100,9 @@ LADDER = (
 
 
 @dataclasses.dataclass(frozen=True)
-class Point:
+class Point(Record):
     """A model that was tried. ``model``: its file, relative to the work folder. ``select`` and ``test``:
-    figures as ``evaluate`` gives them, on the selection and the test pictures, None where these are absent.
+    figures on the selection and the test pictures, None where these are absent.
     ``speedup``: median latency of the baseline over this one's, both timed in turn."""
 
     family: str
@@ -117,20 +118,26 @@ class Point:
     macs: int
     p50_ms: float
     baseline_p50_ms: float
-    select: dict[str, Any] | None
-    test: dict[str, Any] | None = None
+    select: Evaluation | None
+    test: Evaluation | None = None
     setting: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
     def speedup(self) -> float:
         return self.baseline_p50_ms / self.p50_ms
 
+    def figures(self, which: str) -> Evaluation:
+        """On the "select" or the "test" pictures, which there must be."""
+        found = self.test if which == "test" else self.select
+        assert found
+        return found
+
     def to_json(self) -> dict[str, Any]:
+        """Every field, also those that are None, and the speedup."""
         return dataclasses.asdict(self) | {"speedup": self.speedup}
 
-    @classmethod
-    def from_json(cls, data: dict[str, Any]) -> Self:
-        return cls(**{**{k: v for k, v in data.items() if k != "speedup"}, "steps": tuple(data["steps"])})
+
+STAGE = cache.Stage("point", __name__, Point)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -167,38 +174,39 @@ class Judge:
         self, family: str, name: str, steps: tuple[Step, ...], made: cache.Artifact, setting: dict[str, Any]
     ) -> Point:
         """Judge a model, unless that was done before with just these pictures on a machine like this."""
-        info = made.measured["model"]
+        described = made.read(Described)
+        info = described.model
         known: dict[str, Any] = {"family": family, "name": name, "steps": names(steps), "setting": setting}
         options = known | {which: [[i.sha256, i.label] for i in items] for which, items in self._sets.items()}
         options |= {"timed_on": timed_on()}
 
-        def make(path: Path) -> dict[str, Any]:
+        def make(path: Path) -> Point:
             p50_ms, baseline_p50_ms = self.time(made, name)
             found = Point(
                 **known,
                 model=os.path.relpath(made.path, self.work),
                 sha256=made.sha256,
-                input_px=info["plan"]["input_px"],
-                precision=info["precision"],
-                target=made.measured.get("target"),
+                input_px=info.plan.input_px,
+                precision=info.precision,
+                target=described.target,
                 bytes=external_data.size_bytes(made.path, Path(self._scratch.name)),
-                parameters=info["parameters"],
-                macs=info["macs"],
+                parameters=info.parameters,
+                macs=info.macs,
                 p50_ms=p50_ms,
                 baseline_p50_ms=baseline_p50_ms,
                 select=self.figures("select", made, name),
                 test=self.figures("test", made, name),
             )
             path.write_text(json.dumps(found.to_json(), indent=1))
-            return found.to_json()
+            return found
 
         inputs = {"model": made, "baseline": self.baseline}
         recorded = cache.produce(
-            "point", options, inputs, made.path.with_name(made.path.stem + ".point.json"), make
+            STAGE, options, inputs, made.path.with_name(made.path.stem + ".point.json"), make
         )
-        return Point.from_json(recorded.measured)
+        return recorded.read(Point)
 
-    def figures(self, which: str, made: cache.Artifact, name: str) -> dict[str, Any] | None:
+    def figures(self, which: str, made: cache.Artifact, name: str) -> Evaluation | None:
         """Accuracy and agreement of a model on a set of pictures, None where there are none."""
         if which not in self._sets:
             return None
@@ -241,16 +249,13 @@ def timed_on() -> dict[str, Any]:
 
 def subject_of(made: cache.Artifact, name: str) -> evaluate.Subject:
     """An exported or quantized model as it is asked and timed here."""
-    made_for = (made.measured["target"],) if "target" in made.measured else ()
-    return evaluate.Subject(
-        name, made, Preprocessing.from_json(made.measured["model"]["preprocessing"]), made_for
-    )
+    found = made.read(Described)
+    return evaluate.Subject(name, made, found.model.preprocessing, found.targets)
 
 
 def timed(made: cache.Artifact) -> list[float]:
     """Latencies in ms of a model in a session of its own, after a warm-up."""
-    info = made.measured["model"]
-    side = info["plan"]["input_px"]
+    side = made.read(Described).model.plan.input_px
     x = np.random.default_rng(0).standard_normal((1, 3, side, side), np.float32)
     session, samples = Model(made.path, subject_of(made, "").session, device.usable_cores()), list[float]()
     session(x)
@@ -340,7 +345,7 @@ class Search:
         found = []
         for chain in chains:
             made = steps.make(chain)
-            px = made.measured["model"]["plan"]["input_px"]
+            px = made.read(Described).model.plan.input_px
             point = self.judge.point(family, f"{name}, {px} px", chain, made, setting)
             log.info("%s, %s: %s", family, point.name, in_words(point, self.baseline()))
             found.append(point)
@@ -489,14 +494,15 @@ def reaches(point: Point, budget: Budget) -> bool:
 def drop(point: Point, baseline: Point, which: str = "select") -> float:
     """Points lost against the baseline on the selection (or test) pictures: of top-1, or of agreement without
     labels."""
-    own, reference = getattr(point, which), getattr(baseline, which)
-    return loss_points(Evaluation.from_json(own), Evaluation.from_json(reference))
+    return loss_points(point.figures(which), baseline.figures(which))
 
 
 def error(point: Point, which: str = "select") -> float:
     """The standard error of ``drop``: about one network in six loses more than both together on other
     pictures."""
-    return float(getattr(point, which)["loss_error_points"])
+    found = point.figures(which).loss_error_points
+    assert found is not None  # what is evaluated here always has it
+    return found
 
 
 def shortfall(point: Point, budget: Budget) -> float:
@@ -523,7 +529,7 @@ def conclude(
     one that is closest to the targets."""
     candidates = [p for p in points if eligible(p)]
     fit = [p for p in candidates if reaches(p, budget) and not too_much([p], baseline, budget)]
-    n = baseline.select["n"] if baseline.select else 0
+    n = baseline.select.n if baseline.select else 0
     if fit and budget.max_drop is not None:
         best, why = max(fit, key=lambda p: p.speedup), "the fastest point tried"
     elif fit:
@@ -540,7 +546,7 @@ def conclude(
         return Found(tuple(points), baseline, None, reason, _rung_of(nearest, tried))
     asked = f"{why} with {budget.in_words()} on {n} selection pictures"
     reason = f"{asked}: {best.family}, {best.name}: {in_words(best, baseline)}"
-    figures = Evaluation.from_json(baseline.select) if baseline.select else None
+    figures = baseline.select
     if figures and (why_not := near_chance(figures.top1, figures.chance, "selection pictures")):
         return Found(tuple(points), baseline, None, f"none is recommended: {why_not}", _rung_of(best, tried))
     return Found(tuple(points), baseline, best, reason, _rung_of(best, tried))

@@ -2,8 +2,7 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
 
 from vgg_export.bundle import writer
 from vgg_export.core.errors import OptionsError
@@ -11,6 +10,7 @@ from vgg_export.data.sanity import Checked
 from vgg_export.inputs import source_and_labels
 from vgg_export.recipes import BASELINE, Context, Steps
 from vgg_runtime.bundle.metrics import loss_error_points
+from vgg_runtime.result import Evaluation
 
 from . import search
 
@@ -41,7 +41,7 @@ def opened(context: Context, sets: Sequence[str]) -> Iterator[search.Search]:
     Raises:
         OptionsError: these weights have no accuracy to lose, or there are no pictures to choose with.
     """
-    if absent := source_and_labels(context.checkpoint)[0].get("figures_absent"):
+    if absent := source_and_labels(context.checkpoint)[0].figures_absent:
         raise OptionsError(f"points of accuracy cannot be counted: {absent}")
     if not context.splits.select:
         raise OptionsError(
@@ -60,7 +60,7 @@ def opened(context: Context, sets: Sequence[str]) -> Iterator[search.Search]:
 def with_test_figures(
     found: search.Found,
     entries: Sequence[writer.Entry],
-    figures: dict[str, Any] | None,
+    figures: Mapping[str, Evaluation] | None,
     allowed: float | None,
 ) -> search.Found:
     """The points that became variants of the bundle with their figures on the test pictures, and what these
@@ -75,7 +75,7 @@ def with_test_figures(
     if best and best.test:
         name = next(entry.id for entry in entries if entry.model.sha256 == best.sha256)
         reason += (
-            f"; as {name} in the bundle, on {best.test['n']} test pictures"
+            f"; as {name} in the bundle, on {best.test.n} test pictures"
             f" {search.lost_in_words(best, baseline, 'test')}"
         )
         if allowed is not None and search.drop(best, baseline, "test") > allowed + 1e-9:

@@ -1,5 +1,6 @@
 """Figures that can be trusted: intervals, agreement, divergence, percentiles that have been earned."""
 
+import dataclasses
 import math
 import statistics
 from collections.abc import Sequence
@@ -82,6 +83,58 @@ def kl_divergence(
     p, q = log_softmax(reference), log_softmax(other)
     result: npt.NDArray[np.float64] = (np.exp(p) * (p - q)).sum(axis=-1)
     return result
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """Answers against those of a reference, picture by picture.
+
+    ``same`` [n]: the class is the same; ``divergence`` [n]: KL(reference || answer) in nats; ``lost`` [m], of
+    the m pictures whose class is known: 1 where only the reference is right, -1 where only the answer is,
+    else 0."""
+
+    same: npt.NDArray[np.bool_]
+    divergence: npt.NDArray[np.float64]
+    lost: npt.NDArray[np.int64]
+
+    @property
+    def n(self) -> int:
+        return len(self.same)
+
+    @property
+    def agreement(self) -> float:
+        """The share of pictures with the same class."""
+        return float(self.same.mean())
+
+    @property
+    def kl(self) -> float:
+        """The mean divergence."""
+        return float(self.divergence.mean())
+
+    @property
+    def counted(self) -> npt.NDArray[np.int64]:
+        """What a loss is counted by: ``lost``; without labels 1 where the class is another one."""
+        return self.lost if len(self.lost) else (~self.same).astype(np.int64)
+
+    @property
+    def loss_error_points(self) -> float:
+        """The standard error of the loss, as ``loss_error_points`` has it."""
+        counted = self.counted
+        return loss_error_points(float(counted.sum()), float((counted**2).sum()), len(counted))
+
+
+def compare(
+    logits: npt.NDArray[np.float32],
+    reference: npt.NDArray[np.float32],
+    labels: npt.NDArray[np.int64] | None = None,
+) -> Comparison:
+    """Compare ``logits`` with ``reference``, both [n, classes]; ``labels`` [n] with -1 where unknown. All in
+    float64."""
+    said, wanted = logits.argmax(axis=1), reference.argmax(axis=1)
+    known = np.zeros(len(said), bool) if labels is None else labels >= 0
+    right = np.full(len(said), -1) if labels is None else labels
+    lost = (wanted == right).astype(np.int64) - (said == right)
+    return Comparison(said == wanted, kl_divergence(reference, logits), lost[known])
 
 
 def top_k(logits: npt.NDArray[np.float32], k: int) -> npt.NDArray[np.int64]:

@@ -1,0 +1,28 @@
+"""What a step lost, as its stage measured it on held-out pictures."""
+
+import dataclasses
+
+from vgg_runtime.bundle.metrics import Comparison
+
+from .records import Record
+
+
+@dataclasses.dataclass(frozen=True)
+class Loss(Record):
+    """Agreement of the top-1 and mean KL in nats on ``n`` pictures, ``against`` what."""
+
+    agreement: float
+    kl: float
+    n: int
+    against: str
+
+    @classmethod
+    def of(cls, comparison: Comparison, against: str) -> "Loss":
+        return cls(comparison.agreement, comparison.kl, comparison.n, against)
+
+
+@dataclasses.dataclass(frozen=True)
+class Losses(Record):
+    """Of a sidecar, what the stage lost by what was done; empty where it measures none."""
+
+    losses: dict[str, Loss] = dataclasses.field(default_factory=dict)

@@ -1,0 +1,91 @@
+"""What a module is made of: its own source and that of everything in the project that it imports, however
+far."""
+
+import ast
+import functools
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import vgg_calibration
+import vgg_runtime
+
+# the folder of each package by its name, sorted; as a tuple, so that results can be kept
+Packages = tuple[tuple[str, Path], ...]
+
+
+@functools.cache
+def installed() -> Packages:
+    """The three packages of this program."""
+    beside = (vgg_calibration.__file__, Path(__file__).parent.parent / "__init__.py", vgg_runtime.__file__)
+    folders = [Path(str(path)).parent for path in beside]
+    return tuple(zip(("vgg_calibration", "vgg_export", "vgg_runtime"), folders, strict=True))
+
+
+@functools.cache
+def digest(module: str, packages: Packages | None = None) -> str:
+    """Hash of the files of ``closure``.
+
+    Raises:
+        ValueError: the module is in none of the packages.
+    """
+    packages = packages or installed()
+    found = hashlib.sha256()
+    for name in closure(module, packages):
+        found.update(name.encode() + _path(name, packages).read_bytes())
+    return found.hexdigest()
+
+
+def closure(module: str, packages: Packages) -> list[str]:
+    """A module and all of the packages that it imports, directly or through others, within a function or for
+    types only; with the packages that they lie in, which are imported before them. Sorted.
+
+    Raises:
+        ValueError: the module is in none of the packages.
+    """
+    if not _find(module, packages):
+        raise ValueError(f"there is no module {module!r} in {', '.join(name for name, _ in packages)}")
+    found, left = set[str](), {module}
+    while left:
+        name = left.pop()
+        found.add(name)
+        left |= _imports(name, packages) - found
+    return sorted(found)
+
+
+@functools.cache
+def _imports(module: str, packages: Packages) -> frozenset[str]:
+    """The modules of the packages that one imports, and the packages that it lies in."""
+    path = _path(module, packages)
+    package = module if path.name == "__init__.py" else module.rpartition(".")[0]
+    named = {module, *_named(ast.parse(path.read_bytes()), package)}
+    parents = {".".join(name.split(".")[:k]) for name in named for k in range(1, name.count(".") + 2)}
+    return frozenset(name for name in parents if _find(name, packages))
+
+
+def _named(tree: ast.AST, package: str) -> Iterator[str]:
+    """Every dotted name that source in ``package`` imports anywhere; what ``from a import b`` names may be a
+    module or something in it."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            above = package.split(".")[: package.count(".") + 2 - node.level] if node.level else []
+            base = ".".join([*above, *filter(None, [node.module])])
+            yield from (base, *(f"{base}.{alias.name}" for alias in node.names))
+
+
+def _find(module: str, packages: Packages) -> Path | None:
+    top, *rest = module.split(".")
+    folder = dict(packages).get(top)
+    if folder is None:
+        return None
+    whole = folder.joinpath(*rest)
+    candidates = (whole / "__init__.py", *([whole.with_suffix(".py")] if rest else []))
+    return next((path for path in candidates if path.is_file()), None)
+
+
+def _path(module: str, packages: Packages) -> Path:
+    path = _find(module, packages)
+    assert path  # only what was found is asked for
+    return path

@@ -1,0 +1,53 @@
+"""Where the weights of a network came from, and what has been done to them since."""
+
+import dataclasses
+from typing import Any, Self
+
+from vgg_export.core.records import Record, parse
+
+
+@dataclasses.dataclass(frozen=True)
+class Provenance(Record):
+    """``kind``: "imagenet", "demo", "random" or "file"; ``what`` is the same in words, ``sha256`` that of the
+    file that was read. ``assumed``: what that file does not say and is taken to be so; ``names_from``: where
+    the class names are from, its "checkpoint" or "labels", None where nothing said them; ``wordnet``: the
+    classes are ImageNet's. ``figures_absent``: why accuracy and agreement mean nothing; ``notice``: what must
+    be said with every figure. ``history``: what was done since, in order; ``fitted_on``: short hashes of the
+    pictures that something was fitted to or selected on."""
+
+    kind: str
+    what: str
+    sha256: str | None = None
+    assumed: tuple[str, ...] = ()
+    names_from: str | None = None
+    wordnet: bool = False
+    figures_absent: str | None = None
+    notice: str | None = None
+    history: tuple[str, ...] = ()
+    fitted_on: tuple[str, ...] = ()
+
+    @property
+    def has_knowledge(self) -> bool:
+        """False for random weights: there is nothing to repair or to recover, and no figure of accuracy means
+        anything."""
+        return not self.figures_absent
+
+    def then(self, words: str) -> Self:
+        """The same after one more step of its history."""
+        return dataclasses.replace(self, history=(*self.history, words))
+
+    def to_json(self) -> dict[str, Any]:
+        """What there is to be said; ``kind`` is called "weights" in files."""
+        said = super().to_json()
+        named = {"weights": said.pop("kind"), "what": said.pop("what")}
+        return named | {key: value for key, value in said.items() if value}
+
+    @classmethod
+    def from_json(cls, data: Any) -> Self:
+        """What ``to_json`` gave.
+
+        Raises:
+            DamagedRecordError: ``kind`` or ``what`` is missing, or a field holds something else.
+        """
+        data = parse(dict[str, Any], data, "where the weights came from")
+        return super().from_json({"kind": data["weights"], **data} if "weights" in data else data)
