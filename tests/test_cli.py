@@ -115,10 +115,9 @@ def test_one_stage_after_the_other_by_hand(
     bundle = manifest.read(tmp_path / "mine")
     assert [v.id for v in bundle.variants] == ["baseline", "small", "small-int8"]
     assert bundle.variant("small-int8").preprocessing.crop_px == 160
-    assert (
-        bundle.variant("small").build.evaluation
-        == json.loads((tmp_path / "figures.json").read_text())["small"]
-    )
+    recorded = bundle.variant("small").build.evaluation
+    assert recorded is not None
+    assert recorded.to_json() == json.loads((tmp_path / "figures.json").read_text())["small"]
     history = bundle.variant("small-int8").steps
     assert history[0].startswith("pruned about 50%")
     assert history[1] == "repaired in closed form on 12 pictures"
