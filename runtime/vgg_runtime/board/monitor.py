@@ -1,5 +1,5 @@
-"""The state of the board while something is timed on it: temperature, clock and what the firmware holds back,
-before, during and after."""
+"""Records the state of the board while something is timed on it: temperature, clock and the limits that the
+firmware sets, before, during and after."""
 
 import dataclasses
 import statistics
@@ -12,12 +12,12 @@ from . import device
 
 EVERY_S = 0.25
 LEAST_CLOCK = 0.9  # of the highest clock seen under load; below it the clock was lowered
-COOL_WITHIN_C = 3.0  # of the temperature that the board had at the start
+COOL_WITHIN_C = 3.0  # above the temperature at the start; from there on the board is cool
 
 
 @dataclasses.dataclass(frozen=True)
 class State:
-    """At one moment; what nobody says is None."""
+    """The state at one moment. Unknown values are None."""
 
     temperature_c: float | None
     clock_mhz: float | None
@@ -37,13 +37,13 @@ class State:
 
 
 class Watch:
-    """Looks at the board until it is stopped; ``with Watch(root) as watch: ...``, then
+    """Samples the board's state while the block runs: ``with Watch(root) as watch: ...``, then
     ``watch.to_json()``."""
 
     def __init__(self, root: Path = Path("/")) -> None:
         self._root, self._during, self._stop = root, list[State](), threading.Event()
         self._before = self._after = State.now(root)
-        self._thread = threading.Thread(target=self._look, daemon=True)
+        self._thread = threading.Thread(target=self._sample_until_stopped, daemon=True)
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -54,13 +54,13 @@ class Watch:
         self._thread.join()
         self._after = State.now(self._root)
 
-    def _look(self) -> None:
+    def _sample_until_stopped(self) -> None:
         while not self._stop.wait(EVERY_S):
             self._during.append(State.now(self._root))
 
     def to_json(self) -> dict[str, Any]:
-        """``before``, ``after``, and of what was seen between them the highest temperature, the median clock
-        and everything held back."""
+        """The states ``before`` and ``after``, and ``during``: the highest temperature, the median clock and
+        every limit that was seen between them."""
         seen = self._during or [self._after]
         heat = [s.temperature_c for s in seen if s.temperature_c is not None]
         clock = [s.clock_mhz for s in seen if s.clock_mhz is not None]
