@@ -1,13 +1,14 @@
-"""A Raspberry Pi without one: the device's own aarch64 wheels under QEMU's user-mode emulation, as the core
+"""Emulates a Raspberry Pi: the device's own aarch64 wheels run under QEMU's user-mode emulation, on the core
 of a Pi.
 
-``prepare`` makes a folder with Debian's arm64 Python and the wheels of the device's requirements, fetched
-once with apt-get and pip into the user's cache (``vgg-export/emulated``; remove the folder to fetch anew),
-and for each board what a program reads of it below /proc and /sys. A board's ``python`` is a program of this
-machine, so that what runs on the board can start children with ``sys.executable`` and needs no binfmt_misc.
+``prepare`` makes a folder with Debian's arm64 Python, the wheels of the device's requirements, and for each
+board the files that a program reads below /proc and /sys. Python and the wheels are fetched once with apt-get
+and pip into the user's cache (``vgg-export/emulated``; remove the folder to fetch anew). A board's ``python``
+is a program of this machine, so that programs on the board can start children with ``sys.executable`` and no
+binfmt_misc is needed.
 
-What it computes is what the board computes, with the kernels that onnxruntime picks for that core. How long
-it takes and how much memory says nothing: both are the emulator's too.
+The emulated board computes what the board computes, with the kernels that onnxruntime picks for that core.
+Its time and memory are not the board's: they include the emulator's.
 """
 
 import dataclasses
@@ -31,7 +32,7 @@ HERE = Path(__file__).resolve().parent
 REQUIREMENTS = HERE.parent / "runtime/requirements.txt"
 PLUGIN_SOURCE = HERE / "emulated_count.c"
 
-# with what they depend on; base-files says which system it is
+# fetched with their dependencies; base-files says which system it is
 PACKAGES = ("python3", "libstdc++6", "base-files")
 # the others of base-files are empty and would hide this machine's /tmp
 SYSTEM_FOLDERS = ("bin", "etc", "lib", "sbin", "usr")
@@ -54,8 +55,8 @@ class EmulationError(VggExportError):
 
 @dataclasses.dataclass(frozen=True)
 class Board:
-    """What /proc says on a board. ``core`` is QEMU's name of it; ``ram_bytes`` as the smallest such board
-    has."""
+    """What /proc says on a board. ``core`` is QEMU's name of the core; ``ram_bytes`` is that of the smallest
+    such board."""
 
     core: str
     model: str
@@ -71,8 +72,8 @@ class Board:
         return self.core.title()
 
     def files(self) -> dict[str, str]:
-        """Path below the root -> text. Without this cpuinfo onnxruntime reads that of the machine below, and
-        dies of it."""
+        """The text of each file, by its path below the root. Without this cpuinfo onnxruntime reads this
+        machine's and crashes."""
         core = (
             f"BogoMIPS\t: 108.00\nFeatures\t: {self.features}\nCPU implementer\t: 0x41\nCPU architecture: 8\n"
             f"CPU variant\t: {self.variant:#x}\nCPU part\t: {self.part:#x}\nCPU revision\t:"
@@ -92,8 +93,8 @@ class Board:
         }
 
 
-# Empty folders, so that nobody who searches them takes this machine's sensors for the board's: an emulated
-# board has none.
+# Empty folders hide this machine's sensors, so that no program takes them for the board's. An emulated board
+# has none.
 HIDDEN = ("sys/class/thermal", "sys/devices/platform")
 
 _ARMV8 = "fp asimd evtstrm crc32 cpuid"
@@ -110,8 +111,8 @@ BOARDS = {
 
 @dataclasses.dataclass(frozen=True)
 class Count:
-    """Executed by the marking thread since the mark before; ``dot_products`` are among the
-    ``instructions``."""
+    """What the marking thread executed since the mark before. ``instructions`` includes the
+    ``dot_products``."""
 
     instructions: int
     dot_products: int
@@ -119,7 +120,7 @@ class Count:
 
 @dataclasses.dataclass(frozen=True)
 class Pi:
-    """A board that programs can be run on. ``patience_s``: the longest that one may take."""
+    """A board that programs can be run on. A program may take ``patience_s`` at most."""
 
     board: Board
     python: Path
@@ -127,8 +128,8 @@ class Pi:
     patience_s: float = 3600
 
     def run(self, *arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
-        """Run the board's Python with nothing of this machine's environment but what it says of telemetry,
-        whatever its exit code.
+        """Run the board's Python, whatever its exit code. Of this machine's environment it gets only the
+        setting for telemetry.
 
         Raises:
             EmulationError: it took too long, and was ended.
@@ -153,8 +154,8 @@ class Pi:
             ) from error
 
     def count(self, *arguments: str | Path, **environment: str) -> tuple[str, tuple[Count, ...]]:
-        """What a program of the board prints, and what it executed between each two of its marks (see
-        ``MARK`` in the plugin).
+        """Run a program on the board and count. Returns what it prints, and what it executed between each two
+        of its marks (see ``MARK`` in the plugin).
 
         Raises:
             EmulationError: it failed, or set fewer than two marks.
@@ -204,7 +205,7 @@ def cache_folder() -> Path:
 
 
 def _ignore(_: str) -> None:
-    """For those who do not want to hear of the progress."""
+    """Report no progress."""
 
 
 def prepare(
@@ -258,8 +259,8 @@ def emulator() -> str:
 
 
 def _key(cache: Path, requirements: Path) -> str:
-    """Of all that the prepared folder depends on: its own path is written into it, and this file is the
-    recipe."""
+    """A hash of all that the prepared folder depends on. Its own path is written into it, and this file is
+    the recipe."""
     texts = [path.read_text("utf-8") for path in (Path(__file__), PLUGIN_SOURCE, requirements)]
     return hashlib.sha256(repr((cache, emulator(), _suite(), *texts)).encode()).hexdigest()[:16]
 
@@ -404,7 +405,7 @@ def _do(*command: str | Path) -> None:
     """Run a step of the preparation.
 
     Raises:
-        EmulationError: it failed, in the program's own last words, or took too long.
+        EmulationError: it took too long, or it failed; then the message quotes its last line.
     """
     text = [str(part) for part in command]
     try:
@@ -418,10 +419,10 @@ def _do(*command: str | Path) -> None:
     if done.returncode:
         said = _last_line(done.stderr or done.stdout)
         raise EmulationError(
-            f"preparing the emulated board failed ({Path(text[0]).name}: {said}); is the network there?"
+            f"preparing the emulated board failed ({Path(text[0]).name}: {said}); check the network"
         )
 
 
 def _last_line(text: str) -> str:
     lines = [line for line in text.splitlines() if line.strip()]
-    return lines[-1].strip()[:300] if lines else "it said nothing"
+    return lines[-1].strip()[:300] if lines else "it printed nothing"

@@ -1,12 +1,12 @@
-"""Which form of a factorised convolution to keep: what each loses on held-out pictures at the same
+"""Compares the forms of a factorised convolution: what each loses on held-out pictures at the same
 arithmetic, and its latency as int8.
 
     python bench/forms.py --weights my_vgg16.pth --data photos/ --layers
     conv1_2,conv2_2,conv3_1,conv4_3,conv5_1
 
-For every layer and share of its arithmetic a row per form: the error as a share of the variance of the
-layer's outputs, and the median and tenth percentile of the two parts (and the direct convolution) as an int8
-graph of their own, timed in turns.
+Every layer, share of its arithmetic and form gets a row: the error as a share of the variance of the layer's
+outputs, and the median and tenth percentile of the latency. For that the two parts, and the direct
+convolution, are an int8 graph of their own, timed in turns.
 """
 
 from vgg_runtime.bundle.preprocess import for_input
@@ -37,7 +37,7 @@ from vgg_export.options import DataOptions, WeightsOptions
 from vgg_export.terminal import TerminalProgress
 
 SHARES = (0.1, 0.2, 0.3, 0.5)
-PLACES = 600  # of each picture
+PLACES = 600  # output positions that are taken of each picture
 ROUNDS, RUNS = 20, 3
 MULTIPLE = 16
 
@@ -67,7 +67,7 @@ def main(weights: str, pictures: str, layers: str, images: int) -> None:
 def inputs(
     original: checkpoints.Checkpoint, x: torch.Tensor, wanted: Sequence[str]
 ) -> Iterator[tuple[chain.Layer, torch.Tensor]]:
-    """Each wanted convolution with what it reads of all pictures, [N, c, side, side]."""
+    """Each wanted convolution with its inputs for all pictures, float32 [N, c, side, side]."""
     for layer in original.plan.layers():
         if layer.kernel is None:
             return
@@ -113,9 +113,9 @@ def moments(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> least_
         part = x[a : a + feature_maps.CHUNK]
         area = part.shape[2] * part.shape[3]
         places = torch.stack([torch.randperm(area, generator=generator)[:PLACES] for _ in range(len(part))])
-        said = torch.nn.functional.conv2d(part, weight, bias, padding=1).flatten(2)
-        said = said.gather(2, places[:, None].expand(-1, len(weight), -1))
-        sums.add(feature_maps.patches(part, places), said.transpose(1, 2).reshape(-1, len(weight)))
+        outputs = torch.nn.functional.conv2d(part, weight, bias, padding=1).flatten(2)
+        outputs = outputs.gather(2, places[:, None].expand(-1, len(weight), -1))
+        sums.add(feature_maps.patches(part, places), outputs.transpose(1, 2).reshape(-1, len(weight)))
     return sums.moments()
 
 

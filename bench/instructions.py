@@ -1,12 +1,11 @@
-"""How much work a variant is on a Raspberry Pi, counted where there is none: instructions per inference on
-the emulated core.
+"""Counts the instructions that an inference of each variant takes on the emulated core of a Raspberry Pi.
 
     python bench/instructions.py --bundle artifacts --cores cortex-a72,cortex-a76 --markdown instructions.md
 
-This is the project's deterministic measure of work on a Pi until somebody runs it on one: the real aarch64
-wheels with the kernels that they pick for that core, one thread, an inference after a first one, so that
-loading and first-time allocations do not count. It is not time. One instruction may be an addition or sixteen
-multiplications, and waiting for memory is not an instruction at all.
+This is the project's deterministic measure of work on a Pi until somebody runs it on one. The real aarch64
+wheels run on one thread, with the kernels that they pick for that core. An inference after a first one is
+counted, so that loading and first-time allocations are not. The count is not time: one instruction may be an
+addition or sixteen multiplications, and waiting for memory is not an instruction at all.
 """
 
 import argparse
@@ -37,8 +36,9 @@ TARGET_OF = {"cortex-a53": "pi3", "cortex-a72": "pi4", "cortex-a76": "pi5"}
 CHILD = Path(__file__).resolve().with_name("instructions_child.py")
 REQUIREMENTS = "runtime/requirements.txt"  # of the bundle
 EXIT_OK, EXIT_FAILED, EXIT_INPUT, EXIT_INTERRUPTED = 0, 1, 2, 130
-REMARKS = """needs qemu-aarch64 with plugins and gcc (Debian: apt-get install qemu-user gcc libc6-dev); what
-else it needs is fetched once with apt-get and pip. Ten full-size variants take tens of minutes."""
+REMARKS = """This program needs qemu-aarch64 with plugins and gcc (Debian: apt-get install qemu-user gcc
+libc6-dev). What else it needs is fetched once with apt-get and pip. Ten full-size variants take tens of
+minutes."""
 
 Report = Callable[[str], None]
 
@@ -80,16 +80,16 @@ def _parser() -> argparse.ArgumentParser:
         "--cores",
         default="cortex-a72,cortex-a76",
         metavar="A,B",
-        help=f"of {', '.join(emulated.BOARDS)} (default: %(default)s)",
+        help=f"cores to count on, of {', '.join(emulated.BOARDS)} (default: %(default)s)",
     )
     add("--variants", metavar="A,B", help="only these, by name (default: all)")
-    add("--every-build", action="store_true", help="also the builds that were made for other cores")
+    add("--every-build", action="store_true", help="count also the builds that were made for other cores")
     add(
         "--inferences",
         type=_positive,
         default=1,
         metavar="N",
-        help="counted after a first one; the median is shown (default: %(default)s)",
+        help="inferences counted after a first one; the median is shown (default: %(default)s)",
     )
     add(
         "--jobs",
@@ -102,7 +102,7 @@ def _parser() -> argparse.ArgumentParser:
         "--cache",
         type=Path,
         metavar="DIR",
-        help="for what is fetched (default: vgg-export/emulated in the user's cache)",
+        help="folder for what is fetched (default: vgg-export/emulated in the user's cache)",
     )
     add(
         "--json", type=Path, metavar="FILE", help="write everything, with the count of every single inference"
@@ -148,8 +148,10 @@ def run(wanted: argparse.Namespace, report: Report) -> dict[str, Any]:
 def subjects(
     bundle: manifest.Manifest, variants: Sequence[manifest.Variant], core: str, *, every: bool
 ) -> list[manifest.Variant]:
-    """What is counted on a core: of each variant the build for it, or every one, and of the first variant
-    always the build as it was exported, which the others are related to."""
+    """What is counted on a core: of each variant the build for this core or, with ``every``, all builds.
+
+    The first variant, with which the others are compared, is always counted as it was exported, too.
+    """
     first = bundle.variants[0]
     there = {v.id: v for v in builds.for_core(bundle, TARGETS[TARGET_OF[core]]).variants}
     found = [first] if first in variants else []
@@ -160,7 +162,7 @@ def subjects(
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """A variant to be counted on a board; ``inferences`` counted ones."""
+    """A variant to be counted on a board, over ``inferences`` after the first one."""
 
     folder: Path
     bundle: manifest.Manifest
@@ -179,8 +181,10 @@ class Task:
 
 
 def counted(task: Task, report: Report) -> dict[str, Any]:
-    """One entry of the result document; an inference that says something else than recorded is not
-    counted."""
+    """Count a variant; returns its entry in the result document.
+
+    Nothing is counted when the logits differ from those recorded.
+    """
     variant, board = task.variant, task.pi.board
     row: dict[str, Any] = {
         "variant": variant.id,
@@ -196,15 +200,15 @@ def counted(task: Task, report: Report) -> dict[str, Any]:
         "error": None,
     }
     try:
-        said, counts = task.pi.count(CHILD, task.request(), PYTHONPATH=str(task.folder / "runtime"))
+        output, counts = task.pi.count(CHILD, task.request(), PYTHONPATH=str(task.folder / "runtime"))
     except EmulationError as error:
         return row | {"error": str(error)}
-    row["deviation"] = json.loads(said.splitlines()[-1])["deviation"]
+    row["deviation"] = json.loads(output.splitlines()[-1])["deviation"]
     if row["deviation"] > self_check.TOLERANCE[variant.precision]:
         limit = self_check.TOLERANCE[variant.precision]
         return row | {
-            "error": f"logits differ by {row['deviation']:.2g} of their spread from those recorded, at"
-            f" most {limit:g} allowed"
+            "error": f"logits differ by {row['deviation']:.2g} of their spread from those recorded; expected"
+            f" at most {limit:g}"
         }
     samples = [dataclasses.asdict(count) for count in counts[WARM_UP:]]
     row["samples"] = samples
@@ -217,7 +221,7 @@ def counted(task: Task, report: Report) -> dict[str, Any]:
 
 
 def relate(counts: Sequence[dict[str, Any]], baseline: str) -> None:
-    """How many times fewer than the baseline on the same core."""
+    """Enter how many times fewer instructions a build takes than the baseline on the same core."""
     of_baseline = {row["core"]: row["instructions"] for row in counts if row["build"] == baseline}
     for row in counts:
         if row["instructions"] and of_baseline.get(row["core"]):
@@ -266,7 +270,7 @@ def rows(result: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
 
 
 def facts(result: dict[str, Any]) -> list[str]:
-    """On what and how it was counted, a sentence each."""
+    """What was counted and how, in one line each."""
     boards = ", ".join(f"{core.title()} as in a {model}" for core, model in result["boards"].items())
     found = [
         f"{result['emulator']} as {boards}; onnxruntime {result['onnxruntime']}, Python"
@@ -285,7 +289,7 @@ def _failures(result: dict[str, Any]) -> list[str]:
 
 
 def terminal(result: dict[str, Any]) -> str:
-    """The aligned table below the facts, what failed below it."""
+    """The facts, the aligned table, and what failed."""
     return "\n".join(
         [*facts(result), "", text.table(*rows(result)), *(f"✗ {failure}" for failure in _failures(result))]
     )

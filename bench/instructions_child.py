@@ -1,6 +1,8 @@
-"""Runs on the emulated board, beside a copy of the runtime: loads one variant as compare.py does and infers a
-few times, a mark for the counting plugin before, between and after. ``python instructions_child.py REQUEST``
-prints how far the logits are from the recorded ones; ``instructions.py`` is the other end.
+"""Runs on the emulated board, beside a copy of the runtime, started by ``instructions.py``.
+
+``python instructions_child.py REQUEST`` loads one variant as compare.py does and infers a few times. It sets
+marks for the counting plugin before, between and after the inferences, and prints how far the logits are from
+the recorded ones.
 
 The recorded inputs take turns, so that all are checked at no cost: how many instructions an inference takes
 does not depend on what is in the picture.

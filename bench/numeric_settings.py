@@ -1,9 +1,9 @@
-"""The tests that compare numbers, run under every setting that changes how numbers are rounded: ``python
+"""Runs the tests that compare numbers under every setting that changes how numbers are rounded: ``python
 bench/numeric_settings.py``.
 
-Threads of torch, the instructions that torch's own kernels and oneDNN's may use, and the seeds of everything
-that is drawn. A row per setting and seed says how many tests passed; a test that fails under one of them asks
-for something that holds by luck.
+The settings are the number of torch's threads, the instructions that the kernels of torch and oneDNN may use,
+and the seeds of all random numbers. A row per setting and seed says how many tests passed. A test that fails
+under one of them passes elsewhere by luck.
 """
 
 import argparse
@@ -65,7 +65,7 @@ def run(threads: int, instructions: dict[str, str], seed: int, modules: list[str
     ]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     last = (
-        (done.stdout.strip() or f"pytest ended with {done.returncode} and said nothing")
+        (done.stdout.strip() or f"pytest ended with {done.returncode} and printed nothing")
         .splitlines()[-1]
         .strip("= ")
     )
@@ -73,7 +73,7 @@ def run(threads: int, instructions: dict[str, str], seed: int, modules: list[str
 
 
 def main() -> int:
-    """1 when a test failed anywhere."""
+    """Print the table; returns 1 when a test failed anywhere, else 0."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

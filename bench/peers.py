@@ -1,5 +1,5 @@
-"""Beside what a user would pick instead: the variants of a bundle and other ways to run the same network, on
-one machine, on the same pictures, in turns. ``python bench/peers.py --help`` explains."""
+"""Compares the variants of a bundle with what a user would pick instead: other ways to run the same network,
+on one machine, on the same pictures, in turns. ``python bench/peers.py --help`` explains."""
 
 import argparse
 import dataclasses
@@ -44,11 +44,11 @@ COLUMNS = (
     "agrees",
     "bf16",
 )
-HELP = """Run the variants of a finished bundle beside what a user would pick instead, made from the same
-baseline: torch, onnxruntime's own quantize_static, OpenVINO and NNCF, ncnn, LiteRT. All on this machine,
-with the same number of threads, one picture at a time, with the same preprocessing, test pictures and
-calibration pictures, in turns. A contender that is not installed, cannot be converted or does not run is
-a row with the reason."""
+HELP = """Compare the variants of a finished bundle with what a user would pick instead, made from the same
+baseline: torch, onnxruntime's own quantize_static, OpenVINO and NNCF, ncnn, LiteRT. All run on this
+machine, in turns, one picture at a time, with the same number of threads, preprocessing, test pictures and
+calibration pictures. A contender that is not installed, cannot be converted or does not run gets a row with
+the reason."""
 EXAMPLE = """example:
   pip install -e . -r bench/requirements.txt
   vgg-export all --weights demo --output artifacts
@@ -96,7 +96,7 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--data",
         metavar="imagenette|DIR|none",
-        help="pictures, as they were given to 'vgg-export all' (default: what fits the weights)",
+        help="the pictures that were given to 'vgg-export all' (default: what fits the weights)",
     )
     add(
         "--checkpoint",
@@ -109,23 +109,29 @@ def _parser() -> argparse.ArgumentParser:
         type=_positive,
         default=DataOptions.calibration_images,
         metavar="N",
-        help="at most (default: %(default)s)",
+        help="use at most N calibration pictures (default: %(default)s)",
     )
     add(
         "--test-images",
         type=_positive,
         default=DataOptions.test_images,
         metavar="N",
-        help="at most (default: %(default)s)",
+        help="use at most N test pictures (default: %(default)s)",
     )
     add(
         "--seed",
         type=int,
         default=DataOptions.seed,
         metavar="N",
-        help="as it was given to 'vgg-export all' (default: %(default)s)",
+        help="the seed that was given to 'vgg-export all' (default: %(default)s)",
     )
-    add("--threads", type=_positive, default=2, metavar="N", help="of every engine (default: %(default)s)")
+    add(
+        "--threads",
+        type=_positive,
+        default=2,
+        metavar="N",
+        help="threads of every engine (default: %(default)s)",
+    )
     add(
         "--rounds",
         type=_positive,
@@ -143,13 +149,13 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--only",
         metavar="A,B",
-        help="only contenders whose name holds one of these, and the baseline; e.g. --only openvino,scaled",
+        help="only the baseline and contenders whose name contains one of these; e.g. --only openvino,scaled",
     )
     add(
         "--work",
         type=Path,
         metavar="DIR",
-        help="converted files and logs (default: .BUNDLE.peers beside the bundle; made anew)",
+        help="folder for converted files and logs, emptied first (default: .BUNDLE.peers beside the bundle)",
     )
     add("--json", type=Path, metavar="FILE", help="write everything, with every single time")
     add("--markdown", type=Path, metavar="FILE", help="write the table for a README")
@@ -203,8 +209,9 @@ class Sets:
 
 
 def gather(folder: Path, bundle: manifest.Manifest, options: DataOptions, cache: Path) -> Sets:
-    """The bundle's own fitting pictures, and pictures that nothing in it was fitted to or selected on, as
-    'vgg-export evaluate' takes. Signs are drawn into ``cache``.
+    """The bundle's own fitting pictures, and test pictures that nothing in it was fitted to or selected on.
+
+    'vgg-export evaluate' takes the same test pictures. Signs are drawn into ``cache``.
 
     Raises:
         DataError: the pictures that the bundle was fitted on are not among them.
@@ -217,8 +224,8 @@ def gather(folder: Path, bundle: manifest.Manifest, options: DataOptions, cache:
     fit = [item for item in (*splits.fit, *splits.select, *splits.test) if item.sha256 in recorded]
     if not fit:
         raise DataError(
-            f"{splits.origin}: none of these pictures is one the bundle was fitted on; give --data as"
-            " 'vgg-export all' had it"
+            f"{splits.origin}: none of these pictures is one the bundle was fitted on; give the --data that"
+            " 'vgg-export all' was given"
         )
     return Sets(
         tuple(choose.limit(fit, [i.source for i in fit], options.calibration_images, options.seed)),
@@ -236,15 +243,15 @@ def _recorded_fit(folder: Path) -> list[dict[str, Any]]:
 
 
 def _work_of(folder: Path) -> Path:
-    """What 'vgg-export all' leaves beside a bundle."""
+    """The work folder that 'vgg-export all' leaves beside a bundle."""
     return folder.parent / f".{folder.name}.work"
 
 
 def _emptied(work: Path) -> Path:
-    """A work folder that holds nothing; one that something else wrote is not touched.
+    """Make the work folder, or empty it; returns its absolute path.
 
     Raises:
-        DataError: it is not empty and not ours.
+        DataError: it is not empty, and something else made it.
     """
     mark = work / ".peers"
     if work.exists() and any(work.iterdir()) and not mark.exists():
@@ -258,7 +265,7 @@ def _emptied(work: Path) -> Path:
 
 
 def _pictures(contenders: Sequence[Contender], sets: Sets, work: Path) -> Pictures:
-    """Preprocessed once for all who see them alike."""
+    """The pictures, preprocessed once for all contenders with the same preprocessing."""
     kinds = {c.preprocessing for c in contenders if c.preprocessing}
     timed = (sets.test or sets.calibration)[:TIMED_PICTURES]
     return Pictures(
@@ -335,7 +342,7 @@ def _remark(row: dict[str, Any]) -> str:
 
 
 def facts(result: dict[str, Any]) -> list[str]:
-    """On what, with what and how it was measured, a sentence each."""
+    """What was measured, on which machine and how, in one line each."""
     machine, options = result["device"], result["options"]
     versions = ", ".join(
         f"{name} {version or 'not installed'}" for name, version in result["versions"].items()

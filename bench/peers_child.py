@@ -56,7 +56,7 @@ def _in_words(error: Exception) -> str:
 
 
 def named(reference: str) -> Any:
-    """The thing that ``module:name`` names."""
+    """The object that ``module:name`` names."""
     module, name = reference.split(":")
     return getattr(importlib.import_module(module), name)
 
@@ -84,7 +84,7 @@ class Worker:
     def load(
         self, engine: str, files: list[str], threads: int, settings: dict[str, Any], pictures: str
     ) -> dict[str, Any]:
-        """Create the engine and let it answer once; ``pictures``: an .npy file of those that are timed."""
+        """Create the engine and run it once. ``pictures`` is an .npy file of those that are timed."""
         self._timed = [np.ascontiguousarray(picture[None]) for picture in np.load(pictures)]
         kind = named(engine)
         for module in kind.modules:

@@ -1,5 +1,5 @@
-"""Who takes part: contenders as data. What they do is named, not imported, so that an engine that is not
-installed is a row."""
+"""The contenders, as data. Their functions are named, not imported, so that an engine that is not installed
+still gets a row."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -17,8 +17,8 @@ ENGINES = "peers_engines"
 class Contender:
     """A way to run the network.
 
-    ``prepare`` and ``engine`` are ``module:name``. The first makes the ``files`` that would be shipped out of
-    the baseline, in a process of its own (conversions need much memory); the second loads and runs them with
+    ``prepare`` and ``engine`` are ``module:name``. From the baseline the first makes the ``files`` that would
+    be shipped, in a process of its own (conversions need much memory); the second loads and runs them with
     ``settings``. A contender whose files are there already has no ``prepare``. ``packages`` are the
     distributions whose versions matter.
     """
@@ -36,8 +36,8 @@ def _peer(name: str, engine: str, prepare: str, packages: str, **settings: Any) 
     return Contender(name, f"{ENGINES}:{engine}", tuple(packages.split()), f"{ENGINES}:{prepare}", settings)
 
 
-# Engines that may compute in less than single precision where the CPU can, unless they are told not to, are
-# asked both ways.
+# Some engines compute in less than single precision where the CPU can, unless they are told not to. They take
+# part both ways.
 _F32 = {"INFERENCE_PRECISION_HINT": "f32"}
 _NO_FP16 = dict.fromkeys(("use_fp16_packed", "use_fp16_storage", "use_fp16_arithmetic"), False)
 
@@ -73,8 +73,8 @@ def of_bundle(folder: Path, manifest: Manifest) -> tuple[Contender, ...]:
 
 
 def chosen(contenders: Sequence[Contender], wanted: str | None) -> tuple[Contender, ...]:
-    """Those whose name holds one of the comma-separated parts of ``wanted``, and always the first, which the
-    others are compared with."""
+    """The contenders whose name contains one of the comma-separated parts of ``wanted``. The first, with
+    which the others are compared, is always among them."""
     parts = [part.strip().casefold() for part in (wanted or "").split(",") if part.strip()]
     return tuple(
         c

@@ -1,4 +1,4 @@
-"""How each engine's file is made and run. Engines are imported where they are used: none of them has to be
+"""Makes and runs each engine's file. Engines are imported where they are used, so that none has to be
 installed.
 
 A function that prepares takes ``Sources`` and a folder of its own and returns the files that would be
@@ -20,7 +20,7 @@ import numpy.typing as npt
 import vgg_runtime as _  # noqa: F401  the import keeps onnxruntime from uploading
 
 Tensor = npt.NDArray[np.float32]
-CONVERTER_LINES = 3  # of a converter's output that go into the reason when it fails
+CONVERTER_LINES = 3  # last lines of a failed converter's output that the reason quotes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -187,7 +187,7 @@ class OpenVino(Engine):
 
 
 def ncnn_fp32(sources: Sources, folder: Path) -> list[Path]:
-    """Through pnnx, which would store the weights as fp16 if it were not told otherwise."""
+    """Convert with pnnx, which stores the weights as fp16 unless it is told not to."""
     import pnnx
     import torch
 
@@ -199,8 +199,8 @@ def ncnn_fp32(sources: Sources, folder: Path) -> list[Path]:
 
 
 def ncnn_int8(sources: Sources, folder: Path) -> list[Path]:
-    """With ncnn's own two tools, on the calibration pictures as they are (``type=1``: arrays instead of
-    picture files)."""
+    """Quantize with ncnn's own two tools, on the preprocessed calibration pictures (``type=1``: arrays
+    instead of picture files)."""
     tools = [shutil.which(name) for name in ("ncnn2table", "ncnn2int8")]
     if None in tools:
         raise FileNotFoundError(
@@ -303,7 +303,7 @@ def _interpreter(path: str, threads: int) -> Any:
 
 
 class LiteRt(Engine):
-    """Its int8 file takes and gives integers; to convert them is a part of each inference."""
+    """Its int8 file takes and gives integers; converting them is a part of each inference."""
 
     modules = ("ai_edge_litert.interpreter",)
 
@@ -320,7 +320,7 @@ class LiteRt(Engine):
 
 
 def _to_integers(batch: Tensor, details: dict[str, Any]) -> npt.NDArray[Any]:
-    """As a LiteRT tensor wants it: unchanged where it takes floats."""
+    """The batch as the integers that a LiteRT tensor takes; unchanged where it takes floats."""
     if details["dtype"] == np.float32:
         return batch
     scale, zero_point = details["quantization"]
@@ -332,7 +332,7 @@ def _to_integers(batch: Tensor, details: dict[str, Any]) -> npt.NDArray[Any]:
 
 
 def _to_floats(values: npt.NDArray[Any], details: dict[str, Any]) -> Tensor:
-    """The other way round."""
+    """The values of a LiteRT tensor as floats, the reverse of ``_to_integers``."""
     if details["dtype"] == np.float32:
         return values
     scale, zero_point = details["quantization"]

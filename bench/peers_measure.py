@@ -1,5 +1,5 @@
-"""Measures contenders side by side: every one in a process of its own that stays alive, a few runs each in
-turn, in rotated order.
+"""Measures contenders side by side. Each has a process of its own that stays alive; they take turns of a few
+runs, in rotated order.
 
 Only one process works at a time. The others are stopped (SIGSTOP): the threads of most engines keep spinning
 for a while after a run, which would be measured as the next contender's slowness.
@@ -28,9 +28,9 @@ T = TypeVar("T")
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """``runs`` timed inferences per contender in each of ``rounds``, after ``warm_up`` untimed ones (the
-    others have had the caches since). ``patience_s``: the longest that one answer may take, a conversion
-    included."""
+    """In each of ``rounds`` a contender makes ``runs`` timed inferences, after ``warm_up`` untimed ones,
+    because the others have used the caches since. An answer, such as that of a conversion, may take
+    ``patience_s`` at most."""
 
     threads: int
     rounds: int = 12
@@ -97,14 +97,14 @@ class Child:
             os.killpg(self._process.pid, number)
 
     def ask(self, do: str, **fields: Any) -> dict[str, Any]:
-        """The answer to a request.
+        """Send a request; returns the answer.
 
         Raises:
-            ContenderError: what it complained of, how it died, or that it took too long.
+            ContenderError: the contender failed, died or took too long; the message says which.
         """
         line = self._line(json.dumps({"do": do, **fields}) + "\n")
         if not line:
-            raise ContenderError(f"while it was to {do}: {self._death()}")
+            raise ContenderError(f"during '{do}': {self._death()}")
         self._signal(signal.SIGSTOP)
         answer: dict[str, Any] = json.loads(line)
         if "error" in answer:
@@ -129,8 +129,8 @@ class Child:
     def _death(self) -> str:
         code = self._process.wait()
         self._log.seek(0)
-        said = self._log.read().strip().splitlines()
-        last = said[-1][:200] if said else "it said nothing"
+        lines = self._log.read().strip().splitlines()
+        last = lines[-1][:200] if lines else "it printed nothing"
         if code == -signal.SIGKILL:
             return "the process was killed, as the system does when memory runs out"
         how = f"died of {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
@@ -153,12 +153,12 @@ def measure(
 ) -> list[dict[str, Any]]:
     """A row per contender, in their order; the first is what the others are compared with."""
     rows = [empty_row(contender) for contender in contenders]
-    field = Field(contenders, rows, pictures, options, report)
-    field.prepare(sources, work)
+    contest = Contest(contenders, rows, pictures, options, report)
+    contest.prepare(sources, work)
     with contextlib.ExitStack() as stack:
-        field.load(work, stack)
-        field.take_turns()
-        field.classify()
+        contest.load(work, stack)
+        contest.take_turns()
+        contest.classify()
     relate(rows)
     return rows
 
@@ -185,9 +185,8 @@ def empty_row(contender: Contender) -> dict[str, Any]:
     }
 
 
-class Field:
-    """The contenders with their rows; one that fails gets its reason into its row and takes no further
-    part."""
+class Contest:
+    """The contenders with their rows. One that fails takes no further part, and its row gets the reason."""
 
     def __init__(
         self,
@@ -251,7 +250,7 @@ class Field:
             )
 
     def take_turns(self) -> None:
-        """The timed runs."""
+        """Time the contenders, round by round."""
         for number in range(self._options.rounds):
             self._report(f"round {number + 1} of {self._options.rounds}")
             for k in rotated(list(self._children), number):
@@ -262,7 +261,7 @@ class Field:
             self._rows[k]["p50_ms"] = statistics.median(self._rows[k]["samples_ms"])
 
     def classify(self) -> None:
-        """What each says of the test pictures, where there are any."""
+        """Let each contender classify the test pictures, where there are any."""
         for k in list(self._children):
             preprocessing = _preprocessing(self._contenders[k], self._contenders)
             if preprocessing in self._pictures.test:
@@ -270,14 +269,14 @@ class Field:
                 self._ask(k, "classify", pictures=str(self._pictures.test[preprocessing]))
 
     def _ask(self, number: int, do: str, **fields: Any) -> None:
-        """Enter the answer into the row."""
+        """Enter the answer into the row, or the reason why there is none."""
         try:
             self._rows[number] |= self._children[number].ask(do, **fields)
         except ContenderError as error:
             self._fail(number, error)
 
     def _fail(self, number: int, error: ContenderError) -> None:
-        """Half-measured figures are no figures; only what is known of the file stays."""
+        """Enter the reason into the row. Only the file size stays: the other figures are incomplete."""
         kept = {"size_bytes": self._rows[number]["size_bytes"], "error": str(error)}
         self._rows[number] |= empty_row(self._contenders[number]) | kept
         if child := self._children.pop(number, None):
@@ -286,14 +285,14 @@ class Field:
 
 
 def _preprocessing(contender: Contender, contenders: Sequence[Contender]) -> Preprocessing:
-    """Its own, or the first contender's, which is the baseline."""
+    """A contender's own preprocessing, or that of the first contender, the baseline."""
     found = contender.preprocessing or contenders[0].preprocessing
     assert found is not None
     return found
 
 
 def relate(rows: Sequence[dict[str, Any]]) -> None:
-    """Speed against and agreement with the first row, where both have been measured."""
+    """Enter speed against and agreement with the first row, where both rows were measured."""
     first = rows[0]
     for row in rows:
         if row["p50_ms"] and first["p50_ms"]:

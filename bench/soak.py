@@ -1,11 +1,11 @@
-"""Hours of ``compare.py --live`` in minutes: a generated MJPEG camera on loopback, and the memory of its
-processes from outside.
+"""Shows in minutes whether ``compare.py --live`` would grow in hours: it gets a generated MJPEG camera on
+loopback, and the memory of its processes is watched from outside.
 
     python bench/soak.py --bundle artifacts --variant compact-scaled --minutes 10
 
-The camera sends pictures that differ, every fiftieth cut off, faster than the model answers. Each second the
-resident memory of compare.py and of the model's process is read from /proc. Ends with 1 when either grew by
-more than --limit-mb between the first tenth of the run and its end, or compare.py failed.
+The camera sends pictures faster than the model answers. They differ, and every fiftieth is cut off. Each
+second the resident memory of compare.py and of the model's process is read from /proc. The exit code is 1
+when either grew by more than --limit-mb between the first tenth of the run and its end, or compare.py failed.
 """
 
 import argparse
@@ -85,21 +85,27 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--variant", default="compact-scaled", metavar="NAME", help="default: %(default)s")
     add("--minutes", type=float, default=10.0, metavar="N", help="default: %(default)s")
-    add("--fps", type=float, default=60.0, metavar="N", help="of the camera (default: %(default)s)")
-    add("--threads", type=int, metavar="N", help="of onnxruntime (default: what compare.py takes)")
+    add(
+        "--fps",
+        type=float,
+        default=60.0,
+        metavar="N",
+        help="pictures per second of the camera (default: %(default)s)",
+    )
+    add("--threads", type=int, metavar="N", help="threads of onnxruntime (default: what compare.py takes)")
     add(
         "--sample-s",
         type=float,
         default=1.0,
         metavar="SECONDS",
-        help="between two looks at the memory (default: %(default)s)",
+        help="time between two samples of the memory (default: %(default)s)",
     )
     add(
         "--limit-mb",
         type=float,
         default=4.0,
         metavar="MB",
-        help="that each process may grow by (default: %(default)s)",
+        help="how much each process may grow (default: %(default)s)",
     )
     add("--json", type=Path, metavar="FILE", help="write every sample and the result of compare.py")
     return parser
@@ -107,8 +113,8 @@ def _parser() -> argparse.ArgumentParser:
 
 @dataclasses.dataclass(frozen=True)
 class Memory:
-    """Resident memory of a process in bytes: the mean over the second tenth of the run (the first warms up)
-    and over the last, and the most there was."""
+    """Resident memory of a process in bytes: the mean over the second tenth of the run (the first warms up),
+    the mean over the last tenth, and the maximum."""
 
     start_bytes: int
     end_bytes: int
@@ -120,14 +126,14 @@ class Memory:
 
 
 def growth(samples: Sequence[int]) -> Memory:
-    """What ``samples`` in bytes, evenly spaced, say.
+    """How memory grew over ``samples`` in bytes, evenly spaced.
 
     Raises:
-        ValueError: fewer than twenty of them.
+        ValueError: there are fewer than twenty samples.
     """
     if len(samples) < 20:
         raise ValueError(
-            f"{len(samples)} looks at the memory are too few to see growth; expected at least 20: let it"
+            f"{len(samples)} samples of the memory are too few to see growth; expected at least 20: let it"
             " run for longer"
         )
     tenth = len(samples) // 10
@@ -147,9 +153,12 @@ def verdict(code: int, found: dict[str, Memory], limit_bytes: float) -> str | No
 
 
 def watch(command: Sequence[str], sample_s: float) -> tuple[int, dict[str, list[int]]]:
-    """Run ``command``: its exit code, and the resident memory in bytes of it and of its child process every
-    ``sample_s`` while both live, from the first line that it prints on: then the model is loaded, however
-    busy the machine is."""
+    """Run ``command``; returns its exit code, and samples of the resident memory in bytes of it and of its
+    child process.
+
+    A sample is taken every ``sample_s`` while both live, from the first line that it prints on: then the
+    model is loaded, however busy the machine is.
+    """
     running = subprocess.Popen(list(command), stdout=subprocess.PIPE)
     memory: dict[str, list[int]] = {"compare.py": [], "model": []}
     begun = threading.Event()
@@ -232,7 +241,7 @@ def camera(
                     time.sleep(max(0.0, due - time.monotonic()))
 
         def log_message(self, *_: Any) -> None:
-            """Not a word a frame."""
+            """Log nothing."""
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.daemon_threads = True

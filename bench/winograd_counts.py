@@ -1,11 +1,11 @@
-"""What every form of a convolution costs on a Raspberry Pi's core, counted on the emulated one: the table
-that ``vgg_export.graphs.winograd_cost`` chooses by.
+"""Counts what every form of a convolution costs on the emulated core of a Raspberry Pi, and writes the table
+by which ``vgg_export.graphs.winograd_cost`` chooses.
 
     python bench/winograd_counts.py --output export/vgg_export/assets/winograd.json
 
-Graphs of one layer with its ReLU, executed by the aarch64 wheel on the Cortex-A72; a model is fitted to most
-of the shapes, and how far it is off on the others is written beside it. A Cortex-A53 and an A76 execute just
-the same for fp32, which a few shapes confirm.
+The aarch64 wheel runs graphs of one layer with its ReLU on the Cortex-A72. A cost model is fitted to most of
+the shapes, and its error on the others is written beside it. A Cortex-A53 and an A76 execute just the same
+for fp32, which a few shapes confirm.
 """
 
 import argparse
@@ -32,14 +32,14 @@ from vgg_export.graphs.cook_toom import Form
 from vgg_export.network.chain import Layer
 
 CHILD = Path(__file__).resolve().with_name("winograd_counts_child.py")
-CORE = "cortex-a72"  # that everything is counted on
-# relative difference of the counts of two cores that are taken to do the same; what was allocated before
+CORE = "cortex-a72"  # everything is counted on it
+# counts of two cores with at most this relative difference are taken for the same; what was allocated before
 # makes a percent
 SAME = 0.03
 KERNELS = ((3, 3), (3, 1), (1, 3))
 
-# Inputs, outputs, side in px: what VGGs have at 160 and 224 px, with the ranks of factorised layers; large
-# maps with few channels only, to keep it short.
+# Inputs, outputs and side in px, as VGGs have them at 160 and 224 px, with the ranks of factorised layers.
+# Large maps have few channels only, which keeps the run short.
 FITTED = (
     (16, 16, 56), (16, 64, 80), (64, 16, 40), (32, 32, 80), (64, 64, 56), (32, 128, 40), (128, 64, 40),
     (64, 208, 28), (128, 128, 28), (256, 128, 20), (208, 256, 20), (128, 512, 20), (512, 128, 14),
@@ -51,7 +51,7 @@ OTHER_CORES = ((64, 64, 28), (256, 256, 14))  # counted on every core
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """A layer in a form, None as it is, on a board."""
+    """A layer on a board, in a ``form`` of Winograd's, or as it is where that is None."""
 
     layer: Layer
     form: Form | None
@@ -79,7 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         type=int,
         default=os.cpu_count() or 1,
         metavar="N",
-        help="counted at a time (default: %(default)s)",
+        help="groups of layers counted at a time (default: %(default)s)",
     )
     wanted = parser.parse_args(arguments)
     try:
@@ -97,10 +97,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def run(pis: dict[str, Pi], jobs: int) -> dict[str, Any]:
-    """Count everything, and fit.
+    """Count everything and fit the cost model; returns the table.
 
     Raises:
-        EmulationError: something failed, or another core does not do the same.
+        EmulationError: something failed, or another core does not execute the same.
     """
     grids = {"fitted": tasks(FITTED, [pis[CORE]]), "held_out": tasks(HELD_OUT, [pis[CORE]])}
     everywhere = tasks(OTHER_CORES, list(pis.values()))
@@ -142,7 +142,7 @@ def all_counted(pool: ThreadPoolExecutor, grid: Sequence[Task]) -> list[int]:
 
 
 def parts(grid: Sequence[Task]) -> list[list[Task]]:
-    """In order, each on one board and with one kernel."""
+    """The tasks in their order, in groups of one board and one kernel."""
     return [
         list(part)
         for _, part in itertools.groupby(grid, lambda task: (task.pi.board.core, task.layer.kernel))
@@ -150,11 +150,11 @@ def parts(grid: Sequence[Task]) -> list[list[Task]]:
 
 
 def counted(tasks: Sequence[Task]) -> list[int]:
-    """Instructions of the second inference of a graph of each layer. Starting Python on the emulated core
-    takes longer than most of them, so that many share it.
+    """Instructions of the second inference of each layer's graph. Starting Python on the emulated core takes
+    longer than most inferences, so that many share one start.
 
     Args:
-        tasks: on one board.
+        tasks: all of the same board.
     """
     with tempfile.TemporaryDirectory() as folder:
         wanted = []
@@ -215,10 +215,10 @@ def single(layer: Layer, form: Form | None) -> bytes:
 
 
 def ensure_same(grid: Sequence[Task], counts: Sequence[int]) -> None:
-    """What one core executes is what the others do.
+    """Make sure that all cores execute the same.
 
     Raises:
-        EmulationError: it is not, and each needs its own counts.
+        EmulationError: they do not, and each needs its own counts.
     """
     by_layer: dict[Any, set[int]] = {}
     for task, count in zip(grid, counts, strict=True):
@@ -226,8 +226,8 @@ def ensure_same(grid: Sequence[Task], counts: Sequence[int]) -> None:
     for (layer, form), found in by_layer.items():
         if max(found) > (1 + SAME) * min(found):
             raise emulated.EmulationError(
-                f"{layer} as {form or 'it is'}: {sorted(found)} instructions on different cores; count"
-                " each apart"
+                f"{layer} as {form or 'it is'}: {sorted(found)} instructions on different cores; expected"
+                f" the same within {SAME:.0%}: count on each core"
             )
 
 
@@ -245,7 +245,7 @@ def _by_form(
 
 
 def fit(grid: Sequence[Task], counts: Sequence[int]) -> dict[str, list[float]]:
-    """Coefficients by form."""
+    """Coefficients of the cost model, by form."""
     return {
         key: winograd_cost.fit(layers, form, numbers)
         for key, (form, layers, numbers) in _by_form(grid, counts).items()
@@ -258,8 +258,8 @@ def errors_of(
     """The largest relative error by form."""
     found = {}
     for key, (form, layers, numbers) in _by_form(grid, counts).items():
-        said = [winograd_cost.predicted(coefficients, layer, form).instructions for layer in layers]
-        found[key] = max(abs(a / b - 1) for a, b in zip(said, numbers, strict=True))
+        predictions = [winograd_cost.predicted(coefficients, layer, form).instructions for layer in layers]
+        found[key] = max(abs(a / b - 1) for a, b in zip(predictions, numbers, strict=True))
     return found
 
 

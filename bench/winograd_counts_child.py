@@ -1,6 +1,8 @@
-"""Runs on the emulated board: ``python winograd_counts_child.py '[[MODEL, SHAPE, OUTPUT], ...]'`` infers
-twice with each model on noise of this shape, a mark for the counting plugin before and after the second one,
-and writes what came out to OUTPUT (.npy) unless it is null; ``winograd_counts.py`` is the other end.
+"""Runs on the emulated board, started by ``winograd_counts.py``.
+
+``python winograd_counts_child.py '[[MODEL, SHAPE, OUTPUT], ...]'`` runs each model twice on noise of its
+shape. It sets a mark for the counting plugin before and after the second inference, and writes the output to
+OUTPUT (.npy) unless that is null.
 """
 
 import contextlib

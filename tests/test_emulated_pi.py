@@ -369,7 +369,7 @@ def test_what_cannot_be_fetched_leaves_nothing_behind(
     monkeypatch.setenv("PATH", only(tmp_path, apt_get=refusing, dpkg=":", gcc=":", qemu_aarch64=emulator))
     with pytest.raises(
         EmulationError,
-        match=r"preparing the emulated board failed \(apt-get: E: no such network\); is the network there\?",
+        match=r"preparing the emulated board failed \(apt-get: E: no such network\); check the network",
     ):
         emulated.prepare(tmp_path / "cache")
     assert [path.name for path in (tmp_path / "cache").iterdir()] == [".lock"]

@@ -139,8 +139,8 @@ def test_whoever_fails_is_a_row_with_the_reason_and_the_others_go_on(
     pictures: Pictures, tmp_path: Path
 ) -> None:
     rows = measured(["Sum", "Dying", "DyingLater", "Raising", "Missing"], pictures, tmp_path / "work")
-    assert "while it was to load: the process died of SIGABRT" in rows["Dying"]["error"]
-    assert "while it was to run: the process ended with code 7" in rows["DyingLater"]["error"]
+    assert "during 'load': the process died of SIGABRT" in rows["Dying"]["error"]
+    assert "during 'run': the process ended with code 7" in rows["DyingLater"]["error"]
     assert rows["Raising"]["error"] == "ValueError: no such operator"
     assert rows["Missing"]["error"] == "not installed: No module named 'an_engine_that_nobody_has'"
     for name in ("Dying", "DyingLater", "Raising", "Missing"):
@@ -390,7 +390,7 @@ def test_what_cannot_be_used_is_a_sentence(bundle_copy: Path, tmp_path: Path) ->
     assert (tmp_path / "mine" / "photo.jpg").exists()
     others = ROOT / "calibration/images"
     done = bench("--bundle", bundle_copy, "--data", others)
-    assert "give --data as 'vgg-export all' had it" in done.stderr
+    assert "give the --data that 'vgg-export all' was given" in done.stderr
 
 
 def test_help_has_an_example() -> None:

@@ -1,2 +1,2 @@
-"""Calibration images: which ones, what they are (by content), and as batches through the device's own
+"""Chooses calibration images by their content and gives them as batches through the device's own
 preprocessing."""

@@ -10,9 +10,12 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class Layer:
-    """A Conv or Gemm node. ``name`` is that of its weight without ``.weight`` (conv3_1, fc1_reduce);
-    ``input`` the tensor it reads, ``sum`` what it computes, ``output`` the same behind ReLU where there is
-    one; ``nodes`` are it and its ReLU."""
+    """A Conv or Gemm node, with its ReLU where it has one.
+
+    ``name`` is that of its weight without ``.weight`` (conv3_1, fc1_reduce). ``input``, ``sum`` and
+    ``output`` name tensors: what the node reads, what it computes, and the same after the ReLU (``sum`` where
+    there is none). ``nodes`` names the node and its ReLU.
+    """
 
     name: str
     kind: str
@@ -25,7 +28,7 @@ class Layer:
 
     @property
     def part_of(self) -> str:
-        """The layer of the plan: the two parts of a factorised one have it in common."""
+        """The name of its layer in the plan. Both parts of a factorised layer give the same."""
         return self.name.removesuffix("_reduce").removesuffix("_expand")
 
 
@@ -33,8 +36,8 @@ def layers(model: "onnx.ModelProto") -> list[Layer]:
     """The layers from the input to the logits; the weights themselves are not looked at.
 
     Raises:
-        ValueError: not a chain, another operator than an exported VGG has, or a Gemm whose weight is
-            [outputs, inputs].
+        ValueError: the graph is not a chain, has an operator that an exported VGG has not at this place, or
+            has a Gemm whose weight is [outputs, inputs].
     """
     found: list[Layer] = []
     before = model.graph.input[0].name
@@ -55,5 +58,5 @@ def layers(model: "onnx.ModelProto") -> list[Layer]:
         elif node.op_type == "Relu" and found and found[-1].output == node.input[0]:
             found[-1] = dataclasses.replace(found[-1], output=before, nodes=(*found[-1].nodes, node.name))
         elif node.op_type not in ("MaxPool", "Reshape", "Flatten"):
-            raise ValueError(f"{node.op_type} {node.name} is nothing that an exported VGG has at this place")
+            raise ValueError(f"an exported VGG has no {node.op_type} at the place of {node.name}")
     return found

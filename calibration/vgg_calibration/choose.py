@@ -20,8 +20,10 @@ def content_hash(path: Path) -> str:
 
 
 def source_of(path: Path, sha256: str) -> str:
-    """What a picture was made from: copies that share a source must not be split between fitting and
-    testing."""
+    """The source of a picture: the original's name where it is an augmented copy, else its own ``sha256``.
+
+    Pictures of one source must not be split between fitting and testing.
+    """
     match = _AUGMENTED.match(path.stem)
     return match["source"] if match else sha256
 

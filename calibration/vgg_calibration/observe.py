@@ -1,8 +1,8 @@
-"""What every tensor of a float network holds over the calibration pictures, gathered in one pass that keeps
+"""Gathers statistics of every tensor of a float network over the calibration pictures, in one pass that keeps
 no activations.
 
-onnxruntime's own Percentile and Entropy calibration keep all of them in memory (150 MB a picture of a VGG19
-at 224 px).
+onnxruntime's own Percentile and Entropy calibration keep all activations in memory: 150 MB per picture for a
+VGG19 at 224 px.
 """
 
 import dataclasses
@@ -22,15 +22,15 @@ from .reader import ImageReader
 
 Array = npt.NDArray[np.float64]
 
-# on each side of zero; at least half of them are below the largest value, four to a step of 8 bits
+# on each side of zero; at least half of them lie below the largest value, which makes four per 8-bit step
 BINS = 2048
-SAMPLED = 100_000  # values of a tensor that a picture adds to the histogram, at most
-# of the range seen, tried in search of the least rounding error
+SAMPLED = 100_000  # a picture adds at most this many values of a tensor to its histogram
+# shares of the observed range, among which the one with the least rounding error is chosen
 SHARES = tuple(k / 40 for k in range(12, 41))
 
 
 class Histogram:
-    """Counts of values in bins of equal width around zero; the width doubles when a value lies beyond."""
+    """Counts of values in bins of equal width around zero; the width doubles when a value lies outside."""
 
     def __init__(self) -> None:
         self.width = 0.0
@@ -38,7 +38,7 @@ class Histogram:
 
     def add(self, values: npt.NDArray[np.float32]) -> None:
         """Count at most SAMPLED of the values, evenly spread."""
-        step = -(-values.size // SAMPLED) | 1  # odd, so that it does not walk down a column of the map
+        step = -(-values.size // SAMPLED) | 1  # odd, so that the samples are not all in one column
         chosen = values.reshape(-1)[::step]
         largest = float(np.abs(chosen).max())
         if not self.width:
@@ -56,8 +56,10 @@ class Histogram:
         self.width *= 2
 
     def least_error(self, low: float, high: float) -> tuple[float, float]:
-        """The share of the range from ``low`` to ``high`` (zero in it) whose 8-bit steps have the least
-        squared error, clipping what lies outside."""
+        """The part (low, high) of the range from ``low`` to ``high`` with the least squared error in 8 bits.
+
+        The range holds zero. Values outside the part are clipped.
+        """
         values = (np.arange(-BINS, BINS) + 0.5) * self.width
         best, least = 1.0, np.inf
         for share in reversed(SHARES):  # of equal ones the widest
@@ -71,9 +73,11 @@ class Histogram:
 
 @dataclasses.dataclass
 class Seen:
-    """Of a tensor [1, C, H, W] or [1, n] over all pictures: ``low`` and ``high`` [C] of every channel,
-    ``mean`` [C, H, W] or [n] over the pictures, and how the values are spread (None once they have been
-    scaled)."""
+    """Statistics of a tensor [1, C, H, W] or [1, n] over all pictures.
+
+    ``low`` and ``high``, [C] or [n], are the extremes of each channel, and ``mean`` [C, H, W] or [n] is the
+    mean over the pictures. ``spread`` counts the values; it is None once they have been scaled.
+    """
 
     low: Array
     high: Array
@@ -81,7 +85,7 @@ class Seen:
     spread: Histogram | None
 
     def range(self) -> tuple[float, float]:
-        """Of all channels; zero, which padding puts there, is in it."""
+        """The range of all channels. It includes zero, because padding puts zeros there."""
         return min(0.0, float(self.low.min())), max(0.0, float(self.high.max()))
 
     def clipped(self) -> tuple[float, float]:
@@ -90,7 +94,7 @@ class Seen:
         return self.range() if self.spread is None else self.spread.least_error(*self.range())
 
     def divided(self, scale: Array) -> Self:
-        """The same of the tensor whose channels were divided by ``scale`` [C], or [n / positions] behind a
+        """The statistics once the channels are divided by ``scale`` [C], or [n / positions] after a
         flattening."""
         by = np.repeat(scale, len(self.low) // len(scale))
         return type(self)(
@@ -106,7 +110,7 @@ def observe(
     scratch: Path,
     on_image: Callable[[], None],
 ) -> dict[str, Seen]:
-    """What the inputs and outputs of every layer of the float model ``path`` hold, by the tensor's name.
+    """Statistics of the input and output of every layer of the float model ``path``, by the tensor's name.
 
     ``scratch`` is a folder for a copy of the file; ``on_image`` is called after every picture.
     """
@@ -140,10 +144,10 @@ def _add(gathered: dict[str, Seen], name: str, values: npt.NDArray[np.float32]) 
 
 
 def _session(path: Path, names: Sequence[str], scratch: Path) -> Any:
-    """A session that also gives the named tensors.
+    """A session that also outputs the named tensors.
 
-    Joining two protobuf messages merges them: the additional outputs are appended to a copy of the file, and
-    half a gigabyte of weights is not parsed and written again.
+    Two protobuf messages in a row are read as one merged message. The additional outputs are therefore
+    appended to a copy of the file, and half a gigabyte of weights is not parsed and written again.
     """
     import onnx
     import onnxruntime as ort

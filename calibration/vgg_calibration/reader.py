@@ -1,5 +1,5 @@
-"""Calibration images one at a time for onnxruntime's static quantization, so that memory does not grow with
-their number."""
+"""Gives calibration images one at a time to onnxruntime's static quantization, so that memory does not grow
+with their number."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,8 +11,8 @@ from vgg_runtime.bundle.preprocess import Preprocessing, load
 
 
 class ImageReader:
-    """A CalibrationDataReader (onnxruntime accepts anything with ``get_next``): [1, 3, crop_px, crop_px] per
-    call.
+    """A CalibrationDataReader (onnxruntime accepts anything with ``get_next``): float32
+    [1, 3, crop_px, crop_px] per call.
 
     ``on_image`` is called after every picture that was handed out.
     """

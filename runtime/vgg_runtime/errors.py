@@ -1,5 +1,5 @@
-"""What can be wrong with what the runtime is given. Each message says what was found, what was expected, what
-to do."""
+"""Exceptions for input that the runtime cannot use. Each message says what was found, what was expected and
+what to do."""
 
 
 class RuntimeInputError(Exception):

@@ -1,4 +1,4 @@
-"""Writing what was asked for into files of the user's choice: not at all or as a whole."""
+"""Writes results into files of the user's choice, as a whole or not at all."""
 
 import os
 from pathlib import Path
@@ -10,7 +10,11 @@ LONGEST_NAME = 255  # bytes of a file name on Linux's file systems
 
 
 def check_writable(*paths: Path) -> None:
-    """Fail before the measurement rather than after it."""
+    """Fail before the measurement rather than after it.
+
+    Raises:
+        RuntimeInputError: a file cannot be written, or two have the same name.
+    """
     if len({path.resolve() for path in paths}) < len(paths):
         raise RuntimeInputError(f"--json and --html both name {paths[0]}; give each its own file")
     for path in paths:

@@ -46,7 +46,7 @@ def megabytes(value: float | None) -> str:
 
 
 def percent(proportion: Proportion | None, *, interval: bool = False) -> str:
-    """A proportion, where asked for with its 95 % interval in whole points."""
+    """A proportion in percent; with ``interval`` also its 95 % interval, in whole percent."""
     if proportion is None:
         return ABSENT
     text = f"{100 * proportion.rate:.1f} %"

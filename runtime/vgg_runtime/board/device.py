@@ -1,5 +1,5 @@
-"""What the figures were measured on. Every file is read below ``root``, so that a test can lay out another
-board."""
+"""Describes the machine that figures are measured on. Every file is read below ``root``, so that a test can
+describe another board."""
 
 import os
 import platform
@@ -10,7 +10,7 @@ from typing import Any
 
 from vgg_runtime.result import Device
 
-# What decides which int8 kernels onnxruntime picks.
+# onnxruntime picks its int8 kernels by these features.
 _FEATURES = (
     "asimd",
     "asimddp",
@@ -59,7 +59,7 @@ def describe(threads: int, root: Path = Path("/")) -> Device:
 
 
 def state(root: Path = Path("/")) -> dict[str, Any]:
-    """What changes while a device works; the rest of its description does not."""
+    """The fields of a ``Device`` that change while it works."""
     return {
         "temperature_c": temperature_c(root),
         "clock_mhz": clock_mhz(root),
@@ -70,7 +70,7 @@ def state(root: Path = Path("/")) -> dict[str, Any]:
 
 
 def temperature_c(root: Path = Path("/")) -> float | None:
-    """Of the hottest processor sensor, in degrees Celsius."""
+    """Temperature of the hottest processor sensor, in degrees Celsius; None without a sensor."""
     found = []
     for zone in sorted(root.glob("sys/class/thermal/thermal_zone*")):
         kind, value = _text(zone / "type").strip(), _text(zone / "temp").strip()
@@ -80,7 +80,7 @@ def temperature_c(root: Path = Path("/")) -> float | None:
 
 
 def clock_mhz(root: Path = Path("/")) -> float | None:
-    """Of the fastest core now."""
+    """Clock of the fastest core now, in MHz; None where it is unknown."""
     values = [
         _text(path).strip() for path in root.glob("sys/devices/system/cpu/cpu[0-9]*/cpufreq/scaling_cur_freq")
     ]
@@ -88,7 +88,8 @@ def clock_mhz(root: Path = Path("/")) -> float | None:
 
 
 def throttled(root: Path = Path("/")) -> tuple[str, ...] | None:
-    """What a Raspberry Pi's firmware holds back now or has held back since boot; None where nobody says."""
+    """The limits that a Raspberry Pi's firmware sets now or has set since boot; None where it cannot be
+    asked."""
     values = [_text(path).strip() for path in sorted(root.glob(_THROTTLE_FILES))]
     bits = next((int(v, 16) for v in values if re.fullmatch(r"(0x)?[0-9a-fA-F]+", v)), None)
     if bits is None:
@@ -103,9 +104,11 @@ def throttled(root: Path = Path("/")) -> tuple[str, ...] | None:
 
 
 def governor(root: Path = Path("/")) -> str | None:
-    """What chooses the clock, of the first core; with the driver where that one chooses itself: "powersave"
-    of intel_pstate and of amd-pstate-epp goes up to the highest clock, that of a Raspberry Pi stays at the
-    lowest."""
+    """The governor that chooses the clock of the first core; None where it is unknown.
+
+    Where the driver chooses the clock itself, its name follows: "powersave" of intel_pstate and of
+    amd-pstate-epp goes up to the highest clock, while that of a Raspberry Pi stays at the lowest.
+    """
     folders = sorted(root.glob("sys/devices/system/cpu/cpu[0-9]*/cpufreq"))
     names = [_text(folder / "scaling_governor").strip() for folder in folders]
     drivers = [_text(folder / "scaling_driver").strip() for folder in folders]
@@ -116,7 +119,7 @@ def governor(root: Path = Path("/")) -> str | None:
 
 
 def available_bytes(root: Path = Path("/")) -> int | None:
-    """Memory that programs can still get without swapping."""
+    """Bytes of memory that programs can still get without swapping; None where they are unknown."""
     kilobytes = _first(r"^MemAvailable:\s*(\d+) kB", _text(root / "proc/meminfo"))
     return int(kilobytes) * 1024 if kilobytes else None
 
@@ -130,8 +133,10 @@ def usable_cores() -> int:
 
 
 def peak_rss_bytes(status: Path = Path("/proc/self/status")) -> int | None:
-    """VmHWM of this process; not ``ru_maxrss``, which inherits the parent's peak. None where /proc is
-    missing."""
+    """Peak resident memory of this process (VmHWM), in bytes; None where /proc is missing.
+
+    ``ru_maxrss`` would not do: it inherits the parent's peak.
+    """
     kilobytes = _first(r"^VmHWM:\s*(\d+) kB", _text(status))
     return int(kilobytes) * 1024 if kilobytes else None
 
@@ -169,5 +174,5 @@ DOT_PRODUCT = ("asimddp", "i8mm", "avx512_vnni", "avx_vnni", "amx_int8")
 
 
 def has_dot_product(features: Sequence[str]) -> bool | None:
-    """Whether the processor has instructions for int8; None when nothing is known of it."""
+    """Whether the processor has instructions for int8; None when its features are unknown."""
     return any(name in features for name in DOT_PRODUCT) if features else None

@@ -1,4 +1,4 @@
-"""The resident memory of another process, sampled."""
+"""Samples the resident memory of another process."""
 
 import re
 import threading
@@ -9,16 +9,18 @@ SAMPLED_EVERY_S = 0.005
 
 
 class Resident:
-    """The most anonymous and file-backed memory that a process had while this watched it, sampled: the kernel
-    keeps a high-water mark only of both together. ``with Resident(pid) as seen: ...``; None where /proc says
-    nothing."""
+    """The peaks of a process's anonymous and file-backed memory: ``with Resident(pid) as seen: ...``.
+
+    They are sampled, because the kernel keeps a high-water mark only of both together. They are None where
+    /proc does not give them.
+    """
 
     def __init__(self, pid: int) -> None:
         self._status = Path(f"/proc/{pid}/status")
         self.anonymous_bytes: int | None = None
         self.file_bytes: int | None = None
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._look, daemon=True)
+        self._thread = threading.Thread(target=self._sample_until_stopped, daemon=True)
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -28,18 +30,18 @@ class Resident:
         self.stop()
 
     def stop(self) -> None:
-        """Look no more: sampling while something is timed would cost it time."""
+        """Stop sampling. While something is timed, sampling would slow it down."""
         self._stop.set()
         self._thread.join()
 
-    def _look(self) -> None:
+    def _sample_until_stopped(self) -> None:
         while True:
             self.sample()
             if self._stop.wait(SAMPLED_EVERY_S):
                 return
 
     def sample(self) -> None:
-        """Look once."""
+        """Take one sample."""
         try:
             text = self._status.read_text(encoding="utf-8")
         except OSError:  # it has ended, or this is not Linux

@@ -1,5 +1,5 @@
-"""The state of the board while something is timed on it: temperature, clock and what the firmware holds back,
-before, during and after."""
+"""Records the state of the board while something is timed on it: temperature, clock and the limits that the
+firmware sets, before, during and after."""
 
 import statistics
 import threading
@@ -13,23 +13,24 @@ from . import device
 
 EVERY_S = 0.25
 LEAST_CLOCK = 0.9  # of the highest clock seen under load; below it the clock was lowered
-COOL_WITHIN_C = 3.0  # of the temperature that the board had at the start
+COOL_WITHIN_C = 3.0  # above the temperature at the start; from there on the board is cool
 
 
 def state_now(root: Path = Path("/")) -> State:
-    """The board at this moment."""
+    """The state at this moment."""
     held = device.throttled(root)
     current = None if held is None else tuple(name for name in held if not name.endswith(device.SINCE_BOOT))
     return State(device.temperature_c(root), device.clock_mhz(root), current)
 
 
 class Watch:
-    """Looks at the board until it is stopped; ``with Watch(root) as watch: ...``, then ``watch.seen()``."""
+    """Samples the board's state while the block runs: ``with Watch(root) as watch: ...``, then
+    ``watch.seen()``."""
 
     def __init__(self, root: Path = Path("/")) -> None:
         self._root, self._during, self._stop = root, list[State](), threading.Event()
         self._before = self._after = state_now(root)
-        self._thread = threading.Thread(target=self._look, daemon=True)
+        self._thread = threading.Thread(target=self._sample_until_stopped, daemon=True)
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -40,12 +41,13 @@ class Watch:
         self._thread.join()
         self._after = state_now(self._root)
 
-    def _look(self) -> None:
+    def _sample_until_stopped(self) -> None:
         while not self._stop.wait(EVERY_S):
             self._during.append(state_now(self._root))
 
     def seen(self) -> Watched:
-        """The board before, after and in between."""
+        """The states before and after, and during: the highest temperature, the median clock and every limit
+        that was seen between them."""
         seen = self._during or [self._after]
         heat = [s.temperature_c for s in seen if s.temperature_c is not None]
         clock = [s.clock_mhz for s in seen if s.clock_mhz is not None]

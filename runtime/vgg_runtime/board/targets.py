@@ -1,5 +1,5 @@
-"""The kinds of core that a model can be made for, and which of them a device has. The exporter makes for
-these, the device chooses by them."""
+"""The kinds of core that a model can be made for, and which of them a device has. The exporter makes builds
+for them, and the device chooses its build by them."""
 
 import dataclasses
 import functools
@@ -12,11 +12,13 @@ from .device import describe, has_dot_product
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-    """What suits a kind of core. ``signed_activations``: S8 instead of U8; ``reduce_range``: 7-bit weights;
-    ``width_multiple``: of the channels that pruning and factorising leave, for onnxruntime's fast int8
-    kernels; ``winograd_core``: whose instruction counts decide where fp32 convolutions become Winograd's,
-    None where int8 is faster than those; ``ram_bytes`` of the smallest such board, None where there is
-    plenty."""
+    """What suits a kind of core.
+
+    ``signed_activations`` means S8 instead of U8, ``reduce_range`` 7-bit weights. The channels that pruning
+    and factorising leave are a multiple of ``width_multiple``, for onnxruntime's fast int8 kernels. The
+    instruction counts of ``winograd_core`` decide which fp32 convolutions become Winograd's; it is None where
+    int8 is faster than those. ``ram_bytes`` is that of the smallest such board, None where there is plenty.
+    """
 
     name: str
     machine: str
@@ -95,7 +97,7 @@ _CORES = {"Cortex-A53": "pi3", "Cortex-A72": "pi4", "Cortex-A76": "pi5"}
 
 
 def of_device(device: Device) -> Target:
-    """The target that a device is, or comes nearest to."""
+    """The target of a device, or the nearest one."""
     if "zero 2" in device.board.lower():
         return TARGETS["zero2"]
     if device.cpu in _CORES:
@@ -108,20 +110,22 @@ def of_device(device: Device) -> Target:
 
 @functools.cache
 def here() -> Target:
-    """The target that this machine comes nearest to."""
+    """The target of this machine, or the nearest one."""
     return of_device(describe(1))
 
 
 def nearest(target: Target, made_for: Sequence[Sequence[str]]) -> int:
-    """Which of several builds, each made for some targets (or, where it names none, for any core), suits a
-    core best."""
+    """The index of the build that suits a core best.
+
+    ``made_for`` has the names of the targets of each build; a build without any was made for every core.
+    """
     distances = [_distance(target, names) for names in made_for]
     return distances.index(min(distances))
 
 
 def saturates(target: Target, made_for: Sequence[str]) -> bool:
-    """Whether a build's int8 products overflow in a core's fastest kernels: it needs 7-bit weights, which the
-    build has not."""
+    """Whether a build's int8 products overflow in a core's fastest kernels: the core needs 7-bit weights, and
+    the build has none."""
     return (
         target.reduce_range
         and bool(made_for)
@@ -130,8 +134,10 @@ def saturates(target: Target, made_for: Sequence[str]) -> bool:
 
 
 def _distance(target: Target, made_for: Sequence[str]) -> float:
-    """0 for a build for this very core, then those for any core, then others; what must not overflow
-    (``session.exact``) is slowest."""
+    """How badly a build suits a core: 0 if it was made for it, 0.5 if for any core, more if for others.
+
+    Builds that would overflow come last: they need slower kernels (``session.exact``).
+    """
     if target.name in made_for:
         return 0
     if not made_for:

@@ -1,4 +1,4 @@
-"""Which build of each variant runs here, and whether it is to be fast or lean with memory."""
+"""Chooses the build of each variant that runs here, and whether it runs fast or lean with memory."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -17,15 +17,17 @@ FAST, LEAN, AUTO = "fast", "lean", "auto"
 MEMORY_MODES = (AUTO, FAST, LEAN)
 
 
-# A fast session holds its weights twice while it packs them, beside Python and onnxruntime (measured: 1.9
-# times an fp32 file and 60 MB at most); with more than this share of the available memory taken, others are
-# pushed out.
+# While a fast session packs its weights, it holds them twice, beside Python and onnxruntime (measured: 1.9
+# times an fp32 file and 60 MB at most). If it takes more than this share of the available memory, other
+# programs are pushed out.
 PACKED_TWICE, ENGINE_BYTES, ROOM = 2.0, 60_000_000, 0.7
 
 
 def for_core(bundle: Manifest, target: Target, chosen: Mapping[str, str] | None = None) -> Manifest:
-    """The manifest with the build for this core in front of every variant. ``chosen``: ids of builds that
-    were measured to be the fastest here, by variant."""
+    """The manifest with every variant using the build for this core.
+
+    ``chosen`` maps variants to the ids of builds that were measured to be the fastest here.
+    """
     variants = []
     for variant in bundle.variants:
         measured = next((b for b in variant.builds if b.id == (chosen or {}).get(variant.id)), None)
@@ -46,9 +48,9 @@ def target_named(name: str) -> Target:
 
 
 def mode(build: Build, wanted: str, available_bytes: int | None) -> str:
-    """Fast or lean: as it is wanted, or by whether a fast session leaves room in what is available."""
+    """``FAST`` or ``LEAN``: as wanted; for ``AUTO``, fast if that leaves room in the available memory."""
     if build.sessions[FAST] == build.sessions[LEAN]:
-        return FAST  # there is nothing to be leaner with
+        return FAST  # there is no leaner session
     if wanted != AUTO:
         return wanted
     needed = ENGINE_BYTES + PACKED_TWICE * build.bytes
@@ -56,12 +58,12 @@ def mode(build: Build, wanted: str, available_bytes: int | None) -> str:
 
 
 def session_here(build: Build, memory_mode: str) -> SessionSettings:
-    """What a build is run with on this machine."""
+    """The settings that a build is run with on this machine."""
     return exact(build.sessions[memory_mode], here(), build.targets)
 
 
 def request(bundle: Bundle, variant: Variant, memory_mode: str) -> dict[str, Any]:
-    """What a child process is told of the model it is to run."""
+    """The request that tells a child process which model to run, and how."""
     return {
         "check": variant.build.id,
         "model": str(bundle.folder / variant.build.model.path),

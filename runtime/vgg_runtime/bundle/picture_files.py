@@ -1,6 +1,6 @@
-"""What a decoder gets of a picture's file: only the parts that say what the pixels are. Decoders refuse a
-picture for an odd value in the rest, or misread it; of the rest the orientation alone is read. Knows JPEG,
-PNG and TIFF; nothing is decoded here.
+"""Reduces a picture's file to the parts that a decoder needs for its pixels. An odd value in the other parts
+makes decoders refuse or misread a picture; only the orientation is read from them. This module knows JPEG,
+PNG and TIFF, and decodes nothing.
 """
 
 import hashlib
@@ -19,14 +19,14 @@ _SIGNATURES = {
 _APP0, _APP1, _APP14, _APP15, _COM = 0xE0, 0xE1, 0xEE, 0xEF, 0xFE
 _SCAN, _END = 0xDA, 0xD9
 _ALONE = frozenset((0x00, 0x01, *range(0xD0, 0xD9)))  # markers without a length
-# What stands for rows that may be missing: bits unlike the zeros that a decoder takes for what it lacks, the
-# first of them certainly.
+# Stands for rows that may be missing. A decoder takes zeros for missing data; these bits differ from zeros,
+# the first of them certainly.
 _BITS = b"\xaa" + hashlib.shake_128(b"rows").digest(2048).replace(b"\xff", b"\x7f")
 
 _PROFILE = b"Raw profile type exif\0"  # ImageMagick's way to put EXIF into a PNG, as hexadecimal digits
 _PROFILE_BYTES = 1_000_000
 _INFLATED_AT_ONCE = 1 << 14  # bytes, each of which may become a thousand
-# Adam7: x, y, steps
+# Adam7 interlacing: of each pass the first x and y, and the steps across and down
 _PASSES = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
 _CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # of a PNG's colour types
 
@@ -41,7 +41,7 @@ Order = Literal["little", "big"]
 
 
 def kind(content: bytes) -> str | None:
-    """Which of these formats a file begins like."""
+    """The format that a file begins like, None for others than these."""
     return next((name for signature, name in _SIGNATURES.items() if content.startswith(signature)), None)
 
 
@@ -49,7 +49,7 @@ def without_metadata(content: bytes) -> tuple[bytes, int]:
     """The file as a decoder should see it, and its EXIF orientation, 1 where none can be read.
 
     Raises:
-        ValueError: a part of a PNG without which its pixels cannot be known is damaged or missing.
+        ValueError: a part of a PNG that its pixels depend on is damaged or missing.
     """
     parts = {JPEG: _jpeg, PNG: _png, TIFF: _tiff}.get(kind(content) or "")
     found, orientation = parts(content) if parts else (content, 0)
@@ -58,7 +58,7 @@ def without_metadata(content: bytes) -> tuple[bytes, int]:
 
 def orientation(exif: bytes) -> int:
     """An EXIF block's orientation 1..8; 0 when there is none. No other entry is looked at."""
-    for _ in range(2):  # some write it twice
+    for _ in range(2):  # some programs write the prefix twice
         exif = exif[6:] if exif.startswith(b"Exif\0") else exif
     if not exif.startswith((b"II", b"MM")):
         return 0
@@ -68,7 +68,7 @@ def orientation(exif: bytes) -> int:
 
 
 def _directory(block: bytes) -> tuple[Order, int, list[bytes]]:
-    """Of a TIFF's first directory the byte order, the place and the entries, as many as are there."""
+    """A TIFF's byte order, the place of its first directory, and the entries of that which the file holds."""
     order: Order = "big" if block.startswith(b"MM") else "little"
     wide = _is_wide(block, order)
     start = int.from_bytes(block[8:16] if wide else block[4:8], order)
@@ -95,11 +95,11 @@ def _integer(entry: bytes, order: Order) -> int:
 
 
 def _tiff(content: bytes) -> tuple[bytes, int]:
-    """The pixels' tags, in the directory's own place: all offsets stay what they are."""
+    """Keep only the tags of the pixels, in the directory's own place, so that all offsets stay valid."""
     order, start, entries = _directory(content)
     samples = next((_integer(entry, order) for entry in entries if _tag(entry, order) == _SAMPLES), 1)
-    # With one sample there is nothing to lie apart, yet Pillow then takes what it knows of 8 bits: a
-    # negative, or nothing.
+    # With one sample, separate planes mean nothing, yet for them Pillow decodes as if there were 8 bits: to a
+    # negative, or to nothing.
     tags = _PIXEL_TAGS - {_PLANAR} if samples == 1 else _PIXEL_TAGS
     kept = [entry for entry in entries if _tag(entry, order) in tags]
     if not kept:
@@ -142,7 +142,8 @@ def _jpeg(content: bytes) -> tuple[bytes, int]:
 
 
 def _is_for_pixels(marker: int, payload: bytes) -> bool:
-    """JFIF's and Adobe's segments tell the colour space, when they are as long as libjpeg wants them."""
+    """Whether a segment matters for the pixels. JFIF's and Adobe's segments tell the colour space, if they
+    are as long as libjpeg requires."""
     if marker == _APP0:
         return payload.startswith(b"JFIF\0") and len(payload) >= 14
     if marker == _APP14:
@@ -152,13 +153,13 @@ def _is_for_pixels(marker: int, payload: bytes) -> bool:
 
 def with_other_endings(content: bytes) -> tuple[bytes, bytes]:
     """A JPEG with an end marker after its pixels, and with random rows and an end marker there. If both
-    decode to the same picture, no row was missing; otherwise what is missing was made up.
+    decode to the same picture, no row was missing; otherwise the decoder made the missing rows up.
     """
     scan = next((place for marker, place, _ in _segments(content) if marker == _SCAN), len(content))
     end = content.find(b"\xff\xd9", scan)
     pixels = content[: end if end >= 0 else len(content)].rstrip(b"\xff")
-    # The next of the eight restart markers, which go round: after another one a decoder may leave out what
-    # follows.
+    # The rows begin with the next of the eight restart markers, which go round: after another one a decoder
+    # may skip what follows.
     scan = max(pixels.rfind(b"\xff\xda"), 0)
     _, last = max((pixels.rfind(b"\xff%c" % marker, scan), marker) for marker in range(0xD0, 0xD8))
     rows = b"".join(b"\xff%c%b" % (0xD0 + (last + k) % 8, _BITS) for k in range(1, 9))
@@ -228,8 +229,8 @@ def _png_header(kept: Mapping[bytes, bytes]) -> Iterator[bytes]:
 
 
 def _as_decoded(transparency: bytes, depth: int, colours: int) -> bytes:
-    """The colour that is transparent in the values that Pillow decodes to: 2 and 4 bits to 8, colours of 16
-    bits to 8."""
+    """The transparent colour in the values that Pillow decodes to. Pillow scales grey of 2 and 4 bits and RGB
+    of 16 bits to 8 bits."""
     values = [
         value & (1 << depth) - 1 for value in struct.unpack(f">{len(transparency) // 2}H", transparency)
     ]
@@ -258,8 +259,8 @@ def _png_orientation(name: bytes, data: memoryview) -> int:
 
 
 def has_all_rows(content: bytes) -> bool:
-    """Whether a PNG's compressed pixels are as many as its header says: Pillow leaves the rows black that a
-    stream ends before."""
+    """Whether a PNG holds as many bytes of pixels as its header says. Pillow leaves rows black where the
+    stream ends too early."""
     needed, found = 0, 0
     inflater = zlib.decompressobj()
     for name, data, _ in _chunks(content):

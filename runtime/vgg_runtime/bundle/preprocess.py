@@ -1,5 +1,5 @@
-"""An image file -> the tensor a VGG takes. The only place where pictures are decoded, resized, cropped and
-normalised: calibration, evaluation and the device all use this one.
+"""Turns an image file into the tensor that a VGG takes. This is the only place where pictures are decoded,
+resized, cropped and normalised: calibration, evaluation and the device all use it.
 
 The steps are torchvision's ImageNet evaluation preset on PIL images: shorter side to ``resize_px`` (bilinear
 with antialiasing), centre crop of ``crop_px``, scale to 0..1, subtract the mean, divide by the standard
@@ -22,13 +22,13 @@ from . import picture_files
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-# Of these Pillow's decoders only: a picture dropped in by a stranger should not reach the exotic ones.
+# Only these of Pillow's decoders are used: a stranger's picture should not reach the exotic ones.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm")
-# What is sold as 50 megapixels gives up to 51.3 million pixels (8272 x 6200). 208 MB decoded, twice when
-# turned; a 512 MB board has to live with it.
+# A camera sold as 50 megapixels gives up to 51.3 million pixels (8272 x 6200). The largest picture takes
+# 208 MB decoded, and twice that while it is turned; a board with 512 MB must have room for it.
 MAX_PIXELS = 52_000_000
-# Pillow's own limit warns, and lies higher; ours is checked before anything is decoded
+# Pillow's own limit is higher and only warns; ours is checked before anything is decoded
 Image.MAX_IMAGE_PIXELS = None
 BACKGROUND = (255, 255, 255)  # behind transparency
 _ROWS_MISSING = "the pixels end before the last row"
@@ -82,8 +82,9 @@ def open_image(source: Path | bytes) -> Image.Image:
     read, a missing end marker does not matter.
 
     Raises:
-        ImageError: not a picture of the allowed formats, damaged, rows are missing, samples that Pillow would
-            show wrong, or more than ``MAX_PIXELS`` (checked before decoding).
+        ImageError: the file is missing, is no picture of the allowed formats, is damaged, lacks rows, has
+            samples that Pillow would decode wrongly, or has more than ``MAX_PIXELS`` (checked before
+            decoding).
     """
     name = str(source) if isinstance(source, Path) else "the file"
     try:
@@ -99,14 +100,14 @@ def open_image(source: Path | bytes) -> Image.Image:
     except ImageError:
         raise
     except Exception as error:
-        # a damaged picture makes a decoder fail in any way there is (struct.error, TypeError, ...)
+        # a damaged picture can make a decoder raise any error (struct.error, TypeError, ...)
         raise ImageError(
             f"{name} cannot be decoded ({_in_words(error)}); it is damaged or not what its name says"
         ) from error
 
 
 def _in_words(error: Exception) -> str:
-    """What a decoder complains of; some of them raise bytes."""
+    """A decoder's error as text; some decoders raise bytes."""
     reason = error.args[0] if error.args else type(error).__name__
     return reason.decode("latin-1") if isinstance(reason, bytes) else str(error)
 
@@ -132,7 +133,7 @@ def _open(content: bytes, name: str) -> Image.Image:
 
 
 def _decode_whole(content: bytes, name: str) -> Image.Image:
-    """Decode, and make sure that no rows are missing where a decoder does not."""
+    """Decode, and make sure that no rows are missing where the decoder does not check that."""
     kind = picture_files.kind(content)
     if kind == picture_files.JPEG:
         found = _decode_jpeg(content, name)
@@ -144,14 +145,14 @@ def _decode_whole(content: bytes, name: str) -> Image.Image:
 
 
 def _decode_jpeg(content: bytes, name: str) -> Image.Image | None:
-    """None where the end marker, or rows, may be missing."""
+    """The decoded JPEG; None where its end marker or rows may be missing."""
     try:
         image = _decode(content, name)
     except UnidentifiedImageError:
         raise
     except OSError:
         return None
-    return None if _ends_in_nothing(image) else image
+    return None if _ends_in_filling_grey(image) else image
 
 
 def _decode(content: bytes, name: str) -> Image.Image:
@@ -173,7 +174,10 @@ def _decode(content: bytes, name: str) -> Image.Image:
 
 
 def _decode_with_end(content: bytes, name: str) -> Image.Image:
-    """A JPEG that may lack its end marker, or rows: if it does, what stands in their place is seen."""
+    """Decode a JPEG that may lack its end marker or rows.
+
+    It is decoded with two different endings. If the two pictures differ, rows are missing.
+    """
     ended, followed = picture_files.with_other_endings(content)
     other = _fingerprint(_decode(followed, name))
     image = _decode(ended, name)
@@ -191,8 +195,8 @@ def _fingerprint(image: Image.Image) -> int:
     return found
 
 
-def _ends_in_nothing(image: Image.Image) -> bool:
-    """Whether the last pixel of a JPEG is the grey that libjpeg makes of missing rows."""
+def _ends_in_filling_grey(image: Image.Image) -> bool:
+    """Whether the last pixel of a JPEG is the grey with which libjpeg fills missing rows."""
     value = image.getpixel((image.width - 1, image.height - 1))
     return all(v in (127, 128) for v in (value if isinstance(value, tuple) else (value,)))
 
@@ -206,7 +210,7 @@ def _may_lack_rows(image: Image.Image) -> bool:
 
 
 def _misread(image: TiffImagePlugin.TiffImageFile) -> str | None:
-    """What Pillow would decode to wrong pixels without a word."""
+    """What Pillow would decode to wrong pixels without an error; None where there is nothing."""
     tags = image.tag_v2
     bits, formats = max(tags.get(_BITS, (1,))), tags.get(_SAMPLE_FORMAT, (1,))
     colours, compression = tags.get(_PHOTOMETRIC), tags.get(_COMPRESSION, 1)
@@ -217,12 +221,11 @@ def _misread(image: TiffImagePlugin.TiffImageFile) -> str | None:
         "floating-point pixels": max(formats) == 3,
         "signed numbers": max(formats) == 2,
         f"{bits} bits a channel": bits > 16,
-        "each channel on its own": planes > 1 and ((raw and bits != 8) or image.mode in ("LA", "La", "PA")),
-        "colours for every second pixel only": raw
-        and colours == 6
-        and tags.get(_SUBSAMPLING, (2, 2)) != (1, 1),
-        # a fax's is white
-        "nothing that says whether zero is black": colours is None and compression not in (2, 3, 4),
+        "each channel in a separate plane": planes > 1
+        and ((raw and bits != 8) or image.mode in ("LA", "La", "PA")),
+        "subsampled colours": raw and colours == 6 and tags.get(_SUBSAMPLING, (2, 2)) != (1, 1),
+        # zero is white in a fax (compressions 2, 3 and 4)
+        "no tag that says whether zero is black": colours is None and compression not in (2, 3, 4),
         "rows missing": raw and tiled < image.width * image.height * planes,
     }
     return next((problem for problem, found in problems.items() if found), None)
@@ -244,12 +247,12 @@ def _to_rgb(image: Image.Image, name: str) -> Image.Image:
             f"{name} holds floating-point pixels; expected 8 or 16 bits a channel: convert it to PNG or JPEG"
         )
     elif image.mode == "CMYK" and image.format == "JPEG" and "adobe" not in image.info:
-        image = ImageChops.invert(image)  # Pillow takes all of them to be negatives as Adobe writes them
+        image = ImageChops.invert(image)  # Pillow takes every CMYK JPEG for a negative, as Adobe writes them
     elif isinstance(image, TiffImagePlugin.TiffImageFile) and image.mode in ("P", "PA"):
         _mend_palette(image)
     if image.has_transparency_data:
         return _over_white(image)
-    # A copy would be one too many for a small board; a WEBP's decoder, however, would stay with it, and is
+    # A copy takes memory that a small board lacks. Only a WEBP is copied: it would keep its decoder, which is
     # larger.
     return image if image.mode == "RGB" and image.format != "WEBP" else image.convert("RGB")
 
@@ -258,7 +261,7 @@ def _eight_bits(image: Image.Image) -> Image.Image:
     values, depth = np.asarray(image, np.uint16), 16
     if isinstance(image, TiffImagePlugin.TiffImageFile):
         depth = image.tag_v2[_BITS][0]
-        if image.tag_v2.get(_PHOTOMETRIC) == 0:  # white is zero; Pillow minds this up to 8 bits only
+        if image.tag_v2.get(_PHOTOMETRIC) == 0:  # zero is white; Pillow heeds this up to 8 bits only
             values = ((1 << depth) - 1) - values
     elif "transparency" in image.info:
         values = np.where(values == image.info["transparency"], np.uint16(0xFFFF), values)
@@ -267,7 +270,7 @@ def _eight_bits(image: Image.Image) -> Image.Image:
 
 def _mend_palette(image: TiffImagePlugin.TiffImageFile) -> None:
     table = image.tag_v2[_COLORMAP]
-    if max(table) < 256:  # of 8 bits, where 16 are the rule
+    if max(table) < 256:  # entries of 8 bits, where 16 are the rule
         image.putpalette(np.array(table, np.uint8).reshape(3, -1).T.tobytes())
 
 
@@ -285,14 +288,14 @@ def to_tensor(image: Image.Image, preprocessing: Preprocessing) -> npt.NDArray[n
     """An RGB picture as float32 [3, crop_px, crop_px]."""
     side = preprocessing.resize_px
     width, height = image.size
-    # torchvision truncates the longer side; never to nothing, even of a picture one pixel high
+    # the longer side is truncated, as in torchvision, but never below ``side``
     size = (
         (side, max(side, int(side * height / width)))
         if width <= height
         else (max(side, int(side * width / height)), side)
     )
-    # Only the part that the crop can see is resized: the same pixels, and a 1 x 100,000 px strip does not
-    # fill the memory.
+    # Only the part inside the crop is resized. The pixels are the same, and a strip of 1 x 100,000 px does
+    # not fill the memory.
     crop = preprocessing.crop_px
     left, top = round((size[0] - crop) / 2), round((size[1] - crop) / 2)
     resized = _resize_visible(image, size, (left, top, crop))

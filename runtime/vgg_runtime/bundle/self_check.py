@@ -1,5 +1,6 @@
-"""The self-check: inputs and logits that travel with the bundle, replayed on the device. The one tolerance
-table."""
+"""The self-check: the device replays inputs that come with the bundle and compares the logits with those
+recorded. The only table of tolerances is here.
+"""
 
 from pathlib import Path
 
@@ -27,7 +28,11 @@ def logits_key(build: str) -> str:
 def load_expected(
     path: Path, build: str, crop_px: int
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-    """Inputs [n, 3, px, px] and logits [n, classes] recorded when the bundle was built."""
+    """Inputs [n, 3, px, px] and logits [n, classes], float32, recorded when the bundle was built.
+
+    Raises:
+        BundleError: the file cannot be read, or has none for this build.
+    """
     try:
         with np.load(path, allow_pickle=False) as archive:
             return archive[input_key(crop_px)], archive[logits_key(build)]

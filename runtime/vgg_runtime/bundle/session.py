@@ -14,21 +14,23 @@ from .manifest import SessionSettings
 
 # onnxruntime turns 8-bit weights into unsigned ones, whose kernels add in 32 bits
 # (core/optimizer/qdq_transformer/avx2_weight_s8_to_u8.cc). They are slower (measured: 1.4 to 1.7 times,
-# compact variants), and on x86 with VNNI nothing but slower.
+# compact variants); on x86 with VNNI that is all they do.
 EXACT = "session.x64quantprecision"
 
 
 def exact(settings: SessionSettings, core: Target, made_for: Sequence[str]) -> SessionSettings:
-    """What a build made for some targets is to be run with on a core: where its int8 products would overflow,
-    with slower kernels that compute what its own cores do."""
+    """The settings with which a build computes on ``core`` what it computes on the targets it was made for.
+
+    Where its int8 products would overflow, these settings choose slower kernels.
+    """
     if not saturates(core, made_for):
         return settings
     return dataclasses.replace(settings, config=settings.config | {EXACT: "1"})
 
 
 def session_options(settings: SessionSettings, threads: int) -> Any:
-    """What a variant asks of onnxruntime, as its ``SessionOptions``."""
-    # here, so that a wheel which dies at import (1.21.0 on a Pi 4) takes only a child along
+    """A variant's settings as onnxruntime's ``SessionOptions``."""
+    # imported here, so that a wheel that crashes at import (1.21.0 on a Pi 4) ends a child process only
     import onnxruntime as ort
 
     options = ort.SessionOptions()
