@@ -45,3 +45,25 @@ def test_percentiles_have_to_be_earned() -> None:
     assert metrics.percentile([float(k) for k in range(662, 0, -1)], 99) == 656.0  # 0.99 * 662 = 655.38
     assert metrics.percentile(samples, 95) is None
     assert metrics.percentile([], 50) is None
+
+
+@pytest.mark.parametrize(
+    ("labels", "lost", "counted"),
+    [
+        (None, [], [0, 1, 1, 0]),
+        ([-1, -1, -1, -1], [], [0, 1, 1, 0]),
+        ([0, 1, 0, -1], [0, 1, -1], [0, 1, -1]),  # both right, the reference alone, the answer alone
+    ],
+)
+def test_a_comparison_counts_the_same_pictures(
+    labels: list[int] | None, lost: list[int], counted: list[int]
+) -> None:
+    reference = np.log(np.array([[0.9, 0.1], [0.2, 0.8], [0.3, 0.7], [0.6, 0.4]], np.float32))
+    logits = np.log(np.array([[0.9, 0.1], [0.7, 0.3], [0.8, 0.2], [0.6, 0.4]], np.float32))
+    found = metrics.compare(logits, reference, None if labels is None else np.array(labels))
+    assert (found.n, found.agreement, found.same.tolist()) == (4, 0.5, [True, False, False, True])
+    assert found.divergence == pytest.approx(metrics.kl_divergence(reference, logits))
+    assert found.kl == pytest.approx(float(found.divergence.mean()))
+    assert (found.lost.tolist(), found.counted.tolist()) == (lost, counted)
+    total, squares = float(sum(counted)), float(sum(k * k for k in counted))
+    assert found.loss_error_points == metrics.loss_error_points(total, squares, len(counted))

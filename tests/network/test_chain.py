@@ -1,13 +1,16 @@
 import dataclasses
+import json
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import small_checkpoint
+from safetensors.torch import save_file
 
 from vgg_export.core.errors import CheckpointError
 from vgg_export.network import chain, modules
 from vgg_export.network import checkpoint as checkpoints
+from vgg_export.network.provenance import Provenance
 
 
 def test_vgg19_has_the_published_size() -> None:
@@ -73,6 +76,51 @@ def test_tensors_that_do_not_fit_the_plan_are_refused(checkpoint: checkpoints.Ch
         )
     with pytest.raises(CheckpointError, match="8 labels for 7 classes"):
         dataclasses.replace(checkpoint, labels=("x",) * 8)
+
+
+def test_a_header_is_read_without_tensors_and_refuses_what_loading_does(
+    checkpoint: checkpoints.Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "c.safetensors"
+    source = Provenance("file", "x", assumed=("a",), history=("b", "c"), fitted_on=("0123",))
+    checkpoints.save(dataclasses.replace(checkpoint, provenance=source), path)
+    # as an older file has it: without what was added since
+    older = tmp_path / "older.safetensors"
+    header = {"plan": checkpoint.plan.to_json(), "labels": checkpoint.labels, "source": {"later": 1}}
+    metadata = {"format": checkpoints.FORMAT, "version": "1", "checkpoint": json.dumps(header)}
+    save_file(checkpoint.tensors, older, metadata)
+    missing, damaged = tmp_path / "missing.safetensors", tmp_path / "damaged.safetensors"
+    save_file({k: v for k, v in checkpoint.tensors.items() if k != "fc3.bias"}, missing, metadata)
+    wrong = json.dumps(header | {"source": {"history": "pruned"}})
+    save_file(checkpoint.tensors, damaged, metadata | {"checkpoint": wrong})
+    for read in (checkpoints.load, checkpoints.read_header):
+        found = read(path)
+        assert (found.plan, found.labels, found.provenance) == (checkpoint.plan, checkpoint.labels, source)
+        assert read(older).provenance == Provenance("file", checkpoint.plan.family)
+        with pytest.raises(CheckpointError, match=r"lacks fc3.bias \(7,\)"):
+            read(missing)
+        with pytest.raises(CheckpointError, match=r"Provenance.history is 'pruned'.*; make it again"):
+            read(damaged)
+    monkeypatch.setattr("safetensors.torch.load_file", lambda _: pytest.fail("the tensors were read"))
+    assert checkpoints.read_header(path).labels == checkpoint.labels
+
+
+def test_where_weights_came_from_keeps_its_keys_and_their_order() -> None:
+    whole = Provenance("file", "x", "0f", ("a",), "labels", True, "why", "notice", ("b",), ("c",))
+    assert list(whole.to_json()) == [
+        "weights",
+        "what",
+        "sha256",
+        "assumed",
+        "names_from",
+        "wordnet",
+        "figures_absent",
+        "notice",
+        "history",
+        "fitted_on",
+    ]
+    assert Provenance("demo", "y").to_json() == {"weights": "demo", "what": "y"}
+    assert Provenance.from_json(json.loads(json.dumps(whole.to_json()))) == whole
 
 
 def test_a_plan_that_is_no_vgg_is_refused() -> None:

@@ -134,7 +134,7 @@ def read_header(path: Path) -> Header:
     try:
         header = json.loads(metadata["checkpoint"])
         plan = Plan.from_json(header["plan"])
-        # a file that says less is read, too
+        # a file need not say these two
         source = {"weights": "file", "what": plan.family} | dict(header["source"])
         found = Header(plan, tuple(map(str, header["labels"])), Provenance.from_json(source))
     except CheckpointError:

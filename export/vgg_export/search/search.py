@@ -446,7 +446,7 @@ def sweep(search: Search, options: SweepOptions, ladder: Sequence[Rung] = LADDER
     with and without repair and filters at random, at the same ratios. The recommendation is made on the
     selection pictures as in ``run``."""
     base = dataclasses.replace(search.options.prune, first_block="conv1")
-    plan = checkpoints.load(search.context.checkpoint.path).plan
+    plan = checkpoints.read_header(search.context.checkpoint.path).plan
     for ratio in options.ratios:  # one that removes nothing is refused before anything takes time
         prune.uniform_plan(plan, dataclasses.replace(base, ratio=ratio))
     points, tried = search.alone(), dict[Rung, list[Point]]()
