@@ -576,7 +576,7 @@ def test_a_search_near_chance_recommends_nothing(
         variants=("compact", "compact-scaled"),
         targets=default_targets()[:1],
     )
-    with pytest.raises(AccuracyError):
+    with pytest.raises(AccuracyError, match="not clearly better than"):
         pipeline.run(options, Quiet())
     pipeline.run(dataclasses.replace(options, accept_accuracy=True), Quiet())
     front = json.loads((tmp_path / "out/front.json").read_text())
