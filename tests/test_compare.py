@@ -98,7 +98,8 @@ def test_the_terminal_shows_device_predictions_and_table(result: dict[str, Any])
         "160 px",
     ):
         assert expected in text
-    assert all(f"→ {sentence}." in text for sentence in result["explanations"])
+    said = [line.removeprefix("→ ") for line in text.splitlines() if line.startswith("→ ")]
+    assert said == [f"{sentence}." for sentence in result["explanations"]]
     lines = [
         line
         for line in text.splitlines()

@@ -43,8 +43,13 @@ def test_it_holds_what_the_manifest_says_and_nothing_else(bundle_folder: Path) -
         "splits.json",
         "labels.txt",
     } <= files
-    for path in (ROOT / "runtime/vgg_runtime").glob("*.py"):
-        assert (bundle_folder / "runtime/vgg_runtime" / path.name).read_bytes() == path.read_bytes()
+    sources = {p.relative_to(ROOT).as_posix(): p for p in (ROOT / "runtime/vgg_runtime").rglob("*.py")}
+    assert {name for name in files if name.startswith("runtime/vgg_runtime/")} == {
+        *sources,
+        "runtime/vgg_runtime/report/page.html",
+    }
+    for name, path in sources.items():
+        assert (bundle_folder / name).read_bytes() == path.read_bytes()
 
 
 def test_the_variants_carry_their_facts(bundle_folder: Path) -> None:

@@ -3,6 +3,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -170,13 +171,41 @@ def test_without_selection_pictures_or_for_random_weights_it_says_why(
 
 
 def test_it_keeps_the_best_epoch_not_the_last(
-    pair: tuple[cache.Artifact, cache.Artifact], splits: Splits, tmp_path: Path
+    pair: tuple[cache.Artifact, cache.Artifact],
+    splits: Splits,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    student, teacher = pair
-    options = FinetuneOptions(epochs=6, rate=4e-2, batch=4)
-    made = distil.run(student, teacher, splits, tmp_path / "tuned.safetensors", options, Quiet())
-    losses = made.measured["selection_loss"]
-    assert losses[made.measured["kept_epoch"]] == min(losses)
+    """The judge finds the second of four epochs best, whatever they learned; each later one begins where that
+    one ended, and that is what is left."""
+    said, judged, begun = [5.0, 3.0, 1.0, 4.0, 2.0], list[dict[str, torch.Tensor]](), list[torch.Tensor]()
+    real, layers = distil._train_epoch, {"0": "fc1", "2": "fc2", "4": "fc3"}  # of what is trained
+
+    def weights(trained: torch.nn.Module) -> dict[str, torch.Tensor]:
+        named = ((*name.split("."), tensor.clone()) for name, tensor in trained.state_dict().items())
+        return {f"{layers[place]}.{kind}": tensor for place, kind, tensor in named}
+
+    def judge(trained: torch.nn.Module, *_: object) -> float:
+        judged.append(weights(trained))
+        return said[len(judged) - 1]
+
+    def train(trained: torch.nn.Module, *rest: Any) -> None:
+        begun.append(weights(trained)["fc1.weight"])
+        real(trained, *rest)
+
+    monkeypatch.setattr(distil, "_selection_loss", judge)
+    monkeypatch.setattr(distil, "_train_epoch", train)
+    options = FinetuneOptions(epochs=4, rate=1e-2, train_from="fc1", images=16)
+    made = distil.run(*pair, splits, tmp_path / "tuned.safetensors", options, Quiet())
+    assert (made.measured["selection_loss"], made.measured["kept_epoch"]) == (said, 2)
+    left = checkpoints.load(made.path)
+    assert len(judged[2]) == 6
+    assert all(torch.equal(left.tensors[name], tensor) for name, tensor in judged[2].items())
+    others = [judged[k]["fc1.weight"] for k in (0, 1, 3, 4)]
+    assert not any(torch.equal(left.tensors["fc1.weight"], weight) for weight in others)
+    best = [judged[k]["fc1.weight"] for k in (0, 1, 2, 2)]
+    assert all(torch.equal(a, b) for a, b in zip(begun, best, strict=True))
+    assert left.source["history"][-1].startswith("distilled for 2 of 4 epochs on ")
 
 
 def test_a_teacher_of_other_classes_is_refused(
@@ -192,8 +221,12 @@ def test_a_teacher_of_other_classes_is_refused(
             FinetuneOptions(),
             Quiet(),
         )
-    for bad in ({"epochs": -1}, {"rate": 0.0}, {"train_from": "conv9"}):
-        with pytest.raises(OptionsError):
+    for bad, said in (
+        ({"epochs": -1}, "epochs must not be negative"),
+        ({"rate": 0.0}, "the learning rate, its decay and the temperature must be positive"),
+        ({"train_from": "conv9"}, "--train-from must be one of"),
+    ):
+        with pytest.raises(OptionsError, match=said):
             FinetuneOptions(**bad)
 
 

@@ -54,16 +54,16 @@ def test_the_arithmetic_of_a_factorised_plan_by_hand() -> None:
 
 
 @pytest.mark.parametrize(
-    "factors",
+    ("factors", "said"),
     [
-        (chain.Factor("conv9_1", "channel", 4),),
-        (chain.Factor("fc1", "channel", 4),),
-        (chain.Factor("conv3_1", "channel", 0),),
-        (chain.Factor("conv3_1", "channel", 4), chain.Factor("conv3_1", "channel", 8)),
+        ((chain.Factor("conv9_1", "channel", 4),), "conv9_1.* is no factorisation of a layer of vgg11"),
+        ((chain.Factor("fc1", "channel", 4),), "fc1.* is no factorisation of a layer of vgg11"),
+        ((chain.Factor("conv3_1", "channel", 0),), "expected a rank and one of"),
+        ((chain.Factor("conv3_1", "channel", 4), chain.Factor("conv3_1", "channel", 8)), "factorised twice"),
     ],
 )
-def test_a_plan_with_impossible_factors_is_refused(factors: tuple[chain.Factor, ...]) -> None:
-    with pytest.raises(CheckpointError):
+def test_a_plan_with_impossible_factors_is_refused(factors: tuple[chain.Factor, ...], said: str) -> None:
+    with pytest.raises(CheckpointError, match=said):
         dataclasses.replace(chain.full_width("vgg11"), factors=factors)
 
 

@@ -573,7 +573,7 @@ def test_a_search_near_chance_recommends_nothing(
         targets=default_targets()[:1],
     )
     how = RunOptions(tmp_path / "out")
-    with pytest.raises(AccuracyError):
+    with pytest.raises(AccuracyError, match="not clearly better than"):
         pipeline.run(options, how)
     pipeline.run(dataclasses.replace(options, accept_accuracy=True), how)
     front = json.loads((tmp_path / "out/front.json").read_text())

@@ -143,7 +143,7 @@ def test_drawn_signs_are_kept_and_foreign_folders_are_not_replaced(tmp_path: Pat
     with pytest.raises(DataError, match="was not drawn by this program"):
         drawn.draw_signs(DrawOptions(tmp_path / "mine", 20, 20, 48), Quiet())
     for bad in ({"train": 0}, {"val": -1}):
-        with pytest.raises(OptionsError):
+        with pytest.raises(OptionsError, match="expected positive counts"):
             DrawOptions(tmp_path, **bad)
     drawn.draw_signs(DrawOptions(tmp_path / "two", train=20, test=20, size_px=48), Quiet())
     assert not (tmp_path / "two" / "val").exists()

@@ -165,11 +165,12 @@ def test_it_sees_what_onnxruntimes_own_calibration_sees(
         path, augmented_model_path=str(tmp_path / "a.onnx"), calibrate_method=CalibrationMethod.MinMax
     )
     theirs.collect_data(ImageReader(paths, for_input(PX), "input", lambda: None))
-    for name, wanted in theirs.compute_data().items():
-        if name in seen:
-            assert (seen[name].low.min(), seen[name].high.max()) == pytest.approx(
-                [v.item() for v in wanted.range_value], rel=1e-5
-            )
+    known = dict(theirs.compute_data().items())
+    assert seen.keys() <= known.keys()
+    for name, found in seen.items():
+        assert (found.low.min(), found.high.max()) == pytest.approx(
+            [v.item() for v in known[name].range_value], rel=1e-5
+        )
     x = pictures(splits.fit[:6])
     assert np.allclose(seen["input"].mean, x.mean(0), atol=1e-5)
     assert np.allclose(seen["logits"].mean, logits(path, x).mean(0), rtol=1e-3, atol=1e-4)

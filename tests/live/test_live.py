@@ -313,8 +313,10 @@ def test_a_file_is_played_and_a_pipe_is_read(bundle_folder: Path, tmp_path: Path
     found = live_json(tmp_path / "r.json")
     assert (found["frames"]["received"], found["frames"]["broken"]) == (6, 1)
     expected = collections.Counter(top1(bundle_folder, "scaled", 160, picture) for picture in PICTURES)
-    if not found["frames"]["dropped"]:
-        assert {one["label"]: one["n"] for one in found["said"]} == expected
+    # what a slow machine drops is not said; the rest is
+    said = collections.Counter({one["label"]: one["n"] for one in found["said"]})
+    assert said <= expected
+    assert said.total() == found["frames"]["classified"] == 6 - found["frames"]["dropped"] > 0
     launcher = [
         sys.executable,
         str(bundle_folder / "runtime/compare.py"),
