@@ -205,7 +205,7 @@ def test_it_keeps_the_best_epoch_not_the_last(
     assert not any(torch.equal(left.tensors["fc1.weight"], weight) for weight in others)
     best = [judged[k]["fc1.weight"] for k in (0, 1, 2, 2)]
     assert all(torch.equal(a, b) for a, b in zip(begun, best, strict=True))
-    assert left.source["history"][-1].startswith("distilled for 2 of 4 epochs on ")
+    assert left.provenance.history[-1].startswith("distilled for 2 of 4 epochs on ")
 
 
 def test_a_teacher_of_other_classes_is_refused(
