@@ -212,7 +212,7 @@ def test_pictures_that_are_nearly_all_of_one_class_cannot_tell(
     assert "so that they cannot tell" in caplog.text
     reason = near_chance(Proportion(1.0, 50, (0, 1)), 0.96)
     assert reason is not None
-    assert "even all of them would not be clearly better than chance" in reason
+    assert "even 100 % would not be clearly better than chance" in reason
 
 
 def test_uneven_pictures_are_named_as_a_cause() -> None:
