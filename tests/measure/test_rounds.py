@@ -280,7 +280,7 @@ def test_a_variant_that_hangs_is_a_row_and_the_others_run(bundle_folder: Path, t
     os.kill(victim, signal.SIGSTOP)
     output, errors = running.communicate(timeout=120)
     assert running.returncode == 1, errors
-    assert "baseline: it hangs: it said nothing for 2 s beyond its time and was ended" in output
+    assert "baseline: it hangs: it did not answer for 2 s beyond its time and was ended" in output
     first, *others = json.loads((tmp_path / "r.json").read_text())["variants"]
     assert first["p50_ms"] is None
     assert all(row["p50_ms"] > 0 for row in others)

@@ -363,7 +363,7 @@ def test_a_picture_can_be_dropped_and_pasted(page: Page, port: int) -> None:
         assert page.one("#status").text == "Done: 1 variant."
     assert page.one("#history img").get_attribute("alt") == "2: kitten.jpg"
     page.js("const t = new DataTransfer(); t.setData('text/plain', 'words');" + drop)
-    assert page.one("#status").text == "That was not a file; save the picture first and drop the file."
+    assert page.one("#status").text == "That was not a file; save the picture first, then drop the file."
 
 
 def test_variants_are_chosen_and_the_history_comes_back(page: Page, port: int) -> None:
@@ -462,7 +462,7 @@ def test_what_is_refused_says_so_and_leaves_the_page_alive(page: Page, port: int
     with (tmp_path / "huge.jpg").open("wb") as file:
         file.truncate(20_000_000)
     page.upload(tmp_path / "huge.jpg")
-    assert "at most 12.0 MB are taken" in page.one("#status").text
+    assert "the limit is 12.0 MB" in page.one("#status").text
     assert page.all("#cards .card") == []
     page.picture("refused")
     page.upload(PHOTO)
@@ -558,7 +558,7 @@ def test_the_saved_report_opens_from_disk(page: Page, report: tuple[Path, dict[s
         for row in rows:
             check_card(page, row, rows[0], k)
         name = Path(result["images"][k]["file"]).name
-        assert page.one("#shown").text.startswith(f"The cards answer for {name}, ")
+        assert page.one("#shown").text.startswith(f"The cards show the predictions for {name}, ")
     n = rows[0]["agreement"]["n"]
     assert n > 1
     for row in rows[1:]:

@@ -153,7 +153,7 @@ def explain_death(code: int, complaint: str) -> str:
             "onnxruntime uses an instruction this CPU lacks (1.21.0 does on a Pi 4): install another"
             " version, see requirements.txt"
         )
-    last = complaint.strip().splitlines()[-1][:200] if complaint.strip() else "it said nothing"
+    last = complaint.strip().splitlines()[-1][:200] if complaint.strip() else "no error message"
     if code < 0:
         return f"the process died of {signal.Signals(-code).name}: {last}"
     return f"the process ended with code {code}: {last}"
