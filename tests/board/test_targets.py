@@ -338,7 +338,7 @@ def test_what_overflows_in_the_fast_kernels_is_run_with_others() -> None:
 
 
 def test_the_logits_recorded_for_a_board_are_those_of_exact_sums(several: Path) -> None:
-    """Whatever this PC's kernels do: without optimization onnxruntime computes the integers' layers in
+    """They do not depend on this PC's kernels: without optimization onnxruntime computes the int8 layers in
     float."""
     bundle = manifest.read(several)
     options = ort.SessionOptions()

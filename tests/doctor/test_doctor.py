@@ -295,7 +295,7 @@ def test_no_bundle_is_a_failing_line_and_the_board_is_still_looked_at(tmp_path: 
 
 
 def test_int8_that_onnxruntime_does_not_fuse_fails(bundle_copy: Path) -> None:
-    """onnxruntime's own switch: the same file, its QDQ pairs left as they are."""
+    """A setting of onnxruntime leaves the QDQ pairs of the same file as they are."""
     variants = json.loads((bundle_copy / "manifest.json").read_text())["variants"]
     variants[1]["builds"][0]["sessions"]["fast"]["config"] = {"session.disable_quant_qdq": "1"}
     reseal(bundle_copy, variants=variants)
@@ -475,7 +475,7 @@ def test_without_the_requirements_it_still_looks_at_the_board(bundle_folder: Pat
 
 
 def test_a_package_whose_libraries_are_missing_is_a_failing_line(bundle_copy: Path) -> None:
-    """As numpy says it: advice around the cause."""
+    """The error is like numpy's: instructions around the cause."""
     cause = "libopenblas.so.0: cannot open shared object file"
     broken = (
         f"try:\n    raise OSError({cause!r})\n"
@@ -662,6 +662,6 @@ def test_explanations_are_printed_below_the_table() -> None:
 
 
 def test_the_launcher_and_its_doctor_need_no_requirements_at_import() -> None:
-    """What the launcher falls back to must not import what is missing."""
+    """The launcher falls back to the doctor, which must not import the missing packages."""
     code = "import sys; sys.modules['numpy'] = sys.modules['PIL'] = None; import vgg_runtime.doctor.diagnosis"
     subprocess.run([sys.executable, "-c", code], env={"PYTHONPATH": str(ROOT / "runtime")}, check=True)

@@ -192,7 +192,7 @@ def test_a_folder_is_looped_in_order_and_a_new_picture_is_the_next(
 
 
 def test_frames_are_paced(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By a clock that only moves while they wait."""
+    """The test's clock moves only while the frames wait."""
     now, waited = 100.0, list[float]()
 
     class Stopped(threading.Event):
@@ -329,7 +329,7 @@ def test_a_file_is_played_and_a_pipe_is_read(bundle_folder: Path, tmp_path: Path
 
 
 class Wrong(http.server.BaseHTTPRequestHandler):
-    """Answers as a camera's login page does, not at all, or breaks off."""
+    """A server that sends a web page, sends nothing, or breaks off."""
 
     def do_GET(self) -> None:
         if self.path == "/page":
@@ -481,7 +481,7 @@ def test_a_reader_of_its_lines_that_goes_away_ends_it(folder: Path, bundle_folde
 
 
 def test_ctrl_c_while_nothing_arrives(bundle_folder: Path, tmp_path: Path) -> None:
-    """A pipe that stays silent: the reader waits, the interrupt is heard."""
+    """The reader waits for a silent pipe, and the interrupt still ends the run."""
     os.mkfifo(tmp_path / "pipe")
     command = [
         sys.executable,

@@ -1,4 +1,4 @@
-"""Figures that can be trusted: turns, boards that are held back, drift, threads, and a variant that hangs."""
+"""Rounds: turns, boards that are held back, drift, threads, and a variant that hangs."""
 
 import json
 import os
@@ -254,7 +254,7 @@ def test_the_least_p90_decides_and_is_in_the_json(
 
 
 def test_a_variant_that_hangs_is_a_row_and_the_others_run(bundle_folder: Path, tmp_path: Path) -> None:
-    """The first variant's process is stopped dead; it is ended after the silence that is allowed."""
+    """The first variant's process is stopped by a signal; it is killed after the time of --silence."""
     command = [
         sys.executable,
         str(bundle_folder / "runtime/compare.py"),

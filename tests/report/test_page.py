@@ -288,7 +288,7 @@ def any_loss_port(tested: Callable[[float | None], Path]) -> Iterator[int]:
 
 
 def test_the_recommended_card_is_marked_when_all_have_answered(page: Page, any_loss_port: int) -> None:
-    """Where any loss is allowed it is the fastest; while they run, none is marked."""
+    """With any loss allowed it is the fastest variant. No card is marked while the variants run."""
     live(page, any_loss_port)
     page.js(
         "window.early = 0; new MutationObserver(() => { if (state.running)"
@@ -312,7 +312,7 @@ def test_the_recommended_card_is_marked_when_all_have_answered(page: Page, any_l
 def test_a_report_marks_the_variant_that_loses_no_more_than_a_point(
     page: Page, tested: Callable[[float | None], Path], tmp_path: Path
 ) -> None:
-    """Of these only the baseline, which is not the fastest."""
+    """Only the baseline loses so little, and it is not the fastest."""
     asked = ("--html", tmp_path / "r.html", "--json", tmp_path / "r.json")
     done = compare(*asked, *QUICK, bundle=tested(None))
     assert done.returncode == 0, done.stderr

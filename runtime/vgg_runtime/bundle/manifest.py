@@ -219,7 +219,7 @@ def _build(data: dict[str, Any], path: str) -> Build:
 def seal(data: dict[str, Any]) -> dict[str, Any]:
     """``data`` with the hash of all its other entries under ``sha256``, so that a damaged manifest is
     detected."""
-    # not at the top: a variant's process imports this module and hashes nothing, and OpenSSL would add 4 MB to
+    # imported here: a variant's process imports this module and hashes nothing; OpenSSL would add 4 MB to
     # its memory
     import hashlib
 
