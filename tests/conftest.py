@@ -68,7 +68,7 @@ took = pytest.StashKey[dict[str, float]]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """All workers are told the same, by the process that gives them their tests."""
+    """Every worker gets the same durations, from the process that distributes the tests."""
     given = getattr(config, "workerinput", None)
     cache = getattr(config, "cache", None)
     config.stash[took] = given[SECONDS] if given else cache.get(SECONDS, {}) if cache else {}
@@ -90,7 +90,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    """Remember it for the next run."""
+    """Save the duration of each test for the next run."""
     seconds: dict[str, float] = {}
     for report in itertools.chain.from_iterable(terminalreporter.stats.values()):
         if isinstance(report, pytest.TestReport):

@@ -62,7 +62,7 @@ class Loopback:
 
     @property
     def arguments(self) -> tuple[str, ...]:
-        """What ``vgg-export deploy`` takes to get there."""
+        """The arguments of ``vgg-export deploy`` for this board."""
         return (
             f"{getpass.getuser()}@127.0.0.1",
             "--port",
@@ -73,12 +73,11 @@ class Loopback:
 
     @property
     def environment(self) -> dict[str, str]:
-        """Of a PC whose ssh reads our configuration instead of the user's."""
+        """The environment of a PC whose ssh reads our configuration instead of the user's."""
         return {"PATH": f"{self.folder / 'pc'}:{os.environ['PATH']}"}
 
     def login(self, **variables: str) -> None:
-        """What a session begins with: the board's environment and whatever else its login script does
-        (``_then``)."""
+        """Write the login script of the board: it sets the environment and then runs ``_then``."""
         then = variables.pop("_then", "")
         path = f"{self.bin}:{sys.base_prefix}/bin:/usr/bin:/bin"
         pip = {name: value for name, value in os.environ.items() if name.startswith("PIP_")}
@@ -95,7 +94,7 @@ class Loopback:
         )
 
     def without_internet(self) -> None:
-        """pip finds no index."""
+        """Leave pip without an index."""
         self.login(
             PIP_CONFIG_FILE="/dev/null",
             PIP_INDEX_URL="http://127.0.0.1:9/simple",
@@ -104,7 +103,7 @@ class Loopback:
         )
 
     def reset(self) -> None:
-        """As it was in the beginning, apart from its home folder."""
+        """Restore the board to its first state, apart from its home folder."""
         shutil.rmtree(self.bin, ignore_errors=True)
         self.bin.mkdir()
         self.login()
@@ -117,7 +116,7 @@ class Loopback:
         ]
 
     def running(self) -> list[str]:
-        """Command lines of what still runs below the home folder."""
+        """The command lines of processes that still run below the home folder."""
         found = []
         for process in Path("/proc").glob("[0-9]*"):
             with contextlib.suppress(OSError):

@@ -1,4 +1,4 @@
-"""Drawn networks whose answers depend on the picture."""
+"""Drawn networks whose predictions depend on the picture."""
 
 import dataclasses
 
@@ -8,8 +8,8 @@ from vgg_export.network import checkpoint as checkpoints
 
 
 def undecided(checkpoint: checkpoints.Checkpoint, x: torch.Tensor) -> checkpoints.Checkpoint:
-    """The same with logits that are zero on average over pictures and spread by two: left alone, most drawn
-    networks say one class of everything, and so surely that hardly a change of their layers is noticed."""
+    """The checkpoint with logits that have mean zero and standard deviation two over the pictures ``x``. Most
+    drawn networks give every picture the same class, so surely that changes of their layers hardly show."""
     with torch.inference_mode():
         logits = checkpoint.model()(x)
     weight, bias = (checkpoint.tensors[f"fc3.{part}"] for part in ("weight", "bias"))
@@ -19,8 +19,8 @@ def undecided(checkpoint: checkpoints.Checkpoint, x: torch.Tensor) -> checkpoint
 
 
 def awake(checkpoint: checkpoints.Checkpoint, layer: str, x: torch.Tensor) -> checkpoints.Checkpoint:
-    """The same with a convolution whose filters are each zero on average over pictures before the ReLU: some
-    that are drawn say nothing or next to nothing of any picture."""
+    """The checkpoint with a convolution whose filters each have mean zero over the pictures ``x`` before the
+    ReLU. Some drawn filters are zero, or nearly so, for every picture."""
     network = checkpoint.model()
     with torch.inference_mode():
         said = network[: list(dict(network.named_children())).index(layer) + 1](x)

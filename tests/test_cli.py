@@ -365,7 +365,7 @@ def test_ctrl_c_leaves_nothing_half_and_the_same_command_goes_on(
 
 
 def test_an_interrupt_inside_an_executed_string_ends_with_the_documented_code(tmp_path: Path) -> None:
-    """Otherwise one run in many of the test above ends as killed by SIGINT, and so does a user's."""
+    """Without this, a few runs of the test above, and of users, end as killed by SIGINT."""
     (tmp_path / "interrupted.py").write_text(
         "import runpy\n"
         "from vgg_export import cli\n"
@@ -444,7 +444,7 @@ def test_a_stage_does_not_overwrite_its_input(vgg_export: Run, weights: Path, tm
 def test_evaluate_leaves_out_what_the_models_were_made_with(
     in_this_process: Run, signs_folder: Path, tmp_path: Path
 ) -> None:
-    """Even when the bundle was put together with other pictures than the int8 model was calibrated on."""
+    """They are left out even when the bundle was made with other pictures than those that calibrated int8."""
     checkpoints.save(small_checkpoint(), tmp_path / "own.safetensors")
     flat = tmp_path / "photos"
     flat.mkdir()

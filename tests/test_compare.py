@@ -247,7 +247,7 @@ def test_a_variant_that_cannot_be_loaded_is_a_row_and_the_others_run(
         (-signal.SIGKILL, "", "did not fit"),
         (-signal.SIGILL, "", "1.21.0 does on a Pi 4"),
         (-signal.SIGSEGV, "x\nbad thing", "SIGSEGV: bad thing"),
-        (3, "", "code 3: it said nothing"),
+        (3, "", "code 3: no error message"),
     ],
 )
 def test_how_a_child_died_is_explained(code: int, complaint: str, expected: str) -> None:

@@ -1,5 +1,5 @@
-"""The device's own aarch64 wheels on an emulated Raspberry Pi: what a copied bundle says there, and how much
-work it is."""
+"""The device's own aarch64 wheels on an emulated Raspberry Pi: a copied bundle runs there, and its
+instructions are counted."""
 
 import dataclasses
 import json
@@ -149,7 +149,7 @@ def task(bundle: Path, variant: str, pi: Pi) -> instructions.Task:
 def test_a_table_of_one_variant(
     pis: dict[str, Pi], bundle_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The release's table below in small: int8 by dot products where there are any."""
+    """A small version of the release test below: int8 uses dot products where the core has them."""
     files = ("--json", str(tmp_path / "i.json"), "--markdown", str(tmp_path / "i.md"))
     assert instructions.main(["--bundle", str(bundle_folder), "--variants", "quantized", *files]) == 0
     counts = json.loads((tmp_path / "i.json").read_text())["counts"]

@@ -1,4 +1,4 @@
-"""What of a bundle fits into little memory: in small what test_full_size.py says of the real size."""
+"""Memory limits on a small bundle; test_full_size.py tests them at the real size."""
 
 import json
 import resource
@@ -114,7 +114,8 @@ def test_where_only_int8_fits_the_baseline_is_a_row_that_did_not(
 
 
 def test_lean_keeps_float_weights_in_pages_that_can_be_dropped(made: Path, tmp_path: Path) -> None:
-    """What cannot be dropped is far less than they are, and so is all that int8 takes."""
+    """Memory that cannot be dropped is far less than the weights. The whole peak of int8 is less than them,
+    too."""
     code, rows = compare(made, tmp_path / "r.json", "--memory", "lean")
     assert code == 0
     baseline, integer = rows["baseline"], rows["quantized"]

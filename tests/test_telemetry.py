@@ -92,7 +92,7 @@ needs_strace = pytest.mark.skipif(
 
 
 def environment(home: Path, **more: str) -> dict[str, str]:
-    """Of a person who has an empty home and has set nothing."""
+    """The environment of a user with an empty home folder and no settings."""
     home.mkdir()
     left_out = {VARIABLE, "XDG_CACHE_HOME"} | BUILD_SERVERS
     kept = {
@@ -104,7 +104,7 @@ def environment(home: Path, **more: str) -> dict[str, str]:
 
 
 def offline(home: Path, **more: str) -> dict[str, str]:
-    """For what is not traced: behind a proxy that is not there."""
+    """The environment for processes that are not traced: its proxy does not exist."""
     return environment(home, https_proxy="http://127.0.0.1:9", HTTPS_PROXY="http://127.0.0.1:9") | more
 
 
@@ -325,7 +325,7 @@ def prepares(statement: ast.stmt) -> bool:
 
 
 def sets_it_first(module: Path) -> bool:
-    """Before it or a function of it imports onnxruntime."""
+    """Whether a module sets the variable before it, or a function of it, imports onnxruntime."""
     for statement in ast.parse(module.read_text(encoding="utf-8")).body:
         if prepares(statement):
             return True
@@ -335,7 +335,7 @@ def sets_it_first(module: Path) -> bool:
 
 
 def is_prepared(module: Path) -> bool:
-    """Itself, or a package that it lies in, each of which is imported before it."""
+    """Whether a module, or a package around it, sets the variable first; packages are imported before it."""
     packages = (folder / "__init__.py" for folder in module.parents)
     return any(
         sets_it_first(path) for path in (module, *(p for p in packages if p != module)) if path.exists()

@@ -1,4 +1,4 @@
-"""The command line of the device: all variants of a bundle side by side."""
+"""The command line of the device: it compares all variants of a bundle."""
 
 import argparse
 import dataclasses
@@ -28,12 +28,13 @@ EXIT_OK, EXIT_FAILED, EXIT_INPUT, EXIT_INTERRUPTED = 0, 1, 2, 130
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit codes: 0 all well, 1 a self-check or a variant failed, 2 unusable input, 130 interrupted."""
+    """Run one command and return its exit code: 0 all well, 1 a self-check or a variant failed, 2 unusable
+    input, 130 interrupted."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             # a terminal without UTF-8 gets escapes, not a traceback
             stream.reconfigure(errors="backslashreplace")
-    warnings.simplefilter("ignore")  # Pillow's remarks on damaged EXIF; what matters is an error
+    warnings.simplefilter("ignore")  # Pillow warns of damaged EXIF; what matters raises an error
     options = _parser().parse_args(arguments)
     try:
         return _run(options)
@@ -41,15 +42,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"Error: {error}", file=sys.stderr)
         return EXIT_INPUT
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader of a pipe went away
+        # the program that read our output has ended
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_INPUT
     except KeyboardInterrupt:
         print("\nInterrupted.", file=sys.stderr)
         return EXIT_INTERRUPTED
     except MemoryError:
         print(
-            "Error: this program itself did not fit into memory; close others or use --variants for one at"
-            " a time",
+            "Error: this program itself did not fit into memory; close other programs, or measure one variant"
+            " at a time with --variants",
             file=sys.stderr,
         )
         return EXIT_FAILED
@@ -58,8 +60,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="compare.py",
-        description="Run every variant of a bundle side by side: prediction, latency, size, memory, load"
-        " time, agreement.",
+        description="Run every variant of a bundle and compare their predictions, latency, size, memory,"
+        " load time and agreement.",
         epilog="examples: python compare.py --image cat.jpg --variants baseline,quantized --json result.json;"
         " python compare.py --live compact --source http://camera.local:8080/stream",
     )
@@ -67,7 +69,8 @@ def _parser() -> argparse.ArgumentParser:
         "--bundle",
         type=Path,
         metavar="DIR",
-        help="the folder that 'vgg-export all' wrote (default: the one this file lies in, else ./artifacts)",
+        help="the folder that 'vgg-export all' wrote (default: the bundle that holds this file, else"
+        " ./artifacts)",
     )
     what = parser.add_mutually_exclusive_group()
     what.add_argument(
@@ -79,14 +82,17 @@ def _parser() -> argparse.ArgumentParser:
         help="a picture to classify; may be repeated (default: the bundle's samples)",
     )
     what.add_argument(
-        "--images", type=Path, metavar="DIR", help="a folder of pictures; class folders give an accuracy"
+        "--images",
+        type=Path,
+        metavar="DIR",
+        help="a folder of pictures to classify; class folders in it give an accuracy",
     )
-    parser.add_argument("--variants", metavar="A,B", help="only these, by name (default: all)")
+    parser.add_argument("--variants", metavar="A,B", help="the variants to run, by name (default: all)")
     parser.add_argument(
         "--threads",
         type=_threads,
         metavar="N",
-        help="threads of onnxruntime (default: the cores this process may use); auto: 1, 2 and 4 are tried"
+        help="threads of onnxruntime (default: the cores that this process may use); auto tries 1, 2 and 4"
         " for each variant",
     )
     parser.add_argument(
@@ -94,75 +100,77 @@ def _parser() -> argparse.ArgumentParser:
         type=_seconds,
         default=10.0,
         metavar="SECONDS",
-        help="of timed runs per variant (default: 10)",
+        help="seconds of timed runs per variant (default: 10)",
     )
     parser.add_argument(
         "--rounds",
         type=_positive,
         default=3,
         metavar="N",
-        help="turns that the variants take, so that heat does not decide (default: 3)",
+        help="rounds in which the variants take turns, so that a hot board slows all alike (default: 3)",
     )
     parser.add_argument(
         "--cool-down",
         type=_seconds,
         default=30.0,
         metavar="SECONDS",
-        help="longest wait before a turn for the board to be as cool as at the start (default: 30)",
+        help="longest wait before a turn, in which the board may cool down to its temperature at the start"
+        " (default: 30)",
     )
     parser.add_argument(
         "--silence",
         type=_seconds,
         default=300.0,
         metavar="SECONDS",
-        help="a variant that says nothing for so long is ended (default: 300)",
+        help="end a variant that has not answered for this long (default: 300)",
     )
     parser.add_argument(
         "--memory",
         choices=builds.MEMORY_MODES,
         default=builds.AUTO,
-        help="lean: float weights stay in the file's pages, which the system can drop; auto: fast where"
-        " there is room (default)",
+        help="lean keeps float weights in the pages of their file, which the system can drop; fast packs a"
+        " copy of them; auto is fast where memory allows it (default: auto)",
     )
     parser.add_argument(
         "--target",
         metavar="CORE",
-        help="use the builds for another core than this one, e.g. pi4 (default: this one's)",
+        help="use the builds for this core, e.g. pi4 (default: the core of this machine)",
     )
     parser.add_argument(
         "--tune",
         action="store_true",
-        help="time the builds of each variant here first, and remember which is the fastest",
+        help="time all builds of each variant on this board first, and remember the fastest",
     )
-    # /proc and /sys of another board, for tests
+    # tests lay out /proc and /sys of another board here
     parser.add_argument("--root", type=Path, default=Path("/"), help=argparse.SUPPRESS)
     parser.add_argument("--top5", action="store_true", help="show the five most probable classes")
     parser.add_argument(
-        "--json", type=Path, metavar="FILE", help="write the whole result, raw samples included"
+        "--json", type=Path, metavar="FILE", help="write the whole result as JSON, with every timed run"
     )
     parser.add_argument(
-        "--html", type=Path, metavar="FILE", help="write the result as a page that needs no server"
+        "--html", type=Path, metavar="FILE", help="write the result as a web page that needs no server"
     )
     parser.add_argument(
         "--doctor",
         action="store_true",
-        help="measure nothing; say what this board and the bundle have and lack",
+        help="measure nothing; check this board and the bundle, and say what to do about each fault",
     )
     parser.add_argument(
         "--diff",
         type=Path,
         nargs=2,
         metavar=("A.json", "B.json"),
-        help="compare two results and do nothing else",
+        help="compare two results that --json wrote; measure nothing",
     )
     parser.add_argument(
-        "--serve", action="store_true", help="open a page: drop in a picture, see a card per variant"
+        "--serve", action="store_true", help="serve a web page that classifies pictures with every variant"
     )
-    parser.add_argument("--port", type=_port, metavar="N", help="of the page (default: 8000)")
+    parser.add_argument("--port", type=_port, metavar="N", help="port of the page (default: 8000)")
     parser.add_argument(
         "--host",
         metavar="ADDRESS",
-        help="open the page to the network, e.g. 0.0.0.0 (default: this machine only)",
+        help="address on which the page is served; 0.0.0.0 opens it to the network (default:"
+        " 127.0.0.1, this machine only)",
     )
     _add_live(parser.add_argument_group("live"))
     parser.add_argument("--version", action="version", version=__version__)
@@ -174,21 +182,23 @@ def _add_live(group: "argparse._ArgumentGroup") -> None:
     add(
         "--live",
         metavar="VARIANT",
-        help="classify a stream with this variant, the newest frame each time, until Ctrl-C",
+        help="classify the newest frame of a stream with this variant, again and again until Ctrl-C",
     )
     add(
         "--source",
         metavar="FROM",
-        help="a folder (over and over), a file or pipe of JPEGs, - for standard input, http://… (MJPEG),"
-        " /dev/video0 (needs ffmpeg),"
-        " camera (picamera2 or rpicam-vid; default)",
+        help="where the frames come from: a folder (repeated), a file or pipe of JPEGs, - for standard input,"
+        " http://… (MJPEG), /dev/video0 (needs ffmpeg) or camera (picamera2 or rpicam-vid); default: camera",
     )
     add(
-        "--fps", type=_rate, metavar="N", help="frames a second of a folder, a file or a camera (default: 30)"
+        "--fps",
+        type=_rate,
+        metavar="N",
+        help="frames per second of a folder, a file or a camera (default: 30)",
     )
-    add("--frames", type=_count, metavar="N", help="end after so many classified frames")
-    add("--seconds", type=_duration, metavar="N", help="end after so long")
-    add("--every", type=_seconds, metavar="SECONDS", help="between two lines (default: 5)")
+    add("--frames", type=_count, metavar="N", help="end after N classified frames")
+    add("--seconds", type=_duration, metavar="N", help="end after N seconds")
+    add("--every", type=_seconds, metavar="SECONDS", help="seconds between two lines (default: 5)")
 
 
 def _whole(text: str) -> int:
@@ -206,7 +216,7 @@ def _positive(text: str) -> int:
 
 
 def _threads(text: str) -> int:
-    """0 is auto."""
+    """A number of threads; 0 stands for auto."""
     return 0 if text == "auto" else _positive(text)
 
 
@@ -332,7 +342,7 @@ def _doctor(options: argparse.Namespace, folder: Path) -> int:
 
 
 def _serve(options: argparse.Namespace, bundle: Bundle) -> int:
-    """Only what makes sense for a page; the rest is chosen in it."""
+    """Serve the page; options that the page offers itself are refused."""
     _refuse(
         options,
         ("image", "images", "json", "html", "variants", "tune"),
@@ -357,7 +367,8 @@ def _serve(options: argparse.Namespace, bundle: Bundle) -> int:
 
 
 def _live(options: argparse.Namespace, bundle: Bundle) -> int:
-    """One variant on a stream; 0 also when SIGTERM ended it, as a service manager does."""
+    """Classify a stream with one variant. The exit code is also 0 when SIGTERM ended it, as service managers
+    do."""
     compared = (
         "image",
         "images",
@@ -376,7 +387,8 @@ def _live(options: argparse.Namespace, bundle: Bundle) -> int:
     _refuse(options, compared, "does not go with --live")
     if options.threads == 0:
         raise RuntimeInputError(
-            "--threads auto does not go with --live; compare.py --threads auto finds the number, then name it"
+            "--threads auto does not go with --live; find the number with compare.py --threads auto and name"
+            " it"
         )
     variant = bundle.manifest.variant(options.live)
     from .live import sources, stream, text
@@ -411,7 +423,7 @@ def _report_line(line: str) -> None:
 
 
 def default_bundle() -> Path:
-    """The bundle that this copy of the runtime belongs to, else ./artifacts."""
+    """The folder of the bundle that holds this copy of the runtime, else ./artifacts."""
     own = Path(__file__).resolve().parents[2]
     return own if (own / manifest.FILE_NAME).is_file() else Path("artifacts")
 
@@ -423,8 +435,12 @@ def _chosen(bundle: manifest.Manifest, wanted: str | None) -> list[manifest.Vari
 
 
 def _images(options: argparse.Namespace, bundle: Bundle) -> list[measure.Shown]:
-    """The pictures to classify with class indices where known; each has been decoded once, so none fails
-    later."""
+    """The pictures to classify, with class indices where known. Each has been decoded once, so that none
+    fails later.
+
+    Raises:
+        ImageError: a picture cannot be read; the first one is named, the others are counted.
+    """
     if options.images:
         found = find(options.images)
         folders = {f.folder for f in found if f.folder}
@@ -452,8 +468,8 @@ def _images(options: argparse.Namespace, bundle: Bundle) -> list[measure.Shown]:
 
 
 def _short_hash(path: Path) -> str | None:
-    """The first sixteen hex digits of a file's sha256; None when it cannot be read, which decoding it will
-    say."""
+    """The first 16 hex digits of a file's sha256; None when it cannot be read (decoding it then raises the
+    error)."""
     try:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()[:16]
@@ -477,7 +493,7 @@ def _print(result: Result, *, top5: bool) -> None:
 
 
 def _report(line: str) -> None:
-    """What is being done, on standard error: one line that is overwritten on a terminal."""
+    """Show progress on standard error; a terminal overwrites the line before."""
     if sys.stderr.isatty():
         print(f"\r\x1b[K{line}", end="", file=sys.stderr, flush=True)
     else:

@@ -1,7 +1,7 @@
-"""Records that read themselves from JSON, field by field, and write themselves as JSON.
+"""Records: dataclasses that are read from JSON with every field checked, and written as JSON.
 
-A record is a frozen dataclass; its fields are the keys, in this order. A field with a default may be missing
-(older documents lack what was added later), keys that no field has are passed over (newer ones have more).
+A record is a frozen dataclass; its fields are the keys, in this order. A field with a default may be missing,
+because older documents lack it. Unknown keys are ignored, because newer documents have more.
 """
 
 import dataclasses
@@ -21,11 +21,11 @@ EXPECTED = {
     tuple: "a list",
     dict: "an object",
 }
-NOTHING = object()  # where there is no such key
+NOTHING = object()  # stands for a missing key
 
 
 class FieldError(ValueError):
-    """A field of a document that is not what it should be: where it is, what was expected, what was found."""
+    """A field of a document is wrong. The message gives its path, what was expected, and what was found."""
 
     def __init__(self, path: str, expected: str, found: object) -> None:
         where = f"{path}: " if path else ""
@@ -34,21 +34,22 @@ class FieldError(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class Record:
-    """The base of all records. Their fields are texts, numbers, true or false, other records, lists of one
-    kind (``tuple[X, ...]``), lists of a fixed length (``tuple[X, X]``) and objects (``dict[str, X]``), each
-    of them perhaps null (``X | None``)."""
+    """The base of all records. A field is a text, a number, true or false, another record, a list of one type
+    (``tuple[X, ...]``), a list of a fixed length (``tuple[X, X]``) or an object (``dict[str, X]``). Each may
+    also allow null (``X | None``)."""
 
     def to_json(self) -> dict[str, Any]:
-        """The record as a JSON object: its fields by name, in their order."""
+        """The record as a JSON object, with its fields in their order."""
         return {field.name: _plain(getattr(self, field.name)) for field in dataclasses.fields(self)}
 
     @classmethod
     def from_json(cls, document: object, path: str = "") -> Self:
-        """The record in a JSON object that ``json.loads`` gave; ``path`` leads to it from the top of the
-        whole document.
+        """Read the record from what ``json.loads`` returned. ``path`` is its path in the whole document, for
+        errors.
 
         Raises:
-            FieldError: it is no object, or the first field that is missing or of another kind.
+            FieldError: ``document`` is no object, or a field is missing or of another type; the first such
+                field is named.
         """
         if not isinstance(document, dict):
             raise FieldError(path, EXPECTED[dict], document)
@@ -71,7 +72,8 @@ def _is_required(field: "dataclasses.Field[Any]") -> bool:
 
 
 def _checked(kind: Any, value: object, path: str, or_null: str = "") -> Any:
-    """``value`` as a field of this kind holds it; lists become tuples and objects records."""
+    """Check ``value`` and return it as a field of this type has it; lists become tuples and objects
+    records."""
     origin = typing.get_origin(kind) or kind
     if origin is types.UnionType:
         (kind,) = (one for one in typing.get_args(kind) if one is not types.NoneType)
@@ -90,7 +92,7 @@ def _checked(kind: Any, value: object, path: str, or_null: str = "") -> Any:
 
 
 def _items(kinds: tuple[Any, ...], values: list[Any], path: str) -> Iterator[Any]:
-    """The items of a list, each of the kind that is meant at its place."""
+    """The items of a list, each checked against the type for its place."""
     if kinds[-1] is Ellipsis:
         kinds = kinds[:1] * len(values)
     if len(kinds) != len(values):
@@ -100,8 +102,8 @@ def _items(kinds: tuple[Any, ...], values: list[Any], path: str) -> Iterator[Any
 
 
 def _is_a(kind: type, value: object) -> bool:
-    """Whether a text is a text and a number a number: finite, and no larger than what can be computed with;
-    whole where it has to be."""
+    """Whether ``value`` has the type ``kind``. Numbers must be finite and fit into a float; an int must be
+    whole."""
     if kind in (str, bool) or isinstance(value, bool):
         return isinstance(value, kind) and isinstance(value, bool) == (kind is bool)
     number = isinstance(value, int) or (isinstance(value, float) and kind is float)

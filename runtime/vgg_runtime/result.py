@@ -1,7 +1,7 @@
-"""The result document (``compare.py --json``): its keys stand here, once, as the fields of records.
+"""The result document (``compare.py --json``). The fields of these records are its keys.
 
-It is a contract, described in the project's README; what was not measured is None. Fields with a default were
-added later or are filled in while it is measured, so that older documents can be read.
+It is a contract, described in the project's README. Values that were not measured are None. Fields with a
+default were added later or are filled in during the measurement, so older documents can be read.
 """
 
 import dataclasses
@@ -14,7 +14,7 @@ SCHEMA = 1
 
 @dataclasses.dataclass(frozen=True)
 class Proportion(Record):
-    """A share of ``n`` pictures, 0..1, with its interval at 95 %."""
+    """A share of ``n`` pictures, 0..1, with its 95 % interval."""
 
     rate: float
     n: int
@@ -23,10 +23,10 @@ class Proportion(Record):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Evaluation(Record):
-    """What was measured on ``n`` test images when the bundle was made. Proportions and ``chance`` (what
-    saying the same class of every picture would reach) are None without labels, top-5 also where there are
-    five classes or fewer. ``loss_error_points``: the standard error of the loss against the baseline; the
-    divergences from it are in nats."""
+    """Figures on ``n`` test images from when the bundle was made. ``chance`` is the top-1 of always giving
+    the same class. ``top1``, ``top5`` and ``chance`` are None without labels, ``top5`` also with five classes
+    or fewer. ``loss_error_points`` is the standard error of the loss relative to the baseline; ``kl_mean``
+    and ``kl_p95`` are divergences from the baseline in nats."""
 
     n: int
     top1: Proportion | None = None
@@ -40,8 +40,8 @@ class Evaluation(Record):
 
 @dataclasses.dataclass(frozen=True)
 class StepLoss(Record):
-    """What a step of a variant's making lost on ``n`` held-out pictures: the share on which it says the same
-    as what it is compared with, 0..1, and the mean divergence in nats."""
+    """The loss of one step in making a variant, on ``n`` held-out pictures: the share with the same class as
+    the network ``against``, 0..1, and the mean KL divergence from it in nats."""
 
     step: str
     agreement: float
@@ -52,8 +52,8 @@ class StepLoss(Record):
 
 @dataclasses.dataclass(frozen=True)
 class Device(Record):
-    """A board or PC; what is not known is None. From ``temperature_c`` on it is the state at that moment; an
-    empty ``throttled`` is a board that says it is not."""
+    """A board or PC; unknown values are None. The fields from ``temperature_c`` on are its state at that
+    moment. ``throttled`` is empty when the board says that it is not throttled."""
 
     board: str
     machine: str
@@ -74,16 +74,16 @@ class Device(Record):
 
 @dataclasses.dataclass(frozen=True)
 class MeasuredDevice(Device):
-    """The device of a result, with the target whose builds suit its cores."""
+    """The device of a result, and the target whose builds are made for its cores."""
 
     target: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
 class About(Record):
-    """The bundle that was measured. ``weights`` says where the checkpoint came from; ``notice`` to
-    ``problem`` are to be shown with every table; ``baseline`` is the id of the variant that the others are
-    compared with."""
+    """The bundle that was measured. ``weights`` says where the checkpoint came from. ``notice``,
+    ``figures_absent``, ``unchecked`` and ``problem`` must be shown with every table. ``baseline`` is the id
+    of the variant that the others are compared with."""
 
     path: str
     family: str
@@ -99,14 +99,14 @@ class About(Record):
 
     @property
     def notices(self) -> list[str]:
-        """What must be said with every table."""
+        """The notices that must be shown with every table."""
         return list(filter(None, (self.notice, self.figures_absent, self.unchecked, self.problem)))
 
 
 @dataclasses.dataclass(frozen=True)
 class Image(Record):
-    """A picture that was classified, with its class where that is known; one that something was ``fitted``
-    on counts for no figure."""
+    """A picture that was classified, with its class where that is known. If models were ``fitted`` on it, it
+    counts for no figure."""
 
     file: str
     label: str | None
@@ -124,7 +124,7 @@ class Prediction(Record):
 
 @dataclasses.dataclass(frozen=True)
 class State(Record):
-    """A board at one moment; what nobody says is None."""
+    """The state of a board at one moment; unknown values are None."""
 
     temperature_c: float | None
     clock_mhz: float | None
@@ -133,8 +133,8 @@ class State(Record):
 
 @dataclasses.dataclass(frozen=True)
 class Watched(Record):
-    """A board before, during and after something was timed on it; ``during``: the highest temperature, the
-    median clock and everything that was held back."""
+    """The state of a board before, during and after a timing. ``during`` has the highest temperature, the
+    median clock and every reason for which the board was held back."""
 
     before: State
     during: State
@@ -143,7 +143,7 @@ class Watched(Record):
 
 @dataclasses.dataclass(frozen=True)
 class Round(Record):
-    """One turn of a variant, and what slowed the board down meanwhile."""
+    """One round of a variant, and the reasons for which the board was held back in it."""
 
     load_ms: float | None
     first_ms: float | None
@@ -154,7 +154,7 @@ class Round(Record):
 
 @dataclasses.dataclass(frozen=True)
 class ThreadTrial(Record):
-    """What a variant took with a number of threads."""
+    """The latency of a variant with one number of threads."""
 
     threads: int
     p50_ms: float | None
@@ -165,7 +165,8 @@ class ThreadTrial(Record):
 
 @dataclasses.dataclass(frozen=True)
 class BuildUsed(Record):
-    """The build of a variant that was run; ``slower_kernels``: this core's fast ones would overflow."""
+    """The build of a variant that was run. ``slower_kernels``: it ran with slower kernels, because its 8-bit
+    weights would overflow in the fast ones of this core."""
 
     id: str = ""
     form: str = ""
@@ -175,8 +176,8 @@ class BuildUsed(Record):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Row(Record):
-    """One variant: what it is, what was measured of it here (milliseconds and bytes), and how it compares
-    with the baseline. ``error``: why it could not be measured, or not be trusted."""
+    """One variant: its description, its measurements on this device (ms and bytes), and its comparison with
+    the baseline. ``error`` says why it could not be measured, or why its answers cannot be trusted."""
 
     variant: str
     title: str
@@ -217,7 +218,7 @@ class Row(Record):
 
 @dataclasses.dataclass(frozen=True)
 class Recommendation(Record):
-    """The variant to ship, None where none can be named, and why."""
+    """The variant to ship, and why; ``variant`` is None where none can be recommended."""
 
     variant: str | None
     max_loss_points: float

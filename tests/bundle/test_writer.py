@@ -165,7 +165,7 @@ def test_damaged_manifests_are_refused(bundle_copy: Path, tmp_path: Path) -> Non
         bundle_copy
     )
     path.write_text(json.dumps(good | {"schema": 1}))
-    assert "has schema 1, this runtime reads" in read_error(bundle_copy)
+    assert "has schema 1; this runtime reads" in read_error(bundle_copy)
     path.write_text(json.dumps(manifest.seal({k: v for k, v in good.items() if k != "variants"})))
     assert "is damaged" in read_error(bundle_copy)
     path.write_text('{"format": ')

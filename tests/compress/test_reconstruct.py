@@ -194,9 +194,9 @@ def test_the_important_directions_are_the_gradients_of_the_logits(layer: str) ->
 
 
 def test_a_thin_layer_keeps_what_the_logits_need_rather_than_what_varies_most() -> None:
-    """A layer whose largest variances are in directions that the later layers do not look at: of as many
-    directions as they do look at, the one way keeps all that are needed and the other none. Six drawn layers
-    lose 0.06 to 0.19 of what the other way loses."""
+    """The largest variances of the layer are in directions that the later layers do not read. With as many
+    directions as these read, one way keeps all that are needed and the other none. Six drawn layers lose 0.06
+    to 0.19 of what the other way loses."""
     original, generator = small_checkpoint(), torch.Generator().manual_seed(3)
     (_, _, n) = next(linear for linear in original.plan.linears() if linear[0] == "fc1")
     original.tensors["fc2.weight"][:, : n // 2] = 0  # nobody reads the first half

@@ -103,7 +103,8 @@ def test_a_part_of_the_demo_from_start_to_end(
 
 
 def normalised_by_hand(pictures: torch.Tensor) -> torch.Tensor:
-    """As the embedded weights were trained and tested, before the device's preprocessing did it."""
+    """The normalisation with which the embedded weights were trained and tested; the device's preprocessing
+    has replaced it."""
     mean, std = (
         torch.tensor(v).view(1, 3, 1, 1) * 255 for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
     )

@@ -140,8 +140,8 @@ def test_a_class_that_was_not_seen_is_not_invented() -> None:
 
 
 def test_noise_is_explained_by_no_order() -> None:
-    """Of a hundred networks that guess: an order fitted and judged on the same pictures would "explain" a
-    third of them."""
+    """100 networks guess. An order that is fitted and judged on the same pictures would "explain" a third of
+    them."""
     generator = np.random.default_rng(0)
     labels = np.repeat(np.arange(10), 12)
     found = [sanity.judge(said(generator.integers(0, 10, 120)), labels, NAMES) for _ in range(100)]
@@ -212,7 +212,7 @@ def test_pictures_that_are_nearly_all_of_one_class_cannot_tell(
     assert "so that they cannot tell" in caplog.text
     reason = near_chance(Proportion(1.0, 50, (0, 1)), 0.96)
     assert reason is not None
-    assert "even all of them would not be clearly better than chance" in reason
+    assert "even 100 % would not be clearly better than chance" in reason
 
 
 def test_uneven_pictures_are_named_as_a_cause() -> None:
@@ -401,8 +401,8 @@ def test_nothing_is_recommended_near_chance(rate: float, chance: float | None, r
 def test_pictures_shown_on_the_device_speak_against_a_baseline(
     count: int, right: int, recommended: bool, bundle_folder: Path
 ) -> None:
-    """Of a bundle whose maker had no labels: what the board sees of it counts against it, and never for
-    it."""
+    """The bundle was made without labels. Pictures on the board can prevent its recommendation, but never
+    cause one."""
     bundle = Bundle.read(bundle_folder)
     images = [measure.Shown(Path(f"{k}.png"), k % 7) for k in range(count)]
     begun, rows = measure.skeleton(bundle, images, Options(1)), []

@@ -244,7 +244,7 @@ def test_parts_are_found_in_their_common_spellings(names: tuple[str, ...], tmp_p
 def test_parts_without_class_folders_are_unlabelled_and_no_classes(
     names: tuple[str, ...], tmp_path: Path
 ) -> None:
-    """Of a checkpoint with as many classes as there are parts, too."""
+    """This also holds for a checkpoint with as many classes as there are parts."""
     for k, part in enumerate(names):
         pictures(tmp_path / "d" / part, 20, first=100 * k)
     assert data_splits.class_folders(DataOptions(str(tmp_path / "d"))) is None

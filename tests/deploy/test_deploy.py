@@ -199,8 +199,8 @@ def test_a_file_that_was_damaged_there_is_noticed_and_copied_again(
 def test_only_the_chosen_variants_are_needed_there(
     root: Path, bundle_copy: Path, to_board: Deploy, tmp_path: Path
 ) -> None:
-    """They make a smaller bundle; what came before stays until the bundle has it no more, and what is not
-    ours stays for ever."""
+    """They make a smaller bundle. Files of an earlier deployment stay until the bundle has them no more;
+    files of others are never removed."""
     shutil.rmtree(root / "models")
     (root / "mine.txt").write_text("a note")
     done = to_board(
@@ -302,7 +302,7 @@ def test_a_doctor_is_asked_where_there_is_one(
 def test_a_comparison_that_cannot_be_made_is_one_sentence(
     root: Path, bundle_copy: Path, to_board: Deploy, tmp_path: Path
 ) -> None:
-    """The doctor, which was asked before, has told what it knows of the board; that is kept."""
+    """The doctor ran before the comparison, and its result is kept."""
     real = (bundle_copy / "runtime/compare.py").read_bytes()
     change(
         bundle_copy,
@@ -491,7 +491,7 @@ def test_a_full_disk_there_is_one_sentence(
 
 
 def python(answer: dict[str, object]) -> str:
-    """A python3 that says of itself what a survey should hear."""
+    """A shell script for python3 that answers the survey with ``answer``."""
     about = {"python": [3, 11, 2], "bits": 64, "libc": ["glibc", "2.36"], "venv": True} | answer
     return (
         f"case \"$2\" in *find_spec*) echo '{json.dumps(about)}';; *) exec"
@@ -603,8 +603,8 @@ def test_no_connection_is_one_sentence(there: Loopback, bundle_folder: Path, to_
 
 @needs_sshd
 def test_a_secret_is_asked_for_once(root: Path, bundle_copy: Path, there: Loopback, tmp_path: Path) -> None:
-    """However many files, sessions and rsync there are: the passphrase of a key, which ssh asks for as it
-    does for a password."""
+    """This holds for any number of files and sessions, and for rsync. The secret is the passphrase of a key,
+    for which ssh asks as for a password."""
     key, asked = tmp_path / "locked", tmp_path / "asked"
     shutil.copy(there.folder / "user", key)
     key.chmod(0o600)
@@ -775,7 +775,7 @@ def test_wheels_for_another_machine_are_fetched_once(
 def test_wheels_that_cannot_be_had(
     version: tuple[int, int, int], error: type[Exception], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Without internet on the PC either, and for a Python that nothing is made for."""
+    """The PC has no internet either, or no wheels exist for the board's Python."""
     (tmp_path / "requirements.txt").write_text("onnxruntime>=1.20\n")
     if error is HubError:
         for name, value in {

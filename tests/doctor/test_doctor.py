@@ -183,7 +183,7 @@ def test_python_and_its_environment(tmp_path: Path) -> None:
 
 
 def test_a_failing_check_must_say_what_to_do() -> None:
-    with pytest.raises(ValueError, match="without saying what to do"):
+    with pytest.raises(ValueError, match="and no remedy"):
         finding.Check("power", FAILS, "bad")
 
 
@@ -227,7 +227,7 @@ def test_recorded_peaks_are_compared_with_what_is_available(bundle_copy: Path, t
     roomy = examined(bundle_copy, with_memory(tmp_path / "roomy", 500_000))
     assert roomy["memory"]["mark"] == OK
     assert roomy["memory"]["found"].startswith(
-        f"512 MB available; the most is {most} ({peaks[most] / 1e6:.0f} MB, its peak on "
+        f"512 MB available; the largest need is {most} ({peaks[most] / 1e6:.0f} MB, its peak on "
     )
 
     between = (max(peaks.values()) + sorted(peaks.values())[-2]) // 2 // 1024
@@ -241,7 +241,7 @@ def test_recorded_peaks_are_compared_with_what_is_available(bundle_copy: Path, t
     full = examined(bundle_copy, with_memory(tmp_path / "full", 1000))
     assert (full["memory"]["mark"], full["int8 of quantized"]["mark"]) == (FAILS, UNKNOWN)
     assert full["int8 of quantized"]["found"].startswith(
-        "not tried: of 1 MB available memory it needs quantized ("
+        "not tried: 1 MB are available, too little for quantized ("
     )
 
 
@@ -295,7 +295,7 @@ def test_no_bundle_is_a_failing_line_and_the_board_is_still_looked_at(tmp_path: 
 
 
 def test_int8_that_onnxruntime_does_not_fuse_fails(bundle_copy: Path) -> None:
-    """onnxruntime's own switch: the same file, its QDQ pairs left as they are."""
+    """A setting of onnxruntime leaves the QDQ pairs of the same file as they are."""
     variants = json.loads((bundle_copy / "manifest.json").read_text())["variants"]
     variants[1]["builds"][0]["sessions"]["fast"]["config"] = {"session.disable_quant_qdq": "1"}
     reseal(bundle_copy, variants=variants)
@@ -475,7 +475,7 @@ def test_without_the_requirements_it_still_looks_at_the_board(bundle_folder: Pat
 
 
 def test_a_package_whose_libraries_are_missing_is_a_failing_line(bundle_copy: Path) -> None:
-    """As numpy says it: advice around the cause."""
+    """The error is like numpy's: instructions around the cause."""
     cause = "libopenblas.so.0: cannot open shared object file"
     broken = (
         f"try:\n    raise OSError({cause!r})\n"
@@ -556,7 +556,7 @@ def test_slow_int8_with_dot_product_or_unknown_features(tmp_path: Path) -> None:
     (found,) = explained(lay_out(tmp_path / "pi5"), SLOW_INT8)
     assert "though this core has instructions for it; compare.py --doctor shows" in found
     (found,) = explained(lay_out(tmp_path / "bare", {"proc/cpuinfo": None}), SLOW_INT8)
-    assert found.endswith("whether this core has instructions for it is not known")
+    assert found.endswith("it is not known whether this core has instructions for it")
 
 
 # As measured for the built-in road signs on two cores with VNNI, other work beside: the smallest two are too
@@ -662,6 +662,6 @@ def test_explanations_are_printed_below_the_table() -> None:
 
 
 def test_the_launcher_and_its_doctor_need_no_requirements_at_import() -> None:
-    """What the launcher falls back to must not import what is missing."""
+    """The launcher falls back to the doctor, which must not import the missing packages."""
     code = "import sys; sys.modules['numpy'] = sys.modules['PIL'] = None; import vgg_runtime.doctor.diagnosis"
     subprocess.run([sys.executable, "-c", code], env={"PYTHONPATH": str(ROOT / "runtime")}, check=True)

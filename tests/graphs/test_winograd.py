@@ -58,7 +58,8 @@ def export(checkpoint: checkpoints.Checkpoint, folder: Path) -> Path:
 
 @pytest.mark.parametrize("m", [2, 3, 4])
 def test_the_transforms_are_exact(m: int) -> None:
-    """In fractions, for filters and inputs of one element each: everything else is a sum of these."""
+    """Fractions are exact. Filters and inputs of one element suffice, because all others are sums of
+    these."""
     g, b, a = cook_toom.weight_transform(m), cook_toom.input_transform(m), cook_toom.output_transform(m)
     for tap, place in itertools.product(range(3), range(m + 2)):
         said = [sum((a[k][i] * g[i][tap] * b[i][place] for i in range(m + 2)), Fraction(0)) for k in range(m)]

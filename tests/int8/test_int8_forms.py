@@ -192,7 +192,7 @@ def test_a_histogram_grows_and_forgets_nothing() -> None:
 
 @pytest.mark.parametrize("outlier", [0.0, 20.0])
 def test_the_clipped_range_is_the_one_with_the_least_error(outlier: float) -> None:
-    """Against all shares, computed from the values themselves."""
+    """It is compared with the errors of all shares, computed from the values themselves."""
     values = np.append(np.random.default_rng(0).normal(size=90_000), outlier).astype(np.float32)
     histogram = observe.Histogram()
     histogram.add(values)
@@ -318,8 +318,8 @@ def means_of_layers(path: Path, layers: list[chain.Layer], x: Floats) -> dict[st
 
 
 def standard_error_of_rounding(path: Path, layers: list[chain.Layer], name: str, n: int) -> float:
-    """Of a mean over ``n`` pictures of a layer's int8 output: a rounded value is off by up to half a step,
-    evenly spread."""
+    """The standard error of a mean over ``n`` pictures of a layer's int8 output. The error of a rounded value
+    is uniform within half a step."""
     output = next(layer.output for layer in layers if layer.name == name)
     return float(tensors_of(path)[f"{output}_scale"] / (12 * n) ** 0.5)
 
@@ -369,7 +369,7 @@ def test_corrected_means_are_those_of_the_float_graph(
 
 
 def test_the_shift_of_a_layer_is_computed_with_its_padding() -> None:
-    """Against convolving every picture."""
+    """It is compared with convolving every picture."""
     import torch
 
     generator = np.random.default_rng(0)

@@ -100,7 +100,7 @@ def test_jpegs_are_cut_out_of_a_stream_wherever_its_pieces_end(seed: int) -> Non
 def test_damaged_frames_are_told_and_the_next_one_is_found() -> None:
     whole, cut = PICTURES[1], PICTURES[0][: len(PICTURES[0]) // 2]
     kinds = {
-        "the next one began within it": cut + b"\r\n--frame\r\n",
+        "the next frame began in the middle of it": cut + b"\r\n--frame\r\n",
         "bytes are missing or wrong": b"\xff\xd8\xff\xe0\x00\x04abcdef",
     }
     for reason, damaged in kinds.items():
@@ -110,7 +110,7 @@ def test_damaged_frames_are_told_and_the_next_one_is_found() -> None:
         assert reason in str(broken)
         assert good == whole
     assert splitter.feed(cut) == []
-    assert "the stream ended within it" in str(splitter.end()[0])
+    assert "the stream ended in the middle of it" in str(splitter.end()[0])
 
 
 def test_a_frame_that_never_ends_does_not_fill_the_memory() -> None:
@@ -192,7 +192,7 @@ def test_a_folder_is_looped_in_order_and_a_new_picture_is_the_next(
 
 
 def test_frames_are_paced(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By a clock that only moves while they wait."""
+    """The test's clock moves only while the frames wait."""
     now, waited = 100.0, list[float]()
 
     class Stopped(threading.Event):
@@ -331,7 +331,7 @@ def test_a_file_is_played_and_a_pipe_is_read(bundle_folder: Path, tmp_path: Path
 
 
 class Wrong(http.server.BaseHTTPRequestHandler):
-    """Answers as a camera's login page does, not at all, or breaks off."""
+    """A server that sends a web page, sends nothing, or breaks off."""
 
     def do_GET(self) -> None:
         if self.path == "/page":
@@ -395,7 +395,7 @@ def test_no_server_and_a_source_that_breaks_off(wrong: str, bundle_folder: Path,
     assert "127.0.0.1:9/ cannot be read (Connection refused)" in done.stderr.replace("[Errno 111] ", "")
     done = compare("--live", "scaled", "--source", f"{wrong}/empty", bundle=bundle_folder)
     assert done.returncode == 2
-    assert "not one frame of" in done.stderr
+    assert "no frame of" in done.stderr
     done = compare(
         "--live", "scaled", "--source", f"{wrong}/torn", "--json", tmp_path / "r.json", bundle=bundle_folder
     )
@@ -483,7 +483,7 @@ def test_a_reader_of_its_lines_that_goes_away_ends_it(folder: Path, bundle_folde
 
 
 def test_ctrl_c_while_nothing_arrives(bundle_folder: Path, tmp_path: Path) -> None:
-    """A pipe that stays silent: the reader waits, the interrupt is heard."""
+    """The reader waits for a silent pipe, and the interrupt still ends the run."""
     os.mkfifo(tmp_path / "pipe")
     command = [
         sys.executable,
@@ -586,11 +586,11 @@ def test_the_model_is_that_of_the_copy(folder: Path, bundle_copy: Path) -> None:
         (("--live", "nope"), "there is no variant 'nope'; this bundle has baseline, quantized, scaled"),
         (
             ("--live", "scaled", "--source", "nowhere"),
-            "nowhere cannot be used (No such file or directory); --source is a folder",
+            "nowhere cannot be used (No such file or directory); --source takes a folder",
         ),
         (
             ("--live", "scaled", "--source", "rtsp://camera/1"),
-            "is no http address; other streams can be piped: ffmpeg",
+            "is no http address; pipe other streams: ffmpeg",
         ),
         (
             ("--live", "scaled", "--source", "http://camera/", "--fps", "5"),
@@ -599,7 +599,7 @@ def test_the_model_is_that_of_the_copy(folder: Path, bundle_copy: Path) -> None:
         (("--live", "scaled", "--source", "empty"), "empty holds no pictures"),
         (
             ("--live", "scaled", "--source", "empty/text"),
-            "not one frame of empty/text could be classified, found none",
+            "no frame of empty/text could be classified, found no frames",
         ),
         (("--live", "scaled", "--source", "/dev/null"), "reading /dev/null needs ffmpeg"),
         (("--live", "scaled"), "no camera module can be read: picamera2 cannot be imported"),

@@ -1,4 +1,4 @@
-"""Figures that can be trusted: turns, boards that are held back, drift, threads, and a variant that hangs."""
+"""Rounds: turns, boards that are held back, drift, threads, and a variant that hangs."""
 
 import json
 import os
@@ -254,7 +254,7 @@ def test_the_least_p90_decides_and_is_in_the_json(
 
 
 def test_a_variant_that_hangs_is_a_row_and_the_others_run(bundle_folder: Path, tmp_path: Path) -> None:
-    """The first variant's process is stopped dead; it is ended after the silence that is allowed."""
+    """The first variant's process is stopped by a signal; it is killed after the time of --silence."""
     command = [
         sys.executable,
         str(bundle_folder / "runtime/compare.py"),
@@ -280,7 +280,7 @@ def test_a_variant_that_hangs_is_a_row_and_the_others_run(bundle_folder: Path, t
     os.kill(victim, signal.SIGSTOP)
     output, errors = running.communicate(timeout=120)
     assert running.returncode == 1, errors
-    assert "baseline: it hangs: it said nothing for 2 s beyond its time and was ended" in output
+    assert "baseline: it hangs: it did not answer for 2 s beyond its time and was ended" in output
     first, *others = json.loads((tmp_path / "r.json").read_text())["variants"]
     assert first["p50_ms"] is None
     assert all(row["p50_ms"] > 0 for row in others)

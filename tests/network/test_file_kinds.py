@@ -121,7 +121,7 @@ OTHERS: dict[str, tuple[Callable[[], bytes], str]] = {
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors", ".h5"])
 @pytest.mark.parametrize("name", OTHERS)
 def test_it_says_what_the_file_is(name: str, suffix: str, tmp_path: Path) -> None:
-    """By its content: whatever it is called."""
+    """The content decides, not the name of the file."""
     content, expected = OTHERS[name]
     path = tmp_path / f"vgg16{suffix}"
     path.write_bytes(content())

@@ -138,7 +138,7 @@ def test_layers_that_a_vgg_does_not_have_are_refused(tmp_path: Path) -> None:
 
 
 def test_what_is_named_is_what_does_not_fit(tmp_path: Path) -> None:
-    """Not the first tensors of the file, which may be just as they should be."""
+    """The first tensors of the file are not named, because they may be right."""
     state = small_torchvision_vgg("vgg11", False).state_dict()
     torch.save({k: v for k, v in state.items() if not k.startswith("classifier.6")}, tmp_path / "two.pth")
     two = refusal(tmp_path / "two.pth")
@@ -171,7 +171,8 @@ def test_a_classifier_that_was_never_trained_is_no_training_gone_wrong(tmp_path:
 
 
 def test_one_output_is_refused_with_the_way_to_two(tmp_path: Path) -> None:
-    """Instead of class 0 at 100 % for every picture; the two outputs that it advises are the sigmoid's."""
+    """One output would give class 0 at 100 % for every picture. The two outputs that the error advises equal
+    the sigmoid."""
     network = small_torchvision_vgg("vgg11", False, classes=1)
     state = dict(network.state_dict())
     torch.save(state, tmp_path / "one.pth")

@@ -288,7 +288,7 @@ def any_loss_port(tested: Callable[[float | None], Path]) -> Iterator[int]:
 
 
 def test_the_recommended_card_is_marked_when_all_have_answered(page: Page, any_loss_port: int) -> None:
-    """Where any loss is allowed it is the fastest; while they run, none is marked."""
+    """With any loss allowed it is the fastest variant. No card is marked while the variants run."""
     live(page, any_loss_port)
     page.js(
         "window.early = 0; new MutationObserver(() => { if (state.running)"
@@ -312,7 +312,7 @@ def test_the_recommended_card_is_marked_when_all_have_answered(page: Page, any_l
 def test_a_report_marks_the_variant_that_loses_no_more_than_a_point(
     page: Page, tested: Callable[[float | None], Path], tmp_path: Path
 ) -> None:
-    """Of these only the baseline, which is not the fastest."""
+    """Only the baseline loses so little, and it is not the fastest."""
     asked = ("--html", tmp_path / "r.html", "--json", tmp_path / "r.json")
     done = compare(*asked, *QUICK, bundle=tested(None))
     assert done.returncode == 0, done.stderr
@@ -363,7 +363,7 @@ def test_a_picture_can_be_dropped_and_pasted(page: Page, port: int) -> None:
         assert page.one("#status").text == "Done: 1 variant."
     assert page.one("#history img").get_attribute("alt") == "2: kitten.jpg"
     page.js("const t = new DataTransfer(); t.setData('text/plain', 'words');" + drop)
-    assert page.one("#status").text == "That was not a file; save the picture first and drop the file."
+    assert page.one("#status").text == "That was not a file; save the picture first, then drop the file."
 
 
 def test_variants_are_chosen_and_the_history_comes_back(page: Page, port: int) -> None:
@@ -462,7 +462,7 @@ def test_what_is_refused_says_so_and_leaves_the_page_alive(page: Page, port: int
     with (tmp_path / "huge.jpg").open("wb") as file:
         file.truncate(20_000_000)
     page.upload(tmp_path / "huge.jpg")
-    assert "at most 12.0 MB are taken" in page.one("#status").text
+    assert "the limit is 12.0 MB" in page.one("#status").text
     assert page.all("#cards .card") == []
     page.picture("refused")
     page.upload(PHOTO)
@@ -558,7 +558,7 @@ def test_the_saved_report_opens_from_disk(page: Page, report: tuple[Path, dict[s
         for row in rows:
             check_card(page, row, rows[0], k)
         name = Path(result["images"][k]["file"]).name
-        assert page.one("#shown").text.startswith(f"The cards answer for {name}, ")
+        assert page.one("#shown").text.startswith(f"The cards show the predictions for {name}, ")
     n = rows[0]["agreement"]["n"]
     assert n > 1
     for row in rows[1:]:

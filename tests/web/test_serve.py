@@ -237,7 +237,7 @@ def measuring(pid: int) -> bool:
 
 
 def test_slow_uploads_do_not_hold_the_places_of_others(port: int, photo: bytes) -> None:
-    """Below their limit they cost nobody anything; beyond it the next one is told to come back."""
+    """Below their limit they delay no other upload; beyond it the next one gets a 503 with retry-after."""
     held = [begun_upload(port) for _ in range(uploads.RECEIVING - 1)]
     try:
         time.sleep(0.3)
@@ -255,7 +255,7 @@ def test_slow_uploads_do_not_hold_the_places_of_others(port: int, photo: bytes) 
 
 
 def test_beyond_the_queue_is_503_and_who_leaves_makes_room(bundle_folder: Path, photo: bytes) -> None:
-    """Each of them would be answered in hours, and nobody waits for that once they have left."""
+    """Each picture would take hours; it stops when its client has left."""
     script = (
         "import sys; from vgg_runtime.web import app; app.BUDGET_S = 3600.0; app.MAX_RUNS = 10**9;"
         " from vgg_runtime.compare import main;"

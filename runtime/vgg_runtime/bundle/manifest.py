@@ -1,5 +1,5 @@
-"""The bundle's manifest: its keys and its version exist here and nowhere else. ``vgg_export.bundle.writer``
-writes with these classes, the device reads with them.
+"""The manifest of a bundle. Its keys and its version are defined only here: ``vgg_export.bundle.writer``
+writes it with these classes, and the device reads it with them.
 """
 
 import dataclasses
@@ -19,7 +19,7 @@ SCHEMA = 2  # 2: variants have builds, weights lie beside the graphs
 FILE_NAME = "manifest.json"
 SPLITS_NAME = "splits.json"
 REPORT_NAME = "report.html"  # written after the bundle, by its own runtime; not listed in the manifest
-# likewise, where a budget was searched for
+# likewise not listed; written where a budget was searched for
 FRONT_NAMES = ("front.json", "front.csv", "front.svg", "front.png")
 
 
@@ -42,7 +42,7 @@ class FileEntry:
 
 @dataclasses.dataclass(frozen=True)
 class SessionSettings:
-    """What the variant asks of onnxruntime: memory arena, and config entries by name."""
+    """The settings of an onnxruntime session: memory arena, and config entries by name."""
 
     arena: bool = True
     config: dict[str, str] = dataclasses.field(default_factory=dict)
@@ -50,11 +50,12 @@ class SessionSettings:
 
 @dataclasses.dataclass(frozen=True)
 class Build:
-    """One form of a variant, for the cores in ``targets`` (empty: any). ``model`` is the graph and
-    ``weights`` the file beside it that holds its large tensors, which several builds may share (None: all are
-    in the graph). ``sessions``: what is asked of onnxruntime to be ``fast`` and to be ``lean`` with memory.
-    ``evaluation`` holds what was measured at build time on test images; where nothing could be it is None,
-    and ``evaluation_absent`` says why.
+    """One form of a variant, for the cores in ``targets`` (empty: any core).
+
+    ``model`` is the graph. ``weights`` is the file beside it with its large tensors, which several builds may
+    share; None when they are in the graph. ``sessions`` are the settings of onnxruntime by memory mode,
+    ``fast`` and ``lean``. ``evaluation`` has the figures on test images from build time; when it is None,
+    ``evaluation_absent`` says why.
     """
 
     id: str
@@ -72,14 +73,14 @@ class Build:
 
     @property
     def bytes(self) -> int:
-        """Of all that is loaded."""
+        """The size in bytes of all files that are loaded."""
         return sum(entry.bytes for entry in self.files)
 
 
 @dataclasses.dataclass(frozen=True)
 class Sample:
-    """A picture that travels with the bundle; ``label`` is a class index, None when unknown. ``fitted``:
-    something was calibrated or trained on it, so that no figure may come from it."""
+    """A sample picture of the bundle. ``label`` is a class index, None when unknown. ``fitted``: models were
+    calibrated or trained on it, so it must count for no figure."""
 
     file: FileEntry
     label: int | None
@@ -88,10 +89,10 @@ class Sample:
 
 @dataclasses.dataclass(frozen=True)
 class Variant:
-    """One model of the bundle, in one or more builds; the one that is used comes first (``for_core`` puts it
-    there).
+    """One model of the bundle, in one or more builds. The first build is the one that is used; ``for_core``
+    puts it there.
 
-    ``losses``: what each step lost on held-out pictures while it was made, in order.
+    ``losses``: the loss of each step in making it, on held-out pictures, in order.
     """
 
     id: str
@@ -120,12 +121,13 @@ class Variant:
 class Manifest:
     """The whole bundle.
 
-    ``weights`` says where the checkpoint came from. ``notice`` must be shown with every table.
-    ``figures_absent`` is the reason why accuracy and agreement mean nothing for these weights (random ones),
-    else None. ``class_ids`` are WordNet ids or None. ``assumed``: what the checkpoint's file does not say,
-    and is taken to be so (normalisation, activations, …). ``unchecked``: why it was not asked whether the
-    checkpoint understands the pictures; ``problem``: that it does not, which was accepted, so that nothing is
-    recommended. Both are to be shown like ``notice``.
+    ``weights`` says where the checkpoint came from. ``class_ids`` are WordNet ids or None. ``assumed``: what
+    the checkpoint's file does not say and was assumed (normalisation, activations, …).
+
+    Four texts must be shown with every table: ``notice``; ``figures_absent``, why accuracy and agreement mean
+    nothing for these weights (random ones); ``unchecked``, why it was not checked whether the checkpoint
+    understands the pictures; ``problem``, that it does not. The user accepted a ``problem``, and nothing is
+    recommended then. Each is None where it does not apply.
     """
 
     created_by: dict[str, str]
@@ -140,7 +142,7 @@ class Manifest:
     samples: tuple[Sample, ...]
     variants: tuple[Variant, ...]
     files: tuple[FileEntry, ...]  # everything else: runtime copy, README, splits
-    # points that a recommended variant may lose, where the bundle was made for a budget
+    # points of loss that a recommended variant may have, where the bundle was made for a budget
     max_drop: float | None = None
     assumed: tuple[str, ...] = ()
     unchecked: str | None = None
@@ -158,12 +160,12 @@ class Manifest:
         """The variants that a list such as "baseline,quantized" names, each once.
 
         Raises:
-            BundleError: it names none, or one that is not there.
+            BundleError: the list is empty, or the bundle has no such variant.
         """
         names = list(dict.fromkeys(name.strip() for name in wanted.split(",") if name.strip()))
         if not names:
             raise BundleError(
-                f"--variants names none; this bundle has {', '.join(v.id for v in self.variants)}"
+                f"--variants names no variant; this bundle has {', '.join(v.id for v in self.variants)}"
             )
         return [self.variant(name) for name in names]
 
@@ -173,7 +175,7 @@ class Manifest:
         return list(dict.fromkeys(every))  # builds may share their weights
 
     def to_json(self) -> dict[str, Any]:
-        """The content of manifest.json, sealed."""
+        """The content of manifest.json, with its own sha256."""
         return seal({"format": FORMAT, "schema": SCHEMA, **dataclasses.asdict(self)})
 
     @classmethod
@@ -215,9 +217,10 @@ def _build(data: dict[str, Any], path: str) -> Build:
 
 
 def seal(data: dict[str, Any]) -> dict[str, Any]:
-    """``data`` with the hash of everything else in it under ``sha256``, so that a damaged manifest is noticed
-    as a damaged model is."""
-    # OpenSSL takes 4 MB, which would count as a variant's: its process imports this module and hashes nothing
+    """``data`` with the hash of all its other entries under ``sha256``, so that a damaged manifest is
+    detected."""
+    # imported here: a variant's process imports this module and hashes nothing; OpenSSL would add 4 MB to
+    # its memory
     import hashlib
 
     rest = {key: value for key, value in data.items() if key != "sha256"}
@@ -226,18 +229,18 @@ def seal(data: dict[str, Any]) -> dict[str, Any]:
 
 
 def read(folder: Path) -> Manifest:
-    """The manifest of the bundle in ``folder``.
+    """Read the manifest of the bundle in ``folder``.
 
     Raises:
-        BundleError: no bundle there, not readable, damaged, or written by a newer vgg-export.
+        BundleError: there is no bundle, or it cannot be read, is damaged, or has another schema.
     """
     path = folder / FILE_NAME
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError) as error:
         raise BundleError(
-            f"there is no bundle in {folder} (no {FILE_NAME}); make one with 'vgg-export all' or name it"
-            " with --bundle"
+            f"there is no bundle in {folder} (no {FILE_NAME}); make one with 'vgg-export all', or name"
+            " its folder with --bundle"
         ) from error
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise BundleError(f"{path} cannot be read ({error}); copy the bundle again") from error
@@ -251,12 +254,12 @@ def read(folder: Path) -> Manifest:
         )
     if schema < SCHEMA:
         raise BundleError(
-            f"{path} has schema {schema}, this runtime reads {SCHEMA}: use the bundle's own"
-            " runtime/compare.py, or make it again"
+            f"{path} has schema {schema}; this runtime reads {SCHEMA}: use the bundle's own"
+            " runtime/compare.py, or make the bundle again"
         )
     if data.get("sha256") != seal(data)["sha256"]:
         raise BundleError(
-            f"{path} differs from what was written (its own sha256 does not fit); copy the bundle again"
+            f"{path} has changed since it was written (its own sha256 does not match); copy the bundle again"
         )
     try:
         return Manifest.from_json(data)
@@ -269,10 +272,10 @@ def read(folder: Path) -> Manifest:
 def verify(
     folder: Path, entries: Iterable[FileEntry], on_file: Callable[[FileEntry], None] | None = None
 ) -> None:
-    """Compare size and sha256 of files with the manifest.
+    """Compare the sha256 of files with the manifest; ``on_file`` is called before each.
 
     Raises:
-        BundleError: the first file that is missing or differs.
+        BundleError: a file cannot be read or differs; the first one is named.
     """
     import hashlib
 
@@ -294,8 +297,12 @@ def verify(
 
 
 def read_fitted(folder: Path) -> frozenset[str]:
-    """Short hashes (16 hex digits) of the pictures and sources that the bundle's models were fitted to,
-    calibrated or selected on."""
+    """Short hashes (16 hex digits) of the pictures and sources on which the bundle's models were fitted,
+    calibrated or selected.
+
+    Raises:
+        BundleError: splits.json cannot be read.
+    """
     try:
         return frozenset(json.loads((folder / SPLITS_NAME).read_text(encoding="utf-8"))["fitted"])
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -305,7 +312,11 @@ def read_fitted(folder: Path) -> frozenset[str]:
 
 
 def splits_entry(manifest: Manifest) -> FileEntry:
-    """The entry of splits.json."""
+    """The entry of splits.json.
+
+    Raises:
+        BundleError: the manifest does not list it.
+    """
     for entry in manifest.files:
         if entry.path == SPLITS_NAME:
             return entry
@@ -313,7 +324,11 @@ def splits_entry(manifest: Manifest) -> FileEntry:
 
 
 def read_labels(folder: Path, manifest: Manifest) -> tuple[str, ...]:
-    """Class names, in the order of the logits."""
+    """Class names, in the order of the logits.
+
+    Raises:
+        BundleError: their file cannot be read.
+    """
     try:
         return tuple((folder / manifest.labels.path).read_text(encoding="utf-8").splitlines())
     except (OSError, UnicodeDecodeError) as error:

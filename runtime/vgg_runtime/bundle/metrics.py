@@ -1,4 +1,4 @@
-"""Figures that can be trusted: intervals, agreement, divergence, percentiles that have been earned."""
+"""Statistics: intervals, tests against chance, agreement, divergence, and percentiles with enough samples."""
 
 import dataclasses
 import math
@@ -9,13 +9,17 @@ import numpy as np
 import numpy.typing as npt
 
 Z95 = 1.959963984540054
-CHANCE_LEVEL = 0.01  # so rarely chance may look like knowledge
+CHANCE_LEVEL = 0.01  # significance level of the tests against chance
 # Runs that a percentile needs before its estimate is bounded at 99 % confidence (MLPerf early stopping).
 RUNS_FOR_PERCENTILE = {50: 1, 90: 64, 95: 130, 99: 662}
 
 
 def wilson_interval(right: int, n: int, z: float = Z95) -> tuple[float, float]:
-    """Wilson's score interval of a proportion (Wilson 1927), by default at 95 %."""
+    """Wilson's score interval of ``right`` of ``n`` (Wilson 1927), by default at 95 %: low and high, 0..1.
+
+    Raises:
+        ValueError: ``n`` is 0, or ``right`` is not between 0 and ``n``.
+    """
     if not 0 <= right <= n or n == 0:
         raise ValueError(f"a proportion needs 0 <= right <= n and n > 0, found {right} of {n}")
     p, spread = right / n, z * z / n
@@ -25,8 +29,12 @@ def wilson_interval(right: int, n: int, z: float = Z95) -> tuple[float, float]:
 
 
 def binomial_tail(right: int, n: int, p: float) -> float:
-    """The probability of at least ``right`` of ``n`` when each is right with probability ``p``: the exact
-    one-sided binomial test."""
+    """The probability of at least ``right`` of ``n`` when each is right with probability ``p``: the p-value
+    of the exact one-sided binomial test.
+
+    Raises:
+        ValueError: ``n`` is 0, ``right`` is not between 0 and ``n``, or ``p`` is no probability.
+    """
     if not 0 <= right <= n or n == 0 or not 0 <= p <= 1:
         raise ValueError(
             f"a binomial test needs 0 <= right <= n, n > 0 and a probability, found {right} of {n} and {p}"
@@ -35,7 +43,7 @@ def binomial_tail(right: int, n: int, p: float) -> float:
         return 1.0
     if p == 0:
         return 0.0
-    # in logarithms: of a thousand pictures some terms are smaller than the smallest number
+    # in logarithms: with 1000 pictures some terms are smaller than the smallest float
     logs = [
         math.lgamma(n + 1)
         - math.lgamma(k + 1)
@@ -49,9 +57,9 @@ def binomial_tail(right: int, n: int, p: float) -> float:
 
 
 def chance(labels: npt.NDArray[np.int64], classes: int) -> float | None:
-    """What saying the same class of every picture would reach at best: the share of the largest class among
-    ``labels`` [n]. Of pictures of a single class, where that is everything, what guessing among the
-    ``classes`` would; None without labels."""
+    """The top-1 that needs no knowledge: the share of the largest class among ``labels`` [n], which always
+    giving that class would reach. If all pictures are of one class it is ``1 / classes``, which guessing
+    would reach. None without labels."""
     if not len(labels):
         return None
     share = float(np.bincount(labels).max() / len(labels))
@@ -87,11 +95,11 @@ def kl_divergence(
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """Answers against those of a reference, picture by picture.
+    """The predictions of a model compared with those of a reference, picture by picture.
 
-    ``same`` [n]: the class is the same; ``divergence`` [n]: KL(reference || answer) in nats; ``lost`` [m], of
-    the m pictures whose class is known: 1 where only the reference is right, -1 where only the answer is,
-    else 0."""
+    ``same`` [n]: the class is the same. ``divergence`` [n]: KL(reference || model) in nats. ``lost`` [m], for
+    the m pictures whose class is known: 1 where only the reference is right, -1 where only the model is, else
+    0."""
 
     same: npt.NDArray[np.bool_]
     divergence: npt.NDArray[np.float64]
@@ -113,12 +121,12 @@ class Comparison:
 
     @property
     def counted(self) -> npt.NDArray[np.int64]:
-        """What a loss is counted by: ``lost``; without labels 1 where the class is another one."""
+        """The loss of each picture: ``lost`` [m]; without labels 1 where the class differs, else 0 [n]."""
         return self.lost if len(self.lost) else (~self.same).astype(np.int64)
 
     @property
     def loss_error_points(self) -> float:
-        """The standard error of the loss, as ``loss_error_points`` has it."""
+        """The standard error of the loss in points; see the function ``loss_error_points``."""
         counted = self.counted
         return loss_error_points(float(counted.sum()), float((counted**2).sum()), len(counted))
 
@@ -128,8 +136,8 @@ def compare(
     reference: npt.NDArray[np.float32],
     labels: npt.NDArray[np.int64] | None = None,
 ) -> Comparison:
-    """Compare ``logits`` with ``reference``, both [n, classes]; ``labels`` [n] with -1 where unknown. All in
-    float64."""
+    """Compare ``logits`` with ``reference``, both float32 [n, classes]. ``labels`` [n] are -1 where unknown.
+    The divergence is computed in float64."""
     said, wanted = logits.argmax(axis=1), reference.argmax(axis=1)
     known = np.zeros(len(said), bool) if labels is None else labels >= 0
     right = np.full(len(said), -1) if labels is None else labels
@@ -144,7 +152,7 @@ def top_k(logits: npt.NDArray[np.float32], k: int) -> npt.NDArray[np.int64]:
 
 
 def percentile(samples: Sequence[float], q: int) -> float | None:
-    """The ``q``-th percentile (50, 90, 95, 99), or None while there are too few samples to claim it."""
+    """The ``q``-th percentile (50, 90, 95 or 99), or None when there are too few samples for it."""
     if len(samples) < RUNS_FOR_PERCENTILE[q]:
         return None
     if q == 50:
@@ -153,9 +161,9 @@ def percentile(samples: Sequence[float], q: int) -> float | None:
 
 
 def loss_error_points(total: float, squares: float, n: int) -> float:
-    """The standard error of a loss against the baseline in points of top-1 (or of disagreement without
-    labels), which both were asked the same ``n`` pictures for: ``total`` is the sum over these of 1 (lost),
-    -1 (won) or 0, ``squares`` that of their squares. At least that of Laplace's estimate after none was lost:
-    that nothing changed on few pictures does not say that nothing ever does."""
+    """The standard error of the loss relative to the baseline, in points of top-1 (or of disagreement without
+    labels). Both models saw the same ``n`` pictures; each picture counts 1 (lost), -1 (won) or 0. ``total``
+    is the sum of these, ``squares`` the sum of their squares. The error is at least that of Laplace's
+    estimate 1 / (n + 2), because a few pictures without a loss do not prove that there is none."""
     least = 1 / (n + 2)
     return 100 * math.sqrt(max(squares / n - (total / n) ** 2, least * (1 - least)) / n)

@@ -1,4 +1,4 @@
-"""An opened bundle: what measures, serves and examines it is handed this one thing."""
+"""An opened bundle: the object that measuring, serving and checking a bundle share."""
 
 import dataclasses
 import functools
@@ -12,17 +12,17 @@ from .manifest import FileEntry, Manifest
 
 @dataclasses.dataclass(frozen=True)
 class Bundle:
-    """The folder of a bundle and its manifest; the class names are read when they are first asked for."""
+    """The folder of a bundle and its manifest. The class names are read on first use."""
 
     folder: Path
     manifest: Manifest
 
     @classmethod
     def read(cls, folder: Path) -> Self:
-        """The bundle in ``folder``.
+        """Open the bundle in ``folder``.
 
         Raises:
-            BundleError: none there, not readable, damaged, or written by a newer vgg-export.
+            BundleError: there is no bundle, or it cannot be read, is damaged, or has another schema.
         """
         return cls(folder, manifest.read(folder))
 
@@ -36,14 +36,14 @@ class Bundle:
         return manifest.read_labels(self.folder, self.manifest)
 
     def using(self, changed: Manifest) -> Self:
-        """The same bundle with its manifest changed, as where other builds of its variants come first."""
+        """The same bundle with another manifest, e.g. one in which other builds come first."""
         return dataclasses.replace(self, manifest=changed)
 
     def check(self, entries: Iterable[FileEntry], on_file: Callable[[FileEntry], None] | None = None) -> None:
-        """Compare files with the manifest, and read the class names, which are among them.
+        """Compare files with the manifest, then read the class names.
 
         Raises:
-            BundleError: the first file that is missing or differs.
+            BundleError: a file cannot be read or differs; the first one is named.
         """
         manifest.verify(self.folder, entries, on_file)
         _ = self.labels

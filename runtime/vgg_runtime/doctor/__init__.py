@@ -1,1 +1,1 @@
-"""What the machine and the bundle have and lack."""
+"""Checks the machine and the bundle before anything is measured."""

@@ -1,4 +1,4 @@
-"""The doctor's checks of a bundle, and of onnxruntime with it. What may die (onnxruntime) is tried in a child
+"""The doctor's checks of onnxruntime and of the bundle. onnxruntime may crash, so it runs in a child
 process."""
 
 import contextlib
@@ -21,9 +21,9 @@ from vgg_runtime.result import Device, Result
 from . import probe
 from .finding import FAILS, INSTALL, OK, UNKNOWN, WARNING, Check, Report
 
-IMPORT_SECONDS = 120.0  # ten from the memory card of a Zero 2 W
+IMPORT_SECONDS = 120.0  # a Zero 2 W takes ten seconds from its memory card
 RUN_SECONDS = 600.0
-# as page.py writes it
+# as report/page.py writes it
 _RESULT = re.compile(r'<script type="application/json" id="result">(.*?)</script>', re.DOTALL)
 
 
@@ -36,7 +36,7 @@ class Recorded:
 
 
 def examine(folder: Path, threads: int, board: Device, report: Report) -> list[Check]:
-    """onnxruntime, then what can be said of the bundle in ``folder``."""
+    """Check onnxruntime, then the bundle in ``folder``."""
     report("importing onnxruntime")
     checks = [runtime(board)]
     runs = checks[0].mark in (OK, WARNING)
@@ -58,26 +58,28 @@ def examine(folder: Path, threads: int, board: Device, report: Report) -> list[C
 
 
 def _as_check(name: str, error: BundleError) -> Check:
-    """The runtime's errors say what was found, a semicolon, and what to do."""
+    """A failed check from an error. The runtime's errors say what was found, then, after a semicolon, what to
+    do."""
     found, _, remedy = str(error).rpartition("; ")
     return Check(name, FAILS, found or remedy, remedy)
 
 
 def runtime(board: Device) -> Check:
-    """Whether onnxruntime can be imported, in a child: 1.21.0 dies of an illegal instruction on a Pi 4."""
+    """Whether onnxruntime can be imported. A child tries it: 1.21.0 dies of an illegal instruction on a Pi
+    4."""
     name = "onnxruntime"
     if board.onnxruntime is None:
         return Check(name, FAILS, "the package is not installed", INSTALL)
     events, death = ask({}, IMPORT_SECONDS)
     if "imported" in events:
         return Check(name, OK, f"{events['imported']['version']} can be imported")
-    why = death or events.get("error", {}).get("message", "it said nothing")
-    remedy = "venv/bin/pip install --upgrade 'onnxruntime!=1.21.0', in the virtual environment that runs this"
-    return Check(name, FAILS, f"{board.onnxruntime} is installed and cannot be imported: {why}", remedy)
+    why = death or events.get("error", {}).get("message", "there was no error message")
+    remedy = "venv/bin/pip install --upgrade 'onnxruntime!=1.21.0' in the virtual environment that runs this"
+    return Check(name, FAILS, f"{board.onnxruntime} is installed but cannot be imported: {why}", remedy)
 
 
 def ask(request: dict[str, Any], seconds: float) -> tuple[dict[str, process.Event], str | None]:
-    """What ``probe.py`` says to a request, by the name of the event, and how it died if it did."""
+    """The events with which ``probe.py`` answers a request, by name, and how it died, if it did."""
     events = {}
     with contextlib.closing(process.Child("vgg_runtime.doctor.probe")) as child:
         with child.within(seconds):
@@ -91,7 +93,7 @@ def ask(request: dict[str, Any], seconds: float) -> tuple[dict[str, process.Even
 
 
 def differing(folder: Path, files: Sequence[FileEntry], report: Report) -> dict[str, BundleError]:
-    """By path, all the files that are missing or not as they were written, not only the first."""
+    """The errors of all files that are missing or have changed, by path."""
     wrong = {}
     for entry in files:
         report(f"checking {entry.path}")
@@ -103,7 +105,7 @@ def differing(folder: Path, files: Sequence[FileEntry], report: Report) -> dict[
 
 
 def hashes(files: Sequence[FileEntry], wrong: dict[str, BundleError]) -> Check:
-    """The line for what ``differing`` found among the files that the manifest lists."""
+    """The check of the hashes of ``files``, of which ``differing`` found ``wrong``."""
     if not wrong:
         return Check(
             "hashes",
@@ -118,9 +120,9 @@ def hashes(files: Sequence[FileEntry], wrong: dict[str, BundleError]) -> Check:
 
 
 def recorded_peaks(bundle: Bundle) -> Recorded:
-    """Peaks from the report that ``vgg-export all`` leaves in the bundle; empty without one.
+    """The peaks from the report that ``vgg-export all`` leaves in the bundle; empty without a report.
 
-    The manifest has no hash of the report, so that only numbers of models of the very size are taken from it.
+    The manifest has no hash of the report, so a peak is used only if the report's model has the same size.
     """
     sizes = {variant.id: {build.bytes for build in variant.builds} for variant in bundle.manifest.variants}
     try:
@@ -138,7 +140,7 @@ def recorded_peaks(bundle: Bundle) -> Recorded:
 
 
 def memory(variants: Sequence[Variant], recorded: Recorded, available: int | None) -> Check:
-    """Whether the variants fit into what is available, as far as it is known what they need."""
+    """Whether the variants fit into the available memory, as far as their needs are known."""
     name = "memory"
     if available is None:
         return Check(
@@ -153,10 +155,12 @@ def memory(variants: Sequence[Variant], recorded: Recorded, available: int | Non
     largest = max(variants, key=lambda v: _needed(v, recorded)[0])
     if len(recorded.peaks) < len(variants):
         found = (
-            f"{free}; the bundle has no record of what its variants need: at least {_need(largest, recorded)}"
+            f"{free}; the bundle does not record what its variants need: at least {_need(largest, recorded)}"
         )
-        return Check(name, UNKNOWN, found, "the column 'peak MB' of the comparison says it for this board")
-    return Check(name, OK, f"{free}; the most is {_need(largest, recorded)}")
+        return Check(
+            name, UNKNOWN, found, "run compare.py; its column 'peak MB' shows the need on this board"
+        )
+    return Check(name, OK, f"{free}; the largest need is {_need(largest, recorded)}")
 
 
 def _too_little(
@@ -170,7 +174,7 @@ def _too_little(
             "memory",
             FAILS,
             found,
-            f"close other programs, or take a board with more memory than {_need(least, recorded)}",
+            f"close other programs, or use a board with more memory than {_need(least, recorded)}",
         )
     return Check(
         "memory", WARNING, found, f"close other programs, or leave these out: --variants {','.join(rest)}"
@@ -178,8 +182,8 @@ def _too_little(
 
 
 def _needed(variant: Variant, recorded: Recorded) -> tuple[int, bool]:
-    """Bytes of memory, and whether that is a measured peak; else it is the model's file, the least that can
-    be."""
+    """Bytes of memory, and whether they are a measured peak; else they are the size of the model's files, the
+    least that it can need."""
     peak = recorded.peaks.get(variant.id)
     return (variant.build.bytes, False) if peak is None else (peak, True)
 
@@ -195,14 +199,14 @@ def _need(variant: Variant, recorded: Recorded) -> str:
 def _reason_not_to_run(
     variant: Variant, wrong: Collection[str], recorded: Recorded, available: int | None, *, runs: bool
 ) -> str | None:
-    """Why a mere check had better not load a variant; None when nothing speaks against it."""
+    """Why the doctor should not load a variant; None when it may."""
     if not runs:
         return "onnxruntime cannot be imported"
     for entry in variant.build.files:
         if entry.path in wrong:
             return f"{entry.path} is not as it was written"
     if available is not None and _needed(variant, recorded)[0] > available:
-        return f"of {available / 1e6:.0f} MB available memory it needs {_need(variant, recorded)}"
+        return f"{available / 1e6:.0f} MB are available, too little for {_need(variant, recorded)}"
     return None
 
 
@@ -211,8 +215,8 @@ def _untried(variant: Variant, why: str) -> Check:
 
 
 def fused(bundle: Bundle, variant: Variant, threads: int) -> Check:
-    """Whether this board's onnxruntime runs an int8 variant in int8; layers that were kept in float are meant
-    to be."""
+    """Whether this board's onnxruntime runs an int8 variant in int8, except for the layers that were kept in
+    float on purpose."""
     name = f"int8 of {variant.id}"
     request = {
         **builds.request(bundle, variant, builds.FAST),
@@ -221,7 +225,7 @@ def fused(bundle: Bundle, variant: Variant, threads: int) -> Check:
     }
     events, death = ask(request, RUN_SECONDS)
     if "executed" not in events:
-        why = death or events.get("error", {}).get("message", "it said nothing")
+        why = death or events.get("error", {}).get("message", "there was no error message")
         return Check(
             name,
             FAILS,
@@ -239,10 +243,10 @@ def fused(bundle: Bundle, variant: Variant, threads: int) -> Check:
 
 
 def judged(name: str, ops: dict[str, int], kept: int, peak_bytes: int | None, made_with: str) -> Check:
-    """The line for the operators that were executed; ``kept`` layers are float by intention."""
+    """The check of the operators ``ops`` that were executed; ``kept`` layers are float on purpose."""
     integer = sum(ops.get(op, 0) for op in probe.INTEGER_LAYERS)
     left = {op: count for op, count in ops.items() if op in probe.FLOAT_LAYERS}
-    # a kept layer has its own, and a guard before it
+    # a layer kept in float has a ReLU of its own, and one more before it
     relus = {} if kept else {op: count for op, count in ops.items() if op == "Relu"}
     peak = "" if peak_bytes is None else f"; its process took {peak_bytes / 1e6:.0f} MB"
     intended = f", {kept} in float as intended" if kept else ""

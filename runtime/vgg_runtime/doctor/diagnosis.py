@@ -1,8 +1,8 @@
-"""``compare.py --doctor``: what this machine and this bundle have and lack before anything is measured.
+"""``compare.py --doctor``: checks this machine and this bundle before anything is measured.
 
-The machine's checks need the standard library alone, so that they also answer where the requirements cannot
-be installed (a 32-bit system has no onnxruntime). Every file is read below ``root``, so that a test can lay
-out another board.
+The checks of the machine need only the standard library. They therefore also work where the requirements
+cannot be installed (a 32-bit system has no onnxruntime). Every file is read below ``root``, so that a test
+can lay out another board.
 """
 
 import argparse
@@ -31,7 +31,8 @@ EXIT_OK, EXIT_FAILS, EXIT_INPUT = 0, 1, 2
 
 @dataclasses.dataclass(frozen=True)
 class Diagnosis(Record):
-    """The doctor's document: what was found on the machine and in the bundle."""
+    """The document of ``--doctor --json``: the checks of the machine and the bundle; ``fails`` counts the
+    failed ones."""
 
     schema: int
     examined_at: str
@@ -42,8 +43,7 @@ class Diagnosis(Record):
 
 
 def examine(folder: Path, threads: int, report: Report, root: Path = Path("/")) -> Diagnosis:
-    """What the machine below ``root`` and the bundle in ``folder`` have and lack; ``report`` is told what is
-    being done."""
+    """Check the machine below ``root`` and the bundle in ``folder``; ``report`` receives the progress."""
     board = device.describe(threads, root)
     checks = (*machine(board, root), *_bundle(folder, threads, board, report))
     examined_at = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
@@ -63,21 +63,19 @@ def _bundle(folder: Path, threads: int, board: Device, report: Report) -> list[C
 
 
 def requirements(error: ImportError) -> Check:
-    """A package that is not there, or whose shared libraries are not."""
+    """The failed check of a package that is missing or cannot be imported."""
     if isinstance(error, ModuleNotFoundError):
-        found = (
-            f"the package {error.name} is missing, so that nothing can be run and the bundle was not"
-            " looked at"
-        )
+        found = f"the package {error.name} is missing, so nothing can be run and the bundle was not checked"
     else:
-        # numpy puts a page of advice around the cause
+        # numpy puts a page of instructions around the cause
         reason = " ".join(str(error.__cause__ or error).split())[:160]
         found = f"{error.name or 'a package'} cannot be imported ({reason})"
     return Check("numpy, Pillow", FAILS, found, INSTALL)
 
 
 def command(folder: Path, threads: int, json_path: Path | None, report: Report) -> int:
-    """Examine, show it on standard output and write it. Exit codes: 0 nothing fails, 1 something does."""
+    """Run all checks, show them on standard output, and write them to ``json_path``. Exit codes: 0 no check
+    fails, 1 a check fails."""
     if json_path:
         output.check_writable(json_path)
     found = examine(folder, threads, report)
@@ -89,7 +87,7 @@ def command(folder: Path, threads: int, json_path: Path | None, report: Report) 
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The doctor where ``compare.py`` cannot be imported because numpy or Pillow is missing."""
+    """Run the doctor where ``compare.py`` cannot be imported because numpy or Pillow is missing."""
     parser = argparse.ArgumentParser(prog="compare.py", allow_abbrev=False)
     parser.add_argument("--doctor", action="store_true")
     parser.add_argument("--bundle", type=Path, default=Path())

@@ -1,4 +1,4 @@
-"""One finding of the doctor: a check, its mark, and what to do about it; and all of them as text."""
+"""A check of the doctor with its mark and remedy, and all checks as text."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -20,7 +20,8 @@ Report = Callable[[str], None]
 
 @dataclasses.dataclass(frozen=True)
 class Check(Record):
-    """One line of the doctor's: ``mark`` is ok, warning, fails or unknown; ``remedy`` what to do."""
+    """One check. ``mark`` is ok, warning, fails or unknown; ``found`` is the finding; ``remedy`` is what to
+    do, and must be given for a warning or a failure."""
 
     check: str
     mark: str
@@ -29,11 +30,11 @@ class Check(Record):
 
     def __post_init__(self) -> None:
         if self.mark in (FAILS, WARNING) and not self.remedy:
-            raise ValueError(f"{self.check} {self.mark} without saying what to do")
+            raise ValueError(f"the check {self.check} has the mark {self.mark} and no remedy; give one")
 
 
 def table(checks: Sequence[Check]) -> str:
-    """A line per check, below it what to do, and a verdict."""
+    """One line per check with its remedy below it, and a verdict at the end."""
     width = max(printed_width(one.check) for one in checks)
     lines = []
     for one in checks:

@@ -1,5 +1,5 @@
-"""The doctor's checks of the machine. They need the standard library alone, so that they also answer where
-the requirements cannot be installed."""
+"""The doctor's checks of the machine. They need only the standard library, so that they also work where the
+requirements cannot be installed."""
 
 import sys
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ OLDEST_PYTHON = (3, 11)
 
 SYSTEM_64 = (
     "install the 64-bit Raspberry Pi OS (onnxruntime has no wheels for 32-bit ARM) and make the"
-    " virtual environment anew"
+    " virtual environment again"
 )
 
 
@@ -28,7 +28,7 @@ _WITH_WHEELS = ("aarch64", "x86-64")
 
 
 def machine(board: Device, root: Path = Path("/")) -> list[Check]:
-    """What can be said of the machine without its bundle."""
+    """All checks of the machine, which need no bundle."""
     return [
         system(board, root),
         python(sys.version_info[:3]),
@@ -42,7 +42,7 @@ def machine(board: Device, root: Path = Path("/")) -> list[Check]:
 
 
 def system(board: Device, root: Path = Path("/")) -> Check:
-    """Whether this Python is a 64-bit program; a 64-bit kernel under a 32-bit system is no help."""
+    """Whether this Python is a 64-bit program. A 64-bit kernel under a 32-bit system does not suffice."""
     name = "64-bit system"
     try:
         with (root / "proc/self/exe").open("rb") as file:
@@ -72,7 +72,7 @@ def system(board: Device, root: Path = Path("/")) -> Check:
 
 
 def python(version: Sequence[int]) -> Check:
-    """The launcher says the same in a sentence; a board's second Python may be looked at from outside."""
+    """Whether Python is new enough. The launcher refuses an older one before it gets here."""
     found, least = (".".join(map(str, numbers)) for numbers in (version, OLDEST_PYTHON))
     if tuple(version[:2]) >= OLDEST_PYTHON:
         return Check("Python", OK, found)
@@ -85,15 +85,15 @@ def python(version: Sequence[int]) -> Check:
 
 
 def environment(prefix: Path, base: Path) -> Check:
-    """Whether Python runs in a virtual environment; the system's own refuses pip on Raspberry Pi OS (PEP
-    668)."""
+    """Whether Python runs in a virtual environment. On Raspberry Pi OS pip refuses to install into the
+    system's Python (PEP 668)."""
     name = "virtual environment"
     if prefix != base:
         return Check(name, OK, str(prefix))
     return Check(
         name,
         WARNING,
-        f"none: this is the Python of the system in {base}, into which pip may not install (PEP 668)",
+        f"none: this is the system's Python in {base}, into which pip may not install (PEP 668)",
         INSTALL,
     )
 
@@ -105,22 +105,22 @@ def known_board(board: Device) -> Check:
 
 
 def dot_product(board: Device) -> Check:
-    """What decides whether int8 is faster than float."""
+    """Whether the core has the instructions that make int8 faster than float."""
     name, known = "int8 instructions", device.has_dot_product(board.features)
     if known is None:
-        return Check(name, UNKNOWN, "/proc/cpuinfo lists no features that are known here")
+        return Check(name, UNKNOWN, "/proc/cpuinfo lists no known features")
     if known:
         return Check(
             name, OK, ", ".join(feature for feature in device.DOT_PRODUCT if feature in board.features)
         )
-    remedy = "for time take float variants with less arithmetic: compact-fp32, compact-scaled-fp32, 160 px"
+    remedy = "for speed use float variants with less arithmetic: compact-fp32, compact-scaled-fp32, 160 px"
     return Check(name, WARNING, remedies.missing_dot_product(board.features), remedy)
 
 
 def governor(board: Device) -> Check:
     clock = "" if board.clock_mhz is None else f", {board.clock_mhz:.0f} MHz now"
     if board.governor is None:
-        return Check("governor", UNKNOWN, f"this system does not say what chooses the clock{clock}")
+        return Check("governor", UNKNOWN, f"this system does not say which governor sets the clock{clock}")
     if remedies.is_slow(board.governor):
         return Check(
             "governor", WARNING, f"{board.governor}: the clock stays at its lowest{clock}", remedies.GOVERNOR
@@ -129,11 +129,14 @@ def governor(board: Device) -> Check:
 
 
 def power(board: Device) -> Check:
-    """What the firmware holds back: now is a failure, because no figure taken now is the board's."""
+    """Whether the firmware holds the board back. If it does so now the check fails, because figures taken now
+    are not those of the board."""
     held = board.throttled
     if held is None:
         return Check(
-            "power", UNKNOWN, "no firmware says whether the board is held back; a Raspberry Pi's does"
+            "power",
+            UNKNOWN,
+            "this board has no firmware that says whether it is held back (a Raspberry Pi has)",
         )
     if not held:
         return Check("power", OK, "not held back, now or since boot")
@@ -143,7 +146,7 @@ def power(board: Device) -> Check:
 
 def heat(board: Device) -> Check:
     if board.temperature_c is None:
-        return Check("temperature", UNKNOWN, "no processor sensor")
+        return Check("temperature", UNKNOWN, "there is no temperature sensor of the processor")
     found = f"{board.temperature_c:.0f} °C"
     if board.temperature_c >= remedies.HOT_C:
         return Check(

@@ -1,9 +1,8 @@
-"""What the doctor tries in a process of its own: importing onnxruntime, and running a variant to see which
-operators it executes.
+"""Imports onnxruntime and runs a variant in a process of its own, to see which operators are executed.
 
 ``python -m vgg_runtime.doctor.probe`` reads one JSON request line from standard input and writes one JSON
-event a line to standard output; ``bundle_checks.py`` is the other end. The operators come from onnxruntime's
-own profile of one inference: what this board executes, after every optimization for its core, in a text of
+event per line to standard output, which ``bundle_checks.py`` reads. The operators come from onnxruntime's own
+profile of one inference. It lists what this board executes after every optimization for its core, and takes
 some kilobytes. (Saving the optimized graph would write the weights a second time, on many boards into
 memory.)
 """
@@ -23,8 +22,8 @@ from vgg_runtime.bundle.manifest import SessionSettings
 from vgg_runtime.bundle.session import session_options
 from vgg_runtime.measure.answers import in_words, say
 
-# Layers that multiply, in float, under the names that onnxruntime's optimizers give them; a ReLU is one that
-# was not folded.
+# Layers that multiply, under the names that onnxruntime's optimizers give them. A ReLU in a profile is one
+# that was not folded into its layer.
 FLOAT_LAYERS = frozenset({"Conv", "FusedConv", "NhwcFusedConv", "Gemm", "FusedGemm", "MatMul", "FusedMatMul"})
 INTEGER_LAYERS = frozenset({"QLinearConv", "QGemm", "QLinearMatMul", "MatMulIntegerToFloat", "ConvInteger"})
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5  # wire types of protobuf
@@ -50,13 +49,13 @@ def main() -> int:
     except KeyboardInterrupt:
         return 130
     except (Exception, MemoryError) as error:
-        # whatever onnxruntime raises becomes a line of the doctor's, with its own words
+        # every error of onnxruntime becomes a check, with its message
         say("error", message=in_words(error))
     return 0
 
 
 def executed_ops(model: Path, settings: SessionSettings, threads: int, input_px: int) -> dict[str, int]:
-    """How often each operator runs in one inference of [1, 3, input_px, input_px]."""
+    """How often each operator runs in one inference of an input [1, 3, input_px, input_px]."""
     import onnxruntime as ort
 
     with tempfile.TemporaryDirectory() as folder:
@@ -66,7 +65,7 @@ def executed_ops(model: Path, settings: SessionSettings, threads: int, input_px:
         session: Any = ort.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
         session.run(None, {session.get_inputs()[0].name: np.zeros((1, 3, input_px, input_px), np.float32)})
         events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
-    # Before 1.21 a node has two more events, of the fences around it.
+    # Before onnxruntime 1.21 a node has two more events, for the fences around it.
     ran = [
         e["args"]["op_name"] for e in events if e.get("cat") == "Node" and e["name"].endswith("_kernel_time")
     ]
@@ -74,8 +73,8 @@ def executed_ops(model: Path, settings: SessionSettings, threads: int, input_px:
 
 
 def float_layers(model: Path) -> int:
-    """How many Conv, Gemm and MatMul of a quantized ONNX file are meant to run in float: those whose weights
-    are not dequantized."""
+    """The number of Conv, Gemm and MatMul of a quantized ONNX file that are meant to run in float, because
+    their weights are not dequantized."""
     weights, dequantized = [], set()
     for kind, inputs, outputs in nodes(model):
         if kind == "DequantizeLinear":
@@ -86,10 +85,9 @@ def float_layers(model: Path) -> int:
 
 
 def nodes(model: Path) -> Iterator[tuple[str, list[str], list[str]]]:
-    """Operator, inputs and outputs of every node of an ONNX file; its weights are passed over without being
-    read.
+    """Operator, inputs and outputs of every node of an ONNX file. The weights are skipped without being read.
 
-    The package onnx, which is not on the board, is 40 MB. Field numbers: onnx.proto.
+    The package onnx, at 40 MB, is not on the board. The field numbers are those of onnx.proto.
     """
     with model.open("rb") as file:
         for graph, start, end in _fields(file, 0, model.stat().st_size):
@@ -110,8 +108,7 @@ def _node(file: IO[bytes], start: int, end: int) -> tuple[str, list[str], list[s
 
 
 def _fields(file: IO[bytes], start: int, end: int) -> Iterator[tuple[int, int, int]]:
-    """Number, first and last+1 position of every field of the message that lies between two positions of a
-    file."""
+    """Field number, start and end of every field of the message in bytes [start, end) of a file."""
     while start < end:
         file.seek(start)
         tag = _varint(file)

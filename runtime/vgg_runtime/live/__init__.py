@@ -1,1 +1,1 @@
-"""Classifying a stream of frames."""
+"""Classifies a stream of frames."""

@@ -1,6 +1,6 @@
-"""The document of ``compare.py --live --json``: its keys stand here, once, as the fields of records.
+"""The document of ``compare.py --live --json``. The fields of these records are its keys.
 
-It is a contract (schema 1, described in the project's README); what was not measured is None.
+It is a contract (schema 1, described in the project's README). Values that were not measured are None.
 """
 
 import dataclasses
@@ -13,7 +13,8 @@ SCHEMA = 1
 
 @dataclasses.dataclass(frozen=True)
 class Percentiles(Record):
-    """Latencies of a stage over the whole run, in ms; percentiles where there are frames enough for them."""
+    """Latencies of a stage over the whole run of ``n`` frames, in ms; a percentile is None where there are
+    too few frames for it."""
 
     p50: float | None
     p90: float | None
@@ -33,7 +34,7 @@ class Recent(Record):
 
 @dataclasses.dataclass(frozen=True)
 class Frames(Record):
-    """What became of the frames; ``left``: still waiting when it ended."""
+    """Counts of frames; ``left`` were still waiting when the run ended."""
 
     received: int
     classified: int
@@ -44,7 +45,7 @@ class Frames(Record):
 
 @dataclasses.dataclass(frozen=True)
 class Count(Record):
-    """How often a class was seen."""
+    """The number of frames in which a class was recognized."""
 
     label: str
     n: int
@@ -60,7 +61,7 @@ class Said(Record):
 
 @dataclasses.dataclass(frozen=True)
 class Temperatures(Record):
-    """Of the board, in degrees Celsius."""
+    """Temperatures of the board in degrees Celsius."""
 
     start: float | None
     max: float | None
@@ -69,8 +70,8 @@ class Temperatures(Record):
 
 @dataclasses.dataclass(frozen=True)
 class Running(Record):
-    """What answers the stream. ``ended`` says why it ended: frames, seconds, source, interrupted, terminated
-    or error; ``error`` what failed."""
+    """The variant, the source, and how the run ended. ``ended`` is frames, seconds, source, interrupted,
+    terminated or error; ``error`` says what failed."""
 
     variant: str
     source: str
@@ -83,7 +84,7 @@ class Running(Record):
 
 @dataclasses.dataclass(frozen=True)
 class Seen(Record):
-    """What there is to say about a stream so far."""
+    """The figures of a stream so far."""
 
     seconds: float
     frames: Frames

@@ -1,29 +1,29 @@
-"""Cuts a stream of bytes into JPEG files: MJPEG as cameras, ``ffmpeg -f mjpeg`` and
+"""Splits a stream of bytes into JPEG files: MJPEG as cameras, ``ffmpeg -f mjpeg`` and
 ``multipart/x-mixed-replace`` servers send it."""
 
 import re
 
 from vgg_runtime.errors import ImageError
 
-# a 50 megapixel photograph; a stream that never ends a picture must not fill the memory
+# enough for a photograph of 50 megapixels; a stream that never ends a picture must not fill the memory
 MAX_FRAME_BYTES = 12_000_000
 _START = b"\xff\xd8\xff"
-# within compressed data: neither a stuffed 0xFF nor a restart marker
+# a marker that ends compressed data: neither a stuffed 0xFF nor a restart marker
 _MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
 _SOI, _EOI, _SOS = 0xD8, 0xD9, 0xDA
 _WITHOUT_LENGTH = frozenset((0x01, *range(0xD0, 0xD8)))
 
 
 class Splitter:
-    """``feed`` bytes, get whole JPEGs. What lies between them (a multipart server's headers) is skipped.
+    """Takes bytes and returns whole JPEGs. Bytes between them (a multipart server's headers) are skipped.
 
-    Segments are walked by their lengths: the thumbnail inside a camera's EXIF block ends with the same two
-    bytes as the picture.
+    Segments are skipped by their lengths, because the thumbnail inside a camera's EXIF block ends with the
+    same two bytes as the picture.
     """
 
     def __init__(self) -> None:
         self._buffer = bytearray()
-        # of the buffer, which begins with a picture: how far that is known; 0 while no picture has begun
+        # how many bytes of the picture at the start of the buffer are parsed; 0 while no picture has begun
         self._at = 0
         self._compressed = False  # whether ``_at`` lies in compressed data
 
@@ -36,8 +36,8 @@ class Splitter:
         return found
 
     def end(self) -> list[bytes | ImageError]:
-        """What remains when the stream has ended: nothing, or a picture that was cut off."""
-        return [self._give_up("the stream ended within it")] if self._at else []
+        """End the stream: an ``ImageError`` for a picture that was cut off, else nothing."""
+        return [self._give_up("the stream ended in the middle of it")] if self._at else []
 
     def _next(self) -> bytes | ImageError | None:
         if not self._at and not self._begin():
@@ -51,7 +51,7 @@ class Splitter:
             if code == _EOI:
                 return self._take(self._at + 2)
             if code == _SOI:
-                return self._give_up("the next one began within it")
+                return self._give_up("the next frame began in the middle of it")
             if not self._step_over(code):
                 break
         if len(self._buffer) > MAX_FRAME_BYTES:
@@ -74,9 +74,9 @@ class Splitter:
         return marker is not None
 
     def _step_over(self, code: int) -> bool:
-        """Go behind a segment; False when its length has not arrived."""
+        """Skip a segment; False when its length has not arrived."""
         if code == 0xFF or code in _WITHOUT_LENGTH:
-            self._at += 1 if code == 0xFF else 2  # 0xFF before a marker only fills
+            self._at += 1 if code == 0xFF else 2  # 0xFF before a marker is a fill byte
             return True
         if self._at + 4 > len(self._buffer):
             return False
@@ -91,7 +91,7 @@ class Splitter:
         return picture
 
     def _give_up(self, reason: str) -> ImageError:
-        """Drop the picture up to where it is known, and look for the next one behind that."""
+        """Drop the parsed bytes of the picture; the search for the next one starts behind them."""
         del self._buffer[: self._at]
         self._at = 0
         return ImageError(f"a frame is damaged: {reason}")

@@ -1,6 +1,5 @@
-"""Where live frames come from: a folder, a camera, an MJPEG stream. With numpy and Pillow alone there is no
-video decoder, so a camera is read through the system's own programs or through picamera2, each only where it
-is installed.
+"""Sources of live frames: a folder, a camera, an MJPEG stream. numpy and Pillow have no video decoder. A
+camera is therefore read through a program of the system or through picamera2, if one of them is installed.
 """
 
 import collections
@@ -32,9 +31,9 @@ Frame = bytes | Path | Image.Image
 Item = Frame | ImageError  # an ImageError is a frame that arrived damaged
 
 DEFAULT_FPS = 30.0
-CAMERA_PX = (640, 480)  # more than a 224 px input can see only costs time
+CAMERA_PX = (640, 480)  # more pixels than the 224 px of the input only cost time
 RESCAN_S = 1.0
-SILENCE_S = 10.0  # of an HTTP server, before it counts as gone
+SILENCE_S = 10.0  # an HTTP server that sends nothing for longer counts as gone
 CHUNK_BYTES = 1 << 16
 PIPE_EXAMPLE = (
     "ffmpeg -i INPUT -an -c:v mjpeg -q:v 3 -f mjpeg - | python compare.py --live VARIANT --source -"
@@ -42,8 +41,9 @@ PIPE_EXAMPLE = (
 
 
 class Source(Protocol):
-    """``frames`` ends when the stream does or soon after ``stopped`` is set; it raises RuntimeInputError when
-    the stream cannot be read (any more). ``close`` ends what was started for it, from another thread."""
+    """A source of frames. ``frames`` ends with the stream, or soon after ``stopped`` is set; it raises
+    RuntimeInputError when the stream cannot be read (any more). ``close`` ends what the source has started;
+    it is called from another thread."""
 
     name: str
 
@@ -53,10 +53,11 @@ class Source(Protocol):
 
 
 def open_source(wanted: str, fps: float | None) -> Source:
-    """The source that ``--source`` names. ``fps``: frames a second of one that has no pace of its own.
+    """Open the source that ``--source`` names. ``fps``: frames per second of a source without a pace of its
+    own.
 
     Raises:
-        RuntimeInputError: there is no such thing, or what is needed to read it is not installed.
+        RuntimeInputError: there is no such source, or a program that it needs is not installed.
     """
     path = Path(wanted)
     own_pace = wanted == "-" or "://" in wanted or path.is_fifo()
@@ -71,7 +72,7 @@ def open_source(wanted: str, fps: float | None) -> Source:
         return Http(wanted)
     if "://" in wanted:
         raise RuntimeInputError(
-            f"{printable(wanted, 80)} is no http address; other streams can be piped: {PIPE_EXAMPLE}"
+            f"{printable(wanted, 80)} is no http address; pipe other streams: {PIPE_EXAMPLE}"
         )
     if wanted == "-":
         return _standard_input()
@@ -81,7 +82,7 @@ def open_source(wanted: str, fps: float | None) -> Source:
 def _standard_input() -> Source:
     if sys.stdin is None or os.isatty(0):
         raise RuntimeInputError(
-            "--source - expects JPEG pictures on standard input, which is a terminal here; e.g."
+            "--source - expects JPEG pictures on standard input, which is a terminal here; pipe them, e.g."
             f" {PIPE_EXAMPLE}"
         )
     return Bytes("standard input", None, None)
@@ -92,7 +93,7 @@ def _of_path(path: Path, fps: float, *, own_pace: bool) -> Source:
         mode = path.stat().st_mode
     except OSError as error:
         raise RuntimeInputError(
-            f"{path} cannot be used ({error.strerror}); --source is a folder, a file or pipe of JPEG"
+            f"{path} cannot be used ({error.strerror}); --source takes a folder, a file or pipe of JPEG"
             " pictures, - for standard input,"
             " an http address, a video device such as /dev/video0, or camera"
         ) from error
@@ -104,7 +105,7 @@ def _of_path(path: Path, fps: float, *, own_pace: bool) -> Source:
 
 
 class Folder:
-    """Pictures of a folder in the order of their names, over and over; one that appears is the next."""
+    """The pictures of a folder in the order of their names, again and again. A new picture comes next."""
 
     def __init__(self, root: Path, fps: float) -> None:
         self.name = str(root)
@@ -125,7 +126,7 @@ class Folder:
                 known = set(names)
                 waiting.extend(names if not waiting else ())
             if not waiting:
-                return  # the last picture was taken away
+                return  # the last picture was removed
             if (path := self._root / waiting.popleft()).exists():
                 yield path
 
@@ -147,8 +148,8 @@ class Folder:
 
 
 class Bytes:
-    """JPEGs one after the other from a file or pipe, or from standard input where ``path`` is None. ``fps``:
-    how fast a file is played; None for what sends at its own pace."""
+    """JPEGs one after the other from a file or pipe, or from standard input where ``path`` is None. ``fps``
+    is the frame rate of a file; it is None for a source that sends at its own pace."""
 
     def __init__(self, name: str, path: Path | None, fps: float | None) -> None:
         self.name = name
@@ -170,7 +171,7 @@ class Bytes:
 
 
 class Http:
-    """A server of ``multipart/x-mixed-replace``, as network cameras are."""
+    """A server that sends ``multipart/x-mixed-replace``, as network cameras do."""
 
     def __init__(self, url: str) -> None:
         self.name = self._url = url
@@ -206,12 +207,12 @@ class Http:
             raise RuntimeInputError(f"{name} cannot be read ({reason}); check the address") from error
 
     def _connect(self) -> Any:
-        # A camera is on the own network: never through the proxy that the environment may name.
+        # A camera is in the local network, so the proxy of the environment is not used.
         return urllib.request.build_opener(urllib.request.ProxyHandler({})).open(self._url, timeout=SILENCE_S)
 
 
 class Program:
-    """What a program writes to its standard output: JPEGs one after the other."""
+    """A program that writes JPEGs one after the other to its standard output."""
 
     def __init__(self, name: str, command: Sequence[str]) -> None:
         self.name = name
@@ -225,11 +226,11 @@ class Program:
             stdin=subprocess.DEVNULL,
             stdout=pipe,
             stderr=pipe,
-            start_new_session=True,  # Ctrl-C is for this program, which then ends that one
+            start_new_session=True,  # Ctrl-C must reach only this program, which then ends that one
         )
         assert process.stdout is not None
         assert process.stderr is not None
-        # of its complaints; read, or a full pipe would stop it
+        # the last line of its standard error; it is read because a full pipe would stop the program
         last: collections.deque[bytes] = collections.deque(maxlen=1)
         listener = threading.Thread(target=last.extend, args=(process.stderr,), daemon=True)
         listener.start()
@@ -239,7 +240,7 @@ class Program:
         code = process.wait()
         listener.join(1)
         if code:
-            said = printable(last[0].decode(errors="replace").strip(), 200) if last else "it said nothing"
+            said = printable(last[0].decode(errors="replace").strip(), 200) if last else "no error message"
             raise RuntimeInputError(f"{self.name}: {self._command[0]} ended with code {code}: {said}")
 
     def close(self) -> None:
@@ -254,7 +255,7 @@ class Program:
 
 
 class Picamera:
-    """A camera module through picamera2."""
+    """A camera module, read through picamera2."""
 
     def __init__(self, picamera2: Any, fps: float) -> None:
         self.name = "camera (picamera2)"
@@ -277,10 +278,10 @@ class Picamera:
 
 
 def _camera(fps: float) -> Source:
-    """A camera module: through picamera2, else through rpicam-vid."""
+    """A camera module, read through picamera2 or else through rpicam-vid."""
     try:
         from picamera2 import Picamera2
-    except Exception as error:  # not there, or built for another Python or numpy than this environment's
+    except Exception as error:  # missing, or built for another Python or numpy
         reason = printable(str(error), 120)
     else:
         return Picamera(Picamera2, fps)
@@ -312,10 +313,10 @@ def _camera(fps: float) -> Source:
 
 
 def _video_device(path: Path, fps: float) -> Source:
-    """A USB camera, through ffmpeg: as most of them do, it must send MJPEG, which is only copied."""
+    """A USB camera, read through ffmpeg. It must send MJPEG, as most do; ffmpeg only copies it."""
     if not shutil.which("ffmpeg"):
         raise RuntimeInputError(
-            f"reading {path} needs ffmpeg: sudo apt install ffmpeg; a camera module is --source camera"
+            f"reading {path} needs ffmpeg: sudo apt install ffmpeg; for a camera module use --source camera"
         )
     camera = (
         "-f",
@@ -347,7 +348,7 @@ def _video_device(path: Path, fps: float) -> Source:
 
 
 def _pieces(descriptor: int, stopped: threading.Event) -> Iterator[bytes]:
-    """What arrives at a file descriptor, until its end."""
+    """The bytes that arrive at a file descriptor, until its end."""
     while not stopped.is_set():
         ready, _, _ = select.select([descriptor], [], [], 0.2)
         if ready:
@@ -371,8 +372,8 @@ def _paced(
 
 
 def _ticks(fps: float, stopped: threading.Event) -> Iterator[float]:
-    """The time in s, ``fps`` times a second; a late one does not make the next ones early. Ends when
-    ``stopped``."""
+    """Yield the time in s, ``fps`` times per second, until ``stopped`` is set. After a late tick the next
+    ones keep their distance."""
     due = time.monotonic()
     while not stopped.wait(max(0.0, due - time.monotonic())):
         now = time.monotonic()

@@ -1,8 +1,8 @@
-"""Classifies a stream: a thread reads the source and keeps only the newest frame, this one decodes it, and
-the model answers in a process of its own (``worker.py``), so that what kills it (no memory, an instruction
-the core lacks) is a sentence here.
+"""Classifies a stream. One thread reads the source and keeps only the newest frame; the main thread decodes
+it. The model runs in a process of its own (``worker.py``): if that dies (no memory, an instruction that the
+core lacks), an error message says so.
 
-Nothing grows with time: of latencies a ring of the latest and a sample of fixed size of all are kept.
+Memory does not grow with time: the latest latencies and a sample of fixed size of all latencies are kept.
 """
 
 import collections
@@ -45,17 +45,17 @@ from .document import (
 from .sources import Frame, Item, Source
 from .text import line, title
 
-RECENT = 100  # frames that a line's percentiles are of
-KEPT = 2000  # latencies of the whole run: enough for P99
-POLL_S = 0.1  # how soon an interrupt is noticed
-CLOSING_S = 5.0  # for a model that closes its output to end
-PATIENCE_S = 300.0  # with a model that loads or answers, before it counts as hung
+RECENT = 100  # a line shows the percentiles of so many latest frames
+KEPT = 2000  # latencies sampled from the whole run; enough for P99
+POLL_S = 0.1  # seconds until an interrupt is noticed
+CLOSING_S = 5.0  # a model that has closed its output gets so long to end
+PATIENCE_S = 300.0  # a model that neither loads nor answers for so long counts as hung
 STAGES = ("decode", "model", "end_to_end")
 
 
 class Loaded(NamedTuple):
-    """How long it took to create the session and to run it first, and how far its logits are from those
-    recorded at build time."""
+    """The time in ms to create the session and to run it for the first time, and the deviation of its logits
+    from those recorded at build time."""
 
     load_ms: float | None = None
     first_ms: float | None = None
@@ -68,8 +68,8 @@ class ModelError(Exception):
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """``frames``: classified, and ``seconds``: of the stream, after either of which it ends; ``every_s``:
-    between two lines."""
+    """How a stream is classified. It ends after ``frames`` classified frames or ``seconds``, whichever comes
+    first. ``every_s``: seconds between two lines."""
 
     threads: int
     frames: int | None = None
@@ -80,7 +80,7 @@ class Settings:
 
 @dataclasses.dataclass
 class Interrupt:
-    """The signal that asks for an end, once one has come."""
+    """The signal that asked the program to end; None before it comes."""
 
     signal: int | None = None
 
@@ -89,12 +89,13 @@ class Interrupt:
 
 
 class Latest:
-    """One frame between two threads, with the time of its arrival in s: a newer one takes its place."""
+    """Passes the newest frame and its arrival time in s from one thread to another. A newer frame replaces
+    one that was not taken yet."""
 
     def __init__(self) -> None:
         self.received = self.dropped = self.broken = 0
-        self.fault: str | None = None  # of the last broken frame
-        self.failure: RuntimeInputError | None = None  # what ended the source, if it did not just end
+        self.fault: str | None = None  # the error of the last broken frame
+        self.failure: RuntimeInputError | None = None  # the error that ended the source, if one did
         self._changed = threading.Condition()
         self._frame: tuple[Frame, float] | None = None
         self._ended = False
@@ -116,14 +117,14 @@ class Latest:
             self._changed.notify()
 
     def take(self, timeout_s: float) -> tuple[Frame, float] | None:
-        """The newest frame; None when none has come in time or will come."""
+        """The newest frame; None when none comes within ``timeout_s`` or none will come."""
         with self._changed:
             self._changed.wait_for(lambda: self._frame is not None or self._ended, timeout_s)
             taken, self._frame = self._frame, None
             return taken
 
     def spoil(self, error: ImageError) -> None:
-        """Count a frame that was taken and cannot be decoded."""
+        """Count a frame that was taken but cannot be decoded."""
         with self._changed:
             self._spoil(error)
 
@@ -138,8 +139,8 @@ class Latest:
 
 
 class Latency:
-    """Of one stage in ms: the ``RECENT`` latest, and a uniform sample of at most ``KEPT`` of all (Vitter's
-    algorithm R)."""
+    """Latencies of one stage in ms: the ``RECENT`` latest, and a uniform sample of at most ``KEPT`` of all
+    (Vitter's algorithm R)."""
 
     def __init__(self) -> None:
         self.recent: collections.deque[float] = collections.deque(maxlen=RECENT)
@@ -156,13 +157,13 @@ class Latency:
             self.kept[place] = ms
 
     def percentiles(self) -> Percentiles:
-        """Of the whole run where there are frames enough for them."""
+        """The percentiles of the whole run; each is None where there are too few frames for it."""
         p50, p90, p99 = (percentile(self.kept, q) for q in (50, 90, 99))
         return Percentiles(p50, p90, p99, self.most if self.n else None, self.n)
 
 
 class Responder:
-    """The other end of ``worker.py``. Its methods raise ModelError; they return None when an interrupt came
+    """Runs ``worker.py`` and asks it. Its methods raise ModelError; they return None when an interrupt came
     first."""
 
     def __init__(self, bundle: Bundle, variant: Variant, settings: Settings, interrupt: Interrupt) -> None:
@@ -176,7 +177,7 @@ class Responder:
         self._child.ask(request, last=False)
 
     def load(self) -> Loaded | None:
-        """How a model was loaded that has passed its self-check."""
+        """Wait until the model is loaded and has passed its self-check."""
         loaded = self._event()
         checked = loaded and self._event()
         if not loaded or not checked:
@@ -186,19 +187,19 @@ class Responder:
         return Loaded(loaded["load_ms"], loaded["first_ms"], checked["deviation"])
 
     def ask(self, tensor: bytes) -> Event | None:
-        """``{"top1", "probability", "model_ms"}`` of a float32 tensor [3, px, px]."""
+        """Classify the bytes of a float32 tensor [3, px, px]: ``{"top1", "probability", "model_ms"}``."""
         self._child.tell(tensor)
         return self._event()
 
     def close(self) -> None:
-        """End the process, whatever it does."""
+        """Kill the process."""
         self._child.close()
 
     def _event(self) -> Event | None:
-        """What it says next."""
+        """The next event of the model."""
         event = self._child.event_unless(lambda: bool(self._interrupt), PATIENCE_S)
         if event is None:
-            if self._interrupt:  # Ctrl-C may have reached it before it could ignore that
+            if self._interrupt:  # Ctrl-C may have ended the model before it could ignore the signal
                 return None
             raise ModelError(self._death())
         if event["event"] == "error":
@@ -212,7 +213,7 @@ class Responder:
 
 
 class Stream:
-    """One run: the frames of a source, what was said of them, and how long that took."""
+    """One run: the frames of a source, their classes, and how long each stage took."""
 
     def __init__(self, variant: Variant, settings: Settings, interrupt: Interrupt) -> None:
         self.latest = Latest()
@@ -232,12 +233,12 @@ class Stream:
 
     @property
     def seconds(self) -> float:
-        """From the arrival of the first frame that was classified to the last answer."""
+        """Seconds from the arrival of the first classified frame to the last answer."""
         return 0.0 if self._first is None else self._answered - self._first
 
     def follow(self, model: Responder, on_line: Callable[[float], None]) -> str:
-        """Classify until something ends it, and say what: frames, seconds, source, interrupted or terminated.
-        ``on_line`` is called every ``every_s`` with the frames per second since the last time."""
+        """Classify until the run ends, and return why: frames, seconds, source, interrupted or terminated.
+        ``on_line`` is called every ``every_s`` with the frames per second since the last call."""
         self._begun = self._lined = time.monotonic()
         while True:
             if asked := self.asked_to_end():
@@ -257,13 +258,13 @@ class Stream:
                 return "frames"
 
     def asked_to_end(self) -> str | None:
-        """The word for the signal that came, if one has."""
+        """interrupted or terminated, after the signal that came; None if none has come."""
         return {signal.SIGINT.value: "interrupted", signal.SIGTERM.value: "terminated"}.get(
             self._interrupt.signal or 0
         )
 
     def feel(self) -> None:
-        """Take the temperature."""
+        """Measure the temperature and update the highest one."""
         now = device.temperature_c()
         start, most, _ = self.temperatures_c
         self.temperatures_c = [start, max((t for t in (most, now) if t is not None), default=None), now]
@@ -277,7 +278,9 @@ class Stream:
             self.latest.spoil(error)
             return
         except MemoryError:
-            self.latest.spoil(ImageError("a frame does not fit into this device's memory; make them smaller"))
+            self.latest.spoil(
+                ImageError("a frame does not fit into this device's memory; make the frames smaller")
+            )
             return
         decoded = time.perf_counter()
         answer = model.ask(tensor)
@@ -295,7 +298,7 @@ class Stream:
             self.latency[stage].add(ms)
 
     def seen(self, labels: Sequence[str]) -> Seen:
-        """What there is to say about the run so far."""
+        """The figures of the run so far."""
         box, last = self.latest, self.last
         left = box.received - self.classified - box.dropped - box.broken
         recent = [tuple(percentile(self.latency[stage].recent, q) for q in (50, 90)) for stage in STAGES]
@@ -323,12 +326,12 @@ def run(
     settings: Settings,
     report: Callable[[str], None],
 ) -> LiveResult:
-    """Classify a source's frames with one variant until it ends, is asked to end, or has done what
-    ``settings`` ask for.
+    """Classify the frames of a source with one variant until the source ends, a signal comes, or the limits
+    of ``settings`` are reached.
 
     Returns:
-        The document (schema 1, described in the project's README): ``live.ended`` says why, ``live.error``
-        what failed.
+        The document (schema 1, described in the project's README). ``live.ended`` says why the run ended, and
+        ``live.error`` what failed.
 
     Raises:
         RuntimeInputError: not one frame could be used.
@@ -360,7 +363,9 @@ def run(
     return LiveResult(
         schema=SCHEMA,
         measured_at=begun.measured_at,
-        device=dataclasses.replace(begun.device, **device.state()),  # the work may have made it hot
+        device=dataclasses.replace(
+            begun.device, **device.state()
+        ),  # read again: the run may have made the board hot
         bundle=begun.bundle,
         live=Live(**vars(running), **vars(stream.seen(bundle.labels))),
     )
@@ -368,19 +373,19 @@ def run(
 
 def _nothing(source: Source, latest: Latest) -> RuntimeInputError:
     found = (
-        f"{latest.broken} broken ones, the last: {text.printable(latest.fault, 200)}"
+        f"{latest.broken} broken frames, the last: {text.printable(latest.fault, 200)}"
         if latest.fault
-        else "none"
+        else "no frames"
     )
     return RuntimeInputError(
-        f"not one frame of {text.printable(source.name, 80)} could be classified, found {found};"
+        f"no frame of {text.printable(source.name, 80)} could be classified, found {found};"
         " expected JPEG pictures"
     )
 
 
 @contextlib.contextmanager
 def _noticing() -> Iterator[Interrupt]:
-    """Note SIGINT and SIGTERM instead of dying of them; what the caller had told this process to ignore stays
+    """Record SIGINT and SIGTERM instead of ending at once. A signal that this process already ignores stays
     ignored."""
     interrupt = Interrupt()
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -400,7 +405,7 @@ def _noticing() -> Iterator[Interrupt]:
 
 @contextlib.contextmanager
 def _reading(source: Source, latest: Latest) -> Iterator[None]:
-    """A thread that reads the source meanwhile."""
+    """Read the source in another thread during the ``with`` block."""
     stopped = threading.Event()
     reader = threading.Thread(target=_read, args=(source, latest, stopped), daemon=True)
     reader.start()
@@ -409,7 +414,7 @@ def _reading(source: Source, latest: Latest) -> Iterator[None]:
     finally:
         stopped.set()
         source.close()
-        reader.join(1)  # one that waits for a silent server ends with this program
+        reader.join(1)  # a reader that waits for a silent server ends with this program
 
 
 def _read(source: Source, latest: Latest, stopped: threading.Event) -> None:
@@ -421,7 +426,7 @@ def _read(source: Source, latest: Latest, stopped: threading.Event) -> None:
         latest.end()
     except RuntimeInputError as error:
         latest.end(error)
-    except Exception as error:  # whatever a camera's driver raises, with its own words
+    except Exception as error:  # every error of a camera's driver, with its message
         words = text.printable(f"{type(error).__name__}: {error}", 200)
         latest.end(
             RuntimeInputError(

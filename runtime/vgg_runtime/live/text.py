@@ -1,4 +1,4 @@
-"""What ``compare.py --live`` prints: a line every few seconds and a summary."""
+"""Makes the text of ``compare.py --live``: a line every few seconds and a summary."""
 
 import time
 
@@ -20,7 +20,7 @@ STAGES = ("decode+preprocess", "model", "end to end")
 
 
 def title(variant: Variant, source: str, threads: int) -> str:
-    """What begins."""
+    """The first line: source, variant, its form, and how to end."""
     plural = "" if threads == 1 else "s"
     form = f"{variant.precision}, {variant.preprocessing.crop_px} px, {threads} thread{plural}"
     return (
@@ -30,7 +30,7 @@ def title(variant: Variant, source: str, threads: int) -> str:
 
 
 def line(seen: Seen, rate: float, bundle: Manifest) -> str:
-    """What happened lately; ``rate``: frames per second since the line before."""
+    """One line on the latest frames; ``rate``: frames per second since the line before."""
     frames, heat, last = seen.frames, seen.temperature_c.end, seen.last
     parts = [time.strftime("%H:%M:%S"), f"{rate:.1f} frames/s"]
     recent = (seen.recent_ms.decode, seen.recent_ms.model, seen.recent_ms.end_to_end)
@@ -40,13 +40,13 @@ def line(seen: Seen, rate: float, bundle: Manifest) -> str:
     parts.append("temperature unknown" if heat is None else f"{heat:.0f} °C")
     if seen.throttled:
         parts.append(f"HELD BACK: {', '.join(seen.throttled)}")
-    if last and not bundle.figures_absent:  # what random weights say is not worth reading
+    if last and not bundle.figures_absent:  # predictions of random weights mean nothing
         parts.append(f"{text.printable(last.label)} {100 * last.probability:.0f} %")
     return "  ".join(parts)
 
 
 def summary(result: LiveResult) -> str:
-    """The whole run."""
+    """The summary of the whole run."""
     live, heat = result.live, result.live.temperature_c
     frames = live.frames
     lines = [
@@ -58,7 +58,7 @@ def summary(result: LiveResult) -> str:
         f" {_degrees(heat.max)}",
     ]
     if live.last_fault:
-        lines.append(f"Broken   the last: {text.printable(live.last_fault, 200)}")
+        lines.append(f"Broken   the last one: {text.printable(live.last_fault, 200)}")
     if live.said and not result.bundle.figures_absent:
         most = ", ".join(f"{text.printable(one.label)} {one.n}" for one in live.said[:5])
         lines.append(f"Said     {most}{', …' if len(live.said) > 5 else ''}")
@@ -66,7 +66,7 @@ def summary(result: LiveResult) -> str:
     rows = [[name, *_cells(latency)] for name, latency in stages]
     lines += ["", text.table(("ms", "P50", "P90", "P99", "max", "frames"), rows)]
     lines.append(
-        "end to end: from a frame's arrival here to its answer; what camera and network need comes on top."
+        "end to end: from a frame's arrival here to its answer, without the time of camera and network."
     )
     if live.error:
         lines.append(f"✗ {live.variant}: {live.error}")

@@ -1,9 +1,9 @@
-"""A variant in a process of its own that goes on answering: ``python -m vgg_runtime.live.worker``;
-``stream.py`` is the other end.
+"""Runs a variant in its own process for a whole stream: ``python -m vgg_runtime.live.worker``. ``stream.py``
+starts it and asks it.
 
-Standard input: one JSON request line, then tensors float32 [1, 3, px, px] as raw bytes, one after the other,
-until it is closed. Standard output: one JSON event a line: loaded, checked, then one answered per tensor; or
-error.
+Standard input: one JSON request line, then float32 tensors [1, 3, px, px] as raw bytes, one after the other,
+until it is closed. Standard output: one JSON event per line: loaded, checked, then one answered per tensor;
+or error.
 """
 
 import io
@@ -23,20 +23,20 @@ from vgg_runtime.measure.answers import failure, say
 
 
 def main() -> int:
-    # Ctrl-C reaches every process of a terminal; the other end closes the input
+    # Ctrl-C reaches every process of a terminal; stream.py ends this one
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         with io.FileIO(0, closefd=False) as raw:
             answer(io.BufferedReader(raw))
     except BrokenPipeError:
-        return 0  # the other end is gone
-    except Exception as error:  # whatever onnxruntime raises, with its own words
+        return 0  # stream.py has ended
+    except Exception as error:  # every error of onnxruntime, with its message
         say("error", message=failure(error))
     return 0
 
 
 def answer(questions: io.BufferedReader) -> None:
-    """Load, replay the recorded inputs, and classify until the input ends."""
+    """Load the model, replay the recorded inputs, and classify tensors until the input ends."""
     request = json.loads(questions.readline())
     inputs, expected = self_check.load_expected(
         Path(request["expected"]), request["check"], request["crop_px"]

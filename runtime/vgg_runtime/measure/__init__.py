@@ -1,1 +1,1 @@
-"""Measuring variants, each in a process of its own, and what follows from the figures."""
+"""Measures variants, each in a process of its own, and draws conclusions from the figures."""

@@ -1,9 +1,9 @@
-"""Several rounds of one variant -> its row: which samples count, and what has to be said of them.
+"""Makes the row of one variant from its rounds: which samples count, and which marks the row gets.
 
-A board gets hot: the variants take turns in rounds, in another order each time, so that heat does not decide
-the winner. A round in which the board was held back is marked and its samples are left out, not averaged with
-the others; so are all but the last round where the rounds differ, because the last is what lasts. Every
-sample stays in ``rounds``.
+A board gets hot. The variants therefore take turns in rounds, in another order each time, so that heat does
+not decide the winner. A round in which the board was held back is marked, and its samples are left out of the
+figures. Where the rounds drift only the last one counts, because it shows the speed that the board keeps up.
+Every sample stays in ``rounds``.
 """
 
 import dataclasses
@@ -14,14 +14,14 @@ from vgg_runtime.board.monitor import LEAST_CLOCK
 from vgg_runtime.bundle.metrics import percentile
 from vgg_runtime.result import Round, Row, State
 
-# largest ratio of medians, of two rounds or of the first and last third of one, that is no drift
+# a larger ratio of medians (of two rounds, or of the first and last third of one) is a drift
 DRIFT = 1.25
-LEAST_FOR_DRIFT = 15  # samples of a round; below that a third of them says nothing
+LEAST_FOR_DRIFT = 15  # samples of a round; a third of fewer says nothing
 
 
 def order(count: int, turn: int) -> list[int]:
-    """In which order ``count`` variants take part in a round: rotated by a third of them each time, every
-    other one backwards."""
+    """The order of ``count`` variants in round ``turn``, as indices. Each round starts a third of them later,
+    and every second round runs backwards."""
     rotated = [(k + turn * max(1, count // 3)) % count for k in range(count)]
     return rotated[::-1] if turn % 2 else rotated
 
@@ -49,7 +49,7 @@ def _ratio(values: Sequence[float]) -> float:
 
 
 def settled(row: Row, highest_mhz: float | None) -> Row:
-    """The row with its figures and its ``marks``, which follow from its ``rounds``."""
+    """The row with the figures and ``marks`` that follow from its ``rounds``."""
     rounds = [
         dataclasses.replace(found, held_back=held_back(found.state.during, highest_mhz))
         for found in row.rounds
@@ -71,7 +71,7 @@ def settled(row: Row, highest_mhz: float | None) -> Row:
 
 
 def with_samples(row: Row, samples_ms: Sequence[float]) -> Row:
-    """The row with these latencies and the percentiles that they are enough for."""
+    """The row with these latencies, and the percentiles for which there are enough of them."""
     p50, p90, p99 = (percentile(samples_ms, q) for q in (50, 90, 99))
     return dataclasses.replace(
         row, samples_ms=tuple(samples_ms), runs=len(samples_ms), p50_ms=p50, p90_ms=p90, p99_ms=p99

@@ -1,6 +1,7 @@
 """Measures variants one at a time, in rounds, and makes the result document.
 
-The document is a contract (schema 1, described in the project's README); what was not measured is None.
+The document is a contract (schema 1, described in the project's README). Values that were not measured are
+None.
 """
 
 import dataclasses
@@ -34,8 +35,8 @@ SWEPT_THREADS = (1, 2, 4)
 
 @dataclasses.dataclass(frozen=True)
 class Shown:
-    """A picture to be classified: class index where known; ``fitted`` when something in the bundle was fitted
-    or calibrated on it, so that it counts for no figure."""
+    """A picture to classify, with its class index where that is known. ``fitted``: the models of the bundle
+    were fitted or calibrated on it, so it counts for no figure."""
 
     path: Path
     label: int | None = None
@@ -49,7 +50,7 @@ def compare(
     options: Options,
     report: Report,
 ) -> Result:
-    """Measure ``variants`` on ``images`` (with class indices where known) in rounds."""
+    """Measure ``variants`` on ``images`` in rounds."""
     begun = skeleton(bundle, images, options)
     start = monitor.state_now(options.root)
     rows = [empty_row(variant) for variant in variants]
@@ -72,7 +73,8 @@ def compare(
 
 
 def _with_round(row: Row, found: Row) -> Row:
-    """The row with one round more; what is asked once (the check, the pictures) comes from the first."""
+    """The row with one more round. The predictions come from the first round, which alone runs the
+    pictures."""
     deviations = [one.self_check_deviation for one in (row, found)]
     return dataclasses.replace(
         row,
@@ -94,8 +96,8 @@ def _most(one: int | None, other: int | None) -> int | None:
 
 
 def _with_threads(bundle: Bundle, variant: Variant, row: Row, options: Options, report: Report) -> Row:
-    """The row with the number of threads that it is measured with: what was asked for, or what suits it, with
-    what was tried: the least P90, or P50 where too few runs were made."""
+    """The row with its number of threads and the trials that led to it. It is the number that was asked for,
+    else the one with the least P90, or the least P50 where there were too few runs for a P90."""
     if options.threads:
         return dataclasses.replace(row, threads=options.threads)
     usable = device.usable_cores()
@@ -124,7 +126,7 @@ def skeleton(bundle: Bundle, images: Sequence[Shown], options: Options) -> Resul
 
 
 def about(bundle: Bundle) -> About:
-    """What a result says of the bundle."""
+    """The description of the bundle in a result."""
     manifest = bundle.manifest
     return About(
         path=str(bundle.folder),
@@ -148,16 +150,17 @@ def _image(image: Shown, labels: Sequence[str]) -> Image:
 def finish(
     begun: Result, rows: Sequence[Row], bundle: Bundle, images: Sequence[Shown], root: Path = Path("/")
 ) -> Result:
-    """The result with these rows: related to the baseline, their classes named, one of them recommended."""
+    """The result with these rows: compared with the baseline, with class names, a recommendation and
+    explanations."""
     manifest = bundle.manifest
     result = dataclasses.replace(begun, variants=tuple(_named(row, bundle.labels) for row in rows))
     sound = result.baseline if result.baseline and result.baseline.error is None else None
     related = tuple(_related(row, sound, images, manifest.figures_absent) for row in result.variants)
-    # the work may have made it hot
+    # read again: measuring may have made the board hot
     board = dataclasses.replace(begun.device, **device.state(root))
     result = dataclasses.replace(result, variants=related, device=board)
     allowed = MAX_LOSS_POINTS if manifest.max_drop is None else manifest.max_drop
-    # long, shown above
+    # the problem itself is long and already in the notice above the table
     problem = (
         manifest.problem and "the checkpoint does not understand its pictures; the notice says what was found"
     )
@@ -168,8 +171,8 @@ def finish(
 
 
 def _near_chance(baseline: Row | None, images: Sequence[Shown], labels: Sequence[str]) -> str | None:
-    """Why the pictures that were shown here speak against the baseline itself; None where they do not, or are
-    too few."""
+    """The reason why nothing is recommended when the baseline is not clearly better than chance on the
+    pictures shown here; None when it is, or when fewer than LEAST_LABELLED have labels."""
     known = [image.label for image in images if image.label is not None and not image.fitted]
     if baseline is None or baseline.error is not None or len(known) < LEAST_LABELLED:
         return None
@@ -177,7 +180,8 @@ def _near_chance(baseline: Row | None, images: Sequence[Shown], labels: Sequence
 
 
 def _related(row: Row, baseline: Row | None, images: Sequence[Shown], absent: str | None) -> Row:
-    """Speed against the baseline, agreement with it and accuracy, where each can be had honestly."""
+    """The row with its speed relative to the baseline, its agreement with the baseline and its accuracy. Each
+    is left out where there is nothing to compute it from, or where it would mean nothing."""
     if baseline and baseline.p50_ms and row.p50_ms:
         row = dataclasses.replace(row, speedup=baseline.p50_ms / row.p50_ms)
     found = [said.classes[0] for said in row.predictions]

@@ -1,5 +1,5 @@
-"""Child processes: asked in JSON, a line, they answer in JSON, an event a line. ``answers.py`` is the other
-end."""
+"""Child processes. A request is one line of JSON; the child answers with one JSON event per line, which
+``answers.py`` writes."""
 
 import contextlib
 import json
@@ -15,18 +15,18 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-POLL_S = 0.1  # how soon an interrupt is noticed
+POLL_S = 0.1  # seconds until an interrupt is noticed
 PIECE_BYTES = 1 << 16
 
 Event = dict[str, Any]  # its name under "event"
 
 
 class Child:
-    """A module of this very copy of the runtime in a process of its own, whatever else is installed. It may
-    be told and killed from any thread; the one that hears it closes it."""
+    """A process that runs a module of this copy of the runtime, whatever else is installed. Any thread may
+    write to it or kill it. The thread that reads its events closes it."""
 
     def __init__(self, module: str) -> None:
-        self.late = False  # whether it was ended because it took too long
+        self.late = False  # whether it was killed because it took too long
         self._heard = b""
         self._complaints = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115  closed by close()
         self._process = subprocess.Popen(
@@ -42,11 +42,11 @@ class Child:
         return self._process.pid
 
     def ask(self, request: dict[str, Any], *pieces: bytes, last: bool = True) -> None:
-        """Tell it a request, and what belongs to it."""
+        """Write a request, and the bytes that belong to it."""
         self.tell(json.dumps(request).encode() + b"\n", *pieces, last=last)
 
     def tell(self, *pieces: bytes, last: bool = False) -> None:
-        """Write to it; after the ``last`` it will be told nothing more."""
+        """Write to its standard input; ``last`` closes it."""
         assert self._process.stdin is not None
         with contextlib.suppress(BrokenPipeError):  # it died; its exit status says how
             for piece in pieces:
@@ -58,7 +58,7 @@ class Child:
 
     @contextlib.contextmanager
     def within(self, seconds: float) -> Iterator[None]:
-        """End it if what is done with it here takes longer."""
+        """Kill the process if the ``with`` block takes longer than ``seconds``."""
         timer = threading.Timer(seconds, self._give_up)
         timer.start()
         try:
@@ -67,12 +67,13 @@ class Child:
             timer.cancel()
 
     def event(self) -> Event | None:
-        """What it says next; None when that is nothing more."""
+        """The next event; None when there are no more."""
         return self._event(lambda output: True)
 
     def event_unless(self, interrupted: Callable[[], bool], silence_s: float) -> Event | None:
-        """What it says next; None also when ``interrupted`` has become true. It is ended when it is silent
-        for longer; no thread watches it meanwhile, which a frame of a stream would wait for."""
+        """The next event; None when there are no more, or when ``interrupted`` has become true. The process
+        is killed after ``silence_s`` without an event. There is no timer thread as in ``within``: starting
+        one would delay every frame of a stream."""
         late = time.monotonic() + silence_s
 
         def has_spoken(output: int) -> bool:
@@ -86,10 +87,10 @@ class Child:
         return self._event(has_spoken)
 
     def _event(self, has_spoken: Callable[[int], bool]) -> Event | None:
-        """What it says next, unless ``has_spoken`` waits for its output in vain."""
+        """The next event; None when there are no more, or when ``has_spoken`` returns False."""
         assert self._process.stdout is not None
         output = self._process.stdout.fileno()
-        # read past Python's buffer: what select waits for must not be in there
+        # not through Python's buffer: select does not see what is already in it
         while b"\n" not in self._heard:
             if not has_spoken(output):
                 return None
@@ -102,7 +103,7 @@ class Child:
         return event
 
     def events(self, silence_s: float) -> Iterator[Event]:
-        """All that it says; it is ended when it is silent for longer."""
+        """All events. The process is killed after ``silence_s`` without one."""
         while True:
             with self.within(silence_s):
                 event = self.event()
@@ -111,13 +112,13 @@ class Child:
             yield event
 
     def rest(self) -> bytes:
-        """What it writes behind the events that were heard, until its end."""
+        """The bytes that follow the events read so far, until the process ends."""
         assert self._process.stdout is not None
         heard, self._heard = self._heard, b""
         return heard + self._process.stdout.read()
 
     def death(self, within_s: float | None = None) -> str | None:
-        """How it ended, when it says nothing more: a sentence, None where all was well. It is waited for."""
+        """Wait for the process to end and say in a sentence why it failed; None when its exit code is 0."""
         try:
             code = self._process.wait(within_s)
         except subprocess.TimeoutExpired:
@@ -126,15 +127,15 @@ class Child:
         return explain_death(code, self._complaints.read()) if code else None
 
     def kill(self) -> None:
-        """End the process; who hears it then hears its end."""
+        """Kill the process. A thread that reads its events then finds no more."""
         self._process.kill()
 
     def close(self) -> None:
-        """End the process, whatever it does, and forget it."""
+        """Kill the process, wait for its end, and close its files."""
         self._process.kill()
         self._process.wait()
         for stream in (self._process.stdin, self._process.stdout, self._complaints):
-            with contextlib.suppress(OSError):  # what was not written yet has no reader
+            with contextlib.suppress(OSError):  # bytes that were not written yet have no reader
                 if stream:
                     stream.close()
 
@@ -144,8 +145,7 @@ class Child:
 
 
 def explain_death(code: int, complaint: str) -> str:
-    """One sentence for a child's non-zero return code (negative: the signal) and what it wrote to standard
-    error."""
+    """A sentence for a child's non-zero return code (negative: the signal) and its standard error."""
     if code == -signal.SIGKILL:
         return "did not fit: the process was killed, as the system does when memory runs out"
     if code == -signal.SIGILL:
@@ -153,7 +153,7 @@ def explain_death(code: int, complaint: str) -> str:
             "onnxruntime uses an instruction this CPU lacks (1.21.0 does on a Pi 4): install another"
             " version, see requirements.txt"
         )
-    last = complaint.strip().splitlines()[-1][:200] if complaint.strip() else "it said nothing"
+    last = complaint.strip().splitlines()[-1][:200] if complaint.strip() else "no error message"
     if code < 0:
         return f"the process died of {signal.Signals(-code).name}: {last}"
     return f"the process ended with code {code}: {last}"

@@ -1,5 +1,5 @@
-"""Which variant to ship: the fastest that loses no more than it may, the standard error of its loss
-included."""
+"""Recommends the variant to ship: the fastest one whose loss, standard error included, is within the
+allowance."""
 
 from collections.abc import Sequence
 
@@ -7,8 +7,8 @@ from vgg_runtime.bundle.metrics import better_than_chance
 from vgg_runtime.result import Evaluation, Proportion, Recommendation, Row
 
 MAX_LOSS_POINTS = 1.0
-LEAST_LABELLED = 20  # of fewer pictures even a good network's top-1 says little
-LEAST_IMAGES = 100  # one point is one picture of a hundred: below that the loss cannot be told
+LEAST_LABELLED = 20  # on fewer pictures even a good network's top-1 says little
+LEAST_IMAGES = 100  # one point is one picture of 100; fewer pictures cannot show such a loss
 
 
 def recommend(
@@ -17,15 +17,15 @@ def recommend(
     max_loss_points: float = MAX_LOSS_POINTS,
     problem: str | None = None,
 ) -> Recommendation:
-    """Choose among the rows of a result by what was measured on test images when the bundle was built.
+    """Choose among the rows of a result by the figures on test images from when the bundle was built.
 
-    The loss is the drop of top-1 in points, or 100 * (1 - agreement) where there were no labels; with its
-    standard error it must stay within the allowance, as in the search that ``vgg-export all --max-drop``
-    makes. Pictures shown on the device do not count: a handful of them decides nothing. ``problem``: that the
-    bundle's checkpoint does not understand its pictures, if so.
+    The loss is the drop of top-1 in points, or 100 * (1 - agreement) where there were no labels. The loss
+    plus its standard error must stay within ``max_loss_points``, as in the search of ``vgg-export all
+    --max-drop``. Pictures shown on the device do not count, because they are too few. ``problem``: why the
+    checkpoint's figures mean nothing, if so; then nothing is recommended.
 
     Returns:
-        The variant, which is None when nothing can be said, and the reason.
+        The variant, or None when none can be recommended, and the reason.
     """
     allowance = f"{max_loss_points:g} point{'' if max_loss_points == 1 else 's'}"
     reference = next((row for row in rows if row.variant == baseline), None)
@@ -47,7 +47,7 @@ def recommend(
 
 
 def _why_not(reference: Row | None, allowance: str) -> str | None:
-    """Why the baseline's row cannot be compared with; None where it can."""
+    """Why nothing can be compared with the baseline's row; None where it can."""
     if reference is None:
         return "the baseline was not run beside these, so there is nothing to compare with"
     built = reference.built
@@ -59,16 +59,16 @@ def _why_not(reference: Row | None, allowance: str) -> str | None:
 
 
 def near_chance(top1: Proportion | None, chance: float | None, pictures: str = "test images") -> str | None:
-    """Why nothing may be recommended on the baseline's figures: it does not understand the pictures. None
-    where it is clearly better than chance, and where that is not known (no labels, or a bundle made before it
-    was recorded)."""
+    """The reason why nothing is recommended when the baseline's ``top1`` is not clearly better than
+    ``chance``. None when it is, and when that is unknown (no labels, or an older bundle that did not record
+    it)."""
     if not top1 or chance is None or better_than_chance(round(top1.rate * top1.n), top1.n, chance):
         return None
     found = f"the baseline is right on {100 * top1.rate:.1f} % of {top1.n} {pictures}"
     if not better_than_chance(top1.n, top1.n, chance):
         return (
-            f"{found}, of which {100 * chance:.0f} % are of one class: even all of them would not be"
-            " clearly better than chance"
+            f"{found}, of which {100 * chance:.0f} % are of one class: even 100 % would not be clearly better"
+            " than chance"
         )
     return (
         f"{found}, which is not clearly better than chance ({100 * chance:.1f} %): it does not understand"
@@ -80,15 +80,15 @@ def near_chance(top1: Proportion | None, chance: float | None, pictures: str = "
 
 
 def loss_points(built: Evaluation, reference: Evaluation) -> float:
-    """What a variant lost against the baseline, in points of top-1, or of disagreement where there were no
-    labels."""
+    """The loss of a variant relative to the baseline, in points of top-1, or of disagreement where there were
+    no labels."""
     if built.top1 and reference.top1:
         return 100 * (reference.top1.rate - built.top1.rate)
     return 100 * (1 - built.agreement.rate)
 
 
 def _at_worst(built: Evaluation, reference: Evaluation) -> float:
-    """The loss and its standard error; bundles made before there was one do not have it."""
+    """The loss plus its standard error, in points; older bundles have no standard error."""
     return loss_points(built, reference) + (built.loss_error_points or 0.0)
 
 

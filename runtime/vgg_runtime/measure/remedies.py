@@ -1,5 +1,5 @@
-"""What slows a device down and what to do about it: said by the doctor before a measurement, and below the
-table after it."""
+"""What slows a device down, and what to do about it. The doctor shows it before a measurement, and the table
+after one."""
 
 from collections.abc import Iterator, Sequence
 
@@ -9,19 +9,18 @@ from vgg_runtime.result import Device, Result, Row
 NO_DOT_PRODUCT = "this core has no dot product{missing}: int8 saves memory here, not time"
 
 
-WORTH_IT = 1.5  # times the speed of its float form; an int8 variant below that is a disappointment
+WORTH_IT = 1.5  # an int8 variant is expected to be this many times as fast as its float form
 
 
-# ms of the float form, below which int8 has a few ms to save at most, and what it costs beside the arithmetic
-# takes them
+# ms of the float form; below that int8 saves a few ms at most, and its other costs use them up
 TINY_MS = 10.0
 
 
-# of the available memory; beyond it the system swaps, or drops file pages that it reads again
+# share of the available memory; beyond it the system swaps, or drops file pages and reads them again
 NEARLY_FULL = 0.9
 
 
-HOT_C = 80.0  # here a Raspberry Pi begins to lower its clock
+HOT_C = 80.0  # from here on a Raspberry Pi lowers its clock
 
 
 SUPPLY = (
@@ -38,11 +37,11 @@ GOVERNOR = (
 )
 
 
-Pairs = Sequence[tuple[Row, Row]]  # int8 rows, each with its float form
+Pairs = Sequence[tuple[Row, Row]]  # each int8 row with its float form
 
 
 def missing_dot_product(features: Sequence[str]) -> str:
-    """The sentence that says so, with the name under which /proc/cpuinfo would list it."""
+    """The sentence that this core has no dot product, with the name that /proc/cpuinfo gives it."""
     name = "asimddp" if "asimd" in features else "avx512_vnni and avx_vnni"
     return NO_DOT_PRODUCT.format(
         missing=f" ({name} {'is' if name == 'asimddp' else 'are'} missing in /proc/cpuinfo)"
@@ -50,11 +49,11 @@ def missing_dot_product(features: Sequence[str]) -> str:
 
 
 def power_remedy(held: Sequence[str]) -> str:
-    """What to do about what the firmware holds back, as ``device.throttled`` names it."""
+    """What to do when the firmware holds the board back; ``held`` are the reasons of ``device.throttled``."""
     under_voltage = any(name.startswith("under-voltage") for name in held)
     heat = [name for name in held if not name.startswith("under-voltage")]
-    # Under-voltage alone lowers the clock too, so that "throttled" beside it is no sign of heat; the
-    # temperature limit is.
+    # Under-voltage alone lowers the clock, too. "throttled" beside it is therefore no sign of heat; the
+    # temperature limit is one.
     hot = any(name.startswith("soft temperature") for name in heat) or (bool(heat) and not under_voltage)
     return "; ".join([SUPPLY] * under_voltage + [COOLING] * hot)
 
@@ -65,8 +64,8 @@ def is_slow(governor: str | None) -> bool:
 
 
 def explanations(result: Result) -> list[str]:
-    """Why rows of a result disappoint, a sentence each; nothing is said where nothing disappoints or nothing
-    is known."""
+    """Why rows of a result are slower than expected, one sentence per reason; empty where none is slow or the
+    reason is unknown."""
     device, rows = result.device, [row for row in result.variants if row.error is None and row.p50_ms]
     found = [
         *_int8(device, rows),
@@ -79,8 +78,8 @@ def explanations(result: Result) -> list[str]:
 
 
 def _int8(device: Device, rows: Sequence[Row]) -> Iterator[str]:
-    """Two sentences at most: where the instructions are there, tiny networks explain themselves and are no
-    reason for suspicion."""
+    """At most two sentences, one on tiny networks. Where the core has the instructions a tiny network has
+    nothing to gain from them, which is no fault."""
     pairs = [
         (row, of)
         for row in rows
@@ -97,7 +96,7 @@ def _int8(device: Device, rows: Sequence[Row]) -> Iterator[str]:
                 " its layers run as int8"
             )
         elif known is None:
-            yield f"{finding}; whether this core has instructions for it is not known"
+            yield f"{finding}; it is not known whether this core has instructions for it"
         else:
             yield f"{finding}: {missing_dot_product(device.features)}; {_for_time(rows)}"
     if tiny:
@@ -105,15 +104,15 @@ def _int8(device: Device, rows: Sequence[Row]) -> Iterator[str]:
 
 
 def _float_form(row: Row, rows: Sequence[Row]) -> Row | None:
-    """The float row of the same network and size as an int8 row; None where there is none, and where the int8
-    row is a build for other cores that this one runs with slower kernels, which says nothing of this core."""
+    """The float row of the same network and size as an int8 row. None where there is none, and where this
+    core runs the int8 build with slower kernels: its speed then says nothing about this core."""
     if row.precision != "int8" or row.build.slower_kernels:
         return None
     return next((of for of in rows if of.precision == "fp32" and _network(of) == _network(row)), None)
 
 
 def _network(row: Row) -> tuple[int, int, int]:
-    """What is the same in an int8 row and its float form."""
+    """The figures that an int8 row shares with its float form."""
     return row.input_px, row.parameters, row.macs
 
 
@@ -140,8 +139,8 @@ def _little_to_gain(tiny: Pairs) -> str:
 
 
 def _for_time(rows: Sequence[Row]) -> str:
-    """What to take for speed where int8 brings none: the float row with the least arithmetic, if one has less
-    than the first."""
+    """What to use for speed where int8 brings none: the fastest float row, if it has less arithmetic than
+    another."""
     floats = [row for row in rows if row.precision == "fp32"]
     light = min(floats, key=_ms)
     heavy = max(row.macs for row in floats)
@@ -174,7 +173,7 @@ def _clock(device: Device) -> str | None:
         return None
     clock = "" if device.clock_mhz is None else f" ({device.clock_mhz:.0f} MHz)"
     return (
-        f"the governor powersave keeps the clock at its lowest{clock}, every row is slower than it"
+        f"the governor powersave keeps the clock at its lowest{clock}, so every row is slower than it"
         f" could be: {GOVERNOR}"
     )
 
@@ -194,7 +193,7 @@ def _memory(device: Device, rows: Sequence[Row]) -> str | None:
 
 
 def _peak(row: Row) -> int:
-    """The peak of memory in bytes; 0 where that is not known."""
+    """The peak memory in bytes; 0 where it is not known."""
     return row.peak_rss_bytes or 0
 
 

@@ -1,4 +1,4 @@
-"""One variant at a time, in a fresh child process, and what it says as a row of the result."""
+"""Runs one variant in a fresh child process and enters its events into a row of the result."""
 
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
@@ -23,10 +23,10 @@ Report = Callable[[str], None]
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """``threads``: of onnxruntime; None tries 1, 2 and 4 and takes what is fastest for each variant.
-    ``budget_s``: seconds of timed runs per variant, divided into ``rounds``, with at most ``cool_down_s`` of
-    waiting before each. A variant that says nothing for ``silence_s`` beyond its budget is ended. ``memory``:
-    one of builds.MEMORY_MODES. The board's state is read below ``root``."""
+    """How variants are measured. ``threads``: of onnxruntime; None tries 1, 2 and 4 and takes the fastest
+    number for each variant. ``budget_s``: seconds of timed runs per variant, divided among ``rounds``, with a
+    wait of at most ``cool_down_s`` before each. A variant that sends no event for ``silence_s`` beyond its
+    budget is killed. ``memory``: one of builds.MEMORY_MODES. The board's state is read below ``root``."""
 
     threads: int | None
     budget_s: float = 10.0
@@ -38,21 +38,22 @@ class Options:
     root: Path = Path("/")
 
     def of_a_round(self, threads: int) -> Self:
-        """One round's share of time and runs."""
+        """The options of a single round, with its share of time and runs."""
         budget_s, max_runs = self.budget_s / self.rounds, max(1, self.max_runs // self.rounds)
         return dataclasses.replace(self, threads=threads, rounds=1, budget_s=budget_s, max_runs=max_runs)
 
 
 @dataclasses.dataclass(frozen=True)
 class Pictures:
-    """What a variant is asked about: files, or one tensor per input size in px as raw float32 bytes."""
+    """The pictures for a variant to classify: files, or raw float32 bytes of one tensor [1, 3, px, px] per
+    input size in px."""
 
     paths: Sequence[Path] = ()
     tensors: dict[int, bytes] = dataclasses.field(default_factory=dict)
 
 
 def measure(bundle: Bundle, variant: Variant, pictures: Pictures, options: Options, report: Report) -> Row:
-    """One row of the result with its one round, not yet related to the others."""
+    """The row of one round, not yet compared with other rows."""
     running = Running(bundle, variant, pictures, options)
     for event in running.events():
         if event["event"] == "predicted" and (event["index"] + 1) % 10 == 0:
@@ -63,8 +64,8 @@ def measure(bundle: Bundle, variant: Variant, pictures: Pictures, options: Optio
 
 
 class Running:
-    """A variant in its own process. ``row`` of the result grows with what it says; ``state``, at its end, is
-    how the board was meanwhile."""
+    """A variant in its own process. ``row`` is the row of the result, which grows with each event. ``state``
+    is the state of the board during the run; it is None until the end."""
 
     def __init__(self, bundle: Bundle, variant: Variant, pictures: Pictures, options: Options) -> None:
         self._tensor = pictures.tensors.get(variant.preprocessing.crop_px, b"")
@@ -83,15 +84,15 @@ class Running:
         self._child = Child("vgg_runtime.measure.worker")
 
     def events(self) -> Iterator[Event]:
-        """Each thing the variant says, after it was entered into the row; how it died, if it did, becomes the
-        row's error."""
+        """Each event of the variant, after it was entered into the row. If the process dies, the reason
+        becomes the row's error."""
         child, silence_s = self._child, self._options.silence_s + self._options.budget_s
         found, resident = monitor.Watch(self._options.root), memory.Resident(child.pid)
         try:
             with found, resident:
                 child.ask(self._request, self._tensor)
                 for event in child.events(silence_s):
-                    # the peak is behind it, and sampling would cost what is timed
+                    # the peak has passed, and sampling would slow the timed runs
                     if event["event"] == "loaded":
                         resident.stop()
                     self.row = _with_event(self.row, event)
@@ -111,12 +112,12 @@ class Running:
 
     def _hung(self) -> str:
         return (
-            f"it hangs: it said nothing for {self._options.silence_s:g} s beyond its time and was ended; a"
+            f"it hangs: it did not answer for {self._options.silence_s:g} s beyond its time and was ended; a"
             " slow board may need more (--silence)"
         )
 
     def kill(self) -> None:
-        """End the process, from whatever thread; ``events`` then comes to its end."""
+        """Kill the process, from any thread; ``events`` then ends."""
         self._child.kill()
 
 
@@ -141,7 +142,7 @@ def empty_row(variant: Variant) -> Row:
 
 
 def _with_event(row: Row, event: Event) -> Row:
-    """The row with what the child has said."""
+    """The row with an event of the child entered into it."""
     match event["event"]:
         case "loaded":
             return dataclasses.replace(row, load_ms=event["load_ms"], first_ms=event["first_ms"])

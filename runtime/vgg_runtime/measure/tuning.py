@@ -1,8 +1,7 @@
-"""``compare.py --tune``: which build of each variant is the fastest on this very board, timed once and
-remembered.
+"""``compare.py --tune``: times the builds of each variant on this board once and remembers the fastest.
 
-Counted instructions and tables of cores are a guess at time; only the board knows. What was found is kept in
-the user's cache, for this board, this onnxruntime and these very models.
+Counted instructions and tables of cores only estimate time; the board measures it. The result is kept in the
+user's cache, for this board, this onnxruntime and these models.
 """
 
 import hashlib
@@ -25,15 +24,15 @@ from vgg_runtime.result import Device
 from .running import Options, Pictures, measure
 
 ROUNDS = 3
-BUDGET_S = 0.6  # of each build in a round
-MARGIN = 1.03  # so much faster than the build for this core another one has to be
+BUDGET_S = 0.6  # of timed runs of each build in a round
+MARGIN = 1.03  # another build must be this many times as fast as the one for this core
 
 Report = Callable[[str], None]
 
 
 def for_here(bundle: Manifest, wanted: str | None, root: Path = Path("/")) -> Manifest:
-    """The manifest with the builds in front that are to run here: those for the target that is asked for,
-    else those that were measured to be the fastest here, else those for this core.
+    """The manifest with the builds to run here in front: those for the target ``wanted``, else those that
+    were measured to be the fastest here, else those for this core.
 
     Raises:
         BundleError: there is no such target.
@@ -45,13 +44,14 @@ def for_here(bundle: Manifest, wanted: str | None, root: Path = Path("/")) -> Ma
 
 
 def tune(bundle: Bundle, variants: Sequence[Variant], threads: int, root: Path, report: Report) -> Bundle:
-    """Time the builds of each variant in turn, remember the fastest, and put it in front."""
+    """Time the builds of each variant in turn, remember the fastest, and return the bundle with these in
+    front."""
     board = device.describe(threads, root)
     target, options = of_device(board), Options(threads, budget_s=BUDGET_S, rounds=1, root=root)
     found, before = remembered(bundle.manifest, board), builds.for_core(bundle.manifest, target)
     for variant in variants:
         if len(variant.builds) > 1:
-            # the one for this core first, whatever was found before
+            # the build for this core comes first, whatever an earlier run remembered
             tried = before.variant(variant.id).builds
             times = _timed(bundle, variant, tried, options)
             if best := _fastest(times):
@@ -63,12 +63,12 @@ def tune(bundle: Bundle, variants: Sequence[Variant], threads: int, root: Path, 
     try:
         _remember(bundle.manifest, board, found)
     except (OSError, RuntimeInputError) as error:
-        report(f"not remembered ({error}); set XDG_CACHE_HOME to a folder that can be written")
+        report(f"the fastest builds could not be saved ({error}); set XDG_CACHE_HOME to a writable folder")
     return bundle.using(builds.for_core(bundle.manifest, target, found))
 
 
 def _timed(bundle: Bundle, variant: Variant, tried: Sequence[Build], options: Options) -> dict[str, float]:
-    """Median latency in ms by the build's id, infinite for one that fails; the builds take turns."""
+    """Median latency in ms by build id, infinite for a build that fails; the builds take turns."""
     times: dict[str, list[float]] = {build.id: [] for build in tried}
     for _ in range(ROUNDS):
         for build in tried:
@@ -78,7 +78,7 @@ def _timed(bundle: Bundle, variant: Variant, tried: Sequence[Build], options: Op
 
 
 def _fastest(times: dict[str, float]) -> str | None:
-    """The id of the build with the least latency; the first where it is about as fast, none where all
+    """The id of the build with the least latency; the first id if no other is faster by MARGIN; None if all
     failed."""
     best, first = min(times, key=lambda name: times[name]), next(iter(times))
     if times[best] == float("inf"):
@@ -87,13 +87,12 @@ def _fastest(times: dict[str, float]) -> str | None:
 
 
 def cache_file() -> Path:
-    """Where it is remembered."""
+    """The file that remembers the fastest builds."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vgg-export" / "tuned.json"
 
 
 def remembered(bundle: Manifest, board: Device) -> dict[str, str]:
-    """Ids of the builds that were the fastest on this board, by variant; empty when that was never
-    measured."""
+    """The ids of the fastest builds on this board, by variant; empty if they were never measured."""
     found = _read().get(_key(bundle, board), {}).get("builds", {})
     return {str(variant): str(build) for variant, build in found.items()} if isinstance(found, dict) else {}
 
@@ -110,7 +109,7 @@ def _read() -> dict[str, Any]:
     try:
         known = json.loads(cache_file().read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return {}  # nothing was measured yet, or the file is damaged: then it is measured again
+        return {}  # nothing was measured yet, or the file is damaged and --tune writes it anew
     return known if isinstance(known, dict) and all(isinstance(v, dict) for v in known.values()) else {}
 
 

@@ -1,11 +1,11 @@
-"""What runs in a variant's own process: load, self-check, time, predict. ``python -m
-vgg_runtime.measure.worker`` reads one JSON request line from standard input and writes one JSON event a line
-to standard output; ``running.py`` is the other end. A picture comes as a path, or as a float32 tensor of
-``tensor_bytes`` bytes behind the request line (the page's pictures never touch the disk).
+"""Runs a variant in its own process: load, self-check, time, predict. ``python -m
+vgg_runtime.measure.worker`` reads one JSON request line from standard input and writes one JSON event per
+line to standard output, which ``running.py`` reads. A picture comes as a path, or as a float32 tensor of
+``tensor_bytes`` bytes behind the request line (the page's pictures are never written to disk).
 
-Order matters: the peak memory is read before any picture is decoded, so that it is the model's and not a
-photograph's. A tensor needs no decoding, and somebody is waiting for its answer: it comes before the check
-and the timing.
+The order matters. The peak memory is read before any picture is decoded, so that it is that of the model and
+not of a photograph. A tensor is classified before the check and the timing: it needs no decoding, and
+somebody is waiting for its answer.
 """
 
 import json
@@ -43,7 +43,7 @@ def main() -> int:
 
 
 def serve(request: dict[str, Any]) -> None:
-    """Answer one request with the events loaded, checked, timed, (per picture) predicted and answered."""
+    """Answer one request with the events loaded, checked, timed, predicted (per picture) and answered."""
     preprocessing = Preprocessing.from_json(request["preprocessing"])
     inputs, expected = self_check.load_expected(
         Path(request["expected"]), request["check"], preprocessing.crop_px
@@ -66,8 +66,8 @@ def serve(request: dict[str, Any]) -> None:
 
 
 def _answer(model: Model, paths: list[Path], preprocessing: Preprocessing) -> None:
-    """Classify pictures; how long decoding and preprocessing took, and both with the model, goes into the
-    event answered."""
+    """Classify pictures. The event answered has, per picture, the time of decoding and preprocessing and the
+    time with the model added, in ms."""
     prepare_ms, end_to_end_ms = list[float](), list[float]()
     for index, path in enumerate(paths):
         start = time.perf_counter()
@@ -82,7 +82,7 @@ def _answer(model: Model, paths: list[Path], preprocessing: Preprocessing) -> No
 
 
 def _tensor(request: dict[str, Any], preprocessing: Preprocessing) -> npt.NDArray[np.float32]:
-    """[1, 3, px, px] from behind the request line."""
+    """Read the float32 tensor [1, 3, px, px] behind the request line."""
     side = preprocessing.crop_px
     return np.frombuffer(sys.stdin.buffer.read(request["tensor_bytes"]), np.float32).reshape(1, 3, side, side)
 

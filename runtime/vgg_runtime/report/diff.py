@@ -1,4 +1,4 @@
-"""Results of several runs or boards side by side; every figure with the device that it was measured on."""
+"""Compares the results of several runs or boards, and names the device of every figure."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -11,16 +11,16 @@ from vgg_runtime.text import ABSENT, megabytes, number, percent, printable, tabl
 
 from .tables import MARK, notice
 
-SIGNIFICANT = 0.10  # a smaller change of a latency is no news: two runs on the same board differ by that much
+SIGNIFICANT = 0.10  # two runs on the same board differ in latency by up to this share
 EXPECTED = "expected a file that 'compare.py --json' wrote"
 
 
 def read(path: Path) -> Result:
-    """A result that ``compare.py --json`` wrote.
+    """Read a result that ``compare.py --json`` wrote.
 
     Raises:
-        RuntimeInputError: not readable, no result (the first field that is not as it should be is named), or
-            of a newer schema.
+        RuntimeInputError: the file cannot be read, is no result (the error names the first wrong field), or
+            has a newer schema.
     """
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
@@ -37,7 +37,7 @@ def read(path: Path) -> Result:
 
 
 def _schema(found: object) -> int:
-    """The schema of what looks like a result; 0 where it is none, or says none."""
+    """The schema of a document that looks like a result; 0 if it does not, or has no schema."""
     if not isinstance(found, dict) or not {"device", "bundle", "variants"} <= found.keys():
         return 0
     schema = found.get("schema")
@@ -45,7 +45,7 @@ def _schema(found: object) -> int:
 
 
 def device_words(result: Result) -> str:
-    """A result's device, system and time in a line."""
+    """The device, system and time of a result in one line."""
     device = result.device
     engine = f"onnxruntime {device.onnxruntime or 'missing'}"
     cpu = printable(device.cpu or device.machine)
@@ -77,7 +77,7 @@ def diff(before: Result, after: Result) -> str:
 
 
 def _cells(name: str, a: Row | None, b: Row | None) -> list[str]:
-    """What stands in the columns of one variant, which one of the results may lack."""
+    """The cells of one variant; ``a`` or ``b`` is None where that result lacks it."""
     latencies = [row.p50_ms if row else None for row in (a, b)]
     peaks = [row.peak_rss_bytes if row else None for row in (a, b)]
     sizes = [row.size_bytes if row else None for row in (a, b)]
@@ -118,8 +118,8 @@ def _remarks(before: Result, after: Result) -> list[str]:
 
 
 def change(before: float | None, after: float | None) -> str:
-    """In per cent, with an arrow where it is more than runs on one board differ by; a dash where there is
-    nothing to compare."""
+    """The change in per cent, with an arrow where it is larger than SIGNIFICANT; a dash where a value is
+    missing."""
     if not before or after is None:
         return ABSENT
     ratio = after / before - 1
@@ -128,7 +128,7 @@ def change(before: float | None, after: float | None) -> str:
 
 
 def boards(results: Sequence[Result]) -> str:
-    """Several results in one table, each device under its own number."""
+    """Several results in one table; each device has a number."""
     heads = [f"{k}  {device_words(result)}" for k, result in enumerate(results, 1)]
     found = [_by_variant(result) for result in results]
     rows = []

@@ -1,5 +1,5 @@
-"""The one page: served live, or saved with a result in it as a report. Its template is ``page.html``; there
-is no second one."""
+"""The web page. It is served live, or saved as a report with a result in it. Both come from the template
+``page.html``."""
 
 import base64
 import hashlib
@@ -13,14 +13,14 @@ from vgg_runtime.result import Result
 
 TEMPLATE = Path(__file__).with_name("page.html")
 THUMBNAIL_PX = 320
-MAX_PICTURES = 24  # in a report; the table of a thousand pictures is for the JSON
+MAX_PICTURES = 24  # in a report; the JSON holds all of them
 _DATA = "<!--data-->"
 _POLICY = "<!--policy-->"
 
 
 def policy(template: str, *, live: bool) -> str:
-    """The Content-Security-Policy: only the page's own script and style, by hash; only its own server, and
-    that only live."""
+    """The Content-Security-Policy. It allows the page's own script and style, by hash; when the page is live
+    it also allows connections to its own server."""
     hashes = {}
     for tag in ("script", "style"):
         (content,) = re.findall(rf"<{tag}>(.*?)</{tag}>", template, re.DOTALL)
@@ -34,15 +34,15 @@ def policy(template: str, *, live: bool) -> str:
 
 
 def live() -> tuple[bytes, str]:
-    """The page without a result, and the policy to send with it (``frame-ancestors`` only works as a
-    header)."""
+    """The page without a result as UTF-8, and the policy to send as a header (``frame-ancestors`` works only
+    there)."""
     template = TEMPLATE.read_text(encoding="utf-8")
     content = template.replace(_POLICY, "").replace(_DATA, "")
     return content.encode(), policy(template, live=True) + "; frame-ancestors 'none'"
 
 
 def report(result: Result, pictures: list[Path]) -> str:
-    """The page with a result and thumbnails of its pictures in it; needs no server and no network."""
+    """The page with a result and thumbnails of its pictures in it. It needs no server and no network."""
     template = TEMPLATE.read_text(encoding="utf-8")
     shown, named = result.to_json(), zip(result.images, pictures, strict=True)
     shown["images"] = [

@@ -1,4 +1,4 @@
-"""The result as aligned text for a terminal."""
+"""Shows a result as aligned text for a terminal."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -6,11 +6,11 @@ from pathlib import Path
 from vgg_runtime.result import About, Device, Evaluation, Proportion, Result, Row, StepLoss
 from vgg_runtime.text import ABSENT, megabytes, number, percent, printable, table
 
-MARK = "!"  # behind a figure that has to be read with what is said below the table
+MARK = "!"  # behind a figure that a line below the table explains
 
 
 def header(result: Result) -> str:
-    """The device and the bundle, a few lines."""
+    """A few lines about the device and the bundle."""
     device, bundle = result.device, result.bundle
     ram = f"{device.ram_bytes / 2**30:.1f} GiB RAM" if device.ram_bytes else "RAM unknown"
     features = " ".join(device.features) or "no int8 instructions known"
@@ -30,7 +30,7 @@ def header(result: Result) -> str:
 
 
 def state(device: Device) -> str:
-    """Temperature, clock and what is held back, at the end of the measurement; a sensor that is not there is
+    """Temperature, clock and throttling at the end of the measurement; a missing sensor is shown as
     unknown."""
     held = device.throttled
     throttling = (
@@ -42,12 +42,12 @@ def state(device: Device) -> str:
 
 
 def explanations(result: Result) -> str:
-    """Why rows disappoint, a paragraph each; empty when none does."""
+    """Why rows are slower than expected, one paragraph per reason; empty if there is none."""
     return "\n".join(f"→ {sentence}." for sentence in result.explanations)
 
 
 def notice(about: About) -> str:
-    """What must be said with every table, framed; empty when there is nothing to say."""
+    """The notices to show with every table, marked by !!; empty if there are none."""
     return "\n".join(f"!! {line}" for line in about.notices)
 
 
@@ -90,7 +90,7 @@ def comparison(result: Result) -> str:
 
 
 def _cells(row: Row) -> list[str]:
-    """What stands in the columns of the comparison."""
+    """The cells of one row of the comparison."""
     mark = MARK if row.marks else ""
     return [
         row.variant,
@@ -113,7 +113,7 @@ def _cells(row: Row) -> list[str]:
 
 
 def _builds(result: Result) -> list[str]:
-    """Which builds were not made for this core, and which sessions were lean."""
+    """Lines on builds that were made for other cores, on forms of builds, and on lean sessions."""
     target, lines = result.device.target, []
     foreign: dict[tuple[str, bool], list[str]] = {}
     for row in result.variants:
@@ -123,8 +123,8 @@ def _builds(result: Result) -> list[str]:
     for (made_for, slower), names in foreign.items():
         why = ", with slower kernels, in which its 8-bit weights do not overflow" if slower else ""
         told = (
-            f"no build for {target} was used, but the one for {made_for}{why}; 'vgg-export all --target"
-            f" {target}' makes one"
+            f"the build for {made_for} was used{why}; 'vgg-export all --target {target}' makes one for this"
+            " core"
         )
         lines.append(f"{', '.join(names)}: {told}.")
     forms = dict.fromkeys(row.build.form for row in result.variants if row.build.form)
@@ -141,7 +141,7 @@ def _builds(result: Result) -> list[str]:
 
 
 def _threads(result: Result) -> str:
-    """What each number of threads gave, where that was tried."""
+    """A table of the latency with each number of threads; empty where none were tried."""
     swept = [row for row in result.variants if row.thread_sweep]
     if not swept:
         return ""
@@ -170,14 +170,18 @@ def _footnote(result: Result) -> str:
             " them with a known class."
         )
     if any(row.p90_ms is None for row in result.variants):
-        lines.append(f"{ABSENT} in P90: fewer than the 64 runs it needs (more with --budget).")
+        lines.append(
+            f"{ABSENT} in P90: there were fewer than the 64 runs that it needs; --budget gives more."
+        )
     if n and n < 100 and not result.bundle.figures_absent and any(row.built for row in result.variants):
-        lines.append(f"With {n} pictures these two say little; the table below was measured at build time.")
+        lines.append(
+            f"{n} pictures are too few for these two figures; the table below was measured at build time."
+        )
     return "\n".join(lines)
 
 
 def built(result: Result) -> str:
-    """What the bundle's maker measured on test images; empty when nothing was."""
+    """A table of the figures on test images from when the bundle was made; empty if there are none."""
     evaluated = [(row.variant, row.built) for row in result.variants if row.built]
     if not evaluated:
         return ""
@@ -193,18 +197,18 @@ LOSS_COLUMNS = ("removed", "repaired", "tuned", "quantized")
 
 
 def losses(result: Result) -> str:
-    """What each step of the variants cost when they were made; empty when nothing was measured."""
+    """A table of the loss of each step in making the variants; empty if none was measured."""
     rows = [[row.variant, *loss_cells(row.losses)] for row in result.variants if row.losses]
     if not rows:
         return ""
     return (
-        "What each step left, on held-out pictures: agreement with the checkpoint and mean KL; quantized:"
-        " with its own float model\n" + table(("variant", *LOSS_COLUMNS), rows)
+        "Agreement with the checkpoint and mean KL after each step, on held-out pictures; quantized is"
+        " compared with its own float model\n" + table(("variant", *LOSS_COLUMNS), rows)
     )
 
 
 def loss_cells(steps: Sequence[StepLoss]) -> list[str]:
-    """One variant's losses by step as text, a dash for steps it does not have."""
+    """The losses of one variant by step as text, with a dash for each step that it lacks."""
     found = {step.step: f"{100 * step.agreement:.1f} % {step.kl:.4f} (n={step.n})" for step in steps}
     return [found.get(name, ABSENT) for name in LOSS_COLUMNS]
 
@@ -213,7 +217,7 @@ EVALUATION_COLUMNS = ("top-1", "95 % interval", "top-5", "agrees", "95 % interva
 
 
 def evaluation_cells(evaluation: Evaluation) -> list[str]:
-    """One variant's build-time figures as text, absent ones as a dash."""
+    """The build-time figures of one variant as text, with a dash for each that is absent."""
     top1, top5, agreement = evaluation.top1, evaluation.top5, evaluation.agreement
     return [
         percent(top1),
@@ -234,10 +238,10 @@ def _interval(proportion: Proportion | None) -> str:
 
 
 def predictions(result: Result, *, top5: bool, limit: int = 12) -> str:
-    """What each variant said of each picture: the baseline in words, the others as = or as what they say
-    instead."""
+    """A table of the class that each variant gives each picture. The baseline's class is named; the others
+    show = where they agree with it, else their own class."""
     shown = [row for row in result.variants if row.predictions]
-    if not shown or result.bundle.figures_absent:  # what random weights say is not worth reading
+    if not shown or result.bundle.figures_absent:  # predictions of random weights mean nothing
         return ""
     images = result.images[:limit]
     if top5:

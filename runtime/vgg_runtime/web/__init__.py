@@ -1,1 +1,1 @@
-"""The page on the device: uploads, comparison, answers."""
+"""Serves the web page on the device: uploads, comparison, answers."""

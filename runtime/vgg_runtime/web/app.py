@@ -1,9 +1,8 @@
-"""The page on the device: an ASGI application, which is a plain function, run by uvicorn
-(``requirements-web.txt``).
+"""Serves the web page on the device: an ASGI application, run by uvicorn (``requirements-web.txt``).
 
-One inference at a time, a short queue, 503 beyond it. A picture stays in memory, is decoded in a process of
-its own, and each variant answers in one of its own, so that whatever dies is a card and not the end of the
-page.
+One inference runs at a time; a few pictures may wait, and more are refused with status 503. A picture stays
+in memory. It is decoded in a process of its own, and each variant runs in a process of its own, so that a
+crash is shown on a card and the page goes on.
 """
 
 import asyncio
@@ -33,9 +32,9 @@ Send = Callable[[Message], Awaitable[None]]
 
 DECODE_SECONDS = 20.0
 QUEUE = 8  # pictures that wait or run
-BUDGET_S = 1.0  # of timed runs per variant and picture
+BUDGET_S = 1.0  # seconds of timed runs per variant and picture
 MAX_RUNS = 20
-HEADER_SECONDS = 10.0  # for a request's first lines
+HEADER_SECONDS = 10.0  # within which a request's header must arrive
 STOPPED = "the server was stopped"
 UPLOADED = (measure.Shown(Path("upload")),)
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
@@ -44,8 +43,8 @@ ROUTES = {"/": "GET, HEAD", "/api/health": "GET, HEAD", "/api/bundle": "GET, HEA
 
 @dataclasses.dataclass
 class Server:
-    """A bundle and the state of its page. ``hosts``: names under which the page may be asked for; ``memory``:
-    as running.Options."""
+    """A bundle and the state of its page. ``hosts``: the host names that requests may use; ``memory``: as in
+    running.Options."""
 
     bundle: Bundle
     threads: int
@@ -61,7 +60,7 @@ class Server:
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         """The ASGI application."""
         if scope["type"] != "http":
-            return  # uvicorn's lifespan messages; there is nothing to start or stop
+            return  # a lifespan message of uvicorn; there is nothing to start or stop
         try:
             check_origin(scope, self.hosts)
             await self._route(scope, receive, send)
@@ -71,7 +70,7 @@ class Server:
             await _answer(send, 422, {"error": str(error)})
 
     def stop(self) -> None:
-        """End what runs and what waits, each with an answer."""
+        """Cancel the running and the waiting comparisons; each gets an answer."""
         for work in self.work:
             work.cancel()
 
@@ -87,13 +86,13 @@ class Server:
                 await self._compare(scope, receive, send)
             case (method, path) if path in ROUTES:
                 raise Refused(
-                    405, f"{method[:20]} is not possible here; {ROUTES[path]} is", allow=ROUTES[path]
+                    405, f"{method[:20]} is not allowed here; use {ROUTES[path]}", allow=ROUTES[path]
                 )
             case _:
                 raise Refused(404, f"there is nothing at {scope['path'][:80]}; the page is at /")
 
     def _about(self) -> Message:
-        """What can be compared, and the device's state now."""
+        """The bundle, its variants, the device and its state now, and the limits of uploads."""
         result = measure.skeleton(self.bundle, [], Options(self.threads)).to_json()
         variants = [_described(v) for v in self.bundle.manifest.variants]
         return {k: result[k] for k in ("schema", "device", "bundle")} | {
@@ -120,7 +119,7 @@ class Server:
             try:
                 await asyncio.wait({work, gone}, return_when=asyncio.FIRST_COMPLETED)
             finally:
-                work.cancel()  # if it is not done, nobody is looking any more: the next picture's turn
+                work.cancel()  # if it is not done, its client has gone: the next picture's turn
                 gone.cancel()
             await asyncio.wait({work})
         if work.cancelled():
@@ -132,7 +131,7 @@ class Server:
             raise Refused(503, f"{len(self.work)} pictures are waiting already; try again in a minute")
 
     async def _work(self, upload: uploads.Upload, variants: Sequence[Variant], send: Send) -> None:
-        """Wait for this picture's turn and answer it."""
+        """Wait for the turn of this picture, then compare the variants on it."""
         async with self.busy:
             pictures = await decode(upload.pieces, variants)
             upload.close()
@@ -147,8 +146,8 @@ class Server:
         return self.bundle.manifest.chosen(names[0])
 
     async def _stream(self, variants: Sequence[Variant], pictures: Pictures, send: Send) -> None:
-        """One JSON line per event: start, running, row (with all rows so far; a variant's comes when it has
-        answered, and again when it has been timed), end; or error, when the server is stopped."""
+        """Send one JSON line per event: start, running, row, end; or error, when the server is stopped. A row
+        has all rows so far; a variant's row comes when it has answered, and again when it has been timed."""
         options = Options(self.threads, BUDGET_S, MAX_RUNS, memory=self.memory)
         begun = result = measure.skeleton(self.bundle, UPLOADED, options)
         await send(
@@ -172,8 +171,8 @@ class Server:
 
 
 async def _answers(running: Running) -> AsyncGenerator[Row]:
-    """A variant's row when it has answered, and again at its end; its process ends with this, however this
-    ends."""
+    """The row of a variant when it has answered, and again at its end. Its process is killed when this
+    generator is closed."""
     events = running.events()
     try:
         while event := await asyncio.to_thread(next, events, None):
@@ -196,8 +195,8 @@ def _described(v: Variant) -> Message:
 
 
 def check_origin(scope: Message, hosts: Sequence[str]) -> None:
-    """Refuse names that are not ours (DNS rebinding) and other sites' pages. The address at which the
-    connection arrived is ours.
+    """Refuse requests for another host name (DNS rebinding) and from pages of other sites. The address at
+    which the connection arrived is allowed.
 
     Raises:
         Refused: 400 for a wrong Host, 403 for a foreign Origin.
@@ -209,7 +208,7 @@ def check_origin(scope: Message, hosts: Sequence[str]) -> None:
         raise Refused(400, f"this server does not answer to {host[:80]!r}; use {hosts[0]}")
     origin = headers.get(b"origin")
     if origin is not None and origin.decode("latin-1") not in (f"http://{host}", f"https://{host}"):
-        raise Refused(403, "another site's page may not use this server")
+        raise Refused(403, "pages of other sites may not use this server")
 
 
 def _name_of(host: str) -> str:
@@ -233,10 +232,11 @@ def _same_address(one: str, other: str) -> bool:
 
 
 async def decode(pieces: Sequence[bytes], variants: Sequence[Variant]) -> Pictures:
-    """The picture as one tensor per input size, decoded in a process of its own, which ends with this.
+    """Decode a picture in a process of its own: one float32 tensor [3, px, px] per input size of
+    ``variants``.
 
     Raises:
-        ImageError: what is wrong with the picture.
+        ImageError: the picture cannot be decoded; the error says why.
     """
     sizes = {v.preprocessing.crop_px: v.preprocessing for v in variants}
     request = {"bytes": sum(map(len, pieces)), "preprocessings": [p.to_json() for p in sizes.values()]}
@@ -246,7 +246,7 @@ async def decode(pieces: Sequence[bytes], variants: Sequence[Variant]) -> Pictur
     finally:
         child.kill()
     if answer is None:
-        raise ImageError("the picture cannot be decoded: it is damaged, or too much for this device")
+        raise ImageError("the picture cannot be decoded: it is damaged, or too large for this device")
     if answer["event"] == "error":
         raise ImageError(answer["message"])
     tensors, start = {}, 0
@@ -257,7 +257,8 @@ async def decode(pieces: Sequence[bytes], variants: Sequence[Variant]) -> Pictur
 
 
 def _converse(child: Child, request: Message, pieces: Sequence[bytes]) -> tuple[Event | None, bytes]:
-    """Tell a decoder a picture; its answer, None where it died, and the tensors. It has ended then."""
+    """Send a picture to a decoder and wait for its end: its answer, None if it died, and the bytes of the
+    tensors."""
     with contextlib.closing(child), child.within(DECODE_SECONDS):
         child.ask(request, *pieces)
         answer, content = child.event(), child.rest()
@@ -304,7 +305,7 @@ def _headers(
 def run(
     server: Callable[[tuple[str, ...]], Server], host: str, port: int, report: Callable[[str], None]
 ) -> None:
-    """Serve until interrupted; ``server`` makes the application for the names under which it may be asked.
+    """Serve until interrupted; ``server`` makes the application for the host names that requests may use.
 
     Raises:
         RuntimeInputError: uvicorn is not installed, or the port is taken.
@@ -325,13 +326,13 @@ def run(
     shown = host if _is_loopback(host) and host != LOOPBACK[1] else names[0]
     report(f"The page is at http://{bracketed(shown)}:{listening.getsockname()[1]}/ (Ctrl-C ends it)")
     if not _is_loopback(host):
-        report("Everybody in this network can open it, because of --host.")
+        report("Everybody in this network can open it, because --host is set.")
     with contextlib.suppress(KeyboardInterrupt):  # uvicorn raises it again after an orderly end
         serving.run(sockets=[listening])
 
 
 def bracketed(name: str) -> str:
-    """A host as it stands in an address."""
+    """A host as a URL has it: IPv6 in brackets."""
     return f"[{name}]" if ":" in name else name
 
 
@@ -343,7 +344,11 @@ def _is_loopback(host: str) -> bool:
 
 
 def listen(host: str, port: int) -> "Any":
-    """A listening socket."""
+    """A TCP socket that listens on ``host`` and ``port``.
+
+    Raises:
+        OSError: the port is taken, or the host is not this machine.
+    """
     import socket
 
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
@@ -355,7 +360,8 @@ def listen(host: str, port: int) -> "Any":
 
 
 def own_names(host: str) -> tuple[str, ...]:
-    """Names under which others reach this machine when the page is open to the network."""
+    """The host names and addresses at which others reach this machine when the page is open to the
+    network."""
     import socket
 
     name = socket.gethostname()
@@ -363,7 +369,7 @@ def own_names(host: str) -> tuple[str, ...]:
     if host not in ("0.0.0.0", "::"):
         return (host, *names)
     with contextlib.suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        # no packet is sent: it only asks which address this machine would use
+        # no packet is sent; the system only chooses the address that it would use
         probe.connect(("192.0.2.1", 9))
         names.insert(0, probe.getsockname()[0])
     return tuple(names)

@@ -1,8 +1,8 @@
-"""Decodes a stranger's picture in a process of its own: ``python -m vgg_runtime.web.decode``.
+"""Decodes an uploaded picture in a process of its own: ``python -m vgg_runtime.web.decode``.
 
 Standard input: one JSON line ``{"bytes", "preprocessings"}`` and then the file. Standard output: one event,
 either error or decoded (``width``, ``height``, ``format``, ``tensor_bytes``: a list) followed by one float32
-tensor [3, px, px] per preprocessing. Whatever a picture does to the decoder ends with this process.
+tensor [3, px, px] per preprocessing. A picture that crashes the decoder ends only this process.
 """
 
 import json
@@ -16,7 +16,7 @@ ADDRESS_SPACE_BYTES = 1_500_000_000  # 52 megapixels decoded, twice (a WEBP four
 
 
 def main() -> int:
-    """Answer one request; 0 also for a picture that cannot be used."""
+    """Answer one request. The exit code is 0 also for a picture that cannot be used."""
     limit_memory()
     request = json.loads(sys.stdin.buffer.readline())
     content = sys.stdin.buffer.read(request["bytes"])
@@ -36,7 +36,7 @@ def main() -> int:
 
 
 def limit_memory() -> None:
-    """Keep a hostile picture from taking the device's memory."""
+    """Limit the memory of this process, so that a hostile picture cannot fill that of the device."""
     try:
         import resource
     except ImportError:  # not on Windows

@@ -1,5 +1,5 @@
-"""uvicorn, with the two things it lacks here: a limit to how long it waits for a request, and a word to the
-work that an interrupt ends."""
+"""uvicorn with two additions: a time limit for requests to arrive, and a callback when the server is
+interrupted."""
 
 import asyncio
 from collections.abc import Callable
@@ -10,7 +10,8 @@ MAX_CONNECTIONS = 64
 
 
 def server(application: Callable[..., Any], stop: Callable[[], None], header_seconds: float) -> Any:
-    """A ``uvicorn.Server`` of an ASGI application; ``stop`` is called when it is interrupted.
+    """A ``uvicorn.Server`` for an ASGI application. ``stop`` is called when it is interrupted. A connection
+    without a complete request within ``header_seconds`` is closed.
 
     Raises:
         ImportError: uvicorn is not installed; the device has it only for the page.
@@ -19,8 +20,8 @@ def server(application: Callable[..., Any], stop: Callable[[], None], header_sec
     from uvicorn.protocols.http.h11_impl import H11Protocol
 
     class Patient(H11Protocol):
-        """Closes connections that do not bring a request in time; uvicorn's own timeout begins after the
-        first one."""
+        """Closes connections that send no request in time. uvicorn's own timeout begins only after the first
+        request."""
 
         _deadline: asyncio.TimerHandle | None = None
 

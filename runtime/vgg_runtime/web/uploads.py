@@ -1,5 +1,5 @@
-"""Receives pictures from strangers: bounded in bytes each and in all, in number and in time; nothing is
-copied, nothing touches the disk."""
+"""Receives uploaded pictures. Their size, total size, number and time are limited. Nothing is copied or
+written to disk."""
 
 import asyncio
 import contextlib
@@ -12,10 +12,11 @@ Message = dict[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 
 MAX_UPLOAD_BYTES = 12_000_000
-HELD_BYTES = MAX_UPLOAD_BYTES  # of all pictures that are being received or wait: the memory of a small board
-RECEIVING = 16  # at a time
-DRAINED_BYTES = 60_000_000  # of a refused upload, read and thrown away
-BODY_SECONDS = 15.0  # for a whole upload, however slowly it trickles
+# bytes of all pictures that are being received or wait; a small board has little memory
+HELD_BYTES = MAX_UPLOAD_BYTES
+RECEIVING = 16  # uploads at a time
+DRAINED_BYTES = 60_000_000  # most bytes of a refused upload that are read and discarded
+BODY_SECONDS = 15.0  # within which a whole upload must arrive
 _SIGNATURES = (
     b"\xff\xd8\xff",
     b"\x89PNG\r\n\x1a\n",
@@ -29,7 +30,7 @@ _SIGNATURES = (
 
 
 class Refused(Exception):  # noqa: N818  it is an answer, not a fault
-    """A request that gets an HTTP status and one sentence."""
+    """A request is refused, with an HTTP status and a sentence."""
 
     def __init__(self, status: int, sentence: str, **headers: str) -> None:
         super().__init__(sentence)
@@ -37,8 +38,8 @@ class Refused(Exception):  # noqa: N818  it is an answer, not a fault
 
 
 class Upload:
-    """One picture's file as it came, in pieces: one growing buffer would be copied while it grows. ``close``
-    gives its bytes back to the intake."""
+    """The file of one picture, in the pieces in which it arrived (a growing buffer would be copied again and
+    again). ``close`` gives its bytes back to the intake."""
 
     def __init__(self, intake: "Intake") -> None:
         self.pieces: list[bytes] = []
@@ -46,37 +47,37 @@ class Upload:
         self._intake = intake
 
     def take(self, piece: bytes) -> None:
-        """Add what has arrived.
+        """Add a piece that has arrived.
 
         Raises:
-            Refused: 413 when the picture, 503 when all of them together become too large; 415 for what is no
-                picture.
+            Refused: 413 when this picture becomes too large, 503 when all pictures together do, 415 when this
+            is no picture.
         """
         if self.bytes + len(piece) > MAX_UPLOAD_BYTES:
-            raise Refused(413, f"the file has more than {MAX_UPLOAD_BYTES} bytes")
+            raise Refused(413, f"the file has more than {MAX_UPLOAD_BYTES} bytes; make the picture smaller")
         if self._intake.held_bytes + len(piece) > HELD_BYTES:
-            raise Refused(503, "other pictures fill the memory that is kept for them; try again in a minute")
+            raise Refused(503, "other pictures fill the memory for uploads; try again in a minute")
         self.pieces.append(piece)
         self.bytes += len(piece)
         self._intake.held_bytes += len(piece)
         if self.bytes >= 8 > self.bytes - len(piece) and not b"".join(self.pieces).startswith(_SIGNATURES):
-            raise Refused(415, f"this is not a picture; taken are {', '.join(FORMATS)}")
+            raise Refused(415, f"this is not a picture; expected {', '.join(FORMATS)}")
 
     def close(self) -> None:
         self._intake.held_bytes -= self.bytes
         self.bytes = 0
-        self.pieces = []  # a new one: a thread that feeds a decoder may still go through the old one
+        self.pieces = []  # a new list: a thread that feeds a decoder may still read the old one
 
 
 class Intake:
-    """All uploads of a server. ``held_bytes``: of those that were not closed yet."""
+    """All uploads of a server. ``held_bytes``: the bytes of uploads that are not closed yet."""
 
     def __init__(self) -> None:
         self.held_bytes = 0
         self.receiving = 0
 
     async def read(self, scope: Message, chunks: AsyncIterator[bytes]) -> Upload:
-        """The uploaded file, to be closed by the caller.
+        """Read the uploaded file; the caller closes it.
 
         Raises:
             Refused: 400, 408, 413, 415 or 503, as soon as it is known.
@@ -87,7 +88,7 @@ class Intake:
         if length is not None and (not length.isdigit() or int(length) > MAX_UPLOAD_BYTES):
             raise Refused(
                 413,
-                f"the file has {length.decode('latin-1')[:20]} bytes; at most {MAX_UPLOAD_BYTES} are taken",
+                f"the file has {length.decode('latin-1')[:20]} bytes; at most {MAX_UPLOAD_BYTES} are allowed",
             )
         upload = Upload(self)
         self.receiving += 1
@@ -107,9 +108,9 @@ async def _fill(upload: Upload, chunks: AsyncIterator[bytes]) -> None:
             async for chunk in chunks:
                 upload.take(chunk)
     except TimeoutError as error:
-        raise Refused(408, f"the upload took more than {BODY_SECONDS:g} seconds") from error
+        raise Refused(408, f"the upload took more than {BODY_SECONDS:g} seconds; try again") from error
     if upload.bytes < 8:
-        raise Refused(415, f"a picture is needed as the body of the request; taken are {', '.join(FORMATS)}")
+        raise Refused(415, f"the request has no picture in its body; expected {', '.join(FORMATS)}")
 
 
 async def chunks(receive: Receive) -> AsyncIterator[bytes]:
@@ -118,14 +119,14 @@ async def chunks(receive: Receive) -> AsyncIterator[bytes]:
     while more:
         message = await receive()
         if message["type"] == "http.disconnect":
-            raise Refused(400, "the upload was broken off")
+            raise Refused(400, "the client ended the upload early")
         yield message.get("body", b"")
         more = message.get("more_body", False)
 
 
 async def drain(rest: AsyncIterator[bytes]) -> None:
-    """Let a client finish sending what is not wanted, within bounds: one that is cut off in the middle never
-    reads the answer."""
+    """Read and discard the rest of a refused upload, within limits. A client that is cut off while it sends
+    never reads the answer."""
     left = DRAINED_BYTES
     with contextlib.suppress(TimeoutError, Refused):
         async with asyncio.timeout(BODY_SECONDS):
@@ -136,6 +137,6 @@ async def drain(rest: AsyncIterator[bytes]) -> None:
 
 
 async def disconnected(receive: Receive) -> None:
-    """Returns when the client has gone."""
+    """Wait until the client has disconnected."""
     while (await receive())["type"] != "http.disconnect":
         pass
