@@ -72,7 +72,8 @@ def system(board: Device, root: Path = Path("/")) -> Check:
 
 
 def python(version: Sequence[int]) -> Check:
-    """Whether Python is new enough. The launcher refuses an older one before it gets here."""
+    """Whether Python is new enough. The launcher refuses an older one, but a caller may ask about another
+    Python."""
     found, least = (".".join(map(str, numbers)) for numbers in (version, OLDEST_PYTHON))
     if tuple(version[:2]) >= OLDEST_PYTHON:
         return Check("Python", OK, found)

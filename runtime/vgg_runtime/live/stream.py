@@ -363,9 +363,8 @@ def run(
     return LiveResult(
         schema=SCHEMA,
         measured_at=begun.measured_at,
-        device=dataclasses.replace(
-            begun.device, **device.state()
-        ),  # read again: the run may have made the board hot
+        # read again: the run may have made the board hot
+        device=dataclasses.replace(begun.device, **device.state()),
         bundle=begun.bundle,
         live=Live(**vars(running), **vars(stream.seen(bundle.labels))),
     )

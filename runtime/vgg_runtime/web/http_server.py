@@ -11,7 +11,7 @@ MAX_CONNECTIONS = 64
 
 def server(application: Callable[..., Any], stop: Callable[[], None], header_seconds: float) -> Any:
     """A ``uvicorn.Server`` for an ASGI application. ``stop`` is called when it is interrupted. A connection
-    without a complete request within ``header_seconds`` is closed.
+    on which no request header arrives within ``header_seconds`` is closed.
 
     Raises:
         ImportError: uvicorn is not installed; the device has it only for the page.
@@ -20,8 +20,8 @@ def server(application: Callable[..., Any], stop: Callable[[], None], header_sec
     from uvicorn.protocols.http.h11_impl import H11Protocol
 
     class Patient(H11Protocol):
-        """Closes connections that send no request in time. uvicorn's own timeout begins only after the first
-        request."""
+        """Closes connections that send no request header in time. uvicorn's own timeout begins only after the
+        first request."""
 
         _deadline: asyncio.TimerHandle | None = None
 
