@@ -285,7 +285,7 @@ BAD = [
     ),
     (
         ("prune", "--weights", "mine.pth", "--no-pictures", "--no-repair", "--output", "p.safetensors"),
-        "--no-pictures goes neither with --data nor, unless --criterion is obs, with --no-repair",
+        "--no-pictures cannot be used with --data, nor with --no-repair unless --criterion is obs",
     ),
     (("quantize", "--model", "nowhere.onnx", "--output", "q.onnx"), "there is no file nowhere.onnx"),
     (("quantize", "--model", "text.pth", "--output", "q.onnx"), "has no sidecar"),
@@ -432,7 +432,10 @@ def test_a_full_disk_is_one_sentence_and_leaves_nothing_half(
 
 def test_a_stage_does_not_overwrite_its_input(vgg_export: Run, weights: Path, tmp_path: Path) -> None:
     before = weights.read_bytes()
-    refused(vgg_export("prune", "--weights", "mine.pth", "--output", "mine.pth"), "must end in .safetensors")
+    refused(
+        vgg_export("prune", "--weights", "mine.pth", "--output", "mine.pth"),
+        "must be a file name that ends in .safetensors, found mine.pth",
+    )
     checkpoints.save(small_checkpoint(), tmp_path / "own.safetensors")
     refused(
         vgg_export("prune", "--weights", "own.safetensors", "--output", "own.safetensors"),

@@ -84,10 +84,10 @@ def test_a_beginning_that_recipes_share_is_made_once(context: recipes.Context) -
 @pytest.mark.parametrize(
     ("steps", "said"),
     [
-        ((EXPORT, PRUNE), "wrong: prune takes .safetensors, and finds .onnx"),
-        ((QUANTIZE,), "wrong: quantize takes .onnx, and finds .safetensors"),
-        ((PRUNE, DISTIL), "wrong: the last step must give .onnx, and leaves .safetensors"),
-        ((), "wrong: the last step must give .onnx, and leaves .safetensors"),
+        ((EXPORT, PRUNE), "wrong: prune takes a .safetensors file, found .onnx"),
+        ((QUANTIZE,), "wrong: quantize takes a .onnx file, found .safetensors"),
+        ((PRUNE, DISTIL), "wrong: the last step must write a .onnx file, found .safetensors"),
+        ((), "wrong: the last step must write a .onnx file, found .safetensors"),
     ],
 )
 def test_a_wrong_order_is_refused(steps: tuple[Step, ...], said: str) -> None:

@@ -1,4 +1,4 @@
-"""One stage by hand: what it was given is read and checked, then it runs."""
+"""Runs one stage by hand: reads and checks its inputs, then calls it."""
 
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from .options import (
 
 
 def _work(output: Path) -> Path:
-    """Where a single stage keeps what it converts on the way."""
+    """The folder where a single stage keeps converted files."""
     return output.parent / f".{output.stem}.work"
 
 
@@ -32,8 +32,8 @@ def run_prune(
     *,
     accept: bool,
 ) -> None:
-    """Prune a checkpoint; without ``pictures`` on noise. Those that it does not need only tell whether it
-    understands them.
+    """Prune a checkpoint; without ``pictures`` on noise. Named pictures that the pruning does not need only
+    check whether the checkpoint understands them.
 
     Raises:
         AccuracyError: it does not understand the pictures, unless that is to be accepted.
@@ -79,7 +79,7 @@ def run_finetune(
     *,
     accept: bool,
 ) -> bool:
-    """Fine-tune a checkpoint; whether there was anything to do.
+    """Fine-tune a checkpoint; returns whether there was anything to do.
 
     Raises:
         AccuracyError: the teacher does not understand the pictures, unless that is to be accepted.
@@ -90,7 +90,7 @@ def run_finetune(
         student = inputs.checkpoint_file(weights, pictures, work, progress)
         taught_by = inputs.checkpoint_file(teacher, pictures, work, progress, "teacher")
         splits = inputs.splits_for(student, pictures, work, progress)
-        # the teacher, since what is to be tuned may well be damaged
+        # the teacher is asked, since the student may be damaged by pruning
         inputs.ensure_understood(taught_by, splits, work, progress, accept=accept)
     return distil.run(student, taught_by, splits, output, options, progress).path == output
 

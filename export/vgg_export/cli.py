@@ -1,4 +1,4 @@
-"""The command line: what is typed -> options.py -> a function that is called and said to be done. No logic.
+"""The command line: reads options, calls one function, and says what it wrote. It holds no other logic.
 
 Exit codes: 0 done, 1 a stage or its check failed, 2 unusable input or options, 130 interrupted.
 """
@@ -32,7 +32,7 @@ COMPARE_BUDGET_S = 3.0
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command and return its exit code; no traceback reaches a user."""
+    """Run a command and return its exit code. Users see a sentence instead of a traceback."""
     try:
         return int(cli.main(arguments, prog_name="vgg-export", standalone_mode=False) or 0)
     except (Exception, KeyboardInterrupt) as error:
@@ -95,8 +95,8 @@ _bundle_output = given(options.RunOptions, "output")
 @_seed
 @click.option("--no-compare", is_flag=True, help="Do not measure the variants on this machine at the end.")
 def all_(no_compare: bool, **chosen: Any) -> int:
-    """Everything: from a checkpoint to a bundle, then the comparison on this machine, also as report.html in
-    the bundle.
+    """Run all stages: make a bundle from a checkpoint, then compare its variants on this machine (also as
+    report.html in the bundle).
 
     Example: vgg-export all --weights my_vgg16.pth --data photos/ --target pi4
     """
@@ -135,7 +135,7 @@ def all_(no_compare: bool, **chosen: Any) -> int:
     "--output", type=_FOLDER, required=True, help="Folder for front.json, front.csv, front.svg and front.png."
 )
 def sweep(**chosen: Any) -> None:
-    """The whole trade-off: compact variants of every strength, and what keeps them honest beside them.
+    """Draw the whole trade-off: compact variants of every strength, and simpler methods to compare them with.
 
     Example: vgg-export sweep --weights my_vgg16.pth --data photos/ --output front
     """
@@ -153,12 +153,12 @@ def sweep(**chosen: Any) -> None:
 @_weights
 @_data
 @_prune
-@click.option("--no-pictures", is_flag=True, help="Noise instead of pictures; --data is not used.")
+@click.option("--no-pictures", is_flag=True, help="Use noise instead of pictures; --data is not used.")
 @_accept
 @_seed
 @click.option("--output", type=_FILE, required=True, help="The smaller checkpoint (.safetensors).")
 def prune(output: Path, no_pictures: bool, **chosen: Any) -> None:
-    """Remove filters, so that the tensors get smaller, and repair what is left in closed form.
+    """Remove whole filters, and repair the remaining layers in closed form.
 
     Example: vgg-export prune --weights my_vgg16.pth --data photos/ --prune-ratio 0.2 --output
     pruned.safetensors
@@ -166,7 +166,8 @@ def prune(output: Path, no_pictures: bool, **chosen: Any) -> None:
     wanted, pictures = prune_options(chosen), build(options.DataOptions, chosen)
     if no_pictures and (chosen["data"] or not wanted.sees_pictures):
         raise OptionsError(
-            "--no-pictures goes neither with --data nor, unless --criterion is obs, with --no-repair"
+            "--no-pictures cannot be used with --data, nor with --no-repair unless --criterion is obs; leave"
+            " one of them out"
         )
     ensure_output(output, ".safetensors", chosen["weights"])
     from . import by_hand
@@ -187,7 +188,7 @@ def prune(output: Path, no_pictures: bool, **chosen: Any) -> None:
 @_seed
 @click.option("--output", type=_FILE, required=True, help="The factorised checkpoint (.safetensors).")
 def factorise(output: Path, **chosen: Any) -> None:
-    """Make each heavy layer out of two thin ones, fitted in closed form on a few hundred pictures without
+    """Replace each heavy layer by two thin ones, fitted in closed form on a few hundred pictures without
     labels.
 
     Example: vgg-export factorise --weights my_vgg16.pth --data photos/ --conv-share 0.4 --output
@@ -209,11 +210,14 @@ def factorise(output: Path, **chosen: Any) -> None:
 @_accept
 @_seed
 @click.option(
-    "--teacher", required=True, metavar="FILE|demo|imagenet", help="The checkpoint whose answers are learned."
+    "--teacher",
+    required=True,
+    metavar="FILE|demo|imagenet",
+    help="The checkpoint whose answers the student learns.",
 )
 @click.option("--output", type=_FILE, required=True, help="The tuned checkpoint (.safetensors).")
 def finetune(output: Path, teacher: str, **chosen: Any) -> None:
-    """Distil a pruned checkpoint from the original; labels join where there are any.
+    """Distil a pruned checkpoint from the original; labels are used too where there are any.
 
     Example: vgg-export finetune --weights pruned.safetensors --teacher my_vgg16.pth --data photos/ --output
     tuned.safetensors
@@ -237,11 +241,11 @@ def finetune(output: Path, teacher: str, **chosen: Any) -> None:
     type=click.IntRange(32, 1024),
     default=224,
     show_default=True,
-    help="Side; other than 224 folds the pool into fc1.",
+    help="Side of the input in pixels; a side other than 224 folds the pool into fc1.",
 )
 @click.option("--output", type=_FILE, required=True, help="The float model (.onnx).")
 def export(output: Path, input_px: int, **chosen: Any) -> None:
-    """Export a checkpoint to ONNX, audited and compared with torch.
+    """Export a checkpoint to ONNX, audit the graph and compare it with torch.
 
     Example: vgg-export export --weights tuned.safetensors --input-px 160 --output tuned-160.onnx
     """
@@ -263,8 +267,8 @@ def export(output: Path, input_px: int, **chosen: Any) -> None:
 @_seed
 @click.option("--output", type=_FILE, required=True, help="The int8 model (.onnx).")
 def quantize(source: Path, output: Path, **chosen: Any) -> None:
-    """Static int8, calibrated on pictures; where the plain way is not close to the float model, others are
-    tried on held-out ones.
+    """Quantize a model to static int8, calibrated on pictures. Where the plain form is not close to the float
+    model, others are tried on held-out pictures.
 
     Example: vgg-export quantize --model tuned.onnx --data photos/ --target pi4 --output tuned-int8.onnx
     """
@@ -282,7 +286,7 @@ def quantize(source: Path, output: Path, **chosen: Any) -> None:
 @_seed
 @_bundle_output
 def bundle(models: tuple[Path, ...], output: Path, **chosen: Any) -> None:
-    """Put exported models into a folder for the board; the first is the baseline, each is named after its
+    """Put exported models into a folder for the board. The first is the baseline; each is named after its
     file.
 
     Example: vgg-export bundle baseline.onnx tuned-int8.onnx --data photos/ --output artifacts
@@ -296,7 +300,12 @@ def bundle(models: tuple[Path, ...], output: Path, **chosen: Any) -> None:
 
 @cli.command()
 @click.option(
-    "--bundle", "folder", type=_FOLDER, default=Path("artifacts"), show_default=True, help="What to evaluate."
+    "--bundle",
+    "folder",
+    type=_FOLDER,
+    default=Path("artifacts"),
+    show_default=True,
+    help="The bundle to evaluate.",
 )
 @_data
 @_test
@@ -306,7 +315,7 @@ def bundle(models: tuple[Path, ...], output: Path, **chosen: Any) -> None:
 def evaluate(
     folder: Path, record: bool, accept_accuracy: bool, json_file: Path | None, **chosen: Any
 ) -> None:
-    """Accuracy and agreement of a bundle's variants on pictures that were not used to make it.
+    """Measure accuracy and agreement of a bundle's variants on pictures that were not used to make it.
 
     Example: vgg-export evaluate --bundle artifacts --data photos/test
     """
@@ -336,7 +345,7 @@ def evaluate(
 @cli.command()
 @given(options.ServeOptions)
 def serve(**chosen: Any) -> int:
-    """The device's page on this machine: drop in a picture, see a card per variant.
+    """Serve the device's page on this machine: drop in a picture, see a card per variant.
 
     Example: vgg-export serve --bundle artifacts --port 8000
     """
@@ -350,7 +359,7 @@ def serve(**chosen: Any) -> int:
 @cli.command()
 @click.argument("results", nargs=-1, required=True, type=_FILE)
 def report(results: tuple[Path, ...]) -> None:
-    """Results of several boards in one table, each board named.
+    """Show the results of several boards in one table, each board named.
 
     Example: vgg-export report pi4.json pi5.json
     """
@@ -382,7 +391,7 @@ def deploy(host: str, **chosen: Any) -> int:
     "--output",
     type=_FOLDER,
     required=True,
-    help="A new folder; train/CLASS, test/CLASS and, with --val, val/CLASS are made in it.",
+    help="The new folder; train/CLASS, test/CLASS and, with --val, val/CLASS are made in it.",
 )
 @given(options.DrawOptions, "train", "val", "test", "size_px", "seed")
 def draw_signs(output: Path, **chosen: Any) -> None:
@@ -405,12 +414,10 @@ def draw_signs(output: Path, **chosen: Any) -> None:
     help="The checkpoint (.safetensors); its model card is written beside it.",
 )
 @click.option("--images", type=int, default=24_000, show_default=True, help="Signs to draw for training.")
-@click.option(
-    "--test-images", type=int, default=2_000, show_default=True, help="Signs to draw for the accuracy."
-)
+@click.option("--test-images", type=int, default=2_000, show_default=True, help="Signs to draw for the test.")
 @_seed
 def demo_train(output: Path, images: int, test_images: int, seed: int) -> None:
-    """Train the embedded default anew (about an hour on two cores).
+    """Train the embedded demo checkpoint anew (about an hour on two cores).
 
     Example: vgg-export demo-train --output demo_vgg19.safetensors
     """
@@ -425,7 +432,11 @@ def demo_train(output: Path, images: int, test_images: int, seed: int) -> None:
 @cli.command("demo-test")
 @click.option("--weights", type=_FILE, help="A demo checkpoint  [default: the embedded one]")
 @click.option(
-    "--test-images", type=click.IntRange(min=1), default=2_000, show_default=True, help="Signs to draw."
+    "--test-images",
+    type=click.IntRange(min=1),
+    default=2_000,
+    show_default=True,
+    help="Signs to draw for the test.",
 )
 def demo_test(weights: Path | None, test_images: int) -> None:
     """Reproduce the accuracy on the embedded demo's model card.

@@ -1,5 +1,4 @@
-"""From the fields of options dataclasses to options of commands, and from what was typed back to the
-dataclasses."""
+"""Makes command-line options of the fields of options dataclasses, and the dataclasses of what was typed."""
 
 import types
 import typing
@@ -14,16 +13,16 @@ from .core.errors import OptionsError
 from .core.option import Option, options_of
 
 Command = Callable[..., Any]
-Chosen = dict[str, Any]  # what click made of a command line, by Option.key
+Chosen = dict[str, Any]  # the values that click read from a command line, by Option.key
 T = TypeVar("T")
 
 
 def given(kind: Any, *fields: str, **changed: Any) -> Callable[[Command], Command]:
-    """Gives a command the options of these fields of a dataclass, in this order; without names of all that
-    have one. ``changed``: what click is told otherwise than the field says.
+    """A decorator that gives a command the options of these fields of a dataclass, in this order; without
+    ``fields`` of all fields that have an option. ``changed``: settings of click that replace the field's.
 
     Raises:
-        ValueError: a field is not asked for.
+        ValueError: a field has no option.
     """
     known = options_of(kind)
     if unasked := [name for name in fields if name not in known]:
@@ -58,7 +57,7 @@ def _without_none(hint: Any) -> Any:
 
 
 def _typed(default: Any) -> Any:
-    """A default as it would be typed: (0.1, 0.3) as "0.1,0.3"."""
+    """A default in the form in which it is typed: (0.1, 0.3) as "0.1,0.3"."""
     return ",".join(map(str, default)) if isinstance(default, tuple) else default
 
 
@@ -73,8 +72,8 @@ def _click_type(option: Option, value_type: Any) -> Any:
 
 
 def build(kind: type[T], chosen: Chosen, **values: Any) -> T:
-    """A dataclass from what was typed, with its own defaults for what the command does not ask; ``values``
-    come before both.
+    """A dataclass from what was typed. Fields that the command does not ask for keep their defaults;
+    ``values`` take precedence over both.
 
     Raises:
         OptionsError: a value cannot be read, or the dataclass refuses it.
@@ -86,7 +85,9 @@ def build(kind: type[T], chosen: Chosen, **values: Any) -> T:
         if option.parse and typed is not None:
             typed = option.parse(typed)
         elif isinstance(typed, bool):
-            typed = typed != field.default  # --no-repair is given: it does not hold
+            typed = (
+                typed != field.default
+            )  # a flag such as --no-repair was given: the field is the opposite of its default
         elif typed == ():
             typed = None
         if typed is not None or not option.derived:
@@ -95,24 +96,24 @@ def build(kind: type[T], chosen: Chosen, **values: Any) -> T:
 
 
 def built_for(chosen: Chosen) -> tuple[str, ...]:
-    """The cores that a command builds for."""
+    """The names of the cores that a command builds for."""
     asked = chosen.get("target") or options.default_targets()
     return (asked,) if isinstance(asked, str) else tuple(asked)
 
 
 def quantize_options(chosen: Chosen) -> options.QuantizeOptions:
-    """For the first of the cores."""
+    """The int8 options for the first of the cores."""
     return build(options.QuantizeOptions, chosen, target=built_for(chosen)[0])
 
 
 def prune_options(chosen: Chosen) -> options.PruneOptions:
-    """With widths that suit the cores, unless they are given."""
+    """The pruning options, with widths that suit the cores unless --width-multiple is given."""
     widths = {} if chosen.get("width_multiple") is not None else {"multiple": _width_multiple(chosen)}
     return build(options.PruneOptions, chosen, **widths)
 
 
 def factorise_options(chosen: Chosen) -> options.FactoriseOptions:
-    """With ranks that suit the cores."""
+    """The factorising options, with ranks that suit the cores."""
     return build(options.FactoriseOptions, chosen, multiple=_width_multiple(chosen))
 
 
@@ -121,15 +122,15 @@ def _width_multiple(chosen: Chosen) -> int:
 
 
 def budget(chosen: Chosen) -> options.Budget:
-    """What may be lost and must be reached.
+    """The limits of a search.
 
     Raises:
-        OptionsError: it is asked for together with what a search for it finds.
+        OptionsError: a limit is given together with a rank that the search sets.
     """
     asked = build(options.Budget, chosen)
     if asked.asked and (chosen.get("fc_ranks") or _is_typed("conv_share", chosen)):
         raise OptionsError(
-            "a budget searches for the ranks, --conv-share and --fc-ranks set them: give one or the other"
+            "a budget searches for the ranks, but --conv-share and --fc-ranks set them; give one or the other"
         )
     return asked
 
@@ -140,7 +141,7 @@ def _is_typed(key: str, chosen: Chosen) -> bool:
 
 
 def recipe_options(chosen: Chosen, **values: Any) -> options.RecipeOptions:
-    """Everything that the commands with all stages are asked."""
+    """The options of the commands that run all stages."""
     stages: dict[str, Any] = {
         "weights": build(options.WeightsOptions, chosen),
         "data": build(options.DataOptions, chosen),
@@ -155,13 +156,13 @@ def recipe_options(chosen: Chosen, **values: Any) -> options.RecipeOptions:
 
 
 def ensure_output(output: Path, suffix: str, *inputs: Path | str) -> None:
-    """Refuses an output of the wrong kind, or one that is also an input.
+    """Check the name of an output file.
 
     Raises:
-        OptionsError: it is.
+        OptionsError: it has another ending than ``suffix``, or it is also an input.
     """
     if output.suffix != suffix:
-        raise OptionsError(f"--output {output} must end in {suffix}")
+        raise OptionsError(f"--output must be a file name that ends in {suffix}, found {output}")
     for path in map(Path, inputs):
         if path.exists() and output.exists() and path.samefile(output):
             raise OptionsError(

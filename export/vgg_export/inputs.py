@@ -1,5 +1,5 @@
-"""What a command was given, read: the checkpoint, the pictures, models and bundles, and whether a checkpoint
-understands its pictures."""
+"""Reads the inputs of a command: the checkpoint, the pictures, models and bundles. Checks whether a
+checkpoint understands its pictures."""
 
 import dataclasses
 import logging
@@ -30,20 +30,20 @@ log = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class Sizes(Record):
-    """Weights and biases, and multiply-accumulates of one inference."""
+    """The number of weights and biases, and of multiply-accumulates per inference."""
 
     parameters: int
     macs: int
 
 
-# what it is made of is among its options; the rest is how a checkpoint is written
+# the weights' fingerprint is among its options; so its source is only the code that writes checkpoints
 WEIGHTS = cache.Stage("weights", checkpoints.__name__, Sizes)
 
 
 @dataclasses.dataclass(frozen=True)
 class Given:
-    """The checkpoint as a file in the work folder, the three sets of pictures, WordNet ids if there are any,
-    and whether the checkpoint understands the pictures."""
+    """The checkpoint as a file, the three sets of pictures, WordNet ids if there are any, and the result of
+    the check whether the checkpoint understands the pictures."""
 
     checkpoint: cache.Artifact
     splits: Splits
@@ -52,7 +52,7 @@ class Given:
 
 
 def read(options: RecipeOptions, how: RunOptions) -> Given:
-    """What ``vgg-export all`` and ``sweep`` begin with.
+    """Read the inputs of ``vgg-export all`` and ``sweep``.
 
     Raises:
         AccuracyError: the checkpoint does not understand the pictures.
@@ -77,7 +77,7 @@ def read(options: RecipeOptions, how: RunOptions) -> Given:
 def ensure_understood(
     checkpoint: cache.Artifact, splits: Splits, folder: Path, progress: Progress, *, accept: bool
 ) -> sanity.Checked:
-    """Ask a checkpoint about labelled pictures that nothing is fitted on.
+    """Check that a checkpoint understands labelled pictures that nothing is fitted on.
 
     Raises:
         AccuracyError: it does not understand them, unless that is to be accepted.
@@ -106,7 +106,8 @@ def checkpoint_file(
     progress: Progress,
     name: str = "checkpoint",
 ) -> cache.Artifact:
-    """``--weights`` as a checkpoint file in our own format: as it is, or converted into ``folder``."""
+    """The checkpoint of ``--weights`` as a file in our own format: the given file, or one converted into
+    ``folder``."""
     given = Path(wanted.spec)
     if not wanted.labels and wanted.spec not in weights.WORDS and weights.is_own(given):
         weights.say_what_is_assumed(checkpoints.read_header(given).provenance)
@@ -125,7 +126,7 @@ def _save(checkpoint: checkpoints.Checkpoint, path: Path) -> Sizes:
 
 
 def source_and_labels(artifact: cache.Artifact) -> tuple[Provenance, tuple[str, ...]]:
-    """Where a checkpoint's or an exported model's weights came from, and its class names."""
+    """The provenance of the weights of a checkpoint or an exported model, and its class names."""
     if artifact.path.suffix == ".onnx":
         info = artifact.read(Described).model
         return info.provenance, info.labels
@@ -137,7 +138,7 @@ def model_file(path: Path) -> cache.Artifact:
     """An ONNX file that ``export`` or ``quantize`` wrote, with its sidecar.
 
     Raises:
-        DataError: no such file, or no sidecar beside it.
+        DataError: there is no such file, or no sidecar beside it.
     """
     if not path.is_file():
         raise DataError(
@@ -161,7 +162,7 @@ def splits_for(artifact: cache.Artifact, pictures: DataOptions, folder: Path, pr
 def at_input_px(
     checkpoint: cache.Artifact, input_px: int, folder: Path, progress: Progress
 ) -> cache.Artifact:
-    """The checkpoint for another input size; itself when it already is."""
+    """The checkpoint for another input size; the same file when it has that size already."""
     if checkpoints.read_header(checkpoint.path).plan.input_px == input_px:
         return checkpoint
     return input_size.run(
@@ -172,7 +173,7 @@ def at_input_px(
 @dataclasses.dataclass(frozen=True)
 class GivenBundle:
     """A finished bundle and the pictures to evaluate it on. ``subjects``: its builds, the baseline's first;
-    ``work``: a folder for what is made on the way."""
+    ``work``: a folder for intermediate files."""
 
     manifest: Manifest
     labels: tuple[str, ...]
@@ -182,10 +183,10 @@ class GivenBundle:
 
 
 def read_bundle(folder: Path, pictures: DataOptions, progress: Progress) -> GivenBundle:
-    """A bundle, verified, and pictures that it was not made with.
+    """A verified bundle, and pictures that were not used to make it.
 
     Raises:
-        DataError: random weights, or no pictures are left.
+        DataError: the weights are random, or no pictures are left.
     """
     present = manifest.read(folder)
     manifest.verify(folder, present.all_files())
@@ -212,7 +213,7 @@ def read_bundle(folder: Path, pictures: DataOptions, progress: Progress) -> Give
 
 
 def ensure_bundle_understood(given: GivenBundle, progress: Progress, *, accept: bool) -> sanity.Checked:
-    """Ask a bundle's baseline about the pictures.
+    """Check that a bundle's baseline understands the pictures.
 
     Raises:
         AccuracyError: it is not clearly better than chance on them, unless that is to be accepted.

@@ -1,5 +1,5 @@
-"""What can be asked of each stage: frozen dataclasses, validated when made. Defaults, and what a command line
-says of a field, stand once, beside it."""
+"""The options of each stage: frozen dataclasses that are validated when made. The default and the help text
+of an option stand beside its field and nowhere else."""
 
 import dataclasses
 import re
@@ -13,15 +13,18 @@ from .core.errors import OptionsError
 from .core.option import Option, asked, asked_as
 from .core.progress import Progress, Quiet
 
-WIDTH_MULTIPLE = 16  # onnxruntime's fast int8 kernels on ARM want channels in multiples of 4 in and 16 out
+WIDTH_MULTIPLE = 16  # onnxruntime's fast int8 kernels on ARM want multiples of 4 input and 16 output channels
 BLOCK_NAMES = ("conv1", "conv2", "conv3", "conv4", "conv5")
-TRAINABLE = (*BLOCK_NAMES, "fc1")  # first layers to train: a block of convolutions, or only the classifier
-REPAIR_IMAGES, REPAIR_HELD_IMAGES = 200, 60  # to fit layers on, and to choose and measure with
+TRAINABLE = (*BLOCK_NAMES, "fc1")  # the first layer to train: that of a block, or of the classifier
+REPAIR_IMAGES, REPAIR_HELD_IMAGES = (
+    200,
+    60,
+)  # pictures to fit layers on, and others to choose and measure with
 CRITERIA = ("l2", "l1", "random", "obs")
 ALLOCATIONS = ("uniform", "sensitivity")
-SEED = Option("--seed", "Of everything that is drawn or split at random.", bounds=(0, 99))
-REPAIR = Option("--repair-images", "At most so many to fit layers on.")
-EPOCH_IMAGES = Option("--finetune-images", "At most so many an epoch.")
+SEED = Option("--seed", "Seed for every random draw and split.", bounds=(0, 99))
+REPAIR = Option("--repair-images", "Number of pictures to fit layers on, at most.")
+EPOCH_IMAGES = Option("--finetune-images", "Number of training pictures per epoch, at most.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,13 +34,13 @@ class WeightsOptions:
     spec: str = asked(
         "auto",
         "--weights",
-        "Where the checkpoint comes from.",
+        "The checkpoint: a file, or a word for one.",
         metavar="auto|imagenet|demo|random|FILE",
     )
     labels: Path | None = asked(
         None,
         "--labels",
-        'Class names in the order of the classes, one a line, or JSON (a list, {"0": name} or {name: 0}).',
+        'File of class names in class order: one per line, or JSON (a list, {"0": name} or {name: 0}).',
     )
     seed: int = asked_as(0, SEED)
 
@@ -47,11 +50,16 @@ class DataOptions:
     """``spec``: imagenette, none, a folder, or None for what fits the weights."""
 
     spec: str | None = asked(
-        None, "--data", "Pictures; the default fits the weights.", metavar="imagenette|DIR|none"
+        None,
+        "--data",
+        "Folder of pictures, or a word for a set  [default: a set that fits the weights]",
+        metavar="imagenette|DIR|none",
     )
     seed: int = asked_as(0, SEED)
-    calibration_images: int = asked(128, "--calibration-images", "At most so many calibrate int8.")
-    test_images: int = asked(1200, "--test-images", "At most so many are evaluated.")
+    calibration_images: int = asked(
+        128, "--calibration-images", "Number of pictures that calibrate int8, at most."
+    )
+    test_images: int = asked(1200, "--test-images", "Number of pictures to evaluate on, at most.")
 
     def __post_init__(self) -> None:
         if self.calibration_images < 1:
@@ -62,28 +70,30 @@ class DataOptions:
 
 @dataclasses.dataclass(frozen=True)
 class PruneOptions:
-    """``ratio`` of the filters of every convolution from block ``first_block`` on; widths land on a multiple
-    of ``multiple``. ``allocation`` "sensitivity" takes as much arithmetic away, but more filters where they
-    are missed less. ``repair`` fits what is left in closed form to ``images`` pictures, choosing and
-    measuring with ``held_images`` others."""
+    """``ratio``: the share of filters to remove from every convolution from block ``first_block`` on. Widths
+    are rounded to a multiple of ``multiple``. ``allocation`` "sensitivity" removes as much arithmetic as
+    "uniform", but more filters where the network misses them less. ``repair`` fits the remaining layers in
+    closed form on ``images`` pictures, and chooses and measures with ``held_images`` others."""
 
-    ratio: float = asked(0.10, "--prune-ratio", "Share of the filters to remove.")
+    ratio: float = asked(0.10, "--prune-ratio", "Share of the filters to remove from each layer.")
     first_block: str = asked("conv4", "--prune-from", "First block to prune.", choices=BLOCK_NAMES)
-    criterion: str = asked("l2", "--criterion", "What makes a filter important.", choices=CRITERIA)
+    criterion: str = asked(
+        "l2", "--criterion", "How the importance of a filter is measured.", choices=CRITERIA
+    )
     multiple: int = asked(
         WIDTH_MULTIPLE,
         "--width-multiple",
-        "Widths land on a multiple of this  [default: what the target's int8 kernels want, 8 or 16]",
+        "Round widths to a multiple of this  [default: what the target's int8 kernels want, 8 or 16]",
         derived=True,
     )
     seed: int = asked_as(0, SEED)
-    repair: bool = asked(True, "--no-repair", "Prune without the closed-form repair, to see what it buys.")
+    repair: bool = asked(True, "--no-repair", "Leave out the closed-form repair, to see what it gains.")
     images: int = asked_as(REPAIR_IMAGES, REPAIR)
     held_images: int = REPAIR_HELD_IMAGES
     allocation: str = asked(
         "uniform",
         "--prune-widths",
-        "The same ratio everywhere, or more where filters are missed less (needs obs).",
+        "Remove the same ratio everywhere, or more where filters are missed less (needs --criterion obs).",
         choices=ALLOCATIONS,
     )
 
@@ -119,27 +129,27 @@ class PruneOptions:
 
 @dataclasses.dataclass(frozen=True)
 class FinetuneOptions:
-    """A short distillation. ``rate`` of the first epoch, relative to the root mean square of each tensor;
-    ``train_from``: the first block whose weights move; ``images`` per epoch at most, of each a part of at
-    least ``least_area``."""
+    """A short distillation. ``rate``: the learning rate of the first epoch, relative to the root mean square
+    of each tensor. ``train_from``: the first block whose weights change. ``images``: the pictures per epoch,
+    at most; each is cropped to at least ``least_area`` of its area."""
 
     epochs: int = asked(
         2,
         "--finetune-epochs",
-        "0 to leave it out. Compact variants have levels of their own: --distil-up-to.",
+        "Number of epochs; 0 leaves the fine-tuning out. For the compact variants see --distil-up-to.",
     )
     rate: float = asked(
         1e-3,
         "--learning-rate",
-        "Of the first epoch, relative to the size of each tensor; halved in each one after.",
+        "Learning rate of the first epoch, relative to the size of each tensor; halved after each epoch.",
     )
-    decay: float = 0.5  # of the rate, each epoch
+    decay: float = 0.5  # factor on the rate after each epoch
     batch: int = 16
     temperature: float = 2.0
     train_from: str = asked(
         "conv4",
         "--train-from",
-        "First layers whose weights move; fc1: only the classifier.",
+        "First block whose weights are trained; fc1: only the classifier.",
         choices=TRAINABLE,
     )
     images: int = asked_as(1000, EPOCH_IMAGES)
@@ -150,7 +160,7 @@ class FinetuneOptions:
     def __post_init__(self) -> None:
         if not 0 < self.least_area <= 1:
             raise OptionsError(
-                "the least share of a picture to be seen must be above 0 and at most 1, found"
+                "the least share of a picture that a crop shows must be above 0 and at most 1, found"
                 f" {self.least_area}"
             )
         if self.epochs < 0 or self.batch < 1 or self.images < 1 or self.select_images < 1:
@@ -170,8 +180,8 @@ class FinetuneOptions:
             )
 
 
-# The levels of recovery from the cheapest to the dearest: the classifier on features that are computed once,
-# the deeper blocks on inputs that are computed once, the whole network.
+# The levels of recovery from the cheapest to the most expensive: the classifier on features that are computed
+# once, the deeper blocks on inputs that are computed once, the whole network.
 DISTIL_LEVELS = {
     "classifier": FinetuneOptions(8, rate=3e-3, decay=0.7, train_from="fc1"),
     "blocks": FinetuneOptions(3, rate=1e-3, train_from="conv4"),
@@ -182,15 +192,15 @@ DISTIL_CHOICES = ("auto", "none", *DISTIL_LEVELS)
 
 @dataclasses.dataclass(frozen=True)
 class DistilOptions:
-    """``up_to``: the last level of DISTIL_LEVELS to try, "none", or "auto": the classifier, and for a
-    ``Budget`` the deeper blocks, too, where the classifier does not keep half of its ``max_drop``, or helped
-    and there is none. Each level goes on from the one before."""
+    """``up_to``: the last level of DISTIL_LEVELS to try, "none", or "auto". "auto" trains the classifier. For
+    a ``Budget`` it also trains the deeper blocks: with a ``max_drop``, if the classifier alone loses more
+    than half of it; without one, if training the classifier helped. Each level starts from the one before."""
 
     up_to: str = asked(
         "auto",
         "--distil-up-to",
-        "Of the compact variants: what is trained again. auto: the classifier; for a budget the deeper"
-        " blocks, too, if needed.",
+        "Last part of the compact variants to train again. auto: the classifier, and for a budget the"
+        " deeper blocks if needed.",
         choices=DISTIL_CHOICES,
     )
     images: int = asked_as(FinetuneOptions.images, EPOCH_IMAGES)
@@ -231,16 +241,18 @@ def ranks(text: str) -> tuple[int, int] | None:
 
 @dataclasses.dataclass(frozen=True)
 class FactoriseOptions:
-    """``conv_share``: what is left of the convolutions' arithmetic at most; ``fc_ranks``: of fc1 and fc2,
-    None for what fits the network, times ``fc_share``; ``images`` to fit on and ``held_images`` to choose and
-    measure with, at most; without ``repair`` the weights' own singular vectors are taken as they are, to see
-    what the fit buys."""
+    """``conv_share``: the share of the convolutions' arithmetic that is left, at most. ``fc_ranks``: the
+    ranks of fc1 and fc2; None: ranks that fit the network, times ``fc_share``. ``images``: the pictures to
+    fit on, and ``held_images`` those to choose and measure with, at most. Without ``repair`` the factors are
+    the singular vectors of the weights, to see what the fit gains."""
 
-    conv_share: float = asked(0.28, "--conv-share", "What is left of the convolutions' arithmetic.")
+    conv_share: float = asked(
+        0.28, "--conv-share", "Share of the convolutions' arithmetic that is left, at most."
+    )
     fc_ranks: tuple[int, int] | None = asked(
         None,
         "--fc-ranks",
-        "Ranks of fc1 and fc2  [default: by their width and the number of classes]",
+        "Ranks of fc1 and fc2  [default: from their widths and the number of classes]",
         metavar="A,B",
         parse=ranks,
     )
@@ -268,9 +280,10 @@ class FactoriseOptions:
 
 @dataclasses.dataclass(frozen=True)
 class Int8Form:
-    """A way to make int8 of a float graph, beginning with the plain one: ranges from the least to the largest
-    value seen. ``equalized``: channels scaled between layers first; ``clipped``: the part of each range with
-    the least squared error; ``corrected``: biases without the mean shift that rounding the weights brings."""
+    """A way to make an int8 model of a float graph. The plain one takes each range from the smallest to the
+    largest value seen. ``equalized``: channels are first scaled between layers. ``clipped``: each range is
+    cut to the part with the least squared error. ``corrected``: the mean shift that rounding the weights
+    causes is taken out of the biases."""
 
     name: str
     equalized: bool = False
@@ -293,23 +306,25 @@ INT8_FORMS = {
 
 @dataclasses.dataclass(frozen=True)
 class QuantizeOptions:
-    """``target``: a key of TARGETS; ``method``: a key of INT8_FORMS, or "auto" for the one that is closest to
-    the float model on ``held_images`` pictures at most that nothing was calibrated on. Where fewer than
-    ``min_agreement`` of those get the float model's class, up to ``float_layers`` layers stay float."""
+    """``target``: a key of TARGETS. ``method``: a key of INT8_FORMS, or "auto" for the form that is closest
+    to the float model on up to ``held_images`` pictures that calibrate nothing. Where the agreement on these
+    is below ``min_agreement``, up to ``float_layers`` layers stay float."""
 
-    target: str = asked("pi5", "--target", "The core that int8 is made for.", choices=tuple(TARGETS))
+    target: str = asked(
+        "pi5", "--target", "The core that the int8 model is made for.", choices=tuple(TARGETS)
+    )
     method: str = asked(
         "auto",
         "--int8-method",
-        "How int8 is made; auto: the plain minmax, or what is closer to the float model where that is"
-        " not close enough.",
+        "How int8 ranges and weights are chosen. auto: minmax; where that is not close enough to the float"
+        " model, the form that is closest.",
         choices=("auto", *INT8_FORMS),
     )
     min_agreement: float = asked(
         0.98,
         "--min-agreement",
-        "With the float model; below it the most sensitive layers stay float (not of compact variants"
-        " under --max-drop). 0: none.",
+        "Least agreement with the float model. Below it the most sensitive layers stay float, except in"
+        " compact variants under --max-drop. 0: no layer stays float.",
     )
     float_layers: int = 3
     held_images: int = 60
@@ -326,8 +341,8 @@ class QuantizeOptions:
         if self.float_layers < 0 or self.held_images < 1:
             found = f"{self.float_layers} and {self.held_images}"
             raise OptionsError(
-                "the number of float layers must not be negative, that of held-out pictures positive;"
-                f" found {found}"
+                "the number of float layers must not be negative, and that of held-out pictures must be"
+                f" positive; found {found}"
             )
 
 
@@ -345,25 +360,28 @@ def size_in_bytes(text: str) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class Budget:
-    """What the compact variants may cost and must reach; None: not asked. ``max_drop``: points of top-1, or
-    of disagreement where there are no labels; ``size_bytes`` of the file; ``speedup`` over the baseline on
-    this machine."""
+    """Limits that the compact variants must keep; None: no limit. ``max_drop``: points of top-1 that may be
+    lost, or of agreement where there are no labels. ``size_bytes``: the size of the file, at most.
+    ``speedup``: the speed relative to the baseline on this machine, at least."""
 
     max_drop: float | None = asked(
         None,
         "--max-drop",
-        "Search the compact variants: lose at most so many points of top-1, standard error included.",
+        "Points of top-1 that compact variants may lose, standard error included; searches their strength.",
         metavar="POINTS",
     )
     size_bytes: int | None = asked(
         None,
         "--target-size",
-        "Search: a file of at most so much, e.g. 20MB.",
+        "Size of a compact variant's file, at most, e.g. 20MB; searches.",
         metavar="SIZE",
         parse=size_in_bytes,
     )
     speedup: float | None = asked(
-        None, "--target-speedup", "Search: at least so many times the baseline's speed, here.", metavar="X"
+        None,
+        "--target-speedup",
+        "Speed of a compact variant relative to the baseline on this machine, at least; searches.",
+        metavar="X",
     )
 
     def __post_init__(self) -> None:
@@ -380,7 +398,7 @@ class Budget:
         return self != Budget()
 
     def in_words(self) -> str:
-        """For logs and for the recommendation."""
+        """The limits as a phrase for logs and the recommendation."""
         words = (
             []
             if self.max_drop is None
@@ -392,12 +410,12 @@ class Budget:
 
 
 def default_targets() -> tuple[str, ...]:
-    """This machine, where the variants are evaluated and timed, and a Pi 5."""
+    """This machine, which evaluates and times the variants, and a Pi 5."""
     return tuple(dict.fromkeys((here().name, "pi5")))
 
 
 def width_multiple(targets: Sequence[str]) -> int:
-    """Of the channels that are left: what the most demanding of the targets' fast kernels want."""
+    """The multiple of channels that the fast int8 kernels of all targets want: the largest of theirs."""
     return max(TARGETS[name].width_multiple for name in targets)
 
 
@@ -418,13 +436,19 @@ def ratios(text: str) -> tuple[float, ...]:
 
 @dataclasses.dataclass(frozen=True)
 class SweepOptions:
-    """``ratios``: of filters, from the first block on, for the families that remove filters; ``max_drop`` of
-    the recommendation."""
+    """``ratios``: shares of filters to remove, from the first block on, for the families that remove filters.
+    ``max_drop``: points that the recommended point may lose."""
 
     ratios: tuple[float, ...] = asked(
-        SWEEP_RATIOS, "--ratios", "Of filters to remove.", metavar="A,B", parse=ratios
+        SWEEP_RATIOS,
+        "--ratios",
+        "Shares of the filters to remove, one point of the sweep each.",
+        metavar="A,B",
+        parse=ratios,
     )
-    max_drop: float = asked(1.0, "--max-drop", "Of the recommended point.", metavar="POINTS")
+    max_drop: float = asked(
+        1.0, "--max-drop", "Points of top-1 that the recommended point may lose.", metavar="POINTS"
+    )
 
     def __post_init__(self) -> None:
         if not all(0 < ratio < 1 for ratio in self.ratios):
@@ -439,8 +463,8 @@ def variant_names(text: str) -> tuple[str, ...] | None:
 
 @dataclasses.dataclass(frozen=True)
 class RecipeOptions:
-    """What is asked: of which checkpoint, with which pictures, which variants, made how and for which cores.
-    The seeds belong to it: they decide what comes out."""
+    """What is made: of which checkpoint, with which pictures, which variants, how, and for which cores. The
+    seeds belong here because they change the result."""
 
     weights: WeightsOptions = dataclasses.field(default_factory=WeightsOptions)
     data: DataOptions = dataclasses.field(default_factory=DataOptions)
@@ -452,27 +476,27 @@ class RecipeOptions:
         default_factory=lambda: QuantizeOptions(default_targets()[0])
     )
     budget: Budget = dataclasses.field(default_factory=Budget)
-    scaled_px: int = asked(160, "--scaled-px", "Side of the smaller input.")
-    # None: all; the baseline is always among them
+    scaled_px: int = asked(160, "--scaled-px", "Side of the smaller input in pixels.")
+    # None: all variants; the baseline is always made
     variants: tuple[str, ...] | None = asked(
         None,
         "--variants",
-        "Only these and the baseline  [default: all]",
+        "Variants to make beside the baseline  [default: all]",
         metavar="A,B",
         parse=variant_names,
     )
-    # None: this machine and a Pi 5, and whatever is worth it anywhere
+    # None: this machine and a Pi 5, with every variant that is worth it on any core
     targets: tuple[str, ...] | None = asked(
         None,
         "--target",
-        "The core to build for; may be repeated, and then only what is worth it on one of them is made"
-        "  [default: this machine and pi5, every variant]",
+        "The core to build for; may be repeated. Only variants that are worth it on one of these cores are"
+        " made  [default: this machine and pi5, every variant]",
         choices=tuple(TARGETS),
     )
     accept_accuracy: bool = asked(
         False,
         "--accept-accuracy",
-        "Go on with a checkpoint that is near chance on the labelled pictures, or has its classes in"
+        "Go on although the checkpoint is near chance on the labelled pictures or has its classes in"
         " another order.",
     )
 
@@ -481,7 +505,7 @@ class RecipeOptions:
             raise OptionsError(f"--target must be one of {', '.join(TARGETS)}, found {unknown[0]!r}")
         if self.quantize.target != self.built_for[0]:
             raise OptionsError(
-                f"int8 is first made for {self.built_for[0]}, the first target, and not for"
+                f"the int8 target must be the first of the targets, {self.built_for[0]}, found"
                 f" {self.quantize.target}"
             )
         if not 32 <= self.scaled_px < 224:
@@ -495,12 +519,14 @@ class RecipeOptions:
 
 @dataclasses.dataclass(frozen=True)
 class RunOptions:
-    """How a run is carried out, which changes nothing of what comes out: where that goes, where intermediate
-    files stay, and who is told how far it is."""
+    """How a run is carried out; none of it changes the result. ``output``: the folder of the result.
+    ``work``: the folder of intermediate files. ``progress``: what is told how far the run is."""
 
-    output: Path = asked(Path("artifacts"), "--output", "The bundle; replaced as a whole.", folder=True)
+    output: Path = asked(
+        Path("artifacts"), "--output", "Folder of the bundle; it is replaced as a whole.", folder=True
+    )
     work: Path | None = asked(
-        None, "--work", "Intermediate files  [default: .OUTPUT.work beside the output]", folder=True
+        None, "--work", "Folder of intermediate files  [default: .OUTPUT.work beside the output]", folder=True
     )
     progress: Progress = dataclasses.field(default_factory=Quiet)
 
@@ -517,43 +543,46 @@ class RunOptions:
 
     @property
     def work_folder(self) -> Path:
-        """Where intermediate files stay, so that a second run skips what is up to date."""
+        """The folder where intermediate files stay, so that a second run skips what is up to date."""
         return self.work or self.output.resolve().parent / f".{self.output.resolve().name}.work"
 
 
 @dataclasses.dataclass(frozen=True)
 class DeployOptions:
-    """``host``: HOST or USER@HOST, as ssh takes it; ``path`` of the bundle on the board, from the home folder
-    on; ``wheels``: this computer brings the packages along; ``web``: those of the page too; ``run``: doctor
-    and comparison there, with ``budget_s`` seconds per variant if that is not None."""
+    """``host``: HOST or USER@HOST, as ssh takes it. ``path``: the bundle's folder on the board, relative to
+    the home folder. ``wheels``: this computer brings the packages along. ``web``: the page's packages are
+    installed too. ``run``: the doctor and the comparison run there, with ``budget_s`` seconds per variant if
+    that is not None."""
 
     host: str
-    bundle: Path = asked(Path("artifacts"), "--bundle", "What to bring there.", folder=True)
+    bundle: Path = asked(Path("artifacts"), "--bundle", "The bundle to copy to the board.", folder=True)
     output: Path | None = asked(
-        None, "--output", "Where the results go  [default: results/HOST]", folder=True
+        None, "--output", "Folder for the results  [default: results/HOST]", folder=True
     )
     port: int | None = asked(
         None,
         "--port",
-        "Of the ssh server  [default: what ssh says, most often 22]",
+        "Port of the ssh server  [default: ssh's own, most often 22]",
         bounds=(1, 65535),
     )
     identity: Path | None = asked(
         None,
         "--identity",
-        "The private key to log in with  [default: what ssh finds]",
+        "The private key to log in with  [default: the one that ssh finds]",
         metavar="FILE",
     )
-    path: str = asked("vgg-export", "--path", "Folder on the board, from the home folder on.")
+    path: str = asked("vgg-export", "--path", "Folder on the board, relative to the home folder.")
     variants: str | None = asked(
-        None, "--variants", "Bring and run only these and the baseline  [default: all]", metavar="A,B"
+        None, "--variants", "Variants to copy and run beside the baseline  [default: all]", metavar="A,B"
     )
-    wheels: bool = asked(False, "--wheels", "Bring the Python packages along: the board needs no internet.")
-    web: bool = asked(False, "--web", "Install what the page (compare.py --serve) needs, too.")
+    wheels: bool = asked(
+        False, "--wheels", "Copy the Python packages too, so that the board needs no internet."
+    )
+    web: bool = asked(False, "--web", "Also install what the page (compare.py --serve) needs.")
     budget_s: float | None = asked(
         None,
         "--budget",
-        "Of timed runs per variant  [default: compare.py's own]",
+        "Seconds of timed runs per variant  [default: compare.py's own]",
         metavar="SECONDS",
     )
     run: bool = asked(True, "--no-run", "Copy and install, but run nothing.")
@@ -592,23 +621,23 @@ class DeployOptions:
 
     @property
     def root(self) -> str:
-        """The folder on the board, absolute or from the home folder on."""
+        """The folder on the board, absolute or relative to the home folder."""
         return self.path[2:] if self.path.startswith("~/") else self.path
 
 
 @dataclasses.dataclass(frozen=True)
 class DrawOptions:
-    """How many signs to draw: ``train``, ``val`` and ``test`` in all, as JPEG files of ``size_px``.
+    """How many signs to draw: ``train``, ``val`` and ``test``, as square JPEG files of side ``size_px``.
 
     They go into class folders below ``output``/train, /test and, where any are asked for, /val.
     """
 
     output: Path
     train: int = asked(1200, "--train", "Pictures to draw for training.")
-    test: int = asked(600, "--test", "Pictures to draw for testing, from other seeds.")
-    size_px: int = asked(256, "--size-px", "Side of the square pictures.")
+    test: int = asked(600, "--test", "Pictures to draw for testing, with other seeds.")
+    size_px: int = asked(256, "--size-px", "Side of the square pictures in pixels.")
     seed: int = asked_as(0, SEED)
-    val: int = asked(0, "--val", "Pictures to draw for selecting, from other seeds.")
+    val: int = asked(0, "--val", "Pictures to draw for selection, with other seeds.")
 
     def __post_init__(self) -> None:
         if min(self.train, self.test) < 1 or self.val < 0 or self.size_px < 32 or not 0 <= self.seed < 100:
@@ -627,8 +656,8 @@ class DrawOptions:
 class ServeOptions:
     """``host``: the address to open the page at; None: only this machine sees it."""
 
-    bundle: Path = asked(Path("artifacts"), "--bundle", "What to compare.", folder=True)
-    port: int = asked(8000, "--port", "Of the page; 0 for any free one.", bounds=(0, 65535))
+    bundle: Path = asked(Path("artifacts"), "--bundle", "The bundle to compare.", folder=True)
+    port: int = asked(8000, "--port", "Port of the page; 0: any free port.", bounds=(0, 65535))
     host: str | None = asked(
         None,
         "--host",

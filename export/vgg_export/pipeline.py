@@ -1,5 +1,5 @@
-"""The order of the stages for ``vgg-export all``. A variant is a list of steps; steps that variants share are
-done once."""
+"""Runs the stages of ``vgg-export all``, ``sweep``, ``bundle`` and ``evaluate``. A variant is a list of
+steps; steps that variants share run once."""
 
 import dataclasses
 import logging
@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 
 def run(options: RecipeOptions, how: RunOptions) -> Manifest:
-    """Everything from the weights to the bundle."""
+    """Make a bundle from the weights."""
     recipes = chosen_recipes(options)
     writer.ensure_replaceable(how.output)
     with exclusive(how.work_folder):
@@ -60,7 +60,8 @@ def _context(given: inputs.Given, options: RecipeOptions, how: RunOptions) -> Co
 
 
 def _entries(recipes: Sequence[Recipe], plain: Steps, searched: Steps) -> list[writer.Entry]:
-    """The variants that are worth it, those whose strength was searched for made by ``searched``."""
+    """The variants that are worth it. ``searched`` makes those whose strength the search decided, ``plain``
+    the others."""
     options, entries = plain.context.options, []
     for recipe in recipes:
         log.info("variant %s: %s", recipe.id, " -> ".join(names(recipe.steps)))
@@ -80,7 +81,7 @@ def _entries(recipes: Sequence[Recipe], plain: Steps, searched: Steps) -> list[w
 
 
 def run_sweep(options: RecipeOptions, wanted: SweepOptions, how: RunOptions) -> search.Found:
-    """Every point of the sweep, and the front as files in ``how.output``."""
+    """Make every point of the sweep, and write the front as files to ``how.output``."""
     with exclusive(how.work_folder):
         given = inputs.read(options, how)
         with within_budget.opened(_context(given, options, how), ("select", "test")) as tried:
@@ -90,7 +91,7 @@ def run_sweep(options: RecipeOptions, wanted: SweepOptions, how: RunOptions) -> 
 
 
 def bundle_files(models: Sequence[Path], pictures: DataOptions, output: Path, progress: Progress) -> Manifest:
-    """A bundle of model files, each named after its file; not evaluated."""
+    """Make a bundle of model files without evaluating it. Each variant is named after its file."""
     artifacts = [inputs.model_file(path) for path in models]
     source, _ = inputs.source_and_labels(artifacts[0])
     known = {recipe.id: recipe for recipe in RECIPES}
@@ -113,11 +114,14 @@ def bundle_files(models: Sequence[Path], pictures: DataOptions, output: Path, pr
 def evaluate_bundle(
     folder: Path, pictures: DataOptions, progress: Progress, *, record: bool, accept: bool = False
 ) -> tuple[dict[str, Evaluation], int, tuple[str, ...]]:
-    """Figures of a bundle's variants on pictures it was not made with; how many, and what must be said with
-    them; ``record`` writes them into its manifest.
+    """Evaluate a bundle's variants on pictures that were not used to make it. ``record`` writes the figures
+    into its manifest.
+
+    Returns:
+        The figures by build, the number of pictures, and notices that belong to the figures.
 
     Raises:
-        DataError: random weights, or no pictures are left.
+        DataError: the weights are random, or no pictures are left.
         AccuracyError: the baseline is not clearly better than chance on them, unless that is to be
             ``accept``-ed.
     """
@@ -154,7 +158,7 @@ def _with_figures(variant: manifest.Variant, figures: Mapping[str, Evaluation]) 
 def _evaluate(
     entries: list[writer.Entry], context: Context
 ) -> tuple[dict[str, Evaluation] | None, str | None]:
-    """Figures by variant, or None and the reason."""
+    """The figures by build, or None and the reason why there are none."""
     splits = context.splits
     absent = entries[0].info.provenance.figures_absent or (
         None if splits.test else splits.note or "there are no test pictures"

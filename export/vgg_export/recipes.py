@@ -1,7 +1,7 @@
-"""Variants as data: a recipe is a list of steps, and steps that variants share are done once.
+"""The variants as data: a recipe is a list of steps, and steps that variants share run once.
 
-A step is an object with everything that is particular to it; nothing else asks for its name. To add one, or a
-variant, is to add an object here.
+A step is an object that holds everything particular to it; no other code asks for its name. To add a step or
+a variant, add an object here.
 """
 
 import contextlib
@@ -28,15 +28,15 @@ from .options import RecipeOptions
 
 log = logging.getLogger(__name__)
 
-FLOAT_SHARE = 0.5  # of the allowed drop may be lost before int8, which takes a share of its own
-CHECKPOINT, MODEL = ".safetensors", ".onnx"  # what steps take and give
+FLOAT_SHARE = 0.5  # share of the allowed drop that may be lost before int8; the rest is left to int8
+CHECKPOINT, MODEL = ".safetensors", ".onnx"  # the kinds of file that steps read and write
 
 
 @dataclasses.dataclass(frozen=True)
 class Context:
-    """What a step may use besides the artifact of the step before. ``checkpoint``: the original, which
-    teaches; ``folder``: where the steps' files stay; ``shared``: where the teacher's answers and the
-    sensitivity table do; ``steps``: those taken, the one at hand last."""
+    """What a step may use besides the artifact of the step before. ``checkpoint``: the original, which is the
+    teacher. ``folder``: the folder of the steps' files. ``shared``: the folder of the teacher's answers and
+    the sensitivity table. ``steps``: the steps so far, the current one last."""
 
     checkpoint: cache.Artifact
     splits: Splits
@@ -48,15 +48,15 @@ class Context:
 
     @property
     def output(self) -> Path:
-        """The file that the step at hand writes."""
+        """The file that the current step writes."""
         return self.folder / ("+".join(("checkpoint", *names(self.steps))) + self.steps[-1].suffix)
 
 
 @dataclasses.dataclass(frozen=True)
 class Step:
-    """One way to make an artifact out of another. ``takes`` and ``suffix``: the kinds of file before and
-    after it; ``run``: makes ``context.output``; ``searched``: how far it goes is what a search for a budget
-    decides; ``integers``: it gives int8, of which different cores need different builds."""
+    """One way to make an artifact of another. ``takes`` and ``suffix``: the kinds of file before and after
+    it. ``run``: makes ``context.output``. ``searched``: a search for a budget decides how strong it is.
+    ``integers``: it makes int8, of which different cores need different builds."""
 
     name: str
     takes: str
@@ -67,7 +67,7 @@ class Step:
 
 
 def names(steps: Iterable[Step]) -> tuple[str, ...]:
-    """As steps are called in records, in logs and in the names of files."""
+    """The names of steps in records, in logs and in file names."""
     return tuple(step.name for step in steps)
 
 
@@ -88,8 +88,8 @@ def _factorise(before: cache.Artifact, context: Context) -> cache.Artifact:
 
 
 def _distil(before: cache.Artifact, context: Context) -> cache.Artifact:
-    """Level by level: as long as each helps, or, where a drop is allowed, until half of it is kept (the other
-    half is int8's)."""
+    """Distil level by level. Without an allowed drop: as long as each level helps. With one: until the loss
+    is at most half of it; the other half is left to int8."""
     budget = context.options.budget
     for name, level in context.options.distil.levels(budget).items():
         output = _beside(context.output, name)
@@ -97,14 +97,15 @@ def _distil(before: cache.Artifact, context: Context) -> cache.Artifact:
             before, context.checkpoint, context.splits, output, level, context.progress, context.shared
         )
         tuned = before.read(distil.Measured).tuned
-        # one that was skipped says why
+        # a skipped level has logged why
         if tuned is None or _is_enough(tuned, name, budget.max_drop):
             break
     return before
 
 
 def _is_enough(tuned: distil.Tuned, level: str, allowed: float | None) -> bool:
-    """Whether no further level is needed: too little was lost, or this one did not help."""
+    """Whether no further level is needed: the loss is small enough, or, without an allowed drop, this level
+    did not help."""
     if allowed is None:
         return not tuned.kept_epoch
     lost, error = tuned.points_lost, tuned.loss_error_points
@@ -126,7 +127,7 @@ def _quantize(before: cache.Artifact, context: Context) -> cache.Artifact:
 
 
 def _quantized(before: cache.Artifact, context: Context, output: Path, target: str) -> cache.Artifact:
-    """int8 for one core."""
+    """The int8 model for one core."""
     pictures, wanted = context.options.data, dataclasses.replace(context.options.quantize, target=target)
     count, seed = pictures.calibration_images, pictures.seed
     return quantize.run(before, context.splits, count, output, wanted, context.progress, seed)
@@ -158,10 +159,10 @@ class Recipe:
         present = CHECKPOINT
         for step in self.steps:
             if step.takes != present:
-                raise ValueError(f"{self.id}: {step.name} takes {step.takes}, and finds {present}")
+                raise ValueError(f"{self.id}: {step.name} takes a {step.takes} file, found {present}")
             present = step.suffix
         if present != MODEL:
-            raise ValueError(f"{self.id}: the last step must give {MODEL}, and leaves {present}")
+            raise ValueError(f"{self.id}: the last step must write a {MODEL} file, found {present}")
 
     @property
     def searched(self) -> bool:
@@ -230,25 +231,28 @@ RECIPES = (
         (FACTORISE, FOLD, DISTIL, EXPORT),
     ),
 )
-SEARCHED = (COMPACT, COMPACT_SCALED)  # what a search makes for a budget, of which it recommends one
+SEARCHED = (
+    COMPACT,
+    COMPACT_SCALED,
+)  # the variants that a search makes for a budget; it recommends one of them
 
 
 class Steps:
-    """The artifacts of chains of steps, each made once."""
+    """Makes the artifacts of chains of steps, each once."""
 
     def __init__(self, context: Context) -> None:
         self.context = context
         self._done: dict[tuple[Step, ...], cache.Artifact] = {(): context.checkpoint}
 
     def make(self, steps: tuple[Step, ...]) -> cache.Artifact:
-        """The artifact after ``steps``; beginnings that were made before are not made again."""
+        """The artifact after ``steps``; steps that already ran are not run again."""
         if steps not in self._done:
             before = self.make(steps[:-1])
             self._done[steps] = steps[-1].run(before, dataclasses.replace(self.context, steps=steps))
         return self._done[steps]
 
     def losses(self, steps: tuple[Step, ...]) -> tuple[StepLoss, ...]:
-        """What each step lost, as its stage measured it on held-out pictures."""
+        """The loss of each step, as its stage measured it on held-out pictures."""
         found = []
         for k in range(1, len(steps) + 1):
             made = self.make(steps[:k])
@@ -258,7 +262,7 @@ class Steps:
         return tuple(found)
 
     def entry(self, recipe: Recipe) -> writer.Entry:
-        """A variant with its builds for all the cores that are asked for."""
+        """A variant with its builds for all the cores to build for."""
         made, losses = self.make(recipe.steps), self.losses(recipe.steps)
         targets, others = (
             self._integer_builds(recipe, made) if recipe.integers else ((), self._float_builds(recipe, made))
@@ -269,7 +273,7 @@ class Steps:
     def _integer_builds(
         self, recipe: Recipe, made: cache.Artifact
     ) -> tuple[tuple[str, ...], tuple[writer.Build, ...]]:
-        """The cores that the recipe's own model is right for, and the builds for the others."""
+        """The cores that the recipe's own model is made for, and the builds for the others."""
         forms: dict[tuple[bool, bool], list[str]] = {}
         for name in self.context.options.built_for:
             forms.setdefault((TARGETS[name].reduce_range, TARGETS[name].signed_activations), []).append(name)
@@ -290,8 +294,8 @@ class Steps:
         return tuple(own), tuple(others)
 
     def _float_builds(self, recipe: Recipe, made: cache.Artifact) -> tuple[writer.Build, ...]:
-        """Builds for the cores whose int8 is no faster than float: with Winograd's convolutions, where any
-        layer gains by it."""
+        """Builds with Winograd's convolutions for the cores whose int8 is no faster than float, where any
+        layer gains by them."""
         others: dict[str, writer.Build] = {}
         for name in self.context.options.built_for:
             core = TARGETS[name].winograd_core
@@ -325,8 +329,8 @@ def _has_room(target: Target, made: cache.Artifact, rewritten: cache.Artifact) -
 
 
 def not_worth_it(recipe: Recipe, entry: writer.Entry, options: RecipeOptions) -> str | None:
-    """Why a variant that was not asked for by name is no use on any of the cores that were; None when it is,
-    or none were."""
+    """Why a variant is of no use on any of the cores that were asked for. None: it is of use, it was asked
+    for by name, or no cores were asked for."""
     asked = [TARGETS[name] for name in options.targets or ()]
     if not asked or options.variants or recipe == BASELINE or entry.info.precision != "fp32":
         return None
@@ -341,16 +345,16 @@ def not_worth_it(recipe: Recipe, entry: writer.Entry, options: RecipeOptions) ->
 
 
 def chosen_recipes(options: RecipeOptions) -> tuple[Recipe, ...]:
-    """The recipes that are asked for, the baseline first and always.
+    """The recipes that are asked for, and always the baseline, which is the first.
 
     Raises:
-        OptionsError: a name that is no variant, or a budget without what it is met by.
+        OptionsError: a name is no variant, or a budget is given without the variants that are searched.
     """
     wanted, known = options.variants, [recipe.id for recipe in RECIPES]
     if options.budget.asked and wanted is not None and not {recipe.id for recipe in SEARCHED} <= set(wanted):
         raise OptionsError(
-            "a budget is met by compact or by compact-scaled, whichever the search recommends: name"
-            " both in --variants, or leave it out"
+            "a search for a budget recommends compact or compact-scaled; name both in --variants, or leave"
+            " --variants out"
         )
     if unknown := [name for name in wanted or () if name not in known]:
         raise OptionsError(f"there is no variant {unknown[0]!r}; expected some of {', '.join(known)}")

@@ -1,4 +1,4 @@
-"""What a user sees while work goes on: how far it is, and what is logged."""
+"""What a user sees during a run: progress, log lines and errors."""
 
 import contextlib
 import logging
@@ -19,19 +19,19 @@ SECONDS_BETWEEN_LINES = 10.0
 
 
 def show_what_matters() -> None:
-    """What this program logs goes to standard error, of the libraries only errors."""
+    """Send the logs of this program to standard error, and only errors of the libraries."""
     logging.basicConfig(format="%(message)s", stream=sys.stderr, force=True)
     for name in ("vgg_export", "vgg_calibration"):
         logging.getLogger(name).setLevel(logging.INFO)
     for name in ("torch", "onnxscript", "onnx_ir", "onnxruntime"):
         logging.getLogger(name).setLevel(logging.ERROR)
     logging.getLogger().setLevel(logging.ERROR)
-    # the libraries' remarks to programmers; what a user must know is an error or logged
+    # warnings of libraries are for programmers; what a user must know is an error or a log line
     warnings.simplefilter("ignore")
 
 
 def explain(error: BaseException) -> int:
-    """Say what stopped a command; the exit code."""
+    """Print what stopped a command; returns the exit code."""
     if isinstance(error, click.exceptions.NoArgsIsHelpError):
         error.show()
         return 2
@@ -40,7 +40,7 @@ def explain(error: BaseException) -> int:
         return error.exit_code
     if isinstance(error, KeyboardInterrupt | click.Abort):
         click.echo(
-            "\nInterrupted; what was finished is kept and the same command goes on from there.", err=True
+            "\nInterrupted. Finished work is kept; run the same command again to go on from there.", err=True
         )
         return EXIT_INTERRUPTED
     sentence, code = _sentence(error)
@@ -49,7 +49,7 @@ def explain(error: BaseException) -> int:
 
 
 def is_a_surprise(error: BaseException) -> bool:
-    """Whether an error is none that this program knows."""
+    """Whether an error is of a kind that this program does not expect."""
     known = (
         click.ClickException,
         click.Abort,
@@ -74,7 +74,7 @@ def _sentence(error: BaseException) -> tuple[str, int]:
 
 
 class TerminalProgress:
-    """Bars with remaining time on a terminal, a line now and then elsewhere."""
+    """Shows bars with the remaining time on a terminal, and lines at intervals elsewhere."""
 
     @contextlib.contextmanager
     def task(self, label: str, total: int | None) -> Iterator["_Line | _Bar"]:
@@ -98,7 +98,8 @@ class _Bar:
 
 
 class _Line:
-    """Says what is being done at once where it cannot be counted, and how long it took when it took long."""
+    """On a terminal, shows a label at once for a task without a count, and how long it took. Elsewhere,
+    prints how far a task is every ten seconds, and how long it took if that was a second or more."""
 
     def __init__(self, label: str, total: int | None) -> None:
         self._label, self._total, self._done = label, total, 0

@@ -95,7 +95,7 @@ def test_targets_as_options() -> None:
     assert options.width_multiple(("pi4", "pi5")) == 16
     with pytest.raises(OptionsError, match=r"--target must be one of pi5, .* found 'pi6'"):
         RecipeOptions(targets=("pi6",))
-    with pytest.raises(OptionsError, match="int8 is first made for pi4, the first target, and not for pi5"):
+    with pytest.raises(OptionsError, match="int8 target must be the first of the targets, pi4, found pi5"):
         RecipeOptions(targets=("pi4", "pi5"), quantize=QuantizeOptions("pi5"))
 
 

@@ -195,7 +195,7 @@ def test_an_order_that_explains_only_a_part_is_said_to_be_that() -> None:
     found = sanity.judge(said(outputs), labels, NAMES)
     assert found.order == NAMES[::-1]
     assert not found.order_certain
-    assert sanity._why(found).startswith("another order of its classes would explain a part of it")
+    assert sanity._why(found).startswith("another order of its classes would explain a part of its errors")
 
 
 def test_pictures_that_are_nearly_all_of_one_class_cannot_tell(
@@ -217,7 +217,7 @@ def test_pictures_that_are_nearly_all_of_one_class_cannot_tell(
 
 def test_uneven_pictures_are_named_as_a_cause() -> None:
     labels = np.where(np.arange(100) < 90, 0, 1)
-    with pytest.raises(AccuracyError, match="or these pictures tell too little, since most are of one class"):
+    with pytest.raises(AccuracyError, match="or these pictures show too little, since most are of one class"):
         sanity.ensure_understood(
             sanity.judge(said(np.where(np.arange(100) < 95, 0, 1)), labels, NAMES), accept=False
         )
@@ -227,7 +227,7 @@ def test_pictures_of_one_class_are_compared_with_guessing(caplog: pytest.LogCapt
     labels = np.zeros(40, np.int64)
     found = sanity.judge(said(labels), labels, NAMES)
     sanity.ensure_understood(found, accept=False)
-    assert "all are class 0, so that a network that always says so would pass, too" in caplog.text
+    assert "all of them are class 0, so a network that always answers that would pass too" in caplog.text
     with pytest.raises(AccuracyError, match=r"guessing among the classes \(10\.0 %\)"):
         sanity.ensure_understood(sanity.judge(said(labels + 1), labels, NAMES), accept=False)
 
@@ -235,7 +235,7 @@ def test_pictures_of_one_class_are_compared_with_guessing(caplog: pytest.LogCapt
 def test_accepted_it_goes_on_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
     labels = np.arange(60) % 2
     sanity.ensure_understood(sanity.judge(said(1 - labels, classes=2), labels, ("cat", "dog")), accept=True)
-    assert "It goes on as asked (--accept-accuracy), and nothing is recommended" in caplog.text
+    assert "The run goes on because of --accept-accuracy, and recommends nothing" in caplog.text
 
 
 # Real checkpoints: the demo's network as trained on other inputs, as in ``WANTS``.
@@ -459,7 +459,7 @@ def test_every_command_stops_before_anything_is_made(
     assert done.returncode == 2
     assert "of 160 labelled pictures" in done.stderr
     assert "is not clearly better than always saying" in done.stderr
-    assert "With --accept-accuracy it goes on" in done.stderr
+    assert "With --accept-accuracy the run goes on" in done.stderr
     assert not (tmp_path / output).exists()
     assert not list(tmp_path.rglob("*.onnx"))
 

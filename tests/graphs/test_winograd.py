@@ -237,7 +237,7 @@ def test_the_checks_notice_a_file_that_grew(exported: Path, rewritten: Path) -> 
     made.graph.initializer.append(numpy_helper.from_array(np.zeros(100_000, np.float32), "transformed"))
     onnx.save(made, rewritten)
     with pytest.raises(
-        CheckFailedError, match=r"the rewritten file grew by \d+ bytes for 7 layers; at most 55000 expected"
+        CheckFailedError, match=r"the rewritten file grew by \d+ bytes for 7 layers; expected at most 55000"
     ):
         winograd.ensure(exported, rewritten, mixed(exported))
 
@@ -317,11 +317,11 @@ def test_the_stage_refuses_what_it_cannot_use(saved: cache.Artifact, tmp_path: P
     direct = onnx_export.run(saved, tmp_path / "narrow.onnx", Quiet())
     with pytest.raises(
         OptionsError,
-        match="there are no counts of a core 'cortex-m4'; known are cortex-a53, cortex-a72, cortex-a76",
+        match="there are no counts for the core 'cortex-m4'; expected one of cortex-a53, cortex-a72, cortex",
     ):
         winograd.run(direct, "cortex-m4", tmp_path / "w.onnx", Quiet())
     with pytest.raises(
-        NothingToGainError, match="no convolution takes less work on a cortex-a72 in another form"
+        NothingToGainError, match="no form makes a convolution clearly cheaper on a cortex-a72"
     ):
         winograd.run(direct, "cortex-a72", tmp_path / "w.onnx", Quiet())
     integers = cache.Artifact(

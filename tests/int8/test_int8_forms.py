@@ -286,7 +286,7 @@ def test_a_wrong_scaling_is_noticed(exported: dict[str, cache.Artifact]) -> None
         norm = equalize.path_norm(layers, tensors)
         equalize.rescale(layers[last_conv], tensors, None, scale)
         equalize.rescale(layers[last_conv + 1], tensors, wrong, None)
-        with pytest.raises(CheckFailedError, match="equalizing changed the function"):
+        with pytest.raises(CheckFailedError, match="equalizing changed the path norm"):
             equalize.ensure_unchanged(norm, equalize.path_norm(layers, tensors))
 
 

@@ -186,8 +186,8 @@ def test_a_loss_counts_with_its_standard_error() -> None:
     unsure = run(Scripted(RUNGS, error=2.0), Budget(max_drop=1.0))
     assert unsure.recommended is None
     assert (
-        "8.0x, +0.0 ± 2.0 points lost on 1000 selection pictures; more of them would tell it more exactly"
-        in unsure.reason
+        "8.0x, +0.0 ± 2.0 points lost on 1000 selection pictures; more selection pictures would lower its"
+        " standard error" in unsure.reason
     )
     # it is not the loss that stands in the way
     for budget in (Budget(max_drop=0.5, speedup=30), Budget(speedup=30)):
@@ -275,7 +275,7 @@ def test_a_loss_that_so_few_pictures_cannot_show_is_refused_before_anything_take
     n = len(splits.select)
     context = recipes.Context(None, splits, asked, Quiet(), Path(), Path())  # type: ignore[arg-type]
     with pytest.raises(
-        OptionsError, match=rf"at most 0\.5 points cannot be shown with {n} selection pictures, .* 0 ± \d"
+        OptionsError, match=rf"{n} selection pictures cannot show a loss of at most 0\.5 points: .* \d"
     ):
         within_budget.found_for(context)
 

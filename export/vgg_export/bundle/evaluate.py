@@ -1,4 +1,4 @@
-"""Accuracy of and agreement between exported files on the test images, through onnxruntime and the device's
+"""Measures accuracy and agreement of exported files on the test images, with onnxruntime and the device's
 preprocessing."""
 
 import dataclasses
@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class Subject:
-    """A model file, how its input is made, and for which cores it is (none: for any)."""
+    """A model file to evaluate. ``targets``: the cores that it is for (empty: any core)."""
 
     id: str
     model: cache.Artifact
@@ -41,13 +41,13 @@ class Subject:
 
     @property
     def session(self) -> SessionSettings:
-        """Computes here what the model computes on its own cores."""
+        """The settings with which the model computes on this machine what it computes on its own cores."""
         return exact(self.settings, here(), self.targets)
 
 
 @dataclasses.dataclass(frozen=True)
 class Evaluated(Record):
-    """Figures by subject; in JSON just these."""
+    """Figures by subject. The JSON holds only this dictionary."""
 
     figures: dict[str, Evaluation]
 
@@ -60,7 +60,7 @@ class Evaluated(Record):
         """What ``to_json`` gave.
 
         Raises:
-            DamagedRecordError: it is damaged.
+            DamagedRecordError: the data is damaged.
         """
         return cls(parse(dict[str, Evaluation], data, "figures"))
 
@@ -71,10 +71,10 @@ STAGE = cache.Stage("evaluate", __name__, Evaluated)
 def run(
     subjects: Sequence[Subject], items: Sequence[Item], output: Path, progress: Progress
 ) -> cache.Artifact:
-    """Evaluate all subjects on the same pictures; the first is the baseline that the others are compared
-    with.
+    """Evaluate all subjects on the same pictures. The others are compared with the first, which is the
+    baseline.
 
-    The artifact is JSON: variant -> figures, as ``evaluate`` returns them.
+    The artifact is JSON: figures by subject, as ``evaluate`` returns them.
     """
     pictures = [(i.sha256, i.label) for i in items]
     options = {
@@ -93,10 +93,10 @@ def run(
 def evaluate(
     subjects: Sequence[Subject], items: Sequence[Item], work: Path, progress: Progress
 ) -> dict[str, Evaluation]:
-    """Figures of every subject on ``items``, by id.
+    """The figures of every subject on ``items``, by id.
 
     Raises:
-        DataError: no pictures.
+        DataError: there are no pictures.
     """
     if not items:
         raise DataError("there are no test pictures to evaluate on")
@@ -115,7 +115,7 @@ def evaluate(
 def figures(
     logits: npt.NDArray[np.float32], baseline: npt.NDArray[np.float32], labels: npt.NDArray[np.int64]
 ) -> Evaluation:
-    """Accuracy of ``logits`` [n, classes] and agreement with ``baseline``; ``labels`` [n] with -1 where
+    """Accuracy of ``logits`` [n, classes] and agreement with ``baseline``. ``labels`` [n] are -1 where
     unknown."""
     known = labels >= 0
     compared = metrics.compare(logits, baseline, labels)
@@ -140,7 +140,7 @@ def _proportion(hits: npt.NDArray[np.bool_]) -> Proportion:
 def prepared(
     items: Sequence[Item], preprocessing: Preprocessing, folder: Path, progress: Progress
 ) -> npt.NDArray[np.float32]:
-    """All pictures preprocessed once, on disk rather than in memory: [n, 3, px, px]."""
+    """All pictures [n, 3, px, px], preprocessed once and kept on disk instead of in memory."""
     px = preprocessing.crop_px
     tensors = reserved_array(folder / f"{px}.npy", (len(items), 3, px, px))
     with progress.task(f"preparing test images at {px} px", len(items)) as task:

@@ -1,8 +1,8 @@
 """Writes the folder that is copied to the board: models, labels, samples, expected outputs, the runtime, the
 manifest.
 
-A bundle is complete or it is not there: it is written beside, synced and renamed; what was there before is
-put back when anything goes wrong.
+A bundle is either complete or absent: it is written beside its place, synced and renamed. When anything goes
+wrong, the old folder is put back.
 """
 
 import contextlib
@@ -41,27 +41,27 @@ log = logging.getLogger(__name__)
 
 SAMPLES = 8
 CHECKED_SAMPLES = 2  # replayed on the device before anything is measured
-# of where the weights came from, what the manifest says in places of its own
+# fields of the provenance that the manifest holds elsewhere
 _APART = ("notice", "figures_absent", "history", "fitted_on", "assumed")
 _IGNORED = ("__pycache__", ".mypy_cache", ".DS_Store")
 
 
 SESSIONS = {
-    # A float kernel that packs its weights is no faster here (measured), and unpacked they stay in the file's
-    # pages.
+    # Packing its weights does not make a float kernel faster here (measured). Unpacked weights stay in the
+    # file's pages.
     "fp32": {
         builds.FAST: m.SessionSettings(),
         builds.LEAN: m.SessionSettings(config={"session.disable_prepacking": "1"}),
     },
-    # An int8 kernel that does not is 3.5 times slower.
+    # An int8 kernel without packed weights is 3.5 times slower.
     "int8": {builds.FAST: m.SessionSettings(), builds.LEAN: m.SessionSettings()},
 }
 
 
 @dataclasses.dataclass(frozen=True)
 class Build:
-    """One form of a variant: its model for the cores in ``targets`` (none: any). ``figures``: the id of the
-    build whose figures on test images are its own, too, because it computes the same."""
+    """One form of a variant: its model for the cores in ``targets`` (empty: any core). ``figures``: the id of
+    the build whose figures on test images also hold for this one, because both compute the same."""
 
     id: str
     form: str
@@ -72,9 +72,8 @@ class Build:
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """A variant to be bundled: what it is called and its model, made by ``export`` or ``quantize``, for the
-    cores in ``targets`` (none: those that its sidecar says, or any); ``others``: its builds for other
-    cores."""
+    """A variant to be bundled. ``model``: its model, made by ``export`` or ``quantize``, for the cores in
+    ``targets`` (empty: those that its sidecar names, or any core). ``others``: its builds for other cores."""
 
     id: str
     title: str
@@ -105,10 +104,9 @@ class Entry:
 
 @dataclasses.dataclass(frozen=True)
 class Contents:
-    """All that goes into a bundle. ``evaluation``: figures by variant, or None with the reason in
-    ``evaluation_absent``; ``max_drop``: what a recommended variant may lose, in points, where that was asked
-    for; ``checked``: whether the checkpoint was asked if it understands the pictures, and what was
-    accepted."""
+    """The contents of a bundle. ``evaluation``: figures by build, or None with the reason in
+    ``evaluation_absent``. ``max_drop``: the points that a recommended variant may lose, where that was asked
+    for. ``checked``: the result of the check whether the checkpoint understands the pictures."""
 
     entries: tuple[Entry, ...]
     splits: Splits
@@ -129,19 +127,19 @@ class Contents:
             if entry.info.labels != first.info.labels:
                 raise DataError(
                     f"{entry.id} has {len(entry.info.labels)} classes, {first.id} has"
-                    f" {len(first.info.labels)} or others;"
-                    " the models of a bundle must answer the same question"
+                    f" {len(first.info.labels)}, or their names differ;"
+                    " the models of a bundle must have the same classes in the same order"
                 )
 
     @property
     def target(self) -> str:
-        """What the int8 models were made for, as their sidecars say."""
+        """The cores that the int8 models were made for, as their sidecars say."""
         int8 = [build for entry in self.entries if entry.info.precision == "int8" for build in entry.builds]
         names = dict.fromkeys(name for build in int8 for name in build.targets)
         return "; ".join(f"{name} ({TARGETS[name].reason})" for name in names) or "nothing: no int8 model"
 
     def fitted(self) -> list[str]:
-        """Short hashes of everything that any of the models was fitted to, calibrated or selected on."""
+        """Short hashes of all pictures that any of the models was fitted, calibrated or selected on."""
         fitted = set(self.splits.fitted())
         for entry in self.entries:
             fitted |= {*(entry.info.calibrated_on or ()), *entry.info.provenance.fitted_on}
@@ -149,10 +147,10 @@ class Contents:
 
 
 def run(contents: Contents, output: Path, progress: Progress) -> m.Manifest:
-    """Write the bundle unless the one that is there is the same and whole.
+    """Write the bundle, unless the folder already holds the same bundle undamaged.
 
     Raises:
-        OutputError: the folder holds something else, or cannot be written.
+        OutputError: the folder holds files that are not of a bundle, or cannot be written.
     """
     ensure_replaceable(output)
     key = _key(contents)
@@ -170,7 +168,7 @@ def ensure_replaceable(output: Path) -> None:
     """Refuse to replace a folder that holds anything a bundle does not list.
 
     Raises:
-        OutputError: with the first few such files.
+        OutputError: the folder holds such files (the message names the first few), or cannot be written.
     """
     with explain_write_errors(output):
         if not output.exists():
@@ -210,7 +208,7 @@ def ensure_replaceable(output: Path) -> None:
 
 
 def _key(contents: Contents) -> str:
-    """Hash of everything that the bundle is made of."""
+    """The hash of everything that the bundle is made of."""
     import hashlib
 
     parts = [
@@ -342,7 +340,7 @@ def _write_model(folder: Path, entry: Entry, contents: Contents) -> m.Variant:
 
 
 def _write_builds(folder: Path, entry: Entry, contents: Contents) -> Iterator[m.Build]:
-    """The graphs of a variant; they share their weights where these are the same."""
+    """The builds of a variant. Their graphs share a file of weights where these are the same."""
     known: list[external_data.Weights] = []
     for build in entry.builds:
         graph = folder / f"models/{build.id}.onnx"
@@ -361,8 +359,8 @@ def _write_builds(folder: Path, entry: Entry, contents: Contents) -> Iterator[m.
 
 
 def _write_samples(folder: Path, contents: Contents) -> list[m.Sample]:
-    """Pictures to look at on the device: from the test set, one of each class as far as they go, else from
-    the fitting set."""
+    """Copy sample pictures for the device, of as many classes as possible. They are from the test set, else
+    from the selection set, else from the fitting set."""
     (folder / "samples").mkdir()
     samples = []
     splits, fitted = contents.splits, set(contents.fitted())
@@ -388,8 +386,8 @@ def _plain(name: str) -> str:
 
 
 def _write_expected(folder: Path, variants: Sequence[m.Variant], pictures: Sequence[Path]) -> None:
-    """Inputs and logits for the device's self-check, computed here with onnxruntime, one picture at a
-    time."""
+    """Write inputs and logits for the device's self-check. They are computed here with onnxruntime, one
+    picture at a time."""
     if not pictures:
         raise DataError("a bundle needs at least one sample picture for its self-check")
     arrays = {}
@@ -407,8 +405,8 @@ def _write_expected(folder: Path, variants: Sequence[m.Variant], pictures: Seque
 
 
 def runtime_folder() -> Path:
-    """Where the launcher and the device's requirements are: beside the package in a checkout, inside it in a
-    wheel."""
+    """The folder of the launcher and the device's requirements: beside the package in a checkout, inside it
+    in a wheel."""
     package = Path(vgg_runtime.__file__).parent
     return next(
         folder for folder in (package / "launcher", package.parent) if (folder / "compare.py").is_file()
@@ -426,7 +424,7 @@ def _write_runtime(folder: Path) -> None:
 
 
 def runtime_files() -> list[Path]:
-    """Everything of the runtime that goes to the device."""
+    """The files of the runtime that go to the device."""
     package = Path(vgg_runtime.__file__).parent
     launcher = [
         runtime_folder() / name for name in ("compare.py", "requirements.txt", "requirements-web.txt")

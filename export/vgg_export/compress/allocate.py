@@ -1,6 +1,5 @@
-"""How a reduction is distributed over layers: each offers points (size, loss), and on the lower convex hulls
-of these the step that loses least for what it saves is taken first, whichever layer it is in.
-"""
+"""Distributes a reduction over layers. Each layer offers points (size, loss). The steps of all layers along
+the lower convex hulls of their points are taken in order of the loss per unit saved, least first."""
 
 import dataclasses
 import itertools
@@ -11,8 +10,8 @@ from vgg_export.network import chain
 
 
 class Point(NamedTuple):
-    """What a layer may become: its size (arithmetic or width), what is lost then, and the choice that this is
-    (rank or width)."""
+    """An option for a layer: its size (arithmetic or width), its loss, and the choice behind it (rank or
+    width)."""
 
     size: int
     loss: float
@@ -20,8 +19,8 @@ class Point(NamedTuple):
 
 
 def hull(points: list[Point]) -> list[Point]:
-    """The lower convex hull, from the largest size to the smallest; each step of it loses more for what it
-    saves than the last."""
+    """The lower convex hull, from the largest size to the smallest. Each step of it loses more per unit saved
+    than the step before."""
     found: list[Point] = []
     for point in sorted(points, reverse=True):
         while len(found) > 1 and _slope(found[-2], found[-1]) >= _slope(found[-2], point):
@@ -38,8 +37,8 @@ def widths(plan: chain.Plan, curves: Mapping[str, Mapping[int, float]], bound: i
     """Widths of the convolutions for at most ``bound`` MACs of the whole plan, with a small sum of losses.
 
     What a filter costs to compute depends on the widths before and behind it, so a step's saving is that at
-    the widths reached so far. The last step may save more than was asked; what is left over is given back
-    where it helps most, and widths are exchanged between layers as long as that helps.
+    the widths reached so far. The last step may save more than was asked; the surplus goes
+    back to the layers where it helps most, and widths are exchanged between layers as long as that helps.
 
     Args:
         curves: for each convolution that may shrink, the loss at every width that it may have, its full one
@@ -68,8 +67,8 @@ def widths(plan: chain.Plan, curves: Mapping[str, Mapping[int, float]], bound: i
 def _exchanged(
     plan: chain.Plan, curves: Mapping[str, Mapping[int, float]], chosen: dict[str, int], bound: int
 ) -> dict[str, int]:
-    """Wider by one step in one layer, narrower by one in another or none, while that loses less within the
-    bound."""
+    """Widen one layer by one step and narrow another (or none) by one, as long as that lowers the loss within
+    the bound."""
     offered = {name: sorted(curve) for name, curve in curves.items()}
 
     def moved(name: str, by: int) -> dict[str, int]:

@@ -1,16 +1,17 @@
-"""A short run of distillation: the student learns the checkpoint's own answers, and labels where there are
+"""A short distillation: the student learns the logits of the original checkpoint, and labels where there are
 any.
 
 loss = T^2 KL(teacher || student) at temperature T (Hinton et al. 2015) + cross-entropy of the labelled
 pictures. Runs alone or under ``torchrun`` (DistributedDataParallel, gloo on CPU): each process then takes its
 share of every batch.
 
-The fitting pictures are parts of the given ones, and the teacher answers for the same parts (Beyer et al.
-2022): a checkpoint that was trained on these pictures knows them by heart, and its answers for them say
+The student is fitted on crops of the given pictures, and the teacher answers for the same crops (Beyer et al.
+2022). A checkpoint that was trained on the whole pictures knows them by heart, so its answers for them say
 nothing of how it judges others.
 
-Steps are relative to the size of each tensor: the two halves of a factorised layer can be five orders of
-magnitude apart, and what one of them hardly notices is the end of the other.
+The learning rate is relative to the size of each tensor. The weights of the two parts of a factorised layer
+can differ by five orders of magnitude, so a step that hardly changes the larger part would destroy the
+smaller one.
 """
 
 import contextlib
@@ -48,17 +49,18 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-BACK_OFF = 0.3  # of the rate, after an epoch that did not help and was rolled back
-EPSILON = 1e-10  # of Adam, over a tensor's size, as a gradient is: torch's 1e-8 for weights of a usual size
-SIZE_OF_ZEROS = 1e-3  # of a tensor that is all zeros and has no size to be relative to
+BACK_OFF = 0.3  # factor on the rate after an epoch that did not help and was rolled back
+EPSILON = 1e-10  # Adam's epsilon times the size of a tensor: torch's 1e-8 for weights of a usual size
+SIZE_OF_ZEROS = 1e-3  # the size to assume for a tensor of zeros, which has none
 
 
 @dataclasses.dataclass(frozen=True)
 class Tuned(Record):
-    """``selection_loss`` of the start and every epoch, of which ``kept_epoch`` was kept (0: the start), by so
-    many ``processes``; ``losses`` against the teacher, and the points lost against it with their standard
-    error: of top-1 on the labelled pictures, of agreement where there are none; fitting pictures (``images``)
-    and ``select_images``."""
+    """``selection_loss``: the loss on the selection set at the start and after every epoch. ``kept_epoch``:
+    the epoch that was kept (0: the start). ``processes``: how many took part. ``losses``: the loss against
+    the teacher. ``points_lost``: points of top-1 lost against the teacher on the labelled pictures, or of
+    agreement where there are none, with ``loss_error_points`` as its standard error. ``images`` and
+    ``select_images``: the numbers of fitting and of selection pictures."""
 
     selection_loss: tuple[float, ...]
     kept_epoch: int
@@ -81,13 +83,14 @@ class Skipped(Record):
 
 @dataclasses.dataclass(frozen=True)
 class Measured(Record):
-    """What the fine-tuning did, or why there was none; in JSON the fields of that one."""
+    """What the fine-tuning did, or why there was none. The JSON holds the fields of the record that is
+    there."""
 
     tuned: Tuned | None
     skipped: Skipped | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """The fields of the one that there is."""
+        """The fields of the record that is there."""
         found = self.tuned or self.skipped
         return found.to_json() if found else {}
 
@@ -117,11 +120,11 @@ def run(
 ) -> cache.Artifact:
     """Fine-tune a checkpoint file towards another; the sidecar records the selection loss of every epoch.
 
-    ``answers``: a folder where the teacher's answers are kept for other students; asking it is most of the
-    time.
+    ``answers``: a folder where the teacher's logits are kept for other students, since computing them takes
+    most of the time.
 
     Without fitting or selection pictures, or for random weights, the student is passed on unchanged and the
-    sidecar says why. Under torchrun the first process alone writes.
+    sidecar says why. Under torchrun only the first process writes.
     """
 
     def make(path: Path) -> Measured:
@@ -148,14 +151,14 @@ def run(
     with _process_group():
         if rank() == 0:
             return cache.produce(STAGE, as_json(options), inputs, output, make)
-        # else the first process has nothing to do either
+        # if the output is up to date, the first process does nothing and this one must not wait for it
         if not cache.current(STAGE, as_json(options), inputs, output):
             make(output)  # takes part in the sums, writes nothing
         return student
 
 
 def rank() -> int:
-    """Number of this process under torchrun, 0 alone."""
+    """The number of this process under torchrun; 0 without it."""
     return int(os.environ.get("RANK", "0"))
 
 
@@ -198,10 +201,10 @@ def tune(
     progress: Progress,
     answers: "Answers | None" = None,
 ) -> tuple[checkpoints.Checkpoint, Tuned]:
-    """The best of the start and every epoch by the loss on the selection set; never worse than the start.
+    """Train a student, and keep the start or the epoch that has the least loss on the selection set.
 
     Raises:
-        DataError: student and teacher do not answer the same question.
+        DataError: student and teacher have different numbers of classes.
     """
     import torch
 
@@ -224,7 +227,7 @@ def tune(
             chosen = choose.limit(items, [i.source for i in items], limit, options.seed)[rank() :: _world()]
             pictures = _Pictures(name, chosen, least_area, options.seed, options.batch, shown)
             known = before = answers.read(pictures, teacher.plan.input_px) if answers else None
-            # each sees the pictures at its own size
+            # a teacher of another input size sees the pictures at its own size
             if known is None and teacher.plan.input_px != student.plan.input_px:
                 known = _ask(pictures, teacher)
             sets[name] = _cache(pictures, student.plan.input_px, frozen, teacher, known, Path(scratch) / name)
@@ -251,8 +254,8 @@ def _epochs(
     options: FinetuneOptions,
     progress: Progress,
 ) -> tuple[list[float], int]:
-    """Train; leaves the best weights in ``trained`` and returns the selection loss of the start and every
-    epoch, and the kept one."""
+    """Train, and leave the best weights in ``trained``. Returns the selection loss of the start and every
+    epoch, and the number of the kept epoch."""
     losses, kept = [_selection_loss(trained, selection, options)], 0
     best, rate = copy.deepcopy(trained.state_dict()), options.rate
     for epoch in range(1, options.epochs + 1):
@@ -264,7 +267,7 @@ def _epochs(
         rate *= options.decay
         if losses[-1] < losses[kept]:
             best, kept = copy.deepcopy(trained.state_dict()), epoch
-        else:  # too large a step: a wide layer needs a smaller rate than a narrow one
+        else:  # the step was too large: a wide layer needs a smaller rate than a narrow one
             trained.load_state_dict(best)
             rate *= BACK_OFF
     trained.load_state_dict(best)
@@ -272,8 +275,8 @@ def _epochs(
 
 
 def _divide(network: "nn.Module", train_from: str) -> "tuple[nn.Sequential, nn.Sequential]":
-    """The layers before the first trained block, whose weights stay, and the rest; both share the network's
-    tensors."""
+    """The layers before the first trained block, whose weights do not change, and the other layers. Both
+    share the network's tensors."""
     import torch
 
     layers = list(network.named_children())
@@ -287,9 +290,9 @@ def _divide(network: "nn.Module", train_from: str) -> "tuple[nn.Sequential, nn.S
 
 @dataclasses.dataclass(frozen=True)
 class _Cached:
-    """What the frozen layers and the teacher say of this process's pictures: features [n, ...] on disk,
-    logits [n, classes], labels [n] with -1 where unknown. Neither changes while the deeper blocks train, so
-    each is computed once."""
+    """The outputs of the frozen layers and of the teacher for this process's pictures: features [n, ...] on
+    disk, logits [n, classes], and labels [n], -1 where unknown. They do not change while the deeper blocks
+    train, so each is computed once."""
 
     features: npt.NDArray[np.float32]
     teacher: "torch.Tensor"
@@ -303,8 +306,8 @@ class _Cached:
 
 @dataclasses.dataclass(frozen=True)
 class _Pictures:
-    """A set of pictures, how much of each is seen at least and what chooses that part, and how they are gone
-    through."""
+    """A set of pictures. ``least_area``: the least share of a picture that its crop shows; ``seed`` chooses
+    the crop. ``batch``: the number of pictures at a time."""
 
     name: str
     items: Sequence[Item]
@@ -315,8 +318,8 @@ class _Pictures:
 
     @contextlib.contextmanager
     def batches(self, px: int, doing: str) -> "Iterator[Iterator[tuple[torch.Tensor, torch.Tensor]]]":
-        """([n, 3, px, px] channels-last, which torch's CPU convolutions are fast at: three times here; labels
-        [n]) in turn."""
+        """Pairs of pictures [n, 3, px, px] and labels [n]. The pictures are channels-last, which makes
+        torch's CPU convolutions three times as fast (measured here)."""
         import torch
 
         with self.progress.task(f"{doing}, {self.name} pictures", len(self.items)) as task:
@@ -332,7 +335,8 @@ class _Pictures:
 
 
 class Answers:
-    """Logits of a teacher on sets of pictures, kept as files in a folder and found by what they depend on."""
+    """Logits of a teacher on sets of pictures, kept as files in a folder. A file is named after all that its
+    logits depend on."""
 
     def __init__(self, folder: Path, teacher_sha256: str) -> None:
         self._folder, self._teacher = folder, teacher_sha256
@@ -352,7 +356,7 @@ class Answers:
         return self._folder / f"answers-{hashlib.sha256(asked.encode()).hexdigest()[:16]}.npy"
 
     def read(self, of: "_Pictures", px: int) -> "torch.Tensor | None":
-        """[n, classes], or None when they are not known."""
+        """The logits [n, classes], or None when they are not known."""
         import torch
 
         try:
@@ -374,11 +378,11 @@ def _cache(
     known: "torch.Tensor | None",
     path: Path,
 ) -> _Cached:
-    """``known``: the teacher's logits where it was asked before."""
+    """Compute what does not change during training. ``known``: the teacher's logits if they are known."""
     import torch
 
     reference, frozen = (n.to(memory_format=torch.channels_last) for n in (teacher.model(), frozen))
-    # pruning leaves the first blocks alone: no need to compute them twice
+    # pruning does not change the first blocks, so they are computed once for student and teacher
     shared = _begins_with(reference, frozen)
     if shared:
         reference = reference[len(frozen) :]
@@ -415,7 +419,7 @@ def _ask(pictures: _Pictures, teacher: checkpoints.Checkpoint) -> "torch.Tensor"
 
 
 def _begins_with(network: "nn.Sequential", layers: "nn.Sequential") -> bool:
-    """Whether the first layers of a network are these, to the last bit."""
+    """Whether the first layers of a network are equal to these, to the last bit."""
     import torch
 
     wanted, found = layers.state_dict().values(), network[: len(layers)].state_dict().values()
@@ -437,9 +441,9 @@ def distance(
 
 
 def _optimizer(trained: "nn.Module", rate: float) -> "torch.optim.Optimizer":
-    """Adam whose rate is relative to the root mean square of each tensor, as Adafactor's is (Shazeer and
-    Stern 2018, section 8). A new one for each epoch: its state would belong to weights that a roll-back
-    forgets."""
+    """Adam with a rate relative to the root mean square of each tensor, as in Adafactor (Shazeer and Stern
+    2018, section 8). Each epoch gets a new one, because the state of the last one may belong to weights that
+    were rolled back."""
     import torch
 
     sizes = ((t, float(t.detach().square().mean().sqrt())) for t in trained.parameters() if t.requires_grad)
@@ -464,7 +468,8 @@ def _train_epoch(
     if _world() > 1:
         tail = torch.nn.parallel.DistributedDataParallel(trained)
     optimizer = _optimizer(trained, rate)
-    # Every process makes as many steps of as many pictures, as the averaging of gradients needs.
+    # Every process makes the same number of steps with the same number of pictures, which averaging the
+    # gradients requires.
     steps, per_process = (
         -(-_least(len(cached.labels)) // max(1, options.batch // _world())),
         max(1, options.batch // _world()),
@@ -496,9 +501,9 @@ def _selection_loss(trained: "nn.Module", cached: _Cached, options: FinetuneOpti
 
 
 def _lost(trained: "nn.Module", cached: _Cached, batch: int) -> tuple[Loss, float, float]:
-    """Agreement with the teacher and mean KL in nats over the selection set of all processes; and the points
-    lost against the teacher there, with their standard error: of top-1 on the labelled pictures, of agreement
-    where there are none."""
+    """The loss over the selection set of all processes (agreement with the teacher and mean KL in nats), and
+    the points lost against the teacher with their standard error: of top-1 on the labelled pictures, of
+    agreement where there are none."""
     import torch
 
     with torch.inference_mode():

@@ -1,6 +1,6 @@
-"""Factorised layers: a 3x3 convolution becomes one of 3x1 and one of 1x3, or one of fewer filters and one of
-1x1; a fully connected layer becomes two thinner ones; fitted in closed form to what the original says on a
-few hundred pictures without labels (``repair``).
+"""Factorised layers. A 3x3 convolution becomes a 3x1 and a 1x3 convolution, or a 3x3 convolution of fewer
+filters and a 1x1 convolution; a fully connected layer becomes two thinner ones. ``reconstruct`` fits them in
+closed form to the outputs of the original on a few hundred pictures without labels.
 
 The forms and ranks of the convolutions follow from a sensitivity table: the share of the variance of a
 layer's outputs that each form keeps at each rank. The product of these shares is kept as large as a bound on
@@ -36,16 +36,17 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-Table = dict[str, dict[str, list[float]]]  # of shares of variance at rank 1, 2, ..., by layer and form
+Table = dict[str, dict[str, list[float]]]  # shares of variance at rank 1, 2, ..., by layer and form
 CONV_FORMS = ("channel", "spatial")
 TABLE_PICTURES = 64  # for the sensitivity table, which needs fewer than the fit
-TABLE_PLACES = 256  # of each picture
+TABLE_PLACES = 256  # sampled places of each picture
 
 
 @dataclasses.dataclass(frozen=True)
 class Factorised(Record):
-    """``table``: the share of the variance by layer, form and rank; ``layers``: how each was fitted on so
-    many ``images``; ``losses``: on so many ``held_images``, of the weights cut off and of the fitted ones."""
+    """``table``: the share of the variance by layer, form and rank. ``layers``: how each layer was fitted on
+    ``images`` pictures. ``losses``: the loss on ``held_images`` pictures, with the truncated weights and with
+    the fitted ones."""
 
     plan: chain.Plan
     parameters: chain.Change
@@ -72,7 +73,7 @@ def run(
     """Factorise a checkpoint file; the sidecar holds the plan, the sensitivity table, how each layer was
     fitted and what was lost.
 
-    ``tables``: a folder where the sensitivity table is kept, which does not depend on how far is factorised.
+    ``tables``: a folder where the sensitivity table is kept. The table does not depend on the strength.
     """
     fit, held = fit_and_held(splits, options.images, options.held_images, options.seed)
     inputs = {
@@ -98,8 +99,8 @@ def run(
 
 @dataclasses.dataclass(frozen=True)
 class Parts:
-    """Where finished parts of the work are kept: a folder for each fitted ``layers``, the file of the
-    sensitivity ``table`` and the ``checkpoint`` file that it is of."""
+    """Where finished parts of the work are kept. ``layers``: the folder of fitted layers. ``table``: the file
+    of the sensitivity table. ``checkpoint``: the file that the table describes."""
 
     layers: Path
     table: Path
@@ -117,11 +118,12 @@ def factorise(
     """The factorised checkpoint, and what was measured while it was made.
 
     Raises:
-        OptionsError: the checkpoint is factorised already, or nothing is to be gained.
+        OptionsError: the checkpoint is factorised already, or a rank that was asked for saves nothing.
+        NothingToGainError: as ``choose_ranks``.
     """
     if original.plan.factors:
         raise OptionsError("the checkpoint is factorised already; give the one that it was made from")
-    # what cannot be done is said before any picture is read: as if every direction held everything
+    # an impossible request fails before any picture is read: here each rank keeps the whole variance
     choose_ranks(
         original.plan,
         {name: dict.fromkeys(CONV_FORMS, [1.0] * 3 * n) for name, _, n in original.plan.convs()},
@@ -150,7 +152,7 @@ def factorise(
     made = checkpoints.Checkpoint(plan, tensors, original.labels, original.provenance.then(words))
     losses: dict[str, Loss] = {}
     if original.has_knowledge:
-        with progress.task("measuring what the factorising cost", None):
+        with progress.task("measuring the loss of the factorising", None):
             stages = {"removed": dataclasses.replace(made, tensors=cut)} | (
                 {"repaired": made} if fitted else {}
             )
@@ -174,8 +176,8 @@ def _at_ranks(shares: Sequence[float], multiple: int) -> dict[str, float]:
 
 
 def truncated(original: checkpoints.Checkpoint, plan: chain.Plan) -> "dict[str, torch.Tensor]":
-    """The tensors of a plan's factors as the weights alone give them, by singular values: what it would be
-    without pictures."""
+    """The tensors of a plan whose factors come from the singular value decomposition of the weights, without
+    pictures."""
     import torch
 
     tensors = dict(original.tensors)
@@ -207,7 +209,7 @@ def _kept_table(
     scratch: Path,
     progress: Progress,
 ) -> Table:
-    """The sensitivity table, from its file where it was made before of just these pictures."""
+    """The sensitivity table, read from its file if that was made of the same pictures."""
 
     def make(path: Path) -> cache.Nothing:
         table = sensitivity(original, pictures.fit[:TABLE_PICTURES], scratch, progress)
@@ -222,8 +224,7 @@ def _kept_table(
 def sensitivity(
     original: checkpoints.Checkpoint, pictures: "torch.Tensor", scratch: Path, progress: Progress
 ) -> Table:
-    """For every convolution and form, the share of the variance of its outputs that is kept at rank 1, 2,
-    ..."""
+    """For every convolution and form, the share of the variance of its outputs that rank 1, 2, ... keeps."""
     import torch
 
     table: Table = {}
@@ -237,7 +238,7 @@ def sensitivity(
 
 
 def _moments(maps: feature_maps.Maps, count: int) -> "torch.Tensor":
-    """Centred second moments of the 3x3 patches at some places of the pictures, [9 c, 9 c]."""
+    """Centred second moments [9 c, 9 c] of the 3x3 patches at some places of the pictures."""
     import torch
 
     generator, sums = torch.Generator().manual_seed(0), None
@@ -255,8 +256,8 @@ def _moments(maps: feature_maps.Maps, count: int) -> "torch.Tensor":
 
 
 def _shares(weight: "torch.Tensor", xx: "torch.Tensor") -> dict[str, list[float]]:
-    """By form, the share of the variance of a convolution's outputs that is kept at rank 1, 2, ... up to the
-    last that saves anything."""
+    """By form, the share of the variance of a convolution's outputs that rank 1, 2, ... keeps, up to the last
+    rank that saves anything."""
     import torch
 
     flat = weight.flatten(1)
@@ -306,19 +307,20 @@ def choose_ranks(plan: chain.Plan, table: Table, options: FactoriseOptions) -> c
             factors.append(chain.Factor(name, "linear", rank))
         elif options.fc_ranks:
             raise OptionsError(
-                f"--fc-ranks: rank {rank} saves nothing in {name}, which is {c} x {n}; the largest that"
-                f" does is {(c * n - 1) // (c + n)}"
+                f"--fc-ranks: rank {rank} saves nothing in {name}, which is {c} x {n}; use a rank of"
+                f" at most {(c * n - 1) // (c + n)}"
             )
     smaller = dataclasses.replace(plan, factors=tuple(factors))
     if not factors or smaller.macs() >= plan.macs():
         raise NothingToGainError(
-            f"nothing of this {plan.family} is to be gained by factorising it to {options.conv_share:.0%}"
+            f"factorising this {plan.family} to {options.conv_share:.0%} of its arithmetic does not make it"
+            " smaller"
         )
     return smaller
 
 
 class Offer(NamedTuple):
-    """What a convolution may become: its multiply-accumulates, what is lost then, and how."""
+    """An option for a convolution: its multiply-accumulates, its loss, and the factor."""
 
     macs: int
     loss: float

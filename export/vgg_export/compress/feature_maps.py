@@ -23,15 +23,16 @@ KEPT_BYTES = 4_000_000  # a map larger than this per picture is computed again i
 
 @dataclasses.dataclass(frozen=True)
 class Pictures:
-    """Tensors [N, 3, px, px]; ``held`` chooses lambda and measures, and nothing is fitted on it."""
+    """Pictures as tensors [N, 3, px, px]. ``fit``: layers are fitted on them; ``held``: they choose lambda
+    and measure."""
 
     fit: "torch.Tensor"
     held: "torch.Tensor"
 
 
 def forward(plan: chain.Plan, name: str, tensors: "dict[str, torch.Tensor]") -> "tuple[Step, int]":
-    """The step from a layer's input to the next one's, with ReLU, pooling and flattening, and its output's
-    bytes per picture."""
+    """The step from a layer's input to the next layer's input, with ReLU, pooling and flattening, and the
+    bytes per picture of its output."""
     import torch
     from torch.nn import functional
 
@@ -57,8 +58,8 @@ def forward(plan: chain.Plan, name: str, tensors: "dict[str, torch.Tensor]") -> 
 
 
 def _place(plan: chain.Plan, name: str) -> tuple[tuple[int, bool], tuple[int, int]]:
-    """Block number of a layer (0: fully connected) and whether a pool follows it; its outputs and the side of
-    its map."""
+    """The block number of a layer (0: fully connected) and whether a pool follows it; its number of outputs
+    and the side of its map."""
     if name.startswith("fc"):
         return (0, False), (next(n for known, _, n in plan.linears() if known == name), 1)
     b, j = (int(part) for part in name.removeprefix("conv").split("_"))
@@ -66,8 +67,8 @@ def _place(plan: chain.Plan, name: str) -> tuple[tuple[int, bool], tuple[int, in
 
 
 class Maps:
-    """What one network has computed of all pictures: maps stored on disk, and the steps since then, which are
-    done again at each reading because their output would be too large to keep."""
+    """The feature maps of one network for all pictures: maps stored on disk, and the steps after them. These
+    steps run again at each reading because their output would be too large to keep."""
 
     def __init__(
         self, stored: "torch.Tensor | _Stored", scratch: Path, steps: "tuple[Step, ...]" = ()
@@ -75,7 +76,7 @@ class Maps:
         self._stored, self._scratch, self._steps = stored, scratch, steps
 
     def fork(self) -> "Maps":
-        """The same so far, to go another way from here."""
+        """A copy that can advance by other steps from here on."""
         return Maps(self._stored, self._scratch, self._steps)
 
     def read(self, a: int, b: int) -> "torch.Tensor":
@@ -97,8 +98,8 @@ class Maps:
 
 
 class _Stored:
-    """Rows of float32 in a file without a name, which goes when it is no longer used; read and written, not
-    mapped, so that a full disk is an error and not a signal."""
+    """Rows of float32 in a temporary file without a name. The file is read and written, not mapped, so that a
+    full disk raises an error instead of a signal."""
 
     def __init__(self, folder: Path) -> None:
         self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115  it lives as long as this object
@@ -124,8 +125,8 @@ class _Stored:
 
 
 def patches(maps: "torch.Tensor", places: "torch.Tensor") -> "torch.Tensor":
-    """The 3x3 surroundings of places [N, P] (row * side + column) in maps [N, C, H, W], zero outside: [N * P,
-    C * 9]."""
+    """The 3x3 patches [N * P, C * 9] around places [N, P] (row * side + column) in maps [N, C, H, W], zero
+    outside."""
     import torch
 
     n, channels, _, width = maps.shape
@@ -140,8 +141,8 @@ def patches(maps: "torch.Tensor", places: "torch.Tensor") -> "torch.Tensor":
 
 
 def noise(count: int, px: int, seed: int) -> Pictures:
-    """Normalised noise whose amplitude falls with frequency as that of photographs does (1/f), for want of
-    any: some to fit, a fifth to choose with."""
+    """Normalised noise in place of pictures, with the spectrum of photographs: the amplitude falls with the
+    frequency (1/f). A fifth of the images chooses; the others fit."""
     import torch
 
     generator = torch.Generator().manual_seed(seed)

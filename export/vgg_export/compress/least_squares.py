@@ -13,30 +13,30 @@ if TYPE_CHECKING:
     Step = Callable[[torch.Tensor], torch.Tensor]
 
 
-STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0)  # lambda as a share of the mean variance of an input
+STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0)  # lambda, as a share of the mean variance of an input
 
 
-# the same where there are fewer pictures than inputs: of the mean eigenvalue
+# lambda where there are fewer pictures than inputs, as a share of the mean eigenvalue
 STRENGTHS_BY_PICTURE = (1e-3, 1e-2, 1e-1, 1.0)
 
 
-# share of uncorrelated inputs in the covariance that a fully connected layer's directions are chosen by
+# share of uncorrelated inputs in the covariance that chooses a fully connected layer's directions
 PRIORS = (0.0, 0.1, 0.5)
 
 
-DAMPINGS = (0.01, 0.1, 1.0)  # share of all directions beside those that the logits are sensitive to
+DAMPINGS = (0.01, 0.1, 1.0)  # weight of all directions, added to those that the logits are sensitive to
 
 
-COMBINATIONS = 16  # of the logits per picture, whose gradients stand for all
+COMBINATIONS = 16  # random combinations of the logits per picture; their gradients stand for all
 
 
-BLOCK = 768  # inputs at a time of which second moments are summed
+BLOCK = 768  # inputs at a time whose second moments are summed
 
 
 @dataclasses.dataclass(frozen=True)
 class Moments:
-    """Centred second moments of n samples of x [d] and y [k], in float64: xx [d, d], yx [k, d], yy the
-    variance of y in all."""
+    """Centred second moments of n samples of x [d] and y [k] in float64: xx [d, d] and yx [k, d]; yy is the
+    total variance of y."""
 
     n: int
     xx: "torch.Tensor"
@@ -46,7 +46,7 @@ class Moments:
     mean_y: "torch.Tensor"
 
     def error(self, weight: "torch.Tensor") -> float:
-        """Mean squared distance of y from weight [k, d] times x, both centred."""
+        """The mean squared distance of y from weight [k, d] times x, both centred."""
         return max(0.0, float(self.yy - 2 * (weight * self.yx).sum() + ((weight @ self.xx) * weight).sum()))
 
 
@@ -74,7 +74,7 @@ class Sums:
         self._yy += float(y.double().square().sum())
 
     def moments(self) -> Moments:
-        """Of everything added; the sums are used up."""
+        """The moments of all added samples; the sums are used up."""
         import torch
 
         n = max(1, self._n)
@@ -88,8 +88,8 @@ class Sums:
 
 
 def ridge(start: "torch.Tensor", fitting: Moments, held: Moments) -> "tuple[torch.Tensor, float | None]":
-    """The weight [k, d] fitted with the strength that does best on the held-out samples, or ``start`` and
-    None."""
+    """The weight [k, d] fitted with the lambda that has the least error on the held-out samples, and that
+    lambda; ``start`` and None if no fit is better than ``start``."""
     import torch
 
     missing = (fitting.yx - start @ fitting.xx).T
@@ -105,7 +105,7 @@ def ridge(start: "torch.Tensor", fitting: Moments, held: Moments) -> "tuple[torc
 
 
 def main_directions(covariance: "torch.Tensor", rank: int) -> "torch.Tensor":
-    """The eigenvectors [n, rank] of the largest eigenvalues of [n, n]."""
+    """The eigenvectors [n, rank] of the largest eigenvalues of a covariance [n, n]."""
     import torch
 
     vectors: torch.Tensor = torch.linalg.eigh(covariance).eigenvectors
@@ -114,7 +114,7 @@ def main_directions(covariance: "torch.Tensor", rank: int) -> "torch.Tensor":
 
 @dataclasses.dataclass(frozen=True)
 class Centred:
-    """Rows of the fitting and of the held-out pictures, minus the mean of the fitting ones."""
+    """Rows of the fitting and of the held-out pictures, minus the mean of the fitting rows."""
 
     mean: "torch.Tensor"
     fit: "torch.Tensor"
@@ -135,8 +135,8 @@ def linear_in_parts(
 
 
 def ridge_by_picture(start: "torch.Tensor", x: Centred, y: Centred) -> "tuple[torch.Tensor, float | None]":
-    """As ``ridge``, for a layer with more inputs than there are pictures: one unknown per picture (the dual
-    form)."""
+    """``ridge`` for a layer with more inputs than there are pictures: the dual form, with one unknown per
+    picture and output."""
     import torch
 
     kernel = (x.fit @ x.fit.T).double()
@@ -157,15 +157,15 @@ def ridge_by_picture(start: "torch.Tensor", x: Centred, y: Centred) -> "tuple[to
 
 @dataclasses.dataclass(frozen=True)
 class Behind:
-    """What the original's later layers make of a fully connected layer's outputs on the held-out pictures:
-    ``said`` [N, n] are the original's."""
+    """Judges a fully connected layer's outputs by the logits that the original's later layers compute from
+    them. ``said`` [N, n]: the original layer's outputs on the held-out pictures."""
 
     original: checkpoints.Checkpoint
     layer: str
     said: "torch.Tensor"
 
     def logits(self, outputs: "torch.Tensor") -> "torch.Tensor":
-        """[N, classes] of outputs [N, n] before the ReLU."""
+        """The logits [N, classes] from outputs [N, n] before the ReLU."""
         from torch.nn.functional import linear, relu
 
         for name in _later(self.layer):
@@ -175,7 +175,7 @@ class Behind:
         return outputs
 
     def error(self, outputs: "torch.Tensor") -> float:
-        """Squared distance of the logits from the original's, as a share of their variance."""
+        """The squared distance of the logits from the original's, as a share of the variance of these."""
         wanted = self.logits(self.said)
         return float(
             (self.logits(outputs) - wanted).square().sum()
@@ -183,7 +183,7 @@ class Behind:
         )
 
     def divergence(self, outputs: "torch.Tensor") -> float:
-        """Mean KL from the original's answers, in nats."""
+        """The mean KL from the original's class probabilities, in nats."""
         from torch.nn.functional import kl_div
 
         found, wanted = (self.logits(of).log_softmax(1) for of in (outputs, self.said))
@@ -223,13 +223,14 @@ def in_two_by_picture(
     rank: int,
     cost: "Callable[[torch.Tensor, torch.Tensor], float]",
 ) -> "tuple[torch.Tensor, torch.Tensor]":
-    """The two parts [rank, d] and [n, rank] of a fully connected layer, which keep the directions of its
-    outputs that vary most where the logits are sensitive to them.
+    """The two parts [rank, d] and [n, rank] of a fully connected layer. They keep the directions of its
+    outputs that vary most and that the logits are sensitive to.
 
     With G the second moments of ``rows`` (``important``), damped, and C the covariance of the outputs, the
-    best for tr (W - W') C_x (W - W')^T G are the main directions of G^1/2 C G^1/2. A few hundred pictures say
-    too little of either: a share of what uncorrelated inputs would give joins C, all directions join G; how
-    much, ``cost`` of the parts on held-out pictures says.
+    best for tr (W - W') C_x (W - W')^T G are the main directions of G^1/2 C G^1/2. A few hundred pictures
+    estimate neither well, so a share of the covariance for uncorrelated inputs is mixed into C, and a
+    multiple of the identity is added to G. The shares that are taken give the parts with the least ``cost``
+    on held-out pictures.
     """
     import torch
 

@@ -1,16 +1,17 @@
-"""Which filters the next layer misses least: the optimal brain surgeon on channels (Hassibi & Stork 1993),
-with the reconstruction of the next layer's outputs as the loss (He et al. 2017).
+"""Finds the filters that the next layer misses least: the optimal brain surgeon on channels (Hassibi & Stork
+1993), with the error of the next layer's outputs as the loss (He et al. 2017).
 
-With W_:,c all weights of the consumer that read channel c and G = Cov(x) + lambda I of its input channels
-over pictures and positions, what removing c costs after the consumer is fitted again to the channels that are
-left is
+The consumer is the layer that reads the channels. W_:,c are all its weights that read channel c, and G =
+Cov(x) + lambda I for its input channels over pictures and positions. Removing c, and fitting the consumer
+again to the remaining channels, costs
 
     rho_c = ||W_:,c||^2 / [G^-1]_cc.
 
 The covariance is centred because the repair that follows corrects the bias. The cheapest channel is removed,
-G^-1 and W become those of the refit, and so on: of two channels that say the same the first is free, and the
-second then is not. The form is exact for a fully connected consumer of one position; for others it takes the
-taps of a channel as uncorrelated, each with the channel's covariance, which is what keeps it C x C.
+G^-1 and W are updated to those of the refit, and so on. So of two equal channels the first costs nothing to
+remove, and the second then does. The form is exact for a fully connected consumer of one position; for others
+it assumes that the taps of a channel are uncorrelated, each with the channel's covariance, which keeps the
+matrix C x C.
 """
 
 import dataclasses
@@ -25,20 +26,21 @@ from . import feature_maps, least_squares
 if TYPE_CHECKING:
     import torch
 
-# lambda as a share of the mean variance of a channel: the least that the repair tries
+# lambda as a share of the mean variance of a channel: the smallest that the repair tries
 DAMPING = least_squares.STRENGTHS[0]
 
 
 @dataclasses.dataclass(frozen=True)
 class Removal:
-    """The channels [C] of a convolution in the order in which they go, and what the first 0, 1, ... C of them
-    cost together: a share of the variance of the consumer's outputs, 0 for none and 1 for all."""
+    """``order``: the channels [C] of a convolution in the order of their removal. ``costs``: the cost of
+    removing the first 0, 1, ... C of them, as a share of the variance of the consumer's outputs: 0 for none
+    and 1 for all."""
 
     order: "torch.Tensor"
     costs: tuple[float, ...]
 
     def at_widths(self, multiple: int) -> dict[int, float]:
-        """What is lost at every width that is a multiple, and 0 at the full one."""
+        """The cost by width, for every multiple of ``multiple`` and for the full width (0)."""
         full = len(self.order)
         return {width: self.costs[full - width] for width in (*range(multiple, full, multiple), full)}
 
@@ -55,7 +57,7 @@ def removals(
 
     names = [name for name, *_ in original.plan.convs()]
     maps, found = feature_maps.Maps(pictures, scratch), {}
-    with torch.inference_mode(), progress.task("measuring what each filter costs", len(names)) as task:
+    with torch.inference_mode(), progress.task("measuring the cost of each filter", len(names)) as task:
         for name, consumer in zip(names, [*names[1:], "fc1"], strict=True):
             maps.advance(*feature_maps.forward(original.plan, name, original.tensors))
             weight = original.tensors[f"{consumer}.weight"]
@@ -66,8 +68,8 @@ def removals(
 
 
 def _covariance(maps: feature_maps.Maps, count: int, channels: int) -> "torch.Tensor":
-    """Of the channels over all pictures and positions, [C, C] in float64; fc1's inputs are channel *
-    positions + position."""
+    """The covariance [C, C] of the channels over all pictures and positions, in float64. fc1's inputs are
+    ordered channel * positions + position."""
     sums = least_squares.Sums(channels, 1)
     for a in range(0, count, feature_maps.CHUNK):
         x = maps.read(a, min(a + feature_maps.CHUNK, count))
@@ -77,8 +79,9 @@ def _covariance(maps: feature_maps.Maps, count: int, channels: int) -> "torch.Te
 
 
 def gram(weight: "torch.Tensor", channels: int) -> "torch.Tensor":
-    """Products of what reads channel c and what reads channel d, [C, C] in float64: over the outputs and taps
-    of a convolution [n, C, 3, 3], or the outputs and positions of fc1 [n, C * positions]."""
+    """The products [C, C] of the weights that read channel c and those that read channel d, in float64:
+    summed over the outputs and taps of a convolution [n, C, 3, 3], or the outputs and positions of fc1 [n, C
+    * positions]."""
     import torch
 
     total = torch.zeros(channels, channels, dtype=torch.float64)
@@ -91,8 +94,8 @@ def removal(covariance: "torch.Tensor", readers: "torch.Tensor", damping: float)
     """Remove the cheapest channel, fit again, and so on until none is left.
 
     Args:
-        covariance: of the channels, [C, C] float64.
-        readers: ``gram`` of the consumer's weights, [C, C] float64. All that the costs need of W, and small
+        covariance: of the channels, [C, C] float64. readers: ``gram`` of the consumer's weights, [C, C]
+        float64. The costs need no more of W, and it is small
             even for fc1.
         damping: lambda as a share of the mean variance.
     """
@@ -111,8 +114,8 @@ def removal(covariance: "torch.Tensor", readers: "torch.Tensor", damping: float)
         total += float(each[c])
         order.append(c)
         costs.append(min(1.0, total / variance))
-        # the refit gives what reads c to the others: W - W_c g, with g the row of G^-1 relative to its
-        # diagonal
+        # the refit hands the weights that read c on to the other channels: W - W_c g, with g the row of G^-1
+        # divided by its diagonal
         share, column = inverse[c] / inverse[c, c], readers[c].clone()
         readers += (
             torch.outer(share, share) * column[c] - torch.outer(column, share) - torch.outer(share, column)

@@ -1,5 +1,5 @@
-"""Structured pruning: whole filters leave, the tensors get smaller, the next layer's inputs and fc1's columns
-follow."""
+"""Structured pruning: removes whole filters, and with them the inputs of the next layer or the columns of
+fc1, so that the tensors get smaller."""
 
 import dataclasses
 import logging
@@ -35,7 +35,7 @@ NOISE_IMAGES = 60
 
 @dataclasses.dataclass(frozen=True)
 class Widths(Record):
-    """Output channels of every convolution by block, of the plan and of what was made of it."""
+    """The output channels of every convolution by block, before and after pruning."""
 
     before: tuple[tuple[int, ...], ...]
     after: tuple[tuple[int, ...], ...]
@@ -43,8 +43,8 @@ class Widths(Record):
 
 @dataclasses.dataclass(frozen=True)
 class Cost(Record):
-    """What the removed filters of a convolution cost that keeps so many ``filters``, and by number of filters
-    what they would."""
+    """The ``cost`` of the removed filters of a convolution that keeps ``filters`` filters, and ``curve``:
+    that cost by number of filters kept."""
 
     filters: int
     cost: float
@@ -53,8 +53,9 @@ class Cost(Record):
 
 @dataclasses.dataclass(frozen=True)
 class Pruned(Record):
-    """``costs`` by convolution, with the criterion obs. Where layers were fitted again: on how many
-    ``images`` and how each did; and where these were real pictures, the ``losses`` before and after."""
+    """``costs``: by convolution, with the criterion obs. ``images`` and ``layers``: on how many pictures
+    layers were fitted again, and how each fit went. ``losses``: before and after the repair, where the
+    pictures were real."""
 
     widths: Widths
     parameters: chain.Change
@@ -85,7 +86,7 @@ def run(
 
     def make(path: Path) -> Pruned:
         original = checkpoints.load(checkpoint.path)
-        # what cannot be done is said before pictures are read
+        # an impossible request fails before pictures are read
         shrinks = uniform_plan(original.plan, options) != original.plan
         shown = (
             _pictures(original.plan.input_px, pictured, options)
@@ -125,7 +126,8 @@ def run(
 
 
 def _needs_pictures(original: checkpoints.Checkpoint, options: PruneOptions) -> bool:
-    """Random weights have nothing to repair, and only the criterion obs looks at pictures then."""
+    """Whether pictures are used. Random weights have nothing to repair, so only the criterion obs uses
+    them."""
     return options.sees_pictures and (original.has_knowledge or options.criterion == "obs")
 
 
@@ -137,7 +139,7 @@ def _pictures(px: int, splits: Splits | None, options: PruneOptions) -> feature_
 
 
 def _costs(plan: chain.Plan, removals: dict[str, obs.Removal], multiple: int) -> dict[str, Cost]:
-    """By convolution: what its removed filters cost, and what they would at other widths."""
+    """By convolution: the cost of its removed filters, and the cost at other widths."""
     return {
         name: Cost(
             filters=width,
@@ -156,8 +158,8 @@ def _repaired(
     folders: reconstruct.Folders,
     progress: Progress,
 ) -> tuple[checkpoints.Checkpoint, list[reconstruct.Fit], dict[str, Loss] | None]:
-    """The pruned checkpoint with its layers fitted again, how each did, and the losses if there are pictures
-    to measure them on."""
+    """The pruned checkpoint with its layers fitted again, how each fit went, and the losses if there are
+    pictures to measure them on."""
     tensors, fits = reconstruct.repair(problem, shown, folders, progress)
     words = (
         f"repaired in closed form on {len(shown.fit)} pictures"
@@ -167,7 +169,7 @@ def _repaired(
     made = checkpoints.Checkpoint(pruned.plan, tensors, pruned.labels, pruned.provenance.then(words))
     if not splits:
         return made, fits, None
-    with progress.task("measuring what the pruning cost", None):
+    with progress.task("measuring the loss of the pruning", None):
         losses = {
             "removed": reconstruct.loss(problem.original, pruned, shown.held),
             "repaired": reconstruct.loss(problem.original, made, shown.held),
@@ -181,8 +183,8 @@ def _repaired(
 
 
 def target_width(width: int, ratio: float, multiple: int) -> int:
-    """How many of ``width`` filters stay: the multiple nearest to ``width * (1 - ratio)``, at least one,
-    never more than there are."""
+    """How many of ``width`` filters stay: the multiple of ``multiple`` nearest to ``width * (1 - ratio)``, at
+    least one multiple and at most ``width``."""
     if ratio == 0:
         return width
     return min(width, max(multiple, multiple * round(width * (1 - ratio) / multiple)))
@@ -217,8 +219,8 @@ def _targets(block: Iterable[int], options: PruneOptions) -> Iterator[int]:
 
 
 def sensitive_plan(plan: chain.Plan, removals: dict[str, obs.Removal], options: PruneOptions) -> chain.Plan:
-    """The plan with at most the arithmetic of the uniform one and the removed filters where they cost least,
-    from ``first_block`` on. Raises what ``uniform_plan`` raises."""
+    """The plan with at most the arithmetic of the uniform plan. From ``first_block`` on, filters are removed
+    where they cost least. Raises what ``uniform_plan`` raises."""
     chosen = BLOCK_NAMES[BLOCK_NAMES.index(options.first_block) :]
     curves = {
         name: removals[name].at_widths(options.multiple) for name, *_ in plan.convs() if name[:5] in chosen
@@ -267,8 +269,8 @@ def _words(options: PruneOptions) -> str:
 
 
 def _scores(weight: "torch.Tensor", criterion: str, generator: "torch.Generator") -> "torch.Tensor":
-    """Importance of each filter of [n, c, 3, 3]: its norm (Li et al. 2017), or chance as the baseline to be
-    beaten. The importance that the criterion obs measures is in ``obs``."""
+    """Importance of each filter of [n, c, 3, 3]: its norm (Li et al. 2017), or a random number as the
+    baseline to beat. ``obs`` measures the importance for the criterion obs."""
     import torch
 
     if criterion == "random":
@@ -305,10 +307,10 @@ def remove_filters(
 def ensure_same_as_masked(
     original: checkpoints.Checkpoint, pruned: checkpoints.Checkpoint, kept: "dict[str, torch.Tensor]"
 ) -> None:
-    """Removing filters must give what zeroing their outputs in the original gives.
+    """Check that the pruned network equals the original with the removed filters' outputs set to zero.
 
     Raises:
-        CheckFailedError: it does not; the removal mixed up channels.
+        CheckFailedError: the logits differ, so the removal mixed up channels.
     """
     import torch
 

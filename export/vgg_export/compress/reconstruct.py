@@ -1,16 +1,16 @@
-"""Closed-form repair: every layer is fitted again to what the original layer said, on the inputs that it gets
-now.
+"""Closed-form repair: every layer is fitted again to the outputs of the original layer, on the inputs that it
+gets in the smaller network.
 
-One walk from the input to the logits. For each layer that changed, or whose inputs did, with X~ its inputs in
-the smaller network and Y what the original layer computes from the original's own inputs (He et al. 2017,
-"Channel pruning"):
+The repair walks once from the input to the logits, and fits each layer that changed or whose inputs did. X~
+are its inputs in the smaller network, and Y the outputs that the original layer computes from the original's
+own inputs (He et al. 2017, "Channel pruning"):
 
     W' = W_S + (Y - W_S X~) X~^T (X~ X~^T + lambda I)^-1,  centred;  b' = mean(Y) - W' mean(X~)
 
-a ridge regression anchored at the old weights W_S of the inputs that are left. lambda is chosen on pictures
-that were not used for the fit. A factorised convolution keeps the r directions of W' X~ with the largest
-variance (reduced-rank regression), or the r vertical filters of ``separable``; a fully connected layer those
-that matter to the logits. Only sums of products are kept, never all patches.
+This is a ridge regression anchored at the old weights W_S of the remaining inputs. lambda is chosen on
+pictures that were not used for the fit. A factorised convolution keeps the r directions of W' X~ with the
+largest variance (reduced-rank regression), or the r vertical filters of ``separable``; a fully connected
+layer those that matter to the logits. Only sums of products are kept, never all patches.
 """
 
 import dataclasses
@@ -48,14 +48,14 @@ if TYPE_CHECKING:
     Step = Callable[[torch.Tensor], torch.Tensor]
 
 
-SAMPLES = 40_000  # places of the pictures that a convolution is fitted on, at most
+SAMPLES = 40_000  # number of places in the pictures that a convolution is fitted on, at most
 
 
 @dataclasses.dataclass(frozen=True)
 class Problem:
-    """What is repaired: the original; the tensors that are left of it, one set per layer of the plan; the
-    filters of each convolution that these are (absent: all); and the plan, which may ask for factorised
-    layers."""
+    """What is repaired. ``original``: the original checkpoint. ``left``: its remaining tensors, by layer of
+    the plan. ``kept``: the indices of the remaining filters of each convolution (absent: all). ``plan``: the
+    plan to fit, which may ask for factorised layers."""
 
     original: checkpoints.Checkpoint
     left: "dict[str, torch.Tensor]"
@@ -65,8 +65,9 @@ class Problem:
 
 @dataclasses.dataclass(frozen=True)
 class Folders:
-    """``scratch``: for maps that do not fit into memory; ``parts``: where each fitted layer is kept, so that
-    interrupted work goes on behind the last one (``stage.unfinished``); None: nowhere."""
+    """``scratch``: the folder for maps that do not fit into memory. ``parts``: the folder where each fitted
+    layer is kept, so that interrupted work continues after the last one (``cache.unfinished``); None: layers
+    are not kept."""
 
     scratch: Path
     parts: Path | None = None
@@ -74,10 +75,10 @@ class Folders:
 
 @dataclasses.dataclass(frozen=True)
 class Fit(Record):
-    """How a layer was fitted. Errors are on held-out pictures, as a share of the variance of what the
-    original says there (of a fully connected layer: of the logits that the original's later layers make of
-    it): ``error_before`` with the old weights and a corrected bias, ``error_after`` with the new ones.
-    ``strength``: lambda, None where the old weights were better than any fit."""
+    """How a layer was fitted. Errors are measured on held-out pictures, as a share of the variance of the
+    original layer's outputs there; for a fully connected layer, of the logits that the original's later
+    layers compute from them. ``error_before``: with the old weights and a corrected bias. ``error_after``:
+    with the new weights. ``strength``: lambda, or None where the old weights were better than any fit."""
 
     layer: str
     samples: int
@@ -90,8 +91,8 @@ class Fit(Record):
 def repair(
     problem: Problem, pictures: Pictures, folders: Folders, progress: Progress
 ) -> "tuple[dict[str, torch.Tensor], list[Fit]]":
-    """The tensors of the plan, and how each fitted layer did. Layers that ``folders.parts`` holds are not
-    fitted again."""
+    """The tensors of the plan, and how each fit went. Layers that ``folders.parts`` holds are not fitted
+    again."""
     import torch
 
     walk = _Walk(problem, pictures, folders)
@@ -136,7 +137,7 @@ class _Walk:
     def _fitted(
         self, name: str, start: "torch.Tensor", factor: chain.Factor | None
     ) -> "tuple[dict[str, torch.Tensor], Fit]":
-        """The layer as an interrupted run left it, or fitted now and kept."""
+        """The layer that an interrupted run left, or else the layer fitted now and kept."""
         from safetensors import safe_open
         from safetensors.torch import load_file, save_file
 
@@ -169,8 +170,8 @@ class _Walk:
         return tensors, Fit(name, fitting.n, strength, factor.rank if factor else None, *errors)
 
     def _moments(self, name: str, inputs: int) -> "tuple[Moments, Moments]":
-        """Of the patches that the smaller network sees and what the original says at those places; fitting
-        and held-out apart."""
+        """The moments of the patches that the smaller network sees and of the original's outputs at those
+        places, for the fitting and the held-out pictures separately."""
         import torch
 
         weight, bias = (self.problem.original.tensors[f"{name}.{part}"] for part in ("weight", "bias"))
@@ -232,7 +233,7 @@ class _Walk:
 def in_two(
     name: str, weight: "torch.Tensor", xx: "torch.Tensor", factor: chain.Factor
 ) -> "tuple[dict[str, torch.Tensor], torch.Tensor]":
-    """The weights of the two parts of a factorised convolution, and what they are together, [n, 9 c].
+    """The weights of the two parts of a factorised convolution, and their product [n, 9 c].
 
     Args:
         weight: [n, c, 3, 3], float64; xx: centred second moments of its patches [9 c, 9 c].
@@ -258,7 +259,7 @@ def in_two(
 
 
 def loss(original: checkpoints.Checkpoint, smaller: checkpoints.Checkpoint, pictures: "torch.Tensor") -> Loss:
-    """What was lost on pictures [N, 3, px, px] that nothing was fitted on."""
+    """The loss on pictures [N, 3, px, px] that nothing was fitted on."""
     import torch
 
     said = []

@@ -1,10 +1,10 @@
-"""A 3x3 convolution as one of 3x1 and one of 1x3 (Jaderberg et al. 2014), in closed form and aware of its
-inputs.
+"""A 3x3 convolution as a 3x1 and a 1x3 convolution (Jaderberg et al. 2014), in closed form and with regard to
+its inputs.
 
 The vertical filters are the main directions of what the columns of a patch contribute to the output, the
 covariance of a column being the mean over the three places it can have. Given these, the horizontal filters
-are the least-squares solution on the whole patch, with all that the columns have in common. Everything
-follows from the second moments of the patches; the vertical filters come most important first, so that one
+are the least-squares solution on the whole patch, which includes the correlations between columns. Everything
+follows from the second moments of the patches. The vertical filters are ordered by importance, so that one
 solution serves every rank.
 """
 
@@ -16,14 +16,21 @@ from vgg_export.core.errors import CheckFailedError
 if TYPE_CHECKING:
     import torch
 
-DAMPINGS = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)  # of the mean variance: inputs that are always zero have none
+DAMPINGS = (
+    1e-6,
+    1e-5,
+    1e-4,
+    1e-3,
+    1e-2,
+    1e-1,
+)  # shares of the mean variance; inputs that are always zero have no variance
 
 
 @dataclasses.dataclass(frozen=True)
 class Separable:
-    """``vertical`` [rank, c, 3], whose outputs have the same variance. Of their outputs in the three columns,
-    z [rank * 3]: ``zz`` the second moments and ``yz`` [n, rank * 3] those with the convolution's outputs,
-    whose variance in all is ``yy``."""
+    """``vertical`` [rank, c, 3]: filters whose outputs have the same variance. z [rank * 3] are their outputs
+    in the three columns. ``zz``: the second moments of z. ``yz`` [n, rank * 3]: those of z with the
+    convolution's outputs, whose total variance is ``yy``."""
 
     vertical: "torch.Tensor"
     zz: "torch.Tensor"
@@ -39,7 +46,7 @@ class Separable:
         return [min(1.0, float(share)) for share in kept / max(self.yy, 1e-30)]
 
     def horizontal(self) -> "torch.Tensor":
-        """[n, rank, 3]: the best for these vertical filters."""
+        """The best horizontal filters [n, rank, 3] for these vertical filters."""
         import torch
 
         solved = torch.cholesky_solve(self.yz.T, cholesky(self.zz)).T
@@ -51,7 +58,7 @@ def separate(weight: "torch.Tensor", xx: "torch.Tensor", rank: int) -> Separable
 
     Args:
         weight: [n, c, 3, 3], float64.
-        xx: centred second moments of its 3x3 patches [9 c, 9 c], in the order of ``repair.patches``.
+        xx: centred second moments of its 3x3 patches [9 c, 9 c], in the order of ``feature_maps.patches``.
         rank: at most 3 * min(c, n).
     """
     import torch
@@ -81,11 +88,11 @@ def separate(weight: "torch.Tensor", xx: "torch.Tensor", rank: int) -> Separable
 
 
 def cholesky(moments: "torch.Tensor") -> "torch.Tensor":
-    """The lower Cholesky factor of second moments, damped as little as it takes: where inputs vary little
-    beside their mean, what is left after the subtraction may be negative by rounding.
+    """The lower Cholesky factor of second moments, with the least damping that works. Where inputs vary
+    little compared with their mean, rounding may make a centred moment negative.
 
     Raises:
-        CheckFailedError: these are no second moments.
+        CheckFailedError: the matrix is not positive even with the largest damping.
     """
     import torch
 
@@ -104,16 +111,16 @@ def cholesky(moments: "torch.Tensor") -> "torch.Tensor":
 
 
 def joined(vertical: "torch.Tensor", horizontal: "torch.Tensor") -> "torch.Tensor":
-    """The one convolution [n, c, 3, 3] that vertical [rank, c, 3] and horizontal filters [n, rank, 3] are
-    together."""
+    """The convolution [n, c, 3, 3] that equals vertical [rank, c, 3] and then horizontal filters [n, rank,
+    3]."""
     import torch
 
     return torch.einsum("rcv,nrh->ncvh", vertical, horizontal)
 
 
 def by_weights(weight: "torch.Tensor", rank: int) -> "tuple[torch.Tensor, torch.Tensor]":
-    """Vertical [rank, c, 3] and horizontal filters [n, rank, 3] as the weights alone give them, by singular
-    values."""
+    """Vertical [rank, c, 3] and horizontal filters [n, rank, 3] from the singular value decomposition of the
+    weights, without pictures."""
     import torch
 
     n, c = weight.shape[:2]

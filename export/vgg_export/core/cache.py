@@ -1,7 +1,7 @@
-"""What stages have in common: an artifact, its JSON sidecar, and the decision that it is up to date.
+"""Keeps the artifacts of stages: a file, its JSON sidecar, and the decision whether it is up to date.
 
-A stage's work is keyed by content: its options, the hashes of the files it read and what was recorded when
-these were made, the versions of the libraries and the source of the stage. Nothing depends on file times.
+The key of an artifact is a hash of its content: the stage's options, the hashes of the files it read and the
+records of these, the versions of the libraries, and the source of the stage. File times do not matter.
 """
 
 import contextlib
@@ -35,8 +35,8 @@ R = TypeVar("R", bound=Record)
 
 @dataclasses.dataclass(frozen=True)
 class Stage(Generic[R]):
-    """A kind of work: its name, the ``module`` that does it, whose source and imports its results depend on,
-    and what it measures."""
+    """A kind of work. ``module``: the module that does it; results depend on its source and imports.
+    ``measured``: the record of what it measures."""
 
     name: str
     module: str
@@ -45,12 +45,12 @@ class Stage(Generic[R]):
 
 @dataclasses.dataclass(frozen=True)
 class Nothing(Record):
-    """Of a stage that measures nothing."""
+    """The record of a stage that measures nothing."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Artifact:
-    """A finished file and its hash; ``sidecar`` is what was recorded when it was made."""
+    """A finished file and its hash. ``sidecar``: what was recorded when the file was made."""
 
     path: Path
     sha256: str
@@ -58,15 +58,15 @@ class Artifact:
 
     @property
     def measured(self) -> dict[str, Any]:
-        """As it is written; ``read`` gives it its type."""
+        """What the stage measured, as JSON; ``read`` gives it as a record."""
         measured: dict[str, Any] = self.sidecar.get("measured", {})
         return measured
 
     def read(self, record: type[R]) -> R:
-        """What was measured, as a stage's record or as one of some of its fields.
+        """What was measured, as the stage's record or as a record of some of its fields.
 
         Raises:
-            DataError: the sidecar is missing, damaged or says something else.
+            DataError: the sidecar is missing or damaged, or holds another record.
         """
         try:
             return record.from_json(self.measured)
@@ -81,7 +81,7 @@ def sidecar_path(path: Path) -> Path:
 
 
 def of(path: Path) -> Artifact:
-    """An existing file as an input; its sidecar if it has one."""
+    """An existing file as an input, with its sidecar if it has one."""
     return Artifact(path, sha256(path), _read(sidecar_path(path)) or {})
 
 
@@ -116,7 +116,7 @@ def produce(
         "measured": measured.to_json(),
     }
     write_json(sidecar_path(output), sidecar)
-    # as it will be read the next time: keys are made of it
+    # through JSON, as the next run will read it, because keys depend on it
     return Artifact(output, digest, json.loads(json.dumps(sidecar)))
 
 
@@ -124,9 +124,9 @@ def produce(
 def unfinished(
     stage: Stage[R], options: dict[str, Any], inputs: dict[str, Artifact], output: Path
 ) -> Iterator[Path]:
-    """A folder beside ``output`` for the finished parts of it. It goes when the block ends well and stays
-    when it does not, so that the next attempt at just the same goes on from there; what other attempts left
-    is removed."""
+    """A folder beside ``output`` for its finished parts. When the block ends well the folder is removed.
+    Otherwise it stays, so that the next attempt with the same key continues from it. Folders of attempts with
+    other keys are removed."""
     folder = output.with_name(f".{output.name}.{_key(stage, options, inputs)[:16]}.parts")
     with explain_write_errors(folder):
         for left in output.parent.glob(f".{glob.escape(output.name)}.*.parts"):
@@ -140,7 +140,7 @@ def unfinished(
 def current(
     stage: Stage[R], options: dict[str, Any], inputs: dict[str, Artifact], output: Path
 ) -> Artifact | None:
-    """``output`` if it was made from just this and has not been touched since, else None."""
+    """``output`` if it was made from the same options and inputs and not changed since, else None."""
     sidecar = _read(sidecar_path(output))
     if not sidecar or sidecar.get("key") != _key(stage, options, inputs) or not output.is_file():
         return None
@@ -154,8 +154,8 @@ def current(
 
 
 def _key(stage: Stage[R], options: dict[str, Any], inputs: dict[str, Artifact]) -> str:
-    # of an input also what its sidecar says: class names, for example, are in no ONNX file, and a stage
-    # passes them on
+    # The records of the inputs are part of the key: class names, for example, are only in the sidecar of an
+    # ONNX file, and a stage passes them on.
     hashes = {name: [artifact.sha256, artifact.measured] for name, artifact in inputs.items()}
     return hashlib.sha256(
         json.dumps(
@@ -168,13 +168,13 @@ def _read(path: Path) -> dict[str, Any] | None:
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return None  # a missing or damaged sidecar only means that the work is done again
+        return None  # without a readable sidecar the work is done again
     return data if isinstance(data, dict) else None
 
 
 @functools.cache
 def versions() -> dict[str, str]:
-    """Of what computed a result."""
+    """The versions of this program, Python and the libraries that compute a result."""
     found = {"vgg-export": vgg_runtime.__version__, "python": platform.python_version()}
     for name in _LIBRARIES:
         try:

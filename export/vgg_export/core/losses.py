@@ -1,4 +1,4 @@
-"""What a step lost, as its stage measured it on held-out pictures."""
+"""The loss of a step, as its stage measured it on held-out pictures."""
 
 import dataclasses
 
@@ -9,7 +9,8 @@ from .records import Record
 
 @dataclasses.dataclass(frozen=True)
 class Loss(Record):
-    """Agreement of the top-1 and mean KL in nats on ``n`` pictures, ``against`` what."""
+    """``agreement`` of the top-1 class (0 to 1) and mean ``kl`` in nats on ``n`` pictures. ``against``: the
+    reference."""
 
     agreement: float
     kl: float
@@ -23,6 +24,6 @@ class Loss(Record):
 
 @dataclasses.dataclass(frozen=True)
 class Losses(Record):
-    """Of a sidecar, what the stage lost by what was done; empty where it measures none."""
+    """The losses in a sidecar, by what was done; empty where the stage measures none."""
 
     losses: dict[str, Loss] = dataclasses.field(default_factory=dict)

@@ -1,5 +1,5 @@
-"""How a field of an options dataclass is asked for: said beside the field, made an option of commands
-elsewhere."""
+"""The command-line option of a field of an options dataclass: described beside the field, and made an option
+of commands in ``command_options``."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -11,10 +11,10 @@ KEY = "option"  # in a field's metadata
 
 @dataclasses.dataclass(frozen=True)
 class Option:
-    """``flag``: e.g. ``--prune-ratio``; of a field that is true by default it says no, as in ``--no-repair``.
-    ``choices``: the words that are taken; ``bounds``: the least and the greatest whole number; ``folder``: a
-    path is one's; ``parse``: makes the value out of what was typed; ``derived``: what is not given follows
-    from other options."""
+    """``flag``: e.g. ``--prune-ratio``; a field that is true by default has a flag that makes it false, as
+    ``--no-repair``. ``choices``: the words that are accepted. ``bounds``: the least and the greatest whole
+    number. ``folder``: a path is that of a folder. ``parse``: makes the value of what was typed. ``derived``:
+    a value that is not given follows from other options."""
 
     flag: str
     text: str
@@ -33,12 +33,12 @@ class Option:
 
     @property
     def key(self) -> str:
-        """Under which a command finds what was typed."""
+        """The name under which a command finds what was typed."""
         return self.flag.removeprefix("--").replace("-", "_")
 
 
 def asked(default: T, flag: str, text: str, **more: Any) -> T:
-    """A field of a dataclass with its default and its ``Option``; ``more`` as that takes it.
+    """A field of a dataclass with its default and its ``Option``; ``more``: further fields of the option.
 
     Raises:
         ValueError: the option has no help, or no proper flag.
@@ -53,7 +53,7 @@ def asked_as(default: T, option: Option) -> T:
 
 
 def options_of(kind: Any) -> Mapping[str, tuple["dataclasses.Field[Any]", Option]]:
-    """The fields of a dataclass that are asked for, by name, with their options."""
+    """The fields of a dataclass that have an option, by name, with the option."""
     return {
         field.name: (field, field.metadata[KEY])
         for field in dataclasses.fields(kind)

@@ -1,5 +1,5 @@
-"""What a module is made of: its own source and that of everything in the project that it imports, however
-far."""
+"""Finds and hashes the source that a module depends on: its own, and that of every module of the project that
+it imports, directly or indirectly."""
 
 import ast
 import functools
@@ -10,13 +10,13 @@ from pathlib import Path
 import vgg_calibration
 import vgg_runtime
 
-# the folder of each package by its name, sorted; as a tuple, so that results can be kept
+# pairs of a package's name and folder, sorted; a tuple, so that results can be cached
 Packages = tuple[tuple[str, Path], ...]
 
 
 @functools.cache
 def installed() -> Packages:
-    """The three packages of this program."""
+    """The three packages of this program, with their folders."""
     beside = (vgg_calibration.__file__, Path(__file__).parent.parent / "__init__.py", vgg_runtime.__file__)
     folders = [Path(str(path)).parent for path in beside]
     return tuple(zip(("vgg_calibration", "vgg_export", "vgg_runtime"), folders, strict=True))
@@ -24,7 +24,7 @@ def installed() -> Packages:
 
 @functools.cache
 def digest(module: str, packages: Packages | None = None) -> str:
-    """Hash of the files of ``closure``.
+    """The hash of the source of a module and of all that it imports (``closure``).
 
     Raises:
         ValueError: the module is in none of the packages.
@@ -37,8 +37,9 @@ def digest(module: str, packages: Packages | None = None) -> str:
 
 
 def closure(module: str, packages: Packages) -> list[str]:
-    """A module and all of the packages that it imports, directly or through others, within a function or for
-    types only; with the packages that they lie in, which are imported before them. Sorted.
+    """The sorted names of a module and of all modules of the packages that it imports: directly or through
+    others, within a function, or only for types. The packages that contain them are included, because Python
+    imports these first.
 
     Raises:
         ValueError: the module is in none of the packages.
@@ -55,7 +56,7 @@ def closure(module: str, packages: Packages) -> list[str]:
 
 @functools.cache
 def _imports(module: str, packages: Packages) -> frozenset[str]:
-    """The modules of the packages that one imports, and the packages that it lies in."""
+    """The modules of the packages that a module imports, and the packages that contain these."""
     path = _path(module, packages)
     package = module if path.name == "__init__.py" else module.rpartition(".")[0]
     named = {module, *_named(ast.parse(path.read_bytes()), package)}
@@ -64,8 +65,8 @@ def _imports(module: str, packages: Packages) -> frozenset[str]:
 
 
 def _named(tree: ast.AST, package: str) -> Iterator[str]:
-    """Every dotted name that source in ``package`` imports anywhere; what ``from a import b`` names may be a
-    module or something in it."""
+    """Every dotted name that the source of a module in ``package`` imports anywhere. ``from a import b``
+    gives a and a.b, since b may be a module or an object."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -87,5 +88,5 @@ def _find(module: str, packages: Packages) -> Path | None:
 
 def _path(module: str, packages: Packages) -> Path:
     path = _find(module, packages)
-    assert path  # only what was found is asked for
+    assert path  # callers pass only modules that were found
     return path

@@ -1,8 +1,7 @@
-"""Whether a checkpoint understands the pictures that it is given, asked before anything takes time.
+"""Checks whether a checkpoint understands its pictures, before anything takes time.
 
-Fed with another normalisation, with swapped channels or with its classes in another order, a network answers
-as surely as ever, its variants agree with it, and every figure of agreement is fine. Only its accuracy on
-labelled pictures tells.
+With another normalisation, swapped channels or classes in another order, a network is as sure of its answers
+as ever, and its variants agree with it. Only its accuracy on labelled pictures shows that something is wrong.
 """
 
 import dataclasses
@@ -31,12 +30,12 @@ from .splits import Item
 log = logging.getLogger(__name__)
 
 MOST_ASKED = 200
-MOST_FOR_READINGS = 100  # to ask again as another input
+MOST_FOR_READINGS = 100  # how many of the pictures are also tried as other inputs
 BATCH = 10
-LEAST_EXPLAINED = 0.5  # of the pictures apart that another order of the classes must get right
-CERTAIN = 0.9  # from here on it is said to be the order
-MOSTLY_ONE_CLASS = 0.5  # of the pictures; a good network is then hardly better than saying the same of all
-MOST_SHOWN = 60  # classes of an order
+LEAST_EXPLAINED = 0.5  # share of the held-out pictures that another order of the classes must get right
+CERTAIN = 0.9  # from this share on, the classes are said to be in that order
+MOSTLY_ONE_CLASS = 0.5  # share of one class from which a good network is hardly better than naming that class
+MOST_SHOWN = 60  # how many classes of an order a message shows
 CAUSES = (
     "the likely causes are another normalisation or range of values, another order of the channels (BGR),"
     " another order of the classes,"
@@ -51,11 +50,12 @@ _CAFFE_MEAN_BGR = np.asarray((103.939, 116.779, 123.68), np.float32).reshape(3, 
 
 
 def _unit(x: Floats) -> Floats:
-    """RGB in 0..1, from the tensor as ImageNet's is normalised."""
+    """RGB from 0 to 1, from a tensor that is normalised as ImageNet's."""
     return x * _STD + _MEAN
 
 
-# What else a network may have been trained on, made of ImageNet's tensor [n, 3, px, px].
+# Other inputs that a network may have been trained on, made of a tensor [n, 3, px, px] that is normalised as
+# ImageNet's.
 READINGS: dict[str, Callable[[Floats], Floats]] = {
     "BGR with ImageNet's mean and standard deviation in that order": lambda x: (
         (_unit(x)[:, ::-1] - _MEAN) / _STD
@@ -72,12 +72,14 @@ READINGS: dict[str, Callable[[Floats], Floats]] = {
 
 @dataclasses.dataclass(frozen=True)
 class Answers(Record):
-    """What a checkpoint said of ``n`` labelled pictures: ``right`` of them, ``chance`` and the name of the
-    ``largest`` class, its predictions' mean probability, and what would explain its errors.
+    """The answers of a checkpoint on ``n`` labelled pictures: ``right`` of them are correct. ``chance``: the
+    share of the most frequent class, or that of guessing. ``largest``: the name of that class.
+    ``mean_probability``: the mean probability of the predicted classes. The other fields would explain the
+    errors.
 
-    On pictures apart: ``order``, the class names in the order of its outputs (None: not seen, one of the
-    ``missing``), right on ``order_right`` of ``order_n``. On some of the same: ``reading``, another input,
-    right on ``reading_right`` of ``reading_n``."""
+    ``order``: the class names in the order of the outputs (None: not seen, one of the ``missing``). It was
+    found on half of the pictures, and is right on ``order_right`` of the ``order_n`` others. ``reading``:
+    another input, which is right on ``reading_right`` of ``reading_n`` of the pictures."""
 
     n: int
     right: int
@@ -103,14 +105,14 @@ class Answers(Record):
 
     @property
     def telling(self) -> bool:
-        """Whether these pictures could show anything: where nearly all are of one class, not even all of them
-        right would."""
+        """Whether these pictures could show anything. If nearly all are of one class, even a perfect network
+        is not clearly better than chance."""
         return metrics.better_than_chance(self.n, self.n, self.chance)
 
     @property
     def misordered(self) -> bool:
-        """Another order of the classes is right at least twice as often: most of them are not what they are
-        called."""
+        """Whether another order of the classes is right more than twice as often, so that most classes have
+        wrong names."""
         return self.order is not None and 2 * self.right / self.n < self.order_right / self.order_n
 
     @property
@@ -119,7 +121,7 @@ class Answers(Record):
 
     @property
     def doubtful(self) -> bool:
-        """Near chance, or clearly less often right than the network is sure of itself."""
+        """Whether the network is near chance, or right clearly less often than its mean probability says."""
         return (
             not self.better_than_chance
             or metrics.wilson_interval(self.right, self.n)[1] < self.mean_probability
@@ -127,7 +129,7 @@ class Answers(Record):
 
     @property
     def suspicious(self) -> bool:
-        """Understood, and still something is wrong."""
+        """Whether something is wrong although the pictures count as understood."""
         return (
             self.right / self.n < self.mean_probability / 2
             or self.order is not None
@@ -144,8 +146,8 @@ STAGE = cache.Stage("sanity", __name__, Answers)
 
 @dataclasses.dataclass(frozen=True)
 class Checked:
-    """``unchecked``: why nothing was asked; ``problem``: what was found and accepted. Both are said with
-    every figure."""
+    """The result of the check. ``unchecked``: why there was none. ``problem``: a problem that was found and
+    accepted. Both are shown with every figure."""
 
     unchecked: str | None = None
     problem: str | None = None
@@ -162,11 +164,11 @@ def check(
     *,
     accept: bool,
 ) -> Checked:
-    """Ask a checkpoint about pictures of ``sets``, the first one first; the other arguments as ``ask`` takes
-    them.
+    """Check a checkpoint on pictures of ``sets``, those of the first set first. The other arguments are those
+    of ``ask``.
 
     Raises:
-        AccuracyError: it does not understand them, unless that is to be accepted.
+        AccuracyError: it does not understand them and ``accept`` is false.
     """
     items = labelled(sets)
     if unchecked := _unchecked(len(items), sum(map(len, sets))):
@@ -184,7 +186,7 @@ def check(
 
 
 def labelled(sets: Sequence[Sequence[Item]]) -> list[Item]:
-    """The pictures to ask about: of the first set, and of the next one where that has too few."""
+    """The labelled pictures to ask about: up to MOST_ASKED, of the first set and then of the next ones."""
     chosen: list[Item] = []
     for items in sets:
         known = [item for item in items if item.label is not None]
@@ -193,8 +195,8 @@ def labelled(sets: Sequence[Sequence[Item]]) -> list[Item]:
 
 
 def _unchecked(count: int, pictures: int) -> str | None:
-    """Why nothing can be asked, as a notice that is shown with every figure; None where there are enough
-    pictures."""
+    """The reason why nothing can be checked, as a notice that is shown with every figure. None: there are
+    enough pictures."""
     if count >= LEAST_LABELLED:
         return None
     if count:
@@ -223,13 +225,13 @@ def ask(
     output: Path,
     progress: Progress,
 ) -> Answers:
-    """Ask a checkpoint about labelled pictures, unless just this was asked before.
+    """Run a checkpoint on labelled pictures, unless the same was done before.
 
     Args:
-        network: makes what answers; called only if it is asked.
-        asked: the file behind it.
-        names: of the classes, in the order that is assumed.
-        output: where the answers are kept, as JSON.
+        network: makes the function that computes logits; called only if it is needed.
+        asked: the file of the network.
+        names: the class names in the assumed order.
+        output: the JSON file where the answers are kept.
     """
     options = {
         "images": [[i.sha256, i.label] for i in items],
@@ -301,8 +303,8 @@ def _batches(items: Sequence[Item]) -> Iterator[Sequence[Item]]:
 
 
 def judge(logits: Floats, labels: npt.NDArray[np.int64], names: Sequence[str]) -> Answers:
-    """What ``logits`` [n, classes] say of pictures whose classes are ``labels`` [n]; ``names`` in the order
-    that is assumed."""
+    """Judge ``logits`` [n, classes] of pictures whose classes are ``labels`` [n]. ``names``: the class names
+    in the assumed order."""
     chance = metrics.chance(labels, logits.shape[1])
     assert chance is not None
     predicted = logits.argmax(1)
@@ -325,9 +327,9 @@ def judge(logits: Floats, labels: npt.NDArray[np.int64], names: Sequence[str]) -
 def _other_order(
     predicted: npt.NDArray[np.int64], labels: npt.NDArray[np.int64], names: Sequence[str]
 ) -> dict[str, Any]:
-    """The order of the classes that the confusion asks for: found on every other picture of each class, and
-    kept only if it is right on the rest, clearly more often than the order that is assumed."""
-    place = np.zeros(len(labels), np.int64)  # of a picture among those of its class
+    """The order of the classes that the confusion matrix suggests. It is found on every other picture of each
+    class, and kept only if it is right on the other pictures clearly more often than the assumed order."""
+    place = np.zeros(len(labels), np.int64)  # the index of a picture among those of its class
     for label in np.unique(labels):
         place[labels == label] = np.arange((labels == label).sum())
     fit, apart = place % 2 == 0, place % 2 == 1
@@ -341,7 +343,7 @@ def _other_order(
     right = int(hits.sum())
     if right / n < LEAST_EXPLAINED or not _clearly_more(hits, predicted[apart] == labels[apart]):
         return {}
-    if len(class_of) == len(names) - 1:  # the last one is what is left
+    if len(class_of) == len(names) - 1:  # the last class belongs to the last output
         (output,), (label,) = (
             set(range(len(names))) - set(class_of),
             set(range(len(names))) - set(class_of.values()),
@@ -353,7 +355,8 @@ def _other_order(
 
 
 def _assigned(confusion: npt.NDArray[np.int64]) -> dict[int, int]:
-    """Output -> class, the pairs that are seen most often first, each used once."""
+    """The class of each output. The most frequent pairs are taken first; each output and class is used
+    once."""
     pairs = [
         (int(confusion[label, output]), int(label), int(output))
         for label, output in zip(*np.nonzero(confusion), strict=True)
@@ -368,14 +371,15 @@ def _assigned(confusion: npt.NDArray[np.int64]) -> dict[int, int]:
 
 
 def ensure_understood(answers: Answers, *, accept: bool) -> str | None:
-    """Say what was found; warn where something is wrong all the same.
+    """Log what was found, and warn where something is wrong although the pictures count as understood.
 
     Returns:
-        the problem that was accepted, a sentence; None where there is none.
+        The accepted problem as a sentence, or None.
 
     Raises:
         AccuracyError: the checkpoint is not clearly better than chance, or its classes are in another order,
-            unless that is to be accepted.
+            and
+            ``accept`` is false.
     """
     found = _found(answers)
     if answers.understood:
@@ -388,7 +392,7 @@ def ensure_understood(answers: Answers, *, accept: bool) -> str | None:
             )
         elif answers.single_class:
             log.warning(
-                "!! %s; all are %s, so that a network that always says so would pass, too",
+                "!! %s; all of them are %s, so a network that always answers that would pass too",
                 found,
                 printable(answers.largest),
             )
@@ -404,10 +408,8 @@ def ensure_understood(answers: Answers, *, accept: bool) -> str | None:
         f" {against}{', but' if better else ':'} {_why(answers)}"
     )
     if not accept:
-        raise AccuracyError(
-            f"{problem}. With --accept-accuracy it goes on all the same, and recommends nothing"
-        )
-    log.warning("!! %s. It goes on as asked (--accept-accuracy), and nothing is recommended", problem)
+        raise AccuracyError(f"{problem}. With --accept-accuracy the run goes on, and recommends nothing")
+    log.warning("!! %s. The run goes on because of --accept-accuracy, and recommends nothing", problem)
     return problem
 
 
@@ -425,7 +427,7 @@ def _why(answers: Answers) -> str:
         fact = (
             "its classes are in another order"
             if answers.order_certain
-            else "another order of its classes would explain a part of it"
+            else "another order of its classes would explain a part of its errors"
         )
         return (
             f"{fact}, with which it is right on {answers.order_right} of {answers.order_n} pictures apart:"
@@ -443,8 +445,8 @@ def _why(answers: Answers) -> str:
         )
     if answers.chance >= MOSTLY_ONE_CLASS:
         return (
-            f"{CAUSES}; or these pictures tell too little, since most are of one class: give as many of"
-            " each as there are"
+            f"{CAUSES}; or these pictures show too little, since most are of one class: give more"
+            " pictures of the other classes"
         )
     return CAUSES
 

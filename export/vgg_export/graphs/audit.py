@@ -1,4 +1,4 @@
-"""What an ONNX graph is made of, and whether it is what was meant."""
+"""Counts the operators of an ONNX graph, and checks that they are the expected ones."""
 
 import collections
 import tempfile
@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     import onnx
 
 EXPORTED_OPS = frozenset({"Conv", "Relu", "MaxPool", "Gemm", "Flatten", "Reshape"})
-# What may be left of a quantized VGG after onnxruntime's optimizer; a float Conv, Gemm or Relu means that a
-# layer was not fused.
+# The operators that a quantized VGG may have after onnxruntime's optimizer. A float Conv, Gemm or Relu means
+# that a layer was not fused.
 INT8_OPS = frozenset(
     {
         "QuantizeLinear",
@@ -28,12 +28,12 @@ INT8_OPS = frozenset(
         "Unsqueeze",
     }
 )
-# What a layer that was kept in float may have become.
+# The operators that the optimizer may make of a layer that stays float.
 FLOAT_OPS = frozenset({"Conv", "FusedConv", "Gemm", "FusedGemm"})
 
 
 def count_ops(path: Path) -> dict[str, int]:
-    """Operators of a model file by type; its weights are not read into memory twice."""
+    """The number of operators of a model file by type. Weights beside the file are not read."""
     import onnx
 
     graph = onnx.load(path, load_external_data=False).graph
@@ -41,10 +41,10 @@ def count_ops(path: Path) -> dict[str, int]:
 
 
 def check(path: Path) -> None:
-    """onnx.checker, with the inference of shapes.
+    """Check a graph with onnx.checker and shape inference.
 
     Raises:
-        CheckFailedError: not valid.
+        CheckFailedError: the graph is not valid.
     """
     import onnx
 
@@ -60,8 +60,7 @@ def audit_exported(path: Path) -> dict[str, int]:
     """Check a float graph with onnx.checker and count its operators.
 
     Raises:
-        CheckFailedError: not valid, or holding anything but convolution, ReLU, max-pool, Gemm and a
-            flattening.
+        CheckFailedError: the graph is not valid, or holds an operator that is not in EXPORTED_OPS.
     """
     check(path)
     ops = count_ops(path)
@@ -73,12 +72,12 @@ def audit_exported(path: Path) -> dict[str, int]:
 
 
 def audit_quantized(path: Path, kept: Collection[str] = ()) -> dict[str, int]:
-    """Count the operators that onnxruntime executes for an int8 model; ``kept`` names the layers that are to
-    be float.
+    """Count the operators that onnxruntime executes for an int8 model; ``kept`` names the layers that
+    stay float.
 
     Raises:
-        CheckFailedError: a float Conv, Gemm or anything else that is not an int8 operator is left, or a layer
-            that was to stay float is not.
+        CheckFailedError: an operator is left that is neither int8 nor of a kept layer, or a kept layer is not
+            float.
     """
     nodes = optimized(path).graph.node
     weights = {node.input[1].removesuffix(".weight") for node in nodes if node.op_type in FLOAT_OPS}
@@ -99,7 +98,7 @@ def audit_quantized(path: Path, kept: Collection[str] = ()) -> dict[str, int]:
 
 
 def optimized(path: Path) -> "onnx.ModelProto":
-    """The graph that onnxruntime's own optimizer makes, without its weights."""
+    """The graph after onnxruntime's own optimizer, without its weights."""
     import onnx
     import onnxruntime as ort
 
@@ -107,8 +106,8 @@ def optimized(path: Path) -> "onnx.ModelProto":
         options: Any = ort.SessionOptions()
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
         options.optimized_model_filepath = str(Path(folder) / "optimized.onnx")
-        # The weights are not what is looked at: beside the graph they need no second copy of half a gigabyte
-        # in protobuf.
+        # Only the operators are read. Weights beside the graph need no second copy of half a gigabyte in
+        # protobuf.
         options.add_session_config_entry(
             "session.optimized_model_external_initializers_file_name", "weights.bin"
         )

@@ -1,10 +1,10 @@
-"""Filters of three taps with fewer multiplications: F(m, 3) of Toom, Cook and Winograd (Lavin and Gray 2015,
-arXiv:1509.09308).
+"""The transforms of F(m, 3) by Toom, Cook and Winograd, which apply filters of three taps with fewer
+multiplications (Lavin and Gray 2015, arXiv:1509.09308).
 
-Of m outputs of a correlation y[k] = sum_j g[j] d[k + j] with three weights g, every one takes three
-multiplications. Through the values of polynomials at m + 1 points and at infinity all m take m + 2: y = A^T
-((G g) * (B^T d)), exact in exact arithmetic. In two dimensions the transforms are applied to the columns and
-to the rows, and (3 m)^2 multiplications become (m + 2)^2.
+Each output of a correlation y[k] = sum_j g[j] d[k + j] with three weights g takes three multiplications.
+Evaluating polynomials at m + 1 points and at infinity gives m outputs with m + 2 multiplications in all: y =
+A^T ((G g) * (B^T d)), which is exact in exact arithmetic. In two dimensions the transforms are applied to the
+columns and to the rows, and (3 m)^2 multiplications become (m + 2)^2.
 """
 
 import dataclasses
@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 TAPS = 3
-# In this order; the smaller the numbers in the transforms, the less is lost by rounding.
+# In the order of their use: the smaller the numbers in the transforms, the smaller the rounding error.
 POINTS = (0, 1, -1, 2, -2)
 LARGEST = len(POINTS) - 1  # outputs of one tile
 
@@ -25,8 +25,8 @@ Matrix = list[list[Fraction]]
 
 @dataclasses.dataclass(frozen=True)
 class Form:
-    """Tiles of ``rows`` x ``columns`` outputs; 1 where the filter has one tap only in that direction. As text
-    "F(4x4)"."""
+    """A form with tiles of ``rows`` x ``columns`` outputs; the number is 1 in a direction in which the filter
+    has only one tap. Its text is, for example, "F(4x4)"."""
 
     rows: int
     columns: int
@@ -43,16 +43,17 @@ class Form:
 
     @property
     def kernel(self) -> tuple[int, int]:
-        """Height and width of the filters it is for."""
+        """Height and width of the filters that the form applies to."""
         return (TAPS if self.rows > 1 else 1, TAPS if self.columns > 1 else 1)
 
     @property
     def window(self) -> tuple[int, int]:
-        """Height and width of the inputs of a tile, and of what is multiplied instead of them."""
+        """Height and width of the inputs of a tile, and of the transformed inputs that are multiplied."""
         return (self.rows + self.kernel[0] - 1, self.columns + self.kernel[1] - 1)
 
     def tiles(self, height: int, width: int) -> tuple[int, int]:
-        """How many it takes to cover a map, down and across; those at the edge may reach beyond it."""
+        """The number of tiles that cover a map, down and across. Tiles at the edge may reach beyond the
+        map."""
         return math.ceil(height / self.rows), math.ceil(width / self.columns)
 
     def covered(self, height: int, width: int) -> tuple[int, int]:
@@ -61,13 +62,13 @@ class Form:
         return down * self.rows + self.kernel[0] - 1, across * self.columns + self.kernel[1] - 1
 
 
-# By what they are called in files. A tile of four is the largest whose rounding stays far below what int8 or
-# pruning change.
+# The forms by their names in files. A tile of four is the largest whose rounding error stays far below the
+# changes by int8 or pruning.
 FORMS = {str(form): form for form in (Form(2, 2), Form(4, 4), Form(2, 1), Form(4, 1), Form(1, 2), Form(1, 4))}
 
 
 def of_kernel(kernel: tuple[int, int]) -> tuple[Form, ...]:
-    """Those of FORMS for a filter of this height and width."""
+    """The forms of FORMS for a filter of this height and width."""
     return tuple(form for form in FORMS.values() if form.kernel == kernel)
 
 
@@ -106,22 +107,22 @@ def _polynomial(roots: list[int]) -> list[Fraction]:
 
 
 def input_matrix(form: Form) -> npt.NDArray[np.float32]:
-    """kron(B^T, B^T) [window, window], the windows flattened; of one direction where the filter has one tap
-    in the other."""
+    """kron(B^T, B^T) [window, window] for flattened windows; B^T alone where the filter has one tap in the
+    other direction."""
     return _both(input_transform, form)
 
 
 def weight_matrix(form: Form) -> npt.NDArray[np.float32]:
-    """kron(G, G) [window, kernel]: from the taps of a filter to what a window is multiplied with."""
+    """kron(G, G) [window, kernel]: transforms the taps of a filter to the factors of a transformed window."""
     return _both(weight_transform, form)
 
 
 def output_matrix(form: Form) -> npt.NDArray[np.float32]:
-    """kron(A^T, A^T) [tile, window]."""
+    """kron(A^T, A^T) [tile, window]: transforms the products to the outputs of a tile."""
     return _both(output_transform, form)
 
 
 def _both(transform: Callable[[int], Matrix], form: Form) -> npt.NDArray[np.float32]:
-    """The transform of columns and rows together, rounded once from the exact fractions."""
+    """The transform of columns and rows together. The exact fractions are rounded once."""
     vertical, horizontal = (transform(m) if m > 1 else [[Fraction(1)]] for m in (form.rows, form.columns))
     return np.array([[float(a * b) for a in v for b in h] for v in vertical for h in horizontal], np.float32)

@@ -1,5 +1,5 @@
-"""A checkpoint -> a float ONNX graph: traced by torch's exporter, cleaned, audited, and compared with
-torch."""
+"""Exports a checkpoint to a float ONNX graph: torch's exporter traces it, then it is cleaned, audited and
+compared with torch."""
 
 import dataclasses
 import logging
@@ -25,15 +25,16 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# Largest |difference of logits| between torch and onnxruntime relative to the largest |logit|: both are fp32,
-# but sum in another order through up to 19 layers.
+# The largest allowed |difference of logits| between torch and onnxruntime, relative to the largest |logit|.
+# Both compute in fp32, but sum in different orders through up to 19 layers.
 TOLERANCE = 1e-4
 OPSET = 20
 
 
 @dataclasses.dataclass(frozen=True)
 class Exported(Record):
-    """The operators of the graph, the largest relative difference to torch and what is allowed."""
+    """The record of an exported graph: its operators, the largest relative difference from torch (``parity``)
+    and the allowed one."""
 
     ops: dict[str, int]
     parity: float
@@ -62,7 +63,7 @@ def run(checkpoint: cache.Artifact, output: Path, progress: Progress) -> cache.A
 
 
 def describe(checkpoint: checkpoints.Checkpoint) -> ModelInfo:
-    """What later stages need to know of the model; they do not load torch."""
+    """The description that later stages read, so that they need not load torch."""
     plan = checkpoint.plan
     return ModelInfo(
         plan,
@@ -76,12 +77,12 @@ def describe(checkpoint: checkpoints.Checkpoint) -> ModelInfo:
 
 
 def export(checkpoint: checkpoints.Checkpoint, path: Path) -> None:
-    """Write float32 ``input`` [batch, 3, px, px] -> ``logits`` [batch, classes] with a batch that can
-    vary."""
+    """Write the graph: float32 ``input`` [batch, 3, px, px] -> ``logits`` [batch, classes], with a batch of
+    any size."""
     import torch
 
     px = checkpoint.plan.input_px
-    # Two pictures: a batch of one would be taken for a constant by torch.export.
+    # The batch has two pictures, because torch.export would take a batch of one for a constant.
     program = torch.onnx.export(
         checkpoint.model(),
         (torch.zeros(2, 3, px, px),),
@@ -99,7 +100,7 @@ def export(checkpoint: checkpoints.Checkpoint, path: Path) -> None:
 
 
 def strip_metadata(exported: "onnx_ir.Model") -> None:
-    """Drop the exporter's notes: they hold stack traces with the paths of this machine."""
+    """Remove the exporter's notes, which hold stack traces with the paths of this machine."""
     values = [*exported.graph.inputs, *exported.graph.outputs, *exported.graph.initializers.values()]
     for node in exported.graph:
         values += node.outputs
@@ -114,8 +115,8 @@ def strip_metadata(exported: "onnx_ir.Model") -> None:
 def transpose_linear_weights(exported: "onnx_ir.Model") -> None:
     """Store fully connected weights as [inputs, outputs] (``transB=0``).
 
-    onnxruntime's int8 kernel wants them so; otherwise it makes a transposed copy while loading, which is what
-    peaks (a quarter of a VGG19's int8 load, measured).
+    onnxruntime's int8 kernel needs them so. Otherwise it makes a transposed copy while loading, which raises
+    the peak memory (by a quarter of a VGG19's int8 load, measured).
     """
     import onnx_ir as ir
 
@@ -136,7 +137,7 @@ def ensure_parity(checkpoint: checkpoints.Checkpoint, path: Path) -> float:
     three.
 
     Raises:
-        CheckFailedError: more than the tolerance.
+        CheckFailedError: the difference is larger than TOLERANCE.
     """
     import torch
 

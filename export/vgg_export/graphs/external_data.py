@@ -1,5 +1,5 @@
-"""Large tensors in a file beside the graph, where onnxruntime maps them instead of copying them into its own
-memory, and where the graphs of one variant for several cores can share them."""
+"""Writes large tensors to a file beside the graph. onnxruntime maps this file instead of copying the tensors
+into its own memory, and the graphs of one variant for several cores can share it."""
 
 import dataclasses
 import hashlib
@@ -13,32 +13,34 @@ from vgg_export.core.errors import CheckFailedError
 if TYPE_CHECKING:
     import onnx
 
-SMALLEST_BYTES = 1024  # of a tensor that moves out; scales and biases of a few channels stay in the graph
-INLINE_BYTES = 65536  # of tensors that may stay in a graph which shares all its others
-ALIGNMENT = 4096  # of a tensor of a page or more, so that few pages hold the end of another one
+SMALLEST_BYTES = (
+    1024  # the smallest tensor that moves out; scales and biases of a few channels stay in the graph
+)
+INLINE_BYTES = 65536  # how much may stay in a graph that shares its other tensors
+ALIGNMENT = 4096  # of a tensor of a page or more, so that few pages hold parts of two tensors
 
 
 @dataclasses.dataclass(frozen=True)
 class Weights:
-    """A file of tensors: where each begins, by the hash of its bytes."""
+    """A file of tensors. ``offsets``: where each tensor begins, by the hash of its bytes."""
 
     path: Path
     offsets: Mapping[str, int]
 
 
 def size_bytes(source: Path, scratch: Path) -> int:
-    """What a model will take on the device, its file of tensors with it."""
+    """The size in bytes of a model on the device: its graph and its file of tensors."""
     with tempfile.TemporaryDirectory(dir=scratch) as folder:
         write(source, Path(folder) / "model.onnx")
         return sum(path.stat().st_size for path in Path(folder).iterdir())
 
 
 def write(source: Path, graph: Path, known: Sequence[Weights] = ()) -> Weights:
-    """Write the model ``source``, whose tensors are all in it, as ``graph`` and a file of its large tensors:
-    one of the ``known`` that holds them, else a new one named after the graph.
+    """Write the one-file model ``source`` as ``graph`` and a file of its large tensors. That file is one of
+    the ``known`` if it holds them, else a new one named after the graph.
 
     Raises:
-        CheckFailedError: the tensors of ``source`` are not in it.
+        CheckFailedError: a tensor of ``source`` is in another file.
     """
     import onnx
 
@@ -57,7 +59,7 @@ def write(source: Path, graph: Path, known: Sequence[Weights] = ()) -> Weights:
 
 
 def _holds(shared: Weights, large: Mapping[str, bytes]) -> bool:
-    """Whether what is not among the shared tensors is little enough to stay in the graph."""
+    """Whether the tensors that are not shared are small enough to stay in the graph."""
     return (
         sum(len(content) for content in large.values() if _digest(content) not in shared.offsets)
         <= INLINE_BYTES
@@ -93,7 +95,7 @@ def _digest(content: bytes) -> str:
 
 
 def _refer(tensor: "onnx.TensorProto", location: str, offset: int, length: int) -> None:
-    """Make a tensor one that lies outside."""
+    """Make a tensor refer to bytes in a file beside the graph."""
     import onnx
 
     for field in (

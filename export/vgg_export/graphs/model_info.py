@@ -1,4 +1,5 @@
-"""What the sidecar of an ONNX file says of the model in it; later stages do not load the checkpoint."""
+"""The description of a model in the sidecar of its ONNX file, so that later stages need not load the
+checkpoint."""
 
 import dataclasses
 from typing import Any, Self
@@ -12,9 +13,9 @@ from vgg_runtime.bundle.preprocess import Preprocessing
 
 @dataclasses.dataclass(frozen=True)
 class ModelInfo(Record):
-    """A model: its plan, class names and where its weights came from, how its input is made, "fp32" or
-    "int8", its size and multiply-accumulates; of an int8 model, the short hashes of the pictures that it was
-    calibrated and chosen on."""
+    """A model. ``precision``: "fp32" or "int8". ``parameters``: the number of weights and biases. ``macs``:
+    multiply-accumulates per inference. ``calibrated_on``: for an int8 model, the short hashes of the pictures
+    that it was calibrated and chosen on."""
 
     plan: Plan
     labels: tuple[str, ...]
@@ -26,7 +27,7 @@ class ModelInfo(Record):
     calibrated_on: tuple[str, ...] | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """The fields; ``provenance`` is called "source" in files."""
+        """The fields. ``provenance`` is called "source" in files."""
         return {"source" if key == "provenance" else key: value for key, value in super().to_json().items()}
 
     @classmethod
@@ -43,21 +44,22 @@ class ModelInfo(Record):
 
 @dataclasses.dataclass(frozen=True)
 class Described(Record):
-    """Of the sidecar of any stage that writes an ONNX file: its model, and what int8 was made for."""
+    """The part of a sidecar that every stage with an ONNX file writes: its model, and the core that int8 is
+    for."""
 
     model: ModelInfo
     target: str | None = None
 
     @property
     def targets(self) -> tuple[str, ...]:
-        """The cores that the sidecar names; none: any."""
+        """The cores that the sidecar names; empty: any core."""
         return (self.target,) if self.target else ()
 
 
 def described(artifact: cache.Artifact) -> Described | None:
-    """What the sidecar of an ONNX file says, None without one.
+    """The description in the sidecar of an ONNX file, or None without one.
 
     Raises:
-        DataError: it is damaged.
+        DataError: the sidecar is damaged.
     """
     return artifact.read(Described) if "model" in artifact.measured else None

@@ -1,4 +1,4 @@
-"""The weights of an ONNX graph by name, read and written."""
+"""Reads and writes the weights of an ONNX graph."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,7 @@ def tensors_of(model: "onnx.ModelProto") -> "Tensors":
 
 
 def array(tensor: "onnx.TensorProto") -> npt.NDArray[Any]:
-    """A tensor's values; not to be written to."""
+    """A tensor's values. The array must not be written to."""
     import onnx
 
     result: npt.NDArray[Any] = onnx.numpy_helper.to_array(tensor)
@@ -23,7 +23,7 @@ def array(tensor: "onnx.TensorProto") -> npt.NDArray[Any]:
 
 
 def store(tensor: "onnx.TensorProto", values: npt.NDArray[Any]) -> None:
-    """Replace a tensor's values by others of the same type and shape, without a second copy on the way."""
+    """Replace a tensor's values by others of the same type and shape, without an intermediate copy."""
     for field in ("float_data", "int32_data"):
         tensor.ClearField(field)
     tensor.raw_data = values.tobytes()

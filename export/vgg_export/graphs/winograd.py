@@ -1,14 +1,15 @@
-"""Convolutions rewritten in standard operators so that they take fewer multiplications, for processors whose
-int8 is no faster.
+"""Rewrites convolutions in standard operators with fewer multiplications, for processors whose int8 is no
+faster than float.
 
 A Raspberry Pi 4, 3 or Zero 2 has no dot product of bytes, and onnxruntime multiplies out every 3x3
-convolution there. With F(4x4, 3x3) (see ``cook_toom``) a VGG's take a third of the instructions, with the
-same numbers up to rounding. Channels come last inside a layer, so that whatever gathers tiles moves whole
-rows of channels, and a window's transforms are small matrices from the left: both cost little beside the
-multiplications (counted on the emulated core, ``bench/winograd_counts.py``).
+convolution there. With F(4x4, 3x3) (see ``cook_toom``) the convolutions of a VGG take a third of the
+instructions and give the same numbers up to rounding. Inside a layer the channels come last, so that
+gathering tiles moves whole rows of channels, and the transforms of a window are small matrices that multiply
+from the left. Both cost little compared with the multiplications (counted on the emulated core,
+``bench/winograd_counts.py``).
 
-The transform of the weights is done by nodes that onnxruntime folds while it loads the model: the file does
-not grow, and weights may lie in another file.
+Nodes of the graph transform the weights, and onnxruntime folds these nodes while it loads the model. So the
+file does not grow, and weights may be in another file.
 """
 
 import dataclasses
@@ -39,19 +40,20 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-MARK = ".winograd."  # in the names of what a layer is made of
-# Largest |difference of logits| relative to the largest |logit|, as for the export itself. Both are fp32; the
-# transforms of F(4x4) add and subtract numbers up to a hundred times as large as the result, so that a layer
-# is off by some 1e-6 of its largest output and not 1e-7. Of a whole VGG19 with all of its convolutions in
-# F(4x4), 1.4e-6 was the most that was seen.
+MARK = ".winograd."  # in the names of the nodes that replace a layer
+# The largest allowed |difference of logits| relative to the largest |logit|, as for the export. Both graphs
+# compute in fp32. The transforms of F(4x4) add and subtract numbers up to a hundred times as large as the
+# result, so a layer is off by some 1e-6 of its largest output instead of 1e-7. For a whole VGG19 with all of
+# its convolutions in F(4x4), the largest difference seen was 1.4e-6.
 TOLERANCE = 1e-4
-# The matrices and positions, which layers share, and the names of some twenty nodes for each layer.
+# The allowed growth of the file: the matrices and positions that layers share, and some twenty nodes per
+# layer.
 GROWTH_BYTES, GROWTH_BYTES_PER_LAYER = 20_000, 5_000
 
 
 @dataclasses.dataclass(frozen=True)
 class BothWays(Record):
-    """A number of all convolutions as they are, and as they were rewritten."""
+    """A number summed over all convolutions: as they are (``direct``), and as they were rewritten."""
 
     direct: int
     rewritten: int
@@ -59,8 +61,8 @@ class BothWays(Record):
 
 @dataclasses.dataclass(frozen=True)
 class Told(Record):
-    """The form of every rewritten layer for a ``core``, the predicted instructions and bytes before and
-    after, and the largest relative difference of logits."""
+    """What was rewritten for a ``core``: the form of every rewritten layer, the predicted instructions and
+    bytes before and after, and the largest relative difference of logits (``parity``)."""
 
     core: str
     layers: dict[str, str]
@@ -72,7 +74,8 @@ class Told(Record):
 
 @dataclasses.dataclass(frozen=True)
 class Rewritten(Record):
-    """The operators of the graph, the largest relative difference and what is allowed."""
+    """The record of a rewritten graph: its operators, the largest relative difference of logits and the
+    allowed one."""
 
     ops: dict[str, int]
     parity: float
@@ -85,7 +88,7 @@ STAGE = cache.Stage("winograd", __name__, Rewritten)
 
 
 def run(exported: cache.Artifact, core: str, output: Path, progress: Progress) -> cache.Artifact:
-    """Rewrite an exported float model for a core (of ``winograd_cost.CORES``), every layer in the form that
+    """Rewrite an exported float model for a core (of ``winograd_cost.CORES``). Every layer gets the form that
     is cheapest there.
 
     Raises:
@@ -103,8 +106,8 @@ def run(exported: cache.Artifact, core: str, output: Path, progress: Progress) -
     choice = choose(info.plan.layers(), core)
     if not choice.forms:
         raise NothingToGainError(
-            f"{exported.path}: no convolution takes less work on a {core} in another form; use the model"
-            " as it is"
+            f"{exported.path}: no form makes a convolution clearly cheaper on a {core}; use the model as it"
+            " is"
         )
     told = {"core": core, **choice.to_json()}
 
@@ -120,11 +123,11 @@ def run(exported: cache.Artifact, core: str, output: Path, progress: Progress) -
 
 
 def rewrite_file(source: Path, output: Path, forms: Mapping[str, Form]) -> None:
-    """``rewrite`` a file. Weights beside it stay where they are; the output has to lie in the same folder
-    then.
+    """``rewrite`` a file. If it has weights in other files, they stay there, and the output must be in the
+    same folder.
 
     Raises:
-        RewriteError: as ``rewrite``, or the output would not find the weights.
+        RewriteError: as ``rewrite``, or the output is in another folder than the weights.
     """
     import onnx
 
@@ -142,10 +145,10 @@ def rewrite_file(source: Path, output: Path, forms: Mapping[str, Form]) -> None:
 
 
 def ensure(source: Path, result: Path, forms: Mapping[str, Form]) -> float:
-    """Everything that must hold of a rewritten file; the largest relative difference of logits.
+    """Run all checks of a rewritten file. Returns the largest relative difference of logits.
 
     Raises:
-        CheckFailedError: something does not.
+        CheckFailedError: a check fails.
     """
     ensure_small(source, result, forms)
     ensure_same_interface(source, result)
@@ -155,11 +158,11 @@ def ensure(source: Path, result: Path, forms: Mapping[str, Form]) -> float:
 
 
 def ensure_small(source: Path, result: Path, forms: Collection[str]) -> None:
-    """The transformed weights are not in the file."""
+    """Check that the transformed weights are not in the file."""
     growth, expected = result.stat().st_size - source.stat().st_size, allowed_growth_bytes(len(forms))
     if growth > expected:
         raise CheckFailedError(
-            f"the rewritten file grew by {growth} bytes for {len(forms)} layers; at most {expected} expected"
+            f"the rewritten file grew by {growth} bytes for {len(forms)} layers; expected at most {expected}"
         )
 
 
@@ -168,8 +171,8 @@ def allowed_growth_bytes(layers: int) -> int:
 
 
 def ensure_same_interface(source: Path, result: Path) -> None:
-    """The names, types and shapes of inputs and outputs are the same, and so are the files that the weights
-    are in."""
+    """Check that the names, types and shapes of inputs and outputs did not change, nor the references to
+    weights in other files."""
     import onnx
 
     def interface(path: Path) -> tuple[list[bytes], set[tuple[str, bytes]]]:
@@ -188,10 +191,10 @@ def ensure_same_interface(source: Path, result: Path) -> None:
 
 
 def ensure_folded(result: Path, forms: Collection[str]) -> None:
-    """onnxruntime transforms the weights once, when it loads the model.
+    """Check that onnxruntime transforms the weights once, when it loads the model.
 
     Raises:
-        CheckFailedError: it would do that, or any other sum of constants, in every inference.
+        CheckFailedError: a node with only constant inputs is left, which would run in every inference.
     """
     optimized = audit.optimized(result).graph
     constant = {tensor.name for tensor in optimized.initializer}
@@ -208,11 +211,11 @@ def ensure_folded(result: Path, forms: Collection[str]) -> None:
 
 
 def ensure_parity(source: Path, result: Path) -> float:
-    """The largest relative difference of logits for a batch of one and of three, of noise as strong as
-    normalised pictures are.
+    """The largest relative difference of logits, for a batch of one and a batch of three, on noise with the
+    spread of normalised pictures.
 
     Raises:
-        CheckFailedError: more than the tolerance.
+        CheckFailedError: the difference is larger than TOLERANCE.
     """
     import onnx
 
@@ -229,22 +232,21 @@ def ensure_parity(source: Path, result: Path) -> float:
 
 
 def _logits(path: Path, x: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """Of the first alone, then of all; one model is in memory at a time."""
+    """The logits of the first input alone, then of all inputs. Only one model is in memory at a time."""
     model = Model(path, SessionSettings(), os.cpu_count() or 1)
     return np.concatenate([model(x[:1]), model(x)])
 
 
 def rewrite(model: "onnx.ModelProto", forms: Mapping[str, Form]) -> None:
-    """Replace convolutions of a float graph, in place and without looking at any weight.
+    """Replace convolutions of a float graph, in place and without reading any weight.
 
     Args:
-        model: with float32 convolutions of [N, C, H, W]; N may vary, the rest may not. External data need not
-            be loaded.
-        forms: layer, which is the name of its weight without ".weight" -> the form that fits its kernel.
+        model: a graph with float32 convolutions of [N, C, H, W]; only N may vary. External data need not be
+            loaded.
+        forms: by layer (the name of its weight without ".weight"), the form that fits its kernel.
 
     Raises:
-        RewriteError: a layer is not there, or is not a plain convolution whose output is as large as its
-            input.
+        RewriteError: a layer is missing, or is not a plain convolution whose output is as large as its input.
     """
     shapes = shapes_of(model)
     sides = {name: require(model, shapes, name, form) for name, form in forms.items()}
@@ -266,7 +268,7 @@ def _replace(
 ) -> None:
     from onnx import numpy_helper
 
-    # they are emptied with the list that they are in
+    # copies, because deleting the list of nodes empties the nodes in it
     kept = [type(node).FromString(node.SerializeToString()) for node in nodes]
     del model.graph.node[:]
     model.graph.node.extend(kept)
@@ -281,10 +283,10 @@ def _layer(node: "onnx.NodeProto") -> str:
 def require(
     model: "onnx.ModelProto", shapes: Mapping[str, tuple[int, ...]], layer: str, form: Form
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """The shapes of a layer's weight and of its input without the batch, if it can be written in this form.
+    """The shapes of a layer's weight and of its input without the batch.
 
     Raises:
-        RewriteError: it cannot.
+        RewriteError: the layer cannot be written in this form.
     """
     found = [node for node in model.graph.node if _layer(node) == layer]
     if len(found) != 1:
@@ -294,7 +296,7 @@ def require(
     if len(weight) != 4 or len(image) != 4 or not all((*weight, *image[1:])):
         raise RewriteError(
             f"{layer}: shapes {weight} of the weight and {image} of the input; expected four known"
-            " numbers, the batch apart"
+            " numbers, apart from the batch"
         )
     kernel = weight[2:]
     expected = {
@@ -318,7 +320,7 @@ def require(
 
 
 def _attributes(node: "onnx.NodeProto") -> dict[str, Any]:
-    """What says how a convolution moves, numbers as tuples."""
+    """The attributes that say how a convolution moves: strides, pads, dilations and group, as tuples."""
     found = {a.name: tuple(a.ints) or (a.s.decode() if a.s else (a.i,)) for a in node.attribute}
     if found.pop("auto_pad", "NOTSET") != "NOTSET":
         found["pads"] = "auto_pad"
@@ -326,14 +328,14 @@ def _attributes(node: "onnx.NodeProto") -> dict[str, Any]:
 
 
 def shapes_of(model: "onnx.ModelProto") -> dict[str, tuple[int, ...]]:
-    """Tensor -> shape, 0 for what can vary. The weights are not touched: the inference is done on a graph
-    that has them as inputs."""
+    """The shapes of tensors by name, with 0 for a number that can vary. The weights are not read: shapes are
+    inferred on a graph that has them as inputs."""
     import onnx
 
     def declared(tensor: "onnx.TensorProto") -> "onnx.ValueInfoProto":
         return onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims))
 
-    # the shapes that a Reshape wants
+    # such tensors hold the shapes of Reshape nodes
     small = [t for t in model.graph.initializer if math.prod(t.dims) <= 8 and not t.external_data]
     names = {tensor.name for tensor in small}
     inputs = [*model.graph.input, *(declared(t) for t in model.graph.initializer if t.name not in names)]
@@ -346,7 +348,7 @@ def shapes_of(model: "onnx.ModelProto") -> dict[str, tuple[int, ...]]:
 
 
 class _Layer:
-    """The nodes that one convolution is replaced by."""
+    """The nodes that replace one convolution."""
 
     def __init__(
         self, conv: "onnx.NodeProto", name: str, form: Form, weight: tuple[int, ...], image: tuple[int, ...]
@@ -359,7 +361,7 @@ class _Layer:
         self._nodes: list[onnx.NodeProto] = []
 
     def nodes(self) -> "list[onnx.NodeProto]":
-        """From the convolution's input to its output, in order."""
+        """The nodes from the convolution's input to its output, in order."""
         products = self.add(
             "MatMul", "multiplied", self.windows(self.conv.input[0]), self.weights(self.conv.input[1])
         )
@@ -385,7 +387,7 @@ class _Layer:
         return self.reshaped(x, -1, self.window, self.tiles, self.inputs)
 
     def image(self, products: str) -> str:
-        """What was multiplied, [N, window, tiles, K] -> A^T M A put together, [N, H, W, K]."""
+        """The products M [N, window, tiles, K] -> the tiles A^T M A joined to a map [N, H, W, K]."""
         (rows, columns), (down, across) = (
             (self.form.rows, self.form.columns),
             self.form.tiles(self.height, self.width),
@@ -406,7 +408,8 @@ class _Layer:
         )
 
     def weights(self, weight: str) -> str:
-        """[K, C, height, width] -> G g G^T, [window, C, K]; depends on nothing but the weights."""
+        """[K, C, height, width] -> G g G^T, [window, C, K]. Depends only on the weights, so onnxruntime folds
+        it."""
         x = self.add("Transpose", "weight.taps_first", weight, perm=[2, 3, 1, 0])
         x = self.reshaped(x, math.prod(self.form.kernel), self.inputs * self.outputs)
         x = self.add(
@@ -415,16 +418,15 @@ class _Layer:
         return self.reshaped(x, self.window, self.inputs, self.outputs)
 
     def bias(self, bias: str) -> str:
-        """[K] -> [W, K]: onnxruntime adds a whole row at once then, which takes less than half the
+        """[K] -> [W, K], so that onnxruntime adds a whole row at once, which takes less than half the
         instructions."""
         return self.add("Expand", "bias", bias, self.numbers(self.width, self.outputs))
 
     def transformed(self, which: str, matrix: npt.NDArray[np.float32], x: str, channels: int) -> str:
-        """[N, window, tiles, channels] -> [N, what the matrix [n, window] makes of the window, tiles *
-        channels].
+        """[N, window, tiles, channels] -> [N, n, tiles * channels], by a matrix [n, window].
 
-        Both directions at once: one after the other takes a few instructions less, and writes and reads
-        everything once more.
+        The matrix transforms both directions at once. One after the other would take a few instructions less,
+        but would write and read everything once more.
         """
         return self.add(
             "MatMul",
@@ -434,8 +436,8 @@ class _Layer:
         )
 
     def positions(self, width: int) -> str:
-        """[window, tiles]: where the elements of every window are in a map of this width; summed up when the
-        model is loaded."""
+        """[window, tiles]: the places of the elements of every window in a map of this width. onnxruntime
+        adds them up when it loads the model."""
         (high, wide), (down, across) = self.form.window, self.form.tiles(self.height, self.width)
         rows = np.arange(high)[:, None, None, None] + self.form.rows * np.arange(down)[:, None]
         columns = np.arange(wide)[:, None, None] + self.form.columns * np.arange(across)
@@ -450,7 +452,7 @@ class _Layer:
         return self.constant("x".join(map(str, values)), np.array(values, np.int64))
 
     def constant(self, name: str, value: npt.NDArray[Any]) -> str:
-        """Layers share those that are the same."""
+        """Add a constant; layers share equal ones."""
         self.constants[f"winograd.{name}"] = value
         return f"winograd.{name}"
 

@@ -1,10 +1,10 @@
-"""What a convolution costs on a board's core, as it is and in every form of fewer multiplications, and which
-of these is the least.
+"""Predicts the cost of a convolution on a board's core, as it is and in every form with fewer
+multiplications, and chooses the cheapest.
 
 Instructions were counted on the emulated core (``bench/winograd_counts.py`` writes ``assets/winograd.json``),
-and a small linear model of them covers the shapes between. Instructions are not all: a form multiplies less
-and moves more, windows overlap and the transformed weights are larger. So bytes that are written and read
-count too.
+and a small linear model interpolates them for other shapes. Instructions are not the whole cost: a form
+multiplies less but moves more, because windows overlap and the transformed weights are larger. So the bytes
+that are written and read count too.
 """
 
 import dataclasses
@@ -26,11 +26,11 @@ from .cook_toom import Form
 
 SCHEMA = 1
 TABLE = "winograd.json"
-DIRECT = "direct"  # the convolution as it is, among the forms' names
+DIRECT = "direct"  # the name of the convolution as it is, among the forms' names
 CORES = ("cortex-a53", "cortex-a72", "cortex-a76")
 
-# what a form must save: the model of instructions is off by up to 6 % either way, and what a byte is worth is
-# a guess
+# the share of the cost that a form must save: the model of instructions is off by up to 6 % either way, and
+# the cost of a byte is a guess
 MARGIN = 0.1
 # Instructions that a board's four cores execute while it moves a byte. Of a Pi 4: STREAM 5.5e9 bytes/s
 # (sci-pi.org.uk/bench/stream), Linpack 8e9 (feiereisen.net, ?page_id=924) to 13e9 float64 operations/s, four
@@ -44,8 +44,9 @@ Array = npt.NDArray[np.float64]
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-    """Of one inference: ``instructions`` as the model predicts them, ``moved_bytes`` between the operators
-    and from the weights; ``weight_bytes``, which these and the memory hold."""
+    """The cost of one inference. ``instructions``: as the model predicts them. ``moved_bytes``: bytes moved
+    between operators and read from the weights. ``weight_bytes``: the size of the weights in memory, which is
+    part of ``moved_bytes``."""
 
     instructions: float
     moved_bytes: float
@@ -57,8 +58,8 @@ class Cost:
 
 @dataclasses.dataclass(frozen=True)
 class Choice:
-    """``forms`` of the layers where one pays, and the predicted costs of all convolutions before and
-    after."""
+    """``forms``: the form of each layer that gains by one. ``direct`` and ``rewritten``: the predicted costs
+    of all convolutions before and after."""
 
     forms: dict[str, Form]
     direct: Cost
@@ -80,15 +81,15 @@ class Choice:
 
 
 def choose(layers: Iterable[Layer], core: str, per_byte: float = PER_BYTE) -> Choice:
-    """The cheapest form for every convolution; one that does not clearly pay stays as it is.
+    """The cheapest form for every convolution. A convolution without a clear gain stays as it is.
 
     Args:
-        layers: of a plan; those that are no convolution, or that no form is for, are left out of the costs.
+        layers: of a plan. Layers that are no convolution, or that have no form, are left out of the costs.
         core: one of CORES.
-        per_byte: what moving a byte costs, in instructions; with 0 these alone decide.
+        per_byte: the cost of moving a byte, in instructions; with 0 only instructions count.
 
     Raises:
-        OptionsError: there are no counts of this core.
+        OptionsError: there are no counts for this core.
     """
     coefficients = of_core(core)
     forms: dict[str, Form] = {}
@@ -112,22 +113,22 @@ def _sum(costs: Sequence[Cost]) -> Cost:
 
 
 def predicted(coefficients: dict[str, list[float]], layer: Layer, form: Form | None) -> Cost:
-    """By the model: ``coefficients`` by form, "direct" and as in "F(4x4)"; None as a form is the convolution
-    as it is."""
+    """The predicted cost of a layer in a form; None as the form is the convolution as it is.
+    ``coefficients``: by the names of ``name_of``."""
     key = name_of(layer, form)
     instructions = float(np.array(coefficients[key]) @ features(layer, form))
     return Cost(instructions, moved_bytes(layer, form), weight_bytes(layer, form))
 
 
 def name_of(layer: Layer, form: Form | None) -> str:
-    """Of the coefficients: a convolution as it is has its own for every kernel."""
+    """The name of a form's coefficients. A convolution as it is has its own coefficients for every kernel."""
     assert layer.kernel
     return str(form) if form else f"{DIRECT} {layer.kernel[0]}x{layer.kernel[1]}"
 
 
 def features(layer: Layer, form: Form | None) -> Array:
-    """What instructions are proportional to: products, elements that are gathered or transformed on the way
-    to them and from them, weights that are packed, and a number for what is always there."""
+    """The numbers that instructions are proportional to: products, elements that are gathered or transformed
+    before and after the products, packed weights, and a 1 for the constant part."""
     assert layer.kernel
     if form is None:
         positions, taps = layer.side_px**2, math.prod(layer.kernel)
@@ -148,14 +149,14 @@ def features(layer: Layer, form: Form | None) -> Array:
 
 
 def _steps(rows: int) -> float:
-    """Rows of a product in units of four: onnxruntime's kernels do four at a time, and what is left of them
-    by two and by one, which takes longer by row."""
+    """The rows of a product in units of four. onnxruntime's kernels compute four rows at a time and the
+    remaining rows by two and by one, which takes longer per row."""
     return rows // 4 + (0, 0.45, 0.6, 1.05)[rows % 4]
 
 
 def moved_bytes(layer: Layer, form: Form | None) -> float:
-    """Written by one operator and read by the next, and weights read once; what stays in a cache is not left
-    out."""
+    """The bytes that one operator writes and the next reads, and the weights, read once. Bytes that stay in a
+    cache are counted too."""
     assert layer.kernel
     pixels = layer.side_px**2
     inputs, outputs = pixels * layer.inputs, pixels * layer.outputs
@@ -173,14 +174,14 @@ def moved_bytes(layer: Layer, form: Form | None) -> float:
 
 
 def weight_bytes(layer: Layer, form: Form | None) -> float:
-    """Of the weights as they are multiplied, in memory: a form's are four times as large with F(4x4), and
-    never in the file."""
+    """The bytes of the multiplied weights in memory. With F(4x4) they are four times as large as the original
+    weights; the transformed weights are never in the file."""
     assert layer.kernel
     return FLOAT_BYTES * math.prod(form.window if form else layer.kernel) * layer.inputs * layer.outputs
 
 
 def fit(layers: Sequence[Layer], form: Form | None, instructions: Sequence[float]) -> list[float]:
-    """The coefficients with the least squares of the relative errors."""
+    """The coefficients that minimise the squares of the relative errors."""
     rows = np.array([features(layer, form) for layer in layers]) / np.array(instructions)[:, None]
     scale = np.abs(rows).max(0)
     solved, *_ = np.linalg.lstsq(rows / scale, np.ones(len(rows)), rcond=None)
@@ -191,20 +192,20 @@ def of_core(core: str) -> dict[str, list[float]]:
     """Coefficients by form.
 
     Raises:
-        OptionsError: there are none for this core.
+        OptionsError: there are no counts for this core.
     """
     cores: dict[str, dict[str, list[float]]] = table()["cores"]
     if core not in cores:
         raise OptionsError(
-            f"there are no counts of a core {core!r}; known are {', '.join(cores)}:"
-            " bench/winograd_counts.py makes them"
+            f"there are no counts for the core {core!r}; expected one of {', '.join(cores)}, or make counts"
+            " with bench/winograd_counts.py"
         )
     return cores[core]
 
 
 @functools.cache
 def table() -> dict[str, Any]:
-    """What ``bench/winograd_counts.py`` wrote."""
+    """The table that ``bench/winograd_counts.py`` wrote."""
     path = importlib.resources.files("vgg_export.assets").joinpath(TABLE)
     data: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     if data.get("schema") != SCHEMA:

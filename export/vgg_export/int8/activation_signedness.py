@@ -1,5 +1,5 @@
-"""Signed instead of unsigned activations of an int8 graph, or the other way round: the same function, other
-kernels.
+"""Changes the activations of an int8 graph from unsigned to signed, or back. The function stays the same, and
+onnxruntime runs other kernels.
 
 Both graphs can share the file of their weights.
 """
@@ -22,16 +22,16 @@ from vgg_runtime.bundle.session import Model
 from . import qdq
 from .measured import Quantized, Retyped
 
-# Largest difference of logits as a fraction of their spread. The sums are exact in both; only how a tie is
-# rounded may differ.
+# The largest allowed difference of logits, as a fraction of their spread. The sums are exact in both graphs;
+# only the rounding of ties may differ.
 TOLERANCE = 0.02
 
 STAGE = cache.Stage("retype", __name__, Retyped)
 
 
 def run(quantized: cache.Artifact, target: str, output: Path, progress: Progress) -> cache.Artifact:
-    """Retype the activations of a file that ``quantize`` wrote for a target whose weights have the same
-    range."""
+    """Change the activations of a file that ``quantize`` wrote to the type of a target. The target's weights
+    must have the same range."""
 
     def make(path: Path) -> Retyped:
         import onnx
@@ -49,10 +49,10 @@ def run(quantized: cache.Artifact, target: str, output: Path, progress: Progress
 
 
 def ensure_same(before: cache.Artifact, path: Path) -> float:
-    """How far the logits of the two graphs are apart on noise.
+    """The largest difference of the two graphs' logits on noise, as a fraction of their spread.
 
     Raises:
-        CheckFailedError: further than rounding explains.
+        CheckFailedError: it is larger than TOLERANCE.
     """
     px = before.read(Described).model.preprocessing.crop_px
     x = np.random.default_rng(0).standard_normal((3, 3, px, px), np.float32)

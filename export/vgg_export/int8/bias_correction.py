@@ -1,4 +1,4 @@
-"""Bias correction: the mean of each layer's output becomes that of the float network again.
+"""Bias correction: restores the mean of each layer's output to that of the float network.
 
 Nagel et al. 2019, "Data-Free Quantization through Weight Equalization and Bias Correction".
 """
@@ -22,13 +22,13 @@ if TYPE_CHECKING:
 def correct_biases(
     floating: "onnx.ModelProto", layers: Sequence[Layer], seen: Mapping[str, Seen], integer: "onnx.ModelProto"
 ) -> dict[str, Array]:
-    """Take from the int32 biases of ``integer``, in place, what the rounding of the weights adds to each
-    channel on average.
+    """Subtract the mean shift that rounding the weights adds to each channel from the int32 biases of
+    ``integer``, in place.
 
-    E[W_q x] - E[W x] (Nagel et al. 2019) with the means of x over the calibration pictures, padding included.
-    A layer without bias hands its shift on to the next one. The biases have steps of input scale times weight
-    scale, hundreds of times finer than a step of the output, so that nothing is gained by correcting the
-    float biases and quantizing all of it again.
+    The shift is E[W_q x] - E[W x] (Nagel et al. 2019), with the means of x over the calibration pictures,
+    padding included. A layer without bias passes its shift on to the next layer. The biases have steps of
+    input scale times weight scale, hundreds of times finer than a step of the output, so correcting the float
+    biases and quantizing everything again would gain nothing.
 
     Returns:
         The shift of every corrected channel [outputs], by the layer's name.
@@ -63,12 +63,12 @@ def _subtract(bias: "onnx.TensorProto", steps: Array) -> None:
 
 
 def mean_output(layer: Layer, weight: npt.NDArray[np.float32], mean: npt.NDArray[np.floating[Any]]) -> Array:
-    """What a layer of stride 1 and 'same' padding, without bias, gives per channel on average over pictures
-    and places, [outputs].
+    """The mean output [outputs] per channel over pictures and places, of a layer of stride 1 and 'same'
+    padding without its bias.
 
     Args:
         weight: [n, c, height, width], or [inputs, n] of a fully connected layer.
-        mean: of its input over the pictures, [c, H, W] or [inputs].
+        mean: the mean of its input over the pictures, [c, H, W] or [inputs].
     """
     if layer.kind == "Gemm":
         return (mean.astype(np.float32) @ weight).astype(np.float64)  # fc1 in float64 would be 800 MB

@@ -1,4 +1,4 @@
-"""Makes int8 graphs of one float graph and tells how far each is from it on held-out pictures."""
+"""Makes int8 graphs of one float graph, and compares each with it on held-out pictures."""
 
 import dataclasses
 from collections.abc import Collection, Sequence
@@ -24,14 +24,14 @@ from . import bias_correction, equalize, qdq
 if TYPE_CHECKING:
     import onnx
 
-# held-out pictures that layers are ranked with: each layer takes a pass of the float network
+# number of held-out pictures that rank the layers; few, since each layer takes a pass of the whole network
 RANKED_IMAGES = 10
 
 
 @dataclasses.dataclass(frozen=True)
 class Trial:
-    """An int8 graph, the layers of the plan that are ``kept`` in float in it, and what it says of the
-    held-out pictures against the float model."""
+    """A candidate: an int8 graph. ``kept``: the layers of the plan that stay float in it. ``compared``: its
+    comparison with the float model on the held-out pictures."""
 
     form: Int8Form
     kept: tuple[str, ...]
@@ -45,10 +45,10 @@ class Trial:
 
 
 class Bench:
-    """One float graph, what its tensors hold over the calibration pictures, and what it says of the held-out
-    ones.
+    """Makes and compares candidates of one float graph. Holds the statistics of its tensors over the
+    calibration pictures, and its logits on the held-out pictures.
 
-    ``scratch`` is a folder for the graphs that are tried; they stay until the caller removes it.
+    ``scratch``: the folder of the candidates' graphs, which stay until the caller removes it.
     """
 
     def __init__(
@@ -66,12 +66,12 @@ class Bench:
         self.session = exact(SessionSettings(), here(), (target.name,))
         self.layers = chain.layers(onnx.load(source))
         self.seen: dict[str, Seen] = {}
-        self.scales: list[Array] | None = None  # of the equalized form, found when it is first needed
+        self.scales: list[Array] | None = None  # scales of the equalized form, computed when first needed
         self.inputs: list[npt.NDArray[np.float32]] = []
         self.expected = np.zeros((0, 1), np.float32)
 
     def calibrate(self, pictures: Sequence[Path], held: Sequence[Path]) -> None:
-        """One pass over the calibration pictures and one over the held-out ones."""
+        """Run the float graph once over the calibration pictures and once over the held-out pictures."""
         with self.progress.task(f"calibrating for {self.target.name}", len(pictures)) as task:
             self.seen = observe(
                 self.source, self.layers, pictures, self.preprocessing, self.scratch, task.advance
@@ -81,7 +81,7 @@ class Bench:
             self.expected = self._logits(self.source, "asking the float model", self.inputs)
 
     def make(self, form: Int8Form, kept: Collection[str] = ()) -> Trial:
-        """Write the int8 graph of a form, ``kept`` layers of the plan in float, and try it."""
+        """Write the int8 graph of a form, with ``kept`` layers of the plan in float, and compare it."""
         path = self._write(form, kept)
         if not self.inputs:
             return Trial(form, tuple(kept), path, compare(self.expected, self.expected))
@@ -91,11 +91,11 @@ class Bench:
         return Trial(form, tuple(kept), path, compare(found, self.expected))
 
     def parts(self, names: Collection[str]) -> list[str]:
-        """The layers of the graph that layers of the plan are made of."""
+        """The names of the layers of the graph that make up these layers of the plan."""
         return [layer.name for layer in self.layers if layer.part_of in names]
 
     def sensitivity(self, form: Int8Form) -> dict[str, float]:
-        """Mean KL that each layer of the plan costs when it alone is quantized, the dearest first."""
+        """The mean KL in nats when only one layer is quantized, by layer of the plan, the largest first."""
         names = dict.fromkeys(layer.part_of for layer in self.layers)
         inputs, expected = self.inputs[:RANKED_IMAGES], self.expected[:RANKED_IMAGES]
         floating, seen = self._floating(form)
@@ -134,7 +134,7 @@ class Bench:
         return path
 
     def _floating(self, form: Int8Form) -> "tuple[onnx.ModelProto, dict[str, Seen]]":
-        """The float graph that a form begins with, in memory only, and what its tensors hold."""
+        """The float graph that a form starts from, in memory only, and the statistics of its tensors."""
         import onnx
 
         floating = onnx.load(self.source)
@@ -148,7 +148,8 @@ class Bench:
     def _logits(
         self, path: Path, label: str | None, inputs: Sequence[npt.NDArray[np.float32]]
     ) -> npt.NDArray[np.float32]:
-        """[n, classes], one picture at a time as on the device; not reported without a label."""
+        """Logits [n, classes], one picture at a time as on the device. Without a label no progress is
+        shown."""
         session = Model(path, self.session, device.usable_cores())
         if label is None:
             return np.concatenate([session(x) for x in inputs])

@@ -1,11 +1,11 @@
 """Cross-layer equalization (Nagel et al. 2019, "Data-Free Quantization through Weight Equalization and Bias
 Correction").
 
-A channel between two layers can be divided by any positive number in the first and multiplied by it in the
-second without changing the function: ReLU, max-pooling and the flattening let it through. It is chosen such
-that the largest weight of a channel is the same on both sides. With weights quantized per channel the gain is
-in the activations, whose channels then fill their common range more evenly; it may also be a loss, so it is
-tried rather than done.
+A channel between two layers can be divided by any positive scale in the first layer and multiplied by it in
+the second without changing the function, because ReLU, max-pooling and flattening commute with the scale. The
+scale is chosen such that the largest weight of a channel is the same in both layers. The weights are
+quantized per channel, so the gain is in the activations: their channels fill the common range more evenly.
+Equalization can also be a loss, so it is only one of the forms that are tried.
 """
 
 from typing import TYPE_CHECKING
@@ -27,25 +27,25 @@ if TYPE_CHECKING:
 Floats = npt.NDArray[np.float32]
 
 
-ROUNDS = 100  # at most; a pair that is equalized disturbs its neighbours, so that it takes some
+ROUNDS = 100  # at most; equalizing one pair of layers disturbs its neighbours, so it takes several
 
 
-SETTLED = 1e-3  # largest relative change of a channel at which it ends
+SETTLED = 1e-3  # the rounds end when no channel changes by more than this share
 
 
-TOLERANCE = 1e-4  # of the path norm: the weights are rounded to fp32, twice each
+TOLERANCE = 1e-4  # relative change of the path norm; each weight is rounded to fp32 twice
 
 
 def find_scales(model: "onnx.ModelProto") -> list[Array]:
-    """What to divide the channels [C] behind every layer but the last by."""
+    """The scales [C] that divide the channels after each layer but the last."""
     return solve(maxima(chain.layers(model), tensors_of(model)))
 
 
 def equalize(model: "onnx.ModelProto", scales: list[Array]) -> None:
-    """Apply what ``find_scales`` found, in place; the channels of the input and the logits stay as they are.
+    """Apply the scales of ``find_scales`` in place. The channels of the input and the logits are not scaled.
 
     Raises:
-        CheckFailedError: the function is not the same afterwards.
+        CheckFailedError: the path norms differ afterwards.
     """
     layers, tensors = chain.layers(model), tensors_of(model)
     norm = path_norm(layers, tensors)
@@ -55,8 +55,8 @@ def equalize(model: "onnx.ModelProto", scales: list[Array]) -> None:
 
 
 def solve(largest: list[Floats]) -> list[Array]:
-    """The scales for layers whose largest weights between channels are ``largest`` [outputs, inputs] each,
-    which is used up."""
+    """The scales for layers with ``largest`` as their largest weights between channels, [outputs, inputs]
+    each. ``largest`` is overwritten."""
     scales = [np.ones(len(weight)) for weight in largest[:-1]]
     for _ in range(ROUNDS):
         change = 0.0
@@ -74,7 +74,7 @@ def solve(largest: list[Floats]) -> list[Array]:
 
 
 def maxima(layers: list[chain.Layer], tensors: "Tensors") -> list[Floats]:
-    """Largest |weight| between the channels of every layer: [outputs, inputs] each."""
+    """The largest |weight| between the channels of every layer: [outputs, inputs] each."""
     return [
         _channel_maxima(layer, before, tensors)
         for layer, before in zip(layers, [None, *layers], strict=False)
@@ -93,9 +93,9 @@ def _channel_maxima(layer: chain.Layer, before: chain.Layer | None, tensors: "Te
 
 
 def path_norm(layers: list[chain.Layer], tensors: "Tensors") -> Array:
-    """For each logit the sum over all paths, from the input or a bias, of the product of the largest weights
-    on it (after Neyshabur et al. 2015). Scaling a channel on one side and undoing it on the other does not
-    change it."""
+    """For each logit, the sum over all paths from the input or a bias of the product of the largest weights
+    along the path (after Neyshabur et al. 2015). Scaling a channel on one side and undoing it on the other
+    does not change it."""
     largest = maxima(layers, tensors)
     reached = np.ones(largest[0].shape[1])
     for layer, weight in zip(layers, largest, strict=True):
@@ -114,14 +114,14 @@ def ensure_unchanged(before: Array, after: Array) -> None:
     difference = float((np.abs(after - before) / np.maximum(before, np.finfo(np.float64).tiny)).max())
     if not difference <= TOLERANCE:
         raise CheckFailedError(
-            f"equalizing changed the function: its path norm by {difference:.2g}, at most {TOLERANCE:g}"
-            " allowed"
+            f"equalizing changed the path norm of the function by {difference:.2g}; expected at most"
+            f" {TOLERANCE:g}"
         )
 
 
 def rescale(layer: chain.Layer, tensors: "Tensors", read: Array | None, written: Array | None) -> None:
-    """Multiply what a layer reads of a channel by ``read`` and divide what it writes by ``written``, in
-    place."""
+    """Multiply the weights that read a channel by ``read``, and divide those that write a channel and its
+    bias by ``written``, in place."""
     weight = array(tensors[layer.weight]).copy()
     outputs, inputs = (0, 1) if layer.kind == "Conv" else (1, 0)
     if read is not None:
@@ -138,7 +138,7 @@ def _multiply(weight: Floats, factors: Array, axis: int) -> None:
 
 
 def rescaled(seen: dict[str, Seen], layers: list[chain.Layer], scales: list[Array]) -> dict[str, Seen]:
-    """What was seen in the tensors of a graph, as it would have been seen after ``equalize``."""
+    """The statistics of a graph's tensors as they are after ``equalize``."""
     found = dict(seen)
     for layer, read, written in zip(layers, [None, *scales], [*scales, None], strict=True):
         if read is not None:

@@ -1,4 +1,4 @@
-"""What the stages of int8 measure."""
+"""The records of the int8 stages."""
 
 import dataclasses
 
@@ -9,7 +9,7 @@ from vgg_export.graphs.model_info import ModelInfo
 
 @dataclasses.dataclass(frozen=True)
 class Tried(Record):
-    """A form that was tried; its figures are absent where there were no held-out pictures."""
+    """A form that was tried. Its figures are None where there were no held-out pictures."""
 
     form: str
     agreement: float | None = None
@@ -19,8 +19,8 @@ class Tried(Record):
 
 @dataclasses.dataclass(frozen=True)
 class FloatLayer(Record):
-    """A layer that stays float: the mean KL that it alone costs as int8, why, and how many bytes larger the
-    file is."""
+    """A layer that stays float. ``kl_alone``: the mean KL in nats when only this layer is int8. ``why``: the
+    reason. ``bytes``: how much larger the file is."""
 
     layer: str
     kl_alone: float
@@ -30,7 +30,7 @@ class FloatLayer(Record):
 
 @dataclasses.dataclass(frozen=True)
 class Choice(Record):
-    """The form that was chosen of those tried, why, and the layers that are float in it."""
+    """The chosen form, the reason, the forms that were tried, and the layers that stay float."""
 
     chosen: str
     why: str
@@ -40,8 +40,8 @@ class Choice(Record):
 
 @dataclasses.dataclass(frozen=True)
 class Quantized(Record):
-    """Of an int8 graph: its operators, the hashes of the pictures it was calibrated on, the core it is for
-    and how far it is from its float model, where that could be measured."""
+    """The record of an int8 graph: its operators, the hashes of its calibration pictures, the core that it is
+    for, and its loss against the float model where there were held-out pictures."""
 
     ops: dict[str, int]
     calibration_images: tuple[str, ...]
@@ -53,6 +53,7 @@ class Quantized(Record):
 
 @dataclasses.dataclass(frozen=True)
 class Retyped(Quantized):
-    """The same for another core, and how far the logits are from those before, of their spread."""
+    """The record of the graph for another core. ``deviation``: the largest difference of logits from the
+    graph before, as a fraction of their spread."""
 
     deviation: float

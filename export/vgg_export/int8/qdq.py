@@ -1,5 +1,5 @@
-"""A float graph and the ranges of its tensors -> the int8 QDQ graph, layers that stay float, and the
-correction of its biases."""
+"""Makes the int8 QDQ graph of a float graph and the ranges of its tensors, keeps layers float, and changes
+the type of activations."""
 
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -27,10 +27,10 @@ INT32 = np.iinfo(np.int32)
 def ranges(
     layers: Sequence[Layer], seen: Mapping[str, Seen], *, clipped: bool
 ) -> dict[str, tuple[float, float]]:
-    """Lowest and highest value of every tensor that is quantized; a tensor behind a pool has the range of the
-    one before it, and one before a ReLU that of the one behind it."""
+    """The lowest and highest value of every tensor that is quantized. A tensor after a pool has the range of
+    the tensor before the pool, and a tensor before a ReLU has the range of the tensor after it."""
     before = layers[0].input
-    found = {before: seen[before].range()}  # pictures have known limits
+    found = {before: seen[before].range()}  # never clipped: the values of pictures have known limits
     for layer in layers:
         found[layer.input] = found[before]
         found[layer.output] = found[layer.sum] = (
@@ -52,13 +52,14 @@ def write(
 ) -> None:
     """Write the int8 QDQ graph of the float ``model``, which is used up.
 
-    Activations are asymmetric, because symmetric ones keep ReLU from folding into the convolution. Layers in
-    ``kept`` stay float; if there are any in ``only``, all others do.
+    Activations are asymmetric, because with symmetric ones ReLU does not fold into the convolution. Layers in
+    ``kept`` stay float. If ``only`` names layers, all others stay float.
     """
     from onnxruntime.quantization import CalibrationMethod, QDQQuantizer, QuantType, TensorData, TensorsData
 
     _keep_float(model, layers, kept)
-    # Its shapes are there; without this mark they would be inferred again, through two copies of the model.
+    # The model has its shapes. Without this mark onnxruntime would infer them again, with two copies of the
+    # model.
     model.metadata_props.add(key="onnx.infer", value="onnxruntime.quant")
     data = {
         name: TensorData(lowest=np.array(low, np.float32), highest=np.array(high, np.float32))
@@ -83,8 +84,8 @@ def write(
 
 
 def share_weights(model: "onnx.ModelProto", folder: Path) -> Path:
-    """Write a graph with its weights in a file beside it, so that many graphs can be made that differ in one
-    layer."""
+    """Write a graph with its weights in a file beside it, so that graphs that differ in one layer can share
+    the file."""
     import onnx
 
     path = folder / "shared.onnx"
@@ -115,8 +116,8 @@ def _keep_float(model: "onnx.ModelProto", layers: Sequence[Layer], kept: Collect
     """Put a ReLU before layers that are to stay float.
 
     Leaving a layer out of the quantization is not enough: onnxruntime's optimizer quantizes any Conv or Gemm
-    between a DequantizeLinear and a QuantizeLinear. A second ReLU behind the first changes nothing and comes
-    between.
+    between a DequantizeLinear and a QuantizeLinear. A second ReLU after the first one does not change the
+    values, and separates the two.
     """
     import onnx
 
@@ -132,7 +133,7 @@ def _keep_float(model: "onnx.ModelProto", layers: Sequence[Layer], kept: Collect
 
 
 def dequantized(layer: Layer, tensors: "Mapping[str, onnx.TensorProto]") -> npt.NDArray[np.float32]:
-    """The weight as the int8 graph has it, in float32; zero-points are zero."""
+    """The dequantized weight of the int8 graph, in float32. Its zero points are zero."""
     values, scale = (array(tensors[f"{layer.weight}_{part}"]) for part in ("quantized", "scale"))
     weight = values.astype(np.float32)
     weight *= scale.reshape((-1, 1, 1, 1) if layer.kind == "Conv" else (1, -1))
@@ -140,14 +141,14 @@ def dequantized(layer: Layer, tensors: "Mapping[str, onnx.TensorProto]") -> npt.
 
 
 def retype(model: "onnx.ModelProto", *, signed: bool) -> None:
-    """Signed activations instead of unsigned ones, or the other way round, in place: the same function, other
-    kernels.
+    """Change the activations from unsigned to signed, or back, in place. The function stays the same, and
+    onnxruntime runs other kernels.
 
     x = scale (q - zero_point) stays the same when 128 is taken from q and from the zero point. Scales,
-    weights and int32 biases are those that were calibrated.
+    weights and int32 biases do not change.
 
     Raises:
-        CheckFailedError: they are of that type already, or of another than 8 bits.
+        CheckFailedError: the graph has no QuantizeLinear, or a zero point is not of the other 8-bit type.
     """
     import onnx
 
@@ -164,4 +165,4 @@ def retype(model: "onnx.ModelProto", *, signed: bool) -> None:
             raise CheckFailedError(f"the zero point {name} is {value.dtype}; expected {np.dtype(before)}")
         changed = onnx.numpy_helper.from_array((value.astype(np.int32) + offset).astype(after), name)
         tensors[name].CopyFrom(changed)
-    del model.graph.value_info[:]  # it names the types of the activations
+    del model.graph.value_info[:]  # it holds the old types of the activations

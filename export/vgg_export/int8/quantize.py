@@ -1,9 +1,10 @@
-"""Static int8: QDQ nodes, per-channel weights, ranges from calibration images through the device's own
-preprocessing.
+"""Static int8 quantization: QDQ nodes, per-channel weights, and ranges from calibration images that pass
+through the device's own preprocessing.
 
-The plain form (ranges from the least to the largest value seen) is enough for most networks. Where it is not,
-others are tried on pictures that nothing was calibrated on, and the closest to the float model is kept; where
-that is still too far away, the most sensitive layers stay float, and what that costs is said.
+The plain form (ranges from the smallest to the largest value seen) is enough for most networks. Where it is
+not, others are tried on pictures that calibrate nothing, and the form closest to the float model is kept.
+Where that is still too far away, the most sensitive layers stay float, and the log and the sidecar say what
+that costs.
 """
 
 import dataclasses
@@ -30,10 +31,12 @@ from .measured import Choice, FloatLayer, Quantized, Tried
 log = logging.getLogger(__name__)
 
 PLAIN = INT8_FORMS["minmax"]
-# Where the plain form is at least this close to the float model, no other is tried.
+# If the plain form is at least this close to the float model, no other is tried.
 ENOUGH_KL, ENOUGH_AGREEMENT = 0.002, 0.995
-MARGIN = 0.05  # a form must lower the mean KL by this share of it ...
-ERRORS = 2.0  # ... and by this many standard errors of the difference, to be preferred to the plain one
+# To be preferred to the plain form, another must lower the mean KL by this share and by this many standard
+# errors of the difference.
+MARGIN = 0.05
+ERRORS = 2.0
 
 STAGE = cache.Stage("quantize", __name__, Quantized)
 
@@ -50,9 +53,9 @@ def run(
     """Quantize an exported model with at most ``count`` pictures of the fitting set; the selection set
     decides between forms.
 
-    The sidecar says under ``losses`` how far the result is from the float model (agreement and mean KL on n
-    held-out pictures, the ones that chose the form; nothing where there are none), and under ``int8`` what
-    was tried and why this was chosen.
+    The sidecar holds under ``losses`` the agreement with the float model and the mean KL on the n held-out
+    pictures that chose the form (nothing where there are none), and under ``int8`` the forms that were tried
+    and the reason for the choice.
     """
     known = described(exported)
     if known is None:
@@ -62,14 +65,14 @@ def run(
         )
     info = known.model
     items = choose.limit(splits.fit, [i.source for i in splits.fit], count, seed)
-    # Agreement with a network of random weights says nothing.
+    # Agreement with a network of random weights means nothing.
     wanted = splits.select if info.provenance.has_knowledge else []
     held = choose.limit(wanted, [i.source for i in wanted], options.held_images, seed)
 
     def make(path: Path) -> Quantized:
         with tempfile.TemporaryDirectory(prefix=".quantize.", dir=path.parent) as scratch:
-            # Unsigned first: on x86 onnxruntime rewrites signed activations pair by pair, which an audit
-            # there would stumble over.
+            # The audited graph is unsigned: on x86 onnxruntime rewrites signed activations pair by pair, and
+            # the audit would find the operators that it adds.
             target = dataclasses.replace(TARGETS[options.target], signed_activations=False)
             bench = Bench(exported.path, target, info.preprocessing, Path(scratch), progress)
             bench.calibrate([i.path for i in items], [i.path for i in held])
@@ -94,7 +97,7 @@ def run(
 
 
 def _in_halves(path: Path, px: int) -> Path:
-    """The int8 graph with its largest fully connected layer in halves; itself where none is large."""
+    """The int8 graph with its large fully connected layers in halves; the same file if no layer is large."""
     import onnx
 
     model = onnx.load(path)
@@ -117,7 +120,7 @@ def _write_for(target: Target, unsigned: Path, path: Path) -> None:
 
 
 def choose_form(bench: Bench, options: QuantizeOptions) -> tuple[Trial, Choice]:
-    """The int8 graph to keep, and what was tried."""
+    """The int8 graph to keep, and the record of the choice."""
     trials = [bench.make(INT8_FORMS.get(options.method, PLAIN))]
     why = reason_for_one(trials[0], options)
     if why is None:
@@ -126,9 +129,9 @@ def choose_form(bench: Bench, options: QuantizeOptions) -> tuple[Trial, Choice]:
     if why is None:
         changed = best is not trials[0]
         why = (
-            "closest to the float model of those tried"
+            "closest to the float model of the forms tried"
             if changed
-            else "none of the others is closer by more than chance"
+            else "no other form is closer by more than chance"
         )
     kept, told = keep_layers(bench, best, options)
     log.info("int8: %s; %s", in_words(best), why)
@@ -144,7 +147,7 @@ def _tried(trial: Trial) -> Tried:
 
 
 def reason_for_one(first: Trial, options: QuantizeOptions) -> str | None:
-    """Why nothing but the first form needs to be tried, or None."""
+    """The reason why only the first form is tried, or None."""
     found = first.compared
     if options.method != "auto":
         return "asked for"
@@ -156,25 +159,25 @@ def reason_for_one(first: Trial, options: QuantizeOptions) -> str | None:
 
 
 def closest(trials: list[Trial]) -> Trial:
-    """The one with the least mean KL of those that are clearly better than the first, else the first."""
+    """The form with the least mean KL of those that are clearly better than the first; the first if none
+    is."""
     better = [t for t in trials[1:] if clearly_better(t, trials[0])]
     return min(better, key=lambda t: float(t.compared.divergence.mean()), default=trials[0])
 
 
 def clearly_better(trial: Trial, plain: Trial) -> bool:
-    """Whether the mean KL is lower by more than the margin and more than noise: the same pictures are
-    compared in pairs."""
+    """Whether the mean KL is lower by more than the margin and by more than the noise of the difference,
+    which is measured picture by picture."""
     gain = plain.compared.divergence - trial.compared.divergence
     noise = ERRORS * float(gain.std(ddof=1)) / math.sqrt(len(gain)) if len(gain) > 1 else math.inf
     return float(gain.mean()) > max(MARGIN * plain.compared.kl, noise)
 
 
 def keep_layers(bench: Bench, best: Trial, options: QuantizeOptions) -> tuple[Trial, list[FloatLayer]]:
-    """Keep the most sensitive layers in float, one more at a time, as long as the agreement is below what was
-    asked for.
+    """Keep the most sensitive layers in float, one more at a time, until the agreement is what was asked for.
 
     Returns:
-        ``best`` or what is better, and the layers that are float in it.
+        The candidate that agrees most (``best`` where no float layer helps), and its float layers.
     """
     if meets(best, options.min_agreement) or not options.float_layers:
         return best, []
@@ -186,7 +189,7 @@ def keep_layers(bench: Bench, best: Trial, options: QuantizeOptions) -> tuple[Tr
             break
     chosen = max(
         trials, key=lambda t: int(t.compared.same.sum())
-    )  # of equal ones the first, which keeps the fewest
+    )  # of equal candidates the first, which keeps the fewest layers in float
     why = (
         f"agreement of {100 * best.compared.agreement:.1f} % on {best.compared.n} held-out pictures,"
         f" {100 * options.min_agreement:g} % asked for"
@@ -197,13 +200,14 @@ def keep_layers(bench: Bench, best: Trial, options: QuantizeOptions) -> tuple[Tr
 
 
 def meets(trial: Trial, agreement: float) -> bool:
-    """Whether no more pictures disagree than allowed; one alone is no evidence."""
+    """Whether at most the allowed number of pictures disagree. One is always allowed, since it is no
+    evidence."""
     missed = int((~trial.compared.same).sum())
     return missed <= max(1, (1 - agreement) * trial.compared.n + 1e-9)
 
 
 def in_words(trial: Trial) -> str:
-    """A form and how it did."""
+    """A form, its agreement and its mean KL as a phrase."""
     if not trial.judged:
         return trial.form.name
     found = trial.compared
@@ -214,7 +218,7 @@ def in_words(trial: Trial) -> str:
 
 
 def log_float_layers(before: Trial, after: Trial, told: list[FloatLayer], options: QuantizeOptions) -> None:
-    """Say which layers stay float, why, and what that costs; and when what was asked for is not reached."""
+    """Log which layers stay float, why, and what that costs; warn if the agreement is still too low."""
     now = 100 * after.compared.agreement if after.judged else 100.0
     if told:
         added = (after.path.stat().st_size - before.path.stat().st_size) / 1e6

@@ -1,9 +1,9 @@
-"""The largest fully connected layer of an int8 graph as two of half as many outputs, so that loading it takes
-less memory.
+"""Splits large fully connected layers of an int8 graph into two with half as many outputs each, so that
+loading the graph takes less memory.
 
-onnxruntime packs a weight into a buffer of its own while the file's pages of it are still mapped: for a
-moment fc1 of a VGG, two thirds of the model, is there twice. Of two halves only one is there twice at a time.
-The sums of each output are the same, and putting the halves together is a copy of some kilobytes.
+onnxruntime packs a weight into a buffer of its own while the file's pages of it are still mapped. So for a
+moment fc1 of a VGG, two thirds of the model, is in memory twice; of two halves, only one is there twice at a
+time. The sums of each output are the same, and joining the halves copies some kilobytes.
 """
 
 from collections.abc import Iterator, Sequence
@@ -20,17 +20,17 @@ from vgg_runtime.bundle.session import Model
 if TYPE_CHECKING:
     import onnx
 
-LARGE_BYTES = 32_000_000  # of a weight; below, a second copy for a moment is not what the memory goes to
+LARGE_BYTES = 32_000_000  # the smallest weight that is split; a second copy of a smaller one hardly matters
 PARTS = 2
 
 
 def halve(model: "onnx.ModelProto", large_bytes: int = LARGE_BYTES) -> list[str]:
-    """Replace every Gemm of an int8 QDQ graph whose weight [inputs, outputs] is large, in place; the weights'
-    names.
+    """Replace every Gemm of an int8 QDQ graph whose weight [inputs, outputs] is large, in place. Returns the
+    names of these weights.
 
     Raises:
-        CheckFailedError: such a Gemm is not what 'vgg-export quantize' writes: weight and bias dequantized
-            along the outputs, the result quantized.
+        CheckFailedError: such a Gemm is not as 'vgg-export quantize' writes it: with weight and bias
+            dequantized along the outputs, and the result quantized.
     """
     nodes, tensors = model.graph.node, {t.name: t for t in model.graph.initializer}
     makers = {node.output[0]: node for node in nodes}
@@ -49,8 +49,8 @@ def halve(model: "onnx.ModelProto", large_bytes: int = LARGE_BYTES) -> list[str]
         quantizer = next((node for node in nodes if gemm.output[0] in node.input), None)
         if quantizer is None or quantizer.op_type != "QuantizeLinear":
             raise CheckFailedError(
-                f"{gemm.name} is large and its result is not in integers; expected a layer that is int8 as"
-                " a whole"
+                f"{gemm.name} is large and its result is not quantized; expected a layer that is int8 as a"
+                " whole"
             )
         at = list(nodes).index(quantizer)
         for node in reversed(list(_halves(model, gemm, constants, quantizer))):
@@ -69,7 +69,7 @@ def _halves(
     constants: "Sequence[onnx.NodeProto]",
     quantizer: "onnx.NodeProto",
 ) -> "Iterator[onnx.NodeProto]":
-    """The nodes in place of a Gemm, of what dequantizes its weight and bias if it has one, and of what
+    """The nodes that replace a Gemm, the nodes that dequantize its weight and bias, and the node that
     quantizes its result."""
     from onnx.helper import make_node
 
@@ -96,9 +96,9 @@ def _halves(
         yield make_node(
             "QuantizeLinear", [summed, *quantizer.input[1:]], [integer], f"{quantizer.name}_part{part}"
         )
-        # Back to float and to integers again behind the Concat, which changes nothing: onnxruntime knows how
-        # to take away what stands between such pairs, and on x86 turns signed activations into unsigned ones
-        # pair by pair.
+        # Each half is dequantized before the Concat and quantized again after it, which does not change the
+        # values: onnxruntime knows how to fuse an operator between such pairs, and on x86 it turns signed
+        # activations into unsigned ones pair by pair.
         yield make_node(
             "DequantizeLinear", [integer, *quantizer.input[1:]], [result], f"{result}_DequantizeLinear"
         )
@@ -113,7 +113,7 @@ def _halves(
 
 
 def _part(model: "onnx.ModelProto", name: str, part: int) -> str:
-    """The name of a part, along the outputs, of a tensor that is added to the graph."""
+    """Add a part of a tensor, along the outputs, to the graph. Returns its name."""
     from onnx import numpy_helper
 
     whole = numpy_helper.to_array(next(t for t in model.graph.initializer if t.name == name))
@@ -123,7 +123,7 @@ def _part(model: "onnx.ModelProto", name: str, part: int) -> str:
 
 
 def ensure_equal(before: Path, after: Path, px: int) -> None:
-    """The same logits to the last bit, on noise.
+    """Check that the logits on noise are equal to the last bit.
 
     Raises:
         CheckFailedError: they differ.
@@ -132,6 +132,6 @@ def ensure_equal(before: Path, after: Path, px: int) -> None:
     expected, found = (Model(path, SessionSettings(), device.usable_cores())(x) for path in (before, after))
     if not np.array_equal(expected, found):
         raise CheckFailedError(
-            "with its largest layer in halves the int8 model's logits differ by up to"
-            f" {np.abs(found - expected).max():.2g}"
+            "splitting the largest layer changed the int8 model's logits by up to"
+            f" {np.abs(found - expected).max():.2g}; expected no change"
         )

@@ -1,7 +1,7 @@
-"""A VGG from a channel plan, and the checkpoint format: a plan plus tensors.
+"""The channel plan of a VGG: its layers, their shapes and what they cost.
 
-A pruned VGG is only another plan. Everything downstream (fold, export, quantize, the manifest) reads the plan
-and never guesses from layer names.
+A pruned VGG is only another plan. All later stages (fold, export, quantize, the manifest) read the plan and
+never guess from layer names.
 """
 
 import dataclasses
@@ -37,8 +37,8 @@ FACTORS = {
 
 @dataclasses.dataclass(frozen=True)
 class Factor:
-    """A layer of the plan that is made of two: ``kind`` is a key of FACTORS, ``rank`` the width between
-    them."""
+    """A layer of the plan that is made of two. ``kind``: a key of FACTORS. ``rank``: the number of channels
+    between the two."""
 
     layer: str
     kind: str
@@ -47,8 +47,8 @@ class Factor:
 
 @dataclasses.dataclass(frozen=True)
 class Layer:
-    """A layer with weights as it is executed; ``kernel`` is None for a fully connected one, ``side_px`` the
-    side of its map."""
+    """A layer with weights as it is executed. ``kernel``: height and width, or None for a fully connected
+    layer. ``side_px``: the side of its feature map."""
 
     name: str
     inputs: int
@@ -59,11 +59,11 @@ class Layer:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of the weight tensor: [n, c, height, width] or [n, c]."""
+        """The shape of the weight tensor: [n, c, height, width] or [n, c]."""
         return (self.outputs, self.inputs, *(self.kernel or ()))
 
     def parameters(self) -> int:
-        """Weights and biases."""
+        """The number of weights and biases."""
         return math.prod(self.shape) + (self.outputs if self.bias else 0)
 
     def macs(self) -> int:
@@ -73,12 +73,12 @@ class Layer:
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """The shape of a VGG: output channels of every convolution by block, then three fully connected layers;
+    """The shape of a VGG: output channels of every convolution by block, then three fully connected layers.
     ``factors`` names the layers that are made of two thinner ones.
 
     ``input_px`` is the side of the square input the network takes. At 224 px the feature map is 7x7 and the
-    adaptive pool of torchvision is the identity, so there is no pool in the network at all; for other sizes
-    ``fold`` multiplies the pool into fc1.
+    adaptive pool of torchvision is the identity, so the network has no pool at all. For other sizes
+    ``input_size.fold`` multiplies the pool into fc1.
     """
 
     family: str
@@ -107,7 +107,7 @@ class Plan:
             )
         if self.input_px < STRIDE_PX:
             raise CheckpointError(
-                f"a VGG halves its input five times: the input must be at least {STRIDE_PX} px, found"
+                f"the input must be at least {STRIDE_PX} px, because a VGG halves it five times; found"
                 f" {self.input_px}"
             )
         sizes = {name: (c, n) for name, c, n in (*self.convs(), *self.linears())}
@@ -150,8 +150,8 @@ class Plan:
             yield from self.parts(*linear, side_px=1)
 
     def parts(self, name: str, inputs: int, outputs: int, side_px: int) -> tuple[Layer, ...]:
-        """The one or two layers that a layer of the plan is made of; those of a factorised one end in _reduce
-        and _expand."""
+        """The one or two layers that a layer of the plan is made of. The names of the two end in _reduce and
+        _expand."""
         factor = next((f for f in self.factors if f.layer == name), None)
         if factor is None:
             kernel = None if name.startswith("fc") else (3, 3)
@@ -167,7 +167,7 @@ class Plan:
         return next(layer.name for layer in self.layers() if layer.kernel is None)
 
     def parameters(self) -> int:
-        """Weights and biases."""
+        """The number of weights and biases."""
         return sum(layer.parameters() for layer in self.layers())
 
     def macs(self) -> int:
@@ -180,7 +180,11 @@ class Plan:
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Self:
-        """What ``to_json`` gave; a CheckpointError when it is damaged."""
+        """The plan that ``to_json`` gave.
+
+        Raises:
+            CheckpointError: the data is damaged.
+        """
         try:
             return cls(
                 family=str(data["family"]),
@@ -200,19 +204,19 @@ class Plan:
 
 @dataclasses.dataclass(frozen=True)
 class Change(Record):
-    """A number of a plan and of what was made of it."""
+    """A number before and after a change of the plan."""
 
     before: int
     after: int
 
 
 def sizes(before: Plan, after: Plan) -> tuple[Change, Change]:
-    """Parameters and MACs of two plans."""
+    """The change of parameters and of multiply-accumulates between two plans."""
     return Change(before.parameters(), after.parameters()), Change(before.macs(), after.macs())
 
 
 def sizes_in_words(before: Plan, after: Plan) -> str:
-    """The same as a line for a person."""
+    """``sizes`` as a phrase."""
     return (
         f"{before.parameters() / 1e6:.2f} M to {after.parameters() / 1e6:.2f} M parameters,"
         f" {before.macs() / 1e9:.2f} to {after.macs() / 1e9:.2f} GMACs"

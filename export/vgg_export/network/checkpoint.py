@@ -1,4 +1,4 @@
-"""A checkpoint: the network's plan, its tensors and where they came from, in one safetensors file."""
+"""Reads and writes checkpoints: the network's plan, tensors and provenance in one safetensors file."""
 
 import dataclasses
 import json
@@ -26,7 +26,7 @@ FORMAT_VERSION = 2  # 2: plans with factorised layers
 
 @dataclasses.dataclass(frozen=True)
 class Header:
-    """What a checkpoint file says of its tensors, which stay in the file."""
+    """The content of a checkpoint file without its tensors."""
 
     plan: Plan
     labels: tuple[str, ...]
@@ -37,7 +37,7 @@ class Header:
 class Checkpoint:
     """A plan, its float32 tensors (``conv1_1.weight`` [n, c, 3, 3], ``fc1.weight`` [n, c*grid*grid],
     ``*.bias`` [n]; the two parts of a factorised layer are ``conv3_1_reduce`` and ``conv3_1_expand``), the
-    class names and where the weights came from."""
+    class names and the provenance of the weights."""
 
     plan: Plan
     tensors: "dict[str, torch.Tensor]"
@@ -49,7 +49,7 @@ class Checkpoint:
 
     @property
     def has_knowledge(self) -> bool:
-        """False for random weights, see ``Provenance``."""
+        """False for random weights; see ``Provenance``."""
         return self.provenance.has_knowledge
 
     def model(self) -> "nn.Sequential":
@@ -60,10 +60,10 @@ class Checkpoint:
 
 
 def ensure_fit(plan: Plan, labels: tuple[str, ...], shapes: Mapping[str, tuple[int, ...]]) -> None:
-    """Compare tensors, by their shapes, and labels with a plan.
+    """Check that labels and the shapes of tensors are those of a plan.
 
     Raises:
-        CheckpointError: they are not those of the plan.
+        CheckpointError: a tensor is missing, unknown or of another shape, or the number of labels is wrong.
     """
     expected = expected_shapes(plan)
     if missing := sorted(expected.keys() - shapes.keys()):
@@ -77,12 +77,14 @@ def ensure_fit(plan: Plan, labels: tuple[str, ...], shapes: Mapping[str, tuple[i
         if shape != expected[name]:
             raise CheckpointError(f"{name} is {shape}, but the plan says {expected[name]}")
     if len(labels) != plan.classes:
-        raise CheckpointError(f"{len(labels)} labels for {plan.classes} classes; they must be as many")
+        raise CheckpointError(
+            f"found {len(labels)} labels for {plan.classes} classes; expected one per class"
+        )
 
 
 def save(checkpoint: Checkpoint, path: Path, *, half: bool = False) -> None:
-    """Write plan, labels and provenance as metadata of a safetensors file; ``half`` stores the tensors as
-    float16."""
+    """Write a safetensors file with plan, labels and provenance as its metadata. ``half`` stores the tensors
+    as float16."""
     from safetensors.torch import save as to_bytes
 
     header = {
@@ -99,9 +101,9 @@ def save(checkpoint: Checkpoint, path: Path, *, half: bool = False) -> None:
 
 
 def _in_order(content: bytes) -> tuple[bytes, memoryview]:
-    """A safetensors file's header, its metadata in order, and the rest: the library writes metadata in the
-    order of a hash table, so that the same checkpoint would have another hash each time and everything made
-    from it would be made again."""
+    """The header of a safetensors file with sorted metadata, and the rest of the file. The library writes
+    metadata in the order of a hash table. Unsorted, the same checkpoint would get another hash each time, and
+    everything made from it would be made again."""
     end = 8 + int.from_bytes(content[:8], "little")
     header = json.loads(content[8:end])
     header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
@@ -111,12 +113,12 @@ def _in_order(content: bytes) -> tuple[bytes, memoryview]:
 
 
 def is_checkpoint(path: Path) -> bool:
-    """Whether a safetensors file carries our plan in its metadata."""
+    """Whether a safetensors file is a checkpoint in our own format."""
     return _read(path)[0].get("format") == FORMAT
 
 
 def read_header(path: Path) -> Header:
-    """What ``save`` wrote without the tensors, of which only the shapes are looked at.
+    """Read what ``save`` wrote without the tensors; only their shapes are checked.
 
     Raises:
         CheckpointError: as ``load``.
@@ -134,12 +136,12 @@ def read_header(path: Path) -> Header:
     try:
         header = json.loads(metadata["checkpoint"])
         plan = Plan.from_json(header["plan"])
-        # a file need not say these two
+        # a file without these fields is read too
         source = {"weights": "file", "what": plan.family} | dict(header["source"])
         found = Header(plan, tuple(map(str, header["labels"])), Provenance.from_json(source))
     except CheckpointError:
         raise
-    except Exception as error:  # a damaged header fails in any way there is
+    except Exception as error:  # a damaged header can fail in any way
         raise _damaged(path, error) from error
     ensure_fit(found.plan, found.labels, shapes)
     return found
@@ -149,15 +151,15 @@ def load(path: Path) -> Checkpoint:
     """Read what ``save`` wrote; the tensors come back as float32.
 
     Raises:
-        CheckpointError: not a safetensors file, truncated, not ours, newer than this program, or tensors that
-            do not fit the plan.
+        CheckpointError: the file is missing, damaged, not a checkpoint in our own format, or newer than this
+            program, or its tensors do not fit the plan.
     """
     from safetensors.torch import load_file
 
     header = read_header(path)
     try:
         tensors = {name: t.float() for name, t in load_file(path).items()}
-    except Exception as error:  # so may what the header says of the rest
+    except Exception as error:  # a damaged file can fail in any way
         raise _damaged(path, error) from error
     return Checkpoint(header.plan, tensors, header.labels, header.provenance)
 

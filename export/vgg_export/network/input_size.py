@@ -1,4 +1,4 @@
-"""Input scaling: the adaptive pool multiplied into the first fully connected layer, so that a smaller picture
+"""Input scaling: multiplies the adaptive pool into the first fully connected layer, so that a smaller picture
 needs neither a pooling operator nor retraining.
 
 torchvision's ``AdaptiveAvgPool2d((7, 7))`` and fc1 are both linear, so their product is exact: fc1 [n, c*49]
@@ -20,13 +20,15 @@ from . import checkpoint as checkpoints
 if TYPE_CHECKING:
     import torch
 
-# Largest |difference of logits| relative to the largest |logit|, folded against pooled.
+# The largest allowed |difference of logits| between the folded and the pooled network, relative to the
+# largest |logit|.
 TOLERANCE = 1e-4
 
 
 @dataclasses.dataclass(frozen=True)
 class Folded(Record):
-    """``parity``: the largest relative difference of logits; ``parameters`` and ``macs`` of what was made."""
+    """``parity``: the largest relative difference of logits. ``parameters`` and ``macs``: those of the folded
+    network."""
 
     parity: float
     tolerance: float
@@ -52,7 +54,7 @@ def run(checkpoint: cache.Artifact, output: Path, input_px: int, progress: Progr
 
 
 def pooling_matrix(side: int) -> "torch.Tensor":
-    """``AdaptiveAvgPool2d((7, 7))`` of a side x side map as a float64 matrix [49, side * side]."""
+    """``AdaptiveAvgPool2d((7, 7))`` on a side x side map, as a float64 matrix [49, side * side]."""
     import torch
 
     basis = torch.eye(side * side, dtype=torch.float64).view(side * side, 1, side, side)
@@ -60,7 +62,8 @@ def pooling_matrix(side: int) -> "torch.Tensor":
 
 
 def fold(checkpoint: checkpoints.Checkpoint, input_px: int) -> checkpoints.Checkpoint:
-    """The checkpoint for ``input_px``, with the function of the original behind torchvision's adaptive pool.
+    """The checkpoint for ``input_px``. It computes what the original computes with torchvision's adaptive
+    pool.
 
     Raises:
         OptionsError: the checkpoint has already been folded to another size.
@@ -85,10 +88,10 @@ def fold(checkpoint: checkpoints.Checkpoint, input_px: int) -> checkpoints.Check
 
 
 def ensure_same_as_pooled(original: checkpoints.Checkpoint, folded: checkpoints.Checkpoint) -> float:
-    """Largest relative difference of logits between the folded network and the original with its pool.
+    """The largest relative difference of logits between the folded network and the original with its pool.
 
     Raises:
-        CheckFailedError: more than the tolerance.
+        CheckFailedError: the difference is larger than TOLERANCE.
     """
     import torch
 

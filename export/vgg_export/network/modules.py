@@ -1,4 +1,4 @@
-"""The torch module of a chain of layers."""
+"""Builds the torch module of a plan."""
 
 from collections import OrderedDict
 from typing import TYPE_CHECKING

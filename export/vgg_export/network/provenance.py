@@ -1,4 +1,4 @@
-"""Where the weights of a network came from, and what has been done to them since."""
+"""The provenance of the weights of a network: their source, and the steps since."""
 
 import dataclasses
 from typing import Any, Self
@@ -8,12 +8,12 @@ from vgg_export.core.records import Record, parse
 
 @dataclasses.dataclass(frozen=True)
 class Provenance(Record):
-    """``kind``: "imagenet", "demo", "random" or "file"; ``what`` is the same in words, ``sha256`` that of the
-    file that was read. ``assumed``: what that file does not say and is taken to be so; ``names_from``: where
-    the class names are from, its "checkpoint" or "labels", None where nothing said them; ``wordnet``: the
-    classes are ImageNet's. ``figures_absent``: why accuracy and agreement mean nothing; ``notice``: what must
-    be said with every figure. ``history``: what was done since, in order; ``fitted_on``: short hashes of the
-    pictures that something was fitted to or selected on."""
+    """``kind``: "imagenet", "demo", "random" or "file". ``what``: the source in words. ``sha256``: the hash
+    of the file that was read. ``assumed``: properties that the file does not state and that are assumed.
+    ``names_from``: where the class names come from, "checkpoint" or "labels"; None: neither named them.
+    ``wordnet``: whether the classes are ImageNet's. ``figures_absent``: why accuracy and agreement mean
+    nothing. ``notice``: a sentence that is shown with every figure. ``history``: the steps since, in order.
+    ``fitted_on``: short hashes of the pictures that something was fitted or selected on."""
 
     kind: str
     what: str
@@ -33,11 +33,11 @@ class Provenance(Record):
         return not self.figures_absent
 
     def then(self, words: str) -> Self:
-        """The same after one more step of its history."""
+        """The provenance with one more step in its history."""
         return dataclasses.replace(self, history=(*self.history, words))
 
     def to_json(self) -> dict[str, Any]:
-        """What there is to be said; ``kind`` is called "weights" in files."""
+        """The fields that are not empty. ``kind`` is called "weights" in files."""
         said = super().to_json()
         named = {"weights": said.pop("kind"), "what": said.pop("what")}
         return named | {key: value for key, value in said.items() if value}

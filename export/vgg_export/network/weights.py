@@ -1,5 +1,5 @@
-"""Where a checkpoint comes from: ImageNet through the torch hub cache, a file, the embedded demo, or
-random."""
+"""Gets the checkpoint of ``--weights``: ImageNet's through the torch hub cache, a file, the embedded demo, or
+random weights."""
 
 import dataclasses
 import hashlib
@@ -29,12 +29,12 @@ from .readers.state_dicts import Content, read_file, to_plan_and_tensors
 log = logging.getLogger(__name__)
 
 
-# For networks that reach a mirror but not download.pytorch.org; the file name must end in the first hex
-# digits of its hash.
+# The URL of a mirror, for networks that do not reach download.pytorch.org. The file name must end in the
+# first hex digits of its hash.
 MIRROR_VARIABLE = "VGG_EXPORT_IMAGENET_URL"
 
 
-WORDS = ("auto", "imagenet", "demo", "random")  # of --weights; anything else is a file
+WORDS = ("auto", "imagenet", "demo", "random")  # the words that --weights accepts; anything else is a file
 
 
 Folders = Callable[[], Sequence[str] | None]
@@ -50,18 +50,20 @@ SEED_NOTE = (
 
 
 def no_folders() -> None:
-    """There are no class folders."""
+    """The class folders where there are none."""
 
 
 def resolve(options: WeightsOptions, folders: Folders = no_folders) -> checkpoints.Checkpoint:
     """The checkpoint that ``--weights`` asks for.
 
     Args:
-        folders: gives the class folders of the data, which name the classes where nothing else does; asked
-            only then, because what is a class folder and what a part of the data can depend on the names.
+        folders: gives the class folders of the data. They name the classes where nothing else does, and are
+        read
+            only then, because the names can decide which folders are classes and which are parts of the data.
 
     Raises:
-        CheckpointError, HubError: with what to do.
+        CheckpointError: the file or its class names cannot be used.
+        HubError: ImageNet's weights cannot be downloaded or checked.
     """
     match options.spec:
         case "auto":
@@ -91,7 +93,7 @@ def imagenet_url() -> str:
 
 
 def hub_file(url: str) -> Path:
-    """Where torch hub keeps what it downloads from ``url``."""
+    """The file in torch hub's cache for ``url``."""
     import torch
 
     return Path(torch.hub.get_dir()) / "checkpoints" / Path(urllib.parse.urlparse(url).path).name
@@ -111,7 +113,7 @@ def _auto() -> checkpoints.Checkpoint:
         " For the real one run with --weights imagenet where there is a network, or put"
         f" {hub_file(url).name} into torch's hub cache"
     )
-    # the reason varies, so it stays out of what is hashed
+    # the reason varies, so it must not be in the notice, which is hashed
     log.warning("%s (%s). The reason: %s", notice, hub_file(url).parent, why)
     return _demo(notice)
 
@@ -137,7 +139,8 @@ def _imagenet() -> checkpoints.Checkpoint:
 
 
 def _fetch(url: str) -> Path:
-    """The file of ``url`` in the hub cache, downloaded if need be, its hash checked either way."""
+    """The file of ``url`` in the hub cache. It is downloaded if it is missing, and its hash is always
+    checked."""
     import torch
 
     path = hub_file(url)
@@ -146,7 +149,7 @@ def _fetch(url: str) -> Path:
         with explain_write_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
         before = socket.getdefaulttimeout()
-        socket.setdefaulttimeout(STALL_SECONDS)  # torch hub itself would wait for ever
+        socket.setdefaulttimeout(STALL_SECONDS)  # without a timeout torch hub would wait for ever
         try:
             torch.hub.download_url_to_file(url, str(path), hash_prefix=_hash_prefix(path), progress=True)
         except (OSError, RuntimeError, ValueError) as error:
@@ -186,8 +189,8 @@ def _random(seed: int) -> checkpoints.Checkpoint:
     network = modules.build(plan)
     for layer in network.children():
         if isinstance(layer, torch.nn.Conv2d | torch.nn.Linear):
-            # He's initialisation keeps the activations' scale through 19 layers; PyTorch's default lets them
-            # fade to nothing.
+            # He's initialisation keeps the scale of the activations through 19 layers; with PyTorch's default
+            # they fade to nothing.
             torch.nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
             if layer.bias is not None:
                 torch.nn.init.uniform_(layer.bias, -0.05, 0.05)
@@ -196,12 +199,12 @@ def _random(seed: int) -> checkpoints.Checkpoint:
     return checkpoints.Checkpoint(plan, dict(network.state_dict()), labels, source)
 
 
-# What the tensors of a state dict cannot say, and is taken to be as most people have it.
+# Properties that the tensors of a state dict do not show. The most common ones are assumed.
 ASSUMED = (
     "ReLU behind every layer but the last",
     "pictures in RGB with ImageNet's mean and standard deviation",
     "their shorter side resized to 256 px and the middle 224 x 224 px taken",
-    "one class a picture (softmax)",
+    "one class per picture (softmax)",
 )
 
 
@@ -249,7 +252,8 @@ def is_own(path: Path) -> bool:
 
 
 def say_what_is_assumed(source: Provenance) -> None:
-    """One line, every time: another normalisation, for example, makes every figure wrong."""
+    """Log what is assumed, at every run: another normalisation, for example, would make every figure
+    wrong."""
     if source.assumed:
         log.info("assumed, since the file does not say: %s", "; ".join(source.assumed))
 
@@ -262,11 +266,11 @@ def _named(
     folders: Folders,
     source: Provenance,
 ) -> tuple[tuple[str, ...], Provenance]:
-    """The class names: those of the file, of ``--labels``, of the folders in the order of the alphabet,
-    ImageNet's, or numbers; and ``source`` with where they are from.
+    """The class names, and ``source`` with their origin. They are those of the file, of ``--labels``, of the
+    folders in alphabetical order, ImageNet's, or numbers.
 
     Raises:
-        CheckpointError: as many as there are not, or two that contradict each other.
+        CheckpointError: their number is wrong, or two sources contradict each other.
     """
     inside, fault = content.names, content.names_fault
     if inside and len(inside.names) != classes:
@@ -303,15 +307,19 @@ def _named(
     if found:
         raise CheckpointError(
             f"{path} has {classes} classes, the data has {len(found)} class folders"
-            f" ({class_names.shown(found, 20)}); expected as many,"
-            " or the checkpoint's class names in order with --labels FILE"
+            f" ({class_names.shown(found, 20)}); give one class folder"
+            " per class, or the checkpoint's class names in order with --labels FILE"
         )
-    log.warning("the classes have no names; give them with --labels FILE (one a line, or JSON)")
+    log.warning("the classes have no names; give them with --labels FILE (one per line, or JSON)")
     return tuple(f"class {k}" for k in range(classes)), source
 
 
 def _renamed(checkpoint: checkpoints.Checkpoint, given: ClassNames) -> checkpoints.Checkpoint:
-    """With the names of ``--labels``, unless the file that it was made of says others."""
+    """The checkpoint with the names of ``--labels``.
+
+    Raises:
+        CheckpointError: the number of names is wrong, or the original file names the classes otherwise.
+    """
     _ensure_count(given, checkpoint.plan.classes)
     source = checkpoint.provenance
     if source.names_from == "checkpoint":
@@ -342,7 +350,7 @@ def _ensure_count(given: ClassNames, classes: int) -> None:
 
 
 def fingerprint(checkpoint: checkpoints.Checkpoint) -> str:
-    """Hash of plan, labels and tensors."""
+    """The hash of plan, labels and tensors."""
     digest = hashlib.sha256(repr((checkpoint.plan, checkpoint.labels)).encode())
     for name in sorted(checkpoint.tensors):
         digest.update(name.encode() + checkpoint.tensors[name].contiguous().numpy().tobytes())

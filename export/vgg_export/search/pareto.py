@@ -1,5 +1,6 @@
-"""The trade-off as files: front.json, front.csv and a picture (SVG and PNG) of every point that was tried,
-size and speed against accuracy, with the points that nothing beats and the recommended one marked."""
+"""Writes the trade-off as files: front.json, front.csv and a picture (SVG and PNG). They show the size, speed
+and accuracy of every point that was tried, and mark the points that no other beats and the recommended
+one."""
 
 import csv
 import io
@@ -16,8 +17,8 @@ from .search import Found, Point, drop, error
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-# Colour and marker of each family of points (Okabe and Ito's colours, which colour-blind readers tell apart),
-# and its legend.
+# The colour and marker of each family of points, by its legend. The colours are Okabe and Ito's, which
+# colour-blind readers can tell apart.
 LOOKS = {
     "baseline": ("#000000", "*"),
     "int8 alone": ("#E69F00", "D"),
@@ -57,8 +58,8 @@ COLUMNS = (
 
 
 def pareto(points: Sequence[Point], baseline: Point, cost: Callable[[Point], float]) -> list[Point]:
-    """The points that no other beats both in ``cost`` (less is better) and in points lost, by cost; judged on
-    the test pictures where there are any, else on the selection pictures."""
+    """The points that no other beats both in ``cost`` (less is better) and in points lost, ordered by cost.
+    The loss is that on the test pictures if all points have one, else that on the selection pictures."""
     which = judged_on(points)
     found: list[Point] = []
     for point in sorted(points, key=lambda p: (cost(p), drop(p, baseline, which))):
@@ -100,7 +101,7 @@ def _write(path: Path, content: bytes) -> None:
 
 
 def table(found: Found, front: set[int]) -> str:
-    """All points as CSV; an absent figure is an empty cell."""
+    """All points as CSV. An absent figure is an empty cell."""
     text = io.StringIO()
     rows = csv.DictWriter(text, COLUMNS, lineterminator="\n")
     rows.writeheader()
@@ -171,7 +172,7 @@ def picture(found: Found, fastest: Sequence[Point], smallest: Sequence[Point], k
         ha="left",
     )
     figure.suptitle(
-        "Speed and size against accuracy; bars: 95 % interval; line: what nothing beats", fontsize=11
+        "Speed and size against accuracy; bars: 95 % interval; line: points that no other beats", fontsize=11
     )
     buffer = io.BytesIO()
     figure.savefig(buffer, format=kind, dpi=120, metadata={"Date": None} if kind == "svg" else {})
@@ -223,7 +224,7 @@ def _panel(
 
 
 def _accuracy(point: Point, which: str, proportion_of: str) -> tuple[float, float, float]:
-    """In per cent: the rate and the ends of its interval."""
+    """The rate and the two ends of its 95 % interval, in per cent."""
     figures = point.figures(which)
     proportion = figures.top1 if proportion_of == "top1" else figures.agreement
     assert proportion  # labels are the same for all points

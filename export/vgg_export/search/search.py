@@ -1,14 +1,15 @@
 """A budget instead of a ratio: compact variants of several strengths are made, exported, quantized, timed as
 int8 on this machine and judged on the selection pictures; the best of those within the budget is recommended.
-A loss counts with its standard error: of several points the fastest that just holds is one that chance
-favoured, and would lose more on the next pictures.
+The standard error is added to a loss before it is compared with the budget. Without that, the fastest of
+several points that just hold would be one that chance favoured, and it would lose more on other pictures.
 
 A rung is a share of the convolutions' arithmetic and of the default ranks of fc1 and fc2; the ranks of the
-layers follow from the sensitivity table (``factorise``). The search halves the ladder: down where the loss is
-within the budget (or, without one, the targets are not met), back up where it is not, and then looks once
-between the last rung that held and the first that did not. That at the smaller input first and then at the
-larger one, with an allowed drop only below the rung that the smaller one held at. Every point stays on disk
-with its files, so that an interrupted search goes on where it was. The test pictures are not looked at here.
+layers follow from the sensitivity table (``factorise``). The search bisects the ladder. It goes down where
+the loss is within the budget (or, without an allowed drop, where the targets are not met), and back up where
+it is not. Then it tries one point between the last rung that held and the first that did not. It does so at
+the smaller input first and then at the larger one; with an allowed drop, it tries the larger input only below
+the last rung that held at the smaller one. Every point stays on disk with its files, so that an interrupted
+search continues where it stopped. The search does not use the test pictures.
 """
 
 import dataclasses
@@ -62,7 +63,7 @@ from vgg_runtime.result import Evaluation
 log = logging.getLogger(__name__)
 
 TIMING_ROUNDS = 3
-TIMING_S = 0.7  # of each model in a round
+TIMING_S = 0.7  # how long each model runs in a round
 FILTER_FAMILIES = (  # name, criterion, repaired
     ("filters by L2, repaired", "l2", True),
     ("filters by L2, not repaired", "l2", False),
@@ -72,7 +73,8 @@ FILTER_FAMILIES = (  # name, criterion, repaired
 
 @dataclasses.dataclass(frozen=True)
 class Rung:
-    """``conv_share`` of the convolutions' arithmetic, ``fc_share`` of the default ranks of fc1 and fc2."""
+    """A strength: the share ``conv_share`` of the convolutions' arithmetic is left, and the share
+    ``fc_share`` of the default ranks of fc1 and fc2."""
 
     conv_share: float
     fc_share: float
@@ -82,7 +84,7 @@ class Rung:
         return f"conv {self.conv_share:.0%}, fc {self.fc_share:.0%}"
 
     def between(self, other: "Rung") -> "Rung":
-        """The geometric middle."""
+        """The rung in the geometric middle of two."""
         return Rung(
             round(math.sqrt(self.conv_share * other.conv_share), 3),
             round(math.sqrt(self.fc_share * other.fc_share), 3),
@@ -102,8 +104,8 @@ LADDER = (
 @dataclasses.dataclass(frozen=True)
 class Point(Record):
     """A model that was tried. ``model``: its file, relative to the work folder. ``select`` and ``test``:
-    figures on the selection and the test pictures, None where these are absent.
-    ``speedup``: median latency of the baseline over this one's, both timed in turn."""
+    figures on the selection and the test pictures, None where there are none.
+    ``speedup``: the baseline's median latency divided by this model's, both timed in turn."""
 
     family: str
     name: str
@@ -127,7 +129,7 @@ class Point(Record):
         return self.baseline_p50_ms / self.p50_ms
 
     def figures(self, which: str) -> Evaluation:
-        """On the "select" or the "test" pictures, which there must be."""
+        """The figures on the "select" or the "test" pictures. They must be there."""
         found = self.test if which == "test" else self.select
         assert found
         return found
@@ -142,8 +144,8 @@ STAGE = cache.Stage("point", __name__, Point)
 
 @dataclasses.dataclass(frozen=True)
 class Found:
-    """The end of a search: every point tried, the recommended one (None: nothing is within the budget) and
-    why, the rung of the compact variants to be made."""
+    """The result of a search: every point tried, the recommended one (None: no point is within the budget),
+    the reason, and the rung of the compact variants to make."""
 
     points: tuple[Point, ...]
     baseline: Point
@@ -153,7 +155,7 @@ class Found:
 
 
 class Judge:
-    """Times and judges models against the baseline: one set of pictures, tensors and the baseline's logits
+    """Times models and judges them against the baseline. The pictures' tensors and the baseline's logits are
     computed once."""
 
     def __init__(
@@ -166,14 +168,14 @@ class Judge:
         self._scratch = tempfile.TemporaryDirectory(prefix=".judge.", dir=work)
 
     def close(self) -> None:
-        """Forget the tensors on disk."""
+        """Delete the tensors on disk."""
         self._tensors.clear()
         self._scratch.cleanup()
 
     def point(
         self, family: str, name: str, steps: tuple[Step, ...], made: cache.Artifact, setting: dict[str, Any]
     ) -> Point:
-        """Judge a model, unless that was done before with just these pictures on a machine like this."""
+        """Judge a model, unless that was done before with the same pictures on an equal machine."""
         described = made.read(Described)
         info = described.model
         known: dict[str, Any] = {"family": family, "name": name, "steps": names(steps), "setting": setting}
@@ -207,7 +209,7 @@ class Judge:
         return recorded.read(Point)
 
     def figures(self, which: str, made: cache.Artifact, name: str) -> Evaluation | None:
-        """Accuracy and agreement of a model on a set of pictures, None where there are none."""
+        """Accuracy and agreement of a model on a set of pictures; None if the set is empty."""
         if which not in self._sets:
             return None
         if which not in self._said:
@@ -227,8 +229,8 @@ class Judge:
         return evaluate.infer(subject, self._tensors[key], self.progress)
 
     def time(self, made: cache.Artifact, name: str) -> tuple[float, float]:
-        """Median latencies in ms of a model and of the baseline, loaded and run in turn: other work on the
-        machine meets both."""
+        """Median latencies in ms of a model and of the baseline. They are loaded and run in turn, so that
+        other work on the machine affects both."""
         own: list[float] = []
         reference: list[float] = []
         with self.progress.task(f"timing {name}", TIMING_ROUNDS) as task:
@@ -241,20 +243,20 @@ class Judge:
 
 
 def timed_on() -> dict[str, Any]:
-    """What makes latencies comparable, and decides which kernels a core's int8 runs with: a work folder may
-    go on on another machine."""
+    """The properties of this machine that latencies and int8 kernels depend on. A work folder may be moved to
+    another machine, where points are timed again."""
     machine = device.describe(device.usable_cores())
     return {"cpu": machine.cpu, "features": machine.features, "cores": machine.threads}
 
 
 def subject_of(made: cache.Artifact, name: str) -> evaluate.Subject:
-    """An exported or quantized model as it is asked and timed here."""
+    """An exported or quantized model with the session settings to evaluate and time it with."""
     found = made.read(Described)
     return evaluate.Subject(name, made, found.model.preprocessing, found.targets)
 
 
 def timed(made: cache.Artifact) -> list[float]:
-    """Latencies in ms of a model in a session of its own, after a warm-up."""
+    """Latencies in ms of a model in a new session, after two runs to warm up."""
     side = made.read(Described).model.plan.input_px
     x = np.random.default_rng(0).standard_normal((1, 3, side, side), np.float32)
     session, samples = Model(made.path, subject_of(made, "").session, device.usable_cores()), list[float]()
@@ -276,21 +278,21 @@ class Search:
 
     @property
     def options(self) -> RecipeOptions:
-        """What is asked of every point, its strength apart."""
+        """The options of every point, apart from its strength."""
         return self.context.options
 
     def rung(self, rung: Rung, steps: tuple[Step, ...]) -> Point:
         """The int8 point of a rung at the input size of ``steps``.
 
         Raises:
-            NothingToGainError: the network is too narrow to be factorised so far.
+            NothingToGainError: the network is too narrow to be factorised to this share.
         """
         log.info("rung: %s", rung.name)
         (point,) = self.points("compact", rung.name, (steps,), self.at(rung), dataclasses.asdict(rung))
         return point
 
     def not_fitted(self, rung: Rung) -> list[Point]:
-        """The int8 point of a rung from the weights alone, and not distilled."""
+        """The int8 point of a rung factorised from the weights alone, without pictures, and not distilled."""
         log.info("rung: %s, not fitted", rung.name)
         options = self.at(rung).options
         weights_alone = dataclasses.replace(options.factorise, repair=False)
@@ -301,7 +303,7 @@ class Search:
         return self.points("compact, not fitted", rung.name, chains, context, dataclasses.asdict(rung))
 
     def at(self, rung: Rung) -> Context:
-        """What makes the compact variants those of a rung, from the files that its points left."""
+        """The context that makes the compact variants of a rung, and reuses the files of its points."""
         wanted = dataclasses.replace(
             self.options.factorise, conv_share=rung.conv_share, fc_share=rung.fc_share
         )
@@ -310,8 +312,9 @@ class Search:
         )
 
     def _judged_in_points(self) -> RecipeOptions:
-        """Where a drop is allowed, what int8 loses is judged in points of it and all layers are int8: one
-        that is kept float for its agreement can be as large as all others together."""
+        """The options of a point. Where a drop is allowed, the loss of int8 is judged in points and all
+        layers are int8: a single layer that stays float for its agreement can be as large as all others
+        together."""
         if self.options.budget.max_drop is None:
             return self.options
         return dataclasses.replace(
@@ -319,15 +322,15 @@ class Search:
         )
 
     def filters(self, family: str, options: PruneOptions) -> list[Point]:
-        """An int8 point of a network that lost filters and was not tuned."""
+        """The int8 point of a pruned network that was not fine-tuned."""
         setting = {"ratio": options.ratio, "first_block": options.first_block}
         name = f"{100 * options.ratio:g}% of the filters"
         context = self._context(family, name, dataclasses.replace(self._judged_in_points(), prune=options))
         return self.points(family, name, ((PRUNE, EXPORT, QUANTIZE),), context, setting)
 
     def alone(self) -> list[Point]:
-        """int8 and the smaller input without anything else: what any budget is compared with. At 224 px it is
-        a variant, too, and therefore made where these are."""
+        """int8 alone, at the full and at the smaller input, to compare any budget with. At 224 px this is
+        also a variant, so its files are made where those of the variants are."""
         chains = ((EXPORT, QUANTIZE), (FOLD, EXPORT, QUANTIZE))
         return self.points("int8 alone", "int8", chains, self.context, {})
 
@@ -339,7 +342,7 @@ class Search:
         context: Context,
         setting: dict[str, Any],
     ) -> list[Point]:
-        """One point per chain of steps, its files in the folder of the context."""
+        """One point per chain of steps. Its files are in the folder of the context."""
         context.folder.mkdir(parents=True, exist_ok=True)
         steps = Steps(context)
         found = []
@@ -352,13 +355,13 @@ class Search:
         return found
 
     def _context(self, family: str, name: str, options: RecipeOptions) -> Context:
-        """That of a point: its files stay in a folder of its own."""
+        """The context of a point, whose files stay in a folder of their own."""
         own = "".join(c if c.isalnum() else "-" for c in f"{family} {name}")
         return dataclasses.replace(self.context, options=options, folder=self.context.folder / "points" / own)
 
     def becomes_a_variant(self, point: Point) -> bool:
-        """Whether a point is one of the bundle's variants: int8 alone at the smaller input is only there to
-        be compared with."""
+        """Whether a point is one of the bundle's variants. int8 alone at the smaller input is none; it is
+        made only for comparison."""
         return point.steps in {names(recipe.steps) for recipe in chosen_recipes(self.options)}
 
     def baseline(self) -> Point:
@@ -367,15 +370,15 @@ class Search:
 
 
 def run(search: Search, ladder: Sequence[Rung] = LADDER) -> Found:
-    """Halve the ladder at each input size; see the module's head.
+    """Bisect the ladder at each input size, as the module's docstring says.
 
     Raises:
-        OptionsError: not even the first rung can be made.
+        OptionsError: no rung can be made.
     """
     budget, baseline, points = search.options.budget, search.baseline(), search.alone()
     halving = Halving(search, ladder)
     held = halving.boundary(COMPACT_SCALED.steps, -1)
-    # the larger input is slower and no smaller: with a drop allowed it has to hold further down to be of use
+    # the larger input is slower and no smaller, so with an allowed drop it is of use only further down
     halving.boundary(COMPACT.steps, held if budget.max_drop is not None else -1)
     if not (tried := halving.tried):
         raise OptionsError(
@@ -392,7 +395,7 @@ def run(search: Search, ladder: Sequence[Rung] = LADDER) -> Found:
 
 
 class Halving:
-    """The points of a ladder that were tried, and the way to the boundary at one input size."""
+    """Bisects a ladder at one input size, and keeps the points that were tried."""
 
     def __init__(self, search: Search, ladder: Sequence[Rung]) -> None:
         self.search, self.rungs = search, list(walk(ladder))
@@ -400,9 +403,9 @@ class Halving:
         self._longest_s = 0.0
 
     def boundary(self, steps: tuple[Step, ...], upper: int) -> int:
-        """Try rungs below the one of index ``upper`` until the last that is not far enough and the first that
-        is are neighbours, and one between these; returns the index of the last that was not, ``upper`` where
-        there is none."""
+        """Try rungs below index ``upper`` until the last rung that is not far enough and the first that is
+        are neighbours, then try one point between them. Returns the index of the last rung that is not far
+        enough, or ``upper`` if there is none."""
         baseline, budget, lower = self.search.baseline(), self.search.options.budget, len(self.rungs)
         while lower - upper > 1:
             k = (upper + lower) // 2
@@ -435,19 +438,19 @@ class Halving:
         return point
 
     def _remaining(self, rungs: int) -> str:
-        """How many rungs are tried at most, and how long that takes if each takes as long as the slowest so
-        far."""
+        """The largest number of rungs still to try, and the time for them if each takes as long as the
+        slowest so far."""
         known = f", about {math.ceil(rungs * self._longest_s / 60)} min" if self._longest_s else ""
         return f"{rungs} more rungs at most{known}"
 
 
 def sweep(search: Search, options: SweepOptions, ladder: Sequence[Rung] = LADDER) -> Found:
-    """Every rung, and beside it what keeps it honest: int8 alone, the same rung not fitted, filters by L2
-    with and without repair and filters at random, at the same ratios. The recommendation is made on the
-    selection pictures as in ``run``."""
+    """Make every rung, and simpler methods to compare it with: int8 alone, the same rung not fitted, and, at
+    each ratio, filters by L2 with and without repair and filters at random. The selection pictures decide the
+    recommendation, as in ``run``."""
     base = dataclasses.replace(search.options.prune, first_block="conv1")
     plan = checkpoints.read_header(search.context.checkpoint.path).plan
-    for ratio in options.ratios:  # one that removes nothing is refused before anything takes time
+    for ratio in options.ratios:  # a ratio that removes nothing fails before anything takes time
         prune.uniform_plan(plan, dataclasses.replace(base, ratio=ratio))
     points, tried = search.alone(), dict[Rung, list[Point]]()
     for rung in walk(ladder):
@@ -468,18 +471,18 @@ def sweep(search: Search, options: SweepOptions, ladder: Sequence[Rung] = LADDER
 
 
 def walk(ladder: Sequence[Rung]) -> Iterator[Rung]:
-    """From the least compressed rung on."""
+    """The rungs, the least compressed first."""
     yield from sorted(ladder, key=lambda rung: -rung.conv_share)
 
 
 def too_much(points: Iterable[Point], baseline: Point, budget: Budget) -> bool:
-    """Whether none of the points keeps the loss, with its error, within the budget."""
+    """Whether the loss plus its standard error is above the budget for every point."""
     return all(_excess(p, baseline, budget) > 1e-9 for p in points)
 
 
 def far_enough(points: Sequence[Point], baseline: Point, budget: Budget) -> bool:
-    """Whether nothing is to be looked for further down: too much is lost, or, with targets alone, these are
-    reached."""
+    """Whether the search need not go further down: too much is lost, or, without an allowed drop, the targets
+    are reached."""
     if budget.max_drop is None:
         return any(reaches(p, budget) for p in points)
     return too_much(points, baseline, budget)
@@ -492,22 +495,22 @@ def reaches(point: Point, budget: Budget) -> bool:
 
 
 def drop(point: Point, baseline: Point, which: str = "select") -> float:
-    """Points lost against the baseline on the selection (or test) pictures: of top-1, or of agreement without
-    labels."""
+    """Points lost against the baseline on the selection (or test) pictures: of top-1, or of agreement where
+    there are no labels."""
     return loss_points(point.figures(which), baseline.figures(which))
 
 
 def error(point: Point, which: str = "select") -> float:
-    """The standard error of ``drop``: about one network in six loses more than both together on other
-    pictures."""
+    """The standard error of ``drop``. On other pictures, about one network in six loses more than the drop
+    and its error together."""
     found = point.figures(which).loss_error_points
     assert found is not None  # what is evaluated here always has it
     return found
 
 
 def shortfall(point: Point, budget: Budget) -> float:
-    """How far a point is from the targets of size and speed: the sum of the logarithms of the factors that
-    are missing."""
+    """How far a point is from the targets of size and speed: the sum of the logarithms of the missing
+    factors."""
     size = 0.0 if budget.size_bytes is None else max(0.0, math.log(point.bytes / budget.size_bytes))
     return size + (0.0 if budget.speedup is None else max(0.0, math.log(budget.speedup / point.speedup)))
 
@@ -524,9 +527,10 @@ def conclude(
     tried: dict[Rung, list[Point]],
     eligible: Callable[[Point], bool] = anything,
 ) -> Found:
-    """The recommendation among the eligible points: within the budget the fastest, or, when only targets were
-    set, the one that loses least; or else the nearest: of those that lose least beyond what is allowed the
-    one that is closest to the targets."""
+    """Choose the recommendation among the eligible points. Within the budget it is the fastest point, or,
+    when only targets are set, the point that loses least. If no point is within the budget, none is
+    recommended and the nearest is named: of those that exceed the allowed drop least, the one closest to the
+    targets."""
     candidates = [p for p in points if eligible(p)]
     fit = [p for p in candidates if reaches(p, budget) and not too_much([p], baseline, budget)]
     n = baseline.select.n if baseline.select else 0
@@ -542,7 +546,7 @@ def conclude(
         words = f"{nearest.family}, {nearest.name}: {in_words(nearest, baseline)} on {n} selection pictures"
         reason = f"the budget ({budget.in_words()}) cannot be met; the nearest is {words}"
         if reaches(nearest, budget) and drop(nearest, baseline) <= (budget.max_drop or 0.0):
-            reason += "; more of them would tell it more exactly"
+            reason += "; more selection pictures would lower its standard error"
         return Found(tuple(points), baseline, None, reason, _rung_of(nearest, tried))
     asked = f"{why} with {budget.in_words()} on {n} selection pictures"
     reason = f"{asked}: {best.family}, {best.name}: {in_words(best, baseline)}"
@@ -553,25 +557,25 @@ def conclude(
 
 
 def _excess(point: Point, baseline: Point, budget: Budget) -> float:
-    """Points lost, with their error, beyond what is allowed."""
+    """The points lost plus their standard error, above the allowed drop."""
     return (
         0.0 if budget.max_drop is None else max(0.0, drop(point, baseline) + error(point) - budget.max_drop)
     )
 
 
 def _rung_of(point: Point, tried: dict[Rung, list[Point]]) -> Rung:
-    """The rung of a point; of one that has none (int8 alone) the least compressed, so that there are compact
-    variants to look at."""
+    """The rung of a point. For a point without one (int8 alone) the least compressed rung, so that compact
+    variants are made."""
     least = max(tried, key=lambda rung: rung.conv_share)
     return next((rung for rung, found in tried.items() if point in found), least)
 
 
 def in_words(point: Point, baseline: Point) -> str:
-    """Size, speed and loss in a line."""
+    """Size, speed and loss as a phrase."""
     lost = "" if point.select is None or baseline.select is None else f", {lost_in_words(point, baseline)}"
     return f"{point.bytes / 1e6:.1f} MB (1/{baseline.bytes / point.bytes:.0f}), {point.speedup:.1f}x{lost}"
 
 
 def lost_in_words(point: Point, baseline: Point, which: str = "select") -> str:
-    """The loss and its standard error."""
+    """The loss and its standard error as a phrase."""
     return f"{drop(point, baseline, which):+.1f} ± {error(point, which):.1f} points lost"

@@ -1,4 +1,4 @@
-"""A search from its inputs to what is said of its end."""
+"""Runs a search: checks its inputs, opens it, and adds the test figures to its result."""
 
 import contextlib
 import dataclasses
@@ -16,18 +16,18 @@ from . import search
 
 
 def found_for(context: Context) -> tuple[search.Found, Context]:
-    """The points tried within the budget, and the context that makes the compact variants the recommended
-    ones.
+    """Search under the budget. Returns the result, and the context that makes the compact variants of its
+    rung.
 
     Raises:
-        OptionsError: there are too few pictures for what is allowed.
+        OptionsError: there are too few selection pictures to show the allowed drop.
     """
     allowed, n = context.options.budget.max_drop, len(context.splits.select)
     if allowed is not None and n and (least := loss_error_points(0, 0, n)) > allowed:
         raise OptionsError(
-            f"a loss of at most {allowed:g} points cannot be shown with {n} selection pictures, on which"
-            " no loss at all"
-            f" is one of 0 ± {least:.2g}; allow more, or give more pictures (class folders in val/)"
+            f"{n} selection pictures cannot show a loss of at most {allowed:g} points: even no loss has a"
+            f" standard error of {least:.2g} points on them; allow a larger --max-drop, or give more pictures"
+            " (class folders in val/)"
         )
     with opened(context, ("select",)) as tried:
         found = search.run(tried)
@@ -36,7 +36,7 @@ def found_for(context: Context) -> tuple[search.Found, Context]:
 
 @contextlib.contextmanager
 def opened(context: Context, sets: Sequence[str]) -> Iterator[search.Search]:
-    """What a search needs, for as long as it takes.
+    """A search with its judge, which is closed at the end of the block.
 
     Raises:
         OptionsError: these weights have no accuracy to lose, or there are no pictures to choose with.
@@ -45,8 +45,8 @@ def opened(context: Context, sets: Sequence[str]) -> Iterator[search.Search]:
         raise OptionsError(f"points of accuracy cannot be counted: {absent}")
     if not context.splits.select:
         raise OptionsError(
-            "a budget needs pictures that nothing is fitted on to choose with; give more than a dozen with"
-            " --data"
+            "a search needs selection pictures, which nothing is fitted on; give more than a dozen pictures"
+            " with --data"
         )
     baseline = Steps(context).make(BASELINE.steps)
     pictures = {name: getattr(context.splits, name) for name in sets}
@@ -63,8 +63,8 @@ def with_test_figures(
     figures: Mapping[str, Evaluation] | None,
     allowed: float | None,
 ) -> search.Found:
-    """The points that became variants of the bundle with their figures on the test pictures, and what these
-    say of the budget."""
+    """Add the figures on the test pictures to the points that became variants, and the loss of the
+    recommended one to the reason."""
     if not figures:
         return found
     known = {entry.model.sha256: figures[entry.id] for entry in entries}
@@ -84,7 +84,7 @@ def with_test_figures(
 
 
 def unless_problem(checked: Checked, found: search.Found) -> search.Found:
-    """Nothing is recommended of a checkpoint that does not understand its pictures."""
+    """The result without a recommendation if the checkpoint does not understand its pictures."""
     if not checked.problem or found.recommended is None:
         return found
     return dataclasses.replace(found, recommended=None, reason=f"none is recommended: {checked.problem}")
