@@ -11,7 +11,7 @@ import sys
 import types
 import typing
 from collections.abc import Iterator
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
 EXPECTED = {
     str: "a text",
@@ -22,6 +22,7 @@ EXPECTED = {
     dict: "an object",
 }
 NOTHING = object()  # where there is no such key
+AnyFloat = Annotated[float, "may be infinite or not a number"]  # the kind of a field that holds such, too
 
 
 class FieldError(ValueError):
@@ -35,8 +36,8 @@ class FieldError(ValueError):
 @dataclasses.dataclass(frozen=True)
 class Record:
     """The base of all records. Their fields are texts, numbers, true or false, other records, lists of one
-    kind (``tuple[X, ...]``), lists of a fixed length (``tuple[X, X]``) and objects (``dict[str, X]``), each
-    of them perhaps null (``X | None``)."""
+    kind (``tuple[X, ...]``), lists of a fixed length (``tuple[X, X]``), objects (``dict[str, X]``) and
+    anything (``Any``), each of them perhaps null (``X | None``)."""
 
     def to_json(self) -> dict[str, Any]:
         """The record as a JSON object: its fields by name, in their order."""
@@ -57,25 +58,31 @@ class Record:
             value = document.get(field.name, NOTHING)
             if value is not NOTHING or _is_required(field):
                 where = f"{path}.{field.name}" if path else field.name
-                found[field.name] = _checked(kinds[field.name], value, where)
+                found[field.name] = read(kinds[field.name], value, where)
         return cls(**found)
 
 
 @functools.cache
 def _kinds(record: type[Record]) -> dict[str, Any]:
-    return typing.get_type_hints(record)
+    return typing.get_type_hints(record, include_extras=True)
 
 
 def _is_required(field: "dataclasses.Field[Any]") -> bool:
     return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
 
 
-def _checked(kind: Any, value: object, path: str, or_null: str = "") -> Any:
-    """``value`` as a field of this kind holds it; lists become tuples and objects records."""
+def read(kind: Any, value: object, path: str, or_null: str = "") -> Any:
+    """``value`` as a field of this kind holds it; lists become tuples and objects records.
+
+    Raises:
+        FieldError: it is of another kind.
+    """
+    if kind == AnyFloat:
+        kind = Any if isinstance(value, float) else float
     origin = typing.get_origin(kind) or kind
     if origin is types.UnionType:
         (kind,) = (one for one in typing.get_args(kind) if one is not types.NoneType)
-        return None if value is None else _checked(kind, value, path, " or null")
+        return None if value is None else read(kind, value, path, " or null")
     if origin is Any:
         return value
     if issubclass(origin, Record) and isinstance(value, dict):
@@ -83,7 +90,7 @@ def _checked(kind: Any, value: object, path: str, or_null: str = "") -> Any:
     if origin is tuple and isinstance(value, list):
         return tuple(_items(typing.get_args(kind), value, path))
     if origin is dict and isinstance(value, dict):
-        return {key: _checked(typing.get_args(kind)[1], one, f"{path}.{key}") for key, one in value.items()}
+        return {key: read(typing.get_args(kind)[1], one, f"{path}.{key}") for key, one in value.items()}
     if origin in (str, bool, int, float) and _is_a(origin, value):
         return value
     raise FieldError(path, EXPECTED[dict if issubclass(origin, Record) else origin] + or_null, value)
@@ -96,7 +103,7 @@ def _items(kinds: tuple[Any, ...], values: list[Any], path: str) -> Iterator[Any
     if len(kinds) != len(values):
         raise FieldError(path, f"a list of {len(kinds)}", values)
     for k, (kind, value) in enumerate(zip(kinds, values, strict=True)):
-        yield _checked(kind, value, f"{path}[{k}]")
+        yield read(kind, value, f"{path}[{k}]")
 
 
 def _is_a(kind: type, value: object) -> bool:
@@ -112,6 +119,8 @@ def _plain(value: Any) -> Any:
     """A field's value as JSON has it."""
     if isinstance(value, Record):
         return value.to_json()
+    if isinstance(value, dict):
+        return {key: _plain(one) for key, one in value.items()}
     if isinstance(value, tuple):
         return [_plain(one) for one in value]
     return value

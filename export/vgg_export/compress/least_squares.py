@@ -10,26 +10,14 @@ from vgg_export.network import checkpoint as checkpoints
 if TYPE_CHECKING:
     import torch
 
-    Step = Callable[[torch.Tensor], torch.Tensor]
-
 
 STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0)  # lambda as a share of the mean variance of an input
-
-
 # the same where there are fewer pictures than inputs: of the mean eigenvalue
 STRENGTHS_BY_PICTURE = (1e-3, 1e-2, 1e-1, 1.0)
-
-
 # share of uncorrelated inputs in the covariance that a fully connected layer's directions are chosen by
 PRIORS = (0.0, 0.1, 0.5)
-
-
 DAMPINGS = (0.01, 0.1, 1.0)  # share of all directions beside those that the logits are sensitive to
-
-
 COMBINATIONS = 16  # of the logits per picture, whose gradients stand for all
-
-
 BLOCK = 768  # inputs at a time of which second moments are summed
 
 

@@ -3,13 +3,15 @@
 import dataclasses
 
 from vgg_runtime.bundle.metrics import Comparison
-
-from .records import Record
+from vgg_runtime.records import Record
 
 
 @dataclasses.dataclass(frozen=True)
 class Loss(Record):
-    """Agreement of the top-1 and mean KL in nats on ``n`` pictures, ``against`` what."""
+    """Agreement of the top-1 and mean KL in nats on ``n`` pictures, ``against`` what.
+
+    A ``vgg_runtime.result.StepLoss`` without its step, which is the key that a sidecar has it under; a bundle
+    lists the losses of all stages, and has the step as the first of their fields."""
 
     agreement: float
     kl: float
