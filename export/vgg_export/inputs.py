@@ -10,13 +10,13 @@ from vgg_runtime.bundle import builds, manifest
 from vgg_runtime.bundle.manifest import Manifest
 from vgg_runtime.bundle.preprocess import for_input
 from vgg_runtime.bundle.session import Model
+from vgg_runtime.records import Record
 
 from .bundle import evaluate
 from .core import cache
 from .core.errors import DataError
 from .core.files import explain_write_errors
 from .core.progress import Progress
-from .core.records import Record
 from .data import sanity, tensors, wordnet
 from .data.splits import Item, Splits, class_folders, resolve, unseen
 from .graphs.model_info import Described, described

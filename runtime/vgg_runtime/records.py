@@ -11,7 +11,7 @@ import sys
 import types
 import typing
 from collections.abc import Iterator
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
 EXPECTED = {
     str: "a text",
@@ -22,6 +22,7 @@ EXPECTED = {
     dict: "an object",
 }
 NOTHING = object()  # stands for a missing key
+AnyFloat = Annotated[float, "may be infinite or not a number"]  # a field of this kind may hold those, too
 
 
 class FieldError(ValueError):
@@ -35,12 +36,13 @@ class FieldError(ValueError):
 @dataclasses.dataclass(frozen=True)
 class Record:
     """The base of all records. A field is a text, a number, true or false, another record, a list of one type
-    (``tuple[X, ...]``), a list of a fixed length (``tuple[X, X]``) or an object (``dict[str, X]``). Each may
-    also allow null (``X | None``)."""
+    (``tuple[X, ...]``), a list of a fixed length (``tuple[X, X]``), an object (``dict[str, X]``) or anything
+    (``Any``). Each may also allow null (``X | None``)."""
 
     def to_json(self) -> dict[str, Any]:
         """The record as a JSON object, with its fields in their order."""
-        return {field.name: _plain(getattr(self, field.name)) for field in dataclasses.fields(self)}
+        names = (field.name for field in dataclasses.fields(self))
+        return {name: _plain(getattr(self, name)) for name in names}
 
     @classmethod
     def from_json(cls, document: object, path: str = "") -> Self:
@@ -58,26 +60,31 @@ class Record:
             value = document.get(field.name, NOTHING)
             if value is not NOTHING or _is_required(field):
                 where = f"{path}.{field.name}" if path else field.name
-                found[field.name] = _checked(kinds[field.name], value, where)
+                found[field.name] = read(kinds[field.name], value, where)
         return cls(**found)
 
 
 @functools.cache
 def _kinds(record: type[Record]) -> dict[str, Any]:
-    return typing.get_type_hints(record)
+    return typing.get_type_hints(record, include_extras=True)
 
 
 def _is_required(field: "dataclasses.Field[Any]") -> bool:
     return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
 
 
-def _checked(kind: Any, value: object, path: str, or_null: str = "") -> Any:
-    """Check ``value`` and return it as a field of this type has it; lists become tuples and objects
-    records."""
+def read(kind: Any, value: object, path: str, or_null: str = "") -> Any:
+    """Check ``value`` and return it as a field of this type has it; lists become tuples and objects records.
+
+    Raises:
+        FieldError: it is of another type.
+    """
+    if kind == AnyFloat:
+        kind = Any if isinstance(value, float) else float
     origin = typing.get_origin(kind) or kind
     if origin is types.UnionType:
         (kind,) = (one for one in typing.get_args(kind) if one is not types.NoneType)
-        return None if value is None else _checked(kind, value, path, " or null")
+        return None if value is None else read(kind, value, path, " or null")
     if origin is Any:
         return value
     if issubclass(origin, Record) and isinstance(value, dict):
@@ -85,7 +92,7 @@ def _checked(kind: Any, value: object, path: str, or_null: str = "") -> Any:
     if origin is tuple and isinstance(value, list):
         return tuple(_items(typing.get_args(kind), value, path))
     if origin is dict and isinstance(value, dict):
-        return {key: _checked(typing.get_args(kind)[1], one, f"{path}.{key}") for key, one in value.items()}
+        return {key: read(typing.get_args(kind)[1], one, f"{path}.{key}") for key, one in value.items()}
     if origin in (str, bool, int, float) and _is_a(origin, value):
         return value
     raise FieldError(path, EXPECTED[dict if issubclass(origin, Record) else origin] + or_null, value)
@@ -98,7 +105,7 @@ def _items(kinds: tuple[Any, ...], values: list[Any], path: str) -> Iterator[Any
     if len(kinds) != len(values):
         raise FieldError(path, f"a list of {len(kinds)}", values)
     for k, (kind, value) in enumerate(zip(kinds, values, strict=True)):
-        yield _checked(kind, value, f"{path}[{k}]")
+        yield read(kind, value, f"{path}[{k}]")
 
 
 def _is_a(kind: type, value: object) -> bool:
@@ -114,6 +121,8 @@ def _plain(value: Any) -> Any:
     """A field's value as JSON has it."""
     if isinstance(value, Record):
         return value.to_json()
+    if isinstance(value, dict):
+        return {key: _plain(one) for key, one in value.items()}
     if isinstance(value, tuple):
         return [_plain(one) for one in value]
     return value

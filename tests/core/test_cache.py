@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from vgg_export.core import cache, files
-from vgg_export.core.errors import DataError, OutputError
-from vgg_export.core.records import Record
+from vgg_export.core.errors import CheckpointError, DataError, OutputError
+from vgg_runtime.records import Record
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,6 +69,34 @@ def test_work_is_done_once_per_content(tmp_path: Path) -> None:
     assert sidecar["measured"] == {"length": 4}
     assert sidecar["inputs"] == {"in": cache.of(source).sha256}
     assert {"torch", "onnxruntime", "vgg-export"} <= sidecar["versions"].keys()
+
+
+def test_what_cannot_be_is_damaged_too(tmp_path: Path) -> None:
+    """As is a plan that contradicts itself: it refuses with an error of its own."""
+
+    @dataclasses.dataclass(frozen=True)
+    class Positive(Record):
+        number: int
+
+        def __post_init__(self) -> None:
+            if self.number < 0:
+                raise CheckpointError(f"{self.number} is not positive")
+
+    stage = cache.Stage("positive", cache.__name__, Positive)
+    output, calls = tmp_path / "out.txt", []
+
+    def make(path: Path) -> Positive:
+        calls.append(path)
+        path.touch()
+        return Positive(1)
+
+    cache.produce(stage, {}, {}, output, make)
+    sidecar = json.loads(cache.sidecar_path(output).read_text())
+    files.write_json(cache.sidecar_path(output), sidecar | {"measured": {"number": -1}})
+    with pytest.raises(DataError, match=r"missing or damaged \(-1 is not positive\); make out.txt again"):
+        cache.of(output).read(Positive)
+    assert cache.produce(stage, {}, {}, output, make).read(Positive) == Positive(1)
+    assert len(calls) == 2
 
 
 @pytest.mark.parametrize("problem", [KeyboardInterrupt(), ValueError("x"), OSError(errno.ENOSPC, "no space")])

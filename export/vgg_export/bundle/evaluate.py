@@ -16,7 +16,6 @@ from vgg_export.core import cache
 from vgg_export.core.errors import DataError
 from vgg_export.core.files import reserved_array
 from vgg_export.core.progress import Progress
-from vgg_export.core.records import Record, parse
 from vgg_export.data.splits import Item
 from vgg_runtime.board import device
 from vgg_runtime.board.targets import here
@@ -24,6 +23,7 @@ from vgg_runtime.bundle import metrics
 from vgg_runtime.bundle.manifest import SessionSettings
 from vgg_runtime.bundle.preprocess import Preprocessing, load
 from vgg_runtime.bundle.session import Model, exact
+from vgg_runtime.records import Record, read
 from vgg_runtime.result import Evaluation, Proportion
 
 log = logging.getLogger(__name__)
@@ -53,16 +53,17 @@ class Evaluated(Record):
 
     def to_json(self) -> dict[str, Any]:
         """``{id: figures}``."""
-        return {name: figures.to_json() for name, figures in self.figures.items()}
+        found: dict[str, Any] = super().to_json()["figures"]
+        return found
 
     @classmethod
-    def from_json(cls, data: Any) -> Self:
+    def from_json(cls, document: object, path: str = "") -> Self:
         """What ``to_json`` gave.
 
         Raises:
-            DamagedRecordError: the data is damaged.
+            FieldError: the data is damaged.
         """
-        return cls(parse(dict[str, Evaluation], data, "figures"))
+        return cls(read(dict[str, Evaluation], document, path))
 
 
 STAGE = cache.Stage("evaluate", __name__, Evaluated)
@@ -122,19 +123,18 @@ def figures(
     hits = metrics.top_k(logits[known], min(5, logits.shape[1])) == labels[known, None]
     return Evaluation(
         n=compared.n,
-        top1=_proportion(hits[:, 0]) if known.any() else None,
+        top1=_share(hits[:, 0]) if known.any() else None,
         chance=metrics.chance(labels[known], logits.shape[1]),
-        top5=_proportion(hits.any(axis=1)) if known.any() and logits.shape[1] > 5 else None,
-        agreement=_proportion(compared.same),
+        top5=_share(hits.any(axis=1)) if known.any() and logits.shape[1] > 5 else None,
+        agreement=_share(compared.same),
         loss_error_points=compared.loss_error_points,
         kl_mean=compared.kl,
         kl_p95=float(np.quantile(compared.divergence, 0.95)),
     )
 
 
-def _proportion(hits: npt.NDArray[np.bool_]) -> Proportion:
-    right = int(hits.sum())
-    return Proportion(right / len(hits), len(hits), metrics.wilson_interval(right, len(hits)))
+def _share(hits: npt.NDArray[np.bool_]) -> Proportion:
+    return metrics.proportion(int(hits.sum()), len(hits))
 
 
 def prepared(

@@ -10,12 +10,12 @@ import dataclasses
 import functools
 import json
 import logging
+import operator
 import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -212,30 +212,21 @@ def _key(contents: Contents) -> str:
     import hashlib
 
     parts = [
-        [
-            (e.id, e.title, e.description, e.steps, e.info.to_json(), [loss.to_json() for loss in e.losses])
-            for e in contents.entries
-        ],
+        [(e.id, e.title, e.description, e.steps, e.info, e.losses) for e in contents.entries],
         [(b.id, b.form, b.targets, b.model.sha256, b.figures) for e in contents.entries for b in e.builds],
         contents.splits.digest(),
         [
             contents.class_ids,
             contents.target,
-            _figures(contents),
+            dict(contents.evaluation or {}),
             contents.evaluation_absent,
             contents.max_drop,
         ],
         dataclasses.asdict(contents.checked),
         [cache.versions(), sources.digest(__name__), *(sha256(path) for path in runtime_files())],
     ]
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
-
-
-def _figures(contents: Contents) -> dict[str, Any] | None:
-    """The figures by variant as JSON."""
-    if contents.evaluation is None:
-        return None
-    return {name: figures.to_json() for name, figures in contents.evaluation.items()}
+    content = json.dumps(parts, sort_keys=True, default=operator.methodcaller("to_json"))
+    return hashlib.sha256(content.encode()).hexdigest()
 
 
 def _same(output: Path, key: str) -> m.Manifest | None:

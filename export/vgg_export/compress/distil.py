@@ -35,13 +35,13 @@ from vgg_export.core.errors import DataError
 from vgg_export.core.files import atomic_file, reserved_array
 from vgg_export.core.losses import Loss
 from vgg_export.core.progress import Progress, Quiet
-from vgg_export.core.records import Record
 from vgg_export.data.splits import Item, Splits
 from vgg_export.data.tensors import batches_of
 from vgg_export.network import checkpoint as checkpoints
 from vgg_export.options import FinetuneOptions, as_json
 from vgg_runtime.bundle.metrics import compare, loss_error_points
 from vgg_runtime.bundle.preprocess import for_input
+from vgg_runtime.records import AnyFloat, Record
 
 if TYPE_CHECKING:
     import torch
@@ -62,7 +62,7 @@ class Tuned(Record):
     agreement where there are none, with ``loss_error_points`` as its standard error. ``images`` and
     ``select_images``: the numbers of fitting and of selection pictures."""
 
-    selection_loss: tuple[float, ...]
+    selection_loss: tuple[AnyFloat, ...]  # of an epoch that went astray no number
     kept_epoch: int
     processes: int
     losses: dict[str, Loss]
@@ -95,15 +95,15 @@ class Measured(Record):
         return found.to_json() if found else {}
 
     @classmethod
-    def from_json(cls, data: Any) -> Self:
+    def from_json(cls, document: object, path: str = "") -> Self:
         """What ``to_json`` gave.
 
         Raises:
-            DamagedRecordError: it is neither.
+            FieldError: it is neither.
         """
-        if isinstance(data, dict) and "skipped" in data:
-            return cls(None, Skipped.from_json(data))
-        return cls(Tuned.from_json(data))
+        if isinstance(document, dict) and "skipped" in document:
+            return cls(None, Skipped.from_json(document, path))
+        return cls(Tuned.from_json(document, path))
 
 
 STAGE = cache.Stage("finetune", __name__, Measured)

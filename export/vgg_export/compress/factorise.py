@@ -21,13 +21,13 @@ from vgg_export.core import cache
 from vgg_export.core.errors import NothingToGainError, OptionsError
 from vgg_export.core.losses import Loss
 from vgg_export.core.progress import Progress
-from vgg_export.core.records import Record
 from vgg_export.data.splits import Item, Splits, fit_and_held
 from vgg_export.data.tensors import stacked
 from vgg_export.network import chain
 from vgg_export.network import checkpoint as checkpoints
 from vgg_export.options import FactoriseOptions, as_json
 from vgg_runtime.bundle.preprocess import for_input
+from vgg_runtime.records import Record
 
 from . import allocate, feature_maps, least_squares, reconstruct, separable
 

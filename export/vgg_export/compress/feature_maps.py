@@ -16,8 +16,6 @@ if TYPE_CHECKING:
 
 
 CHUNK = 8  # pictures at a time
-
-
 KEPT_BYTES = 4_000_000  # a map larger than this per picture is computed again instead of stored
 
 

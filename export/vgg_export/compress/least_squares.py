@@ -10,26 +10,14 @@ from vgg_export.network import checkpoint as checkpoints
 if TYPE_CHECKING:
     import torch
 
-    Step = Callable[[torch.Tensor], torch.Tensor]
-
 
 STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0)  # lambda, as a share of the mean variance of an input
-
-
 # lambda where there are fewer pictures than inputs, as a share of the mean eigenvalue
 STRENGTHS_BY_PICTURE = (1e-3, 1e-2, 1e-1, 1.0)
-
-
 # share of uncorrelated inputs in the covariance that chooses a fully connected layer's directions
 PRIORS = (0.0, 0.1, 0.5)
-
-
 DAMPINGS = (0.01, 0.1, 1.0)  # weight of all directions, added to those that the logits are sensitive to
-
-
 COMBINATIONS = 16  # random combinations of the logits per picture; their gradients stand for all
-
-
 BLOCK = 768  # inputs at a time whose second moments are summed
 
 

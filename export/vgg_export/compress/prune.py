@@ -12,13 +12,14 @@ from vgg_export.core import cache
 from vgg_export.core.errors import CheckFailedError, OptionsError
 from vgg_export.core.losses import Loss
 from vgg_export.core.progress import Progress
-from vgg_export.core.records import Record
+from vgg_export.core.records import SidecarRecord
 from vgg_export.data.splits import Splits, fit_and_held
 from vgg_export.data.tensors import stacked
 from vgg_export.network import chain
 from vgg_export.network import checkpoint as checkpoints
 from vgg_export.options import BLOCK_NAMES, PruneOptions, as_json
 from vgg_runtime.bundle.preprocess import for_input
+from vgg_runtime.records import Record
 
 from . import allocate, feature_maps, obs, reconstruct
 
@@ -52,7 +53,7 @@ class Cost(Record):
 
 
 @dataclasses.dataclass(frozen=True)
-class Pruned(Record):
+class Pruned(SidecarRecord):
     """``costs``: by convolution, with the criterion obs. ``images`` and ``layers``: on how many pictures
     layers were fitted again, and how each fit went. ``losses``: before and after the repair, where the
     pictures were real."""

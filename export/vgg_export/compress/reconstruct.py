@@ -15,17 +15,16 @@ layer those that matter to the logits. Only sums of products are kept, never all
 
 import dataclasses
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vgg_export.core.files import atomic_file
 from vgg_export.core.losses import Loss
 from vgg_export.core.progress import Progress
-from vgg_export.core.records import Record
 from vgg_export.network import chain
 from vgg_export.network import checkpoint as checkpoints
 from vgg_runtime.bundle.metrics import compare
+from vgg_runtime.records import Record
 
 from . import separable
 from .feature_maps import CHUNK, Maps, Pictures, forward, patches
@@ -44,8 +43,6 @@ from .least_squares import (
 
 if TYPE_CHECKING:
     import torch
-
-    Step = Callable[[torch.Tensor], torch.Tensor]
 
 
 SAMPLES = 40_000  # number of places in the pictures that a convolution is fitted on, at most

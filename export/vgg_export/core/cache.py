@@ -20,15 +20,17 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import vgg_runtime
+from vgg_runtime.records import FieldError, Record
 
 from . import sources
-from .errors import DataError
+from .errors import DataError, VggExportError
 from .files import atomic_file, explain_write_errors, sha256, write_json
-from .records import DamagedRecordError, Record
 
 log = logging.getLogger(__name__)
 
 _LIBRARIES = ("torch", "torchvision", "onnx", "onnxscript", "onnxruntime", "numpy", "pillow")
+
+_DAMAGED = (FieldError, VggExportError)  # a plan says itself what is wrong with it
 
 R = TypeVar("R", bound=Record)
 
@@ -69,8 +71,8 @@ class Artifact:
             DataError: the sidecar is missing or damaged, or holds another record.
         """
         try:
-            return record.from_json(self.measured)
-        except DamagedRecordError as error:
+            return record.from_json(self.measured, "measured")
+        except _DAMAGED as error:
             raise DataError(
                 f"{sidecar_path(self.path)} is missing or damaged ({error}); make {self.path.name} again"
             ) from error
@@ -148,7 +150,7 @@ def current(
         stage.measured.from_json(sidecar["measured"])
         if sha256(output) != sidecar["output"]["sha256"]:
             return None
-    except (DamagedRecordError, KeyError, TypeError):
+    except (*_DAMAGED, KeyError, TypeError):
         return None
     return Artifact(output, sidecar["output"]["sha256"], sidecar)
 

@@ -3,14 +3,16 @@
 import dataclasses
 
 from vgg_runtime.bundle.metrics import Comparison
-
-from .records import Record
+from vgg_runtime.records import Record
 
 
 @dataclasses.dataclass(frozen=True)
 class Loss(Record):
     """``agreement`` of the top-1 class (0 to 1) and mean ``kl`` in nats on ``n`` pictures. ``against``: the
-    reference."""
+    reference.
+
+    This is ``vgg_runtime.result.StepLoss`` without the step's name, which is its key in a sidecar.
+    """
 
     agreement: float
     kl: float

@@ -19,10 +19,10 @@ from vgg_calibration import choose
 from vgg_export.core import cache
 from vgg_export.core.errors import AccuracyError
 from vgg_export.core.progress import Progress
-from vgg_export.core.records import Record
 from vgg_runtime.bundle import metrics
 from vgg_runtime.bundle.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocessing, load
 from vgg_runtime.measure.recommend import LEAST_LABELLED
+from vgg_runtime.records import Record
 from vgg_runtime.text import printable
 
 from .splits import Item
@@ -135,10 +135,6 @@ class Answers(Record):
             or self.order is not None
             or self.reading is not None
         )
-
-    def to_json(self) -> dict[str, Any]:
-        """Every field, also those that are None."""
-        return dataclasses.asdict(self)
 
 
 STAGE = cache.Stage("sanity", __name__, Answers)

@@ -11,11 +11,11 @@ import numpy as np
 from vgg_export.core import cache
 from vgg_export.core.errors import CheckFailedError
 from vgg_export.core.progress import Progress
-from vgg_export.core.records import Record
 from vgg_export.network import checkpoint as checkpoints
 from vgg_runtime.bundle.manifest import SessionSettings
 from vgg_runtime.bundle.preprocess import for_input
 from vgg_runtime.bundle.session import Model
+from vgg_runtime.records import Record
 
 from . import audit
 from .model_info import ModelInfo

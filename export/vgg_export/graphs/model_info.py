@@ -5,14 +5,15 @@ import dataclasses
 from typing import Any, Self
 
 from vgg_export.core import cache
-from vgg_export.core.records import DamagedRecordError, Record
+from vgg_export.core.records import SidecarRecord
 from vgg_export.network.chain import Plan
 from vgg_export.network.provenance import Provenance
 from vgg_runtime.bundle.preprocess import Preprocessing
+from vgg_runtime.records import Record
 
 
 @dataclasses.dataclass(frozen=True)
-class ModelInfo(Record):
+class ModelInfo(SidecarRecord):
     """A model. ``precision``: "fp32" or "int8". ``parameters``: the number of weights and biases. ``macs``:
     multiply-accumulates per inference. ``calibrated_on``: for an int8 model, the short hashes of the pictures
     that it was calibrated and chosen on."""
@@ -31,15 +32,15 @@ class ModelInfo(Record):
         return {"source" if key == "provenance" else key: value for key, value in super().to_json().items()}
 
     @classmethod
-    def from_json(cls, data: Any) -> Self:
+    def from_json(cls, document: object, path: str = "") -> Self:
         """What ``to_json`` gave.
 
         Raises:
-            DamagedRecordError: a field is missing or holds something else.
+            FieldError: a field is missing or holds something else.
         """
-        if not isinstance(data, dict) or "source" not in data:
-            raise DamagedRecordError("the model does not say where it came from")
-        return super().from_json({**data, "provenance": data["source"]})
+        if isinstance(document, dict) and "source" in document:
+            document = {**document, "provenance": document["source"]}
+        return super().from_json(document, path)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -26,9 +26,9 @@ import numpy.typing as npt
 from vgg_export.core import cache
 from vgg_export.core.errors import CheckFailedError, DataError, NothingToGainError, RewriteError
 from vgg_export.core.progress import Progress
-from vgg_export.core.records import Record
 from vgg_runtime.bundle.manifest import SessionSettings
 from vgg_runtime.bundle.session import Model
+from vgg_runtime.records import Record
 
 from . import audit, cook_toom
 from .cook_toom import Form

@@ -21,7 +21,7 @@ from vgg_export.graphs.tensors import array, store, tensors_of
 if TYPE_CHECKING:
     import onnx
 
-    Tensors = dict[str, onnx.TensorProto]
+    from vgg_export.graphs.tensors import Tensors
 
 
 Floats = npt.NDArray[np.float32]

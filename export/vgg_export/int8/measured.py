@@ -3,12 +3,13 @@
 import dataclasses
 
 from vgg_export.core.losses import Loss
-from vgg_export.core.records import Record
+from vgg_export.core.records import SidecarRecord
 from vgg_export.graphs.model_info import ModelInfo
+from vgg_runtime.records import Record
 
 
 @dataclasses.dataclass(frozen=True)
-class Tried(Record):
+class Tried(SidecarRecord):
     """A form that was tried. Its figures are None where there were no held-out pictures."""
 
     form: str

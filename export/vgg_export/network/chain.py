@@ -7,10 +7,10 @@ never guess from layer names.
 import dataclasses
 import math
 from collections.abc import Iterator
-from typing import Any, Self
+from typing import Self
 
 from vgg_export.core.errors import CheckpointError
-from vgg_export.core.records import Record
+from vgg_runtime.records import FieldError, Record
 
 CONVS_PER_BLOCK = {
     "vgg11": (1, 1, 2, 2, 2),
@@ -36,7 +36,7 @@ FACTORS = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Factor:
+class Factor(Record):
     """A layer of the plan that is made of two. ``kind``: a key of FACTORS. ``rank``: the number of channels
     between the two."""
 
@@ -72,7 +72,7 @@ class Layer:
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
+class Plan(Record):
     """The shape of a VGG: output channels of every convolution by block, then three fully connected layers.
     ``factors`` names the layers that are made of two thinner ones.
 
@@ -174,31 +174,18 @@ class Plan:
         """Multiply-accumulates of one inference (biases not counted)."""
         return sum(layer.macs() for layer in self.layers())
 
-    def to_json(self) -> dict[str, Any]:
-        """The plan as plain lists and numbers."""
-        return dataclasses.asdict(self)
-
     @classmethod
-    def from_json(cls, data: dict[str, Any]) -> Self:
+    def from_json(cls, document: object, path: str = "") -> Self:
         """The plan that ``to_json`` gave.
 
         Raises:
             CheckpointError: the data is damaged.
         """
         try:
-            return cls(
-                family=str(data["family"]),
-                blocks=tuple(tuple(int(n) for n in block) for block in data["blocks"]),
-                hidden=(int(data["hidden"][0]), int(data["hidden"][1])),
-                classes=int(data["classes"]),
-                input_px=int(data["input_px"]),
-                factors=tuple(
-                    Factor(str(f["layer"]), str(f["kind"]), int(f["rank"])) for f in data.get("factors", ())
-                ),
-            )
-        except (KeyError, TypeError, ValueError, IndexError) as error:
+            return super().from_json(document, path)
+        except FieldError as error:
             raise CheckpointError(
-                f"the channel plan is damaged ({error!r}); expected family, blocks, hidden, classes, input_px"
+                f"the channel plan is damaged ({error}); expected family, blocks, hidden, classes, input_px"
             ) from error
 
 

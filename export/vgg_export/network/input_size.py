@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from vgg_export.core import cache
 from vgg_export.core.errors import CheckFailedError, OptionsError
 from vgg_export.core.progress import Progress
-from vgg_export.core.records import Record
+from vgg_runtime.records import Record
 
 from . import chain
 from . import checkpoint as checkpoints

@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Any, Self
 
-from vgg_export.core.records import Record, parse
+from vgg_runtime.records import Record
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,11 +43,12 @@ class Provenance(Record):
         return named | {key: value for key, value in said.items() if value}
 
     @classmethod
-    def from_json(cls, data: Any) -> Self:
+    def from_json(cls, document: object, path: str = "") -> Self:
         """What ``to_json`` gave.
 
         Raises:
-            DamagedRecordError: ``kind`` or ``what`` is missing, or a field holds something else.
+            FieldError: ``kind`` or ``what`` is missing, or a field holds something else.
         """
-        data = parse(dict[str, Any], data, "where the weights came from")
-        return super().from_json({"kind": data["weights"], **data} if "weights" in data else data)
+        if isinstance(document, dict) and "weights" in document:
+            document = {"kind": document["weights"], **document}
+        return super().from_json(document, path)

@@ -33,7 +33,6 @@ from vgg_export.compress import prune
 from vgg_export.core import cache
 from vgg_export.core.errors import NothingToGainError, OptionsError
 from vgg_export.core.progress import Progress
-from vgg_export.core.records import Record
 from vgg_export.data.splits import Item
 from vgg_export.graphs import external_data
 from vgg_export.graphs.model_info import Described
@@ -58,6 +57,7 @@ from vgg_export.recipes import (
 from vgg_runtime.board import device
 from vgg_runtime.bundle.session import Model
 from vgg_runtime.measure.recommend import loss_points, near_chance
+from vgg_runtime.records import Record
 from vgg_runtime.result import Evaluation
 
 log = logging.getLogger(__name__)
@@ -135,8 +135,8 @@ class Point(Record):
         return found
 
     def to_json(self) -> dict[str, Any]:
-        """Every field, also those that are None, and the speedup."""
-        return dataclasses.asdict(self) | {"speedup": self.speedup}
+        """The fields, and the speedup."""
+        return super().to_json() | {"speedup": self.speedup}
 
 
 STAGE = cache.Stage("point", __name__, Point)

@@ -196,7 +196,7 @@ class Manifest:
 def _variant(data: dict[str, Any], path: str) -> Variant:
     losses = enumerate(data.get("losses", ()))
     parsed = {
-        "preprocessing": Preprocessing.from_json(data["preprocessing"]),
+        "preprocessing": Preprocessing.from_json(data["preprocessing"], f"{path}.preprocessing"),
         "steps": tuple(data["steps"]),
         "builds": tuple(_build(one, f"{path}.builds[{k}]") for k, one in enumerate(data["builds"])),
         "losses": tuple(StepLoss.from_json(one, f"{path}.losses[{k}]") for k, one in losses),

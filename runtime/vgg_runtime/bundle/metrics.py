@@ -8,6 +8,8 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
+from vgg_runtime.result import Proportion
+
 Z95 = 1.959963984540054
 CHANCE_LEVEL = 0.01  # significance level of the tests against chance
 # Runs that a percentile needs before its estimate is bounded at 99 % confidence (MLPerf early stopping).
@@ -26,6 +28,11 @@ def wilson_interval(right: int, n: int, z: float = Z95) -> tuple[float, float]:
     centre = (p + spread / 2) / (1 + spread)
     half = z / (1 + spread) * math.sqrt(p * (1 - p) / n + spread / (4 * n))
     return (0.0 if right == 0 else centre - half), (1.0 if right == n else centre + half)
+
+
+def proportion(right: int, n: int) -> Proportion:
+    """``right`` of ``n`` with its interval."""
+    return Proportion(right / n, n, wilson_interval(right, n))
 
 
 def binomial_tail(right: int, n: int, p: float) -> float:

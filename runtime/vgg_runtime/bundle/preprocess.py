@@ -10,13 +10,13 @@ import dataclasses
 import io
 import zlib
 from pathlib import Path
-from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageChops, TiffImagePlugin, UnidentifiedImageError
 
 from vgg_runtime.errors import ImageError
+from vgg_runtime.records import Record
 
 from . import picture_files
 
@@ -48,25 +48,13 @@ _COLORMAP, _SAMPLE_FORMAT, _SUBSAMPLING = 320, 339, 530
 
 
 @dataclasses.dataclass(frozen=True)
-class Preprocessing:
+class Preprocessing(Record):
     """Sizes in px, mean and standard deviation per RGB channel of values 0..1."""
 
     resize_px: int
     crop_px: int
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
-
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "resize_px": self.resize_px,
-            "crop_px": self.crop_px,
-            "mean": list(self.mean),
-            "std": list(self.std),
-        }
-
-    @classmethod
-    def from_json(cls, data: dict[str, Any]) -> Self:
-        return cls(data["resize_px"], data["crop_px"], tuple(data["mean"]), tuple(data["std"]))
 
 
 def for_input(input_px: int) -> Preprocessing:

@@ -13,14 +13,13 @@ import numpy as np
 
 from vgg_runtime.board import device, monitor, targets
 from vgg_runtime.bundle.manifest import Variant
-from vgg_runtime.bundle.metrics import chance, wilson_interval
+from vgg_runtime.bundle.metrics import chance, proportion
 from vgg_runtime.bundle.opened import Bundle
 from vgg_runtime.result import (
     SCHEMA,
     About,
     Image,
     MeasuredDevice,
-    Proportion,
     Result,
     Row,
     ThreadTrial,
@@ -190,16 +189,12 @@ def _related(row: Row, baseline: Row | None, images: Sequence[Shown], absent: st
         return row
     if baseline and len(baseline.predictions) == len(images):
         same = sum(found[k] == baseline.predictions[k].classes[0] for k in counted)
-        row = dataclasses.replace(row, agreement=_proportion(same, len(counted)))
+        row = dataclasses.replace(row, agreement=proportion(same, len(counted)))
     known = [k for k in counted if images[k].label is not None]
     if known:
         right = sum(found[k] == images[k].label for k in known)
-        row = dataclasses.replace(row, accuracy=_proportion(right, len(known)))
+        row = dataclasses.replace(row, accuracy=proportion(right, len(known)))
     return row
-
-
-def _proportion(right: int, n: int) -> Proportion:
-    return Proportion(right / n, n, wilson_interval(right, n))
 
 
 def _named(row: Row, labels: Sequence[str]) -> Row:
