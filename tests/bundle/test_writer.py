@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from conftest import ROOT, entries_of
 
-from vgg_export.bundle import writer
+from vgg_export.bundle import evaluate, writer
 from vgg_export.core import cache
 from vgg_export.core.errors import DataError, OutputError
 from vgg_export.core.progress import Quiet
@@ -23,7 +23,7 @@ def contents(bundle_folder: Path, splits: splits.Splits) -> writer.Contents:
     entries = entries_of(
         *(cache.of(work / f"{name}.onnx") for name in ("baseline", "quantized", "scaled", "signed"))
     )
-    figures = json.loads((work / "evaluation.json").read_text())
+    figures = evaluate.Evaluated.from_json(json.loads((work / "evaluation.json").read_text())).figures
     return writer.Contents(entries, splits, None, figures, None)
 
 
