@@ -216,16 +216,21 @@ def test_a_flipped_byte_and_a_missing_file_are_found(bundle_copy: Path) -> None:
 
 
 def test_the_self_check_fails_on_other_outputs(bundle_copy: Path, tmp_path: Path) -> None:
+    """Twice what is allowed of a precision, and half of it."""
     arrays = dict(np.load(bundle_copy / "expected.npz"))
-    logits = arrays[self_check.logits_key("scaled")]
-    arrays[self_check.logits_key("scaled")] = logits + 0.01 * (logits.max() - logits.min())
+    for name, kind, times in (("baseline", "fp32", 0.5), ("quantized", "int8", 2), ("scaled", "fp32", 2)):
+        logits = arrays[self_check.logits_key(name)]
+        off = times * self_check.TOLERANCE[kind] * (logits.max() - logits.min())
+        arrays[self_check.logits_key(name)] = logits + off
     np.savez(tmp_path / "expected.npz", **arrays)
     rewrite(bundle_copy, "expected.npz", (tmp_path / "expected.npz").read_bytes())
     done = compare("--json", tmp_path / "r.json", *QUICK, bundle=bundle_copy)
     assert done.returncode == 1
     assert "scaled: self-check failed" in done.stdout
+    assert "at most 0.1 allowed" in done.stdout
+    assert "at most 0.001 allowed" in done.stdout
     rows = json.loads((tmp_path / "r.json").read_text())["variants"]
-    assert [row["error"] is None for row in rows] == [True, True, False]
+    assert [row["error"] is None for row in rows] == [True, False, False]
 
 
 def test_a_variant_that_cannot_be_loaded_is_a_row_and_the_others_run(

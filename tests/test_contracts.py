@@ -150,7 +150,8 @@ def result(bundle_folder: Path, signs_folder: Path, tmp_path_factory: pytest.Tem
 def losses(work: Path) -> tuple[dict[str, Any], ...]:
     """What the recipe says that quantizing lost; the shared bundle's variants have no recipe."""
     made = {(): cache.of(work / "baseline.onnx"), ("quantize",): cache.of(work / "quantized.onnx")}
-    found = recipes.Steps.losses(types.SimpleNamespace(make=made.get), ("quantize",))  # type: ignore[arg-type]
+    steps: Any = types.SimpleNamespace(make=made.get)
+    found = recipes.Steps.losses(steps, ("quantize",))
     assert found
     return tuple(loss.to_json() for loss in found)
 
