@@ -367,20 +367,20 @@ class Budget:
     max_drop: float | None = asked(
         None,
         "--max-drop",
-        "Points of top-1 that compact variants may lose, standard error included; searches their strength.",
+        "Points of top-1 that compact variants may lose, standard error included. Starts a search.",
         metavar="POINTS",
     )
     size_bytes: int | None = asked(
         None,
         "--target-size",
-        "Size of a compact variant's file, at most, e.g. 20MB; searches.",
+        "Largest size of a compact variant's file, e.g. 20MB. Starts a search.",
         metavar="SIZE",
         parse=size_in_bytes,
     )
     speedup: float | None = asked(
         None,
         "--target-speedup",
-        "Speed of a compact variant relative to the baseline on this machine, at least; searches.",
+        "Least speed of a compact variant relative to the baseline on this machine. Starts a search.",
         metavar="X",
     )
 
@@ -442,7 +442,7 @@ class SweepOptions:
     ratios: tuple[float, ...] = asked(
         SWEEP_RATIOS,
         "--ratios",
-        "Shares of the filters to remove, one point of the sweep each.",
+        "Shares of the filters to remove; each way to choose filters gets a point per share.",
         metavar="A,B",
         parse=ratios,
     )
