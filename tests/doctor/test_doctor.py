@@ -462,7 +462,7 @@ def test_without_the_requirements_it_still_looks_at_the_board(bundle_folder: Pat
     ]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 1
-    assert "the package numpy is missing, so that nothing can be run" in done.stdout
+    assert "the package numpy is missing, so nothing can be run" in done.stdout
     assert "Traceback" not in done.stderr
     marks = {
         check["check"]: check["mark"] for check in json.loads((tmp_path / "d.json").read_text())["checks"]
