@@ -166,7 +166,7 @@ def test_in_the_checkout_it_finds_artifacts(bundle_folder: Path, tmp_path: Path)
     ("arguments", "sentence"),
     [
         (("--variants", "nope"), "there is no variant 'nope'; this bundle has baseline, quantized, scaled"),
-        (("--variants", ","), "--variants names none"),
+        (("--variants", ","), "--variants names no variant"),
         (("--image", "nowhere.jpg"), "there is no file nowhere.jpg"),
         (("--images", "nowhere"), "there is no folder nowhere"),
         (("--threads", "0"), "expected 1 to 1024"),

@@ -290,7 +290,7 @@ def test_no_bundle_is_a_failing_line_and_the_board_is_still_looked_at(tmp_path: 
     found = examined(tmp_path, lay_out(tmp_path / "root"))
     assert found["bundle"]["mark"] == FAILS
     assert found["bundle"]["found"] == f"there is no bundle in {tmp_path} (no manifest.json)"
-    assert found["bundle"]["remedy"] == "make one with 'vgg-export all' or name it with --bundle"
+    assert found["bundle"]["remedy"] == "make one with 'vgg-export all', or name its folder with --bundle"
     assert found["board"]["mark"] == found["onnxruntime"]["mark"] == OK
 
 
@@ -462,7 +462,7 @@ def test_without_the_requirements_it_still_looks_at_the_board(bundle_folder: Pat
     ]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 1
-    assert "the package numpy is missing, so that nothing can be run" in done.stdout
+    assert "the package numpy is missing, so nothing can be run" in done.stdout
     assert "Traceback" not in done.stderr
     marks = {
         check["check"]: check["mark"] for check in json.loads((tmp_path / "d.json").read_text())["checks"]
