@@ -9,6 +9,7 @@ from networks import undecided
 from vgg_export.compress import feature_maps, prune, reconstruct
 from vgg_export.core import cache
 from vgg_export.core.errors import CheckFailedError, OptionsError
+from vgg_export.core.losses import Losses
 from vgg_export.core.progress import Quiet
 from vgg_export.data import splits, tensors
 from vgg_export.network import chain
@@ -118,7 +119,7 @@ def test_what_is_left_is_repaired_on_pictures(splits: splits.Splits, tmp_path: P
     made = prune.run(
         cache.of(tmp_path / "original.safetensors"), splits, tmp_path / "pruned.safetensors", options, Quiet()
     )
-    loss, small = made.measured["losses"], checkpoints.load(made.path)
+    loss, small = made.read(Losses).losses, checkpoints.load(made.path)
     assert (made.measured["images"], loss["removed"].n, loss["repaired"].n) == (30, 10, 10)
     # Six drawn networks keep 0.03 to 0.34 of the divergence on these ten, and 0.03 to 0.25 on the 42 below.
     assert loss["repaired"].kl < 0.6 * loss["removed"].kl
