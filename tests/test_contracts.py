@@ -149,9 +149,10 @@ def result(bundle_folder: Path, signs_folder: Path, tmp_path_factory: pytest.Tem
 
 def losses(work: Path) -> tuple[dict[str, Any], ...]:
     """What the recipe says that quantizing lost; the shared bundle's variants have no recipe."""
-    made = {(): cache.of(work / "baseline.onnx"), ("quantize",): cache.of(work / "quantized.onnx")}
+    chain = (recipes.QUANTIZE,)
+    made = {(): cache.of(work / "baseline.onnx"), chain: cache.of(work / "quantized.onnx")}
     steps: Any = types.SimpleNamespace(make=made.get)
-    found = recipes.Steps.losses(steps, ("quantize",))
+    found = recipes.Steps.losses(steps, chain)
     assert found
     return tuple(loss.to_json() for loss in found)
 

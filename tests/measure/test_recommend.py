@@ -1,28 +1,23 @@
 """On how many pictures, and on how much of a loss, a recommendation turns."""
 
-from typing import Any
-
 import pytest
+from rows import a_row
 
 from vgg_runtime.measure import recommend
+from vgg_runtime.result import Evaluation, Proportion, Row
 
 
-def row(name: str, p50_ms: float, right: int, n: int, error: float = 0.0) -> dict[str, Any]:
-    built = {"n": n, "top1": {"rate": right / n, "n": n}, "agreement": {"rate": right / n}, "chance": 0.1}
-    return {
-        "variant": name,
-        "p50_ms": p50_ms,
-        "speedup": 100 / p50_ms,
-        "built": built | {"loss_error_points": error},
-        "error": None,
-    }
+def row(name: str, p50_ms: float, right: int, n: int, error: float = 0.0) -> Row:
+    share = Proportion(right / n, n, (0.0, 1.0))
+    built = Evaluation(n=n, top1=share, agreement=share, chance=0.1, loss_error_points=error)
+    return a_row(name, p50_ms=p50_ms, speedup=100 / p50_ms, built=built)
 
 
 @pytest.mark.parametrize(("n", "variant"), [(recommend.LEAST_IMAGES - 1, None), (100, "small")])
 def test_a_hundred_pictures_are_enough_and_one_fewer_are_not(n: int, variant: str | None) -> None:
     found = recommend.recommend([row("baseline", 100, n, n), row("small", 10, n, n)], "baseline")
-    assert found["variant"] == variant
-    assert ("99 test images are too few" in found["reason"]) == (variant is None)
+    assert found.variant == variant
+    assert ("99 test images are too few" in found.reason) == (variant is None)
 
 
 @pytest.mark.parametrize(
@@ -38,4 +33,4 @@ def test_a_hundred_pictures_are_enough_and_one_fewer_are_not(n: int, variant: st
 def test_what_may_be_lost_is_lost_at_most(right: int, error: float, allowed: float, variant: str) -> None:
     rows = [row("baseline", 100, 1000, 1000), row("small", 10, right, 1000, error)]
     found = recommend.recommend(rows, "baseline", allowed)
-    assert (found["variant"], found["max_loss_points"]) == (variant, allowed)
+    assert (found.variant, found.max_loss_points) == (variant, allowed)

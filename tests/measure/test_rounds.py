@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,7 +16,7 @@ from rows import a_row
 from vgg_runtime import compare as command_line
 from vgg_runtime import text
 from vgg_runtime.board import device, monitor
-from vgg_runtime.measure import aggregate, measure
+from vgg_runtime.measure import aggregate, measure, process, running
 from vgg_runtime.report import tables
 from vgg_runtime.result import Round, Row, State, Watched
 
@@ -207,9 +206,9 @@ SAMPLES_MS = {
 }
 
 
-def a_worker_that_takes(samples_ms: dict[int, list[float]]) -> Callable[..., "subprocess.Popen[bytes]"]:
-    """In the place of ``process.start``: a real process that says what a variant's would, but with known
-    latencies by its number of threads, in an order that does not drift."""
+def a_worker_that_takes(samples_ms: dict[int, list[float]]) -> type[process.Child]:
+    """A real process that says what a variant's would, but with known latencies by its number of threads, in
+    an order that does not drift."""
     code = f"""
 import json, random, sys
 asked = json.loads(sys.stdin.buffer.readline())
@@ -219,9 +218,16 @@ print(json.dumps({{"event": "loaded", "load_ms": 10.0, "first_ms": 5.0}}))
 print(json.dumps({{"event": "checked", "deviation": 0.0}}))
 print(json.dumps({{"event": "timed", "samples_ms": samples, "peak_rss_bytes": 1}}))
 """
-    return lambda _, complaints: subprocess.Popen(
-        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=complaints
-    )
+    started = subprocess.Popen
+
+    class Known(process.Child):
+        def __init__(self, module: str) -> None:
+            with pytest.MonkeyPatch.context() as patch:
+                command = [sys.executable, "-c", code]
+                patch.setattr(subprocess, "Popen", lambda _, **pipes: started(command, **pipes))
+                super().__init__(module)
+
+    return Known
 
 
 @pytest.mark.parametrize(
@@ -241,7 +247,7 @@ def test_the_least_p90_decides_and_is_in_the_json(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     samples = SAMPLES_MS if enough else SAMPLES_MS | {4: SAMPLES_MS[4][:63]}
-    monkeypatch.setattr(measure, "start", a_worker_that_takes(samples))
+    monkeypatch.setattr(running, "Child", a_worker_that_takes(samples))
     monkeypatch.setattr(device, "usable_cores", lambda: 4)
     asked = ["--bundle", bundle_folder, "--threads", "auto", "--variants", "baseline", "--cool-down", "1"]
     asked += ["--root", board(tmp_path / "root"), "--json", tmp_path / "r.json"]
