@@ -305,7 +305,7 @@ def bundle(models: tuple[Path, ...], output: Path, **chosen: Any) -> None:
     type=_FOLDER,
     default=Path("artifacts"),
     show_default=True,
-    help="The bundle to evaluate.",
+    help="Bundle to evaluate.",
 )
 @_data
 @_test
@@ -411,7 +411,7 @@ def draw_signs(output: Path, **chosen: Any) -> None:
     "--output",
     type=_FILE,
     required=True,
-    help="The checkpoint (.safetensors); its model card is written beside it.",
+    help="The checkpoint (.safetensors); its model card lies beside it.",
 )
 @click.option("--images", type=int, default=24_000, show_default=True, help="Signs to draw for training.")
 @click.option("--test-images", type=int, default=2_000, show_default=True, help="Signs to draw for the test.")
@@ -432,11 +432,7 @@ def demo_train(output: Path, images: int, test_images: int, seed: int) -> None:
 @cli.command("demo-test")
 @click.option("--weights", type=_FILE, help="A demo checkpoint  [default: the embedded one]")
 @click.option(
-    "--test-images",
-    type=click.IntRange(min=1),
-    default=2_000,
-    show_default=True,
-    help="Signs to draw for the test.",
+    "--test-images", type=click.IntRange(min=1), default=2_000, show_default=True, help="Signs to test on."
 )
 def demo_test(weights: Path | None, test_images: int) -> None:
     """Reproduce the accuracy on the embedded demo's model card.
