@@ -300,21 +300,14 @@ def bundle(models: tuple[Path, ...], output: Path, **chosen: Any) -> None:
 
 @cli.command()
 @click.option(
-    "--bundle",
-    "folder",
-    type=_FOLDER,
-    default=Path("artifacts"),
-    show_default=True,
-    help="Bundle to evaluate.",
+    "--bundle", type=_FOLDER, default=Path("artifacts"), show_default=True, help="Bundle to evaluate."
 )
 @_data
 @_test
 @_accept
 @click.option("--record", is_flag=True, help="Write the figures into the bundle's manifest.")
 @click.option("--json", "json_file", type=_FILE, help="Write the figures to a file.")
-def evaluate(
-    folder: Path, record: bool, accept_accuracy: bool, json_file: Path | None, **chosen: Any
-) -> None:
+def evaluate(bundle: Path, record: bool, json_file: Path | None, **chosen: Any) -> None:
     """Measure accuracy and agreement of a bundle's variants on pictures that were not used to make it.
 
     Example: vgg-export evaluate --bundle artifacts --data photos/test
@@ -327,7 +320,7 @@ def evaluate(
     from .core.files import write_json
 
     figures, n, notices = pipeline.evaluate_bundle(
-        folder, pictures, TerminalProgress(), record=record, accept=accept_accuracy
+        bundle, pictures, TerminalProgress(), record=record, accept=chosen["accept_accuracy"]
     )
     for notice in notices:
         click.echo(f"!! {notice}")
