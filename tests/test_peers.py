@@ -104,10 +104,10 @@ def contender(name: str, **changed: object) -> Contender:
 
 
 def measured(names: list[str], pictures: Pictures, work: Path, **options: float) -> dict[str, dict[str, Any]]:
-    chosen = {"threads": 1, "rounds": 2, "runs": 3, **options}
+    chosen = Options(**{"threads": 1, "rounds": 2, "runs": 3, **options})  # type: ignore[arg-type]
     reports: list[str] = []
     contenders = [contender(name) for name in names]
-    rows = peers_measure.measure(contenders, SOURCES, pictures, work, Options(**chosen), reports.append)  # type: ignore[arg-type]
+    rows = peers_measure.measure(contenders, SOURCES, pictures, work, chosen, reports.append)
     assert [row["contender"] for row in rows] == names
     return {row["contender"]: row for row in rows}
 

@@ -77,12 +77,13 @@ def survey(connection: Connection) -> Board:
     _ensure_64_bit(name, found, pythons)
     path, about = _choose(name, pythons)
     libc, version = about["libc"]
+    glibc = tuple(int(part) for part in version.split(".")[:2]) if libc == "glibc" else None
     return Board(
         machine=found["machine"],
         model=found.get("model", ""),
         python=path,
         version=tuple(about["python"]),
-        glibc=tuple(int(part) for part in version.split(".")[:2]) if libc == "glibc" else None,  # type: ignore[arg-type]
+        glibc=glibc,  # type: ignore[arg-type]
         venv=about["venv"],
         rsync=bool(found.get("rsync")),
     )

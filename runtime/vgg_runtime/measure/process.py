@@ -28,7 +28,8 @@ class Child:
     def __init__(self, module: str) -> None:
         self.late = False  # whether it was killed because it took too long
         self._heard = b""
-        self._complaints = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115  closed by close()
+        # close() closes it
+        self._complaints = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115
         self._process = subprocess.Popen(
             [sys.executable, "-P", "-m", module],
             stdin=subprocess.PIPE,
