@@ -257,7 +257,7 @@ BAD = [
     (("all", "--weights", "mine.pth", "--variants", "compact"), "cannot be factorised"),
     (
         ("all", "--weights", "mine.pth", "--labels", "names.txt", "--max-drop", "1"),
-        "a budget needs pictures that nothing is fitted on",
+        "a search needs selection pictures, which nothing is fitted on",
     ),
     (("all", "--weights", "mine.pth", "--max-drop", "-1"), "--max-drop must be at least 0"),
     (("all", "--weights", "mine.pth", "--max-drop", "1", "--conv-share", "0.4"), "give one or the other"),

@@ -114,13 +114,14 @@ def test_where_only_int8_fits_the_baseline_is_a_row_that_did_not(
 
 
 def test_lean_keeps_float_weights_in_pages_that_can_be_dropped(made: Path, tmp_path: Path) -> None:
-    """Memory that cannot be dropped is far less than the weights. The whole peak of int8 is less than them,
-    too."""
+    """Memory that cannot be dropped is far less than the weights; most of the peak is memory that can. The
+    whole peak of int8 is less than the weights, too."""
     code, rows = compare(made, tmp_path / "r.json", "--memory", "lean")
     assert code == 0
     baseline, integer = rows["baseline"], rows["quantized"]
     weights = next(v for v in manifest.read(made).variants if v.id == "baseline").build.bytes
     assert baseline["memory_mode"] == "lean"
     assert baseline["peak_anonymous_bytes"] < 0.4 * weights
-    assert baseline["peak_file_backed_bytes"] >= 0.6 * weights
+    # the kernel keeps the peak of both together; that of either kind is sampled, and may be missed
+    assert baseline["peak_rss_bytes"] - baseline["peak_anonymous_bytes"] >= 0.6 * weights
     assert integer["peak_rss_bytes"] < weights
