@@ -90,7 +90,8 @@ def imports(name: str, path: Path) -> Iterator[str]:
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            base = ".".join(filter(None, (package if node.level else "", node.module)))
+            above = package.split(".")[: package.count(".") + 2 - node.level]  # one dot is the package itself
+            base = ".".join(filter(None, (".".join(above) if node.level else "", node.module)))
             yield base
             yield from (f"{base}.{alias.name}" for alias in node.names)
 
@@ -169,6 +170,7 @@ def test_nothing_imports_in_a_circle() -> None:
     [
         ("vgg_export.core.bad", "from vgg_export.network import chain", True),
         ("vgg_export.core.bad", "def f():\n    from vgg_export.network.chain import Plan", True),
+        ("vgg_export.core.bad", "from ..network import chain", True),
         ("vgg_export.data.bad", "from vgg_export.graphs import audit", True),
         ("vgg_export.data.bad", "import vgg_export.cli", True),
         ("vgg_export.data.bad", "from vgg_export.network.chain import Plan", False),
@@ -305,7 +307,9 @@ def preparations(source: str) -> set[str]:
     """What a module does that makes pictures ready: ImageNet's mean and standard deviation by name or value,
     bytes to or from 0..1, and resizing, by whichever library."""
     values = {*preprocess.IMAGENET_MEAN, *preprocess.IMAGENET_STD}
+    values |= {255 * value for value in values}
     resizing = {"resize", "thumbnail", "reduce", "interpolate", "Resize", "RandomResizedCrop", "CenterCrop"}
+    resizing |= {"fit", "contain"} if "ImageOps" in source else set()  # of Pillow
     found = set()
     for node in ast.walk(ast.parse(source)):
         name = {ast.Name: "id", ast.Attribute: "attr", ast.alias: "name"}.get(type(node))
@@ -314,15 +318,26 @@ def preparations(source: str) -> set[str]:
             found.add("mean")
         if isinstance(node, ast.Constant) and isinstance(node.value, float) and node.value in values:
             found.add("mean")
-        if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Div | ast.Mult):
-            inner = [n.value for side in (node.left, node.right) for n in constants(side)]
-            found |= {"255"} if 255 in inner else set()
+        if 255 in [n.value for factor in factors(node) for n in constants(factor)]:
+            found.add("255")
         if called in ("to_tensor", "ToTensor", "pil_to_tensor") and "torchvision" in source:
             found.add("255")
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute | ast.Name):
             called = node.func.attr if isinstance(node.func, ast.Attribute) else node.func.id
             found |= {"resize"} if called in resizing else set()
     return found
+
+
+def factors(node: ast.AST) -> list[ast.expr]:
+    """What is multiplied or divided here, by an operator or by numpy's or torch's functions."""
+    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Div | ast.Mult):
+        return [node.left, node.right]
+    if isinstance(node, ast.AugAssign) and isinstance(node.op, ast.Div | ast.Mult):
+        return [node.value]
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+        named = node.func.attr in ("divide", "true_divide", "multiply", "div", "mul", "div_", "mul_")
+        return node.args if named else []
+    return []
 
 
 def constants(side: ast.expr) -> list[ast.Constant]:
@@ -349,6 +364,10 @@ def test_preprocessing_exists_once() -> None:
         ("x = (x - 0.485) / 0.229", {"mean"}),
         ("x = x / 255", {"255"}),
         ("x = np.asarray(image) / np.float32(255)", {"255"}),
+        ("x /= 255", {"255"}),
+        ("x = np.divide(x, 255)", {"255"}),
+        ("x = x - [123.675, 116.28, 103.53]", {"mean"}),
+        ("x = ImageOps.fit(image, (64, 64))", {"resize"}),
         ("x = image.resize((64, 64))", {"resize"}),
         ("from torchvision.transforms import Normalize", {"mean"}),
         ("x = torchvision.transforms.Resize(64)(image)", {"resize"}),

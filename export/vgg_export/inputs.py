@@ -145,11 +145,7 @@ def model_file(path: Path) -> cache.Artifact:
             f"there is no file {path}; expected a model that 'vgg-export export' or 'quantize' wrote"
         )
     found = cache.of(path)
-    if described(found) is None:
-        raise DataError(
-            f"{path} has no sidecar {cache.sidecar_path(path).name}; expected a model that 'vgg-export"
-            " export' or 'quantize' wrote"
-        )
+    described(found, "'vgg-export export' or 'quantize'")
     return found
 
 

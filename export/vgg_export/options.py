@@ -34,7 +34,7 @@ class WeightsOptions:
     spec: str = asked(
         "auto",
         "--weights",
-        "The checkpoint: a file, or a word for one.",
+        "The checkpoint: a file, or one of the built-in names.",
         metavar="auto|imagenet|demo|random|FILE",
     )
     labels: Path | None = asked(
@@ -52,7 +52,7 @@ class DataOptions:
     spec: str | None = asked(
         None,
         "--data",
-        "Folder of pictures, or a word for a set  [default: a set that fits the weights]",
+        "Folder of pictures, or one of the built-in names  [default: a set that fits the weights]",
         metavar="imagenette|DIR|none",
     )
     seed: int = asked_as(0, SEED)
@@ -136,7 +136,7 @@ class FinetuneOptions:
     epochs: int = asked(
         2,
         "--finetune-epochs",
-        "Number of epochs; 0 leaves the fine-tuning out. For the compact variants see --distil-up-to.",
+        "Number of epochs; 0 leaves the fine-tuning out. The compact variants of 'all' have --distil-up-to.",
     )
     rate: float = asked(
         1e-3,
@@ -324,7 +324,7 @@ class QuantizeOptions:
         0.98,
         "--min-agreement",
         "Least agreement with the float model. Below it the most sensitive layers stay float, except in"
-        " compact variants under --max-drop. 0: no layer stays float.",
+        " compact variants of 'all --max-drop'. 0: no layer stays float.",
     )
     float_layers: int = 3
     held_images: int = 60

@@ -187,8 +187,9 @@ def _add_live(group: "argparse._ArgumentGroup") -> None:
     add(
         "--source",
         metavar="FROM",
-        help="where the frames come from: a folder (repeated), a file or pipe of JPEGs, - for standard input,"
-        " http://… (MJPEG), /dev/video0 (needs ffmpeg) or camera (picamera2 or rpicam-vid); default: camera",
+        help="where the frames come from: a folder (again and again), a file or pipe of JPEGs, - for standard"
+        " input, http://… (MJPEG), /dev/video0 (needs ffmpeg) or camera (picamera2 or rpicam-vid); default:"
+        " camera",
     )
     add(
         "--fps",

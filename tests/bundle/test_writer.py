@@ -199,7 +199,9 @@ def _parsed(content: bytes) -> object:
 
 def test_models_that_do_not_belong_together_are_refused(contents: writer.Contents) -> None:
     first = contents.entries[0]
-    other = dataclasses.replace(first, id="other", model=_with_labels(first.model, ["a", "b"]))
+    other = dataclasses.replace(
+        first, id="other", model=_with_labels(first.model, [*reversed(first.info.labels)])
+    )
     with pytest.raises(DataError, match="must have the same classes in the same order"):
         dataclasses.replace(contents, entries=(first, other))
     with pytest.raises(DataError, match="two models are called 'baseline'"):

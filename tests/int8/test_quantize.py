@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 
 import numpy as np
@@ -105,5 +106,12 @@ def test_a_model_without_sidecar_is_refused(
     stranger.write_bytes(exported.path.read_bytes())
     with pytest.raises(DataError, match=r"has no sidecar stranger\.onnx\.json"):
         quantize.run(cache.of(stranger), splits, 4, tmp_path / "q.onnx", QuantizeOptions(), Quiet())
+    written = json.loads(cache.sidecar_path(exported.path).read_text())
+    written["measured"]["model"]["labels"] = ["x"]
+    wrong = ("{", "stranger.onnx.json is damaged"), (json.dumps(written), "names, one per class")
+    for text, found in wrong:
+        cache.sidecar_path(stranger).write_text(text)
+        with pytest.raises(DataError, match=found):
+            quantize.run(cache.of(stranger), splits, 4, tmp_path / "q.onnx", QuantizeOptions(), Quiet())
     with pytest.raises(OptionsError, match="--target must be one of"):
         QuantizeOptions("toaster")

@@ -80,6 +80,19 @@ def test_several_boards_in_one_table(result: dict[str, Any], changed: dict[str, 
     assert row[4].endswith("!")
 
 
+def test_a_result_cannot_steer_the_terminal(result: dict[str, Any]) -> None:
+    foreign = copy.deepcopy(result) | {"measured_at": "\x1b[31mnow"}
+    foreign["variants"][0] |= {"variant": "\x1b]0;title\x07", "error": "\x1b[2J"}
+    read = Result.from_json(foreign)
+    for shown in (
+        diff.diff(read, read),
+        diff.diff(Result.from_json(result), read),
+        diff.boards([read, read]),
+    ):
+        assert all(line.isprintable() for line in shown.split("\n"))
+        assert "·[31mnow" in shown
+
+
 @pytest.mark.parametrize(
     ("content", "said"), [("", "cannot be read"), ("[1]", "is no result"), ('{"schema": 1}', "is no result")]
 )

@@ -5,11 +5,12 @@ import dataclasses
 from typing import Any, Self
 
 from vgg_export.core import cache
+from vgg_export.core.errors import DataError
 from vgg_export.core.records import SidecarRecord
 from vgg_export.network.chain import Plan
 from vgg_export.network.provenance import Provenance
 from vgg_runtime.bundle.preprocess import Preprocessing
-from vgg_runtime.records import Record
+from vgg_runtime.records import FieldError, Record
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,6 +27,10 @@ class ModelInfo(SidecarRecord):
     parameters: int
     macs: int
     calibrated_on: tuple[str, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if len(self.labels) != self.plan.classes:
+            raise FieldError("labels", f"{self.plan.classes} names, one per class", list(self.labels))
 
     def to_json(self) -> dict[str, Any]:
         """The fields. ``provenance`` is called "source" in files."""
@@ -57,10 +62,17 @@ class Described(Record):
         return (self.target,) if self.target else ()
 
 
-def described(artifact: cache.Artifact) -> Described | None:
-    """The description in the sidecar of an ONNX file, or None without one.
+def described(artifact: cache.Artifact, commands: str) -> Described:
+    """The description in the sidecar of an ONNX file.
+
+    Args:
+        commands: those that write such a file and its sidecar, for the error.
 
     Raises:
-        DataError: the sidecar is damaged.
+        DataError: the sidecar is missing or damaged.
     """
-    return artifact.read(Described) if "model" in artifact.measured else None
+    if "model" not in artifact.measured:
+        sidecar = cache.sidecar_path(artifact.path)
+        found = f"{sidecar.name} is damaged" if sidecar.is_file() else f"it has no sidecar {sidecar.name}"
+        raise DataError(f"{artifact.path}: {found}; expected a model that {commands} wrote, with its sidecar")
+    return artifact.read(Described)

@@ -95,14 +95,12 @@ def run(exported: cache.Artifact, core: str, output: Path, progress: Progress) -
         DataError: it is not a float model that 'vgg-export export' wrote.
         NothingToGainError: no layer gains by it.
     """
-    known = described(exported)
-    if known is None or known.model.precision != "fp32":
-        found = "no sidecar" if known is None else f"a model in {known.model.precision}"
+    info = described(exported, "'vgg-export export'").model
+    if info.precision != "fp32":
         raise DataError(
-            f"{exported.path}: {found}; expected an fp32 model that 'vgg-export export' wrote, with its"
-            " sidecar"
+            f"{exported.path}: a model in {info.precision}; expected an fp32 model that 'vgg-export export'"
+            " wrote"
         )
-    info = known.model
     choice = choose(info.plan.layers(), core)
     if not choice.forms:
         raise NothingToGainError(

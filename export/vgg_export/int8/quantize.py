@@ -15,7 +15,6 @@ from pathlib import Path
 
 from vgg_calibration import choose
 from vgg_export.core import cache
-from vgg_export.core.errors import DataError
 from vgg_export.core.losses import Loss
 from vgg_export.core.progress import Progress
 from vgg_export.data.splits import Splits, short_hash
@@ -57,13 +56,7 @@ def run(
     pictures that chose the form (nothing where there are none), and under ``int8`` the forms that were tried
     and the reason for the choice.
     """
-    known = described(exported)
-    if known is None:
-        raise DataError(
-            f"{exported.path} has no sidecar {cache.sidecar_path(exported.path).name}; expected a model"
-            " that 'vgg-export export' wrote"
-        )
-    info = known.model
+    info = described(exported, "'vgg-export export'").model
     items = choose.limit(splits.fit, [i.source for i in splits.fit], count, seed)
     # Agreement with a network of random weights means nothing.
     wanted = splits.select if info.provenance.has_knowledge else []

@@ -139,8 +139,8 @@ def read_header(path: Path) -> Header:
         # a file without these fields is read too
         source = {"weights": "file", "what": plan.family} | dict(header["source"])
         found = Header(plan, tuple(map(str, header["labels"])), Provenance.from_json(source))
-    except CheckpointError:
-        raise
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from error
     except Exception as error:  # a damaged header can fail in any way
         raise _damaged(path, error) from error
     ensure_fit(found.plan, found.labels, shapes)

@@ -13,6 +13,7 @@ from .tables import MARK, notice
 
 SIGNIFICANT = 0.10  # two runs on the same board differ in latency by up to this share
 EXPECTED = "expected a file that 'compare.py --json' wrote"
+LONGEST_LINE = 1000  # characters
 
 
 def read(path: Path) -> Result:
@@ -25,7 +26,8 @@ def read(path: Path) -> Result:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise RuntimeInputError(f"{path} cannot be read ({error}); {EXPECTED}") from error
+        reason = error.strerror if isinstance(error, OSError) else "it holds no JSON text"
+        raise RuntimeInputError(f"{path} cannot be read ({reason}); {EXPECTED}") from error
     if (newer := _schema(found)) > SCHEMA:
         raise RuntimeInputError(
             f"{path} has schema {newer}; this runtime reads up to {SCHEMA}: use a newer vgg-export"
@@ -73,7 +75,12 @@ def diff(before: Result, after: Result) -> str:
     first, second = _by_variant(before), _by_variant(after)
     names = [*first, *(name for name in second if name not in first)]
     rows = [_cells(name, first.get(name), second.get(name)) for name in names]
-    return "\n".join(lines) + table(COLUMNS, rows) + "".join(_remarks(before, after))
+    return _shown("\n".join(lines) + table(COLUMNS, rows) + "".join(_remarks(before, after)))
+
+
+def _shown(text: str) -> str:
+    """The text without control characters: a result may come from anybody."""
+    return "\n".join(printable(line, LONGEST_LINE) for line in text.split("\n"))
 
 
 def _cells(name: str, a: Row | None, b: Row | None) -> list[str]:
@@ -147,7 +154,7 @@ def boards(results: Sequence[Result]) -> str:
     notices = [
         f"[{k}] {line}" for k, result in enumerate(results, 1) for line in notice(result.bundle).splitlines()
     ]
-    return "\n".join([*heads, "", table(("variant", *columns), rows), *marks, *failed, *notices])
+    return _shown("\n".join([*heads, "", table(("variant", *columns), rows), *marks, *failed, *notices]))
 
 
 def _by_variant(result: Result) -> Mapping[str, Row]:
