@@ -3,6 +3,7 @@ real stages."""
 
 import contextlib
 import fcntl
+import functools
 import http.client
 import itertools
 import json
@@ -279,25 +280,27 @@ def reseal(folder: Path, **changes: object) -> None:
     path.write_text(json.dumps(manifest.seal(json.loads(path.read_text()) | changes)))
 
 
+def export_in(
+    folder: Path, *arguments: str | Path, timeout_s: float = 500, **extra: str
+) -> subprocess.CompletedProcess[str]:
+    """Run the command line in ``folder`` as a user does; never a traceback."""
+    done = subprocess.run(
+        [sys.executable, "-m", "vgg_export", *map(str, arguments)],
+        cwd=folder,
+        env=command_environment() | extra,
+        capture_output=True,
+        text=True,
+        timeout=timeout_s,
+        check=False,
+    )
+    assert "Traceback" not in done.stderr + done.stdout
+    return done
+
+
 @pytest.fixture
 def vgg_export(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Run the command line in ``tmp_path`` as a user does; never a traceback."""
-
-    def run(*arguments: str | Path, **extra: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "vgg_export", *map(str, arguments)]
-        done = subprocess.run(
-            command,
-            cwd=tmp_path,
-            env=command_environment() | extra,
-            capture_output=True,
-            text=True,
-            timeout=500,
-            check=False,
-        )
-        assert "Traceback" not in done.stderr + done.stdout
-        return done
-
-    return run
+    """``export_in`` in ``tmp_path``."""
+    return functools.partial(export_in, tmp_path)
 
 
 @pytest.fixture

@@ -2,13 +2,12 @@
 
 import json
 import resource
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import command_environment
+from conftest import export_in
+from launch import rows_of
 
 from vgg_runtime.board import targets
 from vgg_runtime.bundle import manifest
@@ -33,16 +32,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "--no-compare",
     ]
     arguments += ["--target", HERE, "--target", "pi4"]
-    command = [sys.executable, "-m", "vgg_export", *arguments]
-    done = subprocess.run(
-        command,
-        cwd=folder,
-        env=command_environment(),
-        capture_output=True,
-        text=True,
-        timeout=580,
-        check=False,
-    )
+    done = export_in(folder, *arguments, timeout_s=580)
     assert done.returncode == 0, done.stderr
     return folder / "big"
 
@@ -93,30 +83,8 @@ def test_the_builds_of_a_variant_share_its_weights(made: Path) -> None:
 def compare(
     made: Path, *arguments: str, limit_bytes: int | None = None
 ) -> tuple[int, dict[str, dict[str, Any]]]:
-    """Exit code and rows by variant of compare.py, its address space limited for real."""
-    result = made.parent / "result.json"
-    done = subprocess.run(
-        [
-            sys.executable,
-            made / "runtime/compare.py",
-            "--budget",
-            "0.5",
-            "--rounds",
-            "1",
-            "--json",
-            result,
-            *arguments,
-        ],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-        preexec_fn=(lambda: resource.setrlimit(resource.RLIMIT_AS, (limit_bytes, limit_bytes)))
-        if limit_bytes
-        else None,
-    )
-    assert "Traceback" not in done.stderr
-    return done.returncode, {row["variant"]: row for row in json.loads(result.read_text())["variants"]}
+    hastily = ("--budget", "0.5", "--rounds", "1")
+    return rows_of(made, made.parent / "result.json", *hastily, *arguments, limit_bytes=limit_bytes)
 
 
 def test_it_runs_and_claims_nothing_of_accuracy(made: Path) -> None:

@@ -1,7 +1,5 @@
 """Memory limits on a small bundle; test_full_size.py tests them at the real size."""
 
-import json
-import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import CLASSES, entries_of, made_once, small_torchvision_vgg
+from launch import rows_of
 
 from vgg_export.bundle import writer
 from vgg_export.core import cache
@@ -68,27 +67,10 @@ def made(splits: Splits, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def compare(
-    made: Path, result: Path, *arguments: str, limit_bytes: int = resource.RLIM_INFINITY
+    made: Path, result: Path, *arguments: str, limit_bytes: int | None = None
 ) -> tuple[int, dict[str, dict[str, Any]]]:
-    """Exit code and rows by variant of compare.py, its address space limited for real."""
-    command: list[str | Path] = [
-        sys.executable,
-        made / "runtime/compare.py",
-        "--budget",
-        "0.1",
-        "--rounds",
-        "1",
-    ]
-    done = subprocess.run(
-        [*command, "--threads", "1", "--json", result, *arguments],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (limit_bytes, limit_bytes)),
-    )
-    assert "Traceback" not in done.stderr
-    return done.returncode, {row["variant"]: row for row in json.loads(result.read_text())["variants"]}
+    hastily = ("--budget", "0.1", "--rounds", "1", "--threads", "1")
+    return rows_of(made, result, *hastily, *arguments, limit_bytes=limit_bytes)
 
 
 def address_space(made: Path, name: str) -> int:

@@ -85,9 +85,8 @@ def build(kind: type[T], chosen: Chosen, **values: Any) -> T:
         if option.parse and typed is not None:
             typed = option.parse(typed)
         elif isinstance(typed, bool):
-            typed = (
-                typed != field.default
-            )  # a flag such as --no-repair was given: the field is the opposite of its default
+            # where a flag such as --no-repair was given, the field is the opposite of its default
+            typed = typed != field.default
         elif typed == ():
             typed = None
         if typed is not None or not option.derived:

@@ -3,14 +3,14 @@
 import dataclasses
 import json
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import command_environment, readme_table
+from conftest import export_in, readme_table
+from launch import compare
 
 from vgg_export.core import files
 from vgg_export.core.progress import Quiet
@@ -146,34 +146,10 @@ def test_all_of_the_demo_from_start_to_end(tmp_path: Path) -> None:
     than this one by tests of smaller networks."""
     every = ",".join(recipe.id for recipe in RECIPES)
     asked = ("--weights", "demo", "--variants", every, "--target", targets.here().name, "--no-compare")
-    command = [sys.executable, "-m", "vgg_export", "all", *asked]
-    done = subprocess.run(
-        command,
-        cwd=tmp_path,
-        env=command_environment(),
-        capture_output=True,
-        text=True,
-        timeout=1100,
-        check=False,
-    )
+    done = export_in(tmp_path, "all", *asked, timeout_s=1100)
     assert done.returncode == 0, done.stderr
-    launcher = [
-        sys.executable,
-        "artifacts/runtime/compare.py",
-        "--variants",
-        "compact-scaled",
-        "--budget",
-        "0.2",
-    ]
-    shown = subprocess.run(
-        launcher,
-        cwd=tmp_path,
-        env=command_environment(),
-        capture_output=True,
-        text=True,
-        timeout=100,
-        check=False,
-    )
+    hastily = ("--variants", "compact-scaled", "--budget", "0.2")
+    shown = compare(*hastily, bundle=tmp_path / "artifacts", cwd=tmp_path)
     assert shown.returncode == 0, shown.stderr
     assert shown.stdout.count("DEMO WEIGHTS") == 2
     bundle = manifest.read(tmp_path / "artifacts")
@@ -210,9 +186,7 @@ def test_all_of_the_demo_from_start_to_end(tmp_path: Path) -> None:
     splits = json.loads((tmp_path / "artifacts/splits.json").read_text())
     sets = [{i["sha256"] for i in splits[part]} for part in ("fit", "select", "test")]
     assert sum(map(len, sets)) == len(set().union(*sets)) == 2800
-    again = subprocess.run(
-        command, cwd=tmp_path, env=command_environment(), capture_output=True, text=True, check=False
-    )
+    again = export_in(tmp_path, "all", *asked, timeout_s=1100)
     assert again.returncode == 0
     assert "bundle: up to date" in again.stderr
     # weights, what they say of labelled pictures, nineteen steps of the recipes, evaluation, bundle;

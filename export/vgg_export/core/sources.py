@@ -59,12 +59,12 @@ def _imports(module: str, packages: Packages) -> frozenset[str]:
     """The modules of the packages that a module imports, and the packages that contain these."""
     path = _path(module, packages)
     package = module if path.name == "__init__.py" else module.rpartition(".")[0]
-    named = {module, *_named(ast.parse(path.read_bytes()), package)}
+    named = {module, *imported(ast.parse(path.read_bytes()), package)}
     parents = {".".join(name.split(".")[:k]) for name in named for k in range(1, name.count(".") + 2)}
     return frozenset(name for name in parents if _find(name, packages))
 
 
-def _named(tree: ast.AST, package: str) -> Iterator[str]:
+def imported(tree: ast.AST, package: str) -> Iterator[str]:
     """Every dotted name that the source of a module in ``package`` imports anywhere. ``from a import b``
     gives a and a.b, since b may be a module or an object."""
     for node in ast.walk(tree):
