@@ -19,7 +19,7 @@ from PIL import Image, ImageFilter
 from torchvision import transforms
 
 from vgg_export.data import signs
-from vgg_runtime.bundle import preprocess
+from vgg_runtime.bundle import input_spec, preprocess
 from vgg_runtime.errors import ImageError
 
 PHOTOS = sorted((ROOT / "calibration/images").glob("*.jpg"))
@@ -28,13 +28,13 @@ PHOTOS = sorted((ROOT / "calibration/images").glob("*.jpg"))
 @pytest.mark.parametrize("px", [160, 224])
 @pytest.mark.parametrize("path", PHOTOS, ids=lambda p: p.stem)
 def test_it_is_torchvisions_evaluation_preset(path: Path, px: int) -> None:
-    chosen = preprocess.for_input(px)
+    chosen = input_spec.for_input(px)
     expected = transforms.Compose(
         [
             transforms.Resize(chosen.resize_px),
             transforms.CenterCrop(px),
             transforms.ToTensor(),
-            transforms.Normalize(preprocess.IMAGENET_MEAN, preprocess.IMAGENET_STD),
+            transforms.Normalize(input_spec.IMAGENET_MEAN, input_spec.IMAGENET_STD),
         ]
     )(Image.open(path).convert("RGB"))
     found = preprocess.load(path, chosen)
@@ -43,8 +43,8 @@ def test_it_is_torchvisions_evaluation_preset(path: Path, px: int) -> None:
 
 
 def test_the_field_of_view_is_kept() -> None:
-    assert preprocess.for_input(224) == preprocess.Preprocessing(256, 224)
-    assert preprocess.for_input(160) == preprocess.Preprocessing(183, 160)
+    assert input_spec.for_input(224) == input_spec.InputSpec(256, 224)
+    assert input_spec.for_input(160) == input_spec.InputSpec(183, 160)
 
 
 def picture() -> Image.Image:
@@ -129,9 +129,9 @@ def test_corrupt_and_foreign_files_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("size", [(1, 1), (1, 40_000), (40_000, 1), (3, 500)])
 def test_extreme_shapes_give_a_tensor(size: tuple[int, int], tmp_path: Path) -> None:
     Image.new("RGB", size, (255, 0, 0)).save(tmp_path / "strip.png")
-    found = preprocess.load(tmp_path / "strip.png", preprocess.for_input(160))
+    found = preprocess.load(tmp_path / "strip.png", input_spec.for_input(160))
     assert found.shape == (3, 160, 160)
-    red = (1 - preprocess.IMAGENET_MEAN[0]) / preprocess.IMAGENET_STD[0]
+    red = (1 - input_spec.IMAGENET_MEAN[0]) / input_spec.IMAGENET_STD[0]
     assert np.allclose(found[0], red, atol=1e-5)
 
 
@@ -816,7 +816,7 @@ def test_a_phones_fifty_megapixels_fit_into_the_memory_of_a_decoder(kind: str) -
     buffer = io.BytesIO()
     image = Image.new("RGBA" if kind == "RGBA" else "RGB", PHONE, (90, 120, 40))
     image.save(buffer, "JPEG" if kind == "JPEG" else "PNG", exif=block)
-    request = {"bytes": len(buffer.getvalue()), "preprocessings": [preprocess.for_input(160).to_json()]}
+    request = {"bytes": len(buffer.getvalue()), "preprocessings": [input_spec.for_input(160).to_json()]}
     done = subprocess.run(
         [sys.executable, "-m", "vgg_runtime.web.decode"],
         input=json.dumps(request).encode() + b"\n" + buffer.getvalue(),
@@ -834,8 +834,8 @@ def test_a_phones_fifty_megapixels_fit_into_the_memory_of_a_decoder(kind: str) -
         "tensor_bytes": [3 * 160 * 160 * 4],
     }
     found = (
-        np.frombuffer(tensor, np.float32).reshape(3, -1).mean(1) * preprocess.IMAGENET_STD
-        + preprocess.IMAGENET_MEAN
+        np.frombuffer(tensor, np.float32).reshape(3, -1).mean(1) * input_spec.IMAGENET_STD
+        + input_spec.IMAGENET_MEAN
     )
     assert np.allclose(found * 255, (90, 120, 40), atol=2)
 

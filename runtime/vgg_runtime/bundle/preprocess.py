@@ -1,12 +1,11 @@
-"""Turns an image file into the tensor that a VGG takes. This is the only place where pictures are decoded,
-resized, cropped and normalised: calibration, evaluation and the device all use it.
+"""Turns an image file into the tensor that a network takes. This is the only place where pictures are
+decoded, resized, cropped and normalised: calibration, evaluation and the device all use it.
 
-The steps are torchvision's ImageNet evaluation preset on PIL images: shorter side to ``resize_px`` (bilinear
-with antialiasing), centre crop of ``crop_px``, scale to 0..1, subtract the mean, divide by the standard
+The steps are those of torchvision's evaluation presets on PIL images, as an ``InputSpec`` has them: resize
+(bilinear with antialiasing), cut out the middle, scale to 0..1, subtract the mean, divide by the standard
 deviation.
 """
 
-import dataclasses
 import io
 import zlib
 from pathlib import Path
@@ -16,15 +15,17 @@ import numpy.typing as npt
 from PIL import Image, ImageChops, TiffImagePlugin, UnidentifiedImageError
 
 from vgg_runtime.errors import ImageError
-from vgg_runtime.records import Record
 
 from . import picture_files
+from .input_spec import GREY, InputSpec
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 # Only these of Pillow's decoders are used: a stranger's picture should not reach the exotic ones.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm")
+# Every suffix of these formats, in lower case. A stereo picture (.mpo) begins with a JPEG.
+SUFFIXES = (
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".jif", ".jfi", ".mpo", ".png", ".apng", ".webp"),
+    *(".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm"),
+)
 # A camera sold as 50 megapixels gives up to 51.3 million pixels (8272 x 6200). The largest picture takes
 # 208 MB decoded, and twice that while it is turned; a board with 512 MB must have room for it.
 MAX_PIXELS = 52_000_000
@@ -45,21 +46,6 @@ _UPRIGHT = {
 # TIFF's tags
 _BITS, _COMPRESSION, _PHOTOMETRIC, _SAMPLES, _PLANAR = 258, 259, 262, 277, 284
 _COLORMAP, _SAMPLE_FORMAT, _SUBSAMPLING = 320, 339, 530
-
-
-@dataclasses.dataclass(frozen=True)
-class Preprocessing(Record):
-    """Sizes in px, mean and standard deviation per RGB channel of values 0..1."""
-
-    resize_px: int
-    crop_px: int
-    mean: tuple[float, float, float] = IMAGENET_MEAN
-    std: tuple[float, float, float] = IMAGENET_STD
-
-
-def for_input(input_px: int) -> Preprocessing:
-    """The preset for an input size, with the field of view of 256 -> 224 kept (160 px: resize to 183)."""
-    return Preprocessing(round(256 * input_px / 224), input_px)
 
 
 def open_image(source: Path | bytes) -> Image.Image:
@@ -272,30 +258,50 @@ def _over_white(image: Image.Image) -> Image.Image:
     return found
 
 
-def to_tensor(image: Image.Image, preprocessing: Preprocessing) -> npt.NDArray[np.float32]:
-    """An RGB picture as float32 [3, crop_px, crop_px]."""
-    side = preprocessing.resize_px
-    width, height = image.size
-    # the longer side is truncated, as in torchvision, but never below ``side``
-    size = (
-        (side, max(side, int(side * height / width)))
-        if width <= height
-        else (max(side, int(side * width / height)), side)
-    )
-    # Only the part inside the crop is resized. The pixels are the same, and a strip of 1 x 100,000 px does
-    # not fill the memory.
-    crop = preprocessing.crop_px
-    left, top = round((size[0] - crop) / 2), round((size[1] - crop) / 2)
-    resized = _resize_visible(image, size, (left, top, crop))
-    pixels = np.asarray(resized, np.float32) / np.float32(255)
-    normalised = (pixels - np.asarray(preprocessing.mean, np.float32)) / np.asarray(
-        preprocessing.std, np.float32
-    )
+def to_tensor(image: Image.Image, spec: InputSpec) -> npt.NDArray[np.float32]:
+    """An RGB picture as float32 [channels, px, px]."""
+    return scaled(framed(image, spec), spec)
+
+
+def framed(image: Image.Image, spec: InputSpec) -> npt.NDArray[np.uint8]:
+    """The part of an RGB picture that the network sees: bytes [px, px, channels], red first."""
+    pixels = np.asarray(_framed(image, spec))
+    return pixels[..., None] if spec.channels == GREY else pixels
+
+
+def scaled(frame: npt.NDArray[np.uint8], spec: InputSpec) -> npt.NDArray[np.float32]:
+    """What ``framed`` gave, as the network takes it: float32 [channels, px, px], in the order of its
+    channels, normalised."""
+    pixels = frame.astype(np.float32) / np.float32(255)
+    if spec.bgr:
+        pixels = pixels[..., ::-1]
+    normalised = (pixels - np.asarray(spec.mean, np.float32)) / np.asarray(spec.std, np.float32)
     return np.ascontiguousarray(normalised.transpose(2, 0, 1))
 
 
+def _framed(image: Image.Image, spec: InputSpec) -> Image.Image:
+    """The part of the picture that the network sees, px x px, in grey where the network takes grey."""
+    if spec.channels == GREY:
+        image = image.convert("L")  # before it is resized, as torchvision and Keras do
+    side, crop = spec.resize_px, spec.px
+    width, height = image.size
+    shorter, longer = sorted(image.size)
+    if spec.resize == "crop":
+        # the longer side is truncated, as in torchvision, but never below ``side``
+        scaled = max(side, int(side * longer / shorter))
+    elif spec.resize == "pad":
+        scaled, side = side, max(1, round(side * shorter / longer))
+    else:
+        scaled = side
+    size = (side, scaled) if width <= height else (scaled, side)
+    # Only the part inside the crop is resized. The pixels are the same, and a strip of 1 x 100,000 px does
+    # not fill the memory.
+    left, top = round((size[0] - crop) / 2), round((size[1] - crop) / 2)
+    return _resize_visible(image, size, (left, top, crop))
+
+
 def _resize_visible(image: Image.Image, size: tuple[int, int], window: tuple[int, int, int]) -> Image.Image:
-    """``image.resize(size)`` cropped to ``(left, top, side)``."""
+    """``image.resize(size)`` cropped to ``(left, top, side)``; black outside the picture."""
     left, top, side = window
     if max(size) <= 8 * side:
         return image.resize(size, Image.Resampling.BILINEAR).crop((left, top, left + side, top + side))
@@ -304,6 +310,6 @@ def _resize_visible(image: Image.Image, size: tuple[int, int], window: tuple[int
     return image.resize((side, side), Image.Resampling.BILINEAR, box=box)
 
 
-def load(path: Path, preprocessing: Preprocessing) -> npt.NDArray[np.float32]:
+def load(path: Path, spec: InputSpec) -> npt.NDArray[np.float32]:
     """``to_tensor(open_image(path))``."""
-    return to_tensor(open_image(path), preprocessing)
+    return to_tensor(open_image(path), spec)
