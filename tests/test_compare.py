@@ -78,7 +78,8 @@ def test_agreement_and_accuracy_follow_from_the_predictions(result: dict[str, An
 def test_predictions_are_those_of_the_files(result: dict[str, Any], bundle_folder: Path) -> None:
     import onnxruntime as ort
 
-    from vgg_runtime.bundle.preprocess import for_input, load
+    from vgg_runtime.bundle.input_spec import for_input
+    from vgg_runtime.bundle.preprocess import load
 
     session = ort.InferenceSession(bundle_folder / "models/baseline.onnx")
     for image, prediction in zip(result["images"], result["variants"][0]["predictions"], strict=True):
@@ -152,6 +153,23 @@ def test_class_folders_give_an_accuracy(bundle_folder: Path, signs_folder: Path,
         "evaluation"
     ]["top1"]
     assert accuracy == evaluated  # the same pictures as at build time, the same answer
+
+
+def test_folders_as_people_have_them(bundle_folder: Path, signs_folder: Path, tmp_path: Path) -> None:
+    root = Path(shutil.copytree(signs_folder / "test", tmp_path / "images" / "signs"))
+    (root / "stop" / ".DS_Store").write_bytes(b"x")
+    (root / "stop" / "._0.jpg").write_bytes(b"x")
+    (root / "stop" / "photo.heic").write_bytes(b"x")
+    (root / "empty").mkdir()
+    done = compare(
+        *("--images", tmp_path / "images", "--variants", "baseline", "--json", tmp_path / "r.json", *QUICK),
+        bundle=bundle_folder,
+    )
+    assert done.returncode == 0, done.stderr
+    count = len(list((signs_folder / "test").rglob("*.*")))
+    words = f"{count} of {count + 3} used: 1 with unknown suffix (.heic), 2 left by the system"
+    assert f"{tmp_path / 'images'}: {words}" in done.stderr
+    assert json.loads((tmp_path / "r.json").read_text())["variants"][0]["accuracy"]["n"] == count
 
 
 def test_in_the_checkout_it_finds_artifacts(bundle_folder: Path, tmp_path: Path) -> None:

@@ -443,7 +443,10 @@ def _images(options: argparse.Namespace, bundle: Bundle) -> list[measure.Shown]:
         ImageError: a picture cannot be read; the first one is named, the others are counted.
     """
     if options.images:
-        found = find(options.images)
+        listing = find(options.images, (*bundle.labels, *(bundle.manifest.class_ids or ())))
+        if words := listing.in_words():
+            print(f"{options.images}: {words}", file=sys.stderr)
+        found = listing.found
         folders = {f.folder for f in found if f.folder}
         classes = match_folders(folders, bundle.labels, bundle.manifest.class_ids)
         images = [measure.Shown(f.path, classes[f.folder] if f.folder else None) for f in found]

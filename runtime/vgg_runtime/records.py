@@ -29,6 +29,7 @@ class FieldError(ValueError):
     """A field of a document is wrong. The message gives its path, what was expected, and what was found."""
 
     def __init__(self, path: str, expected: str, found: object) -> None:
+        self.path, self.expected, self.found = path, expected, found
         where = f"{path}: " if path else ""
         super().__init__(f"{where}expected {expected}, found {_in_words(found)}")
 
@@ -61,7 +62,11 @@ class Record:
             if value is not NOTHING or _is_required(field):
                 where = f"{path}.{field.name}" if path else field.name
                 found[field.name] = read(kinds[field.name], value, where)
-        return cls(**found)
+        try:
+            return cls(**found)
+        except FieldError as error:  # of __post_init__, which does not know where the record stands
+            where = f"{path}.{error.path}" if path else error.path
+            raise FieldError(where, error.expected, error.found) from error
 
 
 @functools.cache

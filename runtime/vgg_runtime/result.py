@@ -24,9 +24,11 @@ class Proportion(Record):
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Evaluation(Record):
     """Figures on ``n`` test images from when the bundle was made. ``chance`` is the top-1 of always giving
-    the same class. ``top1``, ``top5`` and ``chance`` are None without labels, ``top5`` also with five classes
-    or fewer. ``loss_error_points`` is the standard error of the loss relative to the baseline; ``kl_mean``
-    and ``kl_p95`` are divergences from the baseline in nats."""
+    the same class. ``top1``, ``top5`` and ``chance`` are None without labels and for a multi-label network,
+    ``top5`` also with five classes or fewer. ``agreement`` is the share of pictures with the baseline's
+    class, or of a multi-label network's decisions that are the baseline's. ``loss_error_points`` is the
+    standard error of the loss relative to the baseline; ``kl_mean`` and ``kl_p95`` are divergences from the
+    baseline in nats, for a multi-label network the mean over its labels."""
 
     n: int
     top1: Proportion | None = None
@@ -83,7 +85,9 @@ class MeasuredDevice(Device):
 class About(Record):
     """The bundle that was measured. ``weights`` says where the checkpoint came from. ``notice``,
     ``figures_absent``, ``unchecked`` and ``problem`` must be shown with every table. ``baseline`` is the id
-    of the variant that the others are compared with."""
+    of the variant that the others are compared with. ``output``: softmax, sigmoid (two classes) or
+    multi-label; ``top1_absent`` says why such a network has no accuracy, if so. ``network`` is the exporter's
+    description of the network."""
 
     path: str
     family: str
@@ -96,6 +100,9 @@ class About(Record):
     assumed: tuple[str, ...] = ()
     created_by: dict[str, Any] = dataclasses.field(default_factory=dict)
     baseline: str = "baseline"
+    output: str = "softmax"
+    top1_absent: str | None = None
+    network: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
     def notices(self) -> list[str]:
@@ -115,7 +122,8 @@ class Image(Record):
 
 @dataclasses.dataclass(frozen=True)
 class Prediction(Record):
-    """The most probable classes of a picture, most probable first: indices, probabilities and names."""
+    """The most probable classes of a picture, most probable first: indices, probabilities and names. Those
+    of a multi-label network hold every label above 0.5."""
 
     classes: tuple[int, ...]
     probabilities: tuple[float, ...]

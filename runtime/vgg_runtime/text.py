@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from .result import Proportion
 
 ABSENT = "–"
+NO_LABEL = "(none)"  # of a picture to which a multi-label network gives no label
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> str:

@@ -10,8 +10,9 @@ from vgg_export.core.errors import DataError
 from vgg_export.core.progress import Quiet
 from vgg_export.data import splits
 from vgg_runtime.bundle import manifest
+from vgg_runtime.bundle.input_spec import for_input
 from vgg_runtime.bundle.metrics import loss_error_points, wilson_interval
-from vgg_runtime.bundle.preprocess import for_input, load
+from vgg_runtime.bundle.preprocess import load
 from vgg_runtime.result import Proportion
 
 

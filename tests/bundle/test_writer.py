@@ -55,7 +55,7 @@ def test_it_holds_what_the_manifest_says_and_nothing_else(bundle_folder: Path) -
 def test_the_variants_carry_their_facts(bundle_folder: Path) -> None:
     bundle_ = manifest.read(bundle_folder)
     baseline, quantized, scaled = bundle_.variants
-    assert (baseline.precision, quantized.precision, scaled.preprocessing.crop_px) == ("fp32", "int8", 160)
+    assert (baseline.precision, quantized.precision, scaled.preprocessing.px) == ("fp32", "int8", 160)
     assert quantized.build.bytes < baseline.build.bytes / 2
     assert scaled.parameters < baseline.parameters
     assert quantized.steps == ("quantized to int8",)
@@ -208,8 +208,50 @@ def test_models_that_do_not_belong_together_are_refused(contents: writer.Content
         dataclasses.replace(contents, entries=(first, first))
 
 
+def test_models_of_one_size_have_to_take_the_same_pictures(contents: writer.Contents) -> None:
+    """The device prepares a picture once per size, and records one input for the self-check of each."""
+    first, quantized, scaled = contents.entries
+    half = quantized.preprocessing.to_json() | {"mean": [0.5] * 3, "std": [0.5] * 3}
+    other = dataclasses.replace(quantized, model=_taking(quantized.model, half))
+    with pytest.raises(DataError, match="quantized and baseline both take 224 px, but pictures are prepared"):
+        dataclasses.replace(contents, entries=(first, other, scaled))
+    small = scaled.preprocessing.to_json() | {"resize": "squash"}
+    other = dataclasses.replace(scaled, model=_taking(scaled.model, small))
+    assert dataclasses.replace(contents, entries=(first, other)).entries[1].preprocessing.resize == "squash"
+
+
+def test_the_network_and_its_output_are_in_the_manifest(contents: writer.Contents, bundle_copy: Path) -> None:
+    written, chain = manifest.read(bundle_copy), contents.entries[0].chain
+    assert written.output == "softmax"
+    assert written.network == {"family": "vgg11", "layers": chain.to_json()["layers"], "classes": 7}
+    assert [layer["name"] for layer in written.network["layers"] if "name" in layer][:2] == [
+        "conv1_1",
+        "conv2_1",
+    ]
+    several = tuple(
+        dataclasses.replace(e, model=_with(e.model, chain=e.chain.to_json() | {"output": "multi-label"}))
+        for e in contents.entries
+    )
+    writer.run(dataclasses.replace(contents, entries=several), bundle_copy, Quiet())
+    assert manifest.read(bundle_copy).output == "multi-label"
+    with pytest.raises(
+        DataError, match="the output of quantized is multi-label, that of baseline is softmax"
+    ):
+        dataclasses.replace(contents, entries=(contents.entries[0], *several[1:]))
+
+
 def _with_labels(model: cache.Artifact, labels: list[str]) -> cache.Artifact:
-    info = model.measured["model"] | {"labels": labels}
+    return _with(model, labels=labels)
+
+
+def _taking(model: cache.Artifact, spec: dict[str, object]) -> cache.Artifact:
+    """The model with another input in its sidecar."""
+    return _with(model, preprocessing=spec, chain=model.measured["model"]["chain"] | {"input": spec})
+
+
+def _with(model: cache.Artifact, **changes: object) -> cache.Artifact:
+    """The model with other fields of its ModelInfo in its sidecar."""
+    info = model.measured["model"] | changes
     return dataclasses.replace(model, sidecar=model.sidecar | {"measured": model.measured | {"model": info}})
 
 

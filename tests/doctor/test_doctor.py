@@ -320,7 +320,7 @@ def test_layers_that_were_kept_in_float_are_meant_to_be(
     from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
 
     from vgg_calibration.reader import ImageReader
-    from vgg_runtime.bundle.preprocess import for_input
+    from vgg_runtime.bundle.input_spec import for_input
 
     path = tmp_path / "partly.onnx"
     reader = ImageReader([i.path for i in splits.fit[:2]], for_input(224), "input", lambda: None)
@@ -336,7 +336,7 @@ def test_layers_that_were_kept_in_float_are_meant_to_be(
         calibrate_method=CalibrationMethod.MinMax,
     )
     assert probe.float_layers(path) == floats
-    executed = probe.executed_ops(path, manifest.SessionSettings(), 1, 224)
+    executed = probe.executed_ops(path, manifest.SessionSettings(), 1, (3, 224, 224))
     kept = bundle_checks.judged("int8", executed, floats, None, "1")
     assert (kept.mark, kept.found) == (OK, f"{11 - floats} layers run as int8, {floats} in float as intended")
     assert bundle_checks.judged("int8", executed, floats - 1, None, "1").mark == FAILS
@@ -539,8 +539,10 @@ def test_int8_without_dot_product_is_explained(tmp_path: Path) -> None:
         " (asimddp is missing in /proc/cpuinfo): int8 saves memory here, not time;"
         " for time use compact-fp32 (224 px, 660.0 ms, 2.7x less arithmetic)"
     )
-    (found,) = explained(tmp_path, SLOW_INT8[:2])
-    assert found.endswith("for time use fewer pixels (160 px) or factorised layers (compact-fp32)")
+    for px, fewer in ((224, 160), (32, 23)):  # of the network's own size
+        slow = [dataclasses.replace(row, input_px=px) for row in SLOW_INT8[:2]]
+        (found,) = explained(tmp_path, slow)
+        assert found.endswith(f"for time use fewer pixels ({fewer} px) or factorised layers (compact-fp32)")
 
 
 def test_where_int8_pays_nothing_is_explained(tmp_path: Path) -> None:

@@ -28,9 +28,10 @@ from PIL import Image
 
 import soak
 from vgg_runtime.board import device
-from vgg_runtime.bundle import self_check
+from vgg_runtime.bundle import outputs, self_check
+from vgg_runtime.bundle.input_spec import for_input
 from vgg_runtime.bundle.opened import Bundle
-from vgg_runtime.bundle.preprocess import for_input, open_image, to_tensor
+from vgg_runtime.bundle.preprocess import open_image, to_tensor
 from vgg_runtime.errors import ImageError, RuntimeInputError
 from vgg_runtime.live import mjpeg, sources
 from vgg_runtime.live import stream as streams
@@ -163,9 +164,8 @@ def test_latencies_are_bounded_and_percentiles_are_earned() -> None:
 def test_the_temperature_is_remembered(monkeypatch: pytest.MonkeyPatch, bundle_folder: Path) -> None:
     felt = iter((50.0, 71.5, None, 60.0))
     monkeypatch.setattr(device, "temperature_c", lambda: next(felt))
-    stream = streams.Stream(
-        Bundle.read(bundle_folder).manifest.variants[0], streams.Settings(1), streams.Interrupt()
-    )
+    variant = Bundle.read(bundle_folder).manifest.variants[0]
+    stream = streams.Stream(variant, streams.Settings(1), streams.Interrupt(), outputs.SOFTMAX)
     for _ in range(3):
         stream.feel()
     assert stream.seen(CLASSES).temperature_c == Temperatures(start=50.0, max=71.5, end=60.0)

@@ -3,6 +3,7 @@
 import pytest
 from rows import a_row
 
+from vgg_runtime.bundle.outputs import MULTI_LABEL, OUTPUTS, SIGMOID, SOFTMAX
 from vgg_runtime.measure import recommend
 from vgg_runtime.result import Evaluation, Proportion, Row
 
@@ -34,3 +35,23 @@ def test_what_may_be_lost_is_lost_at_most(right: int, error: float, allowed: flo
     rows = [row("baseline", 100, 1000, 1000), row("small", 10, right, 1000, error)]
     found = recommend.recommend(rows, "baseline", allowed)
     assert (found.variant, found.max_loss_points) == (variant, allowed)
+
+
+def test_the_reason_says_which_figure_was_compared() -> None:
+    rows = [row("baseline", 100, 990, 1000), row("small", 10, 985, 1000)]
+    reasons = {kind: recommend.recommend(rows, "baseline", output=kind).reason for kind in OUTPUTS}
+    for kind, figure in ((SOFTMAX, "top-1"), (SIGMOID, "accuracy at 0.5")):
+        assert reasons[kind].endswith(f": {figure} 98.5 % against 99.0 % on 1000 test images")
+
+
+def test_a_multi_label_variant_is_chosen_by_its_decisions() -> None:
+    def decided(variant: str, p50_ms: float, agreement: float) -> Row:
+        built = Evaluation(n=400, agreement=Proportion(agreement, 400, (0.0, 1.0)), loss_error_points=0.2)
+        return a_row(variant, p50_ms=p50_ms, speedup=100 / p50_ms, built=built)
+
+    rows = [decided("baseline", 100, 1.0), decided("small", 20, 0.992), decided("tiny", 10, 0.991)]
+    found = recommend.recommend(rows, "baseline", output=MULTI_LABEL)
+    assert found.variant == "small"  # 0.8 points and 0.2 of error; tiny loses 0.1 more
+    assert found.reason.endswith(
+        "agrees with the baseline on 99.2 % of the decisions per label on 400 test images"
+    )

@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import drawn_bundles
+import numpy as np
 import pytest
 from conftest import CLASSES, ROOT, entries_of, served
 from launch import QUICK, compare
@@ -26,7 +28,7 @@ from vgg_export.core import cache, files
 from vgg_export.core.progress import Quiet
 from vgg_export.data import signs
 from vgg_export.data.splits import Item, Splits
-from vgg_runtime.bundle import manifest, preprocess, session
+from vgg_runtime.bundle import manifest, outputs, preprocess, session
 from vgg_runtime.result import Result
 
 OUTPUT = ROOT / "test-output"
@@ -807,3 +809,79 @@ def test_nothing_is_told_by_colour_alone(page: Page, any_loss_port: int) -> None
     (pick,) = page.all(".card.pick")
     assert "★ recommended" in pick.text
     assert str(pick.get_attribute("aria-label")).endswith(", recommended")
+
+
+# Other kinds of output
+
+
+@pytest.fixture(scope="module")
+def kinds(tmp_path_factory: pytest.TempPathFactory) -> dict[str, drawn_bundles.Drawn]:
+    made = (outputs.SIGMOID, outputs.MULTI_LABEL)
+    return {kind: drawn_bundles.draw(tmp_path_factory.mktemp(kind) / "artifacts", kind) for kind in made}
+
+
+def chances(z: np.ndarray[Any, Any]) -> dict[str, float]:
+    return dict(zip(drawn_bundles.NAMES[outputs.MULTI_LABEL], 1 / (1 + np.exp(-z)), strict=True))
+
+
+@pytest.mark.parametrize("colour", [(127, 127, 127), (208, 166, 233), (19, 4, 44)])
+def test_the_labels_above_a_half_are_on_the_cards(
+    colour: tuple[int, int, int], page: Page, kinds: dict[str, drawn_bundles.Drawn], tmp_path: Path
+) -> None:
+    """The grey picture is given no label by the baseline, and some by far."""
+    drawn = kinds[outputs.MULTI_LABEL]
+    picture = drawn_bundles.paint(tmp_path / "p.png", colour)
+    with drawn_bundles.served(drawn) as number:
+        live(page, number)
+        page.upload(picture)
+    assert page.one("#status").text == "Done: 3 variants."
+    built = {v.id: v.build.evaluation for v in manifest.read(drawn.folder).variants}
+    base = chances(drawn.logits("baseline", colour)[0])
+    theirs = sorted((name for name in base if base[name] > 0.5), key=lambda name: -base[name])
+    for variant in drawn.layers:
+        own = chances(drawn.logits(variant, colour)[0])
+        order = sorted(own, key=lambda name: -own[name])
+        above = [name for name in order if own[name] > 0.5]
+        card = page.one(f"#card-{variant}")
+        assert card.find_element(By.CSS_SELECTOR, ".says").text == "Labels above 0.5: " + (
+            ", ".join(above) or "none"
+        )
+        bars = [line.text.split("\n") for line in card.find_elements(By.CSS_SELECTOR, ".bars li")]
+        assert bars == [[name, f"{100 * own[name]:.1f} %"] for name in order[: max(5, len(above))]]
+        same = set(above) == set(theirs)
+        if variant != "baseline":
+            assert ("✓ the baseline says the same" in card.text) == same
+            different = "≠ the baseline says " + (", ".join(theirs) or "none")
+            assert (different in card.text) == (not same)
+        figures_shown, evaluated = figures(page, variant), built[variant]
+        assert evaluated is not None
+        assert figures_shown["Per-label agreement"][0] == f"{100 * evaluated.agreement.rate:.1f} %"
+        assert figures_shown["Top-1"][0] == "–"
+        caption = card.find_element(By.CSS_SELECTOR, "caption").text
+        assert caption.startswith("Per-label agreement: 120 test images; a multi-label network has no top-1")
+    assert "per-label agreement with the baseline on test images" in page.one("#chart").text
+    if colour == (127, 127, 127):
+        page.picture("multi-label")
+
+
+def test_a_report_of_two_classes_says_accuracy(
+    page: Page, kinds: dict[str, drawn_bundles.Drawn], tmp_path: Path
+) -> None:
+    drawn, colour = kinds[outputs.SIGMOID], (208, 166, 233)
+    picture = drawn_bundles.paint(tmp_path / "in/night/p.png", colour)
+    asked = ("--bundle", drawn.folder, "--images", picture.parents[1], "--html", tmp_path / "r.html")
+    assert compare(*asked, *QUICK).returncode == 0
+    page.open((tmp_path / "r.html").as_uri())
+    for variant in manifest.read(drawn.folder).variants:
+        yes = float(1 / (1 + np.exp(-drawn.logits(variant.id, colour)[0, 0])))
+        shares = {"night": yes, "day": 1 - yes}
+        order = sorted(shares, key=lambda name: -shares[name])
+        card, evaluated = page.one(f"#card-{variant.id}"), variant.build.evaluation
+        assert card.find_element(By.CSS_SELECTOR, ".says").text == order[0]
+        bars = [line.text.split("\n") for line in card.find_elements(By.CSS_SELECTOR, ".bars li")]
+        assert bars == [[name, f"{100 * shares[name]:.1f} %"] for name in order]
+        assert evaluated is not None
+        assert evaluated.top1 is not None
+        assert figures(page, variant.id)["Accuracy at 0.5"][0] == f"{100 * evaluated.top1.rate:.1f} %"
+        caption = card.find_element(By.CSS_SELECTOR, "caption").text
+        assert caption == "Accuracy at 0.5 and agreement: 120 test images"

@@ -69,4 +69,5 @@ def request(bundle: Bundle, variant: Variant, memory_mode: str) -> dict[str, Any
         "model": str(bundle.folder / variant.build.model.path),
         "expected": str(bundle.folder / bundle.manifest.expected.path),
         "session": dataclasses.asdict(session_here(variant.build, memory_mode)),
+        "output": bundle.manifest.output,
     }

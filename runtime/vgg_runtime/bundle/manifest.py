@@ -9,13 +9,16 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Self
 
 from vgg_runtime.errors import BundleError
-from vgg_runtime.records import FieldError
+from vgg_runtime.records import FieldError, Record
 from vgg_runtime.result import Evaluation, StepLoss
 
-from .preprocess import Preprocessing
+from .input_spec import InputSpec
+from .outputs import OUTPUTS, SOFTMAX
 
 FORMAT = "vgg-export-bundle"
-SCHEMA = 2  # 2: variants have builds, weights lie beside the graphs
+# 2: variants have builds, weights lie beside the graphs; 3: kinds of output, inputs of one or three channels
+SCHEMA = 3
+OLDEST_SCHEMA = 2  # that is read
 FILE_NAME = "manifest.json"
 SPLITS_NAME = "splits.json"
 REPORT_NAME = "report.html"  # written after the bundle, by its own runtime; not listed in the manifest
@@ -24,7 +27,7 @@ FRONT_NAMES = ("front.json", "front.csv", "front.svg", "front.png")
 
 
 @dataclasses.dataclass(frozen=True)
-class FileEntry:
+class FileEntry(Record):
     """A file of the bundle: path relative to the bundle with forward slashes, sha256 as hex, size in
     bytes."""
 
@@ -41,7 +44,7 @@ class FileEntry:
 
 
 @dataclasses.dataclass(frozen=True)
-class SessionSettings:
+class SessionSettings(Record):
     """The settings of an onnxruntime session: memory arena, and config entries by name."""
 
     arena: bool = True
@@ -49,7 +52,7 @@ class SessionSettings:
 
 
 @dataclasses.dataclass(frozen=True)
-class Build:
+class Build(Record):
     """One form of a variant, for the cores in ``targets`` (empty: any core).
 
     ``model`` is the graph. ``weights`` is the file beside it with its large tensors, which several builds may
@@ -78,7 +81,7 @@ class Build:
 
 
 @dataclasses.dataclass(frozen=True)
-class Sample:
+class Sample(Record):
     """A sample picture of the bundle. ``label`` is a class index, None when unknown. ``fitted``: models were
     calibrated or trained on it, so it must count for no figure."""
 
@@ -88,7 +91,7 @@ class Sample:
 
 
 @dataclasses.dataclass(frozen=True)
-class Variant:
+class Variant(Record):
     """One model of the bundle, in one or more builds. The first build is the one that is used; ``for_core``
     puts it there.
 
@@ -101,7 +104,7 @@ class Variant:
     precision: str
     parameters: int
     macs: int
-    preprocessing: Preprocessing
+    preprocessing: InputSpec
     steps: tuple[str, ...]
     builds: tuple[Build, ...]
     losses: tuple[StepLoss, ...] = ()
@@ -118,8 +121,12 @@ class Variant:
 
 
 @dataclasses.dataclass(frozen=True)
-class Manifest:
+class Manifest(Record):
     """The whole bundle.
+
+    ``schema`` is that of the file that it was read from: the copy of the runtime in that bundle may know no
+    other. ``output`` is one of ``outputs.OUTPUTS``. ``network`` describes the network: its family, layers and
+    classes, as the exporter says them.
 
     ``weights`` says where the checkpoint came from. ``class_ids`` are WordNet ids or None. ``assumed``: what
     the checkpoint's file does not say and was assumed (normalisation, activations, …).
@@ -147,6 +154,13 @@ class Manifest:
     assumed: tuple[str, ...] = ()
     unchecked: str | None = None
     problem: str | None = None
+    output: str = SOFTMAX
+    network: dict[str, Any] = dataclasses.field(default_factory=dict)
+    schema: int = SCHEMA
+
+    def __post_init__(self) -> None:
+        if self.output not in OUTPUTS:
+            raise FieldError("output", f"one of {', '.join(OUTPUTS)}", self.output)
 
     def variant(self, wanted: str) -> Variant:
         for variant in self.variants:
@@ -175,45 +189,20 @@ class Manifest:
         return list(dict.fromkeys(every))  # builds may share their weights
 
     def to_json(self) -> dict[str, Any]:
-        """The content of manifest.json, with its own sha256."""
-        return seal({"format": FORMAT, "schema": SCHEMA, **dataclasses.asdict(self)})
-
-    @classmethod
-    def from_json(cls, data: dict[str, Any]) -> Self:
-        fields = {k: v for k, v in data.items() if k in {f.name for f in dataclasses.fields(cls)}}
-        fields["labels"] = FileEntry(**data["labels"])
-        fields["expected"] = FileEntry(**data["expected"])
-        fields["class_ids"] = None if data["class_ids"] is None else tuple(data["class_ids"])
-        fields["samples"] = tuple(
-            Sample(FileEntry(**s["file"]), s["label"], s["fitted"]) for s in data["samples"]
-        )
-        fields["variants"] = tuple(_variant(v, f"variants[{k}]") for k, v in enumerate(data["variants"]))
-        fields["assumed"] = tuple(data.get("assumed", ()))
-        fields["files"] = tuple(FileEntry(**f) for f in data["files"])
-        return cls(**fields)
+        """The content of manifest.json in its ``schema``, with its own sha256."""
+        fields = super().to_json()
+        return seal({"format": FORMAT, **(_in_schema_2(fields) if self.schema == 2 else fields)})
 
 
-def _variant(data: dict[str, Any], path: str) -> Variant:
-    losses = enumerate(data.get("losses", ()))
-    parsed = {
-        "preprocessing": Preprocessing.from_json(data["preprocessing"], f"{path}.preprocessing"),
-        "steps": tuple(data["steps"]),
-        "builds": tuple(_build(one, f"{path}.builds[{k}]") for k, one in enumerate(data["builds"])),
-        "losses": tuple(StepLoss.from_json(one, f"{path}.losses[{k}]") for k, one in losses),
-    }
-    return Variant(**{**data, **parsed})
-
-
-def _build(data: dict[str, Any], path: str) -> Build:
-    evaluation = data.get("evaluation")
-    parsed = {
-        "targets": tuple(data["targets"]),
-        "model": FileEntry(**data["model"]),
-        "weights": None if data["weights"] is None else FileEntry(**data["weights"]),
-        "sessions": {mode: SessionSettings(**settings) for mode, settings in data["sessions"].items()},
-        "evaluation": None if evaluation is None else Evaluation.from_json(evaluation, f"{path}.evaluation"),
-    }
-    return Build(**{**data, **parsed})
+def _in_schema_2(fields: dict[str, Any]) -> dict[str, Any]:
+    """The fields of a manifest as the older runtime in its bundle reads them."""
+    variants = []
+    for variant in fields["variants"]:
+        spec = variant["preprocessing"]
+        older = {"resize_px": spec["resize_px"], "crop_px": spec["px"], "mean": spec["mean"]}
+        variants.append(variant | {"preprocessing": older | {"std": spec["std"]}})
+    kept = {name: value for name, value in fields.items() if name not in ("output", "network")}
+    return kept | {"variants": variants}
 
 
 def seal(data: dict[str, Any]) -> dict[str, Any]:
@@ -252,10 +241,10 @@ def read(folder: Path) -> Manifest:
             f"{path} has schema {schema}; this runtime reads up to {SCHEMA}: use the bundle's own"
             " runtime/compare.py"
         )
-    if schema < SCHEMA:
+    if schema < OLDEST_SCHEMA:
         raise BundleError(
-            f"{path} has schema {schema}; this runtime reads {SCHEMA}: use the bundle's own"
-            " runtime/compare.py, or make the bundle again"
+            f"{path} has schema {schema}; this runtime reads {OLDEST_SCHEMA} to {SCHEMA}: use the bundle's"
+            " own runtime/compare.py, or make the bundle again"
         )
     if data.get("sha256") != seal(data)["sha256"]:
         raise BundleError(
@@ -265,8 +254,6 @@ def read(folder: Path) -> Manifest:
         return Manifest.from_json(data)
     except FieldError as error:
         raise BundleError(f"{path} is damaged ({error}); copy the bundle again") from error
-    except (KeyError, TypeError, AttributeError) as error:
-        raise BundleError(f"{path} is damaged ({error!r}); copy the bundle again") from error
 
 
 def verify(

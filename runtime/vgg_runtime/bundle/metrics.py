@@ -10,14 +10,19 @@ import numpy.typing as npt
 
 from vgg_runtime.result import Proportion
 
+from .outputs import MULTI_LABEL, SOFTMAX, against_zero, class_logits, decisions, log_softmax
+
 Z95 = 1.959963984540054
 CHANCE_LEVEL = 0.01  # significance level of the tests against chance
 # Runs that a percentile needs before its estimate is bounded at 99 % confidence (MLPerf early stopping).
 RUNS_FOR_PERCENTILE = {50: 1, 90: 64, 95: 130, 99: 662}
 
 
-def wilson_interval(right: int, n: int, z: float = Z95) -> tuple[float, float]:
+def wilson_interval(right: float, n: int, z: float = Z95) -> tuple[float, float]:
     """Wilson's score interval of ``right`` of ``n`` (Wilson 1927), by default at 95 %: low and high, 0..1.
+
+    ``right`` may be the sum of a share per picture. The interval is then at least as wide as it has to be,
+    because such a share varies less than a right or wrong with the same mean.
 
     Raises:
         ValueError: ``n`` is 0, or ``right`` is not between 0 and ``n``.
@@ -30,9 +35,15 @@ def wilson_interval(right: int, n: int, z: float = Z95) -> tuple[float, float]:
     return (0.0 if right == 0 else centre - half), (1.0 if right == n else centre + half)
 
 
-def proportion(right: int, n: int) -> Proportion:
-    """``right`` of ``n`` with its interval."""
+def proportion(right: float, n: int) -> Proportion:
+    """``right`` of ``n`` with its interval; see ``wilson_interval``."""
     return Proportion(right / n, n, wilson_interval(right, n))
+
+
+def share(hits: npt.NDArray[np.bool_]) -> Proportion:
+    """The share of true among ``hits`` [n] or [n, labels], of ``n`` pictures. The labels of a picture are not
+    independent of each other, so all of them count as one observation."""
+    return proportion(float(hits.sum()) * len(hits) / hits.size, len(hits))
 
 
 def binomial_tail(right: int, n: int, p: float) -> float:
@@ -78,23 +89,10 @@ def better_than_chance(right: int, n: int, chance: float) -> bool:
     return binomial_tail(right, n, chance) < CHANCE_LEVEL
 
 
-def log_softmax(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
-    """Natural logarithm of the probabilities along the last axis, in float64."""
-    shifted = logits.astype(np.float64) - logits.max(axis=-1, keepdims=True)
-    result: npt.NDArray[np.float64] = shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
-    return result
-
-
-def softmax(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
-    """Probabilities along the last axis, in float64."""
-    result: npt.NDArray[np.float64] = np.exp(log_softmax(logits))
-    return result
-
-
 def kl_divergence(
     reference: npt.NDArray[np.float32], other: npt.NDArray[np.float32]
 ) -> npt.NDArray[np.float64]:
-    """KL(reference || other) of the softmax of two logit arrays [n, classes], in nats: [n]."""
+    """KL(reference || other) of the softmax of two logit arrays [..., classes], in nats: [...]."""
     p, q = log_softmax(reference), log_softmax(other)
     result: npt.NDArray[np.float64] = (np.exp(p) * (p - q)).sum(axis=-1)
     return result
@@ -104,7 +102,8 @@ def kl_divergence(
 class Comparison:
     """The predictions of a model compared with those of a reference, picture by picture.
 
-    ``same`` [n]: the class is the same. ``divergence`` [n]: KL(reference || model) in nats. ``lost`` [m], for
+    ``same`` [n]: the class is the same; of a multi-label network [n, labels]: the decision is. ``divergence``
+    [n]: KL(reference || model) in nats; of a multi-label network the mean over its labels. ``lost`` [m], for
     the m pictures whose class is known: 1 where only the reference is right, -1 where only the model is, else
     0."""
 
@@ -114,12 +113,19 @@ class Comparison:
 
     @property
     def n(self) -> int:
+        """The number of pictures."""
         return len(self.same)
 
     @property
     def agreement(self) -> float:
-        """The share of pictures with the same class."""
+        """The share of pictures with the same class, or of decisions that are the same."""
         return float(self.same.mean())
+
+    @property
+    def differing(self) -> npt.NDArray[np.float64]:
+        """The share of each picture's decisions that differ [n]: 0 or 1 where it has one class."""
+        result: npt.NDArray[np.float64] = (~self.same).reshape(self.n, -1).mean(axis=1)
+        return result
 
     @property
     def kl(self) -> float:
@@ -127,9 +133,9 @@ class Comparison:
         return float(self.divergence.mean())
 
     @property
-    def counted(self) -> npt.NDArray[np.int64]:
-        """The loss of each picture: ``lost`` [m]; without labels 1 where the class differs, else 0 [n]."""
-        return self.lost if len(self.lost) else (~self.same).astype(np.int64)
+    def counted(self) -> npt.NDArray[np.float64]:
+        """The loss of each picture: ``lost`` [m], or ``differing`` [n] where no class is known."""
+        return self.lost.astype(np.float64) if len(self.lost) else self.differing
 
     @property
     def loss_error_points(self) -> float:
@@ -142,20 +148,20 @@ def compare(
     logits: npt.NDArray[np.float32],
     reference: npt.NDArray[np.float32],
     labels: npt.NDArray[np.int64] | None = None,
+    output: str = SOFTMAX,
 ) -> Comparison:
-    """Compare ``logits`` with ``reference``, both float32 [n, classes]. ``labels`` [n] are -1 where unknown.
-    The divergence is computed in float64."""
+    """Compare ``logits`` with ``reference``, both float32 [n, outputs] as the network gives them. ``labels``
+    [n] are -1 where unknown. A multi-label network is never right or wrong, because a picture has one of
+    them. The divergence is computed in float64."""
+    if output == MULTI_LABEL:
+        divergence = kl_divergence(against_zero(reference), against_zero(logits)).mean(axis=1)
+        return Comparison(decisions(logits) == decisions(reference), divergence, np.zeros(0, np.int64))
+    logits, reference = class_logits(logits, output), class_logits(reference, output)
     said, wanted = logits.argmax(axis=1), reference.argmax(axis=1)
     known = np.zeros(len(said), bool) if labels is None else labels >= 0
     right = np.full(len(said), -1) if labels is None else labels
     lost = (wanted == right).astype(np.int64) - (said == right)
     return Comparison(said == wanted, kl_divergence(reference, logits), lost[known])
-
-
-def top_k(logits: npt.NDArray[np.float32], k: int) -> npt.NDArray[np.int64]:
-    """Indices of the ``k`` largest logits, largest first: [n, k]. Equal logits keep the order of the
-    classes."""
-    return np.argsort(-logits, axis=-1, kind="stable")[..., :k]
 
 
 def percentile(samples: Sequence[float], q: int) -> float | None:
@@ -169,8 +175,9 @@ def percentile(samples: Sequence[float], q: int) -> float | None:
 
 def loss_error_points(total: float, squares: float, n: int) -> float:
     """The standard error of the loss relative to the baseline, in points of top-1 (or of disagreement without
-    labels). Both models saw the same ``n`` pictures; each picture counts 1 (lost), -1 (won) or 0. ``total``
-    is the sum of these, ``squares`` the sum of their squares. The error is at least that of Laplace's
-    estimate 1 / (n + 2), because a few pictures without a loss do not prove that there is none."""
+    labels). Both models saw the same ``n`` pictures; each picture counts 1 (lost), -1 (won) or 0, or the
+    share of its labels whose decision differs. ``total`` is the sum of these, ``squares`` the sum of their
+    squares. The error is at least that of Laplace's estimate 1 / (n + 2), because a few pictures without a
+    loss do not prove that there is none."""
     least = 1 / (n + 2)
     return 100 * math.sqrt(max(squares / n - (total / n) ** 2, least * (1 - least)) / n)

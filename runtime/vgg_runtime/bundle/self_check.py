@@ -15,27 +15,25 @@ from vgg_runtime.errors import BundleError
 TOLERANCE = {"fp32": 1e-3, "int8": 0.10}
 
 
-def input_key(crop_px: int) -> str:
-    """Name of the inputs [n, 3, crop_px, crop_px] in expected.npz."""
-    return f"input_{crop_px}"
+def input_key(px: int) -> str:
+    """Name of the inputs [n, channels, px, px] in expected.npz."""
+    return f"input_{px}"
 
 
 def logits_key(build: str) -> str:
-    """Name of a build's logits [n, classes] in expected.npz."""
+    """Name of a build's raw logits [n, outputs] in expected.npz."""
     return f"logits_{build}"
 
 
-def load_expected(
-    path: Path, build: str, crop_px: int
-) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-    """Inputs [n, 3, px, px] and logits [n, classes], float32, recorded when the bundle was built.
+def load_expected(path: Path, build: str, px: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    """Inputs [n, channels, px, px] and raw logits [n, outputs], float32, recorded when the bundle was built.
 
     Raises:
         BundleError: the file cannot be read, or has none for this build.
     """
     try:
         with np.load(path, allow_pickle=False) as archive:
-            return archive[input_key(crop_px)], archive[logits_key(build)]
+            return archive[input_key(px)], archive[logits_key(build)]
     except (OSError, KeyError, ValueError) as error:
         raise BundleError(f"{path} has no self-check for {build} ({error}); copy the bundle again") from error
 

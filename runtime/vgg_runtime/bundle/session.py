@@ -44,7 +44,8 @@ def session_options(settings: SessionSettings, threads: int) -> Any:
 
 
 class Model:
-    """A loaded variant: float32 [N, 3, px, px] -> logits float32 [N, classes]."""
+    """A loaded variant: float32 [N, channels, px, px] -> raw logits float32 [N, outputs]. What they mean
+    is in ``outputs.py``."""
 
     def __init__(self, path: Path, settings: SessionSettings, threads: int) -> None:
         import onnxruntime as ort

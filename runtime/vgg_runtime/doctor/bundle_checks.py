@@ -221,7 +221,7 @@ def fused(bundle: Bundle, variant: Variant, threads: int) -> Check:
     request = {
         **builds.request(bundle, variant, builds.FAST),
         "threads": threads,
-        "input_px": variant.preprocessing.crop_px,
+        "shape": variant.preprocessing.shape,
     }
     events, death = ask(request, RUN_SECONDS)
     if "executed" not in events:

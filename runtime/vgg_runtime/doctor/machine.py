@@ -114,7 +114,7 @@ def dot_product(board: Device) -> Check:
         return Check(
             name, OK, ", ".join(feature for feature in device.DOT_PRODUCT if feature in board.features)
         )
-    remedy = "for speed use float variants with less arithmetic: compact-fp32, compact-scaled-fp32, 160 px"
+    remedy = "for speed use float variants with less arithmetic (compact-fp32, compact-scaled-fp32)"
     return Check(name, WARNING, remedies.missing_dot_product(board.features), remedy)
 
 

@@ -11,7 +11,7 @@ import collections
 import json
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -38,7 +38,7 @@ def main() -> int:
         if request:
             model = Path(request["model"])
             executed = executed_ops(
-                model, SessionSettings(**request["session"]), request["threads"], request["input_px"]
+                model, SessionSettings(**request["session"]), request["threads"], request["shape"]
             )
             say(
                 "executed",
@@ -54,8 +54,10 @@ def main() -> int:
     return 0
 
 
-def executed_ops(model: Path, settings: SessionSettings, threads: int, input_px: int) -> dict[str, int]:
-    """How often each operator runs in one inference of an input [1, 3, input_px, input_px]."""
+def executed_ops(
+    model: Path, settings: SessionSettings, threads: int, shape: Sequence[int]
+) -> dict[str, int]:
+    """How often each operator runs in one inference of a picture of ``shape``: channels, height, width."""
     import onnxruntime as ort
 
     with tempfile.TemporaryDirectory() as folder:
@@ -63,7 +65,7 @@ def executed_ops(model: Path, settings: SessionSettings, threads: int, input_px:
         options.enable_profiling = True
         options.profile_file_prefix = str(Path(folder) / "profile")
         session: Any = ort.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
-        session.run(None, {session.get_inputs()[0].name: np.zeros((1, 3, input_px, input_px), np.float32)})
+        session.run(None, {session.get_inputs()[0].name: np.zeros((1, *shape), np.float32)})
         events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
     # Before onnxruntime 1.21 a node has two more events, for the fences around it.
     ran = [

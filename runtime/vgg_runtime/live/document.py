@@ -45,7 +45,7 @@ class Frames(Record):
 
 @dataclasses.dataclass(frozen=True)
 class Count(Record):
-    """The number of frames in which a class was recognized."""
+    """The number of frames that were given a label."""
 
     label: str
     n: int
@@ -53,7 +53,7 @@ class Count(Record):
 
 @dataclasses.dataclass(frozen=True)
 class Said(Record):
-    """A class, and its probability."""
+    """A label, and its probability."""
 
     label: str
     probability: float
@@ -84,7 +84,9 @@ class Running(Record):
 
 @dataclasses.dataclass(frozen=True)
 class Seen(Record):
-    """The figures of a stream so far."""
+    """The figures of a stream so far. ``said`` counts the labels that the frames were given. ``last`` is the
+    most probable label of the last frame; ``last_labels`` are those that it was given: one class, or every
+    label above 0.5 of a multi-label network."""
 
     seconds: float
     frames: Frames
@@ -98,6 +100,7 @@ class Seen(Record):
     last: Said | None
     throttled: tuple[str, ...] | None
     temperature_c: Temperatures
+    last_labels: tuple[Said, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)

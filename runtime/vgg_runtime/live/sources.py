@@ -31,7 +31,7 @@ Frame = bytes | Path | Image.Image
 Item = Frame | ImageError  # an ImageError is a frame that arrived damaged
 
 DEFAULT_FPS = 30.0
-CAMERA_PX = (640, 480)  # a 224 px input gains nothing from more pixels; they cost time
+CAMERA_PX = (640, 480)  # few networks take more than 480 px; more pixels cost time
 RESCAN_S = 1.0
 SILENCE_S = 10.0  # an HTTP server that sends nothing for longer counts as gone
 CHUNK_BYTES = 1 << 16

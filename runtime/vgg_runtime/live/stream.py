@@ -23,6 +23,7 @@ from vgg_runtime.bundle import builds, self_check
 from vgg_runtime.bundle.manifest import Variant
 from vgg_runtime.bundle.metrics import percentile
 from vgg_runtime.bundle.opened import Bundle
+from vgg_runtime.bundle.outputs import given
 from vgg_runtime.bundle.preprocess import open_image, to_tensor
 from vgg_runtime.errors import ImageError, RuntimeInputError
 from vgg_runtime.measure import measure
@@ -171,7 +172,7 @@ class Responder:
         self._child = Child("vgg_runtime.live.worker")
         mode = builds.mode(variant.build, settings.memory, device.available_bytes())
         request = builds.request(bundle, variant, mode) | {
-            "crop_px": variant.preprocessing.crop_px,
+            "px": variant.preprocessing.px,
             "threads": settings.threads,
         }
         self._child.ask(request, last=False)
@@ -187,7 +188,9 @@ class Responder:
         return Loaded(loaded["load_ms"], loaded["first_ms"], checked["deviation"])
 
     def ask(self, tensor: bytes) -> Event | None:
-        """Classify the bytes of a float32 tensor [3, px, px]: ``{"top1", "probability", "model_ms"}``."""
+        """Classify the bytes of a float32 tensor [channels, px, px]: ``{"model_ms", "best"}``. ``best`` are
+        pairs of label and probability: the most probable label, and every other one above 0.5 of a
+        multi-label network."""
         self._child.tell(tensor)
         return self._event()
 
@@ -215,13 +218,14 @@ class Responder:
 class Stream:
     """One run: the frames of a source, their classes, and how long each stage took."""
 
-    def __init__(self, variant: Variant, settings: Settings, interrupt: Interrupt) -> None:
+    def __init__(self, variant: Variant, settings: Settings, interrupt: Interrupt, output: str) -> None:
         self.latest = Latest()
         self.latency = {stage: Latency() for stage in STAGES}
         self.said: collections.Counter[int] = collections.Counter()
         self.last: Event | None = None
         self.temperatures_c = [device.temperature_c()] * 3  # at the start, the highest, now
         self._variant, self._settings, self._interrupt = variant, settings, interrupt
+        self._output = output
         self._begun = self._lined = time.monotonic()
         self._first: float | None = None  # when the first classified frame arrived, in s of perf_counter
         self._answered = 0.0
@@ -289,13 +293,18 @@ class Stream:
         self._answered = time.perf_counter()
         self._first = arrived if self._first is None else self._first
         self.last = answer
-        self.said[answer["top1"]] += 1
+        self.said.update(label for label, _ in self._given(answer))
         for stage, ms in zip(
             STAGES,
             ((decoded - start) * 1e3, answer["model_ms"], (self._answered - arrived) * 1e3),
             strict=True,
         ):
             self.latency[stage].add(ms)
+
+    def _given(self, answer: Event) -> list[tuple[int, float]]:
+        """The labels that an answer gives its frame, with their probabilities."""
+        best: list[tuple[int, float]] = answer["best"]
+        return best[: given([share for _, share in best], self._output)]
 
     def seen(self, labels: Sequence[str]) -> Seen:
         """The figures of the run so far."""
@@ -313,10 +322,15 @@ class Stream:
             end_to_end_ms=end_to_end_ms,
             recent_ms=Recent(*recent),
             said=tuple(Count(labels[k], n) for k, n in self.said.most_common()),
-            last=None if last is None else Said(labels[last["top1"]], last["probability"]),
+            last=None if last is None else _named(last["best"][:1], labels)[0],
             throttled=device.throttled(),
             temperature_c=Temperatures(*self.temperatures_c),
+            last_labels=() if last is None else _named(self._given(last), labels),
         )
+
+
+def _named(found: Sequence[tuple[int, float]], labels: Sequence[str]) -> tuple[Said, ...]:
+    return tuple(Said(labels[label], share) for label, share in found)
 
 
 def run(
@@ -339,7 +353,7 @@ def run(
     begun = measure.skeleton(bundle, [], Options(settings.threads))
     loaded, ended, error = None, "error", None
     with _noticing() as interrupt:
-        stream = Stream(variant, settings, interrupt)
+        stream = Stream(variant, settings, interrupt, bundle.manifest.output)
 
         def on_line(rate: float) -> None:
             report(line(stream.seen(bundle.labels), rate, bundle.manifest))

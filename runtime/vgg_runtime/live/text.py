@@ -4,6 +4,7 @@ import time
 
 from vgg_runtime import text
 from vgg_runtime.bundle.manifest import Manifest, Variant
+from vgg_runtime.bundle.outputs import MULTI_LABEL
 from vgg_runtime.report import tables
 
 from .document import LiveResult, Percentiles, Seen
@@ -22,7 +23,7 @@ STAGES = ("decode+preprocess", "model", "end to end")
 def title(variant: Variant, source: str, threads: int) -> str:
     """The first line: source, variant, its form, and how to end."""
     plural = "" if threads == 1 else "s"
-    form = f"{variant.precision}, {variant.preprocessing.crop_px} px, {threads} thread{plural}"
+    form = f"{variant.precision}, {variant.preprocessing.px} px, {threads} thread{plural}"
     return (
         f"{text.printable(source, 80)} is classified by {variant.id} ({form}); Ctrl-C ends it."
         " Latencies are P50/P90."
@@ -31,7 +32,7 @@ def title(variant: Variant, source: str, threads: int) -> str:
 
 def line(seen: Seen, rate: float, bundle: Manifest) -> str:
     """One line on the latest frames; ``rate``: frames per second since the line before."""
-    frames, heat, last = seen.frames, seen.temperature_c.end, seen.last
+    frames, heat = seen.frames, seen.temperature_c.end
     parts = [time.strftime("%H:%M:%S"), f"{rate:.1f} frames/s"]
     recent = (seen.recent_ms.decode, seen.recent_ms.model, seen.recent_ms.end_to_end)
     for name, (p50, p90) in zip(STAGES, recent, strict=True):
@@ -40,8 +41,10 @@ def line(seen: Seen, rate: float, bundle: Manifest) -> str:
     parts.append("temperature unknown" if heat is None else f"{heat:.0f} °C")
     if seen.throttled:
         parts.append(f"HELD BACK: {', '.join(seen.throttled)}")
-    if last and not bundle.figures_absent:  # predictions of random weights mean nothing
-        parts.append(f"{text.printable(last.label)} {100 * last.probability:.0f} %")
+    if seen.last and not bundle.figures_absent:  # predictions of random weights mean nothing
+        named = [f"{text.printable(one.label)} {100 * one.probability:.0f} %" for one in seen.last_labels]
+        above = "labels above 0.5: " if bundle.output == MULTI_LABEL else ""
+        parts.append(above + (", ".join(named) or text.NO_LABEL))
     return "  ".join(parts)
 
 

@@ -1,9 +1,9 @@
 """Runs a variant in its own process for a whole stream: ``python -m vgg_runtime.live.worker``. ``stream.py``
 starts it and asks it.
 
-Standard input: one JSON request line, then float32 tensors [1, 3, px, px] as raw bytes, one after the other,
-until it is closed. Standard output: one JSON event per line: loaded, checked, then one answered per tensor;
-or error.
+Standard input: one JSON request line, then float32 tensors [1, channels, px, px] as raw bytes, one after the
+other, until it is closed. Standard output: one JSON event per line: loaded, checked, then one answered per
+tensor; or error.
 """
 
 import io
@@ -17,7 +17,7 @@ import numpy as np
 
 from vgg_runtime.bundle import self_check
 from vgg_runtime.bundle.manifest import SessionSettings
-from vgg_runtime.bundle.metrics import softmax
+from vgg_runtime.bundle.outputs import predictions
 from vgg_runtime.bundle.session import Model
 from vgg_runtime.measure.answers import failure, say
 
@@ -38,9 +38,7 @@ def main() -> int:
 def answer(questions: io.BufferedReader) -> None:
     """Load the model, replay the recorded inputs, and classify tensors until the input ends."""
     request = json.loads(questions.readline())
-    inputs, expected = self_check.load_expected(
-        Path(request["expected"]), request["check"], request["crop_px"]
-    )
+    inputs, expected = self_check.load_expected(Path(request["expected"]), request["check"], request["px"])
     import onnxruntime as _  # noqa: F401  the import is not part of the load time
 
     start = time.perf_counter()
@@ -56,8 +54,8 @@ def answer(questions: io.BufferedReader) -> None:
         start = time.perf_counter()
         logits = model(tensor)[0]
         model_ms = (time.perf_counter() - start) * 1e3
-        best = int(logits.argmax())
-        say("answered", model_ms=model_ms, top1=best, probability=float(softmax(logits)[best]))
+        best = predictions(logits, request["output"], 1)
+        say("answered", model_ms=model_ms, best=best)
 
 
 if __name__ == "__main__":

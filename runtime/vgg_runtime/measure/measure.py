@@ -15,11 +15,13 @@ from vgg_runtime.board import device, monitor, targets
 from vgg_runtime.bundle.manifest import Variant
 from vgg_runtime.bundle.metrics import chance, proportion
 from vgg_runtime.bundle.opened import Bundle
+from vgg_runtime.bundle.outputs import MULTI_LABEL, TOP1_ABSENT, given
 from vgg_runtime.result import (
     SCHEMA,
     About,
     Image,
     MeasuredDevice,
+    Prediction,
     Result,
     Row,
     ThreadTrial,
@@ -139,6 +141,9 @@ def about(bundle: Bundle) -> About:
         assumed=manifest.assumed,
         created_by=manifest.created_by,
         baseline=manifest.variants[0].id,
+        output=manifest.output,
+        top1_absent=TOP1_ABSENT.get(manifest.output),
+        network=manifest.network,
     )
 
 
@@ -154,7 +159,7 @@ def finish(
     manifest = bundle.manifest
     result = dataclasses.replace(begun, variants=tuple(_named(row, bundle.labels) for row in rows))
     sound = result.baseline if result.baseline and result.baseline.error is None else None
-    related = tuple(_related(row, sound, images, manifest.figures_absent) for row in result.variants)
+    related = tuple(_related(row, sound, images, bundle) for row in result.variants)
     # read again: measuring may have made the board hot
     board = dataclasses.replace(begun.device, **device.state(root))
     result = dataclasses.replace(result, variants=related, device=board)
@@ -164,7 +169,7 @@ def finish(
         manifest.problem and "the checkpoint does not understand its pictures; the notice says what was found"
     )
     why_not = problem or _near_chance(result.baseline, images, bundle.labels)
-    pick = recommend(related, result.bundle.baseline, allowed, why_not)
+    pick = recommend(related, result.bundle.baseline, allowed, why_not, manifest.output)
     result = dataclasses.replace(result, recommended=pick)
     return dataclasses.replace(result, explanations=tuple(remedies.explanations(result)))
 
@@ -178,23 +183,32 @@ def _near_chance(baseline: Row | None, images: Sequence[Shown], labels: Sequence
     return near_chance(baseline.accuracy, chance(np.array(known), len(labels)), "pictures shown here")
 
 
-def _related(row: Row, baseline: Row | None, images: Sequence[Shown], absent: str | None) -> Row:
+def _related(row: Row, baseline: Row | None, images: Sequence[Shown], bundle: Bundle) -> Row:
     """The row with its speed relative to the baseline, its agreement with the baseline and its accuracy. Each
     is left out where there is nothing to compute it from, or where it would mean nothing."""
     if baseline and baseline.p50_ms and row.p50_ms:
         row = dataclasses.replace(row, speedup=baseline.p50_ms / row.p50_ms)
-    found = [said.classes[0] for said in row.predictions]
+    said, output = row.predictions, bundle.manifest.output
     counted = [k for k, image in enumerate(images) if not image.fitted]
-    if absent or len(found) != len(images) or not counted:
+    if bundle.manifest.figures_absent or len(said) != len(images) or not counted:
         return row
     if baseline and len(baseline.predictions) == len(images):
-        same = sum(found[k] == baseline.predictions[k].classes[0] for k in counted)
+        pairs = [(said[k], baseline.predictions[k]) for k in counted]
+        differing = sum(_differing(one, other, output) for one, other in pairs)
+        decisions = len(bundle.labels) if output == MULTI_LABEL else 1  # per picture
+        same = len(counted) - differing / decisions
         row = dataclasses.replace(row, agreement=proportion(same, len(counted)))
     known = [k for k in counted if images[k].label is not None]
-    if known:
-        right = sum(found[k] == images[k].label for k in known)
+    if known and output not in TOP1_ABSENT:
+        right = sum(said[k].classes[0] == images[k].label for k in known)
         row = dataclasses.replace(row, accuracy=proportion(right, len(known)))
     return row
+
+
+def _differing(one: Prediction, other: Prediction, output: str) -> int:
+    """The number of decisions on a picture that differ: 0 or 1 where it has one class."""
+    chosen = [set(said.classes[: given(said.probabilities, output)]) for said in (one, other)]
+    return len(chosen[0] ^ chosen[1]) if output == MULTI_LABEL else int(chosen[0] != chosen[1])
 
 
 def _named(row: Row, labels: Sequence[str]) -> Row:

@@ -4,6 +4,7 @@ allowance."""
 from collections.abc import Sequence
 
 from vgg_runtime.bundle.metrics import better_than_chance
+from vgg_runtime.bundle.outputs import ACCURACY, MULTI_LABEL, SOFTMAX
 from vgg_runtime.result import Evaluation, Proportion, Recommendation, Row
 
 MAX_LOSS_POINTS = 1.0
@@ -16,13 +17,15 @@ def recommend(
     baseline: str,
     max_loss_points: float = MAX_LOSS_POINTS,
     problem: str | None = None,
+    output: str = SOFTMAX,
 ) -> Recommendation:
     """Choose among the rows of a result by the figures on test images from when the bundle was built.
 
-    The loss is the drop of top-1 in points, or 100 * (1 - agreement) where there were no labels. The loss
-    plus its standard error must stay within ``max_loss_points``, as in the search of ``vgg-export all
-    --max-drop``. Pictures shown on the device do not count, because they are too few. ``problem``: why the
-    checkpoint's figures mean nothing, if so; then nothing is recommended.
+    The loss is the drop of top-1 in points, or 100 * (1 - agreement) where there were no labels and for a
+    multi-label network. The loss plus its standard error must stay within ``max_loss_points``, as in the
+    search of ``vgg-export all --max-drop``. Pictures shown on the device do not count, because they are too
+    few. ``problem``: why the checkpoint's figures mean nothing, if so; then nothing is recommended.
+    ``output``: the network's, one of ``outputs.OUTPUTS``.
 
     Returns:
         The variant, or None when none can be recommended, and the reason.
@@ -42,7 +45,7 @@ def recommend(
         return Recommendation(None, max_loss_points, reason)
     best, figures = min(allowed, key=lambda one: one[0].p50_ms or 0.0)
     speed = "" if best.speedup is None else f" ({best.speedup:.1f} times the baseline's speed)"
-    lost = f"those that lose at most {allowance}, error included: {_words(figures, built)}"
+    lost = f"those that lose at most {allowance}, error included: {_words(figures, built, output)}"
     return Recommendation(best.variant, max_loss_points, f"the fastest here{speed} of {lost}")
 
 
@@ -80,8 +83,8 @@ def near_chance(top1: Proportion | None, chance: float | None, pictures: str = "
 
 
 def loss_points(built: Evaluation, reference: Evaluation) -> float:
-    """The loss of a variant relative to the baseline, in points of top-1, or of disagreement where there were
-    no labels."""
+    """The loss of a variant relative to the baseline, in points of top-1, or of disagreement where there is
+    no top-1."""
     if built.top1 and reference.top1:
         return 100 * (reference.top1.rate - built.top1.rate)
     return 100 * (1 - built.agreement.rate)
@@ -92,10 +95,14 @@ def _at_worst(built: Evaluation, reference: Evaluation) -> float:
     return loss_points(built, reference) + (built.loss_error_points or 0.0)
 
 
-def _words(built: Evaluation, reference: Evaluation) -> str:
+def _words(built: Evaluation, reference: Evaluation, output: str) -> str:
     if built.top1 and reference.top1:
         return (
-            f"top-1 {100 * built.top1.rate:.1f} % against {100 * reference.top1.rate:.1f} % on"
+            f"{ACCURACY[output]} {100 * built.top1.rate:.1f} % against {100 * reference.top1.rate:.1f} % on"
             f" {built.n} test images"
         )
-    return f"it agrees with the baseline on {100 * built.agreement.rate:.1f} % of {built.n} test images"
+    decisions = "the decisions per label on " if output == MULTI_LABEL else ""
+    return (
+        f"it agrees with the baseline on {100 * built.agreement.rate:.1f} % of {decisions}{built.n} test"
+        " images"
+    )

@@ -147,7 +147,8 @@ def _for_time(rows: Sequence[Row]) -> str:
     if light.macs < heavy:
         less = f"{_ms(light):.1f} ms, {heavy / light.macs:.1f}x less arithmetic"
         return f"for time use {light.variant} ({light.input_px} px, {less})"
-    return "for time use fewer pixels (160 px) or factorised layers (compact-fp32)"
+    fewer = round(max(row.input_px for row in floats) * 5 / 7)
+    return f"for time use fewer pixels ({fewer} px) or factorised layers (compact-fp32)"
 
 
 def _power(device: Device) -> str | None:

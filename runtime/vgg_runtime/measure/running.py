@@ -45,8 +45,8 @@ class Options:
 
 @dataclasses.dataclass(frozen=True)
 class Pictures:
-    """The pictures for a variant to classify: files, or raw float32 bytes of one tensor [1, 3, px, px] per
-    input size in px."""
+    """The pictures for a variant to classify: files, or raw float32 bytes of one tensor
+    [1, channels, px, px] per input size in px."""
 
     paths: Sequence[Path] = ()
     tensors: dict[int, bytes] = dataclasses.field(default_factory=dict)
@@ -68,7 +68,7 @@ class Running:
     is the state of the board during the run; it is None until the end."""
 
     def __init__(self, bundle: Bundle, variant: Variant, pictures: Pictures, options: Options) -> None:
-        self._tensor = pictures.tensors.get(variant.preprocessing.crop_px, b"")
+        self._tensor = pictures.tensors.get(variant.preprocessing.px, b"")
         memory_mode = builds.mode(variant.build, options.memory, device.available_bytes(options.root))
         self._request = builds.request(bundle, variant, memory_mode) | {
             "preprocessing": variant.preprocessing.to_json(),
@@ -131,7 +131,7 @@ def empty_row(variant: Variant) -> Row:
         description=variant.description,
         steps=variant.steps,
         precision=variant.precision,
-        input_px=variant.preprocessing.crop_px,
+        input_px=variant.preprocessing.px,
         parameters=variant.parameters,
         macs=variant.macs,
         build=BuildUsed(build.id, build.form, build.targets, slower_kernels),

@@ -19,9 +19,10 @@ import numpy.typing as npt
 
 from vgg_runtime.board import device
 from vgg_runtime.bundle import self_check
+from vgg_runtime.bundle.input_spec import InputSpec
 from vgg_runtime.bundle.manifest import SessionSettings
-from vgg_runtime.bundle.metrics import softmax, top_k
-from vgg_runtime.bundle.preprocess import Preprocessing, load
+from vgg_runtime.bundle.outputs import predictions
+from vgg_runtime.bundle.preprocess import load
 from vgg_runtime.bundle.session import Model
 
 from .answers import failure, say
@@ -44,10 +45,8 @@ def main() -> int:
 
 def serve(request: dict[str, Any]) -> None:
     """Answer one request with the events loaded, checked, timed, predicted (per picture) and answered."""
-    preprocessing = Preprocessing.from_json(request["preprocessing"])
-    inputs, expected = self_check.load_expected(
-        Path(request["expected"]), request["check"], preprocessing.crop_px
-    )
+    preprocessing, output = InputSpec.from_json(request["preprocessing"]), request["output"]
+    inputs, expected = self_check.load_expected(Path(request["expected"]), request["check"], preprocessing.px)
     import onnxruntime as _  # noqa: F401  the import is not part of the load time of the first variant
 
     start = time.perf_counter()
@@ -57,15 +56,15 @@ def serve(request: dict[str, Any]) -> None:
     first_ms = (time.perf_counter() - loaded) * 1e3
     say("loaded", load_ms=(loaded - start) * 1e3, first_ms=first_ms)
     if request["tensor_bytes"]:
-        say("predicted", index=0, **_prediction(model(_tensor(request, preprocessing))[0]))
+        say("predicted", index=0, **_prediction(model(_tensor(request, preprocessing))[0], output))
     replayed = np.concatenate([first, *(model(inputs[i : i + 1]) for i in range(1, len(inputs)))])
     say("checked", deviation=min(self_check.deviation(replayed, expected), 1e9))
     samples_ms = _timed(model, inputs[:1], request["budget_s"], request["max_runs"])
     say("timed", samples_ms=samples_ms, peak_rss_bytes=device.peak_rss_bytes())
-    _answer(model, [Path(path) for path in request["images"]], preprocessing)
+    _answer(model, [Path(path) for path in request["images"]], preprocessing, output)
 
 
-def _answer(model: Model, paths: list[Path], preprocessing: Preprocessing) -> None:
+def _answer(model: Model, paths: list[Path], preprocessing: InputSpec, output: str) -> None:
     """Classify pictures. The event answered has, per picture, the time of decoding and preprocessing and the
     time with the model added, in ms."""
     prepare_ms, end_to_end_ms = list[float](), list[float]()
@@ -76,15 +75,15 @@ def _answer(model: Model, paths: list[Path], preprocessing: Preprocessing) -> No
         logits = model(batch)[0]
         end_to_end_ms.append((time.perf_counter() - start) * 1e3)
         prepare_ms.append((prepared - start) * 1e3)
-        say("predicted", index=index, **_prediction(logits))
+        say("predicted", index=index, **_prediction(logits, output))
     if paths:
         say("answered", prepare_ms=prepare_ms, end_to_end_ms=end_to_end_ms)
 
 
-def _tensor(request: dict[str, Any], preprocessing: Preprocessing) -> npt.NDArray[np.float32]:
-    """Read the float32 tensor [1, 3, px, px] behind the request line."""
-    side = preprocessing.crop_px
-    return np.frombuffer(sys.stdin.buffer.read(request["tensor_bytes"]), np.float32).reshape(1, 3, side, side)
+def _tensor(request: dict[str, Any], preprocessing: InputSpec) -> npt.NDArray[np.float32]:
+    """Read the float32 tensor [1, channels, px, px] behind the request line."""
+    values = np.frombuffer(sys.stdin.buffer.read(request["tensor_bytes"]), np.float32)
+    return values.reshape(1, *preprocessing.shape)
 
 
 def _timed(model: Model, batch: npt.NDArray[np.float32], budget_s: float, max_runs: int) -> list[float]:
@@ -100,11 +99,10 @@ def _timed(model: Model, batch: npt.NDArray[np.float32], budget_s: float, max_ru
     return samples
 
 
-def _prediction(logits: npt.NDArray[np.float32]) -> dict[str, Any]:
-    """The most probable classes, most probable first."""
-    best = top_k(logits, min(TOP, len(logits)))
-    probabilities = softmax(logits)
-    return {"classes": best.tolist(), "probabilities": [float(probabilities[i]) for i in best]}
+def _prediction(logits: npt.NDArray[np.float32], output: str) -> dict[str, Any]:
+    """The most probable labels, most probable first; ``logits`` [outputs]."""
+    best = predictions(logits, output, TOP)
+    return {"classes": [label for label, _ in best], "probabilities": [share for _, share in best]}
 
 
 if __name__ == "__main__":

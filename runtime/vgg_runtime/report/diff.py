@@ -9,7 +9,7 @@ from vgg_runtime.records import FieldError
 from vgg_runtime.result import SCHEMA, Result, Row
 from vgg_runtime.text import ABSENT, megabytes, number, percent, printable, table
 
-from .tables import MARK, notice
+from .tables import MARK, headings, notice
 
 SIGNIFICANT = 0.10  # two runs on the same board differ in latency by up to this share
 EXPECTED = "expected a file that 'compare.py --json' wrote"
@@ -75,7 +75,9 @@ def diff(before: Result, after: Result) -> str:
     first, second = _by_variant(before), _by_variant(after)
     names = [*first, *(name for name in second if name not in first)]
     rows = [_cells(name, first.get(name), second.get(name)) for name in names]
-    return _shown("\n".join(lines) + table(COLUMNS, rows) + "".join(_remarks(before, after)))
+    # a heading is one of these, followed by a letter
+    columns = [" ".join(headings(name.split(" "), after.bundle.output)) for name in COLUMNS]
+    return _shown("\n".join(lines) + table(columns, rows) + "".join(_remarks(before, after)))
 
 
 def _shown(text: str) -> str:

@@ -3,8 +3,9 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from vgg_runtime.result import About, Device, Evaluation, Proportion, Result, Row, StepLoss
-from vgg_runtime.text import ABSENT, megabytes, number, percent, printable, table
+from vgg_runtime.bundle.outputs import ACCURACY, AGREEMENT, MULTI_LABEL, SIGMOID, SOFTMAX, given
+from vgg_runtime.result import About, Device, Evaluation, Prediction, Proportion, Result, Row, StepLoss
+from vgg_runtime.text import ABSENT, NO_LABEL, megabytes, number, percent, printable, table
 
 MARK = "!"  # behind a figure that a line below the table explains
 
@@ -15,6 +16,7 @@ def header(result: Result) -> str:
     ram = f"{device.ram_bytes / 2**30:.1f} GiB RAM" if device.ram_bytes else "RAM unknown"
     features = " ".join(device.features) or "no int8 instructions known"
     assumed = [f"Assumed  {'; '.join(bundle.assumed)}"] if bundle.assumed else []
+    network = [f"Network  {described}"] if (described := _network(bundle)) else []
     return "\n".join(
         (
             f"Device   {device.board}, {device.cpu or device.machine}, {device.cores} cores,"
@@ -24,9 +26,26 @@ def header(result: Result) -> str:
             f"State    {state(device)}",
             f"Model    {bundle.family}, {bundle.weights.get('what', 'weights of unknown origin')};"
             f" int8 made for {bundle.target}",
+            *network,
             *assumed,
         )
     )
+
+
+def _network(bundle: About) -> str:
+    """The numbers of layers with weights and of classes, and the kind of output where it is not softmax;
+    empty where none of it is known."""
+    layers, classes = (bundle.network.get(name) for name in ("layers", "classes"))
+    types = [layer.get("type") for layer in layers or () if isinstance(layer, dict)]
+    counts = {"convolutional": types.count("conv"), "fully connected": types.count("linear")}
+    kinds = {SIGMOID: "one sigmoid unit for two classes", MULTI_LABEL: "multi-label: a sigmoid per label"}
+    layered = " and ".join(f"{count} {name}" for name, count in counts.items() if count)
+    parts = (
+        f"{layered} layer{'s' * (sum(counts.values()) > 1)}" if layered else None,
+        f"{classes} classes" if isinstance(classes, int) else None,
+        kinds.get(bundle.output),
+    )
+    return ", ".join(filter(None, parts))
 
 
 def state(device: Device) -> str:
@@ -73,7 +92,7 @@ COLUMNS = (
 
 def comparison(result: Result) -> str:
     """One row per variant."""
-    text = table(COLUMNS, [_cells(row) for row in result.variants])
+    text = table(headings(COLUMNS, result.bundle.output), [_cells(row) for row in result.variants])
     if pick := result.recommended:
         text += (
             f"\n★ {pick.variant} is recommended: {pick.reason}"
@@ -87,6 +106,12 @@ def comparison(result: Result) -> str:
     text += "".join(f"\n→ {line}" for line in _builds(result))
     text += _threads(result)
     return text + "\n" + _footnote(result)
+
+
+def headings(columns: Sequence[str], output: str) -> tuple[str, ...]:
+    """The headings of columns, as the figures are called for this kind of output."""
+    names = {"agrees": AGREEMENT[output], "top-1": ACCURACY[output]}
+    return tuple(names.get(column, column) for column in columns)
 
 
 def _cells(row: Row) -> list[str]:
@@ -165,19 +190,29 @@ def _footnote(result: Result) -> str:
             f"{left_out} of the pictures were used to calibrate or fit the models and count for no figure."
         )
     if n and not result.bundle.figures_absent:
-        lines.append(
-            f"agrees: same top-1 as the baseline on these {n} pictures; top-1: right on the {known} of"
-            " them with a known class."
-        )
+        lines.append(_figures_explained(result.bundle, n, known))
     if any(row.p90_ms is None for row in result.variants):
         lines.append(
             f"{ABSENT} in P90: there were fewer than the 64 runs that it needs; --budget gives more."
         )
+    figures = "this figure" if result.bundle.top1_absent else "these two figures"
     if n and n < 100 and not result.bundle.figures_absent and any(row.built for row in result.variants):
-        lines.append(
-            f"{n} pictures are too few for these two figures; the table below was measured at build time."
-        )
+        lines.append(f"{n} pictures are too few for {figures}; the table below was measured at build time.")
     return "\n".join(lines)
+
+
+def _figures_explained(bundle: About, n: int, known: int) -> str:
+    """What the figures of the comparison count on ``n`` pictures, ``known`` of them with their class."""
+    if bundle.top1_absent:
+        return (
+            f"{AGREEMENT[bundle.output]}: the share of decisions at 0.5, one per label, that are the"
+            f" baseline's on these {n} pictures; {bundle.top1_absent}."
+        )
+    same = "top-1" if bundle.output == SOFTMAX else "class"
+    return (
+        f"agrees: same {same} as the baseline on these {n} pictures; {ACCURACY[bundle.output]}: right on the"
+        f" {known} of them with a known class."
+    )
 
 
 def built(result: Result) -> str:
@@ -189,7 +224,7 @@ def built(result: Result) -> str:
     n = evaluated[0][1].n
     return (
         f"Measured at build time on {n} test images (none of them used for fitting or calibration)\n"
-        + table(("variant", *EVALUATION_COLUMNS), cells)
+        + table(("variant", *headings(EVALUATION_COLUMNS, result.bundle.output)), cells)
     )
 
 
@@ -201,8 +236,9 @@ def losses(result: Result) -> str:
     rows = [[row.variant, *loss_cells(row.losses)] for row in result.variants if row.losses]
     if not rows:
         return ""
+    agreement = "Per-label agreement" if result.bundle.output == MULTI_LABEL else "Agreement"
     return (
-        "Agreement with the checkpoint and mean KL after each step, on held-out pictures; quantized is"
+        f"{agreement} with the checkpoint and mean KL after each step, on held-out pictures; quantized is"
         " compared with its own float model\n" + table(("variant", *LOSS_COLUMNS), rows)
     )
 
@@ -238,8 +274,8 @@ def _interval(proportion: Proportion | None) -> str:
 
 
 def predictions(result: Result, *, top5: bool, limit: int = 12) -> str:
-    """A table of the class that each variant gives each picture. The baseline's class is named; the others
-    show = where they agree with it, else their own class."""
+    """A table of the class that each variant gives each picture, or of the labels above 0.5. The baseline's
+    are named; the others show = where they agree with it, else their own."""
     shown = [row for row in result.variants if row.predictions]
     if not shown or result.bundle.figures_absent:  # predictions of random weights mean nothing
         return ""
@@ -255,14 +291,29 @@ def predictions(result: Result, *, top5: bool, limit: int = 12) -> str:
             if k >= len(row.predictions):
                 cells.append(ABSENT)
                 continue
-            said, of = row.predictions[k], reference.predictions[k]
-            chance = f"{100 * said.probabilities[0]:.0f} %"
-            same = row is not reference and said.classes[0] == of.classes[0]
-            cells.append(f"= {chance}" if same else f"{printable(said.labels[0], 18)} {chance}")
+            of = None if row is reference else reference.predictions[k]
+            cells.append(_said(row.predictions[k], of, result.bundle.output))
         rows.append(cells)
     more = len(result.images) - len(images)
     text = table(("picture", *(row.variant for row in shown)), rows)
+    if result.bundle.output == MULTI_LABEL:
+        text = f"Labels above 0.5, most probable first\n{text}"
     return text + (f"\n… and {more} more pictures (all of them with --json)" if more > 0 else "")
+
+
+MOST_NAMED = 4  # labels of a picture in one cell
+
+
+def _said(said: Prediction, of: Prediction | None, output: str) -> str:
+    """The labels that a picture is given, with their probabilities in percent; = where they are those
+    ``of`` the baseline."""
+    count = given(said.probabilities, output)
+    shares = [f"{100 * share:.0f} %" for share in said.probabilities[: min(count, MOST_NAMED)]]
+    more = [f"{count - MOST_NAMED} more"] if count > MOST_NAMED else []
+    if of and set(said.classes[:count]) == set(of.classes[: given(of.probabilities, output)]):
+        return f"= {', '.join([*shares, *more]) or NO_LABEL}"
+    named = [f"{printable(label, 18)} {share}" for label, share in zip(said.labels, shares, strict=False)]
+    return ", ".join([*named, *more]) or NO_LABEL
 
 
 def _top5(result: Result, shown: Sequence[Row], k: int) -> str:
@@ -270,7 +321,7 @@ def _top5(result: Result, shown: Sequence[Row], k: int) -> str:
     for row in shown:
         if k < len(row.predictions):
             said = row.predictions[k]
-            named = zip(said.labels, said.probabilities, strict=True)
+            named = zip(said.labels[:5], said.probabilities[:5], strict=True)
             words = (f"{printable(label, 20)} {100 * share:.1f} %" for label, share in named)
             rows.append([row.variant, *words])
     ranks = max(len(row) for row in rows) - 1

@@ -232,13 +232,13 @@ def _same_address(one: str, other: str) -> bool:
 
 
 async def decode(pieces: Sequence[bytes], variants: Sequence[Variant]) -> Pictures:
-    """Decode a picture in a process of its own: one float32 tensor [3, px, px] per input size of
-    ``variants``.
+    """Decode a picture in a process of its own: one float32 tensor [channels, px, px] per input
+    size of ``variants``.
 
     Raises:
         ImageError: the picture cannot be decoded; the error says why.
     """
-    sizes = {v.preprocessing.crop_px: v.preprocessing for v in variants}
+    sizes = {v.preprocessing.px: v.preprocessing for v in variants}
     request = {"bytes": sum(map(len, pieces)), "preprocessings": [p.to_json() for p in sizes.values()]}
     child = Child("vgg_runtime.web.decode")
     try:

@@ -2,13 +2,14 @@
 
 Standard input: one JSON line ``{"bytes", "preprocessings"}`` and then the file. Standard output: one event,
 either error or decoded (``width``, ``height``, ``format``, ``tensor_bytes``: a list) followed by one float32
-tensor [3, px, px] per preprocessing. A picture that crashes the decoder ends only this process.
+tensor [channels, px, px] per preprocessing. A picture that crashes the decoder ends only this process.
 """
 
 import json
 import sys
 
-from vgg_runtime.bundle.preprocess import Preprocessing, open_image, to_tensor
+from vgg_runtime.bundle.input_spec import InputSpec
+from vgg_runtime.bundle.preprocess import open_image, to_tensor
 from vgg_runtime.errors import ImageError
 from vgg_runtime.measure.answers import say
 
@@ -22,7 +23,7 @@ def main() -> int:
     content = sys.stdin.buffer.read(request["bytes"])
     try:
         image = open_image(content)
-        tensors = [to_tensor(image, Preprocessing.from_json(wanted)) for wanted in request["preprocessings"]]
+        tensors = [to_tensor(image, InputSpec.from_json(wanted)) for wanted in request["preprocessings"]]
     except (ImageError, MemoryError) as error:
         message = str(error) or "the picture does not fit into this device's memory; make it smaller first"
         say("error", message=message)
