@@ -1,4 +1,4 @@
-"""Reads and writes checkpoints: the network's plan, tensors and provenance in one safetensors file."""
+"""Reads and writes checkpoints: a network's chain, tensors and provenance in one safetensors file."""
 
 import dataclasses
 import json
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from vgg_export.core.errors import CheckpointError
 from vgg_export.core.files import atomic_file
 
-from .chain import Plan, expected_shapes
+from .chain import Chain
 from .modules import build
 from .provenance import Provenance
 
@@ -21,31 +21,31 @@ if TYPE_CHECKING:
 FORMAT = "vgg-export-checkpoint"
 
 
-FORMAT_VERSION = 2  # 2: plans with factorised layers
+FORMAT_VERSION = 3  # 2: a plan of VGGs alone, which is read too; 3: any chain, with its input
 
 
 @dataclasses.dataclass(frozen=True)
 class Header:
     """The content of a checkpoint file without its tensors."""
 
-    plan: Plan
+    chain: Chain
     labels: tuple[str, ...]
     provenance: Provenance
 
 
 @dataclasses.dataclass(frozen=True)
 class Checkpoint:
-    """A plan, its float32 tensors (``conv1_1.weight`` [n, c, 3, 3], ``fc1.weight`` [n, c*grid*grid],
+    """A chain, its float32 tensors (``conv1_1.weight`` [n, c, height, width], ``fc1.weight`` [n, inputs],
     ``*.bias`` [n]; the two parts of a factorised layer are ``conv3_1_reduce`` and ``conv3_1_expand``), the
     class names and the provenance of the weights."""
 
-    plan: Plan
+    chain: Chain
     tensors: "dict[str, torch.Tensor]"
     labels: tuple[str, ...]
     provenance: Provenance
 
     def __post_init__(self) -> None:
-        ensure_fit(self.plan, self.labels, {name: tuple(t.shape) for name, t in self.tensors.items()})
+        ensure_fit(self.chain, self.labels, {name: tuple(t.shape) for name, t in self.tensors.items()})
 
     @property
     def has_knowledge(self) -> bool:
@@ -54,41 +54,43 @@ class Checkpoint:
 
     def model(self) -> "nn.Sequential":
         """The network in evaluation mode, with its own copy of the tensors."""
-        model = build(self.plan)
+        model = build(self.chain)
         model.load_state_dict(self.tensors)
         return model.eval()
 
 
-def ensure_fit(plan: Plan, labels: tuple[str, ...], shapes: Mapping[str, tuple[int, ...]]) -> None:
-    """Check that labels and the shapes of tensors are those of a plan.
+def ensure_fit(chain: Chain, labels: tuple[str, ...], shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Check that labels and the shapes of tensors are those of a chain.
 
     Raises:
         CheckpointError: a tensor is missing, unknown or of another shape, or the number of labels is wrong.
     """
-    expected = expected_shapes(plan)
+    expected = chain.tensor_shapes()
     if missing := sorted(expected.keys() - shapes.keys()):
         raise CheckpointError(
             f"the checkpoint lacks {missing[0]} {expected[missing[0]]} and {len(missing) - 1} more"
-            " tensors of its plan"
+            " tensors of its network"
         )
     for name, shape in shapes.items():
         if name not in expected:
-            raise CheckpointError(f"the checkpoint holds {name} {shape}, which a {plan.family} does not have")
+            raise CheckpointError(
+                f"the checkpoint holds {name} {shape}, which this {chain.family} does not have"
+            )
         if shape != expected[name]:
-            raise CheckpointError(f"{name} is {shape}, but the plan says {expected[name]}")
-    if len(labels) != plan.classes:
+            raise CheckpointError(f"{name} is {shape}, but the layers say {expected[name]}")
+    if len(labels) != chain.classes:
         raise CheckpointError(
-            f"found {len(labels)} labels for {plan.classes} classes; expected one per class"
+            f"found {len(labels)} labels for {chain.classes} classes; expected one per class"
         )
 
 
 def save(checkpoint: Checkpoint, path: Path, *, half: bool = False) -> None:
-    """Write a safetensors file with plan, labels and provenance as its metadata. ``half`` stores the tensors
+    """Write a safetensors file with chain, labels and provenance as its metadata. ``half`` stores the tensors
     as float16."""
     from safetensors.torch import save as to_bytes
 
     header = {
-        "plan": checkpoint.plan.to_json(),
+        "chain": checkpoint.chain.to_json(),
         "labels": checkpoint.labels,
         "source": checkpoint.provenance.to_json(),
     }
@@ -135,15 +137,15 @@ def read_header(path: Path) -> Header:
         )
     try:
         header = json.loads(metadata["checkpoint"])
-        plan = Plan.from_json(header["plan"])
+        chain = Chain.from_json(header["chain" if "chain" in header else "plan"])
         # a file without these fields is read too
-        source = {"weights": "file", "what": plan.family} | dict(header["source"])
-        found = Header(plan, tuple(map(str, header["labels"])), Provenance.from_json(source))
+        source = {"weights": "file", "what": chain.family} | dict(header["source"])
+        found = Header(chain, tuple(map(str, header["labels"])), Provenance.from_json(source))
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
     except Exception as error:  # a damaged header can fail in any way
         raise _damaged(path, error) from error
-    ensure_fit(found.plan, found.labels, shapes)
+    ensure_fit(found.chain, found.labels, shapes)
     return found
 
 
@@ -152,7 +154,7 @@ def load(path: Path) -> Checkpoint:
 
     Raises:
         CheckpointError: the file is missing, damaged, not a checkpoint in our own format, or newer than this
-            program, or its tensors do not fit the plan.
+            program, or its tensors do not fit the chain.
     """
     from safetensors.torch import load_file
 
@@ -161,7 +163,7 @@ def load(path: Path) -> Checkpoint:
         tensors = {name: t.float() for name, t in load_file(path).items()}
     except Exception as error:  # a damaged file can fail in any way
         raise _damaged(path, error) from error
-    return Checkpoint(header.plan, tensors, header.labels, header.provenance)
+    return Checkpoint(header.chain, tensors, header.labels, header.provenance)
 
 
 def _damaged(path: Path, error: Exception) -> CheckpointError:

@@ -5,21 +5,39 @@ from typing import Any, Self
 
 from vgg_runtime.records import Record
 
+FILE, CONVENTION, ASSUMED, TOLD = "file", "convention", "assumed", "told"
+PICTURES = "pictures"
+
+
+@dataclasses.dataclass(frozen=True)
+class Origins(Record):
+    """How each part of a network that tensors do not show is known: the "file" says so, the "convention" of
+    such files, the user has "told", labelled "pictures" chose it, or it is "assumed"."""
+
+    px: str = ASSUMED
+    channels: str = FILE
+    resize: str = ASSUMED
+    normalize: str = ASSUMED
+    activations: str = ASSUMED
+    output: str = ASSUMED
+
 
 @dataclasses.dataclass(frozen=True)
 class Provenance(Record):
     """``kind``: "imagenet", "demo", "random" or "file". ``what``: the source in words. ``sha256``: the hash
-    of the file that was read. ``assumed``: properties that the file does not state and that are assumed.
-    ``names_from``: where the class names come from, "checkpoint" or "labels"; None: neither named them.
-    ``wordnet``: whether the classes are ImageNet's. ``figures_absent``: why accuracy and agreement mean
-    nothing. ``notice``: a sentence that is shown with every figure. ``history``: the steps since, in order.
-    ``fitted_on``: short hashes of the pictures that something was fitted or selected on."""
+    of the file that was read. ``origins``: how each part of its input and its layers is known; None where
+    nothing is assumed. ``assumed``: the same in words, of what the file does not state. ``names_from``: where
+    the class names come from, "checkpoint" or "labels"; None: neither named them. ``wordnet``: whether the
+    classes are ImageNet's. ``figures_absent``: why accuracy and agreement mean nothing. ``notice``: a
+    sentence that is shown with every figure. ``history``: the steps since, in order. ``fitted_on``: short
+    hashes of the pictures that something was fitted or selected on."""
 
     kind: str
     what: str
     sha256: str | None = None
     assumed: tuple[str, ...] = ()
     names_from: str | None = None
+    origins: Origins | None = None
     wordnet: bool = False
     figures_absent: str | None = None
     notice: str | None = None
