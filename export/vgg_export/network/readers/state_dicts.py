@@ -1,411 +1,571 @@
-"""Turns a torchvision VGG state dict into a checkpoint. The family member, the widths and the number of
-classes are read off the tensors."""
+"""Makes a network of the tensors of a state dict.
 
-import contextlib
+Tensors show the convolutions, the batch norms and the fully connected layers. The layers between them follow
+from the numbers in the names, from the shapes and from what networks of such names do (CONVENTIONS); what is
+left is assumed, and said to be.
+"""
+
 import dataclasses
 import itertools
-import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from vgg_export.core.errors import CheckpointError
-from vgg_export.network.chain import CONVS_PER_BLOCK, POOLED_PX, STRIDE_PX, Plan
-from vgg_export.network.modules import fold_batch_norm
-from vgg_runtime.text import printable
+from vgg_export.network import modules
+from vgg_export.network.activations import RELU, Activation
+from vgg_export.network.assemble import Assembled, Assembly, side_of
+from vgg_export.network.chain import CONVS_PER_STAGE, Conv
+from vgg_export.network.provenance import ASSUMED, CONVENTION, Origins
+from vgg_runtime.bundle import outputs
+from vgg_runtime.bundle.input_spec import COLOURS, GREY, InputSpec
 
-from . import class_names, file_kinds
-from .class_names import ClassNames
+from . import layer_names, strangers, torch_inputs
+from .found import PADDED, Found
+from .layer_names import SAVE_WHOLE, Named, Weighted, gap
+from .plain_tensors import normalisation, plain, some, weights_of_loss
 
 if TYPE_CHECKING:
     import torch
 
-_WRAPPERS = ("state_dict", "model", "model_state_dict")
-_EXPECTED = "expected a torchvision VGG state dict (vgg11, vgg13, vgg16 or vgg19, plain or _bn)"
-_LINEARS = (0, 3, 6)  # of torchvision's classifier
-SHOWN = 4
-MOST_DEPTH = 3  # of nested dictionaries that are searched for other weights
+PADDING = {1: 0, 3: 1, 5: 2}  # of the kernels that keep the size of the map
+IMAGENET_PX, CIFAR_PX = torch_inputs.USUAL_PX, 32
+MOST_UNIT = 3  # the largest sum of mean and standard deviation that is one of values of 0 to 1
+STAGES = 5  # of a VGG
+IMAGENET_CLASSES, CIFAR_CLASSES = 1000, (10, 100)
+# Of the fully connected layers behind a dropout, without one before the last layer.
+_CIFAR_NUMBERS = ("1", "4", "6")
+# Containers of layers that the code of the network runs one by one, with an activation behind each.
+_LISTS = ("fcs", "linears", "denses", "hidden", "layers")
 
 
 @dataclasses.dataclass(frozen=True)
-class Content:
-    """What a checkpoint's file holds.
+class Layout:
+    """What the tensors show. ``convs`` and ``linears``: input to output. ``pooled``: for each convolution,
+    whether a 2x2 max-pool follows. ``side``: of the map that the first fully connected layer reads; 1 also
+    without such a layer. ``depth``: the number of parts that all names begin with. ``conv_head``: the fully
+    connected layers are convolutions in the file."""
 
-    ``tensors`` are the network's, by name, and ``names`` those of its classes, None without any.
-    ``names_fault`` says why class names in the file cannot be used. ``left_aside`` are other weights of the
-    same network that were not taken (averaged ones), each as the keys that lead to them.
+    convs: tuple[Weighted, ...]
+    linears: tuple[Weighted, ...]
+    pooled: tuple[bool, ...]
+    side: int
+    depth: int
+    conv_head: bool
+
+    @property
+    def pools(self) -> int:
+        return sum(self.pooled)
+
+    @property
+    def units(self) -> int:
+        return (self.linears or self.convs)[-1].layer.width
+
+    @property
+    def has_norms(self) -> bool:
+        return any(one.is_norm for weighted in self.convs for one in weighted.behind)
+
+    def path(self, weighted: Weighted) -> layer_names.Path:
+        """The name of a layer without the prefix that all have."""
+        return weighted.layer.path[self.depth :]
+
+
+@dataclasses.dataclass(frozen=True)
+class Convention:
+    """What networks with such names and shapes do that tensors do not show.
+
+    ``px``: the side of the input; None: the smallest that the shapes allow. ``pools``: an adaptive average
+    pool to the side that the head reads stands before it. ``mean`` and ``std``: of the input for colours;
+    None: ImageNet's, assumed. ``words``: a sentence about what is assumed.
     """
 
-    tensors: "dict[str, torch.Tensor]"
-    names: ClassNames | None = None
-    names_fault: str | None = None
-    left_aside: tuple[tuple[str, ...], ...] = ()
+    name: str
+    applies: Callable[[Layout], bool]
+    px: int | None = None
+    px_origin: str = CONVENTION
+    pools: bool = False
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    bgr: bool = False
+    words: str | None = None
 
 
-def read_file(path: Path) -> Content:
-    """Read a file of torch.save or safetensors, whatever its name is.
+def _is_caffe(layout: Layout) -> bool:
+    names = [".".join(layout.path(one)) for one in (*layout.convs, *layout.linears)]
+    return names[0] == "conv1_1" and names[-3:] == ["fc6", "fc7", "fc8"]
 
-    The tensors may be bare or under ``state_dict``, ``model`` or ``model_state_dict``. A prefix ``module.``
-    is removed from their names.
+
+def _is_cifar(layout: Layout) -> bool:
+    """One position behind five pools, and a head that networks for ImageNet do not have."""
+    if layout.side != 1 or layout.pools != STAGES or not layout.linears:
+        return False
+    is_bare = len(layout.linears) == 1 and len(layout.path(layout.linears[0])) == 1
+    numbers = tuple(one.layer.path[-1] for one in layout.linears)
+    return layout.units in CIFAR_CLASSES or (layout.has_norms and is_bare) or numbers == _CIFAR_NUMBERS
+
+
+_BYTES_STD = (1 / 255,) * COLOURS
+# The first one that applies is taken.
+CONVENTIONS = (
+    Convention(
+        "of a Caffe VGG for ImageNet",
+        lambda layout: _is_caffe(layout) and layout.side == 7 and layout.units == IMAGENET_CLASSES,
+        IMAGENET_PX,
+        pools=True,
+        mean=(103.939 / 255, 116.779 / 255, 123.68 / 255),
+        std=_BYTES_STD,
+        bgr=True,
+    ),
+    Convention(
+        "of a VGG-Face",
+        lambda layout: _is_caffe(layout) and layout.side == 7,
+        IMAGENET_PX,
+        pools=True,
+        mean=(93.5940 / 255, 104.7624 / 255, 129.1863 / 255),
+        std=_BYTES_STD,
+        bgr=True,
+    ),
+    Convention(
+        "of a timm VGG",
+        lambda layout: layout.conv_head and layout.side == 7 and layout.pools == STAGES,
+        IMAGENET_PX,
+        pools=True,
+    ),
+    Convention(
+        "of a VGG as torchvision arranges it",
+        lambda layout: layout.side == 7 and layout.pools == STAGES,
+        IMAGENET_PX,
+        pools=True,
+    ),
+    Convention("of a VGG for CIFAR", _is_cifar, CIFAR_PX),
+    Convention(
+        "of a network with global average pooling",
+        lambda layout: layout.side == 1,
+        IMAGENET_PX,
+        ASSUMED,
+        pools=True,
+        words="global average pooling before the head, since it reads one value for each channel",
+    ),
+    Convention("of a network without an adaptive pool", lambda _: True),
+)
+
+
+def read(tensors: "Mapping[str, torch.Tensor]", *, in_order: bool = True) -> Found:
+    """The network of a state dict, whatever prefix its names have.
+
+    Args:
+        tensors: by name.
+        in_order: they are in the order in which the network makes its layers, as torch.save keeps it.
 
     Raises:
-        CheckpointError: the file is missing, truncated, of another kind (the message says which), or holds
-            pickled code.
+        CheckpointError: it is no chain, or tensors alone do not tell what it computes; the message names the
+            tensors.
     """
-    import torch
-
-    if path.is_dir():
-        raise CheckpointError(file_kinds.folder(path))
-    if not path.is_file():
+    strangers.ensure_none(tensors)
+    of_loss = weights_of_loss(tensors)
+    weights = plain({name: tensor for name, tensor in tensors.items() if name not in of_loss})
+    of_input = normalisation(weights)
+    weights = {name: tensor for name, tensor in weights.items() if name not in of_input}
+    found = layer_names.layers(weights)
+    if not any(one.is_conv for one in found):
         raise CheckpointError(
-            f"there is no file {path}; --weights takes auto, imagenet, demo, random or a .pth, .pt or"
-            " .safetensors file"
+            "it has no convolution; expected a network that reads pictures, with its convolutions"
         )
-    try:
-        kind = file_kinds.recognise(path)
-    except OSError as error:
-        raise CheckpointError(
-            f"{path} cannot be read ({error.strerror}); check that you may read it"
-        ) from error
-    if kind.readable is None:
-        raise CheckpointError(f"{path} is {kind.what}; {kind.do}")
-    data, metadata = (
-        _read_safetensors(path) if kind.readable == file_kinds.SAFETENSORS else (_read_pickle(path), None)
+    weighted = layer_names.chained(found, in_order=in_order)
+    _ensure_finite(weights, weighted)
+    layout, pools_words = _layout(weighted)
+    convention = next(one for one in CONVENTIONS if one.applies(layout))
+    network, words = _assembled(layout, convention)
+    said = [convention.words, pools_words, *words]
+    unpadded = None
+    if convention.px_origin == ASSUMED or convention.px is None:
+        unpadded = _unpadded(network)
+        said += [PADDED] if unpadded else []
+    if of_input:
+        convention = _normalised(convention, of_input, network.channels)
+        said.append(f"the normalisation of the input by {' and '.join(of_input)} in the file")
+    spec, origin = _input(network, layout, convention)
+    if not convention.pools and (sizes := network.sizes()):
+        said.append(f"{spec.px} px, since {sizes[0]} to {sizes[-1]} px fit (else --input-px)")
+    return Found(
+        f"a PyTorch state dict {convention.name}",
+        network,
+        spec,
+        outputs.SIGMOID if layout.units == 1 else outputs.SOFTMAX,
+        Origins(px=origin, normalize=CONVENTION if _tells(convention, network.channels) else ASSUMED),
+        tuple(sentence for sentence in said if sentence),
+        remarks=(f"{some(of_loss)} (weights of a loss): left aside",) if of_loss else (),
+        unpadded=unpadded,
     )
-    whole, keys = data, tuple[str, ...]()
-    for wrapper in _WRAPPERS:
-        if isinstance(data, dict) and isinstance(data.get(wrapper), dict):
-            data, keys = data[wrapper], (*keys, wrapper)
-    if not keys and isinstance(data, dict):  # names of classes may stand among the tensors
-        data = {
-            k: v
-            for k, v in data.items()
-            if isinstance(v, torch.Tensor) or str(k).lower() not in class_names.KEYS
-        }
-    tensors = _tensors(data, path)
-    names, fault = None, None
-    try:
-        names = class_names.beside(whole if metadata is None else metadata, path)
-    except CheckpointError as error:  # --labels can still give them
-        fault = str(error)
-    return Content(tensors, names, fault, tuple(_others(whole, keys, tensors)) if keys else ())
 
 
-def _read_safetensors(path: Path) -> tuple[Any, dict[str, Any]]:
-    """The tensors, and what the file's metadata says, as far as that is JSON."""
-    from safetensors import SafetensorError, safe_open
-    from safetensors.torch import load_file
+def _unpadded(network: Assembled) -> Assembled | None:
+    """The network with convolutions that read nothing beyond their maps; None where it is the same."""
+    layers = tuple(
+        dataclasses.replace(layer, padding=(0, 0, 0, 0)) if isinstance(layer, Conv) else layer
+        for layer in network.layers
+    )
+    return None if layers == network.layers else dataclasses.replace(network, layers=layers)
 
-    metadata: dict[str, Any] = {}
-    try:
-        with safe_open(path, framework="np") as file:
-            for key, text in (file.metadata() or {}).items():
-                with contextlib.suppress(ValueError, RecursionError):  # most of it is no JSON
-                    metadata[key] = json.loads(text)
-        return load_file(path), metadata
-    except (SafetensorError, OSError) as error:
+
+def _tells(convention: Convention, channels: int) -> bool:
+    """Whether a convention tells the normalisation of an input of so many channels."""
+    return convention.mean is not None and len(convention.mean) == channels
+
+
+def _normalised(convention: Convention, of_input: "Mapping[str, torch.Tensor]", channels: int) -> Convention:
+    """The convention with the mean and the standard deviation [channels] that lie beside the layers.
+
+    Raises:
+        CheckpointError: they are none of pictures of so many channels.
+    """
+    mean, std = (tensor.double().flatten() for tensor in of_input.values())
+    if not len(mean) == len(std) == channels or not bool((std > 0).all()):
+        names = " and ".join(of_input)
         raise CheckpointError(
-            f"{path} is not a readable safetensors file ({error}); it may be truncated: fetch it again"
-        ) from error
-
-
-def _read_pickle(path: Path) -> Any:
-    import pickle
-
-    import torch
-
-    try:
-        with path.open("rb") as file:  # given a path, torch would look at its name
-            begins = file.read(2)
-            file.seek(0)
-            return torch.load(file, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        if "Unsupported" in str(error) and (begins == b"PK" or begins[:1] == pickle.PROTO):
-            raise CheckpointError(
-                f"{path} holds Python objects beside tensors{_objects(path)} and is not loaded, because"
-                " that could run code from the file;"
-                " save the tensors alone: torch.save(model.state_dict(), FILE)"
-            ) from error
-        raise CheckpointError(
-            f"{path} is not a PyTorch checkpoint or is truncated: fetch it again; {_EXPECTED}"
-        ) from error
-    except Exception as error:
-        # a damaged file can raise any error, with a message for programmers
-        raise CheckpointError(
-            f"{path} cannot be read by PyTorch; it may be truncated: fetch it again; {_EXPECTED}"
-        ) from error
-
-
-def _objects(path: Path) -> str:
-    """The classes and functions, other than tensors, that a file of torch.save names, in brackets; empty
-    where torch cannot list them."""
-    import torch
-
-    try:
-        found = torch.serialization.get_unsafe_globals_in_checkpoint(path)
-    except Exception:  # an old or damaged format: the message does not list them
-        return ""
-    # the whole network's class says more than its layers'
-    shown = sorted(found, key=lambda name: name.startswith("torch.nn."))
-    return f" ({_some([printable(name, 80) for name in shown])})" if found else ""
-
-
-def _some(names: Sequence[str], limit: int = SHOWN) -> str:
-    return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
-
-
-def _tensors(data: Any, path: Path) -> "dict[str, torch.Tensor]":
-    import torch
-
-    if not isinstance(data, dict) or not data:
-        raise CheckpointError(
-            f"{path} holds {'an empty' if isinstance(data, dict) else 'a'} {type(data).__name__}; {_EXPECTED}"
+            f"{names} are {mean.tolist()} and {std.tolist()}; expected a mean and a standard deviation above"
+            f" zero for each of the {channels} channels: remove them from the file, and tell the"
+            " normalisation by --normalize"
         )
-    wrong = [str(name) for name, value in data.items() if not isinstance(value, torch.Tensor)]
-    if wrong:
-        under = ["[" + "][".join(map(repr, keys)) + "]" for keys, _ in _dictionaries_of_tensors(data)]
-        hint = f"; its tensors lie under {_some(under)}: save those alone" if under else ""
-        types = [f"{printable(name)!r} ({type(data[name]).__name__})" for name in wrong if name in data]
+    white = 1 if float((mean.abs() + std).max()) <= MOST_UNIT else 255
+    return dataclasses.replace(
+        convention, mean=tuple((mean / white).tolist()), std=tuple((std / white).tolist()), bgr=False
+    )
+
+
+def _ensure_finite(weights: "Mapping[str, torch.Tensor]", weighted: Sequence[Weighted]) -> None:
+    bad = [name for name, tensor in weights.items() if not tensor.isfinite().all()]
+    if not bad:
+        return
+    head = {
+        ".".join((*one.layer.path, part))
+        for one in weighted
+        if one.layer.is_linear
+        for part in one.layer.tensors
+    }
+    if set(bad) == head and all(weights[name].isnan().all() for name in bad):
         raise CheckpointError(
-            f"{path} holds {_some(types or wrong)}; {_EXPECTED}, bare or under"
-            f" {' or '.join(map(repr, _WRAPPERS))}{hint}"
+            "every weight of the classifier is NaN: the file holds the features only (as torchvision's"
+            " IMAGENET1K_FEATURES), and its classifier was never trained; train one on your classes, then"
+            " save the whole network"
         )
-    for name, value in data.items():
-        if why := _unusable(str(name), value):
-            raise CheckpointError(
-                f"{path} holds {printable(str(name), 60)} as {why}; expected dense floating-point numbers:"
-                " save it as such"
-            )
-    return {str(name).removeprefix("module."): value.detach() for name, value in data.items()}
+    raise CheckpointError(
+        f"{some(bad)} {'holds' if len(bad) == 1 else 'hold'} values that are not finite (NaN or infinity);"
+        " the training that made this file went wrong"
+    )
 
 
-def _unusable(name: str, tensor: "torch.Tensor") -> str | None:
-    """What a tensor is whose numbers cannot be used as they are; None when they can."""
-    import torch
+def _layout(weighted: Sequence[Weighted]) -> tuple[Layout, str | None]:
+    """The layers in their roles, and a sentence about the pools where they are assumed.
 
-    if tensor.is_meta:
-        return "a shape without numbers (device meta)"
-    if tensor.layout != torch.strided:
-        return f"a sparse tensor ({tensor.layout})"
-    if not tensor.is_floating_point() and not name.endswith("num_batches_tracked"):
-        return f"{str(tensor.dtype).removeprefix('torch.')} numbers"
+    Raises:
+        CheckpointError: the convolutions or the head cannot be told from tensors.
+    """
+    convs = [one for one in weighted if one.layer.is_conv]
+    linears = [one for one in weighted if one.layer.is_linear]
+    convs, head, side = _head_of_convs(convs)
+    for one in convs:
+        _ensure_kernel(one.layer)
+    conv_head = bool(head)
+    linears = [*head, *linears]
+    if not linears and tuple(convs[-1].layer.weight.shape[2:]) != (1, 1):
+        raise CheckpointError(
+            f"it holds the features only ({len(convs)} convolutions, the last one"
+            f" {convs[-1].layer.shown}); its classifier is missing: save the whole network"
+        )
+    if side is None:
+        side = _side(convs[-1].layer, linears[0].layer) if linears else 1
+    _ensure_room(convs)
+    between, words = _pools(convs)
+    depth = layer_names.common_prefix([one.layer.path for one in (*convs, *linears)])
+    layout = Layout(tuple(convs), tuple(linears), (*between, True), side, depth, conv_head)
+    last = _modules_before_head(convs, linears, between)
+    if last == 0 or (last == 1 and side == 1 and not _is_cifar(layout)):  # the one layer is global pooling
+        layout = dataclasses.replace(layout, pooled=(*between, False))
+    return layout, words
+
+
+def _head_of_convs(convs: list[Weighted]) -> tuple[list[Weighted], list[Weighted], int | None]:
+    """The convolutions without those at their end that compute what fully connected layers do (one that
+    covers the whole map, and 1x1 ones behind it); these as fully connected layers; the side of the map."""
+    for k, one in enumerate(convs[1:], 1):
+        rows, columns = one.layer.weight.shape[2:]
+        rest = convs[k + 1 :]
+        covers = rows == columns and rows > 1 and rows not in PADDING
+        if covers and all(tuple(other.layer.weight.shape[2:]) == (1, 1) for other in rest):
+            return convs[:k], [_flat(one), *map(_flat, rest)], rows
+    return convs, [], None
+
+
+def _flat(one: Weighted) -> Weighted:
+    tensors = {**one.layer.tensors, layer_names.WEIGHT: one.layer.weight.flatten(1)}
+    return dataclasses.replace(one, layer=Named(one.layer.path, tensors))
+
+
+def _ensure_kernel(layer: Named) -> None:
+    rows, columns = layer.weight.shape[2:]
+    if rows != columns or rows not in PADDING:
+        raise CheckpointError(
+            f"{layer.shown} is a {rows}x{columns} convolution {list(layer.weight.shape)}, whose stride and"
+            " padding tensors do not tell; expected kernels of 1, 3 or 5 with stride 1, as a VGG has:"
+            f" {SAVE_WHOLE}"
+        )
+
+
+def _side(conv: Named, linear: Named) -> int:
+    positions = linear.columns // conv.width
+    side = side_of(positions)
+    if side is None:
+        paths = " (as fastai's AdaptiveConcatPool2d, which has two paths)" if positions == 2 else ""
+        raise CheckpointError(
+            f"{linear.shown} reads {linear.columns} features, that is {positions} for each of the"
+            f" {conv.width} channels of {conv.shown}{paths}; expected those of a square map, such as 49:"
+            f" {SAVE_WHOLE}"
+        )
+    return side
+
+
+def _pools(convs: Sequence[Weighted]) -> tuple[list[bool], str | None]:
+    """Whether a pool follows each convolution but the last, and a sentence about it where that is assumed.
+
+    Raises:
+        CheckpointError: neither names nor widths show the pools.
+    """
+    words = {
+        "by numbers": "a 2x2 max-pool where the numbers in the names leave room for one more layer than"
+        " usual, and behind the last convolution",
+        "by stages": "a 2x2 max-pool between the stages that the names show, and behind the last one",
+        "by widths": "a 2x2 max-pool behind each stage of a VGG, whose stages the widths show",
+    }
+    ways = {"by numbers": _by_numbers(convs), "by stages": _by_stages(convs), "by widths": _by_widths(convs)}
+    known = {name: between for name, between in ways.items() if between is not None}
+    if not known:
+        raise CheckpointError(
+            f"neither the names nor the widths of its {len(convs)} convolutions show where it pools:"
+            f" {SAVE_WHOLE}"
+        )
+    families = [name for name, between in known.items() if _is_family(between)]
+    name = (families or list(known))[0]
+    is_plain = bool(families) and name != "by widths"
+    return known[name], None if is_plain else words[name]
+
+
+def _counts(between: Sequence[bool]) -> tuple[int, ...]:
+    """The number of convolutions in each stage."""
+    counts = [1]
+    for pool in between:
+        if pool:
+            counts.append(1)
+        else:
+            counts[-1] += 1
+    return tuple(counts)
+
+
+def _is_family(between: Sequence[bool]) -> bool:
+    return _counts(between) in CONVS_PER_STAGE.values()
+
+
+def _by_numbers(convs: Sequence[Weighted]) -> list[bool] | None:
+    """Pools where the number of the next convolution in its Sequential is larger than usual, and where a new
+    Sequential begins; None: the numbers do not show it."""
+    paths = layer_names.as_blocks([one.layer.path for one in convs])
+    in_blocks = paths[0] != convs[0].layer.path
+    steps = [gap(*pair) for pair in itertools.pairwise(paths)] if in_blocks else _steps(convs)
+    within = [step for step in steps if step is not None]
+    if len(convs) > 1 and (not within or (len(set(within)) == 1 and len(within) == len(steps))):
+        return None
+    new = [len(a) != len(b) or a[:-1] != b[:-1] for a, b in itertools.pairwise(paths)]
+    if any(step is None and not begins for step, begins in zip(steps, new, strict=True)):
+        return None  # names without numbers
+    usual = min(within, default=0)
+    return [step > usual if step is not None else True for step in steps]
+
+
+def _steps(convs: Sequence[Weighted]) -> list[int | None]:
+    """The steps between the numbers of convolutions in one Sequential, without those of batch norms; None
+    where they are in none."""
+    steps = []
+    for one, behind in itertools.pairwise(convs):
+        step = gap(one.layer.path, behind.layer.path)
+        norms = sum(gap(one.layer.path, other.path) is not None for other in one.behind if other.is_norm)
+        steps.append(None if step is None else step - norms)
+    return steps
+
+
+def _ensure_room(convs: Sequence[Weighted]) -> None:
+    """Make sure that the numbers of convolutions in one Sequential leave room for a pool somewhere, where
+    they leave room for an activation: with neither pools nor known strides the sizes are open."""
+    if len(convs) > 1 and set(_steps(convs)) == {2}:
+        first, second = convs[0].layer, convs[1].layer
+        raise CheckpointError(
+            f"the numbers in its names leave no room for a pool ({first.shown}, {second.shown}: one layer"
+            " between two convolutions, the activation), so the convolutions have strides, which tensors do"
+            f" not tell, or nothing shrinks the maps: {SAVE_WHOLE}"
+        )
+
+
+def _by_stages(convs: Sequence[Weighted]) -> list[bool] | None:
+    """Pools where the first of two numbers in the name changes (conv1_1, block2_conv1), or where a name says
+    that it is a stage or block; None: the names do not show it."""
+    paths = layer_names.as_blocks([one.layer.path for one in convs])
+    numbers = [re.findall(r"\d+", path[-1]) for path in paths]
+    if all(len(two) == 2 for two in numbers):
+        return [a[0] != b[0] for a, b in itertools.pairwise(numbers)]
+    if all(re.fullmatch(r"(?:block|stage)_?\d+", path[-1]) for path in paths):
+        return [True] * (len(paths) - 1)
+    parents = [path[:-1] for path in paths]
+    if len(set(parents)) > 1 and all(len(path) > 1 for path in paths):
+        return [a != b for a, b in itertools.pairwise(parents)]
     return None
 
 
-def _dictionaries_of_tensors(
-    data: Any, keys: tuple[str, ...] = ()
-) -> "Iterator[tuple[tuple[str, ...], Mapping[str, torch.Tensor]]]":
-    """Every dictionary inside ``data`` most of whose values are tensors, with the keys that lead to it."""
+def _by_widths(convs: Sequence[Weighted]) -> list[bool] | None:
+    """Pools between the stages of the VGG with so many convolutions, where the widths change as in a VGG;
+    else where the widths double, if they change nowhere else."""
+    widths = [one.layer.width for one in convs]
+    grows = [k for k, (a, b) in enumerate(itertools.pairwise(widths), 1) if a != b]
+    for counts in CONVS_PER_STAGE.values():
+        ends = list(itertools.accumulate(counts))
+        if sum(counts) == len(widths) and grows in (ends[:3], ends[:4]):
+            return [k in ends for k in range(1, len(widths))]
+    steps = [(a != b, 2 * a == b) for a, b in itertools.pairwise(widths)]
+    if all(changes == doubles for changes, doubles in steps):
+        return [changes for changes, _ in steps]
+    return None
+
+
+def _modules_before_head(
+    convs: Sequence[Weighted], linears: Sequence[Weighted], between: Sequence[bool]
+) -> int | None:
+    """The number of layers between the last convolution with its activation and the flattening; None: they
+    are in no Sequential with the head, so the numbers do not show it."""
+    steps = [gap(a.layer.path, b.layer.path) for a, b in itertools.pairwise(convs)]
+    usual = [step - pool for step, pool in zip(steps, between, strict=True) if step is not None]
+    step = gap(convs[-1].layer.path, linears[0].layer.path) if linears else None
+    return None if step is None or not usual else step - min(usual) - 1
+
+
+def _assembled(layout: Layout, convention: Convention) -> tuple[Assembled, list[str]]:
+    """The layers with those between them, and sentences about what is assumed.
+
+    Raises:
+        CheckpointError: they do not form a chain.
+    """
+    assembly = Assembly(layout.convs[0].layer.columns)
+    _ensure_channels(layout.convs[0].layer)
+    for one, pooled in zip(layout.convs, layout.pooled, strict=True):
+        if one.before:
+            assembly.norm(one.before.name, *_scale_and_shift(one.before))
+        side = PADDING[one.layer.weight.shape[2]]
+        assembly.conv(one.layer.name, one.layer.weight, one.layer.bias, padding=(side,) * 4)
+        is_last = not layout.linears and one is layout.convs[-1]
+        _behind(assembly, one, activated=not is_last, pool=pooled and not is_last)
+    if convention.pools or not layout.linears:
+        assembly.adaptive_avg_pool((layout.side, layout.side))
+    assembly.flatten()
+    words = []
+    for k, one in enumerate(layout.linears):
+        behind = layout.linears[k + 1] if k + 1 < len(layout.linears) else None
+        activated = behind is not None and not _is_appended(one, behind)
+        if behind and not activated:
+            words.append(f"no activation between {one.layer.shown} and {behind.layer.shown}")
+        layer = one.layer
+        if one.before:
+            layer = _into_columns(layer, one.before)
+        assembly.linear(layer.name, layer.weight, layer.bias)
+        _behind(assembly, one, activated=activated, pool=False)
+    return assembly.finish(), words
+
+
+def _ensure_channels(first: Named) -> None:
+    if first.columns not in (GREY, COLOURS):
+        raise CheckpointError(
+            f"{first.shown} reads {first.columns} channels; expected 3 (colours) or 1 (grey), which"
+            " pictures have"
+        )
+
+
+def _behind(assembly: Assembly, one: Weighted, *, activated: bool, pool: bool) -> None:
+    """Batch norm, activation and pool behind a layer. The batch norm comes first, unless its number leaves
+    room for the activation before it."""
+    norm = next((other for other in one.behind if other.is_norm), None)
+    slope = next((other for other in one.behind if other.is_slope), None)
+    activation = RELU if activated else "none"
+    if slope is not None:
+        activation = Activation("leaky_relu", float(slope.weight)).text
+    room = (gap(one.layer.path, norm.path) or 1) - 1 if norm else 0
+    if norm and not room:
+        assembly.norm(norm.name, *_scale_and_shift(norm))
+    assembly.activation(activation)
+    if norm and room:
+        if pool and room > 1:
+            assembly.max_pool((2, 2), (2, 2))
+        assembly.norm(norm.name, *_scale_and_shift(norm))
+    if pool and not (norm and room > 1):
+        assembly.max_pool((2, 2), (2, 2))
+
+
+def _scale_and_shift(norm: Named) -> "tuple[torch.Tensor, torch.Tensor]":
     import torch
 
-    if not isinstance(data, Mapping) or len(keys) > MOST_DEPTH:
-        return
-    tensors = {str(name): value for name, value in data.items() if isinstance(value, torch.Tensor)}
-    if keys and 2 * len(tensors) > len(data):
-        yield keys, tensors
-        return
-    for key, value in data.items():
-        yield from _dictionaries_of_tensors(value, (*keys, str(key)))
+    mean, variance = norm.tensors[layer_names.MEAN], norm.tensors[layer_names.VARIANCE]
+    if not bool((variance >= 0).all()):
+        raise CheckpointError(
+            f"{norm.shown}.{layer_names.VARIANCE} has values below zero, which no variance has: the file"
+            " is damaged"
+        )
+    return modules.scale_and_shift(
+        gamma=norm.tensors.get(layer_names.WEIGHT, torch.ones_like(mean)),
+        beta=norm.tensors.get(layer_names.BIAS, torch.zeros_like(mean)),
+        mean=mean,
+        variance=variance,
+    )
 
 
-def _others(
-    whole: Any, taken: tuple[str, ...], tensors: "dict[str, torch.Tensor]"
-) -> Iterator[tuple[str, ...]]:
-    """The keys of every other dictionary in the file that names most of this network's tensors, with any
-    prefix."""
-    for keys, found in _dictionaries_of_tensors(whole):
-        if (
-            keys != taken
-            and sum(any(name.endswith(own) for name in found) for own in tensors) > len(tensors) / 2
-        ):
-            yield keys
+def _into_columns(layer: Named, norm: Named) -> Named:
+    """A fully connected layer with the batch norm of the features that it reads folded into its columns."""
+    import torch
+
+    scale, shift = _scale_and_shift(norm)
+    weight = layer.weight.double()
+    bias = torch.zeros(layer.width, dtype=torch.float64) if layer.bias is None else layer.bias.double()
+    tensors = {
+        layer_names.WEIGHT: (weight * scale).float(),
+        layer_names.BIAS: (bias + weight @ shift).float(),
+    }
+    return Named(layer.path, tensors)
 
 
-def to_plan_and_tensors(state: "dict[str, torch.Tensor]") -> "tuple[Plan, dict[str, torch.Tensor]]":
-    """Infer the plan, fold batch norm, rename ``features.0`` to ``conv1_1`` and ``classifier.6`` to ``fc3``;
-    float32.
+def _is_appended(one: Weighted, behind: Weighted) -> bool:
+    """Whether a fully connected layer was put behind another one without an activation between: its number is
+    the next one, its name stands behind numbers in a Sequential, or it stands elsewhere and the layer before
+    gives ImageNet's classes."""
+    a, b = one.layer.path, behind.layer.path
+    k = next((k for k, pair in enumerate(zip(a, b, strict=False)) if pair[0] != pair[1]), None)
+    if k is None:
+        return False
+    first, second = layer_names.number(a[k]), layer_names.number(b[k])
+    if first is not None and second is not None:
+        is_list = k > 0 and a[k - 1] in _LISTS
+        starts = len(b) == k + 1 or b[k + 1] == "0"
+        return len(a) == k + 1 and starts and second - first - len(one.behind) == 1 and not is_list
+    if k and first is not None and len(a) == k + 1:
+        return True  # add_module on a Sequential with numbers
+    return one.layer.width == IMAGENET_CLASSES and a[:-1] != b[:-1]
+
+
+def _input(network: Assembled, layout: Layout, convention: Convention) -> tuple[InputSpec, str]:
+    """The input of the network, and how its size is known.
 
     Raises:
-        CheckpointError: it is not a VGG; the message names the tensors that do not fit.
+        CheckpointError: no size fits.
     """
-    indices = sorted(
-        int(m[1])
-        for name, t in state.items()
-        if (m := re.fullmatch(r"features\.(\d+)\.weight", name)) and t.dim() == 4
-    )
-    batch_norm = bool(indices) and f"features.{indices[0] + 1}.running_mean" in state
-    _ensure_its_names(state, indices, batch_norm=batch_norm)
-    blocks = _blocks(indices, 3 if batch_norm else 2)
-    family = next(
-        (name for name, counts in CONVS_PER_BLOCK.items() if counts == tuple(len(b) for b in blocks)), None
-    )
-    if family is None:
-        raise CheckpointError(f"found {[len(b) for b in blocks]} convolutions per block; {_EXPECTED}")
-    _ensure_finite(state, indices)
-    plan = _plan(state, family, blocks)
-    _ensure_shapes(state, plan, indices)
-    tensors: dict[str, torch.Tensor] = {}
-    for (name, *_), index in zip(plan.convs(), indices, strict=True):
-        tensors[f"{name}.weight"], tensors[f"{name}.bias"] = _conv(state, index, batch_norm=batch_norm)
-    for k, index in enumerate(_LINEARS, 1):
-        for part in ("weight", "bias"):
-            tensors[f"fc{k}.{part}"] = _get(state, f"classifier.{index}.{part}")
-    if bad := [name for name, tensor in tensors.items() if not tensor.isfinite().all()]:
+    px = convention.px or layout.side << layout.pools
+    if not network.fits(px):
         raise CheckpointError(
-            f"{bad[0]} is not finite once its batch norm is folded into it; check that no running variance is"
-            " below zero"
+            f"its layers fit no input: {layout.pools} pools and a head that reads {layout.side} x"
+            f" {layout.side} positions; {SAVE_WHOLE}"
         )
-    return plan, tensors
-
-
-def _ensure_its_names(state: "dict[str, torch.Tensor]", indices: Sequence[int], *, batch_norm: bool) -> None:
-    """Make sure that every tensor is one of a VGG's and none is missing: without one the network would
-    compute something else.
-
-    Raises:
-        CheckpointError: the message names the tensors that do not fit and the missing ones.
-    """
-    layers = [f"features.{i}" for i in indices] + [f"classifier.{k}" for k in _LINEARS]
-    norms = [f"features.{i + 1}" for i in indices] if batch_norm else []
-    optional = {f"{norm}.num_batches_tracked" for norm in norms} | {
-        f"features.{i}.bias" for i in indices if batch_norm
-    }
-    needed = [f"{layer}.{part}" for layer in layers for part in ("weight", "bias")]
-    needed += [f"{norm}.{part}" for norm in norms for part in _NORM.values()]
-    other_kernels = {
-        f"features.{i}.weight" for i in indices if tuple(state[f"features.{i}.weight"].shape[2:]) != (3, 3)
-    }
-    extra = [name for name in state if (name not in needed and name not in optional) or name in other_kernels]
-    missing = [name for name in needed if name not in state and name not in optional]
-    if not extra and not missing:
-        return
-    found = []
-    if extra:
-        shapes = [f"{printable(name, 60)} {list(state[name].shape)}" for name in extra]
-        found.append(f"{len(extra)} of {len(state)} tensors do not fit: {_some(shapes)}")
-    if missing:
-        found.append(f"it lacks {_some(missing)}")
-    raise CheckpointError(
-        f"{'; '.join(found)}{_prefix_in_words(state)}; {_EXPECTED}, its layers features.N and"
-        " classifier.0, .3 and .6"
-    )
-
-
-def _ensure_shapes(state: "dict[str, torch.Tensor]", plan: Plan, indices: Sequence[int]) -> None:
-    """Make sure that each layer takes as many inputs as the one before has outputs."""
-    names = [*(f"features.{i}" for i in indices), *(f"classifier.{k}" for k in _LINEARS)]
-    sizes = [[n, c, 3, 3] for _, c, n in plan.convs()] + [[n, c] for _, c, n in plan.linears()]
-    for name, size in zip(names, sizes, strict=True):
-        for part, expected in (("weight", size), ("bias", size[:1])):
-            tensor = state.get(f"{name}.{part}")
-            if tensor is not None and list(tensor.shape) != expected:
-                raise CheckpointError(
-                    f"{name}.{part} is {list(tensor.shape)}, but the layer before asks for {expected};"
-                    f" {_EXPECTED}"
-                )
-
-
-def _prefix_in_words(state: "dict[str, torch.Tensor]") -> str:
-    """A hint for names that all begin with the same prefix and are a VGG's without it; else empty."""
-    first = next(iter(state), "")
-    place = first.find("features.")
-    if place > 0 and all(name.startswith(first[:place]) for name in state):
-        return f" (every name begins with {printable(first[:place])!r}: save them without it)"
-    return ""
-
-
-def _ensure_finite(state: "dict[str, torch.Tensor]", indices: Sequence[int]) -> None:
-    bad = [
-        name for name, tensor in state.items() if tensor.is_floating_point() and not tensor.isfinite().all()
-    ]
-    if not bad:
-        return
-    head = {f"classifier.{k}.{part}" for k in _LINEARS for part in ("weight", "bias")}
-    if set(bad) == head and all(state[name].isnan().all() for name in bad):
-        raise CheckpointError(
-            "every weight of the classifier is NaN: the file holds the features only (as torchvision's"
-            " IMAGENET1K_FEATURES), and its"
-            " classifier was never trained; train one on your classes, then save the whole network"
-        )
-    raise CheckpointError(
-        f"{_some(bad)} {'holds' if len(bad) == 1 else 'hold'} values that are not finite (NaN or"
-        " infinity); the training that made this"
-        " file went wrong"
-    )
-
-
-def _blocks(indices: Sequence[int], step: int) -> list[list[int]]:
-    """Convolution indices by block: a pool between two of them shows as a gap of one more than ``step``."""
-    blocks = [[indices[0]]]
-    for before, index in itertools.pairwise(indices):
-        if index - before == step:
-            blocks[-1].append(index)
-        elif index - before == step + 1:
-            blocks.append([index])
-        else:
-            raise CheckpointError(f"features.{index} follows features.{before}; {_EXPECTED}")
-    return blocks
-
-
-def _plan(state: "dict[str, torch.Tensor]", family: str, blocks: list[list[int]]) -> Plan:
-    first = _get(state, f"features.{blocks[0][0]}.weight")
-    if first.shape[1] != 3:
-        raise CheckpointError(
-            f"features.{blocks[0][0]} takes {first.shape[1]} channels; expected three: this version reads"
-            " colour pictures"
-        )
-    widths = tuple(tuple(_get(state, f"features.{i}.weight").shape[0] for i in block) for block in blocks)
-    fc1, fc2, fc3 = (_get(state, f"classifier.{k}.weight") for k in _LINEARS)
-    if any(t.dim() != 2 for t in (fc1, fc2, fc3)):
-        raise CheckpointError(
-            f"the classifier's weights are {[tuple(t.shape) for t in (fc1, fc2, fc3)]}; expected three"
-            " matrices"
-        )
-    positions = POOLED_PX**2
-    if fc1.shape[1] != widths[-1][-1] * positions:
-        seen, rest = divmod(fc1.shape[1], widths[-1][-1])
-        side = (
-            ""
-            if rest or round(seen**0.5) ** 2 != seen
-            else f", that is {round(seen**0.5)} x {round(seen**0.5)} positions"
-        )
-        raise CheckpointError(
-            f"classifier.0 takes {fc1.shape[1]} inputs{side}; expected {widths[-1][-1]} channels x"
-            f" {POOLED_PX} x {POOLED_PX} ="
-            f" {widths[-1][-1] * positions}: this version reads networks that pool to {POOLED_PX} x"
-            f" {POOLED_PX}, as torchvision's do"
-        )
-    if fc3.shape[0] == 1:
-        raise CheckpointError(
-            "the last layer has one output, for two classes with a sigmoid; expected one output per class:"
-            " with a single one, every picture would be class 0 at 100 %. Make two outputs that say the same:"
-            " replace both classifier.6.weight and classifier.6.bias, each called t here, by"
-            " torch.cat([torch.zeros_like(t), t]); the first class is then the one at 0"
-        )
-    return Plan(family, widths, (fc1.shape[0], fc2.shape[0]), fc3.shape[0], POOLED_PX * STRIDE_PX)
-
-
-def _conv(
-    state: "dict[str, torch.Tensor]", index: int, *, batch_norm: bool
-) -> "tuple[torch.Tensor, torch.Tensor]":
-    weight, name = _get(state, f"features.{index}.weight"), f"features.{index}.bias"
-    if not batch_norm:
-        return weight, _get(state, name)
-    norm = {key: _get(state, f"features.{index + 1}.{part}") for key, part in _NORM.items()}
-    if any(vector.shape != weight.shape[:1] for vector in norm.values()):
-        raise CheckpointError(
-            f"features.{index + 1} does not have the {weight.shape[0]} channels of features.{index};"
-            f" {_EXPECTED}"
-        )
-    bias = _get(state, name) if name in state else None
-    return fold_batch_norm(
-        weight, bias, gamma=norm["gamma"], beta=norm["beta"], mean=norm["mean"], variance=norm["variance"]
-    )
-
-
-_NORM = {"gamma": "weight", "beta": "bias", "mean": "running_mean", "variance": "running_var"}
-
-
-def _get(state: "dict[str, torch.Tensor]", name: str) -> "torch.Tensor":
-    return state[name].float().contiguous()
+    mean, std = (convention.mean, convention.std) if _tells(convention, network.channels) else (None, None)
+    spec = torch_inputs.as_usual(network, px, mean, std, bgr=convention.bgr)
+    return spec, convention.px_origin
