@@ -2,13 +2,16 @@
 
 import json
 import logging
+import unicodedata
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from conftest import CLASSES, small_checkpoint, small_torchvision_vgg
 from safetensors.torch import save_file
+from torchvision.models import VGG19_Weights
 
 from vgg_export import inputs
 from vgg_export.core.errors import CheckpointError
@@ -173,8 +176,18 @@ def test_the_alphabet_is_said_every_time_and_goes_with_labels(
         json.dumps({str(k): name for k, name in BY_NUMBER.items()}),
         json.dumps(BY_NAME),
         json.dumps({"class_to_idx": BY_NAME}),
+        json.dumps({"id2label": BY_NUMBER, "label2id": BY_NAME, "architectures": ["VGG"], "num_labels": 7}),
+        json.dumps({"training": {"class_names": TRAINED}, "epochs": 3}),
+        "\ufeff" + json.dumps([unicodedata.normalize("NFC", name) for name in TRAINED]),
+        "".join(f"{k} {name}\n" for k, name in BY_NUMBER.items()),
+        "ClassId,Name\n" + "".join(f'{k},"{name}"\n' for k, name in BY_NUMBER.items()),
+        "".join(f"{name}; {k}\n" for name, k in sorted(BY_NAME.items())),
+        "".join(f"{k}: {name}\n" for k, name in reversed(BY_NUMBER.items())),
     ],
-    ids=["lines", "windows", "list", "by number", "by name", "as in a checkpoint"],
+    ids=[
+        *("lines", "windows", "list", "by number", "by name", "as in a checkpoint", "of a model card"),
+        *("within an entry", "with a mark", "numbered", "a table", "numbers behind", "in another order"),
+    ],
 )
 @pytest.mark.parametrize("suffix", [".txt", ".json"])
 def test_labels_are_lines_or_json(text: str, suffix: str, tmp_path: Path) -> None:
@@ -182,6 +195,78 @@ def test_labels_are_lines_or_json(text: str, suffix: str, tmp_path: Path) -> Non
         return
     (tmp_path / f"names{suffix}").write_text(text, encoding="utf-8")
     assert class_names.read(tmp_path / f"names{suffix}").names == TRAINED
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("class 0", "class 1", "class 2"),
+        ("0", "1", "10", "2"),
+        ("1 cent", "2 cent", "5 cent"),
+        ("speed 0", "speed 1"),
+        ("7 of clubs", "8 of clubs"),
+        ("0 cat",),
+        ("cat, 1", "dog, 2"),
+    ],
+)
+def test_numbers_in_names_are_part_of_them(names: tuple[str, ...], tmp_path: Path) -> None:
+    (tmp_path / "names.txt").write_text("\n".join(names))
+    assert class_names.read(tmp_path / "names.txt").names == names
+
+
+def test_labels_that_contradict_themselves_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "names.json").write_text(json.dumps({"classes": TRAINED, "class_names": sorted(TRAINED)}))
+    with pytest.raises(CheckpointError, match=r"names\.json contradicts itself"):
+        class_names.read(tmp_path / "names.json")
+
+
+@pytest.mark.parametrize("kind", [object, str])
+def test_a_numpy_array_of_names_is_read(kind: type, tmp_path: Path) -> None:
+    assert resolved(saved(tmp_path, labels=np.array(TRAINED, dtype=kind))).labels == TRAINED
+    accented = ("caf\u00e9", *TRAINED[1:])
+    assert resolved(saved(tmp_path, classes=np.array(accented, dtype=kind))).labels == accented
+
+
+def test_an_array_of_another_kind_is_said_not_to_be_read(tmp_path: Path) -> None:
+    raw = np.array([name.encode() for name in TRAINED])
+    with pytest.raises(CheckpointError, match=r"labels in mine\.pth is a NumPy array of .* save it as list"):
+        resolved(saved(tmp_path, labels=raw))
+    (tmp_path / "names.txt").write_text("\n".join(TRAINED))
+    assert resolved(saved(tmp_path, labels=raw), tmp_path / "names.txt").labels == TRAINED
+    assert resolved(saved(tmp_path, labels=raw, class_to_idx=BY_NAME)).labels == TRAINED
+    numbers = np.array([0, 3, 3])  # the classes of pictures
+    assert resolved(saved(tmp_path, labels=numbers)).labels[0] == "class 0"
+
+
+def test_a_name_twice_is_refused_in_labels(tmp_path: Path) -> None:
+    (tmp_path / "names.txt").write_text("cat\ndog\nbird\ndog\n")
+    with pytest.raises(CheckpointError, match="names the classes 1 and 3 the same: 'dog'"):
+        class_names.read(tmp_path / "names.txt")
+    names = VGG19_Weights.IMAGENET1K_V1.meta["categories"]  # has "crane" twice
+    (tmp_path / "names.txt").write_text("\n".join(names))
+    assert class_names.read(tmp_path / "names.txt").names == tuple(names)
+
+
+@pytest.mark.parametrize("text", ['{"0": "cat",', "['cat', 'dog']", '["cat",\n"dog"', "{\n"])
+def test_broken_json_is_no_list_of_lines(text: str, tmp_path: Path) -> None:
+    (tmp_path / "names.txt").write_text(text)
+    with pytest.raises(CheckpointError, match=r"names\.txt is not readable JSON"):
+        class_names.read(tmp_path / "names.txt")
+
+
+def test_labels_that_are_not_there_are_said_to_be_missing(tmp_path: Path) -> None:
+    with pytest.raises(
+        CheckpointError, match=r"there is no file .*none\.txt; expected one class name a line"
+    ):
+        class_names.read(tmp_path / "none.txt")
+
+
+def test_names_are_the_same_in_every_unicode_form(tmp_path: Path) -> None:
+    """In the checkpoint and in --labels."""
+    accented = (*TRAINED[:6], "priorit\u00e9")
+    path = saved(tmp_path, classes=[unicodedata.normalize("NFD", name) for name in accented])
+    (tmp_path / "names.txt").write_text("\n".join(accented), encoding="utf-8")
+    assert resolved(path, tmp_path / "names.txt").labels == accented
 
 
 @pytest.mark.parametrize(
@@ -213,7 +298,13 @@ def test_what_a_state_dict_does_not_say_is_said_to_be_assumed(
     (line,) = [record.getMessage() for record in caplog.records if "assumed" in record.getMessage()]
     for word in ("ReLU", "ImageNet's mean and standard deviation", "256 px", "224 x 224 px", "softmax"):
         assert word in line
-    assert found.provenance.assumed == weights.ASSUMED
+    assert found.provenance.assumed == (
+        "ReLU behind every layer but the last (else --activation)",
+        "an input of 224 x 224 px (else --input-px)",
+        "RGB with ImageNet's mean and standard deviation (else --normalize and --bgr)",
+        "the shorter side to 256 px, the middle 224 px taken (else --resize)",
+        "one class per picture (softmax) (else --output-kind)",
+    )
     assert not weights.resolve(WeightsOptions("demo")).provenance.assumed
     assert not small_checkpoint().provenance.assumed
 

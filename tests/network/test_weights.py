@@ -58,7 +58,7 @@ def test_imagenet_is_downloaded_once_and_then_cached(
         monkeypatch.setenv(weights.MIRROR_VARIABLE, f"{address}/{published.name}")
         first = weights.resolve(WeightsOptions("imagenet"))
     assert (empty_hub / published.name).read_bytes() == published.read_bytes()
-    assert (first.plan.family, first.plan.classes, first.labels[281]) == ("vgg19", 1000, "tabby")
+    assert (first.chain.family, first.chain.classes, first.labels[281]) == ("vgg19", 1000, "tabby")
     assert first.provenance.kind == "imagenet"
     second = weights.resolve(WeightsOptions("auto"))  # the server is gone: only the cache can have answered
     assert second.provenance.kind == "imagenet"
@@ -125,7 +125,7 @@ def test_a_missing_file_on_the_server_is_an_error_with_a_remedy(
 
 def test_random_is_full_size_seeded_and_without_figures() -> None:
     checkpoint = weights.resolve(WeightsOptions("random", seed=3))
-    assert checkpoint.plan == chain.full_width("vgg19")
+    assert checkpoint.chain == chain.full_width("vgg19")
     assert (checkpoint.provenance.figures_absent or "").startswith("random weights")
     torch.manual_seed(3)
     assert float(checkpoint.tensors["conv5_4.weight"].std()) == pytest.approx(
@@ -161,7 +161,7 @@ def test_our_own_checkpoint_is_a_file_too(tmp_path: Path) -> None:
     path = tmp_path / "own.safetensors"
     checkpoints.save(small_checkpoint("vgg16"), path)
     again = weights.resolve(WeightsOptions(str(path)))
-    assert again.plan.family == "vgg16"
+    assert again.chain.family == "vgg16"
     assert again.labels[0] == "stop"
 
 

@@ -17,14 +17,14 @@ from pathlib import Path
 from vgg_export.core.errors import CheckpointError, HubError
 from vgg_export.core.files import explain_write_errors, sha256
 from vgg_export.core.internet import reachable
-from vgg_export.options import WeightsOptions
+from vgg_export.options import InputOptions, WeightsOptions
 
-from . import chain, modules
+from . import chain, modules, specify
 from . import checkpoint as checkpoints
 from .provenance import Provenance
-from .readers import class_names, file_kinds
+from .readers import class_names, file_kinds, reading
 from .readers.class_names import ClassNames
-from .readers.state_dicts import Content, read_file, to_plan_and_tensors
+from .readers.found import Found
 
 log = logging.getLogger(__name__)
 
@@ -53,8 +53,28 @@ def no_folders() -> None:
     """The class folders where there are none."""
 
 
+@dataclasses.dataclass(frozen=True)
+class Resolved:
+    """A checkpoint. ``container``: what it was read from, in words. ``names``: the layers' names in the file,
+    by their names here. ``remarks``: sentences about what else is in the file."""
+
+    checkpoint: checkpoints.Checkpoint
+    container: str
+    names: dict[str, str] = dataclasses.field(default_factory=dict)
+    remarks: tuple[str, ...] = ()
+
+
 def resolve(options: WeightsOptions, folders: Folders = no_folders) -> checkpoints.Checkpoint:
-    """The checkpoint that ``--weights`` asks for.
+    """The checkpoint that ``--weights`` asks for; as ``find``."""
+    found = find(options, folders)
+    for remark in found.remarks:
+        log.warning("%s: %s", options.spec, remark)
+    say_what_is_assumed(found.checkpoint.provenance)
+    return found.checkpoint
+
+
+def find(options: WeightsOptions, folders: Folders = no_folders) -> Resolved:
+    """The checkpoint that ``--weights`` asks for, and what it was read from.
 
     Args:
         folders: gives the class folders of the data. They name the classes where nothing else does, and are
@@ -67,18 +87,19 @@ def resolve(options: WeightsOptions, folders: Folders = no_folders) -> checkpoin
     """
     match options.spec:
         case "auto":
-            checkpoint = _auto()
+            checkpoint, container = _auto(), "what was at hand"
         case "imagenet":
-            checkpoint = _imagenet()
+            checkpoint, container = _imagenet(), "torchvision's file"
         case "demo":
-            checkpoint = _demo(None)
+            checkpoint, container = _demo(None), "the network in this package"
         case "random":
-            checkpoint = _random(options.seed)
+            checkpoint, container = _random(options.seed), "random numbers"
         case _:
-            return _file(Path(options.spec), options.labels, folders)
+            return _file(Path(options.spec), options.labels, folders, options.input)
+    checkpoint = _retold(checkpoint, options.input)
     if options.labels:
-        return _renamed(checkpoint, class_names.read(options.labels))
-    return checkpoint
+        checkpoint = _renamed(checkpoint, class_names.read(options.labels))
+    return Resolved(checkpoint, container)
 
 
 def demo_path() -> Path:
@@ -128,14 +149,15 @@ def _imagenet() -> checkpoints.Checkpoint:
             " can be checked"
         )
     path = _fetch(url)
-    plan, tensors = to_plan_and_tensors(read_file(path).tensors)
+    found = specify.specify(reading.read(path), InputOptions())
     labels = tuple(VGG19_Weights.IMAGENET1K_V1.meta["categories"])
-    if plan.family != "vgg19" or plan.classes != len(labels):
+    if found.chain.family != "vgg19" or found.chain.classes != len(labels):
         raise CheckpointError(
-            f"{path} is a {plan.family} of {plan.classes} classes; expected vgg19 of {len(labels)}"
+            f"{path} is a {found.chain.family} of {found.chain.classes} classes; expected vgg19 of"
+            f" {len(labels)}"
         )
     source = Provenance("imagenet", "VGG19 of torchvision, ImageNet-1k", sha256(path), wordnet=True)
-    return checkpoints.Checkpoint(plan, tensors, labels, source)
+    return checkpoints.Checkpoint(found.chain, found.tensors, labels, source)
 
 
 def _fetch(url: str) -> Path:
@@ -185,8 +207,8 @@ def _random(seed: int) -> checkpoints.Checkpoint:
     import torch
 
     torch.manual_seed(seed)
-    plan = chain.full_width("vgg19")
-    network = modules.build(plan)
+    vgg19 = chain.full_width("vgg19")
+    network = modules.build(vgg19)
     for layer in network.children():
         if isinstance(layer, torch.nn.Conv2d | torch.nn.Linear):
             # He's initialisation keeps the scale of the activations through 19 layers; with PyTorch's default
@@ -195,51 +217,38 @@ def _random(seed: int) -> checkpoints.Checkpoint:
             if layer.bias is not None:
                 torch.nn.init.uniform_(layer.bias, -0.05, 0.05)
     source = Provenance("random", f"VGG19 with random weights, seed {seed}", figures_absent=SEED_NOTE)
-    labels = tuple(f"class {k}" for k in range(plan.classes))
-    return checkpoints.Checkpoint(plan, dict(network.state_dict()), labels, source)
-
-
-# Properties that the tensors of a state dict do not show. The most common ones are assumed.
-ASSUMED = (
-    "ReLU behind every layer but the last",
-    "pictures in RGB with ImageNet's mean and standard deviation",
-    "their shorter side resized to 256 px and the middle 224 x 224 px taken",
-    "one class per picture (softmax)",
-)
+    labels = tuple(f"class {k}" for k in range(vgg19.classes))
+    return checkpoints.Checkpoint(vgg19, dict(network.state_dict()), labels, source)
 
 
 ALPHABET = "the classes in the order of the alphabet of the folders"
 
 
-def _file(path: Path, labels: Path | None, folders: Folders) -> checkpoints.Checkpoint:
+def _file(path: Path, labels: Path | None, folders: Folders, told: InputOptions) -> Resolved:
     given = class_names.read(labels) if labels else None
     if is_own(path):
-        checkpoint = checkpoints.load(path)
+        checkpoint = _retold(checkpoints.load(path), told)
         if given:
             checkpoint = _renamed(checkpoint, given)
-        say_what_is_assumed(checkpoint.provenance)
-        return checkpoint
-    content = read_file(path)
+        return Resolved(checkpoint, "a checkpoint of vgg-export")
+    found = reading.read(path)
     try:
-        plan, tensors = to_plan_and_tensors(content.tensors)
+        made = specify.specify(found, told)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
-    what = f"{plan.family} of {plan.classes} classes from {path.name}"
-    source = Provenance("file", what, sha256(path), assumed=ASSUMED)
-    for keys in content.left_aside:
-        entry = "".join(f"[{key!r}]" for key in keys)
-        log.warning(
-            "%s also holds weights of the same network under %s, which are left aside (averaged ones are"
-            " often the better); to take them:"
-            " torch.save(torch.load(%r, map_location='cpu')%s, 'other.pth')",
-            path,
-            entry,
-            str(path),
-            entry,
-        )
-    names, source = _named(path, plan.classes, given, content, folders, source)
-    say_what_is_assumed(source)
-    return checkpoints.Checkpoint(plan, tensors, names, source)
+    what = f"{made.chain.family} of {made.chain.classes} classes from {path.name}"
+    source = Provenance("file", what, sha256(path), origins=made.origins, assumed=made.assumed)
+    names, source = _named(path, made.chain.classes, given, found, folders, source)
+    checkpoint = checkpoints.Checkpoint(made.chain, made.tensors, names, source)
+    return Resolved(checkpoint, found.container, found.network.names, found.remarks)
+
+
+def _retold(checkpoint: checkpoints.Checkpoint, told: InputOptions) -> checkpoints.Checkpoint:
+    """A checkpoint in our own format with what was told about its input and its output."""
+    chain, source = specify.retold(checkpoint.chain, told), checkpoint.provenance
+    if chain.input.px != checkpoint.chain.input.px:
+        source = source.then(f"taken to {chain.input.px} px")
+    return dataclasses.replace(checkpoint, chain=chain, provenance=source)
 
 
 def is_own(path: Path) -> bool:
@@ -262,7 +271,7 @@ def _named(
     path: Path,
     classes: int,
     given: ClassNames | None,
-    content: Content,
+    content: Found,
     folders: Folders,
     source: Provenance,
 ) -> tuple[tuple[str, ...], Provenance]:
@@ -320,7 +329,7 @@ def _renamed(checkpoint: checkpoints.Checkpoint, given: ClassNames) -> checkpoin
     Raises:
         CheckpointError: the number of names is wrong, or the original file names the classes otherwise.
     """
-    _ensure_count(given, checkpoint.plan.classes)
+    _ensure_count(given, checkpoint.chain.classes)
     source = checkpoint.provenance
     if source.names_from == "checkpoint":
         _ensure_same(given, ClassNames(checkpoint.labels, "the checkpoint itself"))
@@ -350,8 +359,8 @@ def _ensure_count(given: ClassNames, classes: int) -> None:
 
 
 def fingerprint(checkpoint: checkpoints.Checkpoint) -> str:
-    """The hash of plan, labels and tensors."""
-    digest = hashlib.sha256(repr((checkpoint.plan, checkpoint.labels)).encode())
+    """The hash of chain, labels and tensors."""
+    digest = hashlib.sha256(repr((checkpoint.chain, checkpoint.labels)).encode())
     for name in sorted(checkpoint.tensors):
         digest.update(name.encode() + checkpoint.tensors[name].contiguous().numpy().tobytes())
     return digest.hexdigest()
