@@ -20,7 +20,8 @@ from vgg_export.data.splits import Splits
 from vgg_export.network import checkpoint as checkpoints
 from vgg_export.network import input_size
 from vgg_export.options import FinetuneOptions, PruneOptions
-from vgg_runtime.bundle.preprocess import for_input
+from vgg_runtime.bundle.input_spec import for_input
+from vgg_runtime.bundle.outputs import SOFTMAX
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +30,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[cache.Artifact, cach
     folder = tmp_path_factory.mktemp("pair")
     checkpoints.save(small_checkpoint(), folder / "teacher.safetensors")
     teacher = cache.of(folder / "teacher.safetensors")
-    options = PruneOptions(ratio=0.5, first_block="conv4", repair=False)
+    options = PruneOptions(ratio=0.5, first_stage=4, repair=False)
     return prune.run(teacher, None, folder / "student.safetensors", options, Quiet()), teacher
 
 
@@ -46,8 +47,8 @@ def test_the_loss_is_the_published_one_by_hand() -> None:
     p = (teacher / 2).softmax(1)
     by_hand = 4 * (p * (p / 0.5).log()).sum()
     none, known = torch.tensor([-1]), torch.tensor([0])
-    assert distil.distance(student, teacher, none, 2.0) == pytest.approx(float(by_hand))
-    assert distil.distance(student, teacher, known, 2.0) == pytest.approx(
+    assert distil.distance(student, teacher, none, 2.0, SOFTMAX) == pytest.approx(float(by_hand))
+    assert distil.distance(student, teacher, known, 2.0, SOFTMAX) == pytest.approx(
         float(by_hand) + float(torch.tensor(2.0).log())
     )
 
@@ -76,7 +77,7 @@ def test_too_large_a_step_is_rolled_back_and_made_smaller(
     """Without labels: a random teacher contradicts them, and the least loss that both allow is hardly below
     where it begins."""
     student, teacher = pair
-    options = FinetuneOptions(epochs=8, rate=100.0, decay=1.0, train_from="fc1")
+    options = FinetuneOptions(epochs=8, rate=100.0, decay=1.0, train_from="classifier")
     with caplog.at_level("INFO"):
         made = distil.run(
             student, teacher, unlabelled(splits), tmp_path / "tuned.safetensors", options, Quiet()
@@ -99,15 +100,15 @@ def test_teacher_and_student_see_the_pictures_at_their_own_size(
 ) -> None:
     _, teacher = pair
     smaller = input_size.run(teacher, tmp_path / "smaller.safetensors", 96, Quiet())
-    options = FinetuneOptions(epochs=1, rate=1e-4, train_from="fc1", images=12)
+    options = FinetuneOptions(epochs=1, rate=1e-4, train_from="classifier", images=12)
     made = distil.run(smaller, teacher, splits, tmp_path / "tuned.safetensors", options, Quiet(), tmp_path)
-    assert checkpoints.load(made.path).plan.input_px == 96
+    assert checkpoints.load(made.path).chain.input.px == 96
     assert made.measured["kept_epoch"] == 1
     chosen = choose.limit(
         splits.select, [i.source for i in splits.select], options.select_images, options.seed
     )
     known = distil.Answers(tmp_path, teacher.sha256).read(
-        distil._Pictures("selection", chosen, 1.0, options.seed, 16, Quiet()), 224
+        distil._Pictures("selection", chosen, 1.0, options.seed, 16, Quiet()), for_input(224)
     )
     assert known is not None  # and not of 96 px
     with torch.inference_mode():
@@ -122,21 +123,21 @@ def test_the_teachers_answers_are_its_own_whether_or_not_the_first_blocks_are_sh
     student, teacher = (checkpoints.load(artifact.path) for artifact in pair)
     if not same:
         student.tensors["conv1_1.bias"] += 0.01
-    frozen, _ = distil._divide(student.model(), "conv4")
+    frozen, _ = distil._divide(student.model(), "conv4_1")
     assert distil._begins_with(teacher.model(), frozen) == same
     pictures = distil._Pictures("fitting", splits.fit[:5], 0.5, 0, 2, Quiet())
     answers = distil.Answers(tmp_path, pair[1].sha256)
-    assert answers.read(pictures, 224) is None
-    cached = distil._cache(pictures, 224, frozen, teacher, None, tmp_path / "f")
-    answers.write(pictures, 224, cached.teacher)
-    known = answers.read(pictures, 224)
+    assert answers.read(pictures, for_input(224)) is None
+    cached = distil._cache(pictures, for_input(224), frozen, teacher, None, tmp_path / "f")
+    answers.write(pictures, for_input(224), cached.teacher)
+    known = answers.read(pictures, for_input(224))
     assert known is not None
     assert torch.equal(known, cached.teacher)
-    assert answers.read(pictures, 160) is None  # another question
+    assert answers.read(pictures, for_input(160)) is None  # another question
     for other in ({"items": splits.fit[:4]}, {"least_area": 1.0}, {"seed": 1}):
-        assert answers.read(dataclasses.replace(pictures, **other), 224) is None
-    assert distil.Answers(tmp_path, "another teacher").read(pictures, 224) is None
-    again = distil._cache(pictures, 224, frozen, teacher, known, tmp_path / "g")
+        assert answers.read(dataclasses.replace(pictures, **other), for_input(224)) is None
+    assert distil.Answers(tmp_path, "another teacher").read(pictures, for_input(224)) is None
+    again = distil._cache(pictures, for_input(224), frozen, teacher, known, tmp_path / "g")
     assert torch.equal(torch.from_numpy(again.features[:]), torch.from_numpy(cached.features[:]))
     drawn = tensors.batches_of(pictures.items, for_input(224), 0.5)
     x = torch.stack([drawn[k][0] for k in range(len(pictures.items))])
@@ -195,7 +196,7 @@ def test_it_keeps_the_best_epoch_not_the_last(
 
     monkeypatch.setattr(distil, "_selection_loss", judge)
     monkeypatch.setattr(distil, "_train_epoch", train)
-    options = FinetuneOptions(epochs=4, rate=1e-2, train_from="fc1", images=16)
+    options = FinetuneOptions(epochs=4, rate=1e-2, train_from="classifier", images=16)
     made = distil.run(*pair, splits, tmp_path / "tuned.safetensors", options, Quiet())
     assert (made.measured["selection_loss"], made.measured["kept_epoch"]) == (said, 2)
     left = checkpoints.load(made.path)
@@ -224,7 +225,7 @@ def test_a_teacher_of_other_classes_is_refused(
     for bad, said in (
         ({"epochs": -1}, "epochs must not be negative"),
         ({"rate": 0.0}, "the learning rate, its decay and the temperature must be positive"),
-        ({"train_from": "conv9"}, "--train-from must be one of"),
+        ({"train_from": "conv9"}, "--train-from takes the number of a stage or 'classifier', found"),
     ):
         with pytest.raises(OptionsError, match=said):
             FinetuneOptions(**bad)
@@ -267,7 +268,7 @@ def test_two_processes_learn_what_one_learns(
     assert both["selection_loss"][0] == pytest.approx(one["selection_loss"][0], rel=1e-4)
     assert min(both["selection_loss"]) < 0.97 * both["selection_loss"][0]
     assert min(both["selection_loss"]) == pytest.approx(min(one["selection_loss"]), rel=0.1)
-    assert checkpoints.load(tmp_path / "two.safetensors").plan == checkpoints.load(student.path).plan
+    assert checkpoints.load(tmp_path / "two.safetensors").chain == checkpoints.load(student.path).chain
 
 
 def test_steps_do_not_depend_on_how_two_layers_share_their_scale(
@@ -277,7 +278,7 @@ def test_steps_do_not_depend_on_how_two_layers_share_their_scale(
     learns the same; the halves of a factorised layer differ as much, and with one rate for all the smaller
     half would be spoilt by its first step."""
     student, teacher = pair
-    options = FinetuneOptions(epochs=1, rate=1e-2, train_from="fc1", images=24)
+    options = FinetuneOptions(epochs=1, rate=1e-2, train_from="classifier", images=24)
     losses = []
     for factor in (1, 1000):
         scaled = checkpoints.load(student.path)
@@ -322,7 +323,7 @@ def test_what_is_lost_is_counted_in_top_1_where_there_are_labels_and_else_in_agr
         for i, w, k in zip(splits.select, wanted, known, strict=True)
     )
     # rolled back: what is counted is the student
-    ruinous = FinetuneOptions(epochs=1, rate=100.0, train_from="fc1", images=16)
+    ruinous = FinetuneOptions(epochs=1, rate=100.0, train_from="classifier", images=16)
     made = distil.run(
         student,
         teacher,
@@ -371,7 +372,7 @@ def test_distilling_goes_as_deep_as_a_budget_takes(
     )
     checkpoints.save(small_checkpoint(), tmp_path / "checkpoint.safetensors")
     wanted = options.RecipeOptions(
-        prune=PruneOptions(ratio=0.5, first_block="conv2", repair=False),
+        prune=PruneOptions(ratio=0.5, first_stage=2, repair=False),
         distil=options.DistilOptions(up_to, images=8),
         budget=budget,
     )

@@ -21,7 +21,7 @@ from vgg_export.int8 import quantize
 from vgg_export.network import chain, input_size
 from vgg_export.network import checkpoint as checkpoints
 from vgg_export.options import FactoriseOptions, FinetuneOptions, PruneOptions, QuantizeOptions
-from vgg_runtime.bundle.preprocess import for_input
+from vgg_runtime.bundle.input_spec import for_input
 
 OPTIONS = FactoriseOptions(conv_share=0.7, fc_ranks=(16, 8), multiple=4, images=30, held_images=10)
 
@@ -35,19 +35,18 @@ def made(splits: Splits, tmp_path_factory: pytest.TempPathFactory) -> tuple[cach
     return original, factorise.run(original, splits, folder / "compact.safetensors", OPTIONS, Quiet())
 
 
-def test_the_arithmetic_of_a_factorised_plan_by_hand() -> None:
-    plan = chain.full_width("vgg11")
-    factors = (chain.Factor("conv3_1", "channel", 64), chain.Factor("fc1", "linear", 256))
-    compact = dataclasses.replace(plan, factors=factors)
-    assert plan.macs() - compact.macs() == (
+def test_the_arithmetic_of_a_factorised_chain_by_hand() -> None:
+    whole = chain.full_width("vgg11")
+    factors = {"conv3_1": chain.Factor("channel", 64), "fc1": chain.Factor("linear", 256)}
+    compact = whole.with_factors(factors)
+    assert whole.macs() - compact.macs() == (
         9 * 128 * 256 - 64 * (9 * 128 + 256)
     ) * 56**2 + 25088 * 4096 - 256 * (25088 + 4096)
-    assert plan.parameters() - compact.parameters() == 9 * 128 * 256 - 64 * (
+    assert whole.parameters() - compact.parameters() == 9 * 128 * 256 - 64 * (
         9 * 128 + 256
     ) + 25088 * 4096 - 256 * (25088 + 4096)
-    assert chain.Plan.from_json(json.loads(json.dumps(compact.to_json()))) == compact
-    assert compact.first_linear() == "fc1_reduce"
-    shapes = chain.expected_shapes(compact)
+    assert chain.Chain.from_json(json.loads(json.dumps(compact.to_json()))) == compact
+    shapes = compact.tensor_shapes()
     assert shapes["conv3_1_reduce.weight"] == (64, 128, 3, 3)
     assert shapes["conv3_1_expand.weight"] == (256, 64, 1, 1)
     assert "conv3_1_reduce.bias" not in shapes
@@ -56,48 +55,51 @@ def test_the_arithmetic_of_a_factorised_plan_by_hand() -> None:
 @pytest.mark.parametrize(
     ("factors", "said"),
     [
-        ((chain.Factor("conv9_1", "channel", 4),), "conv9_1.* is no factorisation of a layer of vgg11"),
-        ((chain.Factor("fc1", "channel", 4),), "fc1.* is no factorisation of a layer of vgg11"),
-        ((chain.Factor("conv3_1", "channel", 0),), "expected a rank and one of"),
-        ((chain.Factor("conv3_1", "channel", 4), chain.Factor("conv3_1", "channel", 8)), "factorised twice"),
+        ({"fc1": chain.Factor("channel", 4)}, "is no factorisation of fc1"),
+        ({"conv3_1": chain.Factor("linear", 4)}, "is no factorisation of conv3_1"),
+        ({"conv3_1": chain.Factor("channel", 0)}, "expected a rank and one of"),
     ],
 )
-def test_a_plan_with_impossible_factors_is_refused(factors: tuple[chain.Factor, ...], said: str) -> None:
+def test_a_chain_with_impossible_factors_is_refused(factors: dict[str, chain.Factor], said: str) -> None:
     with pytest.raises(CheckpointError, match=said):
-        dataclasses.replace(chain.full_width("vgg11"), factors=factors)
+        chain.full_width("vgg11").with_factors(factors)
 
 
 def test_the_chosen_forms_and_ranks_are_the_best_within_the_bound() -> None:
     """Against all combinations: nothing with as little arithmetic keeps a larger product of variances."""
-    plan = chain.Plan("vgg11", ((16,), (16,), (16, 16), (16, 16), (16, 16)), (8, 8), 4)
+    network = chain.Chain(
+        for_input(224), chain.vgg_layers(((16,), (16,), (16, 16), (16, 16), (16, 16)), (8, 8, 4))
+    )
     generator = torch.Generator().manual_seed(1)
 
     def shares(fall: float) -> list[float]:
         values = torch.exp(-fall * torch.arange(16.0)) + 0.01 * torch.rand(16, generator=generator)
         return (values.sort(descending=True).values.cumsum(0) / values.sum()).tolist()
 
-    names = [name for name, *_ in plan.convs()]
+    names = [site.name for site in network.convs]
     table = {
         name: {"channel": shares(2 - 0.25 * k), "spatial": shares(0.05 + 0.1 * k)}
         for k, name in enumerate(names)
     }
     options = FactoriseOptions(conv_share=0.5, fc_ranks=(1, 1), multiple=5)
-    chosen = factorise.choose_ranks(plan, table, options)
-    whole = {layer.name: layer.macs() for layer in plan.layers()}
+    chosen = factorise.choose_ranks(network, table, options)
+    whole = {part.name: part.macs() for part in network.parts()}
     bound = 0.5 * sum(whole[name] for name in names)
-    offers = [[(whole[name], 0.0, None), *factorise._offers(plan, name, table[name], 5)] for name in names]
+    offers = [
+        [(whole[name], 0.0, None), *factorise._offers(network.site(name), table[name], 5)] for name in names
+    ]
     best = min(
         sum(o[1] for o in combination)
         for combination in itertools.product(*offers)
         if sum(o[0] for o in combination) <= bound
     )
-    factors = {f.layer: f for f in chosen.factors}
+    factors = {site.name: site.layer.factor for site in chosen.sites if site.layer.factor}
     found = [
         next(o for o in offer if o[2] == factors.get(name)) for name, offer in zip(names, offers, strict=True)
     ]
     assert sum(o[0] for o in found) <= bound
     assert sum(o[1] for o in found) <= 1.5 * best + 1e-9  # the hull leaves at most one step's slack
-    assert {f.kind for f in chosen.factors} == {"channel", "spatial", "linear"}
+    assert {factor.kind for factor in factors.values()} == {"channel", "spatial", "linear"}
 
 
 def test_it_halves_the_arithmetic_and_still_agrees(splits: Splits, tmp_path: Path) -> None:
@@ -119,10 +121,10 @@ def test_it_halves_the_arithmetic_and_still_agrees(splits: Splits, tmp_path: Pat
     assert {layer["layer"] for layer in measured["layers"]} >= {"fc1", "fc2", "fc3"}
     assert all(0 <= layer["error_after"] < 0.5 for layer in measured["layers"])
     loaded = checkpoints.load(compact.path)
-    assert loaded.plan == chain.Plan.from_json(measured["plan"])
+    assert loaded.chain == chain.Chain.from_json(measured["chain"])
     assert loaded.provenance.history[-1].startswith("factorised to ")
     assert len(loaded.provenance.fitted_on) > 0
-    assert checkpoints.load(original.path).plan.factors == ()
+    assert not checkpoints.load(original.path).chain.factorised
 
 
 def test_later_stages_need_no_special_case(
@@ -134,7 +136,7 @@ def test_later_stages_need_no_special_case(
         original,
         splits,
         tmp_path / "tuned.safetensors",
-        FinetuneOptions(2, 1e-3, train_from="fc1", images=16),
+        FinetuneOptions(2, 1e-3, train_from="classifier", images=16),
         Quiet(),
     )
     before, after = checkpoints.load(compact.path).tensors, checkpoints.load(tuned.path).tensors
@@ -143,7 +145,7 @@ def test_later_stages_need_no_special_case(
     assert not torch.equal(before["fc1_reduce.weight"], after["fc1_reduce.weight"])
     scaled = input_size.run(tuned, tmp_path / "scaled.safetensors", 96, Quiet())
     exported = export.run(scaled, tmp_path / "scaled.onnx", Quiet())
-    factors = len(checkpoints.load(compact.path).plan.factors)
+    factors = sum(bool(site.layer.factor) for site in checkpoints.load(compact.path).chain.sites)
     assert exported.measured["ops"]["Conv"] + exported.measured["ops"]["Gemm"] == 8 + 3 + factors
     quantized = quantize.run(
         exported, splits, 8, tmp_path / "int8.onnx", QuantizeOptions("pi5", float_layers=0), Quiet()

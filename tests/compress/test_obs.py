@@ -15,8 +15,16 @@ from vgg_export.core.progress import Quiet
 from vgg_export.network import chain, input_size
 from vgg_export.network import checkpoint as checkpoints
 from vgg_export.options import PruneOptions
+from vgg_runtime.bundle.input_spec import for_input
 
-PLAN = chain.Plan("vgg11", ((64,), (64,), (64, 64), (64, 64), (64, 64)), (8, 8), 4, 64)
+CHAIN = chain.Chain(
+    for_input(64),
+    tuple(
+        layer
+        for layer in chain.vgg_layers(((64,), (64,), (64, 64), (64, 64), (64, 64)), (8, 8, 4))
+        if not isinstance(layer, chain.AdaptiveAvgPool)
+    ),
+)
 
 
 def pictures(count: int) -> torch.Tensor:
@@ -70,10 +78,10 @@ def test_the_covariance_is_that_of_what_the_consumer_reads(tmp_path: Path) -> No
     original, x = at_64_px(small_checkpoint()), pictures(11)
     with torch.inference_mode():
         network, maps = original.model(), feature_maps.Maps(x, tmp_path)
-        names = [name for name, *_ in original.plan.convs()]
-        for name in names:
-            maps.advance(*feature_maps.forward(original.plan, name, original.tensors))
-        features = network[: list(dict(network.named_children())).index("flatten")](x)
+        for site in original.chain.convs:
+            maps.advance(*feature_maps.forward(original.chain, site.name, original.tensors))
+        flatten = next(k for k, layer in enumerate(network) if isinstance(layer, torch.nn.Flatten))
+        features = network[:flatten](x)
     rows = features.transpose(0, 1).flatten(1).double()
     # from products in float32: off by up to 2e-6 of the largest in six networks
     expected = torch.cov(rows, correction=0)
@@ -84,7 +92,7 @@ def test_the_covariance_is_that_of_what_the_consumer_reads(tmp_path: Path) -> No
 
 def kept_of(original: checkpoints.Checkpoint, criterion: str, scratch: Path) -> list[int]:
     """The filters of conv4_1 that are kept when 4 of the 32 go."""
-    options = PruneOptions(1 / 8, "conv4", criterion, multiple=1)
+    options = PruneOptions(1 / 8, 4, criterion, multiple=1)
     measured = obs.removals(original, pictures(12), scratch, Quiet()) if criterion == "obs" else None
     return prune.prune(original, options, measured)[1]["conv4_1"].tolist()
 
@@ -124,22 +132,23 @@ def repeated(original: checkpoints.Checkpoint, layer: str) -> None:
 def test_a_layer_made_redundant_loses_more_filters(layer: str, share: float, tmp_path: Path) -> None:
     """``share``: of what uniform widths lose. Eight drawn networks lose 0.02 to 0.10, 0.62 to 0.85 and 0.74
     to 0.96 of it: the deeper the layer, the less arithmetic its filters save for others."""
-    options = PruneOptions(0.25, "conv3", "obs", allocation="sensitivity", multiple=4)
+    options = PruneOptions(0.25, 3, "obs", allocation="sensitivity", multiple=4)
     plain, original = at_64_px(small_checkpoint()), at_64_px(small_checkpoint())
     repeated(original, layer)
-    before = prune.prune(plain, options, obs.removals(plain, pictures(12), tmp_path, Quiet()))[0].plan
+    before = prune.prune(plain, options, obs.removals(plain, pictures(12), tmp_path, Quiet()))[0].chain
     measured = obs.removals(original, pictures(12), tmp_path, Quiet())
     assert measured[layer].costs[16] < 2e-3
     pruned, kept = prune.prune(original, options, measured)
-    widths = {name: n for name, _, n in pruned.plan.convs()}
+    widths = {site.name: site.layer.outputs for site in pruned.chain.convs}
     assert widths[layer] <= 24  # 12 to 24, and 20 to 32 where nothing is repeated
-    assert widths[layer] < next(n for name, _, n in before.convs() if name == layer)
-    assert pruned.plan.blocks[:2] == original.plan.blocks[:2]
+    assert widths[layer] < before.site(layer).layer.outputs
+    assert pruned.chain.widths()[:2] == original.chain.widths()[:2]
     assert all(n % 4 == 0 for n in widths.values())
-    uniform = prune.uniform_plan(original.plan, options)
-    assert pruned.plan.macs() <= uniform.macs()
+    uniform = prune.uniform_widths(original.chain, options)
+    assert pruned.chain.macs() <= uniform.macs()
     lost, uniformly = (
-        sum(measured[name].costs[-1 - n] for name, _, n in plan.convs()) for plan in (pruned.plan, uniform)
+        sum(measured[site.name].costs[-1 - site.layer.outputs] for site in one.convs)
+        for one in (pruned.chain, uniform)
     )
     assert lost < share * uniformly
     prune.ensure_same_as_masked(original, pruned, kept)
@@ -148,7 +157,8 @@ def test_a_layer_made_redundant_loses_more_filters(layer: str, share: float, tmp
 def curves(seed: int) -> dict[str, dict[int, float]]:
     generator = torch.Generator().manual_seed(seed)
     found = {}
-    for name, _, n in PLAN.convs():
+    for site in CHAIN.convs:
+        name, n = site.name, site.layer.outputs
         steep = float(torch.rand(1, generator=generator)) * 4 + 0.5
         bumps = torch.rand(4, generator=generator).mul(0.1).cumsum(0).flip(0)
         found[name] = {
@@ -161,15 +171,15 @@ def curves(seed: int) -> dict[str, dict[int, float]]:
 def test_the_widths_are_near_the_best_of_all_within_the_bound() -> None:
     """The widths are compared with all combinations. Of 200 drawn tables three in four are solved optimally,
     one in 20 loses 6 % more and the worst 25 %; equal widths lose at least 86 % more."""
-    names, bound = [name for name, *_ in PLAN.convs()], PLAN.macs() // 3
+    names, bound = [site.name for site in CHAIN.convs], CHAIN.macs() // 3
     combinations = np.array(
         [widths for widths in itertools.product((16, 32, 48, 64), repeat=len(names)) if macs(widths) <= bound]
     )
     excess = []
     for seed in range(20):
         offered = curves(seed)
-        chosen = allocate.widths(PLAN, offered, bound)
-        assert allocate.with_widths(PLAN, chosen).macs() <= bound
+        chosen = allocate.widths(CHAIN, offered, bound)
+        assert CHAIN.with_widths(chosen).macs() <= bound
         losses = [
             np.array([offered[name][16 * k] for k in range(1, 5)])[combinations[:, j] // 16 - 1]
             for j, name in enumerate(names)
@@ -180,23 +190,23 @@ def test_the_widths_are_near_the_best_of_all_within_the_bound() -> None:
 
 
 def macs(widths: tuple[int, ...]) -> int:
-    """The arithmetic of PLAN with other widths; this is quicker than making a plan."""
+    """The arithmetic of CHAIN with other widths; this is quicker than making a chain."""
     sides = (64, 32, 16, 16, 8, 8, 4, 4)
     convs = sum(9 * c * n * side**2 for c, n, side in zip((3, *widths), widths, sides, strict=False))
     return convs + widths[-1] * 4 * 8 + 8 * 8 + 8 * 4
 
 
-def test_the_arithmetic_of_these_tests_is_the_plans() -> None:
+def test_the_arithmetic_of_these_tests_is_the_chains() -> None:
     for widths in ((64,) * 8, (16, 32, 48, 64, 16, 32, 48, 64)):
-        names = [name for name, *_ in PLAN.convs()]
-        assert macs(widths) == allocate.with_widths(PLAN, dict(zip(names, widths, strict=True))).macs()
+        names = [site.name for site in CHAIN.convs]
+        assert macs(widths) == CHAIN.with_widths(dict(zip(names, widths, strict=True))).macs()
 
 
 def test_no_bound_removes_nothing_and_one_that_cannot_be_met_everything_that_may_go() -> None:
     offered = curves(0)
-    assert set(allocate.widths(PLAN, offered, PLAN.macs()).values()) == {64}
-    assert set(allocate.widths(PLAN, offered, 0).values()) == {16}
-    assert allocate.with_widths(PLAN, {}) == PLAN
+    assert set(allocate.widths(CHAIN, offered, CHAIN.macs()).values()) == {64}
+    assert set(allocate.widths(CHAIN, offered, 0).values()) == {16}
+    assert CHAIN.with_widths({}) == CHAIN
 
 
 def test_the_hull_leaves_out_what_a_step_over_it_beats() -> None:
@@ -206,8 +216,9 @@ def test_the_hull_leaves_out_what_a_step_over_it_beats() -> None:
 
 def test_noise_gives_costs_too(tmp_path: Path) -> None:
     original = at_64_px(small_checkpoint())
-    measured = obs.removals(original, feature_maps.noise(5, 64, 0).fit, tmp_path, Quiet())
-    for (name, _, n), removal in zip(original.plan.convs(), measured.values(), strict=True):
+    measured = obs.removals(original, feature_maps.noise(5, for_input(64), 0).fit, tmp_path, Quiet())
+    for site, (name, removal) in zip(original.chain.convs, measured.items(), strict=True):
+        n = site.layer.outputs
         assert len(removal.order) == n, name
         assert all(a <= b for a, b in itertools.pairwise(removal.costs))
         assert removal.at_widths(16)[n] == 0

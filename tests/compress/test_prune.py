@@ -15,18 +15,18 @@ from vgg_export.data import splits, tensors
 from vgg_export.network import chain
 from vgg_export.network import checkpoint as checkpoints
 from vgg_export.options import PruneOptions
-from vgg_runtime.bundle.preprocess import for_input
+from vgg_runtime.bundle.input_spec import for_input
 
-HALF = PruneOptions(ratio=0.5, first_block="conv4")
+HALF = PruneOptions(ratio=0.5, first_stage=4)
 
 
-@pytest.mark.parametrize("family", list(chain.CONVS_PER_BLOCK))
+@pytest.mark.parametrize("family", list(chain.CONVS_PER_STAGE))
 @pytest.mark.parametrize("criterion", ["l2", "l1", "random"])
 def test_pruned_is_the_original_with_filters_silenced(family: str, criterion: str) -> None:
     original = small_checkpoint(family)
     pruned, kept = prune.prune(original, dataclasses.replace(HALF, criterion=criterion))
-    assert pruned.plan.blocks[:3] == original.plan.blocks[:3]
-    assert {w for block in pruned.plan.blocks[3:] for w in block} == {16}
+    assert pruned.chain.widths()[:3] == original.chain.widths()[:3]
+    assert {w for stage in pruned.chain.widths()[3:] for w in stage} == {16}
     # by hand: zero the removed filters in torch and compare
     masked = {name: t.clone() for name, t in original.tensors.items()}
     for name, keep in kept.items():
@@ -42,7 +42,7 @@ def test_pruned_is_the_original_with_filters_silenced(family: str, criterion: st
 
 def test_ratio_zero_changes_nothing(checkpoint: checkpoints.Checkpoint) -> None:
     pruned, _ = prune.prune(checkpoint, PruneOptions(ratio=0))
-    assert pruned.plan == checkpoint.plan
+    assert pruned.chain == checkpoint.chain
     assert all(torch.equal(pruned.tensors[name], tensor) for name, tensor in checkpoint.tensors.items())
 
 
@@ -50,7 +50,7 @@ def test_the_weakest_filters_go() -> None:
     original = small_checkpoint()
     weak = [1, 4, 9, 30]
     original.tensors["conv5_1.weight"][weak] *= 1e-3
-    _, kept = prune.prune(original, PruneOptions(ratio=0.125, first_block="conv5", multiple=4))
+    _, kept = prune.prune(original, PruneOptions(ratio=0.125, first_stage=5, multiple=4))
     assert sorted(set(range(32)) - set(kept["conv5_1"].tolist())) == weak
 
 
@@ -62,7 +62,7 @@ def test_l1_and_l2_can_disagree() -> None:
     weight[0, 0, 0, 0] = 12.0  # l1 12, l2 12
     weight[1] = 0.5  # l1 144, l2 8.5
     chosen = {
-        c: prune.prune(original, PruneOptions(ratio=1 / 32, first_block="conv5", multiple=1, criterion=c))[1][
+        c: prune.prune(original, PruneOptions(ratio=1 / 32, first_stage=5, multiple=1, criterion=c))[1][
             "conv5_2"
         ].tolist()
         for c in ("l1", "l2")
@@ -103,8 +103,8 @@ def test_the_stage_writes_a_smaller_checkpoint(saved: cache.Artifact, tmp_path: 
     small = checkpoints.load(made.path)
     assert made.path.stat().st_size < saved.path.stat().st_size
     assert made.measured["macs"] == {
-        "before": checkpoints.load(saved.path).plan.macs(),
-        "after": small.plan.macs(),
+        "before": checkpoints.load(saved.path).chain.macs(),
+        "after": small.chain.macs(),
     }
     assert small.provenance.history == ("pruned about 50% of the filters from conv4 on by l2",)
     assert "layers" not in made.measured
@@ -146,7 +146,7 @@ def test_noise_repairs_too_but_claims_nothing(
     assert "losses" not in made.measured
     assert not small.provenance.fitted_on
     assert small.provenance.history[1:] == ("repaired in closed form on noise, without pictures",)
-    unseen = feature_maps.noise(50, 224, seed=1).fit
+    unseen = feature_maps.noise(50, for_input(224), seed=1).fit
     removed, _ = prune.prune(original, HALF)
     # Six drawn networks keep 0.00 to 0.19 of the divergence on such noise; on pictures there are some that it
     # makes worse.
@@ -157,7 +157,7 @@ def test_the_surgeon_chooses_on_pictures_and_says_what_it_cost(
     saved: cache.Artifact, splits: splits.Splits, tmp_path: Path
 ) -> None:
     options = PruneOptions(
-        0.5, "conv4", "obs", repair=False, allocation="sensitivity", multiple=8, images=20, held_images=5
+        0.5, 4, "obs", repair=False, allocation="sensitivity", multiple=8, images=20, held_images=5
     )
     made = prune.run(saved, splits, tmp_path / "pruned.safetensors", options, Quiet())
     small, original = checkpoints.load(made.path), checkpoints.load(saved.path)
@@ -166,12 +166,14 @@ def test_the_surgeon_chooses_on_pictures_and_says_what_it_cost(
         "sensitivity",
     )
     costs = made.measured["costs"]
-    assert list(costs) == [name for name, *_ in original.plan.convs()]
-    assert [found["filters"] for found in costs.values()] == [n for *_, n in small.plan.convs()]
+    assert list(costs) == [site.name for site in original.chain.convs]
+    assert [found["filters"] for found in costs.values()] == [
+        site.layer.outputs for site in small.chain.convs
+    ]
     assert costs["conv3_1"]["cost"] == 0
     for found in costs.values():
         assert found["cost"] == found["curve"][str(found["filters"])]
-    assert small.plan.macs() <= prune.uniform_plan(original.plan, options).macs()
+    assert small.chain.macs() <= prune.uniform_widths(original.chain, options).macs()
     assert small.provenance.history == (
         "pruned about 50% of the filters from conv4 on by obs, more where they are missed less",
     )
@@ -185,7 +187,8 @@ def test_the_surgeon_manages_with_noise(
     monkeypatch.setattr(prune, "NOISE_IMAGES", 5)
     options = dataclasses.replace(HALF, criterion="obs", repair=False)
     made = prune.run(saved, None, tmp_path / "pruned.safetensors", options, Quiet())
-    assert checkpoints.load(made.path).plan == prune.uniform_plan(checkpoints.load(saved.path).plan, options)
+    expected = prune.uniform_widths(checkpoints.load(saved.path).chain, options)
+    assert checkpoints.load(made.path).chain == expected
     assert 0 < made.measured["costs"]["conv5_2"]["cost"] < 1
 
 

@@ -1,7 +1,6 @@
 """The closed forms against their definitions, and repair where the right answer is known."""
 
 import contextlib
-import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from vgg_export.data import splits
 from vgg_export.network import chain
 from vgg_export.network import checkpoint as checkpoints
 from vgg_export.options import FactoriseOptions, PruneOptions
+from vgg_runtime.bundle.input_spec import IMAGENET_MEAN, IMAGENET_STD, InputSpec, for_input
 
 
 def pictures(count: int, px: int = 64, seed: int = 0) -> torch.Tensor:
@@ -33,14 +33,39 @@ def at_64_px(checkpoint: checkpoints.Checkpoint) -> checkpoints.Checkpoint:
 
 
 def everything(checkpoint: checkpoints.Checkpoint) -> dict[str, torch.Tensor]:
-    return {name: torch.arange(n) for name, _, n in checkpoint.plan.convs()}
+    return {site.name: torch.arange(site.layer.outputs) for site in checkpoint.chain.convs}
 
 
 def test_patches_are_what_a_convolution_sees() -> None:
     maps, places = torch.randn(2, 3, 5, 7), torch.tensor([[0, 6, 17], [34, 28, 9]])
     unfolded = torch.nn.functional.unfold(maps, 3, padding=1)
     expected = torch.stack([unfolded[k, :, places[k]].T for k in range(2)]).flatten(0, 1)
-    assert torch.equal(feature_maps.patches(maps, places), expected)
+    assert torch.equal(feature_maps.patches(maps, places, chain.Conv("c", 1)), expected)
+
+
+@pytest.mark.parametrize(
+    ("kernel", "stride", "padding"),
+    [
+        ((1, 1), (1, 1), (0, 0, 0, 0)),
+        ((5, 5), (2, 2), (2, 2, 2, 2)),
+        ((7, 3), (2, 3), (0, 1, 3, 2)),
+        ((2, 4), (1, 2), (1, 0, 0, 3)),
+    ],
+)
+def test_patches_of_any_convolution_are_what_it_sees(
+    kernel: tuple[int, int], stride: tuple[int, int], padding: tuple[int, int, int, int]
+) -> None:
+    conv = chain.Conv("c", 4, kernel, stride, padding)
+    maps, weight = torch.randn(2, 3, 9, 11), torch.randn(4, 3, *kernel)
+    top, left, bottom, right = padding
+    padded = torch.nn.functional.pad(maps, (left, right, top, bottom))
+    expected = torch.nn.functional.conv2d(padded, weight, stride=stride)
+    assert expected.shape[1:] == conv.shape_behind((3, 9, 11))
+    area = expected[0, 0].numel()
+    places = torch.stack([torch.randperm(area)[:5] for _ in range(2)])
+    found = (feature_maps.patches(maps, places, conv) @ weight.flatten(1).T).view(2, 5, 4)
+    wanted = torch.stack([expected[k].flatten(1)[:, places[k]].T for k in range(2)])
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("block", [1, 2, 3, 4, 9])
@@ -115,8 +140,8 @@ def test_maps_that_are_computed_again_are_those_that_are_stored(
         for limit in (0, 20_000, 10**9):
             monkeypatch.setattr(feature_maps, "KEPT_BYTES", limit)
             maps = feature_maps.Maps(x, tmp_path)
-            for name, *_ in (*checkpoint.plan.convs(), *checkpoint.plan.linears()):
-                maps.advance(*feature_maps.forward(checkpoint.plan, name, checkpoint.tensors))
+            for site in checkpoint.chain.sites:
+                maps.advance(*feature_maps.forward(checkpoint.chain, site.name, checkpoint.tensors))
             assert torch.allclose(maps.read(0, 11), expected, atol=1e-4)
     assert list(tmp_path.iterdir()) == []  # the files have no names
 
@@ -130,17 +155,15 @@ def test_a_filter_that_another_one_repeats_can_go_without_loss(tmp_path: Path) -
     kept = everything(original)
     kept["conv4_1"] = torch.tensor([k for k in range(32) if k != 5])
     left = prune.remove_filters(original, kept)
-    plan = dataclasses.replace(
-        original.plan, blocks=(*original.plan.blocks[:3], (31, 32), original.plan.blocks[4])
-    )
+    smaller = original.chain.with_widths({"conv4_1": 31})
     tensors, fits = reconstruct.repair(
-        reconstruct.Problem(original, left, kept, plan), shown, reconstruct.Folders(tmp_path), Quiet()
+        reconstruct.Problem(original, left, kept, smaller), shown, reconstruct.Folders(tmp_path), Quiet()
     )
     before = reconstruct.loss(
-        original, checkpoints.Checkpoint(plan, left, original.labels, original.provenance), shown.held
+        original, checkpoints.Checkpoint(smaller, left, original.labels, original.provenance), shown.held
     )
     after = reconstruct.loss(
-        original, checkpoints.Checkpoint(plan, tensors, original.labels, original.provenance), shown.held
+        original, checkpoints.Checkpoint(smaller, tensors, original.labels, original.provenance), shown.held
     )
     assert before.kl > 100 * after.kl
     assert after.n == 10
@@ -162,15 +185,15 @@ def test_a_layer_of_low_rank_is_factorised_without_loss(layer: str, kind: str, t
         u, s, v = torch.linalg.svd(weight.flatten(1), full_matrices=False)
         low = ((u[:, :6] * s[:6]) @ v[:6]).view(weight.shape)
     original.tensors[f"{layer}.weight"] = low.contiguous()
-    plan = dataclasses.replace(original.plan, factors=(chain.Factor(layer, kind, 6),))
+    smaller = original.chain.with_factors({layer: chain.Factor(kind, 6)})
     shown = feature_maps.Pictures(pictures(40), pictures(10, seed=1))
     tensors, (fit, *_) = reconstruct.repair(
-        reconstruct.Problem(original, original.tensors, {}, plan),
+        reconstruct.Problem(original, original.tensors, {}, smaller),
         shown,
         reconstruct.Folders(tmp_path),
         Quiet(),
     )
-    made = checkpoints.Checkpoint(plan, tensors, original.labels, original.provenance)
+    made = checkpoints.Checkpoint(smaller, tensors, original.labels, original.provenance)
     assert (fit.layer, fit.rank) == (layer, 6)
     assert fit.error_after < 1e-4
     with torch.inference_mode():
@@ -180,11 +203,11 @@ def test_a_layer_of_low_rank_is_factorised_without_loss(layer: str, kind: str, t
 @pytest.mark.parametrize("layer", ["fc1", "fc2"])
 def test_the_important_directions_are_the_gradients_of_the_logits(layer: str) -> None:
     original = small_checkpoint()
-    width = {name: n for name, _, n in original.plan.linears()}[layer]
+    width = original.chain.site(layer).layer.outputs
     said = torch.randn(3, width, generator=torch.Generator().manual_seed(2)) * 3
     rows = least_squares.important(original, layer, said).view(3, least_squares.COMBINATIONS, width)
     mixed = torch.randn(
-        3, least_squares.COMBINATIONS, original.plan.classes, generator=torch.Generator().manual_seed(0)
+        3, least_squares.COMBINATIONS, original.chain.units, generator=torch.Generator().manual_seed(0)
     )
     mixed -= mixed.mean(2, keepdim=True)
     outputs = said.clone().requires_grad_(True)
@@ -199,7 +222,7 @@ def test_a_thin_layer_keeps_what_the_logits_need_rather_than_what_varies_most() 
     directions as these read, one way keeps all that are needed and the other none. Six drawn layers lose 0.06
     to 0.19 of what the other way loses."""
     original, generator = small_checkpoint(), torch.Generator().manual_seed(3)
-    (_, _, n) = next(linear for linear in original.plan.linears() if linear[0] == "fc1")
+    n = original.chain.site("fc1").layer.outputs
     original.tensors["fc2.weight"][:, : n // 2] = 0  # nobody reads the first half
     x = torch.randn(120, 64, generator=generator)
     weight = (
@@ -259,7 +282,7 @@ def test_interrupted_work_goes_on_behind_the_last_finished_layer(
 
     whole = run("whole.safetensors", Quiet())
     layers = [fit["layer"] for fit in whole.measured["layers"]]
-    steps = [name for name, *_ in checkpoints.load(source.path).plan.convs()].index(layers[1]) + 1
+    steps = [site.name for site in checkpoints.load(source.path).chain.convs].index(layers[1]) + 1
     with pytest.raises(KeyboardInterrupt):
         run("again.safetensors", Interrupted(steps))
     (parts,) = tmp_path.glob(".again.safetensors.*.parts")
@@ -295,7 +318,7 @@ def test_repair_never_leaves_a_layer_worse_than_it_was_on_held_out_pictures(tmp_
     pruned, kept = prune.prune(original, PruneOptions(ratio=0.5))
     shown = feature_maps.Pictures(pictures(2), pictures(10, seed=1))  # far too few to fit on
     _, fits = reconstruct.repair(
-        reconstruct.Problem(original, pruned.tensors, kept, pruned.plan),
+        reconstruct.Problem(original, pruned.tensors, kept, pruned.chain),
         shown,
         reconstruct.Folders(tmp_path),
         Quiet(),
@@ -321,10 +344,28 @@ def test_the_loss_is_agreement_and_the_kl_in_nats() -> None:
 
 
 def test_noise_has_the_spectrum_of_photographs() -> None:
-    made = feature_maps.noise(10, 64, 0)
+    made = feature_maps.noise(10, for_input(64), 0)
     assert (len(made.fit), len(made.held)) == (8, 2)
     power = torch.fft.rfft2(made.fit.mean(1)).abs().square().mean(0)
     # falls about as the square of the frequency
     assert float(power[0, 1:3].mean() / power[0, 12:16].mean()) > 30
-    assert torch.equal(feature_maps.noise(10, 64, 0).fit, made.fit)
-    assert not torch.equal(feature_maps.noise(10, 64, 1).fit, made.fit)
+    assert torch.equal(feature_maps.noise(10, for_input(64), 0).fit, made.fit)
+    assert float(made.fit.mean()) == pytest.approx(0, abs=0.3)
+    assert 0.9 < float(made.fit.std()) < 1.3
+    assert not torch.equal(feature_maps.noise(10, for_input(64), 1).fit, made.fit)
+
+
+def test_noise_has_the_values_that_the_network_was_trained_with() -> None:
+    usual = feature_maps.noise(10, for_input(32), 0).fit
+    mean, std = (torch.tensor(of).view(3, 1, 1) for of in (IMAGENET_MEAN, IMAGENET_STD))
+    bright = usual * std + mean  # 0 to 1
+    unit = feature_maps.noise(10, InputSpec(32, 32, (0.0,) * 3, (1.0,) * 3), 0).fit
+    torch.testing.assert_close(unit, bright)
+    bgr = InputSpec(32, 32, tuple(m / 255 for m in (103.939, 116.779, 123.68)), (1 / 255,) * 3, bgr=True)
+    # the first channel is blue; noise is drawn for each channel of the network
+    blue = feature_maps.noise(10, bgr, 0).fit[:, 0]
+    torch.testing.assert_close(blue, (usual[:, 0] * 0.225 + 0.406) * 255 - 103.939, rtol=1e-4, atol=1e-2)
+    grey = feature_maps.noise(10, InputSpec(32, 32, (0.5,), (0.5,), 1), 0).fit
+    assert grey.shape == (8, 1, 32, 32)
+    assert float(grey.mean()) == pytest.approx((0.449 - 0.5) / 0.5, abs=0.2)
+    assert 0.35 < float(grey.std()) < 0.65

@@ -6,6 +6,7 @@ import torch
 
 from vgg_export.compress import feature_maps, least_squares, separable
 from vgg_export.core.errors import CheckFailedError
+from vgg_export.network.chain import Conv
 
 N, C = 10, 4
 
@@ -14,7 +15,7 @@ def patches(samples: int, seed: int = 0) -> torch.Tensor:
     """Patches [samples, 9 C] of maps whose places and channels have something in common."""
     generator = torch.Generator().manual_seed(seed)
     maps = torch.randn(samples, C, 5, 5, generator=generator).cumsum(3).cumsum(1)
-    return feature_maps.patches(maps, torch.full((samples, 1), 12))
+    return feature_maps.patches(maps, torch.full((samples, 1), 12), Conv("c", N))
 
 
 def moments(x: torch.Tensor, y: torch.Tensor) -> least_squares.Moments:
@@ -45,6 +46,32 @@ def test_at_full_rank_nothing_changes(weight: torch.Tensor) -> None:
     assert torch.allclose(separable.joined(made.vertical, made.horizontal()), weight, atol=1e-3)
     assert made.shares()[-1] == pytest.approx(1.0, abs=1e-5)
     assert torch.allclose(separable.joined(*separable.by_weights(weight, full)), weight, atol=1e-8)
+
+
+@pytest.mark.parametrize(("height", "width"), [(5, 5), (7, 2), (2, 3)])
+def test_other_kernels_strides_and_paddings_come_apart_too(height: int, width: int) -> None:
+    conv = Conv("c", N, (height, width), (2, 3), (1, 2, 0, 1))
+    generator = torch.Generator().manual_seed(1)
+    weight = torch.randn(N, C, height, width, generator=generator).double()
+    maps = torch.randn(60, C, 12, 13, generator=generator)
+    area = conv.shape_behind((C, 12, 13))[1] * conv.shape_behind((C, 12, 13))[2]
+    seen = feature_maps.patches(maps, torch.arange(area).expand(60, area), conv)
+    xx = moments(seen, seen[:, :1]).xx
+    full = min(height * C, width * N)
+    made = separable.separate(weight, xx, full)
+    assert made.vertical.shape == (full, C, height)
+    vertical, horizontal = made.vertical, made.horizontal()
+    assert horizontal.shape == (N, full, width)
+    assert torch.allclose(separable.joined(vertical, horizontal), weight, atol=1e-3)
+    assert made.shares()[-1] == pytest.approx(1.0, abs=1e-5)
+    assert torch.allclose(separable.joined(*separable.by_weights(weight, full)), weight, atol=1e-8)
+    few = separable.separate(weight, xx, 3)
+    vertical, horizontal = few.vertical, few.horizontal()
+    x = torch.nn.functional.pad(maps.double(), (2, 1, 1, 0))
+    between = torch.nn.functional.conv2d(x, vertical[..., None], stride=(2, 1))
+    out = torch.nn.functional.conv2d(between, horizontal[:, :, None], stride=(1, 3))
+    whole = torch.nn.functional.conv2d(x, separable.joined(vertical, horizontal), stride=(2, 3))
+    assert torch.allclose(out, whole, atol=1e-10)
 
 
 @pytest.mark.parametrize("rank", [1, 3, 6])

@@ -1,12 +1,11 @@
 """Distributes a reduction over layers. Each layer offers points (size, loss). The steps of all layers along
 the lower convex hulls of their points are taken in order of the loss per unit saved, least first."""
 
-import dataclasses
 import itertools
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from vgg_export.network import chain
+from vgg_export.network.chain import Chain
 
 
 class Point(NamedTuple):
@@ -33,8 +32,8 @@ def _slope(a: Point, b: Point) -> float:
     return (b.loss - a.loss) / max(1, a.size - b.size)
 
 
-def widths(plan: chain.Plan, curves: Mapping[str, Mapping[int, float]], bound: int) -> dict[str, int]:
-    """Widths of the convolutions for at most ``bound`` MACs of the whole plan, with a small sum of losses.
+def widths(chain: Chain, curves: Mapping[str, Mapping[int, float]], bound: int) -> dict[str, int]:
+    """Widths of the convolutions for at most ``bound`` MACs of the whole network, with a small sum of losses.
 
     What a filter costs to compute depends on the widths before and behind it, so a step's saving is that at
     the widths reached so far. The last step may save more than was asked; the surplus goes
@@ -52,20 +51,20 @@ def widths(plan: chain.Plan, curves: Mapping[str, Mapping[int, float]], bound: i
         for name, curve in curves.items()
     }
     chosen = {name: points.pop(0).choice for name, points in steps.items()}
-    while any(steps.values()) and (now := with_widths(plan, chosen).macs()) > bound:
+    while any(steps.values()) and (now := chain.with_widths(chosen).macs()) > bound:
         # the price of each layer's next step, at the widths that the others have now
         prices = {}
         for name, points in steps.items():
             if points:
-                saved = now - with_widths(plan, chosen | {name: points[0].choice}).macs()
+                saved = now - chain.with_widths(chosen | {name: points[0].choice}).macs()
                 prices[name] = (points[0].loss - curves[name][chosen[name]]) / saved
         name = min(prices, key=prices.__getitem__)
         chosen[name] = steps[name].pop(0).choice
-    return _exchanged(plan, curves, chosen, bound)
+    return _exchanged(chain, curves, chosen, bound)
 
 
 def _exchanged(
-    plan: chain.Plan, curves: Mapping[str, Mapping[int, float]], chosen: dict[str, int], bound: int
+    chain: Chain, curves: Mapping[str, Mapping[int, float]], chosen: dict[str, int], bound: int
 ) -> dict[str, int]:
     """Widen one layer by one step and narrow another (or none) by one, as long as that lowers the loss within
     the bound."""
@@ -87,7 +86,7 @@ def _exchanged(
         for gain, move in sorted(gains, key=lambda g: -g[0]):
             if gain <= 1e-12:
                 return chosen
-            if with_widths(plan, chosen | move).macs() <= bound:
+            if chain.with_widths(chosen | move).macs() <= bound:
                 chosen = chosen | move
                 break
         else:
@@ -96,13 +95,3 @@ def _exchanged(
 
 def _pairs(names: list[str]) -> list[tuple[str, str | None]]:
     return [(a, b) for a, b in itertools.product(names, [None, *names]) if a != b]
-
-
-def with_widths(plan: chain.Plan, chosen: Mapping[str, int]) -> chain.Plan:
-    """The plan with other widths of some convolutions."""
-    convs = plan.convs()
-    blocks = tuple(
-        tuple(chosen.get(name, width) for name, _, width in itertools.islice(convs, len(block)))
-        for block in plan.blocks
-    )
-    return dataclasses.replace(plan, blocks=blocks)

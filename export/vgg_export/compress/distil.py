@@ -2,8 +2,10 @@
 any.
 
 loss = T^2 KL(teacher || student) at temperature T (Hinton et al. 2015) + cross-entropy of the labelled
-pictures. Runs alone or under ``torchrun`` (DistributedDataParallel, gloo on CPU): each process then takes its
-share of every batch.
+pictures. Two classes of a single sigmoid are two classes as any others, whose cross-entropy is the binary
+one. A multi-label network learns its probabilities from the teacher alone: a folder names one of a picture's
+labels and says nothing of the others. Runs alone or under ``torchrun`` (DistributedDataParallel, gloo on
+CPU): each process then takes its share of every batch.
 
 The student is fitted on crops of the given pictures, and the teacher answers for the same crops (Beyer et al.
 2022). A checkpoint that was trained on the whole pictures knows them by heart, so its answers for them say
@@ -38,10 +40,15 @@ from vgg_export.core.progress import Progress, Quiet
 from vgg_export.data.splits import Item, Splits
 from vgg_export.data.tensors import batches_of
 from vgg_export.network import checkpoint as checkpoints
+from vgg_export.network.chain import Chain
 from vgg_export.options import FinetuneOptions, as_json
+from vgg_runtime.bundle.input_spec import InputSpec
 from vgg_runtime.bundle.metrics import compare, loss_error_points
-from vgg_runtime.bundle.preprocess import for_input
+from vgg_runtime.bundle.outputs import MULTI_LABEL
 from vgg_runtime.records import AnyFloat, Record
+
+from . import stages
+from .divergence import alternatives, divergence
 
 if TYPE_CHECKING:
     import torch
@@ -204,18 +211,17 @@ def tune(
     """Train a student, and keep the start or the epoch that has the least loss on the selection set.
 
     Raises:
-        DataError: student and teacher have different numbers of classes.
+        DataError: student and teacher have different numbers or kinds of outputs.
+        OptionsError: the student has fewer stages than the one to train from.
     """
     import torch
 
-    if student.plan.classes != teacher.plan.classes:
-        raise DataError(
-            f"the student has {student.plan.classes} classes, the teacher {teacher.plan.classes}; expected"
-            " the same"
-        )
+    chain = student.chain
+    _ensure_same_outputs(chain, teacher.chain)
     torch.manual_seed(options.seed)
     network = student.model()
-    frozen, trained = _divide(network, options.train_from)
+    first = chain.site(stages.first_trained(chain, options.train_from))
+    frozen, trained = _divide(network, first.parts()[0].name)
     shown = progress if rank() == 0 else Quiet()
     with tempfile.TemporaryDirectory(prefix=".finetune.", dir=folder) as scratch:
         sets = {}
@@ -226,13 +232,13 @@ def tune(
         for name, items, limit, least_area in asked:
             chosen = choose.limit(items, [i.source for i in items], limit, options.seed)[rank() :: _world()]
             pictures = _Pictures(name, chosen, least_area, options.seed, options.batch, shown)
-            known = before = answers.read(pictures, teacher.plan.input_px) if answers else None
+            known = before = answers.read(pictures, teacher.chain.input) if answers else None
             # a teacher of another input size sees the pictures at its own size
-            if known is None and teacher.plan.input_px != student.plan.input_px:
+            if known is None and teacher.chain.input != chain.input:
                 known = _ask(pictures, teacher)
-            sets[name] = _cache(pictures, student.plan.input_px, frozen, teacher, known, Path(scratch) / name)
+            sets[name] = _cache(pictures, chain.input, frozen, teacher, known, Path(scratch) / name)
             if answers and before is None:
-                answers.write(pictures, teacher.plan.input_px, sets[name].teacher)
+                answers.write(pictures, teacher.chain.input, sets[name].teacher)
         losses, kept = _epochs(trained, sets["fitting"], sets["selection"], options, shown)
         loss, points, error = _lost(trained, sets["selection"], options.batch)
         images, select_images = (int(_total(len(sets[name].labels))) for name in ("fitting", "selection"))
@@ -244,7 +250,7 @@ def tune(
         else "fine-tuning did not help and was rolled back"
     )
     source = splits.after_fitting(student.provenance.then(words))
-    return checkpoints.Checkpoint(student.plan, tensors, student.labels, source), measured
+    return checkpoints.Checkpoint(chain, tensors, student.labels, source), measured
 
 
 def _epochs(
@@ -274,15 +280,29 @@ def _epochs(
     return losses, kept
 
 
-def _divide(network: "nn.Module", train_from: str) -> "tuple[nn.Sequential, nn.Sequential]":
-    """The layers before the first trained block, whose weights do not change, and the other layers. Both
-    share the network's tensors."""
+def _ensure_same_outputs(student: Chain, teacher: Chain) -> None:
+    """Make sure that the logits of two networks can be compared."""
+    if student.classes != teacher.classes:
+        raise DataError(
+            f"the student has {student.classes} classes, the teacher {teacher.classes}; expected the same"
+        )
+    if student.output != teacher.output:
+        raise DataError(
+            f"the student's outputs are {student.output!r}, the teacher's {teacher.output!r}; expected the"
+            " same"
+        )
+
+
+def _divide(network: "nn.Module", first: str) -> "tuple[nn.Sequential, nn.Sequential]":
+    """The layers before ``first``, whose weights do not change, and the others from it on. Both share the
+    network's tensors."""
     import torch
 
     layers = list(network.named_children())
-    first = next(k for k, (name, _) in enumerate(layers) if name.startswith(train_from))
+    # a convolution whose sides are padded differently has its padding before it
+    start = next(k for k, (name, _) in enumerate(layers) if name in (first, f"{first}_padding"))
     frozen, trained = (
-        torch.nn.Sequential(*(layer for _, layer in part)) for part in (layers[:first], layers[first:])
+        torch.nn.Sequential(*(layer for _, layer in part)) for part in (layers[:start], layers[start:])
     )
     frozen.requires_grad_(requires_grad=False)
     return frozen, trained
@@ -291,12 +311,13 @@ def _divide(network: "nn.Module", train_from: str) -> "tuple[nn.Sequential, nn.S
 @dataclasses.dataclass(frozen=True)
 class _Cached:
     """The outputs of the frozen layers and of the teacher for this process's pictures: features [n, ...] on
-    disk, logits [n, classes], and labels [n], -1 where unknown. They do not change while the deeper blocks
-    train, so each is computed once."""
+    disk, logits [n, units], and labels [n], -1 where unknown. They do not change while the deeper stages
+    train, so each is computed once. ``output``: the meaning of the logits."""
 
     features: npt.NDArray[np.float32]
     teacher: "torch.Tensor"
     labels: "torch.Tensor"
+    output: str
 
     def batch(self, rows: Sequence[int]) -> "tuple[torch.Tensor, torch.Tensor, torch.Tensor]":
         import torch
@@ -317,8 +338,8 @@ class _Pictures:
     progress: Progress
 
     @contextlib.contextmanager
-    def batches(self, px: int, doing: str) -> "Iterator[Iterator[tuple[torch.Tensor, torch.Tensor]]]":
-        """Pairs of pictures [n, 3, px, px] and labels [n]. The pictures are channels-last, which makes
+    def batches(self, spec: InputSpec, doing: str) -> "Iterator[Iterator[tuple[torch.Tensor, torch.Tensor]]]":
+        """Pairs of pictures [n, channels, px, px] and labels [n]. The pictures are channels-last, which makes
         torch's CPU convolutions three times as fast (measured here)."""
         import torch
 
@@ -326,7 +347,7 @@ class _Pictures:
 
             def shown() -> "Iterator[tuple[torch.Tensor, torch.Tensor]]":
                 for x, y in torch.utils.data.DataLoader(
-                    batches_of(self.items, for_input(px), self.least_area, self.seed), self.batch
+                    batches_of(self.items, spec, self.least_area, self.seed), self.batch
                 ):
                     yield x.contiguous(memory_format=torch.channels_last), y
                     task.advance(len(x))
@@ -341,11 +362,11 @@ class Answers:
     def __init__(self, folder: Path, teacher_sha256: str) -> None:
         self._folder, self._teacher = folder, teacher_sha256
 
-    def _path(self, of: "_Pictures", px: int) -> Path:
+    def _path(self, of: "_Pictures", spec: InputSpec) -> Path:
         asked = json.dumps(
             [
                 self._teacher,
-                px,
+                spec.to_json(),
                 of.least_area,
                 of.seed,
                 cache.versions(),
@@ -355,24 +376,24 @@ class Answers:
         )
         return self._folder / f"answers-{hashlib.sha256(asked.encode()).hexdigest()[:16]}.npy"
 
-    def read(self, of: "_Pictures", px: int) -> "torch.Tensor | None":
-        """The logits [n, classes], or None when they are not known."""
+    def read(self, of: "_Pictures", spec: InputSpec) -> "torch.Tensor | None":
+        """The logits [n, units], or None when they are not known."""
         import torch
 
         try:
-            found: npt.NDArray[np.float32] = np.load(self._path(of, px), allow_pickle=False)
+            found: npt.NDArray[np.float32] = np.load(self._path(of, spec), allow_pickle=False)
         except (OSError, ValueError):
             return None  # not there or damaged: the teacher is asked again
         return torch.from_numpy(found) if len(found) == len(of.items) else None
 
-    def write(self, of: "_Pictures", px: int, logits: "torch.Tensor") -> None:
-        with atomic_file(self._path(of, px)) as temporary, temporary.open("wb") as file:
+    def write(self, of: "_Pictures", spec: InputSpec, logits: "torch.Tensor") -> None:
+        with atomic_file(self._path(of, spec)) as temporary, temporary.open("wb") as file:
             np.save(file, logits.numpy())
 
 
 def _cache(
     pictures: _Pictures,
-    px: int,
+    spec: InputSpec,
     frozen: "nn.Sequential",
     teacher: checkpoints.Checkpoint,
     known: "torch.Tensor | None",
@@ -382,14 +403,14 @@ def _cache(
     import torch
 
     reference, frozen = (n.to(memory_format=torch.channels_last) for n in (teacher.model(), frozen))
-    # pruning does not change the first blocks, so they are computed once for student and teacher
+    # pruning does not change the first stages, so they are computed once for student and teacher
     shared = _begins_with(reference, frozen)
     if shared:
         reference = reference[len(frozen) :]
     features: npt.NDArray[np.float32] | None = None
     logits, labels, done = [], [], 0
     doing = "asking the teacher" if known is None else "computing features"
-    with torch.inference_mode(), pictures.batches(px, doing) as batches:
+    with torch.inference_mode(), pictures.batches(spec, doing) as batches:
         for x, y in batches:
             seen = frozen(x)
             found = seen.contiguous().numpy()
@@ -405,38 +426,42 @@ def _cache(
             f"process {rank()} of {_world()} has no {pictures.name} pictures; use fewer processes or more"
             " pictures"
         )
-    return _Cached(features, torch.cat(logits).clone() if known is None else known, torch.cat(labels))
+    answers = torch.cat(logits).clone() if known is None else known
+    return _Cached(features, answers, torch.cat(labels), teacher.chain.output)
 
 
 def _ask(pictures: _Pictures, teacher: checkpoints.Checkpoint) -> "torch.Tensor":
-    """The teacher's logits [n, classes] at its own input size."""
+    """The teacher's logits [n, units] at its own input size."""
     import torch
 
     network = teacher.model().to(memory_format=torch.channels_last)
-    with torch.inference_mode(), pictures.batches(teacher.plan.input_px, "asking the teacher") as batches:
+    with torch.inference_mode(), pictures.batches(teacher.chain.input, "asking the teacher") as batches:
         logits = [network(x) for x, _ in batches]
-    return torch.cat(logits).clone() if logits else torch.zeros(0, teacher.plan.classes)
+    return torch.cat(logits).clone() if logits else torch.zeros(0, teacher.chain.units)
 
 
 def _begins_with(network: "nn.Sequential", layers: "nn.Sequential") -> bool:
     """Whether the first layers of a network are equal to these, to the last bit."""
     import torch
 
-    wanted, found = layers.state_dict().values(), network[: len(layers)].state_dict().values()
-    return len(wanted) == len(found) and all(torch.equal(a, b) for a, b in zip(wanted, found, strict=True))
+    begins = network[: len(layers)]
+    if [repr(layer) for layer in begins] != [repr(layer) for layer in layers]:
+        return False
+    wanted, found = layers.state_dict().values(), begins.state_dict().values()
+    return all(torch.equal(a, b) for a, b in zip(wanted, found, strict=True))
 
 
 def distance(
-    logits: "torch.Tensor", teacher: "torch.Tensor", labels: "torch.Tensor", temperature: float
+    logits: "torch.Tensor", teacher: "torch.Tensor", labels: "torch.Tensor", temperature: float, output: str
 ) -> "torch.Tensor":
-    """Sum over a batch of T^2 KL(teacher || student) and, where labels are not -1, cross-entropy; logits are
-    [N, classes]."""
+    """Sum over a batch of T^2 KL(teacher || student) and, where labels are not -1 and a picture has one
+    class, cross-entropy; logits are [N, units], and mean ``output``."""
     from torch.nn import functional
 
-    wanted, found = (teacher / temperature).log_softmax(1), (logits / temperature).log_softmax(1)
-    loss = temperature**2 * functional.kl_div(found, wanted, reduction="sum", log_target=True)
-    if (labels >= 0).any():
-        loss = loss + functional.cross_entropy(logits, labels, ignore_index=-1, reduction="sum")
+    loss = temperature**2 * divergence(logits, teacher, output, temperature)
+    if output != MULTI_LABEL and (labels >= 0).any():
+        classes = alternatives(logits, output)
+        loss = loss + functional.cross_entropy(classes, labels, ignore_index=-1, reduction="sum")
     return loss
 
 
@@ -480,7 +505,7 @@ def _train_epoch(
     with progress.task(f"fine-tuning, epoch {epoch} of {options.epochs}", steps) as task:
         for step in range(steps):
             x, teacher, labels = cached.batch(order[step * per_process : (step + 1) * per_process])
-            loss = distance(tail(x), teacher, labels, options.temperature) / len(labels)
+            loss = distance(tail(x), teacher, labels, options.temperature, cached.output) / len(labels)
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
@@ -496,7 +521,7 @@ def _selection_loss(trained: "nn.Module", cached: _Cached, options: FinetuneOpti
     with torch.inference_mode():
         for start in range(0, len(cached.labels), options.batch):
             x, teacher, labels = cached.batch(range(start, min(start + options.batch, len(cached.labels))))
-            total += float(distance(trained(x), teacher, labels, options.temperature))
+            total += float(distance(trained(x), teacher, labels, options.temperature, cached.output))
     return _total(total) / _total(len(cached.labels))
 
 
@@ -511,12 +536,12 @@ def _lost(trained: "nn.Module", cached: _Cached, batch: int) -> tuple[Loss, floa
             trained(cached.batch(range(start, min(start + batch, len(cached.labels))))[0])
             for start in range(0, len(cached.labels), batch)
         ]
-    found = compare(torch.cat(said).numpy(), cached.teacher.numpy(), cached.labels.numpy())
-    n, same = int(_total(found.n)), _total(int(found.same.sum()))
-    labelled, divergence = int(_total(len(found.lost))), _total(float(found.divergence.sum()))
-    lost, changed = _total(int(found.lost.sum())), _total(int((found.lost**2).sum()))
-    counted, total, squares = (labelled, lost, changed) if labelled else (n, n - same, n - same)
-    loss = Loss(same / n, divergence / n, n, "the checkpoint")
+    found = compare(torch.cat(said).numpy(), cached.teacher.numpy(), cached.labels.numpy(), cached.output)
+    n, labelled = int(_total(found.n)), int(_total(len(found.lost)))
+    differing, kl = (_total(float(each.sum())) for each in (found.differing, found.divergence))
+    counted, each = (labelled, found.lost) if labelled else (n, found.differing)
+    total, squares = _total(float(each.sum())), _total(float((each**2).sum()))
+    loss = Loss((n - differing) / n, kl / n, n, "the checkpoint")
     return loss, 100 * total / counted, loss_error_points(total, squares, counted)
 
 

@@ -1,6 +1,7 @@
-"""Factorised layers. A 3x3 convolution becomes a 3x1 and a 1x3 convolution, or a 3x3 convolution of fewer
-filters and a 1x1 convolution; a fully connected layer becomes two thinner ones. ``reconstruct`` fits them in
-closed form to the outputs of the original on a few hundred pictures without labels.
+"""Factorised layers. A convolution becomes one of a single column and one of a single row (3x3: 3x1 and 1x3),
+or one of fewer filters and a 1x1 convolution; a fully connected layer becomes two thinner ones.
+``reconstruct`` fits them in closed form to the outputs of the original on a few hundred pictures without
+labels.
 
 The forms and ranks of the convolutions follow from a sensitivity table: the share of the variance of a
 layer's outputs that each form keeps at each rank. The product of these shares is kept as large as a bound on
@@ -13,7 +14,7 @@ import json
 import logging
 import math
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -23,10 +24,9 @@ from vgg_export.core.losses import Loss
 from vgg_export.core.progress import Progress
 from vgg_export.data.splits import Item, Splits, fit_and_held
 from vgg_export.data.tensors import stacked
-from vgg_export.network import chain
 from vgg_export.network import checkpoint as checkpoints
+from vgg_export.network.chain import Chain, Change, Conv, Factor, Site, sizes, sizes_in_words
 from vgg_export.options import FactoriseOptions, as_json
-from vgg_runtime.bundle.preprocess import for_input
 from vgg_runtime.records import Record
 
 from . import allocate, feature_maps, least_squares, reconstruct, separable
@@ -37,7 +37,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 Table = dict[str, dict[str, list[float]]]  # shares of variance at rank 1, 2, ..., by layer and form
-CONV_FORMS = ("channel", "spatial")
 TABLE_PICTURES = 64  # for the sensitivity table, which needs fewer than the fit
 TABLE_PLACES = 256  # sampled places of each picture
 
@@ -48,9 +47,9 @@ class Factorised(Record):
     ``images`` pictures. ``losses``: the loss on ``held_images`` pictures, with the truncated weights and with
     the fitted ones."""
 
-    plan: chain.Plan
-    parameters: chain.Change
-    macs: chain.Change
+    chain: Chain
+    parameters: Change
+    macs: Change
     images: int
     held_images: int
     table: dict[str, dict[str, dict[str, float]]]
@@ -70,7 +69,7 @@ def run(
     progress: Progress,
     tables: Path | None = None,
 ) -> cache.Artifact:
-    """Factorise a checkpoint file; the sidecar holds the plan, the sensitivity table, how each layer was
+    """Factorise a checkpoint file; the sidecar holds the chain, the sensitivity table, how each layer was
     fitted and what was lost.
 
     ``tables``: a folder where the sensitivity table is kept. The table does not depend on the strength.
@@ -88,7 +87,7 @@ def run(
             made, measured = factorise(original, fit, held, options, Parts(parts, kept, checkpoint), progress)
         source = splits.after_fitting(made.provenance)
         checkpoints.save(dataclasses.replace(made, provenance=source), path)
-        log.info("factorised %s", chain.sizes_in_words(original.plan, made.plan))
+        log.info("factorised %s", sizes_in_words(original.chain, made.chain))
         if losses := measured.losses:
             words = ", ".join(f"{100 * loss.agreement:.1f} % {name}" for name, loss in losses.items())
             log.info("agreement with the original on %d held-out pictures: %s", len(held), words)
@@ -121,35 +120,37 @@ def factorise(
         OptionsError: the checkpoint is factorised already, or a rank that was asked for saves nothing.
         NothingToGainError: as ``choose_ranks``.
     """
-    if original.plan.factors:
+    chain = original.chain
+    if chain.factorised:
         raise OptionsError("the checkpoint is factorised already; give the one that it was made from")
     # an impossible request fails before any picture is read: here each rank keeps the whole variance
     choose_ranks(
-        original.plan,
-        {name: dict.fromkeys(CONV_FORMS, [1.0] * 3 * n) for name, _, n in original.plan.convs()},
+        chain,
+        {
+            site.name: dict.fromkeys(forms, [1.0] * site.layer.outputs * max(kernel))
+            for site, kernel, forms in _forms(chain)
+        },
         options,
     )
-    pictures = feature_maps.Pictures(
-        *(stacked(items, for_input(original.plan.input_px)) for items in (fit, held))
-    )
+    pictures = feature_maps.Pictures(*(stacked(items, chain.input) for items in (fit, held)))
     with tempfile.TemporaryDirectory(prefix=".factorise.", dir=parts.layers) as folder:
         table = _kept_table(
             original, [i.sha256 for i in fit[:TABLE_PICTURES]], pictures, parts, Path(folder), progress
         )
-        plan = choose_ranks(original.plan, table, options)
-        cut = truncated(original, plan)
+        smaller = choose_ranks(chain, table, options)
+        cut = truncated(original, smaller)
         tensors, fits = cut, list[reconstruct.Fit]()
         if fitted := options.repair and original.has_knowledge:
-            problem = reconstruct.Problem(original, original.tensors, {}, plan)
+            problem = reconstruct.Problem(original, original.tensors, {}, smaller)
             tensors, fits = reconstruct.repair(
                 problem, pictures, reconstruct.Folders(Path(folder), parts.layers), progress
             )
     words = (
-        f"factorised to {plan.macs() / original.plan.macs():.0%} of the arithmetic and"
-        f" {plan.parameters() / original.plan.parameters():.0%}"
+        f"factorised to {smaller.macs() / chain.macs():.0%} of the arithmetic and"
+        f" {smaller.parameters() / chain.parameters():.0%}"
         f" of the parameters, " + (f"fitted on {len(fit)} pictures" if fitted else "not fitted")
     )
-    made = checkpoints.Checkpoint(plan, tensors, original.labels, original.provenance.then(words))
+    made = checkpoints.Checkpoint(smaller, tensors, original.labels, original.provenance.then(words))
     losses: dict[str, Loss] = {}
     if original.has_knowledge:
         with progress.task("measuring the loss of the factorising", None):
@@ -158,8 +159,8 @@ def factorise(
             )
             losses = {name: reconstruct.loss(original, left, pictures.held) for name, left in stages.items()}
     return made, Factorised(
-        plan,
-        *chain.sizes(original.plan, plan),
+        smaller,
+        *sizes(chain, smaller),
         images=len(fit),
         held_images=len(held),
         table={
@@ -175,14 +176,17 @@ def _at_ranks(shares: Sequence[float], multiple: int) -> dict[str, float]:
     return {str(rank): round(shares[rank - 1], 6) for rank in range(multiple, len(shares) + 1, multiple)}
 
 
-def truncated(original: checkpoints.Checkpoint, plan: chain.Plan) -> "dict[str, torch.Tensor]":
-    """The tensors of a plan whose factors come from the singular value decomposition of the weights, without
-    pictures."""
+def truncated(original: checkpoints.Checkpoint, chain: Chain) -> "dict[str, torch.Tensor]":
+    """The tensors of a chain whose factors come from the singular value decomposition of the original's
+    weights, without pictures."""
     import torch
 
     tensors = dict(original.tensors)
-    for factor in plan.factors:
-        weight, bias = tensors.pop(f"{factor.layer}.weight"), tensors.pop(f"{factor.layer}.bias")
+    for site in chain.sites:
+        if not (factor := site.layer.factor):
+            continue
+        name = site.name
+        weight, bias = tensors.pop(f"{name}.weight"), tensors.pop(f"{name}.bias")
         if factor.kind == "spatial":
             vertical, horizontal = separable.by_weights(weight, factor.rank)
             reduce, expand = vertical[..., None], horizontal[:, :, None]
@@ -193,11 +197,11 @@ def truncated(original: checkpoints.Checkpoint, plan: chain.Plan) -> "dict[str, 
             )
             reduce = (right * values)[:, : factor.rank].T.reshape(factor.rank, *weight.shape[1:])
             expand = left[:, : factor.rank].reshape(len(weight), factor.rank, *(1,) * (weight.dim() - 2))
-        tensors[f"{factor.layer}_reduce.weight"], tensors[f"{factor.layer}_expand.weight"] = (
+        tensors[f"{name}_reduce.weight"], tensors[f"{name}_expand.weight"] = (
             reduce.contiguous(),
             expand.contiguous(),
         )
-        tensors[f"{factor.layer}_expand.bias"] = bias
+        tensors[f"{name}_expand.bias"] = bias
     return tensors
 
 
@@ -227,48 +231,66 @@ def sensitivity(
     """For every convolution and form, the share of the variance of its outputs that rank 1, 2, ... keeps."""
     import torch
 
-    table: Table = {}
-    maps, names = feature_maps.Maps(pictures, scratch), [name for name, *_ in original.plan.convs()]
-    with torch.inference_mode(), progress.task("measuring the sensitivity of the layers", len(names)) as task:
-        for name in names:
-            table[name] = _shares(original.tensors[f"{name}.weight"].double(), _moments(maps, len(pictures)))
-            maps.advance(*feature_maps.forward(original.plan, name, original.tensors))
+    chain, tensors, table = original.chain, original.tensors, Table()
+    maps = feature_maps.begun(chain, pictures, tensors, scratch)
+    with (
+        torch.inference_mode(),
+        progress.task("measuring the sensitivity of the layers", len(chain.convs)) as task,
+    ):
+        for site, _, forms in _forms(chain):
+            moments = _moments(maps, len(pictures), site)
+            table[site.name] = _shares(tensors[f"{site.name}.weight"].double(), moments, forms)
+            maps.advance(*feature_maps.forward(chain, site.name, tensors))
             task.advance()
     return table
 
 
-def _moments(maps: feature_maps.Maps, count: int) -> "torch.Tensor":
-    """Centred second moments [9 c, 9 c] of the 3x3 patches at some places of the pictures."""
+def _forms(chain: Chain) -> Iterator[tuple[Site, tuple[int, int], tuple[str, ...]]]:
+    """Every convolution with its kernel and the forms that it can take: a kernel of one row or column has no
+    spatial form."""
+    for site in chain.convs:
+        assert isinstance(site.layer, Conv)
+        kernel = site.layer.kernel
+        yield site, kernel, ("channel", "spatial") if min(kernel) > 1 else ("channel",)
+
+
+def _moments(maps: feature_maps.Maps, count: int, site: Site) -> "torch.Tensor":
+    """Centred second moments [d, d] of the patches that a convolution sees at some places of the pictures; d
+    is channels * height * width of its kernel."""
     import torch
 
+    conv, area = site.layer, math.prod(site.outputs[1:])
+    assert isinstance(conv, Conv)
     generator, sums = torch.Generator().manual_seed(0), None
     for a in range(0, count, feature_maps.CHUNK):
         x = maps.read(a, min(a + feature_maps.CHUNK, count))
-        area = x.shape[2] * x.shape[3]
         places = torch.stack(
             [torch.randperm(area, generator=generator)[:TABLE_PLACES] for _ in range(len(x))]
         )
-        rows = feature_maps.patches(x, places)
+        rows = feature_maps.patches(x, places, conv)
         sums = sums or least_squares.Sums(rows.shape[1], 1)
         sums.add(rows, rows[:, :1])
     assert sums is not None  # there are pictures
     return sums.moments().xx
 
 
-def _shares(weight: "torch.Tensor", xx: "torch.Tensor") -> dict[str, list[float]]:
+def _shares(weight: "torch.Tensor", xx: "torch.Tensor", forms: tuple[str, ...]) -> dict[str, list[float]]:
     """By form, the share of the variance of a convolution's outputs that rank 1, 2, ... keeps, up to the last
     rank that saves anything."""
     import torch
 
     flat = weight.flatten(1)
     values = torch.linalg.eigvalsh(flat @ xx @ flat.T).flip(0).clamp_min(0)
-    (n, c), made = weight.shape[:2], {"channel": (values.cumsum(0) / values.sum().clamp_min(1e-30)).tolist()}
-    made["spatial"] = separable.separate(weight, xx, max(1, 3 * c * n // (c + n))).shares()
+    made = {"channel": (values.cumsum(0) / values.sum().clamp_min(1e-30)).tolist()}
+    if "spatial" in forms:
+        n, c, height, width = weight.shape
+        most = height * width * c * n // (height * c + width * n)
+        made["spatial"] = separable.separate(weight, xx, max(1, most)).shares()
     return made
 
 
-def choose_ranks(plan: chain.Plan, table: Table, options: FactoriseOptions) -> chain.Plan:
-    """The plan with the convolutions' arithmetic at most ``conv_share`` of what it was, and the fully
+def choose_ranks(chain: Chain, table: Table, options: FactoriseOptions) -> Chain:
+    """The chain with the convolutions' arithmetic at most ``conv_share`` of what it was, and the fully
     connected ranks.
 
     Every convolution offers points (arithmetic, -log of the variance kept). On the lower convex hull of these
@@ -276,20 +298,33 @@ def choose_ranks(plan: chain.Plan, table: Table, options: FactoriseOptions) -> c
 
     Raises:
         NothingToGainError: the bound cannot be met, or nothing would become smaller.
-        OptionsError: a rank that was asked for saves nothing.
+        OptionsError: a rank that was asked for saves nothing, or there are more or fewer than layers for
+        them.
     """
-    full = {layer.name: layer.macs() for layer in plan.layers() if layer.kernel}
+    factors = _conv_factors(chain, table, options) | _linear_factors(chain, options)
+    smaller = chain.with_factors(factors)
+    if not factors or smaller.macs() >= chain.macs():
+        raise NothingToGainError(
+            f"factorising this {chain.family} to {options.conv_share:.0%} of its arithmetic does not make it"
+            " smaller"
+        )
+    return smaller
+
+
+def _conv_factors(chain: Chain, table: Table, options: FactoriseOptions) -> dict[str, Factor]:
+    """The factors of the convolutions for at most ``conv_share`` of their arithmetic."""
+    full = {site.name: _macs(site) for site in chain.convs}
     bound, total = options.conv_share * sum(full.values()), sum(full.values())
     steps = []
     for name, forms in table.items():
-        offers = _offers(plan, name, forms, options.multiple)
+        offers = _offers(chain.site(name), forms, options.multiple)
         points = [
             allocate.Point(full[name], 0.0, -1),
             *(allocate.Point(macs, loss, k) for k, (macs, loss, _) in enumerate(offers)),
         ]
         for (more, better, _), (less, worse, k) in itertools.pairwise(allocate.hull(points)):
             steps.append(((worse - better) / (more - less), more - less, name, offers[k].factor))
-    chosen: dict[str, chain.Factor] = {}
+    chosen: dict[str, Factor] = {}
     for _, saved, name, factor in sorted(steps, key=lambda step: step[:3]):
         if total <= bound:
             break
@@ -301,22 +336,22 @@ def choose_ranks(plan: chain.Plan, table: Table, options: FactoriseOptions) -> c
             " ranks in multiples of"
             f" {options.multiple}; the least is {total / sum(full.values()):.0%}: use a larger --conv-share"
         )
-    factors = [chosen[name] for name, *_ in plan.convs() if name in chosen]
-    for (name, c, n), rank in zip(plan.linears(), fc_ranks(plan, options), strict=False):
+    return chosen
+
+
+def _linear_factors(chain: Chain, options: FactoriseOptions) -> dict[str, Factor]:
+    """The factors of the fully connected layers but the last, where they save anything."""
+    sites, factors = chain.linears[:-1], {}
+    for site, rank in zip(sites, fc_ranks(chain, options), strict=True):
+        c, n = site.channels, site.layer.outputs
         if rank * (c + n) < c * n:
-            factors.append(chain.Factor(name, "linear", rank))
+            factors[site.name] = Factor("linear", rank)
         elif options.fc_ranks:
             raise OptionsError(
-                f"--fc-ranks: rank {rank} saves nothing in {name}, which is {c} x {n}; use a rank of"
+                f"--fc-ranks: rank {rank} saves nothing in {site.name}, which is {c} x {n}; use a rank of"
                 f" at most {(c * n - 1) // (c + n)}"
             )
-    smaller = dataclasses.replace(plan, factors=tuple(factors))
-    if not factors or smaller.macs() >= plan.macs():
-        raise NothingToGainError(
-            f"factorising this {plan.family} to {options.conv_share:.0%} of its arithmetic does not make it"
-            " smaller"
-        )
-    return smaller
+    return factors
 
 
 class Offer(NamedTuple):
@@ -324,31 +359,43 @@ class Offer(NamedTuple):
 
     macs: int
     loss: float
-    factor: chain.Factor
+    factor: Factor
 
 
-def _offers(plan: chain.Plan, name: str, forms: dict[str, list[float]], multiple: int) -> list[Offer]:
+def _offers(site: Site, forms: dict[str, list[float]], multiple: int) -> list[Offer]:
     """The forms and ranks of a convolution that save anything."""
-    layer = next(layer for layer in plan.layers() if layer.name == name)
     found = []
     for kind, shares in forms.items():
         for rank in range(multiple, len(shares) + 1, multiple):
-            factor = chain.Factor(name, kind, rank)
-            parts = dataclasses.replace(plan, factors=(factor,)).parts(
-                name, layer.inputs, layer.outputs, layer.side_px
-            )
-            macs = sum(part.macs() for part in parts)
-            if macs < layer.macs():
+            factor = Factor(kind, rank)
+            macs = _macs(site.made_of(factor))
+            if macs < _macs(site):
                 found.append(Offer(macs, -math.log(max(shares[rank - 1], 1e-12)), factor))
     return found
 
 
-def fc_ranks(plan: chain.Plan, options: FactoriseOptions) -> tuple[int, int]:
-    """Ranks of fc1 and fc2: as asked for, or a sixteenth and a thirty-second of the width, more where there
-    are many classes."""
-    if options.fc_ranks:
-        return options.fc_ranks
-    first = max(plan.hidden[0] // 16, min(plan.classes, plan.hidden[0] // 8))
-    second = max(plan.hidden[1] // 32, min(plan.classes // 2, plan.hidden[1] // 16))
-    up = options.multiple
-    return up * math.ceil(options.fc_share * first / up), up * math.ceil(options.fc_share * second / up)
+def _macs(site: Site) -> int:
+    return sum(part.macs() for part in site.parts())
+
+
+def fc_ranks(chain: Chain, options: FactoriseOptions) -> tuple[int, ...]:
+    """The ranks of all fully connected layers but the last: as asked for, or of the first a sixteenth of its
+    width and of the others a thirty-second, more where there are many outputs.
+
+    Raises:
+        OptionsError: another number of ranks was asked for.
+    """
+    sites, asked = chain.linears[:-1], options.fc_ranks
+    if asked and len(asked) != len(sites):
+        raise OptionsError(
+            f"--fc-ranks gives {','.join(map(str, asked))}, but the network has {len(sites)} fully connected"
+            f" layer{'' if len(sites) == 1 else 's'} before its last; expected one rank for each"
+        )
+    return asked or tuple(_fc_rank(site, chain.units, options, first=not k) for k, site in enumerate(sites))
+
+
+def _fc_rank(site: Site, units: int, options: FactoriseOptions, *, first: bool) -> int:
+    """The default rank of a fully connected layer."""
+    by, width = (1 if first else 2), site.layer.outputs
+    rank = max(1, width // (16 * by), min(units // by, width // (8 * by)))
+    return options.multiple * math.ceil(options.fc_share * rank / options.multiple)

@@ -3,16 +3,19 @@
 import dataclasses
 import math
 import tempfile
-from collections.abc import Callable
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vgg_export.network import chain
+from vgg_export.network.chain import Chain, Conv
+from vgg_runtime.bundle.input_spec import GREY, InputSpec, for_input
+
+from . import layers
 
 if TYPE_CHECKING:
     import torch
 
-    Step = Callable[[torch.Tensor], torch.Tensor]
+    from .layers import Step
 
 
 CHUNK = 8  # pictures at a time
@@ -21,47 +24,40 @@ KEPT_BYTES = 4_000_000  # a map larger than this per picture is computed again i
 
 @dataclasses.dataclass(frozen=True)
 class Pictures:
-    """Pictures as tensors [N, 3, px, px]. ``fit``: layers are fitted on them; ``held``: they choose lambda
-    and measure."""
+    """Pictures as tensors [N, channels, px, px]. ``fit``: layers are fitted on them; ``held``: they choose
+    lambda and measure."""
 
     fit: "torch.Tensor"
     held: "torch.Tensor"
 
 
-def forward(plan: chain.Plan, name: str, tensors: "dict[str, torch.Tensor]") -> "tuple[Step, int]":
-    """The step from a layer's input to the next layer's input, with ReLU, pooling and flattening, and the
-    bytes per picture of its output."""
+def forward(chain: Chain, name: str, tensors: "Mapping[str, torch.Tensor]") -> "tuple[Step, int]":
+    """The step from a layer's input to the next layer's input, with its activation, pooling and flattening,
+    and the bytes per picture of its output."""
     import torch
-    from torch.nn import functional
 
-    (b, last_in_block), (n, side) = _place(plan, name)
-    parts = plan.parts(name, 0, n, side)
+    site = chain.site(name)
+    parts, rest = site.parts(), layers.behind(site, tensors)
 
     def step(x: torch.Tensor) -> torch.Tensor:
         for part in parts:
-            weight, bias = tensors[f"{part.name}.weight"], tensors.get(f"{part.name}.bias")
-            if weight.dim() == 4:
+            if part.kernel:
                 # channels-last is what torch's CPU convolutions are fast at
                 x = x.contiguous(memory_format=torch.channels_last)
-                x = functional.conv2d(x, weight, bias, padding=(weight.shape[2] // 2, weight.shape[3] // 2))
-            else:
-                x = functional.linear(x, weight, bias)
-        x = x if name == "fc3" else x.relu_()
-        if last_in_block:
-            x = functional.max_pool2d(x, 2)
-        return x.flatten(1) if last_in_block and b == len(plan.blocks) else x
+            x = layers.weighted(part, x, tensors[f"{part.name}.weight"], tensors.get(f"{part.name}.bias"))
+        return rest(x)
 
-    out_side = side // 2 if last_in_block else side
-    return step, 4 * n * out_side**2
+    return step, 4 * math.prod(site.gives)
 
 
-def _place(plan: chain.Plan, name: str) -> tuple[tuple[int, bool], tuple[int, int]]:
-    """The block number of a layer (0: fully connected) and whether a pool follows it; its number of outputs
-    and the side of its map."""
-    if name.startswith("fc"):
-        return (0, False), (next(n for known, _, n in plan.linears() if known == name), 1)
-    b, j = (int(part) for part in name.removeprefix("conv").split("_"))
-    return (b, j == len(plan.blocks[b - 1])), (plan.blocks[b - 1][j - 1], plan.input_px // 2 ** (b - 1))
+def begun(
+    chain: Chain, pictures: "torch.Tensor", tensors: "Mapping[str, torch.Tensor]", scratch: Path
+) -> "Maps":
+    """The maps that the first convolution or fully connected layer reads."""
+    maps = Maps(pictures, scratch)
+    if step := layers.before_first(chain, tensors):
+        maps.advance(step, 4 * math.prod(chain.sites[0].inputs))
+    return maps
 
 
 class Maps:
@@ -78,8 +74,8 @@ class Maps:
         return Maps(self._stored, self._scratch, self._steps)
 
     def read(self, a: int, b: int) -> "torch.Tensor":
-        """The maps of the pictures from a to b: [b - a, channels, side, side], or [b - a, inputs] behind the
-        flattening."""
+        """The maps of the pictures from a to b: [b - a, channels, height, width], or [b - a, inputs] behind
+        the flattening."""
         x = self._stored[a:b]
         for step in self._steps:
             x = step(x)
@@ -122,34 +118,57 @@ class _Stored:
         return torch.frombuffer(content, dtype=torch.float32).view(-1, *self._shape)
 
 
-def patches(maps: "torch.Tensor", places: "torch.Tensor") -> "torch.Tensor":
-    """The 3x3 patches [N * P, C * 9] around places [N, P] (row * side + column) in maps [N, C, H, W], zero
-    outside."""
+def patches(maps: "torch.Tensor", places: "torch.Tensor", conv: Conv) -> "torch.Tensor":
+    """The patches [N * P, C * height * width] that a convolution of maps [N, C, H, W] sees at ``places`` [N,
+    P] (row * columns + column) of its output; zero outside."""
     import torch
 
     n, channels, _, width = maps.shape
-    padded = torch.nn.functional.pad(maps, (1, 1, 1, 1)).flatten(2)
-    corner = places // width * (width + 2) + places % width
+    (height, across), (down, right) = conv.kernel, conv.stride
+    top, before, bottom, behind = conv.padding
+    padded = torch.nn.functional.pad(maps, (before, behind, top, bottom)).flatten(2)
+    row = before + width + behind
+    columns = (row - across) // right + 1
+    corner = places // columns * (down * row) + places % columns * right
     taps = [
-        padded.gather(2, (corner + dy * (width + 2) + dx)[:, None].expand(n, channels, -1))
-        for dy in range(3)
-        for dx in range(3)
+        padded.gather(2, (corner + dy * row + dx)[:, None].expand(n, channels, -1))
+        for dy in range(height)
+        for dx in range(across)
     ]
-    return torch.stack(taps, 2).permute(0, 3, 1, 2).reshape(-1, channels * 9)
+    return torch.stack(taps, 2).permute(0, 3, 1, 2).reshape(-1, channels * height * across)
 
 
-def noise(count: int, px: int, seed: int) -> Pictures:
-    """Normalised noise in place of pictures, with the spectrum of photographs: the amplitude falls with the
-    frequency (1/f). A fifth of the images chooses; the others fit."""
+def noise(count: int, spec: InputSpec, seed: int) -> Pictures:
+    """Noise in place of pictures, with the spectrum of photographs: the amplitude falls with the frequency
+    (1/f). Its values have the mean and deviation of photographs, normalised as the network wants them. A
+    fifth of the images chooses; the others fit."""
     import torch
 
-    generator = torch.Generator().manual_seed(seed)
+    generator, (channels, px) = torch.Generator().manual_seed(seed), (spec.channels, spec.px)
     frequency = torch.fft.fftfreq(px)[:, None].square() + torch.fft.rfftfreq(px).square()
     spectrum = torch.fft.rfft2(
-        torch.randn(count, 3, px, px, generator=generator)
+        torch.randn(count, channels, px, px, generator=generator)
     ) / frequency.sqrt().clamp_min(1 / px)
-    grey = spectrum.mean(1, keepdim=True) * 3**0.5  # photographs are mostly grey
+    grey = spectrum.mean(1, keepdim=True) * channels**0.5  # photographs are mostly grey
     maps = torch.fft.irfft2(0.3 * spectrum + 0.7 * grey, s=(px, px))
     maps = (maps - maps.mean((2, 3), keepdim=True)) / maps.std((1, 2, 3), keepdim=True)
-    maps = maps + 0.5 * torch.randn(count, 3, 1, 1, generator=generator)
+    maps = maps + 0.5 * torch.randn(count, channels, 1, 1, generator=generator)
+    scale, shift = _normalisation(spec)
+    maps = maps * scale + shift
     return Pictures(maps[count // 5 :], maps[: count // 5])
+
+
+def _normalisation(spec: InputSpec) -> "tuple[torch.Tensor, torch.Tensor]":
+    """Scale and shift [channels, 1, 1] that make values normalised with ImageNet's statistics those that a
+    network reads: 1 and 0 where it uses these."""
+    import torch
+
+    usual = for_input(spec.px)
+    mean, std = list(usual.mean), list(usual.std)
+    if spec.channels == GREY:
+        mean, std = [sum(mean) / len(mean)], [sum(std) / len(std)]
+    elif spec.bgr:
+        mean, std = mean[::-1], std[::-1]
+    scale = [known / own for known, own in zip(std, spec.std, strict=True)]
+    shift = [(known - own) / by for known, own, by in zip(mean, spec.mean, spec.std, strict=True)]
+    return torch.tensor(scale).view(-1, 1, 1), torch.tensor(shift).view(-1, 1, 1)

@@ -6,6 +6,11 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from vgg_export.network import checkpoint as checkpoints
+from vgg_export.network.chain import Site
+from vgg_runtime.bundle.outputs import SOFTMAX
+
+from . import layers
+from .divergence import divergence
 
 if TYPE_CHECKING:
     import torch
@@ -146,21 +151,15 @@ def ridge_by_picture(start: "torch.Tensor", x: Centred, y: Centred) -> "tuple[to
 @dataclasses.dataclass(frozen=True)
 class Behind:
     """Judges a fully connected layer's outputs by the logits that the original's later layers compute from
-    them. ``said`` [N, n]: the original layer's outputs on the held-out pictures."""
+    them. ``said`` [N, n]: the original layer's outputs on the held-out pictures, before its activation."""
 
     original: checkpoints.Checkpoint
     layer: str
     said: "torch.Tensor"
 
     def logits(self, outputs: "torch.Tensor") -> "torch.Tensor":
-        """The logits [N, classes] from outputs [N, n] before the ReLU."""
-        from torch.nn.functional import linear, relu
-
-        for name in _later(self.layer):
-            outputs = linear(
-                relu(outputs), *(self.original.tensors[f"{name}.{part}"] for part in ("weight", "bias"))
-            )
-        return outputs
+        """The logits [N, units] from outputs [N, n] before the activation."""
+        return layers.logits_of(self.original.chain, self.layer, self.original.tensors)(outputs)
 
     def error(self, outputs: "torch.Tensor") -> float:
         """The squared distance of the logits from the original's, as a share of the variance of these."""
@@ -171,37 +170,49 @@ class Behind:
         )
 
     def divergence(self, outputs: "torch.Tensor") -> float:
-        """The mean KL from the original's class probabilities, in nats."""
-        from torch.nn.functional import kl_div
-
-        found, wanted = (self.logits(of).log_softmax(1) for of in (outputs, self.said))
-        return float(kl_div(found, wanted, reduction="batchmean", log_target=True))
-
-
-def _later(layer: str) -> tuple[str, ...]:
-    """The fully connected layers behind one."""
-    names = ("fc1", "fc2", "fc3")
-    return names[names.index(layer) + 1 :]
+        """The mean KL from the original's probabilities, in nats."""
+        found, wanted = (self.logits(of) for of in (outputs, self.said))
+        return float(divergence(found, wanted, self.original.chain.output) / len(found))
 
 
 def important(original: checkpoints.Checkpoint, layer: str, said: "torch.Tensor") -> "torch.Tensor":
     """Directions [m, n] in which the logits are sensitive to a fully connected layer's outputs ``said`` [N,
-    n] before the ReLU: the gradients, at each picture, of random combinations of the centred logits (their
-    second moments are what a change of the outputs does to the logits, to first order)."""
+    n] before the activation: the gradients, at each picture, of random combinations of the logits (their
+    second moments are what a change of the outputs does to the logits, to first order). Logits that a softmax
+    follows are centred, because it leaves out what they have in common."""
     import torch
 
-    tensors = original.tensors
-    alive, x = [said > 0], said.relu()
-    for name in _later(layer)[:-1]:
-        x = torch.nn.functional.linear(x, tensors[f"{name}.weight"], tensors[f"{name}.bias"])
-        alive.append(x > 0)
-        x = x.relu()
+    chain, tensors = original.chain, original.tensors
+    places = [site.name for site in chain.linears]
+    sites = chain.linears[places.index(layer) :]
+    slopes, x = [], said
+    for k, site in enumerate(sites):
+        if k:
+            x = torch.nn.functional.linear(x, tensors[f"{site.name}.weight"], tensors[f"{site.name}.bias"])
+        x, slope = _with_slope(site, tensors, x)
+        slopes.append(slope)
     generator = torch.Generator().manual_seed(0)
-    rows = torch.randn(len(said), COMBINATIONS, original.plan.classes, generator=generator)
-    rows -= rows.mean(2, keepdim=True)
-    for name, mask in zip(_later(layer)[::-1], alive[::-1], strict=True):
-        rows = rows @ tensors[f"{name}.weight"] * mask[:, None]
+    rows = torch.randn(len(said), COMBINATIONS, chain.units, generator=generator)
+    if chain.output == SOFTMAX:
+        rows -= rows.mean(2, keepdim=True)
+    rows *= slopes[-1][:, None]
+    for site, slope in zip(sites[:0:-1], slopes[-2::-1], strict=True):
+        rows = rows @ tensors[f"{site.name}.weight"] * slope[:, None]
     return rows.flatten(0, 1)
+
+
+def _with_slope(
+    site: Site, tensors: "dict[str, torch.Tensor]", x: "torch.Tensor"
+) -> "tuple[torch.Tensor, torch.Tensor]":
+    """What follows a fully connected layer, of its outputs x [N, n], and the derivative there, both [N, n].
+    All that can follow one treats each feature by itself."""
+    import torch
+
+    with torch.inference_mode(mode=False), torch.enable_grad():
+        start = x.clone().requires_grad_(True)
+        made = layers.behind(site, tensors)(start.clone())
+        (slope,) = torch.autograd.grad(made.sum(), start)
+    return made.detach(), slope
 
 
 def in_two_by_picture(

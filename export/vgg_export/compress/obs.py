@@ -15,6 +15,7 @@ matrix C x C.
 """
 
 import dataclasses
+import itertools
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -48,28 +49,29 @@ class Removal:
 def removals(
     original: checkpoints.Checkpoint, pictures: "torch.Tensor", scratch: Path, progress: Progress
 ) -> dict[str, Removal]:
-    """The order of removal of every convolution's filters, in one pass of pictures [N, 3, px, px] through the
-    original.
+    """The order of removal of every convolution's filters, in one pass of pictures [N, channels, px, px]
+    through the original. A convolution that gives the logits is left out.
 
     ``scratch`` is a folder for maps that do not fit into memory.
     """
     import torch
 
-    names = [name for name, *_ in original.plan.convs()]
-    maps, found = feature_maps.Maps(pictures, scratch), {}
-    with torch.inference_mode(), progress.task("measuring the cost of each filter", len(names)) as task:
-        for name, consumer in zip(names, [*names[1:], "fc1"], strict=True):
-            maps.advance(*feature_maps.forward(original.plan, name, original.tensors))
-            weight = original.tensors[f"{consumer}.weight"]
-            channels = len(original.tensors[f"{name}.bias"])
-            found[name] = removal(_covariance(maps, len(pictures), channels), gram(weight, channels), DAMPING)
+    chain, tensors = original.chain, original.tensors
+    pairs = [(site, consumer) for site, consumer in itertools.pairwise(chain.sites) if site.is_conv]
+    maps, found = feature_maps.begun(chain, pictures, tensors, scratch), {}
+    with torch.inference_mode(), progress.task("measuring the cost of each filter", len(pairs)) as task:
+        for site, consumer in pairs:
+            maps.advance(*feature_maps.forward(chain, site.name, tensors))
+            channels, weight = site.layer.outputs, tensors[f"{consumer.name}.weight"]
+            covariance = _covariance(maps, len(pictures), channels)
+            found[site.name] = removal(covariance, gram(weight, channels), DAMPING)
             task.advance()
     return found
 
 
 def _covariance(maps: feature_maps.Maps, count: int, channels: int) -> "torch.Tensor":
-    """The covariance [C, C] of the channels over all pictures and positions, in float64. fc1's inputs are
-    ordered channel * positions + position."""
+    """The covariance [C, C] of the channels over all pictures and positions, in float64. Behind the
+    flattening the features are ordered channel * positions + position."""
     sums = least_squares.Sums(channels, 1)
     for a in range(0, count, feature_maps.CHUNK):
         x = maps.read(a, min(a + feature_maps.CHUNK, count))
@@ -80,8 +82,8 @@ def _covariance(maps: feature_maps.Maps, count: int, channels: int) -> "torch.Te
 
 def gram(weight: "torch.Tensor", channels: int) -> "torch.Tensor":
     """The products [C, C] of the weights that read channel c and those that read channel d, in float64:
-    summed over the outputs and taps of a convolution [n, C, 3, 3], or the outputs and positions of fc1 [n, C
-    * positions]."""
+    summed over the outputs and taps of a convolution [n, C, height, width], or the outputs and positions of a
+    fully connected layer [n, C * positions]."""
     import torch
 
     total = torch.zeros(channels, channels, dtype=torch.float64)
@@ -95,8 +97,7 @@ def removal(covariance: "torch.Tensor", readers: "torch.Tensor", damping: float)
 
     Args:
         covariance: of the channels, [C, C] float64. readers: ``gram`` of the consumer's weights, [C, C]
-        float64. The costs need no more of W, and it is small
-            even for fc1.
+        float64. The costs need no more of W, and it is small even where W is large.
         damping: lambda as a share of the mean variance.
     """
     import torch

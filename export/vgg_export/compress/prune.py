@@ -1,42 +1,42 @@
-"""Structured pruning: removes whole filters, and with them the inputs of the next layer or the columns of
-fc1, so that the tensors get smaller."""
+"""Structured pruning: removes whole filters, and with them the inputs of the next layer or, behind the
+flattening, its columns, so that the tensors get smaller."""
 
 import dataclasses
 import logging
+import math
 import tempfile
-from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vgg_export.core import cache
-from vgg_export.core.errors import CheckFailedError, OptionsError
+from vgg_export.core.errors import CheckFailedError, NothingToGainError, OptionsError
 from vgg_export.core.losses import Loss
 from vgg_export.core.progress import Progress
 from vgg_export.core.records import SidecarRecord
 from vgg_export.data.splits import Splits, fit_and_held
 from vgg_export.data.tensors import stacked
-from vgg_export.network import chain
 from vgg_export.network import checkpoint as checkpoints
-from vgg_export.options import BLOCK_NAMES, PruneOptions, as_json
-from vgg_runtime.bundle.preprocess import for_input
+from vgg_export.network.chain import Chain, Change, Conv, Flatten, Linear, Scale, sizes, sizes_in_words
+from vgg_export.options import PruneOptions, as_json
+from vgg_runtime.bundle.input_spec import InputSpec
 from vgg_runtime.records import Record
 
-from . import allocate, feature_maps, obs, reconstruct
+from . import allocate, feature_maps, obs, reconstruct, stages
 
 if TYPE_CHECKING:
     import torch
 
 log = logging.getLogger(__name__)
 
-# Largest |difference of logits| between the pruned network and the original with the removed filters' outputs
-# set to zero, relative to the largest |logit|: the two are the same sums in another order.
+# Largest |difference of logits| between the pruned network and the original in which nothing reads the
+# removed filters, relative to the largest |logit|: the two are the same sums in another order.
 TOLERANCE = 1e-4
 NOISE_IMAGES = 60
 
 
 @dataclasses.dataclass(frozen=True)
 class Widths(Record):
-    """The output channels of every convolution by block, before and after pruning."""
+    """The output channels of every convolution by stage, before and after pruning."""
 
     before: tuple[tuple[int, ...], ...]
     after: tuple[tuple[int, ...], ...]
@@ -59,8 +59,8 @@ class Pruned(SidecarRecord):
     pictures were real."""
 
     widths: Widths
-    parameters: chain.Change
-    macs: chain.Change
+    parameters: Change
+    macs: Change
     costs: dict[str, Cost] | None = None
     images: int | None = None
     layers: tuple[reconstruct.Fit, ...] | None = None
@@ -88,9 +88,9 @@ def run(
     def make(path: Path) -> Pruned:
         original = checkpoints.load(checkpoint.path)
         # an impossible request fails before pictures are read
-        shrinks = uniform_plan(original.plan, options) != original.plan
+        shrinks = uniform_widths(original.chain, options) != original.chain
         shown = (
-            _pictures(original.plan.input_px, pictured, options)
+            _pictures(original.chain.input, pictured, options)
             if shrinks and _needs_pictures(original, options)
             else None
         )
@@ -104,12 +104,12 @@ def run(
                 made, kept = prune(original, options, removals)
                 ensure_same_as_masked(original, made, kept)
             measured = Pruned(
-                Widths(original.plan.blocks, made.plan.blocks),
-                *chain.sizes(original.plan, made.plan),
-                costs=_costs(made.plan, removals, options.multiple) if removals else None,
+                Widths(original.chain.widths(), made.chain.widths()),
+                *sizes(original.chain, made.chain),
+                costs=_costs(made.chain, removals, options.multiple) if removals else None,
             )
             if shown and options.repair and original.has_knowledge:
-                problem = reconstruct.Problem(original, made.tensors, kept, made.plan)
+                problem = reconstruct.Problem(original, made.tensors, kept, made.chain)
                 with cache.unfinished(STAGE, as_json(options), inputs, output) as parts:
                     made, fits, losses = _repaired(
                         problem, made, shown, pictured, reconstruct.Folders(Path(folder), parts), progress
@@ -120,7 +120,7 @@ def run(
         if shown and pictured:
             made = dataclasses.replace(made, provenance=pictured.after_fitting(made.provenance))
         checkpoints.save(made, path)
-        log.info("pruned %s", chain.sizes_in_words(original.plan, made.plan))
+        log.info("pruned %s", sizes_in_words(original.chain, made.chain))
         return measured
 
     return cache.produce(STAGE, as_json(options), inputs, output, make)
@@ -132,22 +132,22 @@ def _needs_pictures(original: checkpoints.Checkpoint, options: PruneOptions) -> 
     return options.sees_pictures and (original.has_knowledge or options.criterion == "obs")
 
 
-def _pictures(px: int, splits: Splits | None, options: PruneOptions) -> feature_maps.Pictures:
+def _pictures(spec: InputSpec, splits: Splits | None, options: PruneOptions) -> feature_maps.Pictures:
     if splits is None:
-        return feature_maps.noise(NOISE_IMAGES, px, options.seed)
+        return feature_maps.noise(NOISE_IMAGES, spec, options.seed)
     sets = fit_and_held(splits, options.images, options.held_images, options.seed)
-    return feature_maps.Pictures(*(stacked(items, for_input(px)) for items in sets))
+    return feature_maps.Pictures(*(stacked(items, spec) for items in sets))
 
 
-def _costs(plan: chain.Plan, removals: dict[str, obs.Removal], multiple: int) -> dict[str, Cost]:
+def _costs(chain: Chain, removals: dict[str, obs.Removal], multiple: int) -> dict[str, Cost]:
     """By convolution: the cost of its removed filters, and the cost at other widths."""
     return {
         name: Cost(
-            filters=width,
-            cost=round(removals[name].costs[-1 - width], 6),
-            curve={str(w): round(cost, 6) for w, cost in removals[name].at_widths(multiple).items()},
+            filters=chain.site(name).layer.outputs,
+            cost=round(found.costs[-1 - chain.site(name).layer.outputs], 6),
+            curve={str(w): round(cost, 6) for w, cost in found.at_widths(multiple).items()},
         )
-        for name, _, width in plan.convs()
+        for name, found in removals.items()
     }
 
 
@@ -167,7 +167,7 @@ def _repaired(
         if splits
         else "repaired in closed form on noise, without pictures"
     )
-    made = checkpoints.Checkpoint(pruned.plan, tensors, pruned.labels, pruned.provenance.then(words))
+    made = checkpoints.Checkpoint(pruned.chain, tensors, pruned.labels, pruned.provenance.then(words))
     if not splits:
         return made, fits, None
     with progress.task("measuring the loss of the pruning", None):
@@ -191,42 +191,44 @@ def target_width(width: int, ratio: float, multiple: int) -> int:
     return min(width, max(multiple, multiple * round(width * (1 - ratio) / multiple)))
 
 
-def uniform_plan(plan: chain.Plan, options: PruneOptions) -> chain.Plan:
-    """The plan with the same ratio of filters removed from every convolution from ``first_block`` on.
+def uniform_widths(chain: Chain, options: PruneOptions) -> Chain:
+    """The chain with the same ratio of filters removed from every convolution from ``first_stage`` on.
 
     Raises:
-        OptionsError: the ratio removes nothing after rounding, or the checkpoint is factorised.
+        NothingToGainError: the ratio removes nothing after rounding.
+        OptionsError: the network is factorised, or has fewer stages.
     """
-    if plan.factors:
+    if chain.factorised:
         raise OptionsError(
             "the checkpoint is factorised; prune the one that it was made from, then factorise"
         )
-    first = BLOCK_NAMES.index(options.first_block)
-    smaller = dataclasses.replace(
-        plan,
-        blocks=(*plan.blocks[:first], *(tuple(_targets(block, options)) for block in plan.blocks[first:])),
+    first = stages.first_of(chain, options.first_stage, "--prune-from")
+    names = stages.names_from(chain, first)
+    smaller = chain.with_widths(
+        {
+            name: target_width(chain.site(name).layer.outputs, options.ratio, options.multiple)
+            for name in names
+        }
     )
-    if options.ratio > 0 and smaller == plan:
-        raise OptionsError(
-            f"a ratio of {options.ratio} from {options.first_block} on removes nothing of {plan.blocks}"
+    if options.ratio > 0 and smaller == chain:
+        raise NothingToGainError(
+            f"a ratio of {options.ratio} from conv{first} on removes nothing of {chain.widths()}"
             f" when widths are rounded to {options.multiple};"
             " use a larger --prune-ratio or a smaller --width-multiple"
+            if names
+            else f"from conv{first} on the network has no convolution whose filters can go: those of the last"
+            " one are the classes; use a smaller --prune-from"
         )
     return smaller
 
 
-def _targets(block: Iterable[int], options: PruneOptions) -> Iterator[int]:
-    return (target_width(width, options.ratio, options.multiple) for width in block)
-
-
-def sensitive_plan(plan: chain.Plan, removals: dict[str, obs.Removal], options: PruneOptions) -> chain.Plan:
-    """The plan with at most the arithmetic of the uniform plan. From ``first_block`` on, filters are removed
-    where they cost least. Raises what ``uniform_plan`` raises."""
-    chosen = BLOCK_NAMES[BLOCK_NAMES.index(options.first_block) :]
-    curves = {
-        name: removals[name].at_widths(options.multiple) for name, *_ in plan.convs() if name[:5] in chosen
-    }
-    return allocate.with_widths(plan, allocate.widths(plan, curves, uniform_plan(plan, options).macs()))
+def sensitive_widths(chain: Chain, removals: dict[str, obs.Removal], options: PruneOptions) -> Chain:
+    """The chain with at most the arithmetic of the uniform one. From ``first_stage`` on, filters are removed
+    where they cost least. Raises what ``uniform_widths`` raises."""
+    bound = uniform_widths(chain, options).macs()
+    names = stages.names_from(chain, stages.first_of(chain, options.first_stage, "--prune-from"))
+    curves = {name: removals[name].at_widths(options.multiple) for name in names}
+    return chain.with_widths(allocate.widths(chain, curves, bound))
 
 
 def prune(
@@ -238,40 +240,42 @@ def prune(
         removals: what ``obs.removals`` measured; the criterion obs needs it where anything is removed.
 
     Raises:
-        OptionsError: the ratio removes nothing after rounding, or the checkpoint is factorised.
+        NothingToGainError: the ratio removes nothing after rounding.
+        OptionsError: the checkpoint is factorised, or has fewer stages.
     """
     import torch
 
-    plan = checkpoint.plan
-    smaller = uniform_plan(plan, options)
+    chain = checkpoint.chain
+    smaller = uniform_widths(chain, options)
     if removals and options.ratio > 0 and options.allocation == "sensitivity":
-        smaller = sensitive_plan(plan, removals, options)
+        smaller = sensitive_widths(chain, removals, options)
     generator = torch.Generator().manual_seed(options.seed)
     kept: dict[str, torch.Tensor] = {}
-    for (name, _, before), (*_, count) in zip(plan.convs(), smaller.convs(), strict=True):
-        if count == before:
-            kept[name] = torch.arange(before)
+    for site, left in zip(chain.convs, smaller.convs, strict=True):
+        name, count = site.name, left.layer.outputs
+        if count == site.layer.outputs:
+            kept[name] = torch.arange(count)
         elif options.criterion == "obs":
             assert removals  # as the docstring says
             kept[name] = removals[name].order[-count:].sort().values
         else:
             score = _scores(checkpoint.tensors[f"{name}.weight"], options.criterion, generator)
             kept[name] = score.argsort(descending=True, stable=True)[:count].sort().values
-    source = checkpoint.provenance.then(_words(options))
+    source = checkpoint.provenance.then(_words(chain, options))
     return checkpoints.Checkpoint(smaller, remove_filters(checkpoint, kept), checkpoint.labels, source), kept
 
 
-def _words(options: PruneOptions) -> str:
+def _words(chain: Chain, options: PruneOptions) -> str:
     where = ", more where they are missed less" if options.allocation == "sensitivity" else ""
+    first = stages.first_of(chain, options.first_stage, "--prune-from")
     return (
-        f"pruned about {options.ratio:.0%} of the filters from {options.first_block} on by"
-        f" {options.criterion}{where}"
+        f"pruned about {options.ratio:.0%} of the filters from conv{first} on by {options.criterion}{where}"
     )
 
 
 def _scores(weight: "torch.Tensor", criterion: str, generator: "torch.Generator") -> "torch.Tensor":
-    """Importance of each filter of [n, c, 3, 3]: its norm (Li et al. 2017), or a random number as the
-    baseline to beat. ``obs`` measures the importance for the criterion obs."""
+    """Importance of each filter of [n, c, height, width]: its norm (Li et al. 2017), or a random number as
+    the baseline to beat. ``obs`` measures the importance for the criterion obs."""
     import torch
 
     if criterion == "random":
@@ -283,46 +287,66 @@ def _scores(weight: "torch.Tensor", criterion: str, generator: "torch.Generator"
 def remove_filters(
     checkpoint: checkpoints.Checkpoint, kept: "dict[str, torch.Tensor]"
 ) -> "dict[str, torch.Tensor]":
-    """The tensors with only the kept filters; fc1's columns are ordered channel * positions + position."""
+    """The tensors with only the kept filters and what reads them."""
+    tensors = {}
+    read = inputs_left(checkpoint.chain, kept)
+    for layer in checkpoint.chain.layers:
+        if not isinstance(layer, Conv | Linear | Scale):
+            continue
+        weight, bias = checkpoint.tensors[f"{layer.name}.weight"], checkpoint.tensors[f"{layer.name}.bias"]
+        inputs = read.get(layer.name)
+        if isinstance(layer, Scale):
+            weight, bias = (weight, bias) if inputs is None else (weight[inputs], bias[inputs])
+        else:
+            if layer.name in kept:
+                weight, bias = weight[kept[layer.name]], bias[kept[layer.name]]
+            weight = weight if inputs is None else weight[:, inputs]
+        tensors[f"{layer.name}.weight"], tensors[f"{layer.name}.bias"] = (
+            weight.contiguous(),
+            bias.contiguous(),
+        )
+    return tensors
+
+
+def inputs_left(chain: Chain, kept: "dict[str, torch.Tensor]") -> "dict[str, torch.Tensor]":
+    """The indices of the inputs that each layer with tensors has left, when ``kept`` are the filters that the
+    convolutions keep. Layers whose inputs all stay are absent. Features behind the flattening are ordered
+    channel * positions + position."""
     import torch
 
-    tensors = {}
-    before: torch.Tensor | None = None
-    for name, *_ in checkpoint.plan.convs():
-        weight, bias = checkpoint.tensors[f"{name}.weight"], checkpoint.tensors[f"{name}.bias"]
-        weight = weight[kept[name]] if before is None else weight[kept[name]][:, before]
-        tensors[f"{name}.weight"], tensors[f"{name}.bias"] = (
-            weight.contiguous(),
-            bias[kept[name]].contiguous(),
-        )
-        before = kept[name]
-    assert before is not None  # a plan has convolutions
-    positions = checkpoint.plan.grid_px**2
-    columns = (before[:, None] * positions + torch.arange(positions)).flatten()
-    for name, *_ in checkpoint.plan.linears():
-        tensors |= {f"{name}.{part}": checkpoint.tensors[f"{name}.{part}"] for part in ("weight", "bias")}
-    tensors["fc1.weight"] = tensors["fc1.weight"][:, columns].contiguous()
-    return tensors
+    found: dict[str, torch.Tensor] = {}
+    left: torch.Tensor | None = None  # None: all
+    for placed in chain.placed:
+        layer = placed.layer
+        if isinstance(layer, Conv | Linear | Scale) and left is not None:
+            found[layer.name] = left
+        if isinstance(layer, Conv | Linear):
+            left = kept.get(layer.name)
+        elif isinstance(layer, Flatten) and left is not None:
+            positions = math.prod(placed.inputs[1:])
+            left = (left[:, None] * positions + torch.arange(positions)).flatten()
+    return found
 
 
 def ensure_same_as_masked(
     original: checkpoints.Checkpoint, pruned: checkpoints.Checkpoint, kept: "dict[str, torch.Tensor]"
 ) -> None:
-    """Check that the pruned network equals the original with the removed filters' outputs set to zero.
+    """Check that the pruned network equals the original in which nothing reads the removed filters. Their
+    outputs cannot be zeroed instead: some activations make something else of a zero.
 
     Raises:
         CheckFailedError: the logits differ, so the removal mixed up channels.
     """
     import torch
 
-    px = original.plan.input_px
-    x = torch.randn(1, 3, px, px, generator=torch.Generator().manual_seed(0))
-    masked = dict(original.tensors)
-    for name, keep in kept.items():
-        for part in ("weight", "bias"):
-            zeroed = torch.zeros_like(masked[f"{name}.{part}"])
-            zeroed[keep] = masked[f"{name}.{part}"][keep]
-            masked[f"{name}.{part}"] = zeroed
+    spec, masked = original.chain.input, dict(original.tensors)
+    x = torch.randn(1, spec.channels, spec.px, spec.px, generator=torch.Generator().manual_seed(0))
+    sites = {site.name for site in original.chain.sites}
+    for name, inputs in inputs_left(original.chain, kept).items():
+        if name in sites:
+            weight = torch.zeros_like(masked[f"{name}.weight"])
+            weight[:, inputs] = masked[f"{name}.weight"][:, inputs]
+            masked[f"{name}.weight"] = weight
     with torch.inference_mode():
         expected = dataclasses.replace(original, tensors=masked).model()(x)
         found = pruned.model()(x)

@@ -15,19 +15,20 @@ layer those that matter to the logits. Only sums of products are kept, never all
 
 import dataclasses
 import json
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vgg_export.core.files import atomic_file
 from vgg_export.core.losses import Loss
 from vgg_export.core.progress import Progress
-from vgg_export.network import chain
 from vgg_export.network import checkpoint as checkpoints
+from vgg_export.network.chain import Chain, Conv, Factor, Site
 from vgg_runtime.bundle.metrics import compare
 from vgg_runtime.records import Record
 
-from . import separable
-from .feature_maps import CHUNK, Maps, Pictures, forward, patches
+from . import layers, separable
+from .feature_maps import CHUNK, Pictures, begun, forward, patches
 from .least_squares import (
     Behind,
     Centred,
@@ -51,13 +52,13 @@ SAMPLES = 40_000  # number of places in the pictures that a convolution is fitte
 @dataclasses.dataclass(frozen=True)
 class Problem:
     """What is repaired. ``original``: the original checkpoint. ``left``: its remaining tensors, by layer of
-    the plan. ``kept``: the indices of the remaining filters of each convolution (absent: all). ``plan``: the
-    plan to fit, which may ask for factorised layers."""
+    the chain. ``kept``: the indices of the remaining filters of each convolution (absent: all). ``chain``:
+    the network to fit, which may ask for factorised layers."""
 
     original: checkpoints.Checkpoint
     left: "dict[str, torch.Tensor]"
     kept: "dict[str, torch.Tensor]"
-    plan: chain.Plan
+    chain: Chain
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,14 +89,16 @@ class Fit(Record):
 def repair(
     problem: Problem, pictures: Pictures, folders: Folders, progress: Progress
 ) -> "tuple[dict[str, torch.Tensor], list[Fit]]":
-    """The tensors of the plan, and how each fit went. Layers that ``folders.parts`` holds are not fitted
+    """The tensors of the chain, and how each fit went. Layers that ``folders.parts`` holds are not fitted
     again."""
     import torch
 
-    walk = _Walk(problem, pictures, folders)
-    tensors: dict[str, torch.Tensor] = {}
+    names = [site.name for site in problem.chain.sites]
+    fitted = {f"{name}.{part}" for name in names for part in ("weight", "bias")}
+    # scales are not fitted: the layer behind them makes up for what they miss
+    tensors = {name: tensor for name, tensor in problem.left.items() if name not in fitted}
     fits: list[Fit] = []
-    names = [name for name, *_ in (*problem.plan.convs(), *problem.plan.linears())]
+    walk = _Walk(problem, pictures, folders)
     with torch.inference_mode(), progress.task("fitting the layers", len(names)) as task:
         for name in names:
             made, fit = walk.layer(name)
@@ -113,26 +116,27 @@ class _Walk:
 
         self.problem, self.parts = problem, folders.parts
         self.counts = (len(pictures.fit), len(pictures.held))
-        self.theirs = Maps(torch.cat([pictures.fit, pictures.held]), folders.scratch)
+        original, shown = problem.original, torch.cat([pictures.fit, pictures.held])
+        self.theirs = begun(original.chain, shown, original.tensors, folders.scratch)
         self.ours = self.theirs  # until a layer differs
 
     def layer(self, name: str) -> "tuple[dict[str, torch.Tensor], Fit | None]":
-        """Fit one layer of the plan, and move both networks past it."""
-        old, plan = self.problem.original, self.problem.plan
+        """Fit one layer of the chain, and move both networks past it."""
+        old, chain = self.problem.original, self.problem.chain
         start, bias = self.problem.left[f"{name}.weight"], self.problem.left[f"{name}.bias"]
-        factor = next((f for f in plan.factors if f.layer == name), None)
+        factor = chain.site(name).layer.factor
         tensors, fit = {f"{name}.weight": start, f"{name}.bias": bias}, None
         if factor or self.ours is not self.theirs:
             tensors, fit = self._fitted(name, start, factor)
         if self.ours is self.theirs and (factor or len(start) < len(old.tensors[f"{name}.weight"])):
             self.ours = self.theirs.fork()
         if self.ours is not self.theirs:
-            self.ours.advance(*forward(plan, name, tensors))
-        self.theirs.advance(*forward(old.plan, name, old.tensors))
+            self.ours.advance(*forward(chain, name, self.problem.left | tensors))
+        self.theirs.advance(*forward(old.chain, name, old.tensors))
         return tensors, fit
 
     def _fitted(
-        self, name: str, start: "torch.Tensor", factor: chain.Factor | None
+        self, name: str, start: "torch.Tensor", factor: Factor | None
     ) -> "tuple[dict[str, torch.Tensor], Fit]":
         """The layer that an interrupted run left, or else the layer fitted now and kept."""
         from safetensors import safe_open
@@ -153,9 +157,9 @@ class _Walk:
         return tensors, fit
 
     def _conv(
-        self, name: str, start: "torch.Tensor", factor: chain.Factor | None
+        self, name: str, start: "torch.Tensor", factor: Factor | None
     ) -> "tuple[dict[str, torch.Tensor], Fit]":
-        fitting, held = self._moments(name, start.shape[1])
+        fitting, held = self._moments(self.problem.original.chain.site(name), start.shape[1])
         weight, strength = ridge(start.flatten(1).double(), fitting, held)
         last = f"{name}_expand" if factor else name
         if factor:
@@ -166,34 +170,37 @@ class _Walk:
         errors = [held.error(w) / max(held.yy, 1e-30) for w in (start.flatten(1).double(), effective)]
         return tensors, Fit(name, fitting.n, strength, factor.rank if factor else None, *errors)
 
-    def _moments(self, name: str, inputs: int) -> "tuple[Moments, Moments]":
-        """The moments of the patches that the smaller network sees and of the original's outputs at those
-        places, for the fitting and the held-out pictures separately."""
+    def _moments(self, site: Site, inputs: int) -> "tuple[Moments, Moments]":
+        """The moments of the patches that the smaller network sees and of the outputs of the original's layer
+        ``site`` at those places, for the fitting and the held-out pictures separately. ``inputs``: the number
+        of channels that the smaller network has left."""
         import torch
 
-        weight, bias = (self.problem.original.tensors[f"{name}.{part}"] for part in ("weight", "bias"))
-        rows = self.problem.kept.get(name, torch.arange(len(weight)))
+        conv, part = site.layer, layers.whole(site)
+        assert isinstance(conv, Conv)  # fully connected layers are fitted by picture
+        weight, bias = (self.problem.original.tensors[f"{site.name}.{kind}"] for kind in ("weight", "bias"))
+        rows = self.problem.kept.get(site.name, torch.arange(len(weight)))
+        area, taps = math.prod(part.sides), math.prod(conv.kernel)
+        places = min(area, max(1, SAMPLES // self.counts[0]))
         generator, first, found = torch.Generator().manual_seed(0), 0, []
         for count in self.counts:
-            sums = Sums(9 * inputs, len(rows))
+            sums = Sums(taps * inputs, len(rows))
             for a in range(first, first + count, CHUNK):
                 b = min(a + CHUNK, first + count)
                 x = self.theirs.read(a, b)
                 seen = x if self.ours is self.theirs else self.ours.read(a, b)
-                area = x.shape[2] * x.shape[3]
-                places = min(area, max(1, SAMPLES // self.counts[0]))
                 chosen = torch.stack(
                     [torch.randperm(area, generator=generator)[:places] for _ in range(b - a)]
                 )
-                said = torch.nn.functional.conv2d(x, weight[rows], bias[rows], padding=1).flatten(2)
+                said = layers.weighted(part, x, weight[rows], bias[rows]).flatten(2)
                 said = said.gather(2, chosen[:, None].expand(-1, len(rows), -1))
-                sums.add(patches(seen, chosen), said.transpose(1, 2).reshape(-1, len(rows)))
+                sums.add(patches(seen, chosen, conv), said.transpose(1, 2).reshape(-1, len(rows)))
             found.append(sums.moments())
             first += count
         return found[0], found[1]
 
     def _linear(
-        self, name: str, start: "torch.Tensor", factor: chain.Factor | None
+        self, name: str, start: "torch.Tensor", factor: Factor | None
     ) -> "tuple[dict[str, torch.Tensor], Fit]":
         import torch
 
@@ -228,12 +235,14 @@ class _Walk:
 
 
 def in_two(
-    name: str, weight: "torch.Tensor", xx: "torch.Tensor", factor: chain.Factor
+    name: str, weight: "torch.Tensor", xx: "torch.Tensor", factor: Factor
 ) -> "tuple[dict[str, torch.Tensor], torch.Tensor]":
-    """The weights of the two parts of a factorised convolution, and their product [n, 9 c].
+    """The weights of the two parts of a factorised convolution, and their product [n, c * height * width].
 
     Args:
-        weight: [n, c, 3, 3], float64; xx: centred second moments of its patches [9 c, 9 c].
+        weight: [n, c, height, width], float64; xx: centred second moments of its patches, [c * height *
+        width]
+            squared.
     """
     if factor.kind == "spatial":
         made = separable.separate(weight, xx, factor.rank)
@@ -256,7 +265,7 @@ def in_two(
 
 
 def loss(original: checkpoints.Checkpoint, smaller: checkpoints.Checkpoint, pictures: "torch.Tensor") -> Loss:
-    """The loss on pictures [N, 3, px, px] that nothing was fitted on."""
+    """The loss on pictures [N, channels, px, px] that nothing was fitted on."""
     import torch
 
     said = []
@@ -269,4 +278,4 @@ def loss(original: checkpoints.Checkpoint, smaller: checkpoints.Checkpoint, pict
             ]
             said.append(torch.cat(parts).numpy())
     theirs, ours = said
-    return Loss.of(compare(ours, theirs), "the checkpoint")
+    return Loss.of(compare(ours, theirs, output=original.chain.output), "the checkpoint")

@@ -1,8 +1,8 @@
-"""A 3x3 convolution as a 3x1 and a 1x3 convolution (Jaderberg et al. 2014), in closed form and with regard to
-its inputs.
+"""A convolution as one of a single column and one of a single row, such as 3x3 as 3x1 and 1x3 (Jaderberg et
+al. 2014), in closed form and with regard to its inputs.
 
 The vertical filters are the main directions of what the columns of a patch contribute to the output, the
-covariance of a column being the mean over the three places it can have. Given these, the horizontal filters
+covariance of a column being the mean over the places that it can have. Given these, the horizontal filters
 are the least-squares solution on the whole patch, which includes the correlations between columns. Everything
 follows from the second moments of the patches. The vertical filters are ordered by importance, so that one
 solution serves every rank.
@@ -28,9 +28,9 @@ DAMPINGS = (
 
 @dataclasses.dataclass(frozen=True)
 class Separable:
-    """``vertical`` [rank, c, 3]: filters whose outputs have the same variance. z [rank * 3] are their outputs
-    in the three columns. ``zz``: the second moments of z. ``yz`` [n, rank * 3]: those of z with the
-    convolution's outputs, whose total variance is ``yy``."""
+    """``vertical`` [rank, c, height]: filters whose outputs have the same variance. z [rank * width] are
+    their outputs in the columns of a patch. ``zz``: the second moments of z. ``yz`` [n, rank * width]: those
+    of z with the convolution's outputs, whose total variance is ``yy``."""
 
     vertical: "torch.Tensor"
     zz: "torch.Tensor"
@@ -42,49 +42,50 @@ class Separable:
         import torch
 
         whitened = torch.linalg.solve_triangular(cholesky(self.zz), self.yz.T, upper=False)
-        kept = whitened.square().sum(1).view(-1, 3).sum(1).cumsum(0)
+        kept = whitened.square().sum(1).view(len(self.vertical), -1).sum(1).cumsum(0)
         return [min(1.0, float(share)) for share in kept / max(self.yy, 1e-30)]
 
     def horizontal(self) -> "torch.Tensor":
-        """The best horizontal filters [n, rank, 3] for these vertical filters."""
+        """The best horizontal filters [n, rank, width] for these vertical filters."""
         import torch
 
         solved = torch.cholesky_solve(self.yz.T, cholesky(self.zz)).T
-        return solved.reshape(len(self.yz), -1, 3)
+        return solved.reshape(len(self.yz), len(self.vertical), -1)
 
 
 def separate(weight: "torch.Tensor", xx: "torch.Tensor", rank: int) -> Separable:
     """The best ``rank`` vertical filters of a convolution.
 
     Args:
-        weight: [n, c, 3, 3], float64.
-        xx: centred second moments of its 3x3 patches [9 c, 9 c], in the order of ``feature_maps.patches``.
-        rank: at most 3 * min(c, n).
+        weight: [n, c, height, width], float64.
+        xx: centred second moments of its patches [c * height * width, ...], in the order of
+            ``feature_maps.patches``.
+        rank: at most min(height * c, width * n).
     """
     import torch
 
-    n, c = weight.shape[:2]
-    moments = xx.view(c, 3, 3, c, 3, 3)
+    n, c, height, width = weight.shape
+    moments = xx.view(c, height, width, c, height, width)
 
     def between(h: int, g: int) -> torch.Tensor:
-        return moments[:, :, h, :, :, g].reshape(3 * c, 3 * c)
+        return moments[:, :, h, :, :, g].reshape(height * c, height * c)
 
-    column = sum((between(h, h) for h in range(3)), torch.zeros(()).double()) / 3
+    column = sum((between(h, h) for h in range(width)), torch.zeros(()).double()) / width
     root = cholesky(column)
-    contributed = root.T @ weight.permute(1, 2, 0, 3).reshape(3 * c, 3 * n)
+    contributed = root.T @ weight.permute(1, 2, 0, 3).reshape(height * c, width * n)
     directions = torch.linalg.eigh(contributed @ contributed.T).eigenvectors.flip(1)[:, :rank]
     vertical = torch.linalg.solve_triangular(root.T, directions, upper=True).T
     zz = torch.stack(
-        [torch.stack([vertical @ between(h, g) @ vertical.T for g in range(3)], 2) for h in range(3)], 1
+        [torch.stack([vertical @ between(h, g) @ vertical.T for g in range(width)], 2) for h in range(width)],
+        1,
     )
-    zz = zz.reshape(3 * rank, 3 * rank)
+    zz = zz.reshape(width * rank, width * rank)
     flat = weight.reshape(n, -1)
     yx = flat @ xx
-    columns = yx.view(n, c, 3, 3)
-    yz = torch.stack([columns[..., h].reshape(n, 3 * c) @ vertical.T for h in range(3)], 2).reshape(
-        n, 3 * rank
-    )
-    return Separable(vertical.view(rank, c, 3), zz, yz, float((yx * flat).sum()))
+    columns = yx.view(n, c, height, width)
+    yz = torch.stack([columns[..., h].reshape(n, height * c) @ vertical.T for h in range(width)], 2)
+    yz = yz.reshape(n, width * rank)
+    return Separable(vertical.view(rank, c, height), zz, yz, float((yx * flat).sum()))
 
 
 def cholesky(moments: "torch.Tensor") -> "torch.Tensor":
@@ -111,23 +112,23 @@ def cholesky(moments: "torch.Tensor") -> "torch.Tensor":
 
 
 def joined(vertical: "torch.Tensor", horizontal: "torch.Tensor") -> "torch.Tensor":
-    """The convolution [n, c, 3, 3] that equals vertical [rank, c, 3] and then horizontal filters [n, rank,
-    3]."""
+    """The convolution [n, c, height, width] that equals vertical [rank, c, height] and then horizontal
+    filters [n, rank, width]."""
     import torch
 
     return torch.einsum("rcv,nrh->ncvh", vertical, horizontal)
 
 
 def by_weights(weight: "torch.Tensor", rank: int) -> "tuple[torch.Tensor, torch.Tensor]":
-    """Vertical [rank, c, 3] and horizontal filters [n, rank, 3] from the singular value decomposition of the
-    weights, without pictures."""
+    """Vertical [rank, c, height] and horizontal filters [n, rank, width] from the singular value
+    decomposition of the weights [n, c, height, width], without pictures."""
     import torch
 
-    n, c = weight.shape[:2]
+    n, c, height, width = weight.shape
     torch.manual_seed(0)  # the randomised method starts from random directions
-    unfolded = weight.permute(1, 2, 0, 3).reshape(3 * c, 3 * n)
+    unfolded = weight.permute(1, 2, 0, 3).reshape(height * c, width * n)
     left, values, right = torch.svd_lowrank(unfolded, q=min(rank + 16, *unfolded.shape), niter=4)
     roots = values[:rank].sqrt()
-    return (left[:, :rank] * roots).T.reshape(rank, c, 3), (right[:, :rank] * roots).view(
-        n, 3, rank
+    return (left[:, :rank] * roots).T.reshape(rank, c, height), (right[:, :rank] * roots).view(
+        n, width, rank
     ).transpose(1, 2)
