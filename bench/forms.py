@@ -9,7 +9,7 @@ outputs, and the median and tenth percentile of the latency. For that the two pa
 convolution, are an int8 graph of their own, timed in turns.
 """
 
-from vgg_runtime.bundle.preprocess import for_input
+import vgg_runtime  # noqa: F401  it sets what onnxruntime reads when it is imported
 
 # isort: split
 
@@ -57,7 +57,7 @@ def main(weights: str, pictures: str, layers: str, images: int) -> None:
         saved = given.checkpoint_file(WeightsOptions(weights), DataOptions(pictures), folder, progress)
         original = checkpoints.load(saved.path)
         splits = given.splits_for(saved, DataOptions(pictures), folder, progress)
-        x = tensors.stacked(splits.fit[:images], for_input(original.plan.input_px))
+        x = tensors.stacked(splits.fit[:images], original.chain.input)
         print("layer    share  form     rank   error     P50 ms  P10 ms")
         with torch.inference_mode():
             for conv, seen in inputs(original, x, layers.split(",")):
@@ -66,48 +66,45 @@ def main(weights: str, pictures: str, layers: str, images: int) -> None:
 
 def inputs(
     original: checkpoints.Checkpoint, x: torch.Tensor, wanted: Sequence[str]
-) -> Iterator[tuple[chain.Layer, torch.Tensor]]:
+) -> Iterator[tuple[chain.Site, torch.Tensor]]:
     """Each wanted convolution with its inputs for all pictures, float32 [N, c, side, side]."""
-    for layer in original.plan.layers():
-        if layer.kernel is None:
-            return
-        if layer.name in wanted:
-            yield layer, x
-        step, _ = feature_maps.forward(original.plan, layer.name, original.tensors)
+    for site in original.chain.convs:
+        if site.name in wanted:
+            yield site, x
+        step, _ = feature_maps.forward(original.chain, site.name, original.tensors)
         x = torch.cat(
             [step(x[a : a + feature_maps.CHUNK].clone()) for a in range(0, len(x), feature_maps.CHUNK)]
         )
 
 
-def report(original: checkpoints.Checkpoint, layer: chain.Layer, seen: torch.Tensor, folder: Path) -> None:
+def report(original: checkpoints.Checkpoint, site: chain.Site, seen: torch.Tensor, folder: Path) -> None:
     """The rows of one layer."""
-    weight, bias = (original.tensors[f"{layer.name}.{part}"] for part in ("weight", "bias"))
+    weight, bias = (original.tensors[f"{site.name}.{part}"] for part in ("weight", "bias"))
+    c, n = site.channels, site.layer.outputs
     edge = 3 * len(seen) // 4
-    fitting, held = (moments(part, weight, bias) for part in (seen[:edge], seen[edge:]))
+    fitting, held = (moments(part, site, weight, bias) for part in (seen[:edge], seen[edge:]))
     rows: list[tuple[str, str, int, float]] = [("100 %", "direct", 0, 0.0)]
     for share in SHARES:
         for kind in ("channel", "spatial"):
-            per_rank = (
-                9 * layer.inputs + layer.outputs if kind == "channel" else 3 * (layer.inputs + layer.outputs)
-            )
-            rank = max(
-                MULTIPLE, MULTIPLE * round(share * 9 * layer.inputs * layer.outputs / per_rank / MULTIPLE)
-            )
+            per_rank = 9 * c + n if kind == "channel" else 3 * (c + n)
+            rank = max(MULTIPLE, MULTIPLE * round(share * 9 * c * n / per_rank / MULTIPLE))
             _, effective = reconstruct.in_two(
-                layer.name, weight.double(), fitting.xx, chain.Factor(layer.name, kind, rank)
+                site.name, weight.double(), fitting.xx, chain.Factor(kind, rank)
             )
             rows.append((f"{share:.0%}".replace("%", " %"), kind, rank, held.error(effective) / held.yy))
-    sessions = [int8_session(layer, kind, rank, folder) for _, kind, rank, _ in rows]
-    for (share_text, kind, rank, error), samples in zip(rows, timed(sessions, layer), strict=True):
+    sessions = [int8_session(site, kind, rank, folder) for _, kind, rank, _ in rows]
+    for (share_text, kind, rank, error), samples in zip(rows, timed(sessions, site), strict=True):
         p50, p10 = statistics.median(samples), sorted(samples)[len(samples) // 10]
         print(
-            f"{layer.name:8} {share_text:>5}  {kind:8} {rank or '–':>4}  {error:6.4f}  {p50:8.2f} "
-            f" {p10:6.2f}",
+            f"{site.name:8} {share_text:>5}  {kind:8} {rank or '–':>4}  {error:6.4f}  {p50:8.2f}  {p10:6.2f}",
             flush=True,
         )
 
 
-def moments(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> least_squares.Moments:
+def moments(
+    x: torch.Tensor, site: chain.Site, weight: torch.Tensor, bias: torch.Tensor
+) -> least_squares.Moments:
+    assert isinstance(site.layer, chain.Conv)
     generator, sums = torch.Generator().manual_seed(0), least_squares.Sums(9 * x.shape[1], len(weight))
     for a in range(0, len(x), feature_maps.CHUNK):
         part = x[a : a + feature_maps.CHUNK]
@@ -115,15 +112,18 @@ def moments(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> least_
         places = torch.stack([torch.randperm(area, generator=generator)[:PLACES] for _ in range(len(part))])
         outputs = torch.nn.functional.conv2d(part, weight, bias, padding=1).flatten(2)
         outputs = outputs.gather(2, places[:, None].expand(-1, len(weight), -1))
-        sums.add(feature_maps.patches(part, places), outputs.transpose(1, 2).reshape(-1, len(weight)))
+        sums.add(
+            feature_maps.patches(part, places, site.layer), outputs.transpose(1, 2).reshape(-1, len(weight))
+        )
     return sums.moments()
 
 
-def int8_session(layer: chain.Layer, kind: str, rank: int, folder: Path) -> Any:
+def int8_session(site: chain.Site, kind: str, rank: int, folder: Path) -> Any:
     """A session of the convolution, or its two parts, with ReLU, as int8; random weights: latency does not
     depend on them."""
-    kernels = [kernel for kernel in chain.FACTORS[kind] if kernel] if rank else [(3, 3)]
-    widths = (layer.inputs, rank, layer.outputs) if rank else (layer.inputs, layer.outputs)
+    parts = site.made_of(chain.Factor(kind, rank) if rank else None).parts()
+    kernels = [part.kernel for part in parts if part.kernel]
+    widths = (parts[0].inputs, *(part.outputs for part in parts))
     rng, nodes, tensors = np.random.default_rng(0), [], []
     for k, kernel in enumerate(kernels):
         shape = (widths[k + 1], widths[k], *kernel)
@@ -137,8 +137,8 @@ def int8_session(layer: chain.Layer, kind: str, rank: int, folder: Path) -> Any:
         )
     nodes.append(helper.make_node("Relu", [f"x{len(kernels)}"], ["y"], name="relu"))
     ends = [
-        [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, width, layer.side_px, layer.side_px])]
-        for name, width in (("x0", layer.inputs), ("y", layer.outputs))
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, *shape])]
+        for name, shape in (("x0", site.inputs), ("y", site.outputs))
     ]
     graph = helper.make_graph(nodes, "layer", *ends, tensors)
     floating, integer = folder / "float.onnx", folder / "int8.onnx"
@@ -146,7 +146,7 @@ def int8_session(layer: chain.Layer, kind: str, rank: int, folder: Path) -> Any:
     quantize_static(
         floating,
         integer,
-        _Once(batch(layer)),
+        _Once(batch(site)),
         activation_type=QuantType.QUInt8,
         weight_type=QuantType.QInt8,
         per_channel=True,
@@ -162,13 +162,13 @@ class _Once(CalibrationDataReader):  # type: ignore[misc]
         return self._left.pop() if self._left else None
 
 
-def batch(layer: chain.Layer) -> np.ndarray:
-    return np.random.default_rng(1).random((1, layer.inputs, layer.side_px, layer.side_px), np.float32)
+def batch(site: chain.Site) -> np.ndarray:
+    return np.random.default_rng(1).random((1, *site.inputs), np.float32)
 
 
-def timed(sessions: Sequence[Any], layer: chain.Layer) -> list[list[float]]:
+def timed(sessions: Sequence[Any], site: chain.Site) -> list[list[float]]:
     """Latencies in ms of each session, in turns; the first run of a turn is not counted."""
-    x, samples = {"x0": batch(layer)}, [list[float]() for _ in sessions]
+    x, samples = {"x0": batch(site)}, [list[float]() for _ in sessions]
     for _ in range(ROUNDS):
         for k, session in enumerate(sessions):
             session.run(None, x)

@@ -174,7 +174,7 @@ class Task:
         """What instructions_child reads."""
         variant = self.variant
         fields = builds.request(Bundle(self.folder, self.bundle), variant, builds.FAST) | {
-            "input_px": variant.preprocessing.crop_px,
+            "input_px": variant.preprocessing.px,
             "inferences": WARM_UP + self.inferences,
         }
         return json.dumps(fields)
@@ -190,7 +190,7 @@ def counted(task: Task, report: Report) -> dict[str, Any]:
         "variant": variant.id,
         "build": variant.build.id,
         "core": board.core,
-        "input_px": variant.preprocessing.crop_px,
+        "input_px": variant.preprocessing.px,
         "macs": variant.macs,
         "instructions": None,
         "dot_products": None,

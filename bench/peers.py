@@ -25,7 +25,8 @@ from vgg_export.options import DataOptions
 from vgg_runtime import text
 from vgg_runtime.board import device
 from vgg_runtime.bundle import manifest
-from vgg_runtime.bundle.preprocess import Preprocessing, load
+from vgg_runtime.bundle.input_spec import InputSpec
+from vgg_runtime.bundle.preprocess import load
 from vgg_runtime.errors import RuntimeInputError
 from vgg_runtime.measure import tuning
 from vgg_runtime.result import Proportion
@@ -192,7 +193,7 @@ def run(wanted: argparse.Namespace) -> dict[str, Any]:
         "onnx": str(folder / baseline.build.model.path),
         "checkpoint": str((wanted.checkpoint or _work_of(folder) / "checkpoint.safetensors").resolve()),
         "calibration": str(_tensors(sets.calibration, baseline.preprocessing, work / "calibration.npy")),
-        "px": baseline.preprocessing.crop_px,
+        "px": baseline.preprocessing.px,
         "threads": wanted.threads,
     }
     options = Options(wanted.threads, wanted.rounds, wanted.runs)
@@ -269,14 +270,14 @@ def _pictures(contenders: Sequence[Contender], sets: Sets, work: Path) -> Pictur
     kinds = {c.preprocessing for c in contenders if c.preprocessing}
     timed = (sets.test or sets.calibration)[:TIMED_PICTURES]
     return Pictures(
-        {kind: _tensors(timed, kind, work / f"timed-{kind.crop_px}.npy") for kind in kinds},
-        {kind: _tensors(sets.test, kind, work / f"test-{kind.crop_px}.npy") for kind in kinds if sets.test},
+        {kind: _tensors(timed, kind, work / f"timed-{kind.px}.npy") for kind in kinds},
+        {kind: _tensors(sets.test, kind, work / f"test-{kind.px}.npy") for kind in kinds if sets.test},
     )
 
 
-def _tensors(items: Sequence[Item], preprocessing: Preprocessing, path: Path) -> Path:
+def _tensors(items: Sequence[Item], preprocessing: InputSpec, path: Path) -> Path:
     """The pictures as one .npy file [n, 3, px, px], written picture by picture."""
-    shape = (len(items), 3, preprocessing.crop_px, preprocessing.crop_px)
+    shape = (len(items), *preprocessing.shape)
     tensors = np.lib.format.open_memmap(path, "w+", np.float32, shape)
     for row, item in enumerate(items):
         tensors[row] = load(item.path, preprocessing)

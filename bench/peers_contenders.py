@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from vgg_runtime.bundle import builds
+from vgg_runtime.bundle.input_spec import InputSpec
 from vgg_runtime.bundle.manifest import Manifest
-from vgg_runtime.bundle.preprocess import Preprocessing
 
 ENGINES = "peers_engines"
 
@@ -29,7 +29,7 @@ class Contender:
     prepare: str | None = None
     settings: dict[str, Any] = dataclasses.field(default_factory=dict)
     files: tuple[Path, ...] = ()
-    preprocessing: Preprocessing | None = None  # None: the baseline's
+    preprocessing: InputSpec | None = None  # None: the baseline's
 
 
 def _peer(name: str, engine: str, prepare: str, packages: str, **settings: Any) -> Contender:

@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any, Self, TypeVar
 
 from peers_contenders import Contender
+from vgg_runtime.bundle.input_spec import InputSpec
 from vgg_runtime.bundle.metrics import wilson_interval
-from vgg_runtime.bundle.preprocess import Preprocessing
 
 Report = Callable[[str], None]
 T = TypeVar("T")
@@ -44,8 +44,8 @@ class Pictures:
     """.npy files of preprocessed pictures by preprocessing: a few to be timed, and those to be classified, if
     any."""
 
-    timed: dict[Preprocessing, Path]
-    test: dict[Preprocessing, Path]
+    timed: dict[InputSpec, Path]
+    test: dict[InputSpec, Path]
 
 
 class ContenderError(Exception):
@@ -169,7 +169,7 @@ def empty_row(contender: Contender) -> dict[str, Any]:
         "contender": contender.name,
         "packages": list(contender.packages),
         "settings": contender.settings,
-        "input_px": contender.preprocessing.crop_px if contender.preprocessing else None,
+        "input_px": contender.preprocessing.px if contender.preprocessing else None,
         "size_bytes": None,
         "load_ms": None,
         "first_ms": None,
@@ -284,7 +284,7 @@ class Contest:
         self._report(f"  {self._contenders[number].name}: {error}")
 
 
-def _preprocessing(contender: Contender, contenders: Sequence[Contender]) -> Preprocessing:
+def _preprocessing(contender: Contender, contenders: Sequence[Contender]) -> InputSpec:
     """A contender's own preprocessing, or that of the first contender, the baseline."""
     found = contender.preprocessing or contenders[0].preprocessing
     assert found is not None

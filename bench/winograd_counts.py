@@ -29,7 +29,7 @@ from vgg_export.core.errors import VggExportError
 from vgg_export.core.files import write_json
 from vgg_export.graphs import cook_toom, winograd, winograd_cost
 from vgg_export.graphs.cook_toom import Form
-from vgg_export.network.chain import Layer
+from vgg_export.network.chain import Part
 
 CHILD = Path(__file__).resolve().with_name("winograd_counts_child.py")
 CORE = "cortex-a72"  # everything is counted on it
@@ -53,7 +53,7 @@ OTHER_CORES = ((64, 64, 28), (256, 256, 14))  # counted on every core
 class Task:
     """A layer on a board, in a ``form`` of Winograd's, or as it is where that is None."""
 
-    layer: Layer
+    layer: Part
     form: Form | None
     pi: Pi
 
@@ -63,7 +63,7 @@ class Task:
             "kernel": layer.kernel,
             "inputs": layer.inputs,
             "outputs": layer.outputs,
-            "side_px": layer.side_px,
+            "side_px": layer.sides[0],
         }
         return {**shape, "form": str(self.form or winograd_cost.DIRECT), "instructions": instructions}
 
@@ -129,10 +129,17 @@ def run(pis: dict[str, Pi], jobs: int) -> dict[str, Any]:
     }
 
 
+def square(name: str, inputs: int, outputs: int, kernel: tuple[int, int] | None, side_px: int) -> Part:
+    """A layer of stride 1 with a map as large as its input's. ``kernel``: None if fully connected."""
+    rows, columns = kernel or (1, 1)
+    padding = (rows // 2, columns // 2) * 2
+    return Part(name, inputs, outputs, kernel, (1, 1), padding, (side_px, side_px), bias=True)
+
+
 def tasks(shapes: Sequence[tuple[int, int, int]], pis: Sequence[Pi]) -> list[Task]:
     found = []
     for pi, kernel, (inputs, outputs, side) in itertools.product(pis, KERNELS, shapes):
-        layer = Layer("layer", inputs, outputs, kernel, side, bias=True)
+        layer = square("layer", inputs, outputs, kernel, side)
         found += [Task(layer, form, pi) for form in (None, *cook_toom.of_kernel(kernel))]
     return found
 
@@ -161,7 +168,7 @@ def counted(tasks: Sequence[Task]) -> list[int]:
         for k, task in enumerate(tasks):
             path = Path(folder) / f"{k}.onnx"
             path.write_bytes(single(task.layer, task.form))
-            wanted.append((path, [1, task.layer.inputs, task.layer.side_px, task.layer.side_px]))
+            wanted.append((path, [1, task.layer.inputs, *task.layer.sides]))
         return count_models(tasks[0].pi, wanted)
 
 
@@ -181,7 +188,7 @@ def count_models(
     return [count.instructions for count in counts[::2]]
 
 
-def single(layer: Layer, form: Form | None) -> bytes:
+def single(layer: Part, form: Form | None) -> bytes:
     """A graph of one convolution with random weights, and a ReLU."""
     from onnx import TensorProto, helper, numpy_helper
 
@@ -197,9 +204,7 @@ def single(layer: Layer, form: Form | None) -> bytes:
         helper.make_node("Relu", ["summed"], ["logits"], "relu"),
     ]
     values = [
-        helper.make_tensor_value_info(
-            name, TensorProto.FLOAT, ["batch", channels, layer.side_px, layer.side_px]
-        )
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", channels, *layer.sides])
         for name, channels in (("input", layer.inputs), ("logits", layer.outputs))
     ]
     initializers = [numpy_helper.from_array(array, name) for name, array in tensors.items()]
@@ -233,8 +238,8 @@ def ensure_same(grid: Sequence[Task], counts: Sequence[int]) -> None:
 
 def _by_form(
     grid: Sequence[Task], counts: Sequence[int]
-) -> dict[str, tuple[Form | None, list[Layer], list[int]]]:
-    found: dict[str, tuple[Form | None, list[Layer], list[int]]] = {}
+) -> dict[str, tuple[Form | None, list[Part], list[int]]]:
+    found: dict[str, tuple[Form | None, list[Part], list[int]]] = {}
     for task, count in zip(grid, counts, strict=True):
         _, layers, numbers = found.setdefault(
             winograd_cost.name_of(task.layer, task.form), (task.form, [], [])

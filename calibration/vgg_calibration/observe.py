@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vgg_runtime.board.device import usable_cores
-from vgg_runtime.bundle.preprocess import Preprocessing
+from vgg_runtime.bundle.input_spec import InputSpec
 
 from .chain import Layer
 from .reader import ImageReader
@@ -106,21 +106,22 @@ def observe(
     path: Path,
     layers: Sequence[Layer],
     pictures: Sequence[Path],
-    preprocessing: Preprocessing,
+    preprocessing: InputSpec,
     scratch: Path,
     on_image: Callable[[], None],
 ) -> dict[str, Seen]:
-    """Statistics of the input and output of every layer of the float model ``path``, by the tensor's name.
+    """Statistics of the tensors of the float model ``path`` that have ranges of their own, and of what every
+    layer reads, by the tensor's name.
 
     ``scratch`` is a folder for a copy of the file; ``on_image`` is called after every picture.
     """
     source = layers[0].input
     names = [
         name
-        for name in dict.fromkeys([n for layer in layers for n in (layer.input, layer.output)])
+        for name in dict.fromkeys([n for layer in layers for n in (layer.input, *layer.ranged())])
         if name != source
     ]
-    session = _session(path, [name for name in names if name != layers[-1].output], scratch)
+    session = _session(path, [name for name in names if name != layers[-1].gives], scratch)
     reader = ImageReader(pictures, preprocessing, source, on_image)
     gathered: dict[str, Seen] = {}
     while feed := reader.get_next():

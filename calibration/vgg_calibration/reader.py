@@ -7,12 +7,13 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from vgg_runtime.bundle.preprocess import Preprocessing, load
+from vgg_runtime.bundle.input_spec import InputSpec
+from vgg_runtime.bundle.preprocess import load
 
 
 class ImageReader:
     """A CalibrationDataReader (onnxruntime accepts anything with ``get_next``): float32
-    [1, 3, crop_px, crop_px] per call.
+    [1, channels, px, px] per call.
 
     ``on_image`` is called after every picture that was handed out.
     """
@@ -20,7 +21,7 @@ class ImageReader:
     def __init__(
         self,
         paths: Sequence[Path],
-        preprocessing: Preprocessing,
+        preprocessing: InputSpec,
         input_name: str,
         on_image: Callable[[], None],
     ) -> None:

@@ -25,10 +25,11 @@ from vgg_export.graphs import export as onnx_export
 from vgg_export.graphs.cook_toom import FORMS, Form
 from vgg_export.network import chain, modules
 from vgg_export.network import checkpoint as checkpoints
-from vgg_export.network.chain import Factor, Layer
+from vgg_export.network.chain import Chain, Factor, vgg_layers
 from vgg_export.network.provenance import Provenance
+from vgg_runtime.bundle.input_spec import for_input
 
-LAYER = Layer("layer", 6, 10, (3, 3), 10, bias=True)
+LAYER = winograd_counts.square("layer", 6, 10, (3, 3), 10)
 
 
 def one(
@@ -36,7 +37,7 @@ def one(
 ) -> onnx.ModelProto:
     """A graph of one convolution named "layer" and a ReLU."""
     return onnx.load_from_string(
-        winograd_counts.single(Layer("layer", inputs, outputs, kernel, side, bias=True), None)
+        winograd_counts.single(winograd_counts.square("layer", inputs, outputs, kernel, side), None)
     )
 
 
@@ -121,21 +122,19 @@ def test_a_whole_network_with_mixed_forms(exported: Path) -> None:
 
 def factorised() -> checkpoints.Checkpoint:
     """A VGG11 with factorised layers of every kind, random weights."""
-    import dataclasses
-
     import torch
 
     original = small_checkpoint("vgg11")
-    factors = (
-        Factor("conv2_1", "spatial", 16),
-        Factor("conv3_1", "channel", 16),
-        Factor("conv3_2", "spatial", 24),
-        Factor("fc1", "linear", 8),
-    )
-    plan = dataclasses.replace(original.plan, factors=factors)
+    factors = {
+        "conv2_1": Factor("spatial", 16),
+        "conv3_1": Factor("channel", 16),
+        "conv3_2": Factor("spatial", 24),
+        "fc1": Factor("linear", 8),
+    }
+    network = original.chain.with_factors(factors)
     torch.manual_seed(0)
-    tensors = {name: t.detach() for name, t in modules.build(plan).state_dict().items()}
-    return checkpoints.Checkpoint(plan, tensors, original.labels, original.provenance)
+    tensors = {name: t.detach() for name, t in modules.build(network).state_dict().items()}
+    return checkpoints.Checkpoint(network, tensors, original.labels, original.provenance)
 
 
 def test_a_factorised_network(tmp_path: Path) -> None:
@@ -288,11 +287,12 @@ def wide(tmp_path: Path, side: int = 64) -> cache.Artifact:
     """A VGG11 with random weights at 64 px whose deeper convolutions gain."""
     import torch
 
-    plan = chain.Plan("vgg11", ((16,), (32,), (128, 128), (128, 128), (128, 128)), (16, 16), 7, side)
+    stages = ((16,), (32,), (128, 128), (128, 128), (128, 128))
+    network = Chain(for_input(side), vgg_layers(stages, (16, 16, 7)))
     torch.manual_seed(0)
     checkpoint = checkpoints.Checkpoint(
-        plan,
-        dict(modules.build(plan).state_dict()),
+        network,
+        dict(modules.build(network).state_dict()),
         tuple("abcdefg"),
         Provenance("random", "for tests"),
     )
@@ -343,10 +343,10 @@ def test_the_stage_refuses_what_it_cannot_use(saved: cache.Artifact, tmp_path: P
 
 def test_a_layer_that_does_not_pay_stays_as_it_is() -> None:
     layers = [
-        Layer("first", 3, 64, (3, 3), 160, bias=True),
-        Layer("deep", 256, 256, (3, 3), 40, bias=True),
-        Layer("mixing", 64, 64, (1, 1), 40, bias=True),
-        Layer("fc", 64, 64, None, 1, bias=True),
+        winograd_counts.square("first", 3, 64, (3, 3), 160),
+        winograd_counts.square("deep", 256, 256, (3, 3), 40),
+        winograd_counts.square("mixing", 64, 64, (1, 1), 40),
+        winograd_counts.square("fc", 64, 64, None, 1),
     ]
     for core in winograd_cost.CORES:
         choice = winograd_cost.choose(layers, core)
@@ -356,11 +356,11 @@ def test_a_layer_that_does_not_pay_stays_as_it_is() -> None:
         deep = 256 * 256 * 4  # bytes of one tap, 36 of which there are then and not 9
         assert choice.rewritten.weight_bytes - choice.direct.weight_bytes == 27 * deep
     free, dear = (
-        set(winograd_cost.choose(chain.full_width("vgg19").layers(), "cortex-a72", cost).forms)
+        set(winograd_cost.choose(chain.full_width("vgg19").parts(), "cortex-a72", cost).forms)
         for cost in (0.0, 100.0)
     )
     assert dear == set()
-    assert free == {name for name, _, _ in chain.full_width("vgg19").convs()} - {"conv1_1"}
+    assert free == {site.name for site in chain.full_width("vgg19").convs} - {"conv1_1"}
 
 
 def test_the_model_of_costs_holds_on_shapes_that_it_was_not_fitted_to() -> None:
@@ -368,7 +368,8 @@ def test_the_model_of_costs_holds_on_shapes_that_it_was_not_fitted_to() -> None:
     table = winograd_cost.table()
     off: dict[str, float] = {}
     for row in table["held_out"]:
-        layer = Layer("layer", row["inputs"], row["outputs"], tuple(row["kernel"]), row["side_px"], bias=True)
+        size = (row["inputs"], row["outputs"], tuple(row["kernel"]), row["side_px"])
+        layer = winograd_counts.square("layer", *size)
         form = FORMS.get(row["form"])
         said = winograd_cost.predicted(table["cores"]["cortex-a72"], layer, form).instructions
         key = winograd_cost.name_of(layer, form)
@@ -390,7 +391,7 @@ def test_a_table_of_another_version_is_refused(tmp_path: Path, monkeypatch: pyte
 
 def test_fewer_instructions_on_an_emulated_pi_4(tmp_path: Path) -> None:
     pi = boards()["cortex-a72"]
-    layer = Layer("layer", 256, 256, (3, 3), 20, bias=True)
+    layer = winograd_counts.square("layer", 256, 256, (3, 3), 20)
     form = winograd_cost.choose([layer], "cortex-a72").forms["layer"]
     paths, outputs = (
         [tmp_path / f"{name}.{end}" for name in ("direct", "rewritten")] for end in ("onnx", "npy")

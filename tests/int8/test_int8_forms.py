@@ -25,12 +25,13 @@ from vgg_export.int8 import bias_correction, equalize, quantize
 from vgg_export.int8.candidates import Bench, Trial
 from vgg_export.network import checkpoint as checkpoints
 from vgg_export.network import input_size
-from vgg_export.network.chain import Plan
+from vgg_export.network.chain import Chain
 from vgg_export.options import INT8_FORMS, FactoriseOptions, PruneOptions, QuantizeOptions
 from vgg_runtime.board.targets import TARGETS, here
+from vgg_runtime.bundle.input_spec import for_input
 from vgg_runtime.bundle.manifest import SessionSettings
 from vgg_runtime.bundle.metrics import Comparison, kl_divergence
-from vgg_runtime.bundle.preprocess import for_input, load
+from vgg_runtime.bundle.preprocess import load
 from vgg_runtime.bundle.session import Model, exact
 
 PX = 64
@@ -48,7 +49,7 @@ def exported(splits: Splits, tmp_path_factory: pytest.TempPathFactory) -> dict[s
     checkpoints.save(small_checkpoint(), work / "c.safetensors")
     plain = cache.of(work / "c.safetensors")
     pruned = prune.run(
-        plain, None, work / "p.safetensors", PruneOptions(0.5, "conv2", multiple=4, repair=False), Quiet()
+        plain, None, work / "p.safetensors", PruneOptions(0.5, 2, multiple=4, repair=False), Quiet()
     )
     made = {
         "plain": plain,
@@ -214,7 +215,7 @@ def test_the_chain_refuses_what_is_none(exported: dict[str, cache.Artifact]) -> 
     branch = onnx.ModelProto()
     branch.CopyFrom(loaded)
     branch.graph.node[3].input[0] = "input"
-    with pytest.raises(ValueError, match="a VGG is a chain"):
+    with pytest.raises(ValueError, match="the network is a chain"):
         chain.layers(branch)
     gemm = next(n for n in loaded.graph.node if n.op_type == "Gemm")
     next(a for a in gemm.attribute if a.name == "transB").i = 1
@@ -379,7 +380,8 @@ def test_the_shift_of_a_layer_is_computed_with_its_padding() -> None:
         y = torch.nn.functional.conv2d(
             torch.from_numpy(x), torch.from_numpy(weight), padding=(kernel[0] // 2, kernel[1] // 2)
         )
-        layer = chain.Layer("conv", "Conv", "w", None, "x", "y", "y", ())
+        pads = (kernel[0] // 2, kernel[1] // 2) * 2
+        layer = chain.Layer("conv", "Conv", "w", None, "x", "y", "conv", pads=pads)
         assert np.allclose(
             bias_correction.mean_output(layer, weight, x.mean(0)), y.numpy().mean((0, 2, 3)), atol=1e-5
         )
@@ -594,13 +596,8 @@ def test_the_costliest_layer_alone_comes_first(
 ) -> None:
     path = changed(exported["compact"].path, tmp_path / "m.onnx", lambda arrays: None)
     cost = bench(path, splits, tmp_path / "scratch").sensitivity(INT8_FORMS["minmax"])
-    assert set(cost) == {
-        name for name, *_ in Plan.from_json(exported["compact"].measured["model"]["plan"]).convs()
-    } | {
-        "fc1",
-        "fc2",
-        "fc3",
-    }
+    network = Chain.from_json(exported["compact"].measured["model"]["chain"])
+    assert set(cost) == {site.name for site in network.sites}
     assert list(cost.values()) == sorted(cost.values(), reverse=True)
     assert all(0 <= kl < 0.01 for kl in cost.values())
 

@@ -15,9 +15,10 @@ from vgg_export.int8 import quantize
 from vgg_export.network import weights
 from vgg_export.options import QuantizeOptions
 from vgg_runtime.board.targets import TARGETS
+from vgg_runtime.bundle.input_spec import for_input
 from vgg_runtime.bundle.manifest import SessionSettings
 from vgg_runtime.bundle.metrics import kl_divergence
-from vgg_runtime.bundle.preprocess import for_input, load
+from vgg_runtime.bundle.preprocess import load
 from vgg_runtime.bundle.session import Model
 
 

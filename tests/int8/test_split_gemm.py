@@ -16,6 +16,7 @@ from vgg_export.graphs import audit, export
 from vgg_export.int8 import quantize, split_gemm
 from vgg_export.network import checkpoint as checkpoints
 from vgg_export.options import QuantizeOptions
+from vgg_runtime.bundle.input_spec import for_input
 
 # a drawn network can be undecided enough to need one
 INT8 = QuantizeOptions("x86-vnni", "minmax", float_layers=0)
@@ -36,7 +37,7 @@ def test_the_halves_say_what_the_whole_said(quantized: Path, tmp_path: Path) -> 
     assert split_gemm.halve(whole, LARGE) == ["fc1.weight_quantized"]
     onnx.save(whole, tmp_path / "halved.onnx")
     onnx.checker.check_model(str(tmp_path / "halved.onnx"), full_check=True)
-    split_gemm.ensure_equal(quantized, tmp_path / "halved.onnx", 224)
+    split_gemm.ensure_equal(quantized, tmp_path / "halved.onnx", for_input(224))
     after = {t.name: onnx.numpy_helper.to_array(t) for t in whole.graph.initializer}
     for name in ("weight_quantized", "weight_scale", "bias_quantized"):
         parts = [after[f"fc1.{name}_part{k}"] for k in range(2)]
@@ -62,7 +63,7 @@ def test_other_numbers_and_half_quantized_layers_are_noticed(quantized: Path, tm
     scale.CopyFrom(onnx.numpy_helper.from_array(2 * onnx.numpy_helper.to_array(scale), scale.name))
     onnx.save(whole, tmp_path / "wrong.onnx")
     with pytest.raises(CheckFailedError, match="changed the int8 model's logits by up to"):
-        split_gemm.ensure_equal(quantized, tmp_path / "wrong.onnx", 224)
+        split_gemm.ensure_equal(quantized, tmp_path / "wrong.onnx", for_input(224))
     partly = onnx.load(quantized)
     gemm = next(node for node in partly.graph.node if node.op_type == "Gemm")
     quantizer = next(node for node in partly.graph.node if gemm.output[0] in node.input)

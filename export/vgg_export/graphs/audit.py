@@ -1,18 +1,18 @@
-"""Counts the operators of an ONNX graph, and checks that they are the expected ones."""
+"""Counts the operators of an ONNX graph, and checks that they are those of its chain."""
 
 import collections
 import tempfile
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vgg_calibration.chain import ACTIVATIONS, Layer
 from vgg_export.core.errors import CheckFailedError
 
 if TYPE_CHECKING:
     import onnx
 
-EXPORTED_OPS = frozenset({"Conv", "Relu", "MaxPool", "Gemm", "Flatten", "Reshape"})
-# The operators that a quantized VGG may have after onnxruntime's optimizer. A float Conv, Gemm or Relu means
+# The operators that an int8 network may have after onnxruntime's optimizer. A float Conv, Gemm or Relu means
 # that a layer was not fused.
 INT8_OPS = frozenset(
     {
@@ -22,14 +22,23 @@ INT8_OPS = frozenset(
         "QGemm",
         "DequantizeLinear",
         "QLinearConcat",
+        "QLinearLeakyRelu",
+        "QLinearSigmoid",
+        "QLinearMul",
+        "QLinearAveragePool",
+        "QLinearGlobalAveragePool",
         "Flatten",
         "Reshape",
         "Squeeze",
         "Unsqueeze",
     }
 )
-# The operators that the optimizer may make of a layer that stays float.
+# The operators that the optimizer may make of a layer that stays float, and of the activation, the guard and
+# the pool behind it.
 FLOAT_OPS = frozenset({"Conv", "FusedConv", "Gemm", "FusedGemm"})
+BESIDE_FLOAT_OPS = frozenset({*ACTIVATIONS, "QuickGelu", "AveragePool", "GlobalAveragePool"})
+# The activations that onnxruntime has no int8 kernel for. They are computed in float between two int8 layers.
+WITHOUT_INT8 = ("Elu", "Tanh", "Gelu")
 
 
 def count_ops(path: Path) -> dict[str, int]:
@@ -56,38 +65,58 @@ def check(path: Path) -> None:
         ) from error
 
 
-def audit_exported(path: Path) -> dict[str, int]:
-    """Check a float graph with onnx.checker and count its operators.
+def audit_exported(path: Path, expected: Mapping[str, int]) -> dict[str, int]:
+    """Check a float graph with onnx.checker and count its operators. ``expected``: those of its chain
+    (``lowering.operators``).
 
     Raises:
-        CheckFailedError: the graph is not valid, or holds an operator that is not in EXPORTED_OPS.
+        CheckFailedError: the graph is not valid, or holds other operators.
     """
     check(path)
     ops = count_ops(path)
-    if extra := sorted(ops.keys() - EXPORTED_OPS):
+    if ops != expected:
         raise CheckFailedError(
-            f"the exported graph holds {', '.join(extra)}; expected only {', '.join(sorted(EXPORTED_OPS))}"
+            f"the exported graph holds {_in_words(ops)}; expected {_in_words(expected)}, as its layers say"
         )
     return ops
 
 
-def audit_quantized(path: Path, kept: Collection[str] = ()) -> dict[str, int]:
-    """Count the operators that onnxruntime executes for an int8 model; ``kept`` names the layers that
-    stay float.
+def _in_words(ops: Mapping[str, int]) -> str:
+    return ", ".join(f"{count} {op}" for op, count in ops.items()) or "none"
+
+
+def staying_float(layers: Sequence[Layer]) -> dict[str, int]:
+    """The operators of a float graph's layers that stay float in its int8 graph, and how many of each."""
+    found = collections.Counter(step.op for layer in layers for step in layer.steps)
+    return {op: found[op] for op in WITHOUT_INT8 if found[op]}
+
+
+def audit_quantized(
+    path: Path, kept: Collection[str] = (), floats: Mapping[str, int] | None = None
+) -> dict[str, int]:
+    """Count the operators that onnxruntime executes for an int8 model. ``kept`` names the layers that
+    stay float; ``floats``: the operators that have no int8 kernel (``staying_float``).
 
     Raises:
-        CheckFailedError: an operator is left that is neither int8 nor of a kept layer, or a kept layer is not
+        CheckFailedError: an operator is left that is neither int8 nor expected, or a kept layer is not
             float.
     """
+    expected = floats or {}
     nodes = optimized(path).graph.node
     weights = {node.input[1].removesuffix(".weight") for node in nodes if node.op_type in FLOAT_OPS}
     ops = dict(sorted(collections.Counter(node.op_type for node in nodes).items()))
-    allowed = INT8_OPS | ((FLOAT_OPS | {"Relu"}) if kept else set())
+    allowed = INT8_OPS | expected.keys() | (FLOAT_OPS | BESIDE_FLOAT_OPS if kept else set())
     if extra := sorted(ops.keys() - allowed):
         counted = ", ".join(f"{ops[name]} {name}" for name in extra)
         raise CheckFailedError(
             f"after onnxruntime's optimizer the int8 graph still holds {counted}; expected only"
             f" {', '.join(sorted(allowed))}"
+        )
+    found = {op: ops.get(op, 0) for op in expected}
+    if not kept and found != expected:
+        raise CheckFailedError(
+            f"after onnxruntime's optimizer the int8 graph holds {_in_words(found)} in float; expected"
+            f" {_in_words(expected)}"
         )
     if weights != set(kept):
         raise CheckFailedError(

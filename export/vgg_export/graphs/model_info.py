@@ -7,30 +7,32 @@ from typing import Any, Self
 from vgg_export.core import cache
 from vgg_export.core.errors import DataError
 from vgg_export.core.records import SidecarRecord
-from vgg_export.network.chain import Plan
+from vgg_export.network.chain import Chain
 from vgg_export.network.provenance import Provenance
-from vgg_runtime.bundle.preprocess import Preprocessing
+from vgg_runtime.bundle.input_spec import InputSpec
 from vgg_runtime.records import FieldError, Record
 
 
 @dataclasses.dataclass(frozen=True)
 class ModelInfo(SidecarRecord):
-    """A model. ``precision``: "fp32" or "int8". ``parameters``: the number of weights and biases. ``macs``:
-    multiply-accumulates per inference. ``calibrated_on``: for an int8 model, the short hashes of the pictures
-    that it was calibrated and chosen on."""
+    """A model. ``preprocessing``: the input of the chain. ``precision``: "fp32" or "int8". ``parameters``:
+    the number of weights and biases. ``macs``: multiply-accumulates per inference. ``calibrated_on``: for an
+    int8 model, the short hashes of the pictures that it was calibrated and chosen on."""
 
-    plan: Plan
+    chain: Chain
     labels: tuple[str, ...]
     provenance: Provenance
-    preprocessing: Preprocessing
+    preprocessing: InputSpec
     precision: str
     parameters: int
     macs: int
     calibrated_on: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
-        if len(self.labels) != self.plan.classes:
-            raise FieldError("labels", f"{self.plan.classes} names, one per class", list(self.labels))
+        if len(self.labels) != self.chain.classes:
+            raise FieldError("labels", f"{self.chain.classes} names, one per class", list(self.labels))
+        if self.preprocessing != self.chain.input:
+            raise FieldError("preprocessing", "the input of the chain", self.preprocessing.to_json())
 
     def to_json(self) -> dict[str, Any]:
         """The fields. ``provenance`` is called "source" in files."""

@@ -101,7 +101,7 @@ def run(exported: cache.Artifact, core: str, output: Path, progress: Progress) -
             f"{exported.path}: a model in {info.precision}; expected an fp32 model that 'vgg-export export'"
             " wrote"
         )
-    choice = choose(info.plan.layers(), core)
+    choice = choose(info.chain.parts(), core)
     if not choice.forms:
         raise NothingToGainError(
             f"{exported.path}: no form makes a convolution clearly cheaper on a {core}; use the model as it"

@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vgg_export.core.errors import OptionsError
-from vgg_export.network.chain import Layer
+from vgg_export.network.chain import Part
 
 from . import cook_toom
 from .cook_toom import Form
@@ -80,11 +80,11 @@ class Choice:
         }
 
 
-def choose(layers: Iterable[Layer], core: str, per_byte: float = PER_BYTE) -> Choice:
+def choose(layers: Iterable[Part], core: str, per_byte: float = PER_BYTE) -> Choice:
     """The cheapest form for every convolution. A convolution without a clear gain stays as it is.
 
     Args:
-        layers: of a plan. Layers that are no convolution, or that have no form, are left out of the costs.
+        layers: of a chain. Layers that are no convolution, or that have no form, are left out of the costs.
         core: one of CORES.
         per_byte: the cost of moving a byte, in instructions; with 0 only instructions count.
 
@@ -95,7 +95,7 @@ def choose(layers: Iterable[Layer], core: str, per_byte: float = PER_BYTE) -> Ch
     forms: dict[str, Form] = {}
     before, after = [], []
     for layer in layers:
-        candidates = cook_toom.of_kernel(layer.kernel) if layer.kernel else ()
+        candidates = forms_of(layer)
         if not candidates:
             continue
         costs = {form: predicted(coefficients, layer, form) for form in (None, *candidates)}
@@ -107,12 +107,20 @@ def choose(layers: Iterable[Layer], core: str, per_byte: float = PER_BYTE) -> Ch
     return Choice(forms, _sum(before), _sum(after))
 
 
+def forms_of(layer: Part) -> tuple[Form, ...]:
+    """The forms that a layer can have: it moves by one pixel, and its map is as large as what it reads."""
+    if layer.kernel is None or layer.stride != (1, 1):
+        return ()
+    height, width = layer.kernel
+    return cook_toom.of_kernel(layer.kernel) if layer.padding == (height // 2, width // 2) * 2 else ()
+
+
 def _sum(costs: Sequence[Cost]) -> Cost:
     parts = [dataclasses.astuple(cost) for cost in costs]
     return Cost(*map(sum, zip(*parts, strict=True))) if parts else Cost(0, 0, 0)
 
 
-def predicted(coefficients: dict[str, list[float]], layer: Layer, form: Form | None) -> Cost:
+def predicted(coefficients: dict[str, list[float]], layer: Part, form: Form | None) -> Cost:
     """The predicted cost of a layer in a form; None as the form is the convolution as it is.
     ``coefficients``: by the names of ``name_of``."""
     key = name_of(layer, form)
@@ -120,18 +128,18 @@ def predicted(coefficients: dict[str, list[float]], layer: Layer, form: Form | N
     return Cost(instructions, moved_bytes(layer, form), weight_bytes(layer, form))
 
 
-def name_of(layer: Layer, form: Form | None) -> str:
+def name_of(layer: Part, form: Form | None) -> str:
     """The name of a form's coefficients. A convolution as it is has its own coefficients for every kernel."""
     assert layer.kernel
     return str(form) if form else f"{DIRECT} {layer.kernel[0]}x{layer.kernel[1]}"
 
 
-def features(layer: Layer, form: Form | None) -> Array:
+def features(layer: Part, form: Form | None) -> Array:
     """The numbers that instructions are proportional to: products, elements that are gathered or transformed
     before and after the products, packed weights, and a 1 for the constant part."""
     assert layer.kernel
     if form is None:
-        positions, taps = layer.side_px**2, math.prod(layer.kernel)
+        positions, taps = math.prod(layer.sides), math.prod(layer.kernel)
         return np.array(
             [
                 taps * positions * layer.inputs * layer.outputs,
@@ -140,7 +148,7 @@ def features(layer: Layer, form: Form | None) -> Array:
                 1.0,
             ]
         )
-    window, tiles = math.prod(form.window), math.prod(form.tiles(layer.side_px, layer.side_px))
+    window, tiles = math.prod(form.window), math.prod(form.tiles(*layer.sides))
     inputs, outputs = window * layer.inputs, window * layer.outputs
     rows = _steps(tiles)
     return np.array(
@@ -154,16 +162,16 @@ def _steps(rows: int) -> float:
     return rows // 4 + (0, 0.45, 0.6, 1.05)[rows % 4]
 
 
-def moved_bytes(layer: Layer, form: Form | None) -> float:
+def moved_bytes(layer: Part, form: Form | None) -> float:
     """The bytes that one operator writes and the next reads, and the weights, read once. Bytes that stay in a
     cache are counted too."""
     assert layer.kernel
-    pixels = layer.side_px**2
+    pixels = math.prod(layer.sides)
     inputs, outputs = pixels * layer.inputs, pixels * layer.outputs
     if form is None:
         return FLOAT_BYTES * (inputs + outputs) + weight_bytes(layer, None)
-    side = form.covered(layer.side_px, layer.side_px)
-    window, tiles = math.prod(form.window), math.prod(form.tiles(layer.side_px, layer.side_px))
+    side = form.covered(*layer.sides)
+    window, tiles = math.prod(form.window), math.prod(form.tiles(*layer.sides))
     covered, gathered = math.prod(side) * layer.inputs, window * tiles * layer.inputs
     multiplied, tiled = window * tiles * layer.outputs, form.rows * form.columns * tiles * layer.outputs
     # channels last, padded, gathered, transformed, multiplied
@@ -173,14 +181,14 @@ def moved_bytes(layer: Layer, form: Form | None) -> float:
     return FLOAT_BYTES * (before + after) + weight_bytes(layer, form)
 
 
-def weight_bytes(layer: Layer, form: Form | None) -> float:
+def weight_bytes(layer: Part, form: Form | None) -> float:
     """The bytes of the multiplied weights in memory. With F(4x4) they are four times as large as the original
     weights; the transformed weights are never in the file."""
     assert layer.kernel
     return FLOAT_BYTES * math.prod(form.window if form else layer.kernel) * layer.inputs * layer.outputs
 
 
-def fit(layers: Sequence[Layer], form: Form | None, instructions: Sequence[float]) -> list[float]:
+def fit(layers: Sequence[Part], form: Form | None, instructions: Sequence[float]) -> list[float]:
     """The coefficients that minimise the squares of the relative errors."""
     rows = np.array([features(layer, form) for layer in layers]) / np.array(instructions)[:, None]
     scale = np.abs(rows).max(0)

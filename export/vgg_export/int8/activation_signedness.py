@@ -54,8 +54,8 @@ def ensure_same(before: cache.Artifact, path: Path) -> float:
     Raises:
         CheckFailedError: it is larger than TOLERANCE.
     """
-    px = before.read(Described).model.preprocessing.crop_px
-    x = np.random.default_rng(0).standard_normal((3, 3, px, px), np.float32)
+    spec = before.read(Described).model.preprocessing
+    x = np.random.default_rng(0).standard_normal((3, *spec.shape), np.float32)
     expected, found = (Model(p, SessionSettings(), device.usable_cores())(x) for p in (before.path, path))
     apart = self_check.deviation(found, expected)
     if not apart <= TOLERANCE:

@@ -26,9 +26,9 @@ def correct_biases(
     ``integer``, in place.
 
     The shift is E[W_q x] - E[W x] (Nagel et al. 2019), with the means of x over the calibration pictures,
-    padding included. A layer without bias passes its shift on to the next layer. The biases have steps of
-    input scale times weight scale, hundreds of times finer than a step of the output, so correcting the float
-    biases and quantizing everything again would gain nothing.
+    padding included. A layer without bias passes its shift on to the next layer, if nothing is between them.
+    The biases have steps of input scale times weight scale, hundreds of times finer than a step of the
+    output, so correcting the float biases and quantizing everything again would gain nothing.
 
     Returns:
         The shift of every corrected channel [outputs], by the layer's name.
@@ -47,7 +47,7 @@ def correct_biases(
         if handed_on is not None:
             everywhere = np.broadcast_to(handed_on.reshape(-1, *(1,) * (mean.ndim - 1)), mean.shape)
             shift += mean_output(layer, dequantized(layer, quantized), everywhere)
-        handed_on = None if layer.bias else shift
+        handed_on = None if layer.bias or layer.steps else shift
         if layer.bias:
             shifts[layer.name] = shift
             _subtract(
@@ -63,20 +63,23 @@ def _subtract(bias: "onnx.TensorProto", steps: Array) -> None:
 
 
 def mean_output(layer: Layer, weight: npt.NDArray[np.float32], mean: npt.NDArray[np.floating[Any]]) -> Array:
-    """The mean output [outputs] per channel over pictures and places, of a layer of stride 1 and 'same'
-    padding without its bias.
+    """The mean output [outputs] per channel over pictures and places, of a layer without its bias.
 
     Args:
-        weight: [n, c, height, width], or [inputs, n] of a fully connected layer.
+        weight: [n, c / groups, height, width], or [inputs, n] of a fully connected layer. Of several groups
+            each has one channel.
         mean: the mean of its input over the pictures, [c, H, W] or [inputs].
     """
     if layer.kind == "Gemm":
         return (mean.astype(np.float32) @ weight).astype(np.float64)  # fc1 in float64 would be 800 MB
     height, width = weight.shape[2:]
-    padded = np.pad(mean, ((0, 0), (height // 2,) * 2, (width // 2,) * 2))
+    top, left, bottom, right = layer.pads
+    padded = np.pad(mean, ((0, 0), (top, bottom), (left, right)))
+    (down, across), (_, rows, columns) = layer.strides, padded.shape
     total = np.zeros(len(weight))
     for dy in range(height):
         for dx in range(width):
-            seen = padded[:, dy : dy + mean.shape[1], dx : dx + mean.shape[2]].mean((1, 2), dtype=np.float64)
-            total += weight[:, :, dy, dx] @ seen
+            places = padded[:, dy : rows - height + dy + 1 : down, dx : columns - width + dx + 1 : across]
+            seen = places.mean((1, 2), dtype=np.float64)
+            total += weight[:, 0, dy, dx] * seen if layer.groups > 1 else weight[:, :, dy, dx] @ seen
     return total

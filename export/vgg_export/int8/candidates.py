@@ -14,9 +14,11 @@ from vgg_export.core.progress import Progress
 from vgg_export.options import Int8Form
 from vgg_runtime.board import device
 from vgg_runtime.board.targets import Target, here
+from vgg_runtime.bundle.input_spec import InputSpec
 from vgg_runtime.bundle.manifest import SessionSettings
 from vgg_runtime.bundle.metrics import Comparison, compare
-from vgg_runtime.bundle.preprocess import Preprocessing, load
+from vgg_runtime.bundle.outputs import SOFTMAX
+from vgg_runtime.bundle.preprocess import load
 from vgg_runtime.bundle.session import Model, exact
 
 from . import bias_correction, equalize, qdq
@@ -30,7 +32,7 @@ RANKED_IMAGES = 10
 
 @dataclasses.dataclass(frozen=True)
 class Trial:
-    """A candidate: an int8 graph. ``kept``: the layers of the plan that stay float in it. ``compared``: its
+    """A candidate: an int8 graph. ``kept``: the layers of the chain that stay float in it. ``compared``: its
     comparison with the float model on the held-out pictures."""
 
     form: Int8Form
@@ -48,20 +50,28 @@ class Bench:
     """Makes and compares candidates of one float graph. Holds the statistics of its tensors over the
     calibration pictures, and its logits on the held-out pictures.
 
-    ``scratch``: the folder of the candidates' graphs, which stay until the caller removes it.
+    ``scratch``: the folder of the candidates' graphs, which stay until the caller removes it. ``output``:
+    what the logits mean, one of ``outputs.OUTPUTS``.
     """
 
     def __init__(
-        self, source: Path, target: Target, preprocessing: Preprocessing, scratch: Path, progress: Progress
+        self,
+        source: Path,
+        target: Target,
+        preprocessing: InputSpec,
+        scratch: Path,
+        progress: Progress,
+        output: str = SOFTMAX,
     ) -> None:
         import onnx
 
-        self.source, self.target, self.preprocessing, self.scratch, self.progress = (
+        self.source, self.target, self.preprocessing, self.scratch, self.progress, self.output = (
             source,
             target,
             preprocessing,
             scratch,
             progress,
+            output,
         )
         self.session = exact(SessionSettings(), here(), (target.name,))
         self.layers = chain.layers(onnx.load(source))
@@ -81,21 +91,21 @@ class Bench:
             self.expected = self._logits(self.source, "asking the float model", self.inputs)
 
     def make(self, form: Int8Form, kept: Collection[str] = ()) -> Trial:
-        """Write the int8 graph of a form, with ``kept`` layers of the plan in float, and compare it."""
+        """Write the int8 graph of a form, with ``kept`` layers of the chain in float, and compare it."""
         path = self._write(form, kept)
         if not self.inputs:
-            return Trial(form, tuple(kept), path, compare(self.expected, self.expected))
+            return Trial(form, tuple(kept), path, self._compared(self.expected, self.expected))
         found = self._logits(
             path, f"trying {form.name}" + "".join(f", {name} in float" for name in kept), self.inputs
         )
-        return Trial(form, tuple(kept), path, compare(found, self.expected))
+        return Trial(form, tuple(kept), path, self._compared(found, self.expected))
 
     def parts(self, names: Collection[str]) -> list[str]:
-        """The names of the layers of the graph that make up these layers of the plan."""
+        """The names of the layers of the graph that make up these layers of the chain."""
         return [layer.name for layer in self.layers if layer.part_of in names]
 
     def sensitivity(self, form: Int8Form) -> dict[str, float]:
-        """The mean KL in nats when only one layer is quantized, by layer of the plan, the largest first."""
+        """The mean KL in nats when only one layer is quantized, by layer of the chain, the largest first."""
         names = dict.fromkeys(layer.part_of for layer in self.layers)
         inputs, expected = self.inputs[:RANKED_IMAGES], self.expected[:RANKED_IMAGES]
         floating, seen = self._floating(form)
@@ -109,9 +119,12 @@ class Bench:
                 path = self.scratch / "alone.onnx"
                 one = qdq.with_weights_of(shared, [layer for layer in self.layers if layer.name in parts])
                 qdq.write(one, self.layers, limits, self.target, path, only=parts)
-                cost[name] = compare(self._logits(path, None, inputs), expected).kl
+                cost[name] = self._compared(self._logits(path, None, inputs), expected).kl
                 task.advance()
         return dict(sorted(cost.items(), key=lambda item: -item[1]))
+
+    def _compared(self, found: npt.NDArray[np.float32], expected: npt.NDArray[np.float32]) -> Comparison:
+        return compare(found, expected, output=self.output)
 
     def _write(self, form: Int8Form, kept: Collection[str]) -> Path:
         import onnx
@@ -148,7 +161,7 @@ class Bench:
     def _logits(
         self, path: Path, label: str | None, inputs: Sequence[npt.NDArray[np.float32]]
     ) -> npt.NDArray[np.float32]:
-        """Logits [n, classes], one picture at a time as on the device. Without a label no progress is
+        """Logits [n, units], one picture at a time as on the device. Without a label no progress is
         shown."""
         session = Model(path, self.session, device.usable_cores())
         if label is None:

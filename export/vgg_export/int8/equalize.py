@@ -2,12 +2,15 @@
 Correction").
 
 A channel between two layers can be divided by any positive scale in the first layer and multiplied by it in
-the second without changing the function, because ReLU, max-pooling and flattening commute with the scale. The
+the second without changing the function, because ReLU, LeakyReLU, pooling and flattening commute with the
+scale. Where something else is between them, the channel stays as it is. The
 scale is chosen such that the largest weight of a channel is the same in both layers. The weights are
 quantized per channel, so the gain is in the activations: their channels fill the common range more evenly.
 Equalization can also be a loss, so it is only one of the forms that are tried.
 """
 
+import itertools
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -38,7 +41,8 @@ TOLERANCE = 1e-4  # relative change of the path norm; each weight is rounded to 
 
 def find_scales(model: "onnx.ModelProto") -> list[Array]:
     """The scales [C] that divide the channels after each layer but the last."""
-    return solve(maxima(chain.layers(model), tensors_of(model)))
+    layers = chain.layers(model)
+    return solve(maxima(layers, tensors_of(model)), [layer.is_homogeneous for layer in layers])
 
 
 def equalize(model: "onnx.ModelProto", scales: list[Array]) -> None:
@@ -54,13 +58,13 @@ def equalize(model: "onnx.ModelProto", scales: list[Array]) -> None:
     ensure_unchanged(norm, path_norm(layers, tensors))
 
 
-def solve(largest: list[Floats]) -> list[Array]:
+def solve(largest: list[Floats], free: Sequence[bool]) -> list[Array]:
     """The scales for layers with ``largest`` as their largest weights between channels, [outputs, inputs]
-    each. ``largest`` is overwritten."""
+    each; they stay one behind a layer that is not ``free``. ``largest`` is overwritten."""
     scales = [np.ones(len(weight)) for weight in largest[:-1]]
     for _ in range(ROUNDS):
         change = 0.0
-        for k in range(len(scales)):
+        for k in itertools.compress(range(len(scales)), free):
             written, read = largest[k].max(1), largest[k + 1].max(0)
             alive = (written > 0) & (read > 0)
             factor = np.sqrt(np.divide(written, read, out=np.ones_like(written), where=alive))
@@ -84,7 +88,8 @@ def maxima(layers: list[chain.Layer], tensors: "Tensors") -> list[Floats]:
 def _channel_maxima(layer: chain.Layer, before: chain.Layer | None, tensors: "Tensors") -> Floats:
     weight = array(tensors[layer.weight])
     if layer.kind == "Conv":
-        return np.asarray(np.abs(weight).max((2, 3)))
+        found = np.asarray(np.abs(weight).max((2, 3)))
+        return np.diag(found[:, 0]) if layer.groups > 1 else found
     channels = (
         len(weight) if before is None else tensors[before.weight].dims[0 if before.kind == "Conv" else 1]
     )
@@ -124,6 +129,8 @@ def rescale(layer: chain.Layer, tensors: "Tensors", read: Array | None, written:
     bias by ``written``, in place."""
     weight = array(tensors[layer.weight]).copy()
     outputs, inputs = (0, 1) if layer.kind == "Conv" else (1, 0)
+    if layer.groups > 1:
+        inputs = outputs  # each channel by itself
     if read is not None:
         _multiply(weight, np.repeat(read, weight.shape[inputs] // len(read)), inputs)
     if written is not None:
@@ -144,5 +151,6 @@ def rescaled(seen: dict[str, Seen], layers: list[chain.Layer], scales: list[Arra
         if read is not None:
             found[layer.input] = seen[layer.input].divided(read)
         if written is not None:
-            found[layer.output] = seen[layer.output].divided(written)
+            for name in layer.ranged():
+                found[name] = seen[name].divided(written)
     return found

@@ -40,9 +40,11 @@ class Choice(Record):
 
 
 @dataclasses.dataclass(frozen=True)
-class Quantized(Record):
+class Quantized(SidecarRecord):
     """The record of an int8 graph: its operators, the hashes of its calibration pictures, the core that it is
-    for, and its loss against the float model where there were held-out pictures."""
+    for, and its loss against the float model where there were held-out pictures. ``float_ops``: the
+    activations that are computed in float because onnxruntime has no int8 kernel for them, and how many of
+    each; None where all are int8."""
 
     ops: dict[str, int]
     calibration_images: tuple[str, ...]
@@ -50,6 +52,7 @@ class Quantized(Record):
     losses: dict[str, Loss]
     int8: Choice
     model: ModelInfo
+    float_ops: dict[str, int] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,4 +60,4 @@ class Retyped(Quantized):
     """The record of the graph for another core. ``deviation``: the largest difference of logits from the
     graph before, as a fraction of their spread."""
 
-    deviation: float
+    deviation: float = dataclasses.field(kw_only=True)

@@ -1,6 +1,7 @@
 """Makes the int8 QDQ graph of a float graph and the ranges of its tensors, keeps layers float, and changes
 the type of activations."""
 
+import itertools
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -8,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from vgg_calibration.chain import Layer
+from vgg_calibration.chain import ACTIVATIONS, LAYERS, LIMITS, OTHERS, SAME_RANGE, Layer, Step
 from vgg_calibration.observe import Seen
 from vgg_export.core.errors import CheckFailedError
+from vgg_export.graphs import audit
 from vgg_export.graphs.tensors import array
 from vgg_runtime.board.targets import Target
 
@@ -18,8 +20,11 @@ if TYPE_CHECKING:
     import onnx
 
 
-OPS = ["Conv", "Gemm", "Relu", "MaxPool", "Reshape", "Flatten"]
-
+# The operators with int8 kernels, or that vanish into one.
+OPS = [*LAYERS, *(op for op in (*ACTIVATIONS, *OTHERS) if op not in audit.WITHOUT_INT8)]
+# Beyond these limits an activation is constant to within half a step of its own 8 bits, so the steps of what
+# it reads need not reach further.
+FLAT = {"Tanh": (-4.0, 4.0), "Sigmoid": (-6.5, 6.5), "Elu": (-6.5, np.inf), "Gelu": (-4.0, np.inf)}
 
 INT32 = np.iinfo(np.int32)
 
@@ -29,15 +34,29 @@ def ranges(
 ) -> dict[str, tuple[float, float]]:
     """The lowest and highest value of every tensor that is quantized. A tensor after a pool has the range of
     the tensor before the pool, and a tensor before a ReLU has the range of the tensor after it."""
-    before = layers[0].input
-    found = {before: seen[before].range()}  # never clipped: the values of pictures have known limits
+    source = layers[0].input
+    found = {source: seen[source].range()}  # never clipped: the values of pictures have known limits
     for layer in layers:
-        found[layer.input] = found[before]
-        found[layer.output] = found[layer.sum] = (
-            seen[layer.output].clipped() if clipped else seen[layer.output].range()
-        )
-        before = layer.output
+        made = [(layer.kind, layer.input, layer.sum), *((s.op, s.input, s.output) for s in layer.steps)]
+        own = set(layer.ranged())
+        for (op, reads, gives), after in zip(made, [*layer.steps, None], strict=True):
+            if gives in own:
+                low, high = seen[gives].clipped() if clipped else seen[gives].range()
+                found[gives] = _where_it_matters(low, high, after, layer)
+            if op in SAME_RANGE:
+                found[gives] = found[reads]
+            elif op in LIMITS:
+                found[reads] = found[gives]
     return found
+
+
+def _where_it_matters(low: float, high: float, after: Step | None, layer: Layer) -> tuple[float, float]:
+    """The part of a range that the activation ``after`` it tells apart; all of it where other nodes read the
+    tensor, too."""
+    if after is None or after.op not in FLAT or "Mul" in (step.op for step in layer.steps):
+        return low, high
+    flat = FLAT[after.op]
+    return max(low, flat[0]), min(high, flat[1])
 
 
 def write(
@@ -58,6 +77,8 @@ def write(
     from onnxruntime.quantization import CalibrationMethod, QDQQuantizer, QuantType, TensorData, TensorsData
 
     _keep_float(model, layers, kept)
+    # Without this option a pool behind a float activation would be float, too.
+    forced = bool(audit.staying_float(layers))
     # The model has its shapes. Without this mark onnxruntime would infer them again, with two copies of the
     # model.
     model.metadata_props.add(key="onnx.infer", value="onnxruntime.quant")
@@ -77,7 +98,11 @@ def write(
             node for layer in layers if layer.name in kept for node in (*layer.nodes, _guard(layer))
         ],
         op_types_to_quantize=OPS,
-        extra_options={"ActivationSymmetric": False, "WeightSymmetric": True},
+        extra_options={
+            "ActivationSymmetric": False,
+            "WeightSymmetric": True,
+            "ForceQuantizeNoInputCheck": forced,
+        },
     )
     quantizer.quantize_model()
     quantizer.model.save_model_to_file(str(output), False)
@@ -113,23 +138,25 @@ def _guard(layer: Layer) -> str:
 
 
 def _keep_float(model: "onnx.ModelProto", layers: Sequence[Layer], kept: Collection[str]) -> None:
-    """Put a ReLU before layers that are to stay float.
+    """Put a node that changes nothing before layers that are to stay float.
 
     Leaving a layer out of the quantization is not enough: onnxruntime's optimizer quantizes any Conv or Gemm
     between a DequantizeLinear and a QuantizeLinear. A second ReLU after the first one does not change the
-    values, and separates the two.
+    values, and separates the two. Elsewhere a Clip without limits does, which the optimizer leaves in place,
+    as it does not an Identity.
     """
     import onnx
 
-    rectified = ""
-    for layer in layers:
-        if layer.name in kept and rectified:
-            at = next(k for k, node in enumerate(model.graph.node) if node.name == layer.nodes[0])
-            model.graph.node[at].input[0] = guarded = f"{layer.input}_float"
-            model.graph.node.insert(
-                at, onnx.helper.make_node("Relu", [layer.input], [guarded], name=_guard(layer))
-            )
-        rectified = layer.output if layer.output != layer.sum else ""
+    for before, layer in itertools.pairwise(layers):
+        rectified = [step.op for step in before.activation] == ["Relu"]
+        if layer.name not in kept or (before.name in kept and not rectified):
+            continue
+        at = next(k for k, node in enumerate(model.graph.node) if node.name == layer.node)
+        model.graph.node[at].input[0] = guarded = f"{layer.input}_float"
+        guard = onnx.helper.make_node(
+            "Relu" if rectified else "Clip", [layer.input], [guarded], name=_guard(layer)
+        )
+        model.graph.node.insert(at, guard)
 
 
 def dequantized(layer: Layer, tensors: "Mapping[str, onnx.TensorProto]") -> npt.NDArray[np.float32]:

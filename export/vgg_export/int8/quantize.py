@@ -11,6 +11,7 @@ import dataclasses
 import logging
 import math
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
 from vgg_calibration import choose
@@ -22,6 +23,7 @@ from vgg_export.graphs import audit
 from vgg_export.graphs.model_info import described
 from vgg_export.options import INT8_FORMS, QuantizeOptions, as_json
 from vgg_runtime.board.targets import TARGETS, Target
+from vgg_runtime.bundle.input_spec import InputSpec
 
 from . import qdq, split_gemm
 from .candidates import Bench, Trial
@@ -67,13 +69,17 @@ def run(
             # The audited graph is unsigned: on x86 onnxruntime rewrites signed activations pair by pair, and
             # the audit would find the operators that it adds.
             target = dataclasses.replace(TARGETS[options.target], signed_activations=False)
-            bench = Bench(exported.path, target, info.preprocessing, Path(scratch), progress)
+            bench = Bench(
+                exported.path, target, info.preprocessing, Path(scratch), progress, info.chain.output
+            )
             bench.calibrate([i.path for i in items], [i.path for i in held])
             made, told = choose_form(bench, options)
-            whole = _in_halves(made.path, bench.preprocessing.crop_px)
+            whole = _in_halves(made.path, bench.preprocessing)
             with progress.task("auditing the int8 graph", None):
-                ops = audit.audit_quantized(whole, bench.parts(made.kept))
+                floats = audit.staying_float(bench.layers)
+                ops = audit.audit_quantized(whole, bench.parts(made.kept), floats)
             _write_for(TARGETS[options.target], whole, path)
+        log_float_ops(floats)
         losses = {"quantized": Loss.of(made.compared, "its float model")} if made.judged else {}
         seen = tuple(short_hash(i.sha256) for i in (*items, *held))
         return Quantized(
@@ -83,13 +89,14 @@ def run(
             losses=losses,
             int8=told,
             model=dataclasses.replace(info, precision="int8", calibrated_on=seen),
+            float_ops=floats or None,
         )
 
     used = {"seed": seed, "images": [i.sha256 for i in items], "held": [i.sha256 for i in held]}
     return cache.produce(STAGE, as_json(options) | used, {"model": exported}, output, make)
 
 
-def _in_halves(path: Path, px: int) -> Path:
+def _in_halves(path: Path, spec: InputSpec) -> Path:
     """The int8 graph with its large fully connected layers in halves; the same file if no layer is large."""
     import onnx
 
@@ -99,7 +106,7 @@ def _in_halves(path: Path, px: int) -> Path:
     halved = path.with_name("halved.onnx")
     onnx.save(model, halved)
     del model
-    split_gemm.ensure_equal(path, halved, px)
+    split_gemm.ensure_equal(path, halved, spec)
     return halved
 
 
@@ -184,7 +191,7 @@ def keep_layers(bench: Bench, best: Trial, options: QuantizeOptions) -> tuple[Tr
         trials, key=lambda t: int(t.compared.same.sum())
     )  # of equal candidates the first, which keeps the fewest layers in float
     why = (
-        f"agreement of {100 * best.compared.agreement:.1f} % on {best.compared.n} held-out pictures,"
+        f"agreement of {100 * best.compared.agreement:.1f} % on {judged_on(best)},"
         f" {100 * options.min_agreement:g} % asked for"
     )
     sizes = [t.path.stat().st_size for t in trials]
@@ -193,10 +200,10 @@ def keep_layers(bench: Bench, best: Trial, options: QuantizeOptions) -> tuple[Tr
 
 
 def meets(trial: Trial, agreement: float) -> bool:
-    """Whether at most the allowed number of pictures disagree. One is always allowed, since it is no
-    evidence."""
+    """Whether at most the allowed number of pictures disagree (of a multi-label network: of decisions per
+    label). One is always allowed, since it is no evidence."""
     missed = int((~trial.compared.same).sum())
-    return missed <= max(1, (1 - agreement) * trial.compared.n + 1e-9)
+    return missed <= max(1, (1 - agreement) * trial.compared.same.size + 1e-9)
 
 
 def in_words(trial: Trial) -> str:
@@ -205,9 +212,16 @@ def in_words(trial: Trial) -> str:
         return trial.form.name
     found = trial.compared
     return (
-        f"{trial.form.name} agrees with the float model on {100 * found.agreement:.1f} % of {found.n}"
-        f" held-out pictures, mean KL {found.kl:.4f}"
+        f"{trial.form.name} agrees with the float model on {100 * found.agreement:.1f} % of"
+        f" {judged_on(trial)}, mean KL {found.kl:.4f}"
     )
+
+
+def judged_on(trial: Trial) -> str:
+    """What the agreement is a share of."""
+    found = trial.compared
+    pictures = f"{found.n} held-out pictures"
+    return pictures if found.same.ndim == 1 else f"the decisions per label on {pictures}"
 
 
 def log_float_layers(before: Trial, after: Trial, told: list[FloatLayer], options: QuantizeOptions) -> None:
@@ -225,4 +239,14 @@ def log_float_layers(before: Trial, after: Trial, told: list[FloatLayer], option
             " asked for",
             now,
             100 * options.min_agreement,
+        )
+
+
+def log_float_ops(ops: Mapping[str, int]) -> None:
+    """Log which activations are computed in float, and what that costs."""
+    if ops:
+        log.info(
+            "int8: %s stay float: onnxruntime has no int8 kernel for them, so each dequantizes its input and"
+            " quantizes its output again",
+            ", ".join(f"{count} {op}" for op, count in ops.items()),
         )

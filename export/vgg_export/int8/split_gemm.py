@@ -14,6 +14,7 @@ import numpy as np
 
 from vgg_export.core.errors import CheckFailedError
 from vgg_runtime.board import device
+from vgg_runtime.bundle.input_spec import InputSpec
 from vgg_runtime.bundle.manifest import SessionSettings
 from vgg_runtime.bundle.session import Model
 
@@ -122,13 +123,13 @@ def _part(model: "onnx.ModelProto", name: str, part: int) -> str:
     return f"{name}_part{part}"
 
 
-def ensure_equal(before: Path, after: Path, px: int) -> None:
-    """Check that the logits on noise are equal to the last bit.
+def ensure_equal(before: Path, after: Path, spec: InputSpec) -> None:
+    """Check that the logits on noise, as an input of ``spec``, are equal to the last bit.
 
     Raises:
         CheckFailedError: they differ.
     """
-    x = np.random.default_rng(0).standard_normal((1, 3, px, px), np.float32)
+    x = np.random.default_rng(0).standard_normal((1, *spec.shape), np.float32)
     expected, found = (Model(path, SessionSettings(), device.usable_cores())(x) for path in (before, after))
     if not np.array_equal(expected, found):
         raise CheckFailedError(
