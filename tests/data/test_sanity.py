@@ -5,6 +5,7 @@ import dataclasses
 import json
 import logging
 import math
+import re
 import shutil
 import subprocess
 import sys
@@ -13,25 +14,29 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+import click
 import numpy as np
 import pytest
 import torch
 from conftest import CLASSES, reseal, small_torchvision_vgg
 from rows import ABOUT, a_row
 
-from vgg_export import inputs, pipeline
-from vgg_export.core import cache
+from vgg_export import command_options, inputs, pipeline
 from vgg_export.core.errors import AccuracyError
 from vgg_export.core.progress import Quiet
 from vgg_export.data import sanity, signs
+from vgg_export.data.answers import judge
 from vgg_export.data.drawn import draw_signs
 from vgg_export.data.splits import PARTS, Item, Splits, resolve
+from vgg_export.data.trials import Floats
+from vgg_export.data.verdict import ensure_understood, why
 from vgg_export.network import checkpoint as checkpoints
 from vgg_export.network import weights
 from vgg_export.network.provenance import Provenance
 from vgg_export.options import (
     DataOptions,
     DrawOptions,
+    InputOptions,
     RecipeOptions,
     RunOptions,
     WeightsOptions,
@@ -48,6 +53,7 @@ from vgg_runtime.result import Evaluation, Prediction, Proportion, Row
 Run = Callable[..., subprocess.CompletedProcess[str]]
 MEAN, STD = torch.tensor([0.485, 0.456, 0.406]).double(), torch.tensor([0.229, 0.224, 0.225]).double()
 ONE, ZERO = torch.ones(3).double(), torch.zeros(3).double()
+NOT_TOLD = InputOptions()
 
 # Chance.
 
@@ -85,7 +91,7 @@ def test_chance_is_the_share_of_the_largest_class() -> None:
 NAMES = tuple(f"class {k}" for k in range(10))
 
 
-def said(outputs: np.ndarray[Any, Any], sure: float = 6.0, classes: int = 10) -> sanity.Floats:
+def said(outputs: np.ndarray[Any, Any], sure: float = 6.0, classes: int = 10) -> Floats:
     """Logits that name these outputs."""
     logits = np.zeros((len(outputs), classes), np.float32)
     logits[np.arange(len(outputs)), outputs] = sure
@@ -97,13 +103,13 @@ def test_a_permuted_order_is_found_on_half_and_shown_on_the_rest() -> None:
     order = np.random.default_rng(1).permutation(10)  # the output k stands for the class order[k]
     outputs = np.argsort(order)[labels]
     outputs[::20] = (outputs[::20] + 1) % 10  # 5 % of errors
-    found = sanity.judge(said(outputs), labels, NAMES)
+    found = judge(said(outputs), labels, NAMES)
     assert not found.better_than_chance
     assert found.order == tuple(NAMES[k] for k in order)
     assert found.order_n == 60
     assert found.order_right >= 54
-    assert "its classes are in another order" in sanity._why(found)
-    assert f"0 {NAMES[order[0]]}, 1 {NAMES[order[1]]}" in sanity._why(found)
+    assert "its classes are in another order" in why(found)
+    assert f"0 {NAMES[order[0]]}, 1 {NAMES[order[1]]}" in why(found)
 
 
 def test_two_exchanged_classes_of_ten_are_found_too_and_are_a_warning(
@@ -111,32 +117,32 @@ def test_two_exchanged_classes_of_ten_are_found_too_and_are_a_warning(
 ) -> None:
     labels = np.repeat(np.arange(10), 12)
     outputs = np.where(labels == 2, 7, np.where(labels == 7, 2, labels))
-    found = sanity.judge(said(outputs), labels, NAMES)
+    found = judge(said(outputs), labels, NAMES)
     assert found.better_than_chance
     assert found.order is not None
     assert (found.order[2], found.order[7]) == (NAMES[7], NAMES[2])
-    sanity.ensure_understood(found, accept=False)
+    ensure_understood(found, accept=False)
     assert "is right on 80.0 % of 120 labelled pictures" in caplog.text
     assert "in another order" in caplog.text
 
 
 def test_two_classes_the_wrong_way_round_stop() -> None:
     labels = np.arange(60) % 2
-    found = sanity.judge(said(1 - labels, classes=2), labels, ("cat", "dog"))
+    found = judge(said(1 - labels, classes=2), labels, ("cat", "dog"))
     assert found.order == ("dog", "cat")
     with pytest.raises(
         AccuracyError, match=r"right on 0\.0 % of 60 .* always saying 'cat' \(50\.0 %\).*0 dog, 1 cat"
     ):
-        sanity.ensure_understood(found, accept=False)
+        ensure_understood(found, accept=False)
 
 
 def test_a_class_that_was_not_seen_is_not_invented() -> None:
     labels = np.repeat(np.arange(8), 12)  # two classes have no pictures
-    found = sanity.judge(said((labels + 1) % 10), labels, NAMES)
+    found = judge(said((labels + 1) % 10), labels, NAMES)
     assert found.order is not None
     assert (found.order[0], found.order[9], found.order[1]) == (None, None, NAMES[0])
-    assert "0 (not seen)" in sanity._why(found)
-    assert "(those not seen are class 8, class 9)" in sanity._why(found)
+    assert "0 (not seen)" in why(found)
+    assert "(those not seen are class 8, class 9)" in why(found)
 
 
 def test_noise_is_explained_by_no_order() -> None:
@@ -144,13 +150,11 @@ def test_noise_is_explained_by_no_order() -> None:
     them."""
     generator = np.random.default_rng(0)
     labels = np.repeat(np.arange(10), 12)
-    found = [sanity.judge(said(generator.integers(0, 10, 120)), labels, NAMES) for _ in range(100)]
+    found = [judge(said(generator.integers(0, 10, 120)), labels, NAMES) for _ in range(100)]
     assert not any(answers.order for answers in found)
     assert sum(answers.better_than_chance for answers in found) <= 5
     with pytest.raises(AccuracyError, match="the likely causes are another normalisation"):
-        sanity.ensure_understood(
-            next(answers for answers in found if not answers.better_than_chance), accept=False
-        )
+        ensure_understood(next(answers for answers in found if not answers.better_than_chance), accept=False)
 
 
 def test_a_sound_network_is_not_doubted(caplog: pytest.LogCaptureFixture) -> None:
@@ -158,10 +162,10 @@ def test_a_sound_network_is_not_doubted(caplog: pytest.LogCaptureFixture) -> Non
     labels = np.repeat(np.arange(10), 20)
     outputs = labels.copy()
     outputs[::12] = 0
-    found = sanity.judge(said(outputs, sure=5.0), labels, NAMES)
+    found = judge(said(outputs, sure=5.0), labels, NAMES)
     assert not found.doubtful
     assert not found.suspicious
-    sanity.ensure_understood(found, accept=False)
+    ensure_understood(found, accept=False)
     assert "the checkpoint is right on 92.5 % of 200 labelled pictures (88.0 to 95.4 %)" in caplog.text
     assert "!!" not in caplog.text
 
@@ -170,10 +174,10 @@ def test_half_as_often_right_as_it_is_sure_is_a_warning(caplog: pytest.LogCaptur
     labels = np.repeat(np.arange(10), 20)
     # about 46 %, no order explains the rest
     outputs = np.where(np.arange(200) % 5 < 2, labels, (labels + np.arange(200)) % 10)
-    found = sanity.judge(said(outputs, sure=9.0), labels, NAMES)
+    found = judge(said(outputs, sure=9.0), labels, NAMES)
     assert found.order is None
     assert found.right / found.n < found.mean_probability / 2
-    sanity.ensure_understood(found, accept=False)
+    ensure_understood(found, accept=False)
     assert "while its mean probability is 99.9 %: the likely causes are another normalisation" in caplog.text
 
 
@@ -181,10 +185,10 @@ def test_two_exchanged_classes_of_twenty_are_a_warning(caplog: pytest.LogCapture
     """Nine pictures in ten are right, and two classes never are."""
     labels = np.repeat(np.arange(20), 10)
     outputs = np.where(labels == 0, 5, np.where(labels == 5, 0, labels))
-    found = sanity.judge(said(outputs, classes=20), labels, tuple(f"class {k}" for k in range(20)))
+    found = judge(said(outputs, classes=20), labels, tuple(f"class {k}" for k in range(20)))
     assert found.order is not None
     assert (found.order[0], found.order[5]) == ("class 5", "class 0")
-    sanity.ensure_understood(found, accept=False)
+    ensure_understood(found, accept=False)
     assert "!! the checkpoint is right on 90.0 % of 200 labelled pictures" in caplog.text
 
 
@@ -192,10 +196,10 @@ def test_an_order_that_explains_only_a_part_is_said_to_be_that() -> None:
     generator = np.random.default_rng(0)
     labels = np.repeat(np.arange(10), 20)
     outputs = np.where(generator.random(200) < 0.7, 9 - labels, generator.integers(0, 10, 200))
-    found = sanity.judge(said(outputs), labels, NAMES)
+    found = judge(said(outputs), labels, NAMES)
     assert found.order == NAMES[::-1]
     assert not found.order_certain
-    assert sanity._why(found).startswith("another order of its classes would explain a part of its errors")
+    assert why(found).startswith("another order of its classes would explain a part of its errors")
 
 
 def test_pictures_that_are_nearly_all_of_one_class_cannot_tell(
@@ -218,30 +222,28 @@ def test_pictures_that_are_nearly_all_of_one_class_cannot_tell(
 def test_uneven_pictures_are_named_as_a_cause() -> None:
     labels = np.where(np.arange(100) < 90, 0, 1)
     with pytest.raises(AccuracyError, match="or these pictures show too little, since most are of one class"):
-        sanity.ensure_understood(
-            sanity.judge(said(np.where(np.arange(100) < 95, 0, 1)), labels, NAMES), accept=False
-        )
+        ensure_understood(judge(said(np.where(np.arange(100) < 95, 0, 1)), labels, NAMES), accept=False)
 
 
 def test_pictures_of_one_class_are_compared_with_guessing(caplog: pytest.LogCaptureFixture) -> None:
     labels = np.zeros(40, np.int64)
-    found = sanity.judge(said(labels), labels, NAMES)
-    sanity.ensure_understood(found, accept=False)
+    found = judge(said(labels), labels, NAMES)
+    ensure_understood(found, accept=False)
     assert "all of them are class 0, so a network that always answers that would pass too" in caplog.text
     with pytest.raises(AccuracyError, match=r"guessing among the classes \(10\.0 %\)"):
-        sanity.ensure_understood(sanity.judge(said(labels + 1), labels, NAMES), accept=False)
+        ensure_understood(judge(said(labels + 1), labels, NAMES), accept=False)
 
 
 def test_accepted_it_goes_on_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
     labels = np.arange(60) % 2
-    sanity.ensure_understood(sanity.judge(said(1 - labels, classes=2), labels, ("cat", "dog")), accept=True)
+    ensure_understood(judge(said(1 - labels, classes=2), labels, ("cat", "dog")), accept=True)
     assert "The run goes on because of --accept-accuracy, and recommends nothing" in caplog.text
 
 
 # Real checkpoints: the demo's network as trained on other inputs, as in ``WANTS``.
 
 
-def rewritten(scale: torch.Tensor, shift: torch.Tensor, *, bgr: bool = False) -> checkpoints.Checkpoint:
+def rewritten(scale: torch.Tensor, shift: torch.Tensor, bgr: bool = False) -> checkpoints.Checkpoint:
     """The demo's network for an input u where a pixel in 0..1 is scale * u + shift; the same function but for
     the border."""
     demo = weights.resolve(WeightsOptions("demo"))
@@ -252,17 +254,34 @@ def rewritten(scale: torch.Tensor, shift: torch.Tensor, *, bgr: bool = False) ->
     ).float()
     weight = weight * (scale / STD).view(1, 3, 1, 1)
     tensors["conv1_1.weight"] = (weight.flip(1) if bgr else weight).float().contiguous()
-    return checkpoints.Checkpoint(demo.plan, tensors, demo.labels, Provenance("file", "rewritten"))
+    return checkpoints.Checkpoint(demo.chain, tensors, demo.labels, Provenance("file", "rewritten"))
 
 
 CAFFE = torch.tensor([123.68, 116.779, 103.939]).double() / 255
-WANTS = {  # what the network wants, what it is told to want, what is to be said
-    "imagenet": (STD, MEAN, False, None),
-    "half": (ONE / 2, ONE / 2, False, None),
-    "bgr": (STD, MEAN, True, "red and blue exchanged"),
-    "raw255": (ONE / 255, ZERO, False, "values of 0 to 255"),
-    "caffe": (ONE / 255, CAFFE, True, "BGR of 0 to 255 less the mean"),
+CIFAR = (torch.tensor([0.2023, 0.1994, 0.2010]).double(), torch.tensor([0.4914, 0.4822, 0.4465]).double())
+WANTS = {  # what the network wants, and the flags that are to be given; none where it is right without
+    "imagenet": ((STD, MEAN, False), None),
+    "cifar": ((*CIFAR, False), None),
+    "half": ((ONE / 2, ONE / 2, False), "--normalize half"),
+    "unit": ((ONE, ZERO, False), "--normalize unit"),
+    "raw255": ((ONE / 255, ZERO, False), "--normalize none"),
+    "caffe": ((ONE / 255, CAFFE, True), "--normalize caffe"),
+    "bgr": ((STD, MEAN, True), "--normalize imagenet --bgr"),
 }
+
+
+@click.command()
+@command_options.given(InputOptions)
+@click.pass_context
+def tell(context: click.Context, /, **chosen: Any) -> None:
+    context.obj.append(command_options.build(InputOptions, chosen))
+
+
+def typed(flags: str) -> InputOptions:
+    """The options of a command line."""
+    made: list[InputOptions] = []
+    assert tell.main(flags.split(), standalone_mode=False, obj=made) is None
+    return made[0]
 
 
 @pytest.fixture(scope="module")
@@ -273,35 +292,77 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> Splits:
     return resolve(DataOptions(str(folder)), "file", tuple(signs.CLASSES), None, folder, Quiet())
 
 
+@pytest.fixture(scope="module")
+def many(tmp_path_factory: pytest.TempPathFactory) -> Splits:
+    """300 signs to select."""
+    folder = tmp_path_factory.mktemp("many") / "signs"
+    draw_signs(DrawOptions(folder, train=20, test=20, size_px=160, val=300), Quiet())
+    return resolve(DataOptions(str(folder)), "file", tuple(signs.CLASSES), None, folder, Quiet())
+
+
 def asked(
-    checkpoint: checkpoints.Checkpoint, splits: Splits, folder: Path, *, accept: bool = False
+    checkpoint: checkpoints.Checkpoint,
+    splits: Splits,
+    folder: Path,
+    *,
+    accept: bool = False,
+    told: InputOptions = NOT_TOLD,
 ) -> sanity.Checked:
     checkpoints.save(checkpoint, folder / "c.safetensors")
-    return inputs.ensure_understood(
-        cache.of(folder / "c.safetensors"), splits, folder, Quiet(), accept=accept
-    )
+    wanted = WeightsOptions(str(folder / "c.safetensors"), input=told)
+    saved = inputs.checkpoint_file(wanted, None, folder, Quiet())
+    return inputs.ensure_understood(saved, splits, folder, Quiet(), accept=accept, told=told)
 
 
-@pytest.mark.parametrize("name", WANTS)
-def test_another_input_is_named(
+def advised(error: Exception) -> str:
+    """The flags that a message says to give."""
+    found = re.search(r"Give (--[^;]*);", str(error))
+    assert found, str(error)
+    return found[1]
+
+
+@pytest.mark.parametrize("name", ["imagenet", "caffe", "bgr"])
+def test_another_input_is_named_and_right_when_given(
     name: str, drawn: Splits, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    scale, shift, bgr, words = WANTS[name]
-    checkpoint = rewritten(scale, shift, bgr=bgr)
-    if name in ("raw255", "caffe"):
-        with pytest.raises(AccuracyError) as error:
-            asked(checkpoint, drawn, tmp_path)
-        told = str(error.value)
-        assert "which is not clearly better than always saying" in told
-    else:
-        assert asked(checkpoint, drawn, tmp_path) == sanity.Checked()
-        told = caplog.text
-        assert ("!!" in told) == bool(words)
-    if words:
-        assert words in told
-        answers = json.loads((tmp_path / "sanity.json").read_text())
-        assert (answers["n"], answers["reading_n"]) == (120, 60)
-        assert answers["reading_right"] >= 57
+    # in 60 pictures one of which the network cannot tell
+    assert named_and_right(name, dataclasses.replace(drawn, test=()), tmp_path, caplog) >= 58
+
+
+@pytest.mark.release
+@pytest.mark.parametrize("name", WANTS)
+def test_another_input_is_named_and_right_on_many_pictures(
+    name: str, many: Splits, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert named_and_right(name, many, tmp_path, caplog) >= 0.98 * 300
+
+
+def named_and_right(name: str, splits: Splits, folder: Path, caplog: pytest.LogCaptureFixture) -> int:
+    """On how many pictures a network is right with the flags that the run says to give."""
+    wanted, flags = WANTS[name]
+    checkpoint, told = rewritten(*wanted), NOT_TOLD
+    if name == "half":  # 97 % against 99 %: 300 pictures tell this clearly or only perhaps
+        said = ""
+        try:
+            asked(checkpoint, splits, folder)
+        except AccuracyError as stopped:
+            said = str(stopped)
+        assert f"ive {flags}" in said + caplog.text
+        caplog.clear()
+        told = typed(str(flags))
+    elif flags:
+        with pytest.raises(AccuracyError, match="seems to have been trained with") as error:
+            asked(checkpoint, splits, folder)
+        assert advised(error.value) == flags
+        told = typed(flags)
+    elif name == "cifar":  # so near ImageNet's that nothing stops; it is told by hand
+        assert asked(checkpoint, splits, folder) == sanity.Checked()
+        told = typed("--normalize cifar")
+    assert asked(checkpoint, splits, folder, told=told) == sanity.Checked()
+    assert "!!" not in caplog.text
+    right = json.loads((folder / "sanity.json").read_text())["right"]
+    assert isinstance(right, int)
+    return right
 
 
 def test_another_order_of_the_classes_is_named_and_right_when_given(drawn: Splits, tmp_path: Path) -> None:
@@ -309,7 +370,7 @@ def test_another_order_of_the_classes_is_named_and_right_when_given(drawn: Split
     order = torch.randperm(20, generator=torch.Generator().manual_seed(1)).tolist()
     moved = {name: demo.tensors[name][order].clone() for name in ("fc3.weight", "fc3.bias")}
     source = Provenance("file", "permuted")
-    permuted = checkpoints.Checkpoint(demo.plan, {**demo.tensors, **moved}, demo.labels, source)
+    permuted = checkpoints.Checkpoint(demo.chain, {**demo.tensors, **moved}, demo.labels, source)
     with pytest.raises(AccuracyError) as error:
         asked(permuted, drawn, tmp_path)
     right = [demo.labels[k] for k in order]
@@ -482,7 +543,8 @@ def test_accepted_a_bundle_recommends_nothing_and_evaluate_stops(
     done = in_this_process("all", *arguments, "--accept-accuracy", "--no-compare")
     assert done.returncode == 0, done.stderr
     bundle = manifest.read(tmp_path / "out")
-    assert bundle.assumed == (*weights.ASSUMED, weights.ALPHABET)
+    assert bundle.assumed[0] == "ReLU behind every layer but the last (else --activation)"
+    assert bundle.assumed[-1] == weights.ALPHABET
     assert bundle.unchecked is None
     assert bundle.problem is not None
     assert bundle.problem.startswith("the checkpoint is right on")
@@ -506,7 +568,7 @@ def test_accepted_a_bundle_recommends_nothing_and_evaluate_stops(
         in shown.stdout
     )
     assert shown.stdout.count(f"!! {bundle.problem}") == 2
-    assert f"Assumed  {weights.ASSUMED[0]}; {weights.ASSUMED[1]}" in shown.stdout
+    assert f"Assumed  {bundle.assumed[0]}; {bundle.assumed[1]}" in shown.stdout
     result = json.loads(told.read_text())
     assert result["recommended"]["variant"] is None
     assert result["bundle"]["assumed"] == list(bundle.assumed)

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from vgg_runtime.bundle.preprocess import Preprocessing, load, open_image, to_tensor
+from vgg_runtime.bundle.input_spec import InputSpec
+from vgg_runtime.bundle.preprocess import load, open_image, to_tensor
 
 from .splits import Item
 
@@ -22,9 +23,10 @@ log = logging.getLogger(__name__)
 
 
 def batches_of(
-    items: Sequence[Item], preprocessing: Preprocessing, least_area: float = 1.0, seed: int = 0
+    items: Sequence[Item], preprocessing: InputSpec, least_area: float = 1.0, seed: int = 0
 ) -> "torch.utils.data.Dataset[tuple[torch.Tensor, int]]":
-    """A torch dataset of pictures, float32 [3, px, px], with their class indices, -1 where there is no label.
+    """A torch dataset of pictures, float32 [channels, px, px], with their class indices, -1 where there is no
+    label.
 
     With ``least_area`` below 1 each picture is cropped to a part of about that share of its area or more; the
     same ``seed`` always gives the same crop.
@@ -59,15 +61,15 @@ def part_of(size: tuple[int, int], least_area: float, seed: str) -> tuple[int, i
     return left, upper, left + wide, upper + high
 
 
-def stacked(items: Sequence[Item], preprocessing: Preprocessing) -> "torch.Tensor":
-    """Pictures as one float32 tensor [N, 3, px, px]."""
+def stacked(items: Sequence[Item], preprocessing: InputSpec) -> "torch.Tensor":
+    """Pictures as one float32 tensor [N, channels, px, px]."""
     import torch
 
     return torch.stack([torch.from_numpy(load(item.path, preprocessing)) for item in items])
 
 
 def answering(network: "nn.Module") -> Callable[[npt.NDArray[np.float32]], npt.NDArray[np.float32]]:
-    """A network as a function of arrays: a batch [n, 3, px, px] -> logits [n, classes]."""
+    """A network as a function of arrays: a batch [n, channels, px, px] -> logits [n, units]."""
     import torch
 
     layers = network.to(memory_format=torch.channels_last)
