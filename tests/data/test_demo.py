@@ -22,7 +22,7 @@ from vgg_export.options import WeightsOptions
 from vgg_export.recipes import RECIPES
 from vgg_runtime import text
 from vgg_runtime.board import targets
-from vgg_runtime.bundle import manifest, preprocess
+from vgg_runtime.bundle import input_spec, manifest
 from vgg_runtime.report import tables
 
 
@@ -31,10 +31,12 @@ def test_the_model_card_is_that_of_the_weights() -> None:
     card = json.loads(path.with_suffix(".json").read_text())
     assert card["sha256"] == files.sha256(path)
     assert path.stat().st_size <= 12_000_000
-    plan = checkpoints.load(path).plan
-    assert card["parameters"] == plan.parameters()
-    assert (plan.family, plan.classes >= 12, plan.hidden) == ("vgg19", True, (512, 512))
-    fully_connected = sum(c * n + n for _, c, n in plan.linears()) / plan.parameters()
+    network = checkpoints.load(path).chain
+    assert card["parameters"] == network.parameters()
+    assert (network.family, network.classes >= 12) == ("vgg19", True)
+    assert [site.layer.outputs for site in network.linears][:2] == [512, 512]
+    linears = (part.parameters() for part in network.parts() if not part.kernel)
+    fully_connected = sum(linears) / network.parameters()
     assert 0.70 < fully_connected < 0.80
     assert card["accuracy"]["top1"] >= 0.96
     assert card["accuracy"]["n"] >= 1000
@@ -60,7 +62,7 @@ def test_training_leaves_a_checkpoint_and_its_card(tmp_path: Path) -> None:
     assert card["sha256"] == files.sha256(tmp_path / "demo.safetensors")
     assert card["accuracy"]["n"] == 40
     assert json.loads((tmp_path / "demo.json").read_text()) == card
-    assert checkpoints.load(tmp_path / "demo.safetensors").plan == demo_training.PLAN
+    assert checkpoints.load(tmp_path / "demo.safetensors").chain == demo_training.CHAIN
 
 
 def test_a_part_of_the_demo_from_start_to_end(
@@ -113,7 +115,7 @@ def normalised_by_hand(pictures: torch.Tensor) -> torch.Tensor:
 
 def test_the_demo_is_tested_on_the_tensors_of_its_card() -> None:
     drawn = np.stack([demo_training._draw_one(k, demo_training.TEST_SEED + k) for k in range(20)])
-    found = demo_training._prepared(drawn, preprocess.for_input(224))
+    found = demo_training._prepared(drawn, input_spec.for_input(224))
     expected = normalised_by_hand(torch.from_numpy(drawn[:, 16:-16, 16:-16]))
     assert found.shape == (20, 3, 224, 224)
     assert torch.allclose(found, expected, rtol=0, atol=1e-6)

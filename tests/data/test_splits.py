@@ -1,5 +1,8 @@
+import contextlib
 import json
+import logging
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,7 +18,8 @@ from vgg_export.data import drawn, signs, tensors
 from vgg_export.data import splits as data_splits
 from vgg_export.data.wordnet import wordnet_ids
 from vgg_export.options import DataOptions, DrawOptions
-from vgg_runtime.bundle.preprocess import for_input, open_image, to_tensor
+from vgg_runtime.bundle.input_spec import for_input
+from vgg_runtime.bundle.preprocess import open_image, to_tensor
 
 
 def resolve(
@@ -130,6 +134,111 @@ def test_unusable_folders_are_refused(tmp_path: Path) -> None:
     (broken / "worse.png").write_text("x")
     with pytest.raises(DataError, match=r"bad\.jpg.*1 more pictures cannot be read"):
         resolve(broken)
+
+
+def test_one_damaged_picture_in_twenty_is_left_out_and_more_are_an_error(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Counted over all parts together: val/ and test/ are often small."""
+    root = tmp_path / "d"
+    for k, part in enumerate(("train", "val", "test")):
+        pictures(root / part / "stop", 13, first=100 * k)
+    whole = resolve(root)
+    (root / "val" / "stop" / "empty.jpg").write_bytes(b"")
+    found = resolve(root)
+    assert found == whole
+    assert "1 of 40 pictures cannot be read and is left out: " in caplog.text
+    assert "empty.jpg is not a picture this program reads" in caplog.text
+    (root / "test" / "stop" / "half.png").write_bytes((root / "test" / "stop" / "200.png").read_bytes()[:300])
+    (root / "train" / "yield").mkdir()
+    caplog.clear()
+    assert resolve(root) == whole  # 2 of 41 are less than 5 %
+    assert "2 of 41 pictures cannot be read and are left out: " in caplog.text
+    assert caplog.text.count("half.png") + caplog.text.count("empty.jpg") == 2
+    (root / "test" / "stop" / "text.png").write_text("a web page")
+    with pytest.raises(DataError) as error:
+        resolve(root)
+    assert "(2 more pictures cannot be read either: " in str(error.value)
+    assert "; 3 of 42 pictures are unreadable, up to 5% are left out: remove or repair" in str(error.value)
+
+
+def test_one_damaged_picture_is_left_out_of_a_few_but_not_the_only_one(tmp_path: Path) -> None:
+    few = pictures(tmp_path / "few", 4)
+    (few / "bad.jpg").write_bytes(b"\xff\xd8\xff")
+    assert len(resolve(few).fit) == 4
+    for k in range(4):
+        (few / f"{k}.png").unlink()
+    with pytest.raises(DataError, match=r"bad\.jpg.*1 of 1 pictures are unreadable"):
+        resolve(few)
+
+
+def test_each_picture_is_decoded_once_and_the_work_is_shown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = tmp_path / "d"
+    for k, part in enumerate(("train", "test")):
+        pictures(root / part / "stop", 13, first=100 * k)
+    opened: list[Path] = []
+
+    def counting(path: Path) -> Image.Image:
+        opened.append(path)
+        return open_image(path)
+
+    monkeypatch.setattr(data_splits, "open_image", counting)
+    shown = Counting()
+    assert data_splits.class_folders(DataOptions(str(root))) == ("stop",)
+    data_splits.resolve(DataOptions(str(root)), "file", CLASSES, None, Path("unused"), shown)
+    assert sorted(opened) == sorted(root.rglob("*.png"))
+    assert shown.tasks == [(f"reading {root}", 26)]
+    assert shown.steps == 26
+
+
+class Counting(Quiet):
+    """What was shown: the tasks with their totals, and all steps."""
+
+    def __init__(self) -> None:
+        self.tasks: list[tuple[str, int | None]] = []
+        self.steps = 0
+
+    @contextlib.contextmanager
+    def task(self, label: str, total: int | None) -> Iterator["Counting"]:
+        self.tasks.append((label, total))
+        yield self
+
+    def advance(self, steps: int = 1) -> None:
+        self.steps += steps
+
+
+def test_what_was_read_and_left_out_is_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    root = pictures(tmp_path / "d", 14)
+    (root / "x.heic").write_text("x")
+    with caplog.at_level(logging.INFO):
+        resolve(root)
+    assert f"{root}: 14 of 15 used: 1 with unknown suffix (.heic)" in caplog.messages
+
+
+def test_unseen_pictures_are_those_of_the_held_part(tmp_path: Path) -> None:
+    root = tmp_path / "pets"
+    for k, part in enumerate(("Training", "valid")):
+        pictures(root / "pets" / part / "images" / "stop", 13, first=100 * k)
+        pictures(root / "pets" / part / "images" / "yield", 13, first=1000 + 100 * k)
+    (root / "pets" / "valid" / "images" / "stop" / "bad.jpg").write_bytes(b"")
+    given = (DataOptions(str(root)), "file", CLASSES, None)
+    found = data_splits.unseen(*given, frozenset(), Path("unused"), Quiet())
+    assert len(found) == 26
+    assert {i.path.parents[2].name for i in found} == {"valid"}
+    assert {i.label for i in found} == {CLASSES.index("stop"), CLASSES.index("yield")}
+
+
+def test_versions_of_a_data_set_are_no_classes_and_the_error_says_which_folder_to_give(
+    tmp_path: Path,
+) -> None:
+    for k, version in enumerate(("color", "grayscale")):
+        for j, name in enumerate(("stop", "yield")):
+            pictures(tmp_path / "d" / version / name, 3, first=100 * k + 10 * j)
+    with pytest.raises(DataError, match=r"the folders in .*/d/color are classes: give --data .*/d/color"):
+        resolve(tmp_path / "d")
+    assert len(resolve(tmp_path / "d" / "color").fit) == 6
 
 
 def test_drawn_signs_are_kept_and_foreign_folders_are_not_replaced(tmp_path: Path) -> None:

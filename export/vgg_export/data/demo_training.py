@@ -13,7 +13,6 @@ import logging
 import math
 import os
 import platform
-from collections import OrderedDict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,8 +28,9 @@ from vgg_export.core.progress import Progress
 from vgg_export.network import chain, modules
 from vgg_export.network import checkpoint as checkpoints
 from vgg_export.network.provenance import Provenance
+from vgg_runtime.bundle.input_spec import InputSpec, for_input
 from vgg_runtime.bundle.metrics import wilson_interval
-from vgg_runtime.bundle.preprocess import Preprocessing, for_input, to_tensor
+from vgg_runtime.bundle.preprocess import to_tensor
 
 from . import signs
 
@@ -40,8 +40,11 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-PLAN = chain.Plan(
-    "vgg19", ((16,) * 2, (32,) * 2, (64,) * 4, (128,) * 4, (128,) * 4), (512, 512), len(signs.CLASSES)
+CHAIN = chain.Chain(
+    for_input(224),
+    chain.vgg_layers(
+        ((16,) * 2, (32,) * 2, (64,) * 4, (128,) * 4, (128,) * 4), (512, 512, len(signs.CLASSES))
+    ),
 )
 DRAWN_PX = 256  # the preprocessing resizes to this before it crops 224
 TEST_SEED = 10_000_000  # training draws from seeds below, tests from here on: disjoint by construction
@@ -84,7 +87,8 @@ def run(options: DemoTrainOptions, progress: Progress) -> dict[str, Any]:
     import torch
 
     torch.manual_seed(options.seed)
-    network = _trainable()
+    # at the first phase's size the adaptive pool is a module, so that the head can be trained at every size
+    network = modules.build(CHAIN.at(PHASES[0].px), batch_norm=True, dropout=0.25)
     pictures, labels = draw_many(
         options.images, options.seed * options.images, progress, "drawing training signs"
     )
@@ -94,19 +98,6 @@ def run(options: DemoTrainOptions, progress: Progress) -> dict[str, Any]:
     checkpoint = _folded(network, source)
     checkpoints.save(checkpoint, options.output, half=True)
     return _write_card(options, progress)
-
-
-def _trainable() -> "nn.Module":
-    """The demo's VGG with batch norm, dropout and an adaptive pool, so that fc1 reads 7x7 at every training
-    size."""
-    from torch import nn
-
-    layers: list[tuple[str, nn.Module]] = []
-    for name, layer in modules.build(PLAN, batch_norm=True, dropout=0.25).named_children():
-        if name == "flatten":
-            layers.append(("avgpool", nn.AdaptiveAvgPool2d(chain.POOLED_PX)))
-        layers.append((name, layer))
-    return nn.Sequential(OrderedDict(layers))
 
 
 def draw_many(
@@ -167,7 +158,7 @@ def _batches(
     """
     import torch
 
-    whole = Preprocessing(phase.px, phase.px)
+    whole = InputSpec(phase.px, phase.px)
     for _ in range(phase.epochs):
         order = rng.permutation(len(labels))
         for start in range(0, len(order), phase.batch):
@@ -182,7 +173,7 @@ def _batches(
             yield x.contiguous(memory_format=torch.channels_last), torch.from_numpy(labels[rows])
 
 
-def _prepared(pictures: npt.NDArray[np.uint8], preprocessing: Preprocessing) -> "torch.Tensor":
+def _prepared(pictures: npt.NDArray[np.uint8], preprocessing: InputSpec) -> "torch.Tensor":
     """Pictures [N, side, side, 3] as the device makes them ready, [N, 3, px, px]."""
     import torch
 
@@ -192,20 +183,20 @@ def _prepared(pictures: npt.NDArray[np.uint8], preprocessing: Preprocessing) -> 
 def _folded(network: "nn.Module", source: Provenance) -> checkpoints.Checkpoint:
     """The VGG without batch norm that computes the same in evaluation mode."""
     state = {name: t.detach().contiguous() for name, t in network.state_dict().items()}
-    tensors = {}
-    for name, _, _ in PLAN.convs():
-        bn = name.replace("conv", "bn")
-        tensors[f"{name}.weight"], tensors[f"{name}.bias"] = modules.fold_batch_norm(
-            state[f"{name}.weight"],
-            None,
-            gamma=state[f"{bn}.weight"],
-            beta=state[f"{bn}.bias"],
-            mean=state[f"{bn}.running_mean"],
-            variance=state[f"{bn}.running_var"],
+    tensors: dict[str, torch.Tensor] = {}
+    for site in CHAIN.convs:
+        norm = f"{site.name}_norm"
+        scale, shift = modules.scale_and_shift(
+            gamma=state[f"{norm}.weight"],
+            beta=state[f"{norm}.bias"],
+            mean=state[f"{norm}.running_mean"],
+            variance=state[f"{norm}.running_var"],
         )
-    for name, _, _ in PLAN.linears():
-        tensors |= {f"{name}.{part}": state[f"{name}.{part}"] for part in ("weight", "bias")}
-    return checkpoints.Checkpoint(PLAN, tensors, signs.CLASSES, source)
+        weight, bias = modules.scaled_outputs(state[f"{site.name}.weight"], None, scale, shift)
+        tensors |= {f"{site.name}.weight": weight, f"{site.name}.bias": bias}
+    for site in CHAIN.linears:
+        tensors |= {f"{site.name}.{part}": state[f"{site.name}.{part}"] for part in ("weight", "bias")}
+    return checkpoints.Checkpoint(CHAIN, tensors, signs.CLASSES, source)
 
 
 def test_accuracy(path: Path, count: int, progress: Progress) -> tuple[int, int]:
@@ -217,7 +208,7 @@ def test_accuracy(path: Path, count: int, progress: Progress) -> tuple[int, int]
     right = 0
     with torch.inference_mode(), progress.task("testing at 224 px", count) as task:
         for start in range(0, count, 50):
-            x = _prepared(pictures[start : start + 50], for_input(224))
+            x = _prepared(pictures[start : start + 50], CHAIN.input)
             found = network(x.contiguous(memory_format=torch.channels_last)).argmax(1).numpy()
             right += int((found == labels[start : start + 50]).sum())
             task.advance(len(found))
@@ -237,13 +228,13 @@ def _write_card(options: DemoTrainOptions, progress: Progress) -> dict[str, Any]
         f" --seed {options.seed}",
         "check": "vgg-export demo-test",
         "sha256": sha256(options.output),
-        "parameters": PLAN.parameters(),
+        "parameters": CHAIN.parameters(),
         "phases": [dataclasses.asdict(p) for p in options.phases],
         "accuracy": {
             "top1": right / n,
             "n": n,
             "interval95": [low, high],
-            "input_px": 224,
+            "input_px": CHAIN.input.px,
             "test_seeds": [TEST_SEED, TEST_SEED + n - 1],
         },
         "versions": {
@@ -253,7 +244,7 @@ def _write_card(options: DemoTrainOptions, progress: Progress) -> dict[str, Any]
             "pillow": PIL.__version__,
             "python": platform.python_version(),
         },
-        "plan_sha256": hashlib.sha256(json.dumps(PLAN.to_json()).encode()).hexdigest(),
+        "chain_sha256": hashlib.sha256(json.dumps(CHAIN.to_json()).encode()).hexdigest(),
     }
     write_json(options.output.with_suffix(".json"), card)
     return card

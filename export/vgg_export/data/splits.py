@@ -6,8 +6,7 @@ import hashlib
 import json
 import logging
 import os
-import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from vgg_runtime.bundle.preprocess import open_image
 from vgg_runtime.errors import RuntimeInputError
 from vgg_runtime.text import printable
 
+from . import folders
 from .drawn import draw_signs
 
 log = logging.getLogger(__name__)
@@ -45,22 +45,10 @@ SELECT_OF_TRAIN = 0.2  # where that folder has fewer; then all of it is the test
 PARTS = ("fit", "select", "test")
 
 
-# Names of part folders, in any case: one of these words or a longer form of it, then perhaps something that
-# tells similar folders apart (test1, train_set).
-_BEGINNINGS = {"train": "train", "val": "select", "test": "test", "eval": "eval"}
+BAD_SHARE = 0.05  # more pictures than that which cannot be decoded are an error
 
 
-_BEGINS_LIKE_ONE = re.compile("|".join(_BEGINNINGS))
-
-
-# seg_train, x-test
-_WORD_WITHIN = re.compile(r"[ _.-](train|val|test|eval)(?=(?:ing|id|idation|uation)?[0-9]*(?:$|[ _.-]))")
-
-
-_PART_NAME = re.compile(
-    r"(train(ing)?|val(id(ation)?)?|test(ing)?|eval(uation)?)(["
-    r" _.-]?(s|sets?|data|datasets?|images?|imgs?|pictures?|[0-9]+))*"
-)
+BAD_SHOWN = 5
 
 
 HELD_OF_FIT = 0.2  # held out to measure a repair, where there is no selection set
@@ -152,11 +140,11 @@ def _recorded(item: Item) -> dict[str, Any]:
 
 
 def class_folders(options: DataOptions) -> tuple[str, ...] | None:
-    """Names of the class folders of a ``--data`` folder, None for anything else."""
+    """Names of the classes of a ``--data`` folder, from its class folders or a table; None for anything
+    else."""
     if options.spec in (None, "none", "imagenette"):
         return None
-    parts = _parts(Path(str(options.spec)))
-    return tuple(sorted({f.folder for found in parts.values() for f in found if f.folder})) or None
+    return folders.read(Path(str(options.spec))).class_names() or None
 
 
 def resolve(
@@ -195,7 +183,8 @@ def resolve(
                 raise
             log.warning("%s; the sample photographs are used instead", error)
     if spec in (None, "none"):
-        items = _items(images.find(sample_photos()), None, "sample photographs", progress)
+        found = {"": images.find(sample_photos()).found}
+        items = _items(found, {}, "sample photographs", progress)[""]
         note = (
             "the sample photographs are the only pictures, and all of them calibrate; there are no test"
             " pictures, so there are no figures"
@@ -221,9 +210,11 @@ def unseen(
     if options.spec is None or options.spec in ("none", "imagenette"):
         items = list(resolve(options, weights, labels, ids, cache, progress).test)
     else:
-        parts = _parts(Path(options.spec), labels)
-        chosen = parts.get("test") or parts.get("select") or parts.get("") or []
-        items = _items(chosen, _classes(options.spec, {"": chosen}, labels, ids), options.spec, progress)
+        layout = _read(Path(options.spec), labels, ids)
+        parts = layout.parts
+        chosen = {"": parts.get("test") or parts.get("select") or parts.get("") or []}
+        classes = _classes(options.spec, dataclasses.replace(layout, parts=chosen), labels, ids)
+        items = _items(chosen, classes, options.spec, progress)[""]
     kept = [i for i in _without_copies(items) if i.short_hashes.isdisjoint(fitted)]
     return choose.limit(kept, [i.source for i in kept], options.test_images, options.seed)
 
@@ -234,117 +225,12 @@ def sample_photos() -> Path:
     return next(folder for folder in (package / "images", package.parent / "images") if folder.is_dir())
 
 
-def _parts(root: Path, labels: Sequence[str] = ()) -> dict[str, list[images.Found]]:
-    """Pictures of a folder by part: train, select and test where there is a train folder, else all under
-    ``""``.
-
-    Args:
-        labels: the model's class names where they are known; a class may well be called "train" or "test".
-
-    Raises:
-        DataError: there is no such folder, it holds no pictures, or its folders could be parts as well as
-            classes; then the message names both readings.
-    """
-    if not root.is_dir():
-        raise DataError(
-            f"there is no folder {root}; --data takes imagenette, none, or a folder of pictures or class"
-            " folders"
-        )
-    folders = sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith((".", "__")))
-    parts = _part_folders(folders, labels)
-    try:
-        if not parts:
-            return {"": images.find(root)}
-        if "train" not in parts:
-            return {"": [found for folder in parts.values() for found in images.find(folder)]}
-        return {part: images.find(folder) for part, folder in parts.items()}
-    except RuntimeInputError as error:
-        raise DataError(str(error)) from error
-
-
-def _part_folders(folders: Sequence[Path], labels: Sequence[str]) -> dict[str, Path]:
-    """The folder of each part; empty where the folders are classes."""
-    alike = [folder for folder in folders if _part_of_name(folder.name)]
-    plain = [folder for folder in alike if _PART_NAME.fullmatch(folder.name.lower())]
-    # no name of a part, or only one such as "valley" among landscapes
-    if not alike or (len(alike) < len(folders) and not plain):
-        return {}
-    known = {images.normalise(label) for label in labels}
-    classes = all(images.normalise(folder.name) in known for folder in folders)
-    hold_folders = any(_inside(folder) for folder in plain or alike)
-    if len(alike) < len(folders):
-        if classes:
-            return {}
-        raise DataError(_beside(folders, plain) if hold_folders else _two_readings(folders, plain))
-    if not hold_folders and (classes or len(plain) < len(alike)):
-        raise DataError(_two_readings(folders, alike))
-    return _by_part(alike)
-
-
-def _inside(folder: Path) -> bool:
-    """Whether there are class folders in it."""
-    return any(entry.is_dir() and not entry.name.startswith((".", "__")) for entry in folder.iterdir())
-
-
-def _beside(folders: Sequence[Path], parts: Sequence[Path]) -> str:
-    others = [folder.name for folder in folders if folder not in parts]
-    return (
-        f"{folders[0].parent} holds {', '.join(p.name for p in parts)} beside {', '.join(others[:5])};"
-        " expected either train/, val/ and test/ with class folders in them, or class folders alone"
-    )
-
-
-def _two_readings(folders: Sequence[Path], parts: Sequence[Path]) -> str:
-    shown = ", ".join(folder.name for folder in folders[:8])
-    return (
-        f"{folders[0].parent} can be read in two ways: {', '.join(p.name for p in parts)} as parts of the"
-        " data with unlabelled pictures,"
-        f" or {shown} as classes. For parts, leave only train, val and test there; for classes, put"
-        " these folders into a new one called train"
-        + (", or name the classes with --labels" if len(parts) < len(folders) else "")
-    )
-
-
-def _by_part(folders: Sequence[Path]) -> dict[str, Path]:
-    """The folder of each part. One for evaluation becomes the test part; the selection part, if only that is
-    missing.
-
-    Raises:
-        DataError: several folders stand for the same part.
-    """
-    parts: dict[str, list[Path]] = {}
-    for folder in folders:
-        parts.setdefault(str(_part_of_name(folder.name)), []).append(folder)
-    if held := parts.pop("eval", None):
-        parts.setdefault("select" if "test" in parts and "select" not in parts else "test", []).extend(held)
-    for part, found in parts.items():
-        if len(found) > 1:
-            raise DataError(
-                f"{', '.join(folder.name for folder in found)} in {found[0].parent} all stand for the part"
-                f" {part!r}; expected one folder for each part: put their pictures together or move the"
-                " others away; if they are classes, put them into a new folder called train"
-            )
-    return {part: _down(found[0]) for part, found in parts.items()}
-
-
-def _part_of_name(name: str) -> str | None:
-    """The part that a folder's name stands for, None when it stands for none."""
-    found = _BEGINS_LIKE_ONE.match(name.lower()) or _WORD_WITHIN.search(name.lower())
-    return _BEGINNINGS[found[found.lastindex or 0]] if found else None
-
-
-def _down(part: Path) -> Path:
-    """The inner folder of a part where it is the only entry and its name stands for the same part
-    (seg_train/seg_train/CLASS), else ``part`` itself."""
-    inside = [entry for entry in part.iterdir() if not entry.name.startswith((".", "__"))]
-    if (
-        len(inside) == 1
-        and inside[0].is_dir()
-        and _part_of_name(inside[0].name) == _part_of_name(part.name)
-        and _inside(inside[0])
-    ):
-        return inside[0]
-    return part
+def _read(root: Path, labels: Sequence[str], ids: Sequence[str] | None) -> folders.Layout:
+    """The pictures of a folder; what was read and what was left out is logged."""
+    layout = folders.read(root, (*labels, *(ids or ())))
+    for note in layout.notes:
+        log.info("%s", note)
+    return layout
 
 
 def _from_folder(
@@ -355,51 +241,105 @@ def _from_folder(
     progress: Progress,
     origin: str,
 ) -> Splits:
-    parts = _parts(root, labels)
-    classes = _classes(str(root), parts, labels, ids)
-    sets = {part: _items(found, classes, str(root), progress) for part, found in parts.items()}
-    return _split(origin, sets, options)
+    layout = _read(root, labels, ids)
+    classes = _classes(str(root), layout, labels, ids)
+    return _split(origin, _items(layout.parts, classes, str(root), progress), options)
 
 
 def _classes(
-    root: str, parts: dict[str, list[images.Found]], labels: Sequence[str], ids: Sequence[str] | None
+    root: str, layout: folders.Layout, labels: Sequence[str], ids: Sequence[str] | None
 ) -> dict[str, int]:
-    try:
-        return images.match_folders(
-            {f.folder for found in parts.values() for f in found if f.folder}, labels, ids
+    """The class index of each class folder and of each label of a table.
+
+    Raises:
+        DataError: one of them is no class of the model.
+    """
+    found = [f for part in layout.parts.values() for f in part if f.folder]
+    names = {str(f.folder) for f in found}
+    known = {images.normalise(name) for name in (*labels, *(ids or ()))}
+    numbers = layout.numbers & names
+    by_number: dict[str, int] = {}
+    if numbers and not all(images.normalise(number) in known for number in numbers):
+        by_number = {number: int(number) for number in numbers}
+        if outside := sorted(k for k in by_number.values() if not 0 <= k < len(labels)):
+            raise DataError(
+                f"{root}: the table gives the number {outside[0]} as a label, the model has {len(labels)}"
+                f" classes; expected 0 to {len(labels) - 1}, or the classes' names"
+            )
+        first = min(by_number.values())
+        log.info(
+            "%s: the table's numbers are taken as those of the classes (%d: %s)", root, first, labels[first]
         )
+    try:
+        return images.match_folders(names - by_number.keys(), labels, ids) | by_number
     except RuntimeInputError as error:
+        # color/, grayscale/, segmented/ with the class folders in each
+        below = {f.path.parent.name for f in found}
+        inner = found[0].path.parent.parent
+        deeper = f"; the folders in {inner} are classes: give --data {inner}"
         raise DataError(
             f"{root}: {error}, or give the names in order with --labels where the checkpoint is read"
+            + (deeper if all(images.normalise(name) in known for name in below) else "")
         ) from error
 
 
 def _items(
-    found: Sequence[images.Found], classes: dict[str, int] | None, origin: str, progress: Progress
-) -> list[Item]:
-    """Hash every picture and make sure that it can be decoded.
+    parts: Mapping[str, Sequence[images.Found]], classes: Mapping[str, int], origin: str, progress: Progress
+) -> dict[str, list[Item]]:
+    """Hash every picture and make sure that it can be decoded. A few that cannot are left out.
+
+    This is the only check; whoever reads an item's picture later decodes it for its pixels.
 
     Raises:
-        DataError: a picture cannot; the message names the first and counts the others.
+        DataError: more than ``BAD_SHARE`` of the pictures, and more than one, cannot be decoded, or none can.
     """
-    items, bad = [], []
+    items: dict[str, list[Item]] = {part: [] for part in parts}
+    found = [(part, picture) for part, pictures in parts.items() for picture in pictures]
+    bad: dict[Path, str] = {}
     workers = concurrent.futures.ThreadPoolExecutor(os.cpu_count())
     with workers, progress.task(f"reading {origin}", len(found)) as task:
-        for picture, (digest, complaint) in zip(
-            found, workers.map(_inspect, [f.path for f in found]), strict=True
-        ):
+        inspected = workers.map(_inspect, [picture.path for _, picture in found])
+        for (part, picture), (digest, complaint) in zip(found, inspected, strict=True):
             if complaint:
-                bad.append(complaint)
-            label = classes[picture.folder] if classes and picture.folder else None
-            items.append(Item(picture.path, label, digest, choose.source_of(picture.path, digest)))
+                bad[picture.path] = complaint
+            else:
+                label = classes[picture.folder] if picture.folder else None
+                source = choose.source_of(picture.path, digest)
+                items[part].append(Item(picture.path, label, digest, source))
             task.advance()
     if bad:
-        raise DataError(
-            bad[0]
-            + (f" ({len(bad) - 1} more pictures cannot be read either)" if len(bad) > 1 else "")
-            + "; remove or repair them"
-        )
+        _judge_bad(bad, len(found), origin)
     return items
+
+
+def _judge_bad(bad: Mapping[Path, str], count: int, origin: str) -> None:
+    """Warn of pictures that cannot be decoded.
+
+    Raises:
+        DataError: they are too many.
+    """
+    complaint, *_ = bad.values()
+    others = list(bad)[1:]
+    if len(bad) == count or len(bad) > max(1, BAD_SHARE * count):
+        more = f" ({len(others)} more pictures cannot be read either: {_names(others)})" if others else ""
+        raise DataError(
+            f"{complaint}{more}; {len(bad)} of {count} pictures are unreadable, up to {BAD_SHARE:.0%} are"
+            " left out: remove or repair them"
+        )
+    more = f"; the others are {_names(others)}" if others else ""
+    log.warning(
+        "%s: %d of %d pictures cannot be read and %s left out: %s%s",
+        origin,
+        len(bad),
+        count,
+        "are" if others else "is",
+        complaint,
+        more,
+    )
+
+
+def _names(paths: Sequence[Path]) -> str:
+    return ", ".join(printable(p.name) for p in paths[:BAD_SHOWN]) + (", …" if len(paths) > BAD_SHOWN else "")
 
 
 def _inspect(path: Path) -> tuple[str, str | None]:
