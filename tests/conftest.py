@@ -23,22 +23,21 @@ import pytest
 import torch
 from torchvision.models import vgg as torchvision_vgg
 
-from vgg_export.bundle import evaluate, writer
 from vgg_export.cli import main
 from vgg_export.core import cache
 from vgg_export.core.progress import Quiet
 from vgg_export.data.splits import Splits, resolve
-from vgg_export.graphs import export
-from vgg_export.int8 import activation_signedness, quantize
+from vgg_export.network import chain, input_size
 from vgg_export.network import checkpoint as checkpoints
-from vgg_export.network import input_size
 from vgg_export.network.provenance import Provenance
-from vgg_export.network.readers import state_dicts
 from vgg_export.options import DataOptions, QuantizeOptions
 from vgg_runtime.bundle import manifest
+from vgg_runtime.bundle.input_spec import for_input
 
 if TYPE_CHECKING:
     from xdist.scheduler import LoadFileScheduling
+
+    from vgg_export.bundle import writer
 
 ROOT = Path(__file__).resolve().parent.parent
 # tests that import onnxruntime themselves upload nothing either
@@ -124,25 +123,28 @@ def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path],
     return folder
 
 
+NARROW = {64: 16, 128: 16, 256: 32, 512: 32}  # the widths of small VGGs
+HIDDEN = (48, 40)
+
+
 def small_torchvision_vgg(
     family: str, batch_norm: bool, classes: int = len(CLASSES), seed: int = 0
 ) -> torch.nn.Module:
     """A torchvision VGG in evaluation mode at a quarter of its width (an eighth behind), with lively
     batch-norm statistics."""
     torch.manual_seed(seed)
-    narrow = {64: 16, 128: 16, 256: 32, 512: 32}
-    widths = [narrow.get(w, w) for w in torchvision_vgg.cfgs[CONFIGURATIONS[family]]]
+    widths = [NARROW.get(w, w) for w in torchvision_vgg.cfgs[CONFIGURATIONS[family]]]
     network: torch.nn.Module = torchvision_vgg.VGG(
         torchvision_vgg.make_layers(widths, batch_norm=batch_norm), num_classes=classes, init_weights=False
     )
     network.classifier = torch.nn.Sequential(
-        torch.nn.Linear(32 * 49, 48),
+        torch.nn.Linear(32 * 49, HIDDEN[0]),
         torch.nn.ReLU(),
         torch.nn.Dropout(),
-        torch.nn.Linear(48, 40),
+        torch.nn.Linear(*HIDDEN),
         torch.nn.ReLU(),
         torch.nn.Dropout(),
-        torch.nn.Linear(40, classes),
+        torch.nn.Linear(HIDDEN[1], classes),
     )
     for layer in network.modules():
         if isinstance(layer, torch.nn.Conv2d | torch.nn.Linear):
@@ -162,11 +164,14 @@ def small_torchvision_vgg(
 def small_checkpoint(
     family: str = "vgg11", classes: int = len(CLASSES), seed: int = 0
 ) -> checkpoints.Checkpoint:
-    plan, tensors = state_dicts.to_plan_and_tensors(
-        small_torchvision_vgg(family, False, classes, seed).state_dict()
-    )
+    """``small_torchvision_vgg`` without batch norm as a checkpoint."""
+    stages = [[NARROW[width] for width in stage] for stage in chain.full_width(family).widths()]
+    network = chain.Chain(for_input(224), chain.vgg_layers(stages, (*HIDDEN, classes)))
+    state = small_torchvision_vgg(family, False, classes, seed).state_dict()
+    names = [f"{site.name}.{part}" for site in network.sites for part in ("weight", "bias")]
     labels = CLASSES if classes == len(CLASSES) else tuple(f"class {k}" for k in range(classes))
-    return checkpoints.Checkpoint(plan, tensors, labels, Provenance("file", f"small {family} for tests"))
+    tensors = dict(zip(names, state.values(), strict=True))
+    return checkpoints.Checkpoint(network, tensors, labels, Provenance("file", f"small {family} for tests"))
 
 
 @pytest.fixture
@@ -211,6 +216,11 @@ def bundle_folder(splits: Splits, tmp_path_factory: pytest.TempPathFactory) -> P
 
 
 def make_bundle(splits: Splits, work: Path) -> None:
+    # imported where they are needed: most modules of tests run without them and start sooner
+    from vgg_export.bundle import evaluate, writer
+    from vgg_export.graphs import export
+    from vgg_export.int8 import activation_signedness, quantize
+
     checkpoints.save(small_checkpoint(), work / "c.safetensors")
     first = cache.of(work / "c.safetensors")
     baseline = export.run(first, work / "baseline.onnx", Quiet())
@@ -233,8 +243,10 @@ def make_bundle(splits: Splits, work: Path) -> None:
 
 def entries_of(
     baseline: cache.Artifact, quantized: cache.Artifact, scaled: cache.Artifact, signed: cache.Artifact
-) -> tuple[writer.Entry, ...]:
+) -> "tuple[writer.Entry, ...]":
     """The variants of the bundle; the second has a build for a Raspberry Pi, too."""
+    from vgg_export.bundle import writer
+
     other = writer.Build("quantized.pi5", "", ("pi5", "pi4", "pi3", "zero2"), signed, "quantized")
     several = ((baseline, ()), (quantized, (other,)), (scaled, ()))
     return tuple(

@@ -11,7 +11,7 @@ import pytest
 from conftest import ROOT, command_environment
 
 from vgg_export.core import sources
-from vgg_runtime.bundle import preprocess
+from vgg_runtime.bundle import input_spec
 
 SOURCES = {
     "vgg_export": ROOT / "export/vgg_export",
@@ -51,6 +51,7 @@ FLOORS = {
         {"recipes"},
         {"search"},
         {"pipeline", "by_hand", "command_options"},
+        {"demo_commands"},
         {"cli"},
         {"__main__"},
     ),
@@ -153,11 +154,11 @@ def test_nothing_imports_in_a_circle() -> None:
     ("name", "line", "wrong"),
     [
         ("vgg_export.core.bad", "from vgg_export.network import chain", True),
-        ("vgg_export.core.bad", "def f():\n    from vgg_export.network.chain import Plan", True),
+        ("vgg_export.core.bad", "def f():\n    from vgg_export.network.chain import Chain", True),
         ("vgg_export.core.bad", "from ..network import chain", True),
         ("vgg_export.data.bad", "from vgg_export.graphs import audit", True),
         ("vgg_export.data.bad", "import vgg_export.cli", True),
-        ("vgg_export.data.bad", "from vgg_export.network.chain import Plan", False),
+        ("vgg_export.data.bad", "from vgg_export.network.chain import Chain", False),
         ("vgg_export.data.bad", "from . import splits", False),
         ("vgg_runtime.board.bad", "from vgg_runtime.measure import remedies", True),
         ("vgg_runtime.live.bad", "from vgg_runtime.web import app", True),
@@ -255,9 +256,12 @@ def test_what_gives_no_artifact_is_no_step(source: str) -> None:
     assert not is_step(source)
 
 
+COMMAND_LINE = {f"vgg_export.{name}" for name in ("cli", "command_options", "demo_commands", "terminal")}
+
+
 @pytest.mark.parametrize("name", of("vgg_export"))
 def test_only_the_command_line_uses_click_or_prints(name: str) -> None:
-    if name in ("vgg_export.cli", "vgg_export.command_options", "vgg_export.terminal"):
+    if name in COMMAND_LINE:
         return
     assert "click" not in top(imports(name, modules()[name]))
     tree = ast.walk(ast.parse(modules()[name].read_text(encoding="utf-8")))
@@ -280,8 +284,9 @@ def test_deploying_takes_no_onnx(name: str) -> None:
 ELSEWHERE = {
     "vgg_calibration.observe": {"255"},  # the steps of an int8 scale
     "vgg_export.data.demo_training": {"resize"},  # random crops become pictures of a size, as augmentation
-    "vgg_export.data.sanity": {"mean", "255"},  # undoes it, to ask whether another one would fit better
     "vgg_export.data.signs": {"resize"},  # the background of a drawing
+    "vgg_export.network.readers.state_dicts": {"255"},  # the mean of VGG-Face, which a file does not say
+    "vgg_export.network.readers.torch_inputs": {"mean"},  # the input that is assumed
     "vgg_runtime.report.page": {"resize"},  # thumbnails, to be looked at
 }
 
@@ -289,7 +294,7 @@ ELSEWHERE = {
 def preparations(source: str) -> set[str]:
     """What a module does that makes pictures ready: ImageNet's mean and standard deviation by name or value,
     bytes to or from 0..1, and resizing, by whichever library."""
-    values = {*preprocess.IMAGENET_MEAN, *preprocess.IMAGENET_STD}
+    values = {*input_spec.IMAGENET_MEAN, *input_spec.IMAGENET_STD}
     values |= {255 * value for value in values}
     resizing = {"resize", "thumbnail", "reduce", "interpolate", "Resize", "RandomResizedCrop", "CenterCrop"}
     resizing |= {"fit", "contain"} if "ImageOps" in source else set()  # of Pillow
@@ -297,7 +302,7 @@ def preparations(source: str) -> set[str]:
     for node in ast.walk(ast.parse(source)):
         name = {ast.Name: "id", ast.Attribute: "attr", ast.alias: "name"}.get(type(node))
         called = getattr(node, name) if name else ""
-        if called in ("IMAGENET_MEAN", "IMAGENET_STD", "Normalize", "normalize"):
+        if called in ("IMAGENET_MEAN", "IMAGENET_STD", "Normalize"):
             found.add("mean")
         if isinstance(node, ast.Constant) and isinstance(node.value, float) and node.value in values:
             found.add("mean")
@@ -308,6 +313,8 @@ def preparations(source: str) -> set[str]:
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute | ast.Name):
             called = node.func.attr if isinstance(node.func, ast.Attribute) else node.func.id
             found |= {"resize"} if called in resizing else set()
+            of_text = ast.unparse(node.func) == "unicodedata.normalize"
+            found |= {"mean"} if called == "normalize" and not of_text else set()
     return found
 
 
@@ -332,7 +339,8 @@ def constants(side: ast.expr) -> list[ast.Constant]:
 
 def test_preprocessing_exists_once() -> None:
     found = {name: preparations(path.read_text(encoding="utf-8")) for name, path in modules().items()}
-    assert found.pop("vgg_runtime.bundle.preprocess") == {"mean", "255", "resize"}
+    assert found.pop("vgg_runtime.bundle.preprocess") == {"255", "resize"}
+    assert found.pop("vgg_runtime.bundle.input_spec") == {"mean", "255"}
     assert {name: kinds for name, kinds in found.items() if kinds} == ELSEWHERE
 
 
@@ -353,10 +361,13 @@ def test_preprocessing_exists_once() -> None:
         ("x = ImageOps.fit(image, (64, 64))", {"resize"}),
         ("x = image.resize((64, 64))", {"resize"}),
         ("from torchvision.transforms import Normalize", {"mean"}),
+        ("x = torchvision.transforms.functional.normalize(x, mean, std)", {"mean"}),
+        ("told = options.normalize", set()),
         ("x = torchvision.transforms.Resize(64)(image)", {"resize"}),
         ("x = torchvision.transforms.functional.to_tensor(image)", {"255"}),
         ("x = to_tensor(image, for_input(64))", set()),
         ("x = VGG19_Weights.IMAGENET1K_V1", set()),
+        ("x = unicodedata.normalize('NFC', x)", set()),
         ("x = array.reshape(255, 3)", set()),
     ],
 )

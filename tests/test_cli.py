@@ -114,14 +114,14 @@ def test_one_stage_after_the_other_by_hand(
     assert "42 test images, none of them used for fitting" in done.stdout
     bundle = manifest.read(tmp_path / "mine")
     assert [v.id for v in bundle.variants] == ["baseline", "small", "small-int8"]
-    assert bundle.variant("small-int8").preprocessing.crop_px == 160
+    assert bundle.variant("small-int8").preprocessing.px == 160
     recorded = bundle.variant("small").build.evaluation
     assert recorded is not None
     assert recorded.to_json() == json.loads((tmp_path / "figures.json").read_text())["small"]
     history = bundle.variant("small-int8").steps
     assert history[0].startswith("pruned about 50%")
     assert history[1] == "repaired in closed form on 12 pictures"
-    assert history[-2:] == ("adaptive pool folded into fc1 for 160 px", "quantized to int8")
+    assert history[-2:] == ("taken to 160 px", "quantized to int8")
     manifest.verify(tmp_path / "mine", bundle.all_files())
 
 
@@ -246,13 +246,16 @@ BAD = [
         "3 of 3 class folders are no class of the model",
     ),
     (("all", "--weights", "mine.pth", "--labels", "text.pth"), "has 1 class names, the checkpoint has 7"),
-    (("all", "--weights", "mine.pth", "--labels", "nowhere.txt"), "cannot be read as UTF-8 text"),
+    (("all", "--weights", "mine.pth", "--labels", "nowhere.txt"), "there is no file nowhere.txt"),
     (
         ("all", "--weights", "random", "--prune-ratio", "1.5"),
         "--prune-ratio must be at least 0 and below 1, found 1.5",
     ),
     (("all", "--weights", "random", "--width-multiple", "0"), "--width-multiple must be at least 1, found 0"),
-    (("all", "--weights", "random", "--scaled-px", "300"), "--scaled-px must be at least 32 and below 224"),
+    (
+        ("all", "--weights", "random", "--scaled-px", "300"),
+        "--scaled-px must be below .* 224 px, found 300",
+    ),
     (("all", "--weights", "random", "--variants", "tiny"), "there is no variant 'tiny'"),
     (("all", "--weights", "mine.pth", "--variants", "compact"), "cannot be factorised"),
     (
@@ -312,6 +315,24 @@ def test_bad_input_is_one_sentence(
     refused(in_this_process(*arguments), sentence)
     assert sorted(p for p in tmp_path.rglob("*") if ".work" not in str(p)) == before
     assert weights.is_file()
+
+
+def test_a_variant_asked_for_by_name_that_the_network_cannot_have_fails_early(
+    in_this_process: Run, tmp_path: Path
+) -> None:
+    """A flattening without a pool reads maps of one size."""
+    network = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 32, 3, padding=1),
+        torch.nn.ReLU(),
+        torch.nn.MaxPool2d(2),
+        torch.nn.Flatten(),
+        torch.nn.Linear(32 * 64, len(CLASSES)),
+    )
+    torch.save(network, tmp_path / "flat.pt")
+    arguments = ("all", "--weights", str(tmp_path / "flat.pt"), "--data", "none", "--variants", "scaled")
+    done = in_this_process(*arguments, "--output", str(tmp_path / "out"), "--no-compare")
+    refused(done, "--variants: scaled cannot be made: there is no smaller input: the network takes 16 px")
+    assert "exporting" not in done.stderr
 
 
 def test_ctrl_c_leaves_nothing_half_and_the_same_command_goes_on(

@@ -18,6 +18,7 @@ STAGES = (
     options.RecipeOptions,
     options.RunOptions,
     options.WeightsOptions,
+    options.InputOptions,
     options.DataOptions,
     options.PruneOptions,
     options.FinetuneOptions,
@@ -141,6 +142,7 @@ def test_no_command_has_an_option_twice() -> None:
     ("read", "text", "value"),
     [
         (options.ranks, "256,128", (256, 128)),
+        (options.ranks, "256", (256,)),
         (options.ranks, "", None),
         (options.size_in_bytes, "20MB", 20_000_000),
         (options.size_in_bytes, " 1.5 kB ", 1500),
@@ -157,7 +159,6 @@ def test_how_a_value_is_read(read: Any, text: str, value: Any) -> None:
 @pytest.mark.parametrize(
     ("read", "text"),
     [
-        (options.ranks, "256"),
         (options.ranks, "a,b"),
         (options.size_in_bytes, "20 miles"),
         (options.size_in_bytes, ""),

@@ -1,6 +1,5 @@
 """The README is true: its commands parse, its tables are those of the code and of the model card."""
 
-import dataclasses
 import json
 import re
 import shlex
@@ -11,7 +10,7 @@ from conftest import ROOT, readme_table
 
 from vgg_export.cli import cli
 from vgg_export.compress import prune
-from vgg_export.network import chain, weights
+from vgg_export.network import chain, input_size, weights
 from vgg_export.options import PruneOptions, RecipeOptions
 from vgg_export.recipes import FOLD, PRUNE, RECIPES, Recipe
 from vgg_runtime.board.targets import TARGETS
@@ -21,16 +20,22 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 CODE = "\n".join(re.findall(r"^    (\S.*)$", README, re.MULTILINE) + re.findall(r"`([^`\n]+)`", README))
 
 
-def planned(recipe: Recipe) -> chain.Plan:
-    """The plan of a variant of the full-size VGG19, computed from its recipe."""
-    plan, options = chain.full_width("vgg19"), PruneOptions()
+def planned(recipe: Recipe) -> chain.Chain:
+    """The network of a variant of the full-size VGG19, computed from its recipe."""
+    network, options = chain.full_width("vgg19"), PruneOptions()
     if PRUNE in recipe.steps:
-        deep = [
-            tuple(prune.target_width(w, options.ratio, options.multiple) for w in block)
-            for block in plan.blocks[3:]
-        ]
-        plan = dataclasses.replace(plan, blocks=(*plan.blocks[:3], *deep))
-    return dataclasses.replace(plan, input_px=RecipeOptions().scaled_px) if FOLD in recipe.steps else plan
+        deep = (network.site(name) for stage in network.stages[3:] for name in stage)
+        network = network.with_widths(
+            {
+                site.name: prune.target_width(site.layer.outputs, options.ratio, options.multiple)
+                for site in deep
+            }
+        )
+    if FOLD not in recipe.steps:
+        return network
+    smaller = network.input.at(input_size.smaller_px(network, RecipeOptions().scaled_px))
+    layers = tuple(layer for layer in network.layers if not isinstance(layer, chain.AdaptiveAvgPool))
+    return chain.Chain(smaller, layers)
 
 
 def test_the_full_size_table_is_the_recipes() -> None:
@@ -38,16 +43,16 @@ def test_the_full_size_table_is_the_recipes() -> None:
     assert [row[0] for row in rows] == [recipe.id for recipe in RECIPES]
     baseline_ms = float(rows[0][5].removesuffix(" ms"))
     for row, recipe in zip(rows, RECIPES, strict=True):
-        plan = planned(recipe)
+        network = planned(recipe)
         million, giga = float(row[2].removesuffix(" M")), float(row[3])
-        assert row[1] == f"{plan.input_px} px"
+        assert row[1] == f"{network.input.px} px"
         # the ranks follow from pictures; the bound on the arithmetic is an option
         if recipe.searched:
-            linear = sum(layer.macs() for layer in plan.layers() if not layer.kernel)
-            assert giga <= (RecipeOptions().factorise.conv_share * (plan.macs() - linear) + linear) / 1e9
-            assert million < plan.parameters() / 3e6
+            linear = sum(part.macs() for part in network.parts() if not part.kernel)
+            assert giga <= (RecipeOptions().factorise.conv_share * (network.macs() - linear) + linear) / 1e9
+            assert million < network.parameters() / 3e6
         else:
-            assert row[2:4] == [f"{plan.parameters() / 1e6:.2f} M", f"{plan.macs() / 1e9:.2f}"]
+            assert row[2:4] == [f"{network.parameters() / 1e6:.2f} M", f"{network.macs() / 1e9:.2f}"]
         size = million * (1 if recipe.integers else 4)
         # a small int8 file's scales count
         assert float(row[4].removesuffix(" MB")) == pytest.approx(size, rel=0.02)
@@ -80,9 +85,10 @@ def test_the_speed_and_size_of_a_real_network_are_ratios() -> None:
 
 
 def test_the_shares_it_names_are_right() -> None:
-    plan = chain.full_width("vgg19")
-    in_linears = sum(c * n + n for _, c, n in plan.linears()) / plan.parameters()
-    in_convs = 1 - sum(c * n for _, c, n in plan.linears()) / plan.macs()
+    vgg19 = chain.full_width("vgg19")
+    linears = [part for part in vgg19.parts() if not part.kernel]
+    in_linears = sum(part.parameters() for part in linears) / vgg19.parameters()
+    in_convs = 1 - sum(part.macs() for part in linears) / vgg19.macs()
     assert f"({in_linears:.0%} of them)".replace("%", " %") in README
     assert f"({in_convs:.0%})".replace("%", " %") in README
 

@@ -17,9 +17,10 @@ from vgg_export.data.splits import Splits
 from vgg_export.graphs import export
 from vgg_export.int8 import quantize
 from vgg_export.network import checkpoint as checkpoints
+from vgg_export.network import specify
 from vgg_export.network.provenance import Provenance
 from vgg_export.network.readers import state_dicts
-from vgg_export.options import QuantizeOptions
+from vgg_export.options import InputOptions, QuantizeOptions
 from vgg_runtime.board import targets
 from vgg_runtime.bundle import manifest
 
@@ -30,6 +31,7 @@ import sys
 from pathlib import Path
 import numpy
 from vgg_runtime.bundle.manifest import SessionSettings
+from vgg_runtime.bundle.preprocess import load
 from vgg_runtime.bundle.session import Model
 Model(Path(sys.argv[1]), SessionSettings(), 1)(numpy.zeros([1, 3, 224, 224], numpy.float32))
 print(next(line for line in open("/proc/self/status") if line.startswith("VmPeak")).split()[1])
@@ -48,8 +50,8 @@ def wide() -> checkpoints.Checkpoint:
         torch.nn.Dropout(),
         torch.nn.Linear(WIDTH, len(CLASSES)),
     )
-    plan, tensors = state_dicts.to_plan_and_tensors(network.state_dict())
-    return checkpoints.Checkpoint(plan, tensors, CLASSES, Provenance("file", "wide"))
+    found = specify.specify(state_dicts.read(network.state_dict()), InputOptions())
+    return checkpoints.Checkpoint(found.chain, found.tensors, CLASSES, Provenance("file", "wide"))
 
 
 @pytest.fixture(scope="module")

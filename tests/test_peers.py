@@ -19,7 +19,7 @@ import peers_contenders
 import peers_measure
 from peers_contenders import Contender
 from peers_measure import Child, ContenderError, Options, Pictures
-from vgg_runtime.bundle.preprocess import for_input
+from vgg_runtime.bundle.input_spec import for_input
 
 TRIVIAL = """
 import os, time

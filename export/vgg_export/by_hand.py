@@ -44,7 +44,7 @@ def run_prune(
     splits = None
     if pictures and (named or options.sees_pictures):
         splits = inputs.splits_for(checkpoint, pictures, work, progress)
-        inputs.ensure_understood(checkpoint, splits, work, progress, accept=accept)
+        inputs.ensure_understood(checkpoint, splits, work, progress, accept=accept, told=weights.input)
     prune.run(checkpoint, splits if options.sees_pictures else None, output, options, progress)
 
 
@@ -65,7 +65,7 @@ def run_factorise(
     work = _work(output)
     checkpoint = inputs.checkpoint_file(weights, pictures, work, progress)
     splits = inputs.splits_for(checkpoint, pictures, work, progress)
-    inputs.ensure_understood(checkpoint, splits, work, progress, accept=accept)
+    inputs.ensure_understood(checkpoint, splits, work, progress, accept=accept, told=weights.input)
     factorise.run(checkpoint, splits, output, options, progress, work)
 
 
@@ -91,14 +91,13 @@ def run_finetune(
         taught_by = inputs.checkpoint_file(teacher, pictures, work, progress, "teacher")
         splits = inputs.splits_for(student, pictures, work, progress)
         # the teacher is asked, since the student may be damaged by pruning
-        inputs.ensure_understood(taught_by, splits, work, progress, accept=accept)
+        inputs.ensure_understood(taught_by, splits, work, progress, accept=accept, told=teacher.input)
     return distil.run(student, taught_by, splits, output, options, progress).path == output
 
 
-def run_export(weights: WeightsOptions, input_px: int, output: Path, progress: Progress) -> None:
-    """Export a checkpoint for an input of ``input_px``."""
-    checkpoint = inputs.checkpoint_file(weights, None, _work(output), progress)
-    export.run(inputs.at_input_px(checkpoint, input_px, _work(output), progress), output, progress)
+def run_export(weights: WeightsOptions, output: Path, progress: Progress) -> None:
+    """Export a checkpoint."""
+    export.run(inputs.checkpoint_file(weights, None, _work(output), progress), output, progress)
 
 
 def run_quantize(

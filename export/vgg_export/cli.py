@@ -15,6 +15,7 @@ import click
 
 from . import __version__, options, terminal
 from .command_options import (
+    Command,
     build,
     built_for,
     ensure_output,
@@ -23,8 +24,10 @@ from .command_options import (
     prune_options,
     quantize_options,
     recipe_options,
+    weights_options,
 )
 from .core.errors import OptionsError
+from .demo_commands import COMMANDS as DEMO_COMMANDS
 from .options import default_targets
 from .terminal import TerminalProgress
 
@@ -53,13 +56,14 @@ def cli() -> None:
 
 _FILE = click.Path(path_type=Path, dir_okay=False)
 _FOLDER = click.Path(path_type=Path, file_okay=False)
-_weights = given(options.WeightsOptions, "spec", "labels")
+_labels = given(options.WeightsOptions, "labels")
+_told = given(options.InputOptions)
 _data = given(options.DataOptions, "spec")
 _calibration = given(options.DataOptions, "calibration_images")
 _test = given(options.DataOptions, "test_images")
 _seed = given(options.DataOptions, "seed")
 _prune = given(
-    options.PruneOptions, "ratio", "first_block", "criterion", "multiple", "allocation", "repair", "images"
+    options.PruneOptions, "ratio", "first_stage", "criterion", "multiple", "allocation", "repair", "images"
 )
 _repair_images = given(options.FactoriseOptions, "images")
 _finetune = given(options.FinetuneOptions, "epochs", "images", "rate", "train_from")
@@ -73,6 +77,11 @@ _scaled = given(options.RecipeOptions, "scaled_px")
 _accept = given(options.RecipeOptions, "accept_accuracy")
 _work_folder = given(options.RunOptions, "work")
 _bundle_output = given(options.RunOptions, "output")
+
+
+def _weights(command: Command) -> Command:
+    """The options that every command with a checkpoint has."""
+    return given(options.WeightsOptions, "spec")(_labels(_told(command)))
 
 
 @cli.command("all")
@@ -150,6 +159,28 @@ def sweep(**chosen: Any) -> None:
 
 
 @cli.command()
+@click.argument("file", metavar="FILE|imagenet|demo")
+@_labels
+@_told
+@click.option("--json", "as_json", is_flag=True, help="Print all of it as JSON.")
+def inspect(file: str, as_json: bool, **chosen: Any) -> None:
+    """Say what a checkpoint file holds: its layers, its input and how each part of that is known, its labels.
+
+    Example: vgg-export inspect my_vgg16.pth
+    """
+    from .network import inspection, weights
+
+    wanted = weights_options(chosen, spec=file)
+    if wanted.input.normalize == options.AUTO:
+        raise OptionsError(
+            "--normalize auto needs labelled pictures, which 'all' asks; tell it, or leave it out"
+        )
+    found = inspection.inspect(weights.find(wanted))
+    lines = [json.dumps(found.to_json(), indent=1)] if as_json else inspection.text(file, found)
+    click.echo("\n".join(lines))
+
+
+@cli.command()
 @_weights
 @_data
 @_prune
@@ -172,7 +203,7 @@ def prune(output: Path, no_pictures: bool, **chosen: Any) -> None:
     ensure_output(output, ".safetensors", chosen["weights"])
     from . import by_hand
 
-    weights, accept = build(options.WeightsOptions, chosen), chosen["accept_accuracy"]
+    weights, accept = weights_options(chosen), chosen["accept_accuracy"]
     by_hand.run_prune(
         weights, None if no_pictures else pictures, wanted, output, TerminalProgress(), accept=accept
     )
@@ -198,7 +229,7 @@ def factorise(output: Path, **chosen: Any) -> None:
     ensure_output(output, ".safetensors", chosen["weights"])
     from . import by_hand
 
-    weights, accept = build(options.WeightsOptions, chosen), chosen["accept_accuracy"]
+    weights, accept = weights_options(chosen), chosen["accept_accuracy"]
     by_hand.run_factorise(weights, pictures, wanted, output, TerminalProgress(), accept=accept)
     click.echo(f"wrote {output}")
 
@@ -228,31 +259,25 @@ def finetune(output: Path, teacher: str, **chosen: Any) -> None:
     ensure_output(output, ".safetensors", chosen["weights"], teacher)
     from . import by_hand
 
-    weights, accept = build(options.WeightsOptions, chosen), chosen["accept_accuracy"]
-    by = options.WeightsOptions(teacher, chosen["labels"])
+    weights, accept = weights_options(chosen), chosen["accept_accuracy"]
+    by = weights_options(chosen, spec=teacher)
     if by_hand.run_finetune(weights, by, pictures, wanted, output, TerminalProgress(), accept=accept):
         click.echo(f"wrote {output}")
 
 
 @cli.command()
 @_weights
-@click.option(
-    "--input-px",
-    type=click.IntRange(32, 1024),
-    default=224,
-    show_default=True,
-    help="Side of the input in pixels; a side other than 224 folds the pool into fc1.",
-)
 @click.option("--output", type=_FILE, required=True, help="The float model (.onnx).")
-def export(output: Path, input_px: int, **chosen: Any) -> None:
-    """Export a checkpoint to ONNX, audit the graph and compare it with torch.
+def export(output: Path, **chosen: Any) -> None:
+    """Export a checkpoint to ONNX, audit the graph and compare it with torch. For another input size the
+    adaptive pool is folded into the first fully connected layer.
 
     Example: vgg-export export --weights tuned.safetensors --input-px 160 --output tuned-160.onnx
     """
     ensure_output(output, ".onnx", chosen["weights"])
     from . import by_hand
 
-    by_hand.run_export(build(options.WeightsOptions, chosen), input_px, output, TerminalProgress())
+    by_hand.run_export(weights_options(chosen), output, TerminalProgress())
     click.echo(f"wrote {output}")
 
 
@@ -314,12 +339,13 @@ def evaluate(bundle: Path, record: bool, json_file: Path | None, **chosen: Any) 
     """
     pictures = build(options.DataOptions, chosen)
     from vgg_runtime import text
+    from vgg_runtime.bundle import outputs
     from vgg_runtime.report import tables
 
     from . import pipeline
     from .core.files import write_json
 
-    figures, n, notices = pipeline.evaluate_bundle(
+    figures, n, notices, output = pipeline.evaluate_bundle(
         bundle, pictures, TerminalProgress(), record=record, accept=chosen["accept_accuracy"]
     )
     for notice in notices:
@@ -327,10 +353,12 @@ def evaluate(bundle: Path, record: bool, json_file: Path | None, **chosen: Any) 
     click.echo(f"{n} test images, none of them used for fitting or calibration")
     click.echo(
         text.table(
-            ("variant", *tables.EVALUATION_COLUMNS),
+            ("variant", *tables.headings(tables.EVALUATION_COLUMNS, output)),
             [[name, *tables.evaluation_cells(row)] for name, row in figures.items()],
         )
     )
+    if reason := outputs.TOP1_ABSENT.get(output):
+        click.echo(f"{reason}.")
     if json_file:
         write_json(json_file, {name: found.to_json() for name, found in figures.items()})
 
@@ -379,70 +407,8 @@ def deploy(host: str, **chosen: Any) -> int:
     return done.code
 
 
-@cli.command("draw-signs")
-@click.option(
-    "--output",
-    type=_FOLDER,
-    required=True,
-    help="The new folder; train/CLASS, test/CLASS and, with --val, val/CLASS are made in it.",
-)
-@given(options.DrawOptions, "train", "val", "test", "size_px", "seed")
-def draw_signs(output: Path, **chosen: Any) -> None:
-    """Draw labelled road signs into class folders.
-
-    Example: vgg-export draw-signs --output signs --train 1200 --val 300 --test 600
-    """
-    wanted = build(options.DrawOptions, chosen, output=output)
-    from .data import drawn
-
-    drawn.draw_signs(wanted, TerminalProgress())
-    click.echo(f"wrote {output}")
-
-
-@cli.command("demo-train")
-@click.option(
-    "--output",
-    type=_FILE,
-    required=True,
-    help="The checkpoint (.safetensors); its model card lies beside it.",
-)
-@click.option("--images", type=int, default=24_000, show_default=True, help="Signs to draw for training.")
-@click.option("--test-images", type=int, default=2_000, show_default=True, help="Signs to draw for the test.")
-@_seed
-def demo_train(output: Path, images: int, test_images: int, seed: int) -> None:
-    """Train the embedded demo checkpoint anew (about an hour on two cores).
-
-    Example: vgg-export demo-train --output demo_vgg19.safetensors
-    """
-    from .data import demo_training
-
-    card = demo_training.run(
-        demo_training.DemoTrainOptions(output, images, test_images, seed), TerminalProgress()
-    )
-    click.echo(json.dumps(card["accuracy"]))
-
-
-@cli.command("demo-test")
-@click.option("--weights", type=_FILE, help="A demo checkpoint  [default: the embedded one]")
-@click.option(
-    "--test-images", type=click.IntRange(min=1), default=2_000, show_default=True, help="Signs to test on."
-)
-def demo_test(weights: Path | None, test_images: int) -> None:
-    """Reproduce the accuracy on the embedded demo's model card.
-
-    Example: vgg-export demo-test
-    """
-    from vgg_runtime.bundle.metrics import wilson_interval
-
-    from .data import demo_training
-    from .network.weights import demo_path
-
-    right, n = demo_training.test_accuracy(weights or demo_path(), test_images, TerminalProgress())
-    low, high = wilson_interval(right, n)
-    click.echo(
-        f"top-1 at 224 px: {100 * right / n:.2f} % of {n} signs (95 % interval {100 * low:.2f} to"
-        f" {100 * high:.2f} %)"
-    )
+for command in DEMO_COMMANDS:
+    cli.add_command(command)
 
 
 if __name__ == "__main__":

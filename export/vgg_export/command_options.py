@@ -94,6 +94,11 @@ def build(kind: type[T], chosen: Chosen, **values: Any) -> T:
     return kind(**values)
 
 
+def weights_options(chosen: Chosen, **values: Any) -> options.WeightsOptions:
+    """The checkpoint and what is told about its input."""
+    return build(options.WeightsOptions, chosen, **({"input": build(options.InputOptions, chosen)} | values))
+
+
 def built_for(chosen: Chosen) -> tuple[str, ...]:
     """The names of the cores that a command builds for."""
     asked = chosen.get("target") or options.default_targets()
@@ -142,7 +147,7 @@ def _is_typed(key: str, chosen: Chosen) -> bool:
 def recipe_options(chosen: Chosen, **values: Any) -> options.RecipeOptions:
     """The options of the commands that run all stages."""
     stages: dict[str, Any] = {
-        "weights": build(options.WeightsOptions, chosen),
+        "weights": weights_options(chosen),
         "data": build(options.DataOptions, chosen),
         "prune": prune_options(chosen),
         "finetune": build(options.FinetuneOptions, chosen),

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from vgg_runtime.board import device
 from vgg_runtime.bundle import builds, manifest
+from vgg_runtime.bundle.input_spec import InputSpec
 from vgg_runtime.bundle.manifest import Manifest
-from vgg_runtime.bundle.preprocess import for_input
 from vgg_runtime.bundle.session import Model
 from vgg_runtime.records import Record
 
@@ -19,11 +19,12 @@ from .core.files import explain_write_errors
 from .core.progress import Progress
 from .data import sanity, tensors, wordnet
 from .data.splits import Item, Splits, class_folders, resolve, unseen
+from .data.trials import Settled
 from .graphs.model_info import Described, described
 from .network import checkpoint as checkpoints
 from .network import input_size, weights
-from .network.provenance import Provenance
-from .options import DataOptions, RecipeOptions, RunOptions, WeightsOptions
+from .network.provenance import FILE, PICTURES, Origins, Provenance
+from .options import AUTO, DataOptions, InputOptions, RecipeOptions, RunOptions, WeightsOptions
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +38,7 @@ class Sizes(Record):
 
 
 # the weights' fingerprint is among its options; so its source is only the code that writes checkpoints
+CHOSEN = cache.Stage("input", checkpoints.__name__, Sizes)
 WEIGHTS = cache.Stage("weights", checkpoints.__name__, Sizes)
 
 
@@ -59,6 +61,8 @@ def read(options: RecipeOptions, how: RunOptions) -> Given:
     """
     folder, progress = how.work_folder, how.progress
     saved = checkpoint_file(options.weights, options.data, folder, progress)
+    if options.scaled_px is not None:  # an impossible request fails before anything takes time
+        input_size.smaller_px(checkpoints.read_header(saved.path).chain, options.scaled_px)
     source, labels = source_and_labels(saved)
     ids = wordnet.ids_for(source)
     splits = resolve(options.data, source.kind, labels, ids, folder, progress)
@@ -70,32 +74,67 @@ def read(options: RecipeOptions, how: RunOptions) -> Given:
         len(splits.select),
         len(splits.test),
     )
-    checked = ensure_understood(saved, splits, folder, progress, accept=options.accept_accuracy)
+    checked = ensure_understood(
+        saved, splits, folder, progress, accept=options.accept_accuracy, told=options.weights.input
+    )
+    if checked.input:
+        saved = _with_input(saved, checked.input, folder)
     return Given(saved, splits, ids, checked)
 
 
+def _with_input(checkpoint: cache.Artifact, spec: InputSpec, folder: Path) -> cache.Artifact:
+    """The checkpoint with the input that labelled pictures chose."""
+
+    def make(path: Path) -> Sizes:
+        found = checkpoints.load(checkpoint.path)
+        origins = dataclasses.replace(found.provenance.origins or Origins(), normalize=PICTURES)
+        source = dataclasses.replace(found.provenance, origins=origins)
+        chosen = dataclasses.replace(found.chain, input=spec)
+        return _save(dataclasses.replace(found, chain=chosen, provenance=source), path)
+
+    output = folder / f"{checkpoint.path.stem}-input.safetensors"
+    return cache.produce(CHOSEN, {"input": spec.to_json()}, {"checkpoint": checkpoint}, output, make)
+
+
 def ensure_understood(
-    checkpoint: cache.Artifact, splits: Splits, folder: Path, progress: Progress, *, accept: bool
+    checkpoint: cache.Artifact,
+    splits: Splits,
+    folder: Path,
+    progress: Progress,
+    *,
+    accept: bool,
+    told: InputOptions,
 ) -> sanity.Checked:
     """Check that a checkpoint understands labelled pictures that nothing is fitted on.
 
     Raises:
-        AccuracyError: it does not understand them, unless that is to be accepted.
+        AccuracyError: it does not understand them, or was clearly trained with another input, unless that is
+            to be accepted.
+        DataError: the pictures are to choose the input, and cannot.
     """
     header = checkpoints.read_header(checkpoint.path)
     if not header.provenance.has_knowledge:
         return sanity.Checked()
 
-    sets, output = (splits.select, splits.test), folder / "sanity.json"
-    return sanity.check(
+    subject = sanity.Subject(
         lambda: tensors.answering(checkpoints.load(checkpoint.path).model()),
         checkpoint,
-        for_input(header.plan.input_px),
-        sets,
+        header.chain.input,
         header.labels,
-        output,
-        progress,
-        accept=accept,
+        header.chain.output,
+        _settled(header.provenance.origins, told),
+    )
+    sets, output = (splits.select, splits.test), folder / "sanity.json"
+    return sanity.check(subject, sets, output, progress, accept=accept)
+
+
+def _settled(origins: Origins | None, told: InputOptions) -> Settled:
+    """The parts of the input that pictures must not overrule: those that are told, and those that the file
+    says."""
+    return Settled(
+        told.normalization_told or (origins is not None and origins.normalize == FILE),
+        told.resize is not None,
+        told.normalize == AUTO,
     )
 
 
@@ -109,7 +148,8 @@ def checkpoint_file(
     """The checkpoint of ``--weights`` as a file in our own format: the given file, or one converted into
     ``folder``."""
     given = Path(wanted.spec)
-    if not wanted.labels and wanted.spec not in weights.WORDS and weights.is_own(given):
+    as_it_is = not wanted.labels and wanted.input in (InputOptions(), InputOptions(normalize=AUTO))
+    if as_it_is and wanted.spec not in weights.WORDS and weights.is_own(given):
         weights.say_what_is_assumed(checkpoints.read_header(given).provenance)
         return cache.of(given)
     with progress.task("reading the weights", None):
@@ -122,7 +162,7 @@ def checkpoint_file(
 
 def _save(checkpoint: checkpoints.Checkpoint, path: Path) -> Sizes:
     checkpoints.save(checkpoint, path)
-    return Sizes(checkpoint.plan.parameters(), checkpoint.plan.macs())
+    return Sizes(checkpoint.chain.parameters(), checkpoint.chain.macs())
 
 
 def source_and_labels(artifact: cache.Artifact) -> tuple[Provenance, tuple[str, ...]]:
@@ -153,17 +193,6 @@ def splits_for(artifact: cache.Artifact, pictures: DataOptions, folder: Path, pr
     """The three sets of pictures for a checkpoint or an exported model."""
     source, labels = source_and_labels(artifact)
     return resolve(pictures, source.kind, labels, wordnet.ids_for(source), folder, progress)
-
-
-def at_input_px(
-    checkpoint: cache.Artifact, input_px: int, folder: Path, progress: Progress
-) -> cache.Artifact:
-    """The checkpoint for another input size; the same file when it has that size already."""
-    if checkpoints.read_header(checkpoint.path).plan.input_px == input_px:
-        return checkpoint
-    return input_size.run(
-        checkpoint, folder / f"{checkpoint.path.stem}-{input_px}px.safetensors", input_px, progress
-    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -199,6 +228,7 @@ def read_bundle(folder: Path, pictures: DataOptions, progress: Progress) -> Give
             v.preprocessing,
             b.targets,
             b.sessions[builds.FAST],
+            present.output,
         )
         for v in present.variants
         for b in v.builds
@@ -215,13 +245,12 @@ def ensure_bundle_understood(given: GivenBundle, progress: Progress, *, accept: 
         AccuracyError: it is not clearly better than chance on them, unless that is to be accepted.
     """
     baseline = given.subjects[0]
-    return sanity.check(
+    subject = sanity.Subject(
         lambda: Model(baseline.model.path, baseline.session, device.usable_cores()),
         baseline.model,
         baseline.preprocessing,
-        (given.items,),
         given.labels,
-        given.work / "sanity.json",
-        progress,
-        accept=accept,
+        baseline.output,
+        settled=Settled(normalization=True, resize=True),  # it was made with that
     )
+    return sanity.check(subject, (given.items,), given.work / "sanity.json", progress, accept=accept)

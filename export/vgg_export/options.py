@@ -8,14 +8,16 @@ from pathlib import Path
 from typing import Any
 
 from vgg_runtime.board.targets import TARGETS, here
+from vgg_runtime.bundle import input_spec
+from vgg_runtime.bundle.input_spec import InputSpec
+from vgg_runtime.bundle.outputs import OUTPUTS
 
 from .core.errors import OptionsError
 from .core.option import Option, asked, asked_as
 from .core.progress import Progress, Quiet
 
 WIDTH_MULTIPLE = 16  # onnxruntime's fast int8 kernels on ARM want multiples of 4 input and 16 output channels
-BLOCK_NAMES = ("conv1", "conv2", "conv3", "conv4", "conv5")
-TRAINABLE = (*BLOCK_NAMES, "fc1")  # the first layer to train: that of a block, or of the classifier
+CLASSIFIER = "classifier"  # of --train-from: the fully connected layers alone
 REPAIR_IMAGES, REPAIR_HELD_IMAGES = (
     200,
     60,
@@ -27,9 +29,119 @@ REPAIR = Option("--repair-images", "Number of pictures to fit layers on, at most
 EPOCH_IMAGES = Option("--finetune-images", "Number of training pictures per epoch, at most.")
 
 
+AUTO = "auto"  # the labelled pictures decide
+ACTIVATIONS = ("relu", "leaky_relu", "relu6", "elu", "tanh", "sigmoid", "silu", "gelu", "none")
+WITH_SLOPE = ("leaky_relu", "elu")  # a number in brackets may follow
+
+
+def activation(text: str) -> str:
+    """One of ACTIVATIONS, those WITH_SLOPE also as in "leaky_relu(0.2)".
+
+    Raises:
+        OptionsError: it is something else.
+    """
+    found = re.fullmatch(r"([a-z0-9_]+)(?:\([0-9]+(?:\.[0-9]+)?\))?", text)
+    if not found or found[1] not in ACTIVATIONS or ("(" in text and found[1] not in WITH_SLOPE):
+        raise OptionsError(
+            f"--activation must be one of {', '.join(ACTIVATIONS)}, {' and '.join(WITH_SLOPE)} also with a"
+            f" slope as in leaky_relu(0.2); found {text!r}"
+        )
+    return text
+
+
+@dataclasses.dataclass(frozen=True)
+class InputOptions:
+    """What the user tells about the input and the output of the network, because tensors cannot tell it.
+    None, and ``bgr`` false: not told. ``normalize`` AUTO: the one that fits the labelled pictures best."""
+
+    input_px: int | None = asked(
+        None,
+        "--input-px",
+        "Side of the input that the network was trained with  [default: what the file tells, else 224]",
+        bounds=(8, 2048),
+    )
+    channels: int | None = asked(
+        None,
+        "--channels",
+        "Number of input channels: 1 for grey, 3 for colours  [default: what the file tells]",
+        choices=tuple(map(str, input_spec.CHANNELS)),
+        parse=int,
+    )
+    resize: str | None = asked(
+        None,
+        "--resize",
+        "How the pictures were resized: crop (shorter side, then the middle), squash (both sides) or pad"
+        " (longer side, black around); with the side in pixels as in crop:256  [default: what the file"
+        " tells, else crop]",
+        metavar="crop|squash|pad[:PX]",
+    )
+    normalize: str | None = asked(
+        None,
+        "--normalize",
+        "How the pixels were scaled: half is -1 to 1, unit 0 to 1, none 0 to 255, caffe BGR less the mean;"
+        " MEAN/STD for values of 0 to 1, such as 0.5,0.5,0.5/0.25,0.25,0.25. auto: the one that is right most"
+        " often on labelled pictures  [default: what the file tells, else imagenet]",
+        metavar="|".join((*input_spec.NORMALIZATIONS, AUTO, input_spec.NUMBERS)),
+    )
+    bgr: bool = asked(False, "--bgr", "The network takes blue first, as OpenCV reads pictures.")
+    activation: str | None = asked(
+        None,
+        "--activation",
+        "Activation behind the layers where the file does not tell  [default: relu]",
+        metavar="relu|leaky_relu|leaky_relu(0.2)|relu6|elu|tanh|sigmoid|silu|gelu|none",
+        parse=activation,
+    )
+    output_kind: str | None = asked(
+        None,
+        "--output-kind",
+        "softmax: one class per picture; sigmoid: one output, two classes; multi-label: each label by itself"
+        "  [default: what the file tells, else sigmoid for one output and softmax for several]",
+        choices=OUTPUTS,
+    )
+
+    def __post_init__(self) -> None:
+        if self.input_px is not None and not 8 <= self.input_px <= 2048:
+            raise OptionsError(f"--input-px must be from 8 to 2048, found {self.input_px}")
+        if self.channels not in (None, *input_spec.CHANNELS):
+            raise OptionsError(f"--channels must be 1 or 3, found {self.channels}")
+        if self.output_kind not in (None, *OUTPUTS):
+            kinds = ", ".join(OUTPUTS)
+            raise OptionsError(f"--output-kind must be one of {kinds}, found {self.output_kind!r}")
+        if self.activation is not None:
+            activation(self.activation)
+        if self.channels == input_spec.GREY and self.bgr:
+            raise OptionsError("--bgr exchanges red and blue, and --channels 1 has neither; leave one out")
+        self._ensure_readable()
+
+    def _ensure_readable(self) -> None:
+        """Check what can be checked before the network is known.
+
+        Raises:
+            OptionsError: a word cannot be read, or does not fit what else is told.
+        """
+        channels = self.channels or input_spec.COLOURS
+        px = self.input_px or 1  # where the size is not told, any side in pixels may be right
+        spec = InputSpec(px, px, (0.0,) * channels, (1.0,) * channels, channels)
+        try:
+            if self.resize is not None:
+                input_spec.resized(spec, self.resize)
+        except ValueError as error:
+            raise OptionsError(f"--resize: {error}") from error
+        try:
+            if self.normalize is not None and self.normalize != AUTO:
+                input_spec.normalized(spec, self.normalize, bgr=self.bgr)
+        except ValueError as error:
+            raise OptionsError(f"--normalize: {error}") from error
+
+    @property
+    def normalization_told(self) -> bool:
+        """Whether the user says how pixels are scaled, so that pictures must not overrule it."""
+        return self.bgr or (self.normalize is not None and self.normalize != AUTO)
+
+
 @dataclasses.dataclass(frozen=True)
 class WeightsOptions:
-    """``spec``: auto, imagenet, demo, random, or a file."""
+    """``spec``: auto, imagenet, demo, random, or a file. ``input``: what is told about its input."""
 
     spec: str = asked(
         "auto",
@@ -43,6 +155,7 @@ class WeightsOptions:
         'File of class names in class order: one per line, or JSON (a list, {"0": name} or {name: 0}).',
     )
     seed: int = asked_as(0, SEED)
+    input: InputOptions = dataclasses.field(default_factory=InputOptions)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,15 +181,58 @@ class DataOptions:
             raise OptionsError(f"--test-images must be at least 1, found {self.test_images}")
 
 
+def stage(text: str) -> int | None:
+    """ "4" or "conv4" as 4; nothing as None.
+
+    Raises:
+        OptionsError: it is something else.
+    """
+    if text and not (number := _stage_number(text)):
+        raise OptionsError(f"--prune-from takes the number of a stage, such as 4, found {text!r}")
+    return number if text else None
+
+
+def trainable(text: str) -> int | str | None:
+    """ "4" or "conv4" as 4; "classifier" or "fc1" as CLASSIFIER; nothing as None.
+
+    Raises:
+        OptionsError: it is something else.
+    """
+    if text in (CLASSIFIER, "fc1"):
+        return CLASSIFIER
+    if text and not (number := _stage_number(text)):
+        raise OptionsError(
+            f"--train-from takes the number of a stage, such as 4, or {CLASSIFIER}, found {text!r}"
+        )
+    return number if text else None
+
+
+def _stage_number(text: str) -> int | None:
+    found = re.fullmatch(r"(?:conv)?([1-9][0-9]{0,2})", text)
+    return int(found[1]) if found else None
+
+
+def _ensure_stage(flag: str, number: int | None) -> None:
+    if number is not None and number < 1:
+        raise OptionsError(f"{flag} counts stages from 1, found {number}")
+
+
 @dataclasses.dataclass(frozen=True)
 class PruneOptions:
-    """``ratio``: the share of filters to remove from every convolution from block ``first_block`` on. Widths
-    are rounded to a multiple of ``multiple``. ``allocation`` "sensitivity" removes as much arithmetic as
-    "uniform", but more filters where the network misses them less. ``repair`` fits the remaining layers in
-    closed form on ``images`` pictures, and chooses and measures with ``held_images`` others."""
+    """``ratio``: the share of filters to remove from every convolution from stage ``first_stage`` on, counted
+    from 1 between pools; None: from the last but one. Widths are rounded to a multiple of ``multiple``.
+    ``allocation`` "sensitivity" removes as much arithmetic as "uniform", but more filters where the network
+    misses them less. ``repair`` fits the remaining layers in closed form on ``images`` pictures, and chooses
+    and measures with ``held_images`` others."""
 
     ratio: float = asked(0.10, "--prune-ratio", "Share of the filters to remove from each layer.")
-    first_block: str = asked("conv4", "--prune-from", "First block to prune.", choices=BLOCK_NAMES)
+    first_stage: int | None = asked(
+        None,
+        "--prune-from",
+        "First stage to prune: stages lie between pools and count from 1  [default: the last but one]",
+        metavar="STAGE",
+        parse=stage,
+    )
     criterion: str = asked(
         "l2", "--criterion", "How the importance of a filter is measured.", choices=CRITERIA
     )
@@ -100,10 +256,7 @@ class PruneOptions:
     def __post_init__(self) -> None:
         if not 0 <= self.ratio < 1:
             raise OptionsError(f"--prune-ratio must be at least 0 and below 1, found {self.ratio}")
-        if self.first_block not in BLOCK_NAMES:
-            raise OptionsError(
-                f"--prune-from must be one of {', '.join(BLOCK_NAMES)}, found {self.first_block!r}"
-            )
+        _ensure_stage("--prune-from", self.first_stage)
         if self.criterion not in CRITERIA:
             raise OptionsError(f"--criterion must be one of {', '.join(CRITERIA)}, found {self.criterion!r}")
         if self.allocation not in ALLOCATIONS:
@@ -130,8 +283,9 @@ class PruneOptions:
 @dataclasses.dataclass(frozen=True)
 class FinetuneOptions:
     """A short distillation. ``rate``: the learning rate of the first epoch, relative to the root mean square
-    of each tensor. ``train_from``: the first block whose weights change. ``images``: the pictures per epoch,
-    at most; each is cropped to at least ``least_area`` of its area."""
+    of each tensor. ``train_from``: the first stage whose weights change, counted from 1 between pools, or
+    CLASSIFIER for the fully connected layers alone; None: the last stage but one. ``images``: the pictures
+    per epoch, at most; each is cropped to at least ``least_area`` of its area."""
 
     epochs: int = asked(
         2,
@@ -146,11 +300,13 @@ class FinetuneOptions:
     decay: float = 0.5  # factor on the rate after each epoch
     batch: int = 16
     temperature: float = 2.0
-    train_from: str = asked(
-        "conv4",
+    train_from: int | str | None = asked(
+        None,
         "--train-from",
-        "First block whose weights are trained; fc1: only the classifier.",
-        choices=TRAINABLE,
+        "First stage whose weights are trained, as --prune-from counts them; classifier: only what follows"
+        " the convolutions  [default: the last but one]",
+        metavar="STAGE|classifier",
+        parse=trainable,
     )
     images: int = asked_as(1000, EPOCH_IMAGES)
     select_images: int = 400
@@ -174,18 +330,21 @@ class FinetuneOptions:
             raise OptionsError(
                 f"the learning rate, its decay and the temperature must be positive; found {found}"
             )
-        if self.train_from not in TRAINABLE:
-            raise OptionsError(
-                f"--train-from must be one of {', '.join(TRAINABLE)}, found {self.train_from!r}"
-            )
+        if isinstance(self.train_from, str):
+            if self.train_from != CLASSIFIER:
+                raise OptionsError(
+                    f"--train-from takes the number of a stage or {CLASSIFIER!r}, found {self.train_from!r}"
+                )
+        else:
+            _ensure_stage("--train-from", self.train_from)
 
 
 # The levels of recovery from the cheapest to the most expensive: the classifier on features that are computed
-# once, the deeper blocks on inputs that are computed once, the whole network.
+# once, the deeper stages on inputs that are computed once, the whole network.
 DISTIL_LEVELS = {
-    "classifier": FinetuneOptions(8, rate=3e-3, decay=0.7, train_from="fc1"),
-    "blocks": FinetuneOptions(3, rate=1e-3, train_from="conv4"),
-    "network": FinetuneOptions(2, rate=5e-4, train_from="conv1"),
+    "classifier": FinetuneOptions(8, rate=3e-3, decay=0.7, train_from=CLASSIFIER),
+    "blocks": FinetuneOptions(3, rate=1e-3),
+    "network": FinetuneOptions(2, rate=5e-4, train_from=1),
 }
 DISTIL_CHOICES = ("auto", "none", *DISTIL_LEVELS)
 
@@ -224,35 +383,33 @@ class DistilOptions:
         }
 
 
-def ranks(text: str) -> tuple[int, int] | None:
-    """ "256,128" as two numbers; nothing as None.
+def ranks(text: str) -> tuple[int, ...] | None:
+    """ "256,128" as numbers; nothing as None.
 
     Raises:
         OptionsError: it is something else.
     """
-    if not text:
-        return None
     try:
-        first, second = (int(part) for part in text.split(","))
+        return tuple(int(part) for part in text.split(",")) if text else None
     except ValueError as error:
-        raise OptionsError(f"--fc-ranks takes two whole numbers such as 256,128, found {text!r}") from error
-    return first, second
+        raise OptionsError(f"--fc-ranks takes whole numbers such as 256,128, found {text!r}") from error
 
 
 @dataclasses.dataclass(frozen=True)
 class FactoriseOptions:
     """``conv_share``: the share of the convolutions' arithmetic that is left, at most. ``fc_ranks``: the
-    ranks of fc1 and fc2; None: ranks that fit the network, times ``fc_share``. ``images``: the pictures to
-    fit on, and ``held_images`` those to choose and measure with, at most. Without ``repair`` the factors are
-    the singular vectors of the weights, to see what the fit gains."""
+    ranks of the fully connected layers but the last; None: ranks that fit the network, times ``fc_share``.
+    ``images``: the pictures to fit on, and ``held_images`` those to choose and measure with, at most. Without
+    ``repair`` the factors are the singular vectors of the weights, to see what the fit gains."""
 
     conv_share: float = asked(
         0.28, "--conv-share", "Share of the convolutions' arithmetic that is left, at most."
     )
-    fc_ranks: tuple[int, int] | None = asked(
+    fc_ranks: tuple[int, ...] | None = asked(
         None,
         "--fc-ranks",
-        "Ranks of fc1 and fc2  [default: from their widths and the number of classes]",
+        "Ranks of the fully connected layers but the last  [default: from their widths and the number of"
+        " classes]",
         metavar="A,B",
         parse=ranks,
     )
@@ -476,7 +633,11 @@ class RecipeOptions:
         default_factory=lambda: QuantizeOptions(default_targets()[0])
     )
     budget: Budget = dataclasses.field(default_factory=Budget)
-    scaled_px: int = asked(160, "--scaled-px", "Side of the smaller input in pixels.")
+    scaled_px: int | None = asked(
+        None,
+        "--scaled-px",
+        "Side of the smaller input in pixels  [default: about 5/7 of the network's own, 160 of 224]",
+    )
     # None: all variants; the baseline is always made
     variants: tuple[str, ...] | None = asked(
         None,
@@ -508,8 +669,8 @@ class RecipeOptions:
                 f"the int8 target must be the first of the targets, {self.built_for[0]}, found"
                 f" {self.quantize.target}"
             )
-        if not 32 <= self.scaled_px < 224:
-            raise OptionsError(f"--scaled-px must be at least 32 and below 224, found {self.scaled_px}")
+        if self.scaled_px is not None and self.scaled_px < 1:
+            raise OptionsError(f"--scaled-px must be at least 1, found {self.scaled_px}")
 
     @property
     def built_for(self) -> tuple[str, ...]:

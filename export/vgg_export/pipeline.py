@@ -12,7 +12,7 @@ from vgg_runtime.result import Evaluation
 
 from . import inputs
 from .bundle import evaluate, writer
-from .core.errors import NothingToGainError
+from .core.errors import NothingToGainError, OptionsError
 from .core.files import exclusive, write_json
 from .core.progress import Progress
 from .data import wordnet
@@ -35,6 +35,7 @@ def run(options: RecipeOptions, how: RunOptions) -> Manifest:
 def _run(recipes: Sequence[Recipe], options: RecipeOptions, how: RunOptions) -> Manifest:
     given, found = inputs.read(options, how), None
     context = _context(given, options, how)
+    _ensure_possible(recipes, context)
     plain = searched = Steps(context)
     if options.budget.asked:
         found, within = within_budget.found_for(context)
@@ -54,6 +55,17 @@ def _run(recipes: Sequence[Recipe], options: RecipeOptions, how: RunOptions) -> 
     return made_bundle
 
 
+def _ensure_possible(recipes: Sequence[Recipe], context: Context) -> None:
+    """Make sure that the network can have the variants that are asked for by name.
+
+    Raises:
+        OptionsError: it cannot have one of them.
+    """
+    for recipe in recipes if context.options.variants else ():
+        if reason := recipe.hindered(context):
+            raise OptionsError(f"--variants: {recipe.id} cannot be made: {reason}")
+
+
 def _context(given: inputs.Given, options: RecipeOptions, how: RunOptions) -> Context:
     work = how.work_folder
     return Context(given.checkpoint, given.splits, options, how.progress, work, work)
@@ -67,6 +79,8 @@ def _entries(recipes: Sequence[Recipe], plain: Steps, searched: Steps) -> list[w
         log.info("variant %s: %s", recipe.id, " -> ".join(names(recipe.steps)))
         maker = searched if recipe.searched else plain
         try:
+            if reason := recipe.hindered(plain.context):
+                raise NothingToGainError(reason)
             entry = maker.entry(recipe)
         except NothingToGainError as error:
             if options.variants:  # it was asked for by name
@@ -113,12 +127,13 @@ def bundle_files(models: Sequence[Path], pictures: DataOptions, output: Path, pr
 
 def evaluate_bundle(
     folder: Path, pictures: DataOptions, progress: Progress, *, record: bool, accept: bool = False
-) -> tuple[dict[str, Evaluation], int, tuple[str, ...]]:
+) -> tuple[dict[str, Evaluation], int, tuple[str, ...], str]:
     """Evaluate a bundle's variants on pictures that were not used to make it. ``record`` writes the figures
     into its manifest.
 
     Returns:
-        The figures by build, the number of pictures, and notices that belong to the figures.
+        The figures by build, the number of pictures, notices that belong to the figures, and the kind of
+        output, one of ``outputs.OUTPUTS``.
 
     Raises:
         DataError: the weights are random, or no pictures are left.
@@ -145,6 +160,7 @@ def evaluate_bundle(
         figures,
         len(given.items),
         tuple(filter(None, (present.notice, checked.unchecked, checked.problem))),
+        present.output,
     )
 
 
@@ -167,7 +183,7 @@ def _evaluate(
         log.info("not evaluated: %s", absent)
         return None, absent
     subjects = [
-        evaluate.Subject(b.id, b.model, e.preprocessing, b.targets)
+        evaluate.Subject(b.id, b.model, e.preprocessing, b.targets, output=e.chain.output)
         for e in entries
         for b in e.builds
         if b.id == b.figures

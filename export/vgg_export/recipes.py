@@ -23,6 +23,7 @@ from .data.splits import Splits
 from .graphs import export, winograd
 from .int8 import activation_signedness, quantize
 from .int8.measured import Quantized
+from .network import checkpoint as checkpoints
 from .network import input_size
 from .options import RecipeOptions
 
@@ -56,7 +57,8 @@ class Context:
 class Step:
     """One way to make an artifact of another. ``takes`` and ``suffix``: the kinds of file before and after
     it. ``run``: makes ``context.output``. ``searched``: a search for a budget decides how strong it is.
-    ``integers``: it makes int8, of which different cores need different builds."""
+    ``integers``: it makes int8, of which different cores need different builds. ``hindered``: why it cannot
+    be done with the network of a context; None: it can."""
 
     name: str
     takes: str
@@ -64,6 +66,7 @@ class Step:
     run: Callable[[cache.Artifact, Context], cache.Artifact]
     searched: bool = False
     integers: bool = False
+    hindered: Callable[[Context], str | None] = lambda _: None
 
 
 def names(steps: Iterable[Step]) -> tuple[str, ...]:
@@ -115,7 +118,20 @@ def _is_enough(tuned: distil.Tuned, level: str, allowed: float | None) -> bool:
 
 
 def _fold(before: cache.Artifact, context: Context) -> cache.Artifact:
-    return input_size.run(before, context.output, context.options.scaled_px, context.progress)
+    return input_size.run(before, context.output, _smaller_px(context), context.progress)
+
+
+def _smaller_px(context: Context) -> int:
+    chain = checkpoints.read_header(context.checkpoint.path).chain
+    return input_size.smaller_px(chain, context.options.scaled_px)
+
+
+def _has_no_smaller_input(context: Context) -> str | None:
+    try:
+        _smaller_px(context)
+    except NothingToGainError as error:
+        return str(error)
+    return None
 
 
 def _export(before: cache.Artifact, context: Context) -> cache.Artifact:
@@ -141,7 +157,7 @@ PRUNE = Step("prune", CHECKPOINT, CHECKPOINT, _prune)
 FINETUNE = Step("finetune", CHECKPOINT, CHECKPOINT, _finetune)
 FACTORISE = Step("factorise", CHECKPOINT, CHECKPOINT, _factorise, searched=True)
 DISTIL = Step("distil", CHECKPOINT, CHECKPOINT, _distil)
-FOLD = Step("fold", CHECKPOINT, CHECKPOINT, _fold)
+FOLD = Step("fold", CHECKPOINT, CHECKPOINT, _fold, hindered=_has_no_smaller_input)
 EXPORT = Step("export", CHECKPOINT, MODEL, _export)
 QUANTIZE = Step("quantize", MODEL, MODEL, _quantize, integers=True)
 
@@ -163,6 +179,10 @@ class Recipe:
             present = step.suffix
         if present != MODEL:
             raise ValueError(f"{self.id}: the last step must write a {MODEL} file, found {present}")
+
+    def hindered(self, context: Context) -> str | None:
+        """Why it cannot be made of the network of a context; None: it can."""
+        return next(filter(None, (step.hindered(context) for step in self.steps)), None)
 
     @property
     def searched(self) -> bool:

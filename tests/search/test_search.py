@@ -27,6 +27,7 @@ from vgg_export.core.errors import NothingToGainError, OptionsError
 from vgg_export.core.progress import Quiet
 from vgg_export.data import splits
 from vgg_export.graphs import export, external_data
+from vgg_export.graphs.model_info import Described
 from vgg_export.int8 import quantize
 from vgg_export.network import checkpoint as checkpoints
 from vgg_export.options import (
@@ -42,8 +43,8 @@ from vgg_export.options import (
 )
 from vgg_export.search import pareto, search, within_budget
 from vgg_runtime.bundle import manifest
+from vgg_runtime.bundle.input_spec import for_input
 from vgg_runtime.bundle.metrics import wilson_interval
-from vgg_runtime.bundle.preprocess import for_input
 from vgg_runtime.result import Evaluation, Proportion
 
 BASE_MS, BASE_BYTES, N = 100.0, 500_000_000, 1000
@@ -98,7 +99,7 @@ class Scripted:
         self, rungs: dict[float, tuple[float, float, float]], least: float = 0.0, error: float = 0.0
     ) -> None:
         self.error, self.options = error, RecipeOptions()
-        self.rungs, self.least = rungs, least
+        self.rungs, self.least, self.recipes = rungs, least, recipes.SEARCHED
         self.asked: dict[str, list[float]] = {"small": [], "large": []}
 
     def baseline(self) -> search.Point:
@@ -473,7 +474,8 @@ def test_with_an_allowed_drop_all_layers_of_a_compact_model_are_int8(
     asked: list[tuple[bool, float]] = []
 
     def quantized(before: cache.Artifact, *arguments: Any) -> cache.Artifact:
-        asked.append((bool(before.measured["model"]["plan"].get("factors")), arguments[3].min_agreement))
+        factorised = before.read(Described).model.chain.factorised
+        asked.append((factorised, arguments[3].min_agreement))
         return before
 
     monkeypatch.setattr(quantize, "run", quantized)

@@ -20,24 +20,28 @@ from vgg_export.data.splits import Item
 from vgg_runtime.board import device
 from vgg_runtime.board.targets import here
 from vgg_runtime.bundle import metrics
+from vgg_runtime.bundle.input_spec import InputSpec
 from vgg_runtime.bundle.manifest import SessionSettings
-from vgg_runtime.bundle.preprocess import Preprocessing, load
+from vgg_runtime.bundle.outputs import MULTI_LABEL, SOFTMAX, class_logits, top_k
+from vgg_runtime.bundle.preprocess import load
 from vgg_runtime.bundle.session import Model, exact
 from vgg_runtime.records import Record, read
-from vgg_runtime.result import Evaluation, Proportion
+from vgg_runtime.result import Evaluation
 
 log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
 class Subject:
-    """A model file to evaluate. ``targets``: the cores that it is for (empty: any core)."""
+    """A model file to evaluate. ``targets``: the cores that it is for (empty: any core). ``output``: what its
+    logits mean, one of ``outputs.OUTPUTS``."""
 
     id: str
     model: cache.Artifact
-    preprocessing: Preprocessing
+    preprocessing: InputSpec
     targets: Sequence[str] = ()
     settings: SessionSettings = dataclasses.field(default_factory=SessionSettings)
+    output: str = SOFTMAX
 
     @property
     def session(self) -> SessionSettings:
@@ -80,7 +84,7 @@ def run(
     pictures = [(i.sha256, i.label) for i in items]
     options = {
         "images": pictures,
-        "subjects": [[s.id, s.preprocessing.to_json(), dataclasses.asdict(s.session)] for s in subjects],
+        "subjects": [[s.id, s.preprocessing.to_json(), s.session.to_json(), s.output] for s in subjects],
     }
 
     def make(path: Path) -> Evaluated:
@@ -110,39 +114,40 @@ def evaluate(
                 logits[subject.id] = infer(subject, tensors, progress)
             del tensors
     baseline = logits[subjects[0].id]
-    return {s.id: figures(logits[s.id], baseline, labels) for s in subjects}
+    return {s.id: figures(logits[s.id], baseline, labels, s.output) for s in subjects}
 
 
 def figures(
-    logits: npt.NDArray[np.float32], baseline: npt.NDArray[np.float32], labels: npt.NDArray[np.int64]
+    logits: npt.NDArray[np.float32],
+    baseline: npt.NDArray[np.float32],
+    labels: npt.NDArray[np.int64],
+    output: str = SOFTMAX,
 ) -> Evaluation:
-    """Accuracy of ``logits`` [n, classes] and agreement with ``baseline``. ``labels`` [n] are -1 where
-    unknown."""
-    known = labels >= 0
-    compared = metrics.compare(logits, baseline, labels)
-    hits = metrics.top_k(logits[known], min(5, logits.shape[1])) == labels[known, None]
+    """Accuracy of ``logits`` [n, outputs] and agreement with ``baseline``, as the networks give them.
+    ``labels`` [n] are -1 where unknown. A multi-label network has no accuracy."""
+    compared = metrics.compare(logits, baseline, labels, output)
+    if output == MULTI_LABEL:
+        labels = np.full(len(labels), -1)
+    known, said = labels >= 0, class_logits(logits, output)
+    hits = top_k(said[known], min(5, said.shape[1])) == labels[known, None]
     return Evaluation(
         n=compared.n,
-        top1=_share(hits[:, 0]) if known.any() else None,
-        chance=metrics.chance(labels[known], logits.shape[1]),
-        top5=_share(hits.any(axis=1)) if known.any() and logits.shape[1] > 5 else None,
-        agreement=_share(compared.same),
+        top1=metrics.share(hits[:, 0]) if known.any() else None,
+        chance=metrics.chance(labels[known], said.shape[1]),
+        top5=metrics.share(hits.any(axis=1)) if known.any() and said.shape[1] > 5 else None,
+        agreement=metrics.share(compared.same),
         loss_error_points=compared.loss_error_points,
         kl_mean=compared.kl,
         kl_p95=float(np.quantile(compared.divergence, 0.95)),
     )
 
 
-def _share(hits: npt.NDArray[np.bool_]) -> Proportion:
-    return metrics.proportion(int(hits.sum()), len(hits))
-
-
 def prepared(
-    items: Sequence[Item], preprocessing: Preprocessing, folder: Path, progress: Progress
+    items: Sequence[Item], preprocessing: InputSpec, folder: Path, progress: Progress
 ) -> npt.NDArray[np.float32]:
-    """All pictures [n, 3, px, px], preprocessed once and kept on disk instead of in memory."""
-    px = preprocessing.crop_px
-    tensors = reserved_array(folder / f"{px}.npy", (len(items), 3, px, px))
+    """All pictures [n, channels, px, px], preprocessed once and kept on disk instead of in memory."""
+    px = preprocessing.px
+    tensors = reserved_array(folder / f"{px}.npy", (len(items), *preprocessing.shape))
     with progress.task(f"preparing test images at {px} px", len(items)) as task:
         for row, item in enumerate(items):
             tensors[row] = load(item.path, preprocessing)
@@ -151,7 +156,7 @@ def prepared(
 
 
 def infer(subject: Subject, tensors: npt.NDArray[np.float32], progress: Progress) -> npt.NDArray[np.float32]:
-    """Logits [n, classes], one picture at a time as on the device."""
+    """Raw logits [n, outputs], one picture at a time as on the device."""
     session = Model(subject.model.path, subject.session, device.usable_cores())
     rows = []
     with progress.task(f"evaluating {subject.id}", len(tensors)) as task:

@@ -16,6 +16,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -28,11 +29,13 @@ from vgg_export.data.sanity import Checked
 from vgg_export.data.splits import Item, Splits, short_hash
 from vgg_export.graphs import external_data
 from vgg_export.graphs.model_info import Described, ModelInfo
+from vgg_export.network.chain import Chain
 from vgg_runtime.board import device
 from vgg_runtime.board.targets import TARGETS
 from vgg_runtime.bundle import builds, self_check
 from vgg_runtime.bundle import manifest as m
-from vgg_runtime.bundle.preprocess import Preprocessing, load
+from vgg_runtime.bundle.input_spec import InputSpec
+from vgg_runtime.bundle.preprocess import load
 from vgg_runtime.bundle.session import Model
 from vgg_runtime.errors import BundleError
 from vgg_runtime.result import Evaluation, StepLoss
@@ -94,7 +97,11 @@ class Entry:
         return self._described.model
 
     @property
-    def preprocessing(self) -> Preprocessing:
+    def chain(self) -> Chain:
+        return self.info.chain
+
+    @property
+    def preprocessing(self) -> InputSpec:
         return self.info.preprocessing
 
     @functools.cached_property
@@ -129,6 +136,31 @@ class Contents:
                     f"{entry.id} has {len(entry.info.labels)} classes, {first.id} has"
                     f" {len(first.info.labels)}, or their names differ;"
                     " the models of a bundle must have the same classes in the same order"
+                )
+            if entry.chain.output != first.chain.output:
+                raise DataError(
+                    f"the output of {entry.id} is {entry.chain.output}, that of {first.id} is"
+                    f" {first.chain.output}; the models of a bundle must have the same"
+                )
+        self._ensure_inputs_fit()
+
+    @property
+    def network(self) -> dict[str, Any]:
+        """Family, layers and number of classes of the first entry, for the manifest."""
+        chain = self.entries[0].chain
+        return {"family": chain.family, "layers": chain.to_json()["layers"], "classes": chain.classes}
+
+    def _ensure_inputs_fit(self) -> None:
+        """Raise where two models of one input size want pictures prepared in different ways: the device
+        prepares a picture once per size."""
+        first: dict[int, Entry] = {}
+        for entry in self.entries:
+            same_size = first.setdefault(entry.preprocessing.px, entry)
+            if entry.preprocessing != same_size.preprocessing:
+                raise DataError(
+                    f"{entry.id} and {same_size.id} both take {entry.preprocessing.px} px, but pictures are"
+                    " prepared for them in different ways (resizing, channels or normalisation); put them"
+                    " into two bundles"
                 )
 
     @property
@@ -286,7 +318,7 @@ def _write(folder: Path, contents: Contents, key: str, advance: Callable[[], Non
     others = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
     written = m.Manifest(
         created_by=cache.versions() | {"key": key},
-        family=info.plan.family,
+        family=info.chain.family,
         weights={k: v for k, v in source.to_json().items() if k not in _APART},
         notice=source.notice,
         figures_absent=source.figures_absent,
@@ -301,6 +333,8 @@ def _write(folder: Path, contents: Contents, key: str, advance: Callable[[], Non
         assumed=source.assumed,
         unchecked=contents.checked.unchecked,
         problem=contents.checked.problem,
+        output=info.chain.output,
+        network=contents.network,
     )
     write_json(folder / m.FILE_NAME, written.to_json())
     advance()
@@ -384,7 +418,7 @@ def _write_expected(folder: Path, variants: Sequence[m.Variant], pictures: Seque
     arrays = {}
     for variant in variants:
         inputs = np.stack([load(picture, variant.preprocessing) for picture in pictures])
-        arrays[self_check.input_key(variant.preprocessing.crop_px)] = inputs
+        arrays[self_check.input_key(variant.preprocessing.px)] = inputs
         for build in variant.builds:
             session = Model(
                 folder / build.model.path, builds.session_here(build, builds.FAST), device.usable_cores()

@@ -8,8 +8,8 @@ from vgg_runtime.records import Record
 
 @dataclasses.dataclass(frozen=True)
 class Loss(Record):
-    """``agreement`` of the top-1 class (0 to 1) and mean ``kl`` in nats on ``n`` pictures. ``against``: the
-    reference.
+    """``agreement`` of the class, or of a multi-label network's decisions (0 to 1), and mean ``kl`` in nats
+    on ``n`` pictures. ``against``: the reference.
 
     This is ``vgg_runtime.result.StepLoss`` without the step's name, which is its key in a sidecar.
     """

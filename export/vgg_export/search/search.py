@@ -49,12 +49,14 @@ from vgg_export.recipes import (
     QUANTIZE,
     SEARCHED,
     Context,
+    Recipe,
     Step,
     Steps,
     chosen_recipes,
     names,
 )
 from vgg_runtime.board import device
+from vgg_runtime.bundle.input_spec import InputSpec
 from vgg_runtime.bundle.session import Model
 from vgg_runtime.measure.recommend import loss_points, near_chance
 from vgg_runtime.records import Record
@@ -163,7 +165,7 @@ class Judge:
     ) -> None:
         self.baseline, self.work, self.progress = baseline, work, progress
         self._sets = {name: list(items) for name, items in sets.items() if items}
-        self._tensors: dict[tuple[str, int], npt.NDArray[np.float32]] = {}
+        self._tensors: dict[tuple[str, InputSpec], npt.NDArray[np.float32]] = {}
         self._said: dict[str, npt.NDArray[np.float32]] = {}
         self._scratch = tempfile.TemporaryDirectory(prefix=".judge.", dir=work)
 
@@ -188,7 +190,7 @@ class Judge:
                 **known,
                 model=os.path.relpath(made.path, self.work),
                 sha256=made.sha256,
-                input_px=info.plan.input_px,
+                input_px=info.chain.input.px,
                 precision=info.precision,
                 target=described.target,
                 bytes=external_data.size_bytes(made.path, Path(self._scratch.name)),
@@ -216,11 +218,11 @@ class Judge:
             self._said[which] = self._ask(which, self.baseline, "baseline")
         logits = self._said[which] if made.sha256 == self.baseline.sha256 else self._ask(which, made, name)
         labels = np.array([-1 if i.label is None else i.label for i in self._sets[which]])
-        return evaluate.figures(logits, self._said[which], labels)
+        return evaluate.figures(logits, self._said[which], labels, subject_of(made, name).output)
 
     def _ask(self, which: str, made: cache.Artifact, name: str) -> npt.NDArray[np.float32]:
         subject = subject_of(made, name)
-        key = (which, subject.preprocessing.crop_px)
+        key = (which, subject.preprocessing)
         if key not in self._tensors:
             folder = Path(tempfile.mkdtemp(dir=self._scratch.name))
             self._tensors[key] = evaluate.prepared(
@@ -252,13 +254,14 @@ def timed_on() -> dict[str, Any]:
 def subject_of(made: cache.Artifact, name: str) -> evaluate.Subject:
     """An exported or quantized model with the session settings to evaluate and time it with."""
     found = made.read(Described)
-    return evaluate.Subject(name, made, found.model.preprocessing, found.targets)
+    chain = found.model.chain
+    return evaluate.Subject(name, made, found.model.preprocessing, found.targets, output=chain.output)
 
 
 def timed(made: cache.Artifact) -> list[float]:
     """Latencies in ms of a model in a new session, after two runs to warm up."""
-    side = made.read(Described).model.plan.input_px
-    x = np.random.default_rng(0).standard_normal((1, 3, side, side), np.float32)
+    spec = made.read(Described).model.chain.input
+    x = np.random.default_rng(0).standard_normal((1, *spec.shape), np.float32)
     session, samples = Model(made.path, subject_of(made, "").session, device.usable_cores()), list[float]()
     session(x)
     session(x)
@@ -323,16 +326,22 @@ class Search:
 
     def filters(self, family: str, options: PruneOptions) -> list[Point]:
         """The int8 point of a pruned network that was not fine-tuned."""
-        setting = {"ratio": options.ratio, "first_block": options.first_block}
+        setting = {"ratio": options.ratio, "first_stage": options.first_stage}
         name = f"{100 * options.ratio:g}% of the filters"
         context = self._context(family, name, dataclasses.replace(self._judged_in_points(), prune=options))
         return self.points(family, name, ((PRUNE, EXPORT, QUANTIZE),), context, setting)
 
     def alone(self) -> list[Point]:
-        """int8 alone, at the full and at the smaller input, to compare any budget with. At 224 px this is
-        also a variant, so its files are made where those of the variants are."""
-        chains = ((EXPORT, QUANTIZE), (FOLD, EXPORT, QUANTIZE))
+        """int8 alone, at the full and at the smaller input, to compare any budget with. At the full input
+        this is also a variant, so its files are made where those of the variants are."""
+        full = (EXPORT, QUANTIZE)
+        chains = (full,) if FOLD.hindered(self.context) else (full, (FOLD, *full))
         return self.points("int8 alone", "int8", chains, self.context, {})
+
+    @property
+    def recipes(self) -> tuple[Recipe, ...]:
+        """The variants that are searched and that this network can have, the one at the full input first."""
+        return tuple(recipe for recipe in SEARCHED if not recipe.hindered(self.context))
 
     def points(
         self,
@@ -348,7 +357,7 @@ class Search:
         found = []
         for chain in chains:
             made = steps.make(chain)
-            px = made.read(Described).model.plan.input_px
+            px = made.read(Described).model.chain.input.px
             point = self.judge.point(family, f"{name}, {px} px", chain, made, setting)
             log.info("%s, %s: %s", family, point.name, in_words(point, self.baseline()))
             found.append(point)
@@ -377,7 +386,7 @@ def run(search: Search, ladder: Sequence[Rung] = LADDER) -> Found:
     """
     budget, baseline, points = search.options.budget, search.baseline(), search.alone()
     halving = Halving(search, ladder)
-    held = halving.boundary(COMPACT_SCALED.steps, -1)
+    held = halving.boundary(COMPACT_SCALED.steps, -1) if COMPACT_SCALED in search.recipes else -1
     # the larger input is slower and no smaller, so with an allowed drop it is of use only further down
     halving.boundary(COMPACT.steps, held if budget.max_drop is not None else -1)
     if not (tried := halving.tried):
@@ -388,7 +397,7 @@ def run(search: Search, ladder: Sequence[Rung] = LADDER) -> Found:
         [*points, *itertools.chain(*tried.values())], baseline, budget, tried, search.becomes_a_variant
     ).rung
     # both sizes become variants
-    tried[best] = [search.rung(best, recipe.steps) for recipe in SEARCHED]
+    tried[best] = [search.rung(best, recipe.steps) for recipe in search.recipes]
     return conclude(
         [*points, *itertools.chain(*tried.values())], baseline, budget, tried, search.becomes_a_variant
     )
@@ -448,14 +457,14 @@ def sweep(search: Search, options: SweepOptions, ladder: Sequence[Rung] = LADDER
     """Make every rung, and simpler methods to compare it with: int8 alone, the same rung not fitted, and, at
     each ratio, filters by L2 with and without repair and filters at random. The selection pictures decide the
     recommendation, as in ``run``."""
-    base = dataclasses.replace(search.options.prune, first_block="conv1")
-    plan = checkpoints.read_header(search.context.checkpoint.path).plan
+    base = dataclasses.replace(search.options.prune, first_stage=1)
+    chain = checkpoints.read_header(search.context.checkpoint.path).chain
     for ratio in options.ratios:  # a ratio that removes nothing fails before anything takes time
-        prune.uniform_plan(plan, dataclasses.replace(base, ratio=ratio))
+        prune.uniform_widths(chain, dataclasses.replace(base, ratio=ratio))
     points, tried = search.alone(), dict[Rung, list[Point]]()
     for rung in walk(ladder):
         try:
-            tried[rung] = [search.rung(rung, recipe.steps) for recipe in SEARCHED]
+            tried[rung] = [search.rung(rung, recipe.steps) for recipe in search.recipes]
         except NothingToGainError as error:
             log.info("the ladder ends here: %s", error)
             break
