@@ -253,7 +253,7 @@ BAD = [
     ),
     (("all", "--weights", "random", "--width-multiple", "0"), "--width-multiple must be at least 1, found 0"),
     (
-        ("all", "--weights", "random", "--scaled-px", "300"),
+        ("all", "--weights", "demo", "--scaled-px", "300"),
         "--scaled-px must be below .* 224 px, found 300",
     ),
     (("all", "--weights", "random", "--variants", "tiny"), "there is no variant 'tiny'"),

@@ -405,6 +405,7 @@ def searching(splits: splits.Splits, tmp_path: Path) -> Callable[[], search.Sear
     return make
 
 
+@pytest.mark.release
 def test_a_sweep_brings_what_keeps_it_honest_and_a_search_goes_on_from_its_points(
     searching: Callable[[], search.Search],
     splits: splits.Splits,
