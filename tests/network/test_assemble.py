@@ -177,6 +177,18 @@ SAME: dict[str, tuple[Callable[[], list[nn.Module]], int, int]] = {
         0,
         1,
     ),
+    "batch norm of features behind an activation that is a layer": (
+        lambda: [
+            conv(3, 4),
+            nn.AvgPool2d(2),
+            nn.Flatten(),
+            nn.ReLU(),
+            nn.BatchNorm1d(256),
+            nn.Linear(256, 3),
+        ],
+        0,
+        1,
+    ),
     "activation behind the flattening, and twice": (
         lambda: [conv(3, 4), nn.ReLU(), nn.Flatten(), nn.ReLU(), nn.Linear(1024, 3)],
         0,

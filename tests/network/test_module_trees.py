@@ -364,6 +364,15 @@ def test_the_tensors_of_a_normalisation_are_that_of_the_input(
     assert difference(found, network.net) < TOLERANCE
 
 
+def test_bytes_that_are_only_divided_are_values_of_0_to_1(tmp_path: Path) -> None:
+    """The mean alone, which is zero, would not tell that the values are those of bytes."""
+    network = Normalized(255, (3,))
+    network.mean, network.std = torch.zeros(3), torch.full((3,), 255.0)
+    found = read(network, tmp_path)
+    assert found.input.mean == pytest.approx((0, 0, 0))
+    assert found.input.std == pytest.approx((1, 1, 1))
+
+
 @pytest.mark.parametrize(
     ("name", "value", "words"),
     [

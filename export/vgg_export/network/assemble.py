@@ -183,6 +183,11 @@ class Assembly:
         added = weight.double() @ shift
         return (weight.double() * scale).float(), (added if bias is None else bias.double() + added).float()
 
+    @property
+    def has_norm_of_features(self) -> bool:
+        """Whether a batch norm of flattened maps waits for the fully connected layer that it is part of."""
+        return self._of_features is not None
+
     def _no_norm_of_features(self, before: str) -> None:
         if self._of_features:
             raise CheckpointError(
@@ -213,7 +218,8 @@ class Assembly:
     def norm(self, name: str, scale: "torch.Tensor", shift: "torch.Tensor") -> None:
         """x * scale + shift per channel, both [channels] in float64: a batch norm in evaluation mode, or a
         normalisation of the input. Behind a flattening of maps: per feature, both [features]."""
-        is_flat = bool(self._layers) and isinstance(self._layers[-1], Flatten)
+        kinds = {type(layer) for layer in self._layers}
+        is_flat = Flatten in kinds and Linear not in kinds
         positions, rest = divmod(scale.numel(), self._width)
         if is_flat and scale.shape == shift.shape and scale.dim() == 1 and positions > 1 and not rest:
             self._norm_of_features(name, scale, shift)

@@ -8,13 +8,13 @@ from vgg_runtime.text import printable
 
 from .module_layers import EXPORT, NORMALIZE, Leaf
 from .pickle_machine import Stub
+from .torch_inputs import white_of
 
 if TYPE_CHECKING:
     import torch
 
 _MEAN, _STD = "mean", "std"
 _OF_THE_LOSS = re.compile(r"(?:class|pos|loss|label|ce)_?weights?")
-_WHITE = 255  # of a mean of bytes; no mean of values of 0 to 1 is above 1
 
 
 def normalisation(leaf: Leaf) -> Leaf | None:
@@ -71,8 +71,8 @@ def _are_statistics(mean: "torch.Tensor | Stub", std: "torch.Tensor | Stub") -> 
 
 
 def _normalize(leaf: Leaf, names: tuple[str, str], mean: "torch.Tensor", std: "torch.Tensor") -> Leaf:
-    whole = _WHITE if float(mean.max()) > 1 else 1
-    values = {"mean": (mean.double() / whole).flatten(), "std": (std.double() / whole).flatten()}
+    white = white_of(mean, std)
+    values = {"mean": (mean.double() / white).flatten(), "std": (std.double() / white).flatten()}
     stub = Stub(NORMALIZE, state={name: value.tolist() for name, value in values.items()})
     prefix = "" if leaf.path == "network" else f"{leaf.path}."
     return Leaf(f"{prefix}{names[0]} and {prefix}{names[1]}", stub, leaf.path)

@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 
 PADDING = {1: 0, 3: 1, 5: 2}  # of the kernels that keep the size of the map
 IMAGENET_PX, CIFAR_PX = torch_inputs.USUAL_PX, 32
-MOST_UNIT = 3  # the largest sum of mean and standard deviation that is one of values of 0 to 1
 STAGES = 5  # of a VGG
 IMAGENET_CLASSES, CIFAR_CLASSES = 1000, (10, 100)
 # Of the fully connected layers behind a dropout, without one before the last layer.
@@ -227,7 +226,7 @@ def _normalised(convention: Convention, of_input: "Mapping[str, torch.Tensor]", 
             f" zero for each of the {channels} channels: remove them from the file, and tell the"
             " normalisation by --normalize"
         )
-    white = 1 if float((mean.abs() + std).max()) <= MOST_UNIT else 255
+    white = torch_inputs.white_of(mean, std)
     return dataclasses.replace(
         convention, mean=tuple((mean / white).tolist()), std=tuple((std / white).tolist()), bgr=False
     )

@@ -1,12 +1,18 @@
 """The input of a network of PyTorch, whose file does not say how pictures are prepared for it."""
 
 import dataclasses
+from typing import TYPE_CHECKING
 
 from vgg_export.core.errors import CheckpointError
 from vgg_export.network.assemble import Assembled
 from vgg_runtime.bundle.input_spec import COLOURS, IMAGENET_MEAN, IMAGENET_STD, InputSpec
 
+if TYPE_CHECKING:
+    import torch
+
 USUAL_PX, USUAL_RESIZE_PX = 224, 256
+
+MOST_UNIT = 3  # the largest sum of mean and standard deviation that is one of values of 0 to 1
 
 Vector = tuple[float, ...]  # one number for each channel
 
@@ -36,6 +42,12 @@ def usual(px: int, channels: int) -> InputSpec:
     if px == USUAL_PX:
         return InputSpec(USUAL_RESIZE_PX, px, mean, std, channels)
     return InputSpec(px, px, mean, std, channels, "squash")
+
+
+def white_of(mean: "torch.Tensor", std: "torch.Tensor") -> float:
+    """The value of white that a mean and a standard deviation, [channels] each, belong to: 1 where they are
+    of values of 0 to 1, else 255."""
+    return 1.0 if float((mean.abs() + std).max()) <= MOST_UNIT else 255.0
 
 
 def _with_norm(network: Assembled, mean: Vector, std: Vector) -> tuple[Vector, Vector]:

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, TypeVar
 
 from vgg_export.core.errors import CheckpointError
 from vgg_export.network.activations import NONE, Activation
-from vgg_export.network.assemble import SOFTMAXES, Assembled, Assembly, input_affine
+from vgg_export.network.assemble import MOST_PX, SOFTMAXES, Assembled, Assembly, input_affine
 from vgg_export.network.chain import Conv, Linear
 from vgg_export.network.provenance import FILE, Origins
 from vgg_runtime.bundle import outputs
 from vgg_runtime.bundle.input_spec import COLOURS, GREY, NORMALIZATIONS, InputSpec, exchanged, normalized
 
-from .torch_inputs import USUAL_PX
+from .torch_inputs import USUAL_PX, white_of
 
 if TYPE_CHECKING:
     import torch
@@ -26,8 +26,6 @@ T = TypeVar("T")
 SAME_UPPER, SAME_LOWER, VALID = "same", "same_lower", "valid"
 
 COMMON_PX = (32, 48, 64, 96, 128, 150, 160, 192, 200, 256, 299, 384, 448, 512)
-MOST_PX = 1024  # the largest input that is looked for
-MOST_UNIT = 3  # the largest sum of mean and standard deviation that is one of values of 0 to 1
 
 
 class SizeError(CheckpointError):
@@ -46,11 +44,9 @@ class Tracked:
         self._assembly = Assembly(channels)
         self.width = channels
         self.sides: Pair | None = sides
-        self._pending: tuple[torch.Tensor, torch.Tensor] | None = None  # per feature, behind the flattening
         self._padded = False  # zeros wait for a convolution
         self._last: str | None = None  # the last layer with weights, if a convolution of more than 1x1
         self._activated = False  # an activation follows it
-        self._places = 1  # of the maps that were flattened, until a fully connected layer has read them
 
     def conv(
         self,
@@ -136,8 +132,7 @@ class Tracked:
         """A flattening in the order row, column, channel (``channels_last``), or channel, row, column."""
         if self.sides is not None:
             self._assembly.flatten(channels_last=channels_last)
-            self._places = self.sides[0] * self.sides[1]
-            self.width *= self._places
+            self.width *= self.sides[0] * self.sides[1]
             self.sides = None
 
     def linear(self, name: str, weight: "torch.Tensor", bias: "torch.Tensor | None") -> None:
@@ -152,13 +147,8 @@ class Tracked:
                 f"{name} reads {weight.shape[1]} features; the layers before it give {self.width} for this"
                 " input size"
             )
-        if self._pending:
-            scale, shift = self._pending
-            added = weight.double() @ shift
-            bias = (added if bias is None else bias.double() + added).float()
-            weight, self._pending = (weight.double() * scale).float(), None
         self._assembly.linear(name, weight, bias)
-        self.width, self._places, self._last = weight.shape[0], 1, None
+        self.width, self._last = weight.shape[0], None
 
     def norm(self, name: str, scale: "torch.Tensor", shift: "torch.Tensor") -> None:
         """x * scale + shift per channel or feature, both [width] in float64."""
@@ -171,16 +161,11 @@ class Tracked:
             raise CheckpointError(
                 f"{name} has {scale.numel()} numbers; expected {self.width}, one per channel before it"
             )
-        if self._places == 1:
-            self._assembly.norm(name, scale, shift)
-        elif self._pending:
-            self._pending = (scale * self._pending[0], shift + scale * self._pending[1])
-        else:
-            self._pending = (scale, shift)
+        self._assembly.norm(name, scale, shift)
 
     def activation(self, name: str, text: str) -> None:
         """An activation, or the softmax behind the logits."""
-        if self._pending:
+        if self._assembly.has_norm_of_features:
             raise CheckpointError(
                 f"{name} stands between a normalisation of the flattened maps and the fully connected layer,"
                 " where nothing can be folded; expected the normalisation beside the fully connected layer"
@@ -213,8 +198,6 @@ class Tracked:
                 f"the network ends in maps of {self.sides[0]} x {self.sides[1]}; expected one list of logits,"
                 " as of a network that classifies"
             )
-        if self._pending:
-            raise CheckpointError("the network ends in a normalisation; expected a fully connected layer")
         return self._assembly.finish()
 
     def _maps(self, name: str) -> Pair:
@@ -319,10 +302,8 @@ def _does_nothing(scale: "torch.Tensor", shift: "torch.Tensor") -> bool:
 
 
 def _white(scale: "torch.Tensor", shift: "torch.Tensor") -> float:
-    """The value of white that a normalisation expects: 1 where its mean and its standard deviation are of
-    values of 0 to 1, else 255."""
-    spread = 1 / scale.abs().clamp_min(1e-30)
-    return 1.0 if float(((shift / scale).abs() + spread).max()) <= MOST_UNIT else 255.0
+    """The value of white that x * scale + shift expects; see ``white_of``."""
+    return white_of(shift / scale, 1 / scale.abs().clamp_min(1e-30))
 
 
 def from_keras(px: int, channels: int, *, pretrained: bool) -> InputSpec:
