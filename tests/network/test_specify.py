@@ -114,6 +114,8 @@ def test_what_contradicts_the_file_is_refused(state: Path, tmp_path: Path) -> No
     own = small_checkpoint().chain
     with pytest.raises(OptionsError, match="--activation contradicts the checkpoint"):
         specify.retold(own, InputOptions(activation="tanh"))
+    with pytest.raises(OptionsError, match="--channels 1 contradicts the file, whose first layer reads 3"):
+        specify.retold(own, InputOptions(channels=1))
     with pytest.raises(OptionsError, match="cannot take what was told: the map is only 1 x 1"):
         specify.retold(own, InputOptions(input_px=16))
 

@@ -409,7 +409,7 @@ class Chain(Record):
         Raises:
             CheckpointError: a layer cannot take what the one before gives.
         """
-        shape: Shape = (self.input.channels, self.input.px, self.input.px)
+        shape: Shape = self.input.shape
         found = []
         for layer in self.layers:
             behind = layer.shape_behind(shape)

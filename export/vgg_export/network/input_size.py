@@ -125,7 +125,7 @@ def ensure_same_as_pooled(original: checkpoints.Checkpoint, folded: checkpoints.
     import torch
 
     spec = folded.chain.input
-    x = torch.randn(1, spec.channels, spec.px, spec.px, generator=torch.Generator().manual_seed(0))
+    x = torch.randn(1, *spec.shape, generator=torch.Generator().manual_seed(0))
     pooled = dataclasses.replace(original, chain=original.chain.at(spec.px))
     with torch.inference_mode():
         expected, found = pooled.model()(x), folded.model()(x)

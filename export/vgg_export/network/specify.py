@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from vgg_export.core.errors import CheckpointError, OptionsError
 from vgg_export.options import AUTO, InputOptions
 from vgg_runtime.bundle import input_spec
+from vgg_runtime.bundle.input_spec import InputSpec
 
 from . import input_options
 from .activations import RELU, Activation
@@ -36,12 +37,7 @@ def specify(found: Found, told: InputOptions) -> Specified:
         OptionsError: what was told contradicts the file.
         CheckpointError: the layers do not fit the input.
     """
-    spec = input_options.told(found.input, told)
-    if spec.channels != found.network.channels:
-        raise OptionsError(
-            f"--channels {spec.channels} contradicts the file, whose first layer reads"
-            f" {found.network.channels} channels; leave it out"
-        )
+    spec = _input(found.input, told, found.network.channels)
     network, assumed = _sized(found, told, spec.px)
     if told.activation:
         network = dataclasses.replace(network, layers=_activated(network.layers, told, found.origins))
@@ -62,11 +58,22 @@ def retold(chain: Chain, told: InputOptions) -> Chain:
         raise OptionsError(
             "--activation contradicts the checkpoint, which knows its activations; leave it out"
         )
-    spec = input_options.told(chain.input, told)
+    spec = _input(chain.input, told, chain.input.channels)
     try:
         return dataclasses.replace(chain, input=spec, output=told.output_kind or chain.output)
     except CheckpointError as error:
         raise OptionsError(f"the checkpoint cannot take what was told: {error}") from error
+
+
+def _input(spec: InputSpec, told: InputOptions, channels: int) -> InputSpec:
+    """The input with what was told about it, for a network whose first layer reads so many channels."""
+    spec = input_options.told(spec, told)
+    if spec.channels != channels:
+        raise OptionsError(
+            f"--channels {spec.channels} contradicts the file, whose first layer reads {channels} channels;"
+            " leave it out"
+        )
+    return spec
 
 
 def _origins(origins: Origins, told: InputOptions) -> Origins:
