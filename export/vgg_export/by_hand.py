@@ -40,11 +40,17 @@ def run_prune(
     """
     work = _work(output)
     named = pictures if pictures and pictures.spec else None
+    shown = pictures if named or options.sees_pictures else None
+    if not shown:
+        inputs.ensure_no_auto(weights)
     checkpoint = inputs.checkpoint_file(weights, named, work, progress)
     splits = None
-    if pictures and (named or options.sees_pictures):
-        splits = inputs.splits_for(checkpoint, pictures, work, progress)
-        inputs.ensure_understood(checkpoint, splits, work, progress, accept=accept, told=weights.input)
+    if shown:
+        splits = inputs.splits_for(checkpoint, shown, work, progress)
+        checked = inputs.ensure_understood(
+            checkpoint, splits, work, progress, accept=accept, told=weights.input
+        )
+        checkpoint = inputs.with_chosen_input(checkpoint, checked, work)
     prune.run(checkpoint, splits if options.sees_pictures else None, output, options, progress)
 
 
@@ -65,7 +71,8 @@ def run_factorise(
     work = _work(output)
     checkpoint = inputs.checkpoint_file(weights, pictures, work, progress)
     splits = inputs.splits_for(checkpoint, pictures, work, progress)
-    inputs.ensure_understood(checkpoint, splits, work, progress, accept=accept, told=weights.input)
+    checked = inputs.ensure_understood(checkpoint, splits, work, progress, accept=accept, told=weights.input)
+    checkpoint = inputs.with_chosen_input(checkpoint, checked, work)
     factorise.run(checkpoint, splits, output, options, progress, work)
 
 
@@ -91,12 +98,16 @@ def run_finetune(
         taught_by = inputs.checkpoint_file(teacher, pictures, work, progress, "teacher")
         splits = inputs.splits_for(student, pictures, work, progress)
         # the teacher is asked, since the student may be damaged by pruning
-        inputs.ensure_understood(taught_by, splits, work, progress, accept=accept, told=teacher.input)
+        checked = inputs.ensure_understood(
+            taught_by, splits, work, progress, accept=accept, told=teacher.input
+        )
+        student, taught_by = (inputs.with_chosen_input(one, checked, work) for one in (student, taught_by))
     return distil.run(student, taught_by, splits, output, options, progress).path == output
 
 
 def run_export(weights: WeightsOptions, output: Path, progress: Progress) -> None:
     """Export a checkpoint."""
+    inputs.ensure_no_auto(weights)
     export.run(inputs.checkpoint_file(weights, None, _work(output), progress), output, progress)
 
 

@@ -168,13 +168,11 @@ def inspect(file: str, as_json: bool, **chosen: Any) -> None:
 
     Example: vgg-export inspect my_vgg16.pth
     """
+    from . import inputs
     from .network import inspection, weights
 
     wanted = weights_options(chosen, spec=file)
-    if wanted.input.normalize == options.AUTO:
-        raise OptionsError(
-            "--normalize auto needs labelled pictures, which 'all' asks; tell it, or leave it out"
-        )
+    inputs.ensure_no_auto(wanted)
     found = inspection.inspect(weights.find(wanted))
     lines = [json.dumps(found.to_json(), indent=1)] if as_json else inspection.text(file, found)
     click.echo("\n".join(lines))

@@ -7,14 +7,13 @@ from pathlib import Path
 
 from vgg_runtime.board import device
 from vgg_runtime.bundle import builds, manifest
-from vgg_runtime.bundle.input_spec import InputSpec
 from vgg_runtime.bundle.manifest import Manifest
 from vgg_runtime.bundle.session import Model
 from vgg_runtime.records import Record
 
 from .bundle import evaluate
 from .core import cache
-from .core.errors import DataError
+from .core.errors import DataError, OptionsError
 from .core.files import explain_write_errors
 from .core.progress import Progress
 from .data import sanity, tensors, wordnet
@@ -77,19 +76,33 @@ def read(options: RecipeOptions, how: RunOptions) -> Given:
     checked = ensure_understood(
         saved, splits, folder, progress, accept=options.accept_accuracy, told=options.weights.input
     )
-    if checked.input:
-        saved = _with_input(saved, checked.input, folder)
-    return Given(saved, splits, ids, checked)
+    return Given(with_chosen_input(saved, checked, folder), splits, ids, checked)
 
 
-def _with_input(checkpoint: cache.Artifact, spec: InputSpec, folder: Path) -> cache.Artifact:
-    """The checkpoint with the input that labelled pictures chose."""
+def ensure_no_auto(wanted: WeightsOptions) -> None:
+    """Make sure that the normalisation is not left to pictures, for work that asks none.
+
+    Raises:
+        OptionsError: it is.
+    """
+    if wanted.input.normalize == AUTO:
+        raise OptionsError(
+            "--normalize auto needs labelled pictures, and here none are asked; tell the normalisation, or"
+            " leave it out"
+        )
+
+
+def with_chosen_input(checkpoint: cache.Artifact, checked: sanity.Checked, folder: Path) -> cache.Artifact:
+    """The checkpoint with the input that labelled pictures chose; the same file where they chose none."""
+    spec = checked.input
+    if spec is None:
+        return checkpoint
 
     def make(path: Path) -> Sizes:
         found = checkpoints.load(checkpoint.path)
         origins = dataclasses.replace(found.provenance.origins or Origins(), normalize=PICTURES)
         source = dataclasses.replace(found.provenance, origins=origins)
-        chosen = dataclasses.replace(found.chain, input=spec)
+        chosen = dataclasses.replace(found.chain, input=spec.at(found.chain.input.px))
         return _save(dataclasses.replace(found, chain=chosen, provenance=source), path)
 
     output = folder / f"{checkpoint.path.stem}-input.safetensors"

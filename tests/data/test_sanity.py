@@ -21,8 +21,8 @@ import torch
 from conftest import CLASSES, reseal, small_torchvision_vgg
 from rows import ABOUT, a_row
 
-from vgg_export import command_options, inputs, pipeline
-from vgg_export.core.errors import AccuracyError
+from vgg_export import by_hand, command_options, inputs, pipeline
+from vgg_export.core.errors import AccuracyError, OptionsError
 from vgg_export.core.progress import Quiet
 from vgg_export.data import sanity, signs
 from vgg_export.data.answers import judge
@@ -32,17 +32,19 @@ from vgg_export.data.trials import Floats
 from vgg_export.data.verdict import ensure_understood, why
 from vgg_export.network import checkpoint as checkpoints
 from vgg_export.network import weights
-from vgg_export.network.provenance import Provenance
+from vgg_export.network.provenance import PICTURES, Provenance
 from vgg_export.options import (
     DataOptions,
     DrawOptions,
     InputOptions,
+    PruneOptions,
     RecipeOptions,
     RunOptions,
     WeightsOptions,
     default_targets,
 )
 from vgg_runtime.bundle import manifest, metrics
+from vgg_runtime.bundle.input_spec import for_input, normalized
 from vgg_runtime.bundle.opened import Bundle
 from vgg_runtime.measure import measure
 from vgg_runtime.measure.recommend import near_chance, recommend
@@ -363,6 +365,28 @@ def named_and_right(name: str, splits: Splits, folder: Path, caplog: pytest.LogC
     right = json.loads((folder / "sanity.json").read_text())["right"]
     assert isinstance(right, int)
     return right
+
+
+def test_a_single_stage_goes_on_with_the_input_that_pictures_chose(drawn: Splits, tmp_path: Path) -> None:
+    checkpoints.save(rewritten(*WANTS["caffe"][0]), tmp_path / "caffe.safetensors")
+    wanted = WeightsOptions(str(tmp_path / "caffe.safetensors"), input=typed("--normalize auto"))
+    pictures = DataOptions(str(drawn.select[0].path.parents[2]))
+    by_hand.run_prune(
+        wanted, pictures, PruneOptions(repair=False), tmp_path / "p.safetensors", Quiet(), accept=False
+    )
+    found = checkpoints.read_header(tmp_path / "p.safetensors")
+    assert found.chain.input == normalized(for_input(224), "caffe")
+    assert found.provenance.origins is not None
+    assert found.provenance.origins.normalize == PICTURES
+
+
+def test_auto_is_refused_where_no_pictures_are_asked(tmp_path: Path) -> None:
+    wanted = WeightsOptions("demo", input=typed("--normalize auto"))
+    with pytest.raises(OptionsError, match="auto needs labelled pictures, and here none are asked"):
+        by_hand.run_export(wanted, tmp_path / "x.onnx", Quiet())
+    with pytest.raises(OptionsError, match="auto needs labelled pictures"):
+        by_hand.run_prune(wanted, None, PruneOptions(), tmp_path / "p.safetensors", Quiet(), accept=False)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_another_order_of_the_classes_is_named_and_right_when_given(drawn: Splits, tmp_path: Path) -> None:
