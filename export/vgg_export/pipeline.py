@@ -19,7 +19,7 @@ from .data import wordnet
 from .graphs.model_info import Described
 from .options import DataOptions, RecipeOptions, RunOptions, SweepOptions
 from .recipes import BASELINE, RECIPES, Context, Recipe, Steps, chosen_recipes, names, not_worth_it
-from .search import pareto, search, within_budget
+from .search import pareto, points, search, within_budget
 
 log = logging.getLogger(__name__)
 
@@ -94,7 +94,7 @@ def _entries(recipes: Sequence[Recipe], plain: Steps, searched: Steps) -> list[w
     return entries
 
 
-def run_sweep(options: RecipeOptions, wanted: SweepOptions, how: RunOptions) -> search.Found:
+def run_sweep(options: RecipeOptions, wanted: SweepOptions, how: RunOptions) -> points.Found:
     """Make every point of the sweep, and write the front as files to ``how.output``."""
     with exclusive(how.work_folder):
         given = inputs.read(options, how)

@@ -102,10 +102,10 @@ def test_every_stage_names_a_module() -> None:
     from vgg_export.graphs import export, winograd
     from vgg_export.int8 import activation_signedness, quantize
     from vgg_export.network import input_size
-    from vgg_export.search import search
+    from vgg_export.search import points
 
     modules = (prune, factorise, distil, input_size, export, winograd, quantize, activation_signedness)
-    stages = [m.STAGE for m in (*modules, evaluate, sanity, search)]
+    stages = [m.STAGE for m in (*modules, evaluate, sanity, points)]
     for stage in (*stages, factorise.SENSITIVITY, inputs.WEIGHTS):
         assert isinstance(stage, cache.Stage)
         assert dataclasses.is_dataclass(stage.measured)

@@ -642,10 +642,10 @@ def test_a_search_near_chance_recommends_nothing(
     signs_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from vgg_export.options import Budget, DistilOptions, FactoriseOptions
-    from vgg_export.search import search
+    from vgg_export.search import points, search
 
-    monkeypatch.setattr(search, "TIMING_S", 0.02)
-    monkeypatch.setattr(search.run, "__defaults__", ((search.Rung(0.5, 0.5),),))
+    monkeypatch.setattr(points, "TIMING_S", 0.02)
+    monkeypatch.setattr(search.run, "__defaults__", ((points.Rung(0.5, 0.5),),))
     torch.save(small_torchvision_vgg("vgg11", False).state_dict(), tmp_path / "mine.pth")
     (tmp_path / "names.txt").write_text("\n".join(CLASSES))
     options = RecipeOptions(

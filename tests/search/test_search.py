@@ -41,7 +41,7 @@ from vgg_export.options import (
     WeightsOptions,
     default_targets,
 )
-from vgg_export.search import pareto, search, within_budget
+from vgg_export.search import conclusion, pareto, points, search, within_budget
 from vgg_runtime.bundle import manifest
 from vgg_runtime.bundle.input_spec import for_input
 from vgg_runtime.bundle.metrics import wilson_interval
@@ -68,9 +68,9 @@ def figures(top1: float | None, agreement: float = 0.99, error: float = 0.0) -> 
 
 def point(
     name: str, top1: float | None, speed: float, size: float, family: str = "compact", **more: Any
-) -> search.Point:
+) -> points.Point:
     """``size``: how many times smaller than the baseline."""
-    return search.Point(
+    return points.Point(
         family,
         name,
         ("export",),
@@ -102,16 +102,16 @@ class Scripted:
         self.rungs, self.least, self.recipes = rungs, least, recipes.SEARCHED
         self.asked: dict[str, list[float]] = {"small": [], "large": []}
 
-    def baseline(self) -> search.Point:
+    def baseline(self) -> points.Point:
         return BASE
 
-    def becomes_a_variant(self, _: search.Point) -> bool:
+    def becomes_a_variant(self, _: points.Point) -> bool:
         return True
 
-    def alone(self) -> list[search.Point]:
+    def alone(self) -> list[points.Point]:
         return [point("int8", 0.95, 4, 4, "int8 alone", error=self.error)]
 
-    def rung(self, rung: search.Rung, steps: tuple[recipes.Step, ...]) -> search.Point:
+    def rung(self, rung: points.Rung, steps: tuple[recipes.Step, ...]) -> points.Point:
         """At 224 px a rung loses and gains half as much."""
         if rung.conv_share < self.least:
             raise NothingToGainError("too narrow")
@@ -122,11 +122,11 @@ class Scripted:
         return point(rung.name, 0.95 - share * lost / 100, share * speed, size, error=self.error)
 
 
-LADDER = tuple(search.Rung(share, 1.0) for share in (0.25, 0.7, 0.5, 0.35))
+LADDER = tuple(points.Rung(share, 1.0) for share in (0.25, 0.7, 0.5, 0.35))
 RUNGS = {0.7: (0.0, 8.0, 30.0), 0.5: (0.2, 12.0, 35.0), 0.35: (0.8, 16.0, 40.0), 0.25: (3.0, 20.0, 50.0)}
 
 
-def run(scripted: Scripted, budget: Budget, ladder: Sequence[search.Rung] = LADDER) -> search.Found:
+def run(scripted: Scripted, budget: Budget, ladder: Sequence[points.Rung] = LADDER) -> points.Found:
     scripted.options = RecipeOptions(budget=budget)
     return search.run(scripted, ladder)  # type: ignore[arg-type]
 
@@ -235,9 +235,9 @@ def test_targets_that_cannot_be_reached_name_the_point_that_is_closest_to_them(
 
 def test_how_far_a_point_is_from_the_targets() -> None:
     reached = point("reached", 0.9, 20, 50)
-    assert search.shortfall(reached, Budget(speedup=20, size_bytes=10_000_000)) == 0.0
-    assert search.shortfall(reached, Budget(max_drop=1.0)) == 0.0
-    assert search.shortfall(reached, Budget(speedup=40, size_bytes=5_000_000)) == pytest.approx(
+    assert conclusion.shortfall(reached, Budget(speedup=20, size_bytes=10_000_000)) == 0.0
+    assert conclusion.shortfall(reached, Budget(max_drop=1.0)) == 0.0
+    assert conclusion.shortfall(reached, Budget(speedup=40, size_bytes=5_000_000)) == pytest.approx(
         2 * math.log(2)
     )
 
@@ -283,7 +283,7 @@ def test_a_loss_that_so_few_pictures_cannot_show_is_refused_before_anything_take
 
 def test_without_labels_the_loss_is_disagreement() -> None:
     base = dataclasses.replace(BASE, select=figures(None, 1.0))
-    assert search.drop(point("a", None, 2, 2, agreement=0.97), base) == pytest.approx(3.0)
+    assert conclusion.drop(point("a", None, 2, 2, agreement=0.97), base) == pytest.approx(3.0)
 
 
 @pytest.mark.parametrize(
@@ -301,7 +301,7 @@ def test_without_labels_the_loss_is_disagreement() -> None:
     ],
 )
 def test_the_reason_says_what_the_test_pictures_say_of_the_budget(allowed: float | None, said: str) -> None:
-    found = search.Found(POINTS, BASE, POINTS[1], "because", LADDER[0])
+    found = points.Found(POINTS, BASE, POINTS[1], "because", LADDER[0])
     made = {
         "baseline": (BASE.sha256, figures(0.80)),
         "compact": (POINTS[1].sha256, figures(0.795, error=0.2)),
@@ -349,13 +349,13 @@ def test_the_front_is_what_nothing_beats() -> None:
 
 
 def test_the_front_is_written_as_json_csv_and_pictures(tmp_path: Path) -> None:
-    found = search.Found(POINTS, BASE, POINTS[1], "because", LADDER[0])
+    found = points.Found(POINTS, BASE, POINTS[1], "because", LADDER[0])
     paths = pareto.write(tmp_path, found)
     assert [p.name for p in paths] == list(manifest.FRONT_NAMES)
     content = json.loads(paths[0].read_text())
     assert content["front_by_speed"] == [["compact", "b"], ["compact", "a"], ["int8 alone", "int8"]]
     assert content["judged_on"] == "select"  # the test pictures were not asked
-    assert search.Point.from_json(content["recommended"]) == POINTS[1]
+    assert points.Point.from_json(content["recommended"]) == POINTS[1]
     rows = list(csv.DictReader(io.StringIO(paths[1].read_text())))
     assert [row["name"] for row in rows] == ["fp32", *(p.name for p in POINTS)]
     assert [row["select_drop_points"] for row in rows] == ["0.0", "0.0", "0.5", "1.0", "5.0", "45.0"]
@@ -377,10 +377,10 @@ def test_the_front_is_written_as_json_csv_and_pictures(tmp_path: Path) -> None:
 
 
 def test_the_front_is_judged_on_test_pictures_where_all_points_have_them(tmp_path: Path) -> None:
-    points = tuple(dataclasses.replace(p, test=figures(0.7 if p.name == "a" else 0.8)) for p in POINTS)
+    tried = tuple(dataclasses.replace(p, test=figures(0.7 if p.name == "a" else 0.8)) for p in POINTS)
     base = dataclasses.replace(BASE, test=figures(0.8))
-    assert pareto.judged_on([*points, base]) == "test"
-    assert "a" not in [p.name for p in pareto.pareto([*points, base], base, lambda p: p.bytes)]
+    assert pareto.judged_on([*tried, base]) == "test"
+    assert "a" not in [p.name for p in pareto.pareto([*tried, base], base, lambda p: p.bytes)]
 
 
 @pytest.fixture
@@ -398,7 +398,7 @@ def searching(splits: splits.Splits, tmp_path: Path) -> Callable[[], search.Sear
     baseline = export.run(checkpoint, tmp_path / "baseline.onnx", Quiet())
 
     def make() -> search.Search:
-        judge = search.Judge(baseline, {"select": splits.select, "test": splits.test[:7]}, tmp_path, Quiet())
+        judge = points.Judge(baseline, {"select": splits.select, "test": splits.test[:7]}, tmp_path, Quiet())
         work = tmp_path / "work"
         return search.Search(recipes.Context(checkpoint, splits, options, Quiet(), work, work), judge)
 
@@ -412,8 +412,8 @@ def test_a_sweep_brings_what_keeps_it_honest_and_a_search_goes_on_from_its_point
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(search, "TIMING_S", 0.02)
-    ladder = (search.Rung(0.5, 0.5),)
+    monkeypatch.setattr(points, "TIMING_S", 0.02)
+    ladder = (points.Rung(0.5, 0.5),)
     found = search.sweep(searching(), SweepOptions(ratios=(0.5,)), ladder)
     by_family = {p.family: p for p in found.points if p.input_px == 224}
     assert set(by_family) == set(pareto.LOOKS) - {"baseline"}
@@ -451,11 +451,11 @@ def test_a_sweep_brings_what_keeps_it_honest_and_a_search_goes_on_from_its_point
         timed.append("again")
         return 1.0, 1.0
 
-    monkeypatch.setattr(search.Judge, "time", time_again)
+    monkeypatch.setattr(points.Judge, "time", time_again)
     again = search.run(searching(), ladder)
     assert list(again.points) == [p for p in found.points if p.family in ("int8 alone", "compact")]
     assert not timed  # what was tried is not tried again
-    monkeypatch.setattr(search, "timed_on", lambda: {"cpu": "another"})
+    monkeypatch.setattr(points, "timed_on", lambda: {"cpu": "another"})
     search.run(searching(), ladder)
     assert len(timed) == 1 + len(again.points)  # but latencies of another machine are no use
 
@@ -486,7 +486,7 @@ def test_with_an_allowed_drop_all_layers_of_a_compact_model_are_int8(
         made.context = dataclasses.replace(made.context, options=wanted)
         for context, chain in (
             (made.context, (recipes.EXPORT,)),
-            (made.at(search.Rung(0.5, 0.5)), (recipes.FACTORISE, recipes.EXPORT)),
+            (made.at(points.Rung(0.5, 0.5)), (recipes.FACTORISE, recipes.EXPORT)),
         ):
             recipes.Steps(context).make((*chain, recipes.QUANTIZE))
     assert asked == [(False, 0.98), (True, 0.98), (False, 0.98), (True, 0.0)]
@@ -495,7 +495,7 @@ def test_with_an_allowed_drop_all_layers_of_a_compact_model_are_int8(
 def test_all_with_a_budget_brings_the_recommended_variant_and_can_be_run_again(
     signs_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(search, "TIMING_S", 0.02)
+    monkeypatch.setattr(points, "TIMING_S", 0.02)
     caplog.set_level("INFO", "vgg_export")
     checkpoints.save(small_checkpoint(), tmp_path / "mine.safetensors")
     for path in signs_folder.rglob("*.png"):  # without their classes, of which this network knows nothing

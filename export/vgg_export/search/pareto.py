@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 from vgg_export.core.files import atomic_file
 from vgg_runtime.bundle.manifest import FRONT_NAMES
 
-from .search import Found, Point, drop, error
+from .conclusion import drop, error
+from .points import Found, Point
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -12,10 +12,10 @@ from vgg_export.recipes import BASELINE, Context, Steps
 from vgg_runtime.bundle.metrics import loss_error_points
 from vgg_runtime.result import Evaluation
 
-from . import search
+from . import conclusion, points, search
 
 
-def found_for(context: Context) -> tuple[search.Found, Context]:
+def found_for(context: Context) -> tuple[points.Found, Context]:
     """Search under the budget. Returns the result, and the context that makes the compact variants of its
     rung.
 
@@ -50,7 +50,7 @@ def opened(context: Context, sets: Sequence[str]) -> Iterator[search.Search]:
         )
     baseline = Steps(context).make(BASELINE.steps)
     pictures = {name: getattr(context.splits, name) for name in sets}
-    judge = search.Judge(baseline, pictures, context.folder, context.progress)
+    judge = points.Judge(baseline, pictures, context.folder, context.progress)
     try:
         yield search.Search(context, judge)
     finally:
@@ -58,32 +58,32 @@ def opened(context: Context, sets: Sequence[str]) -> Iterator[search.Search]:
 
 
 def with_test_figures(
-    found: search.Found,
+    found: points.Found,
     entries: Sequence[writer.Entry],
     figures: Mapping[str, Evaluation] | None,
     allowed: float | None,
-) -> search.Found:
+) -> points.Found:
     """Add the figures on the test pictures to the points that became variants, and the loss of the
     recommended one to the reason."""
     if not figures:
         return found
     known = {entry.model.sha256: figures[entry.id] for entry in entries}
     baseline = dataclasses.replace(found.baseline, test=known[found.baseline.sha256])
-    points = tuple(dataclasses.replace(p, test=known.get(p.sha256)) for p in found.points)
-    best = next((p for p in points if found.recommended and p.sha256 == found.recommended.sha256), None)
+    tried = tuple(dataclasses.replace(p, test=known.get(p.sha256)) for p in found.points)
+    best = next((p for p in tried if found.recommended and p.sha256 == found.recommended.sha256), None)
     reason = found.reason
     if best and best.test:
         name = next(entry.id for entry in entries if entry.model.sha256 == best.sha256)
         reason += (
             f"; as {name} in the bundle, on {best.test.n} test pictures"
-            f" {search.lost_in_words(best, baseline, 'test')}"
+            f" {conclusion.lost_in_words(best, baseline, 'test')}"
         )
-        if allowed is not None and search.drop(best, baseline, "test") > allowed + 1e-9:
+        if allowed is not None and conclusion.drop(best, baseline, "test") > allowed + 1e-9:
             reason += f", which is more than the {allowed:g} allowed"
-    return dataclasses.replace(found, points=points, baseline=baseline, recommended=best, reason=reason)
+    return dataclasses.replace(found, points=tried, baseline=baseline, recommended=best, reason=reason)
 
 
-def unless_problem(checked: Checked, found: search.Found) -> search.Found:
+def unless_problem(checked: Checked, found: points.Found) -> points.Found:
     """The result without a recommendation if the checkpoint does not understand its pictures."""
     if not checked.problem or found.recommended is None:
         return found

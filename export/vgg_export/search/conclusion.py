@@ -1,0 +1,115 @@
+"""The conclusion of a search: which of its points is recommended, and why."""
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+
+from vgg_export.options import Budget
+from vgg_runtime.measure.recommend import loss_points, near_chance
+
+from .points import Found, Point, Rung
+
+
+def too_much(points: Iterable[Point], baseline: Point, budget: Budget) -> bool:
+    """Whether the loss plus its standard error is above the budget for every point."""
+    return all(_excess(p, baseline, budget) > 1e-9 for p in points)
+
+
+def far_enough(points: Sequence[Point], baseline: Point, budget: Budget) -> bool:
+    """Whether the search need not go further down: too much is lost, or, without an allowed drop, the targets
+    are reached."""
+    if budget.max_drop is None:
+        return any(reaches(p, budget) for p in points)
+    return too_much(points, baseline, budget)
+
+
+def reaches(point: Point, budget: Budget) -> bool:
+    """Whether a point meets the targets of size and speed."""
+    small = budget.size_bytes is None or point.bytes <= budget.size_bytes
+    return small and (budget.speedup is None or point.speedup >= budget.speedup)
+
+
+def drop(point: Point, baseline: Point, which: str = "select") -> float:
+    """Points lost against the baseline on the selection (or test) pictures: of top-1, or of agreement where
+    there are no labels."""
+    return loss_points(point.figures(which), baseline.figures(which))
+
+
+def error(point: Point, which: str = "select") -> float:
+    """The standard error of ``drop``. On other pictures, about one network in six loses more than the drop
+    and its error together."""
+    found = point.figures(which).loss_error_points
+    assert found is not None  # what is evaluated here always has it
+    return found
+
+
+def shortfall(point: Point, budget: Budget) -> float:
+    """How far a point is from the targets of size and speed: the sum of the logarithms of the missing
+    factors."""
+    size = 0.0 if budget.size_bytes is None else max(0.0, math.log(point.bytes / budget.size_bytes))
+    return size + (0.0 if budget.speedup is None else max(0.0, math.log(budget.speedup / point.speedup)))
+
+
+def anything(_: Point) -> bool:
+    """Every point may be recommended."""
+    return True
+
+
+def conclude(
+    points: list[Point],
+    baseline: Point,
+    budget: Budget,
+    tried: dict[Rung, list[Point]],
+    eligible: Callable[[Point], bool] = anything,
+) -> Found:
+    """Choose the recommendation among the eligible points. Within the budget it is the fastest point, or,
+    when only targets are set, the point that loses least. If no point is within the budget, none is
+    recommended and the nearest is named: of those that exceed the allowed drop least, the one closest to the
+    targets."""
+    candidates = [p for p in points if eligible(p)]
+    fit = [p for p in candidates if reaches(p, budget) and not too_much([p], baseline, budget)]
+    n = baseline.select.n if baseline.select else 0
+    if fit and budget.max_drop is not None:
+        best, why = max(fit, key=lambda p: p.speedup), "the fastest point tried"
+    elif fit:
+        best, why = min(fit, key=lambda p: (drop(p, baseline), -p.speedup)), "the point that loses least"
+    else:
+        nearest = min(
+            candidates,
+            key=lambda p: (_excess(p, baseline, budget), shortfall(p, budget), drop(p, baseline), -p.speedup),
+        )
+        words = f"{nearest.family}, {nearest.name}: {in_words(nearest, baseline)} on {n} selection pictures"
+        reason = f"the budget ({budget.in_words()}) cannot be met; the nearest is {words}"
+        if reaches(nearest, budget) and drop(nearest, baseline) <= (budget.max_drop or 0.0):
+            reason += "; more selection pictures would lower its standard error"
+        return Found(tuple(points), baseline, None, reason, _rung_of(nearest, tried))
+    asked = f"{why} with {budget.in_words()} on {n} selection pictures"
+    reason = f"{asked}: {best.family}, {best.name}: {in_words(best, baseline)}"
+    figures = baseline.select
+    if figures and (why_not := near_chance(figures.top1, figures.chance, "selection pictures")):
+        return Found(tuple(points), baseline, None, f"none is recommended: {why_not}", _rung_of(best, tried))
+    return Found(tuple(points), baseline, best, reason, _rung_of(best, tried))
+
+
+def _excess(point: Point, baseline: Point, budget: Budget) -> float:
+    """The points lost plus their standard error, above the allowed drop."""
+    return (
+        0.0 if budget.max_drop is None else max(0.0, drop(point, baseline) + error(point) - budget.max_drop)
+    )
+
+
+def _rung_of(point: Point, tried: dict[Rung, list[Point]]) -> Rung:
+    """The rung of a point. For a point without one (int8 alone) the least compressed rung, so that compact
+    variants are made."""
+    least = max(tried, key=lambda rung: rung.conv_share)
+    return next((rung for rung, found in tried.items() if point in found), least)
+
+
+def in_words(point: Point, baseline: Point) -> str:
+    """Size, speed and loss as a phrase."""
+    lost = "" if point.select is None or baseline.select is None else f", {lost_in_words(point, baseline)}"
+    return f"{point.bytes / 1e6:.1f} MB (1/{baseline.bytes / point.bytes:.0f}), {point.speedup:.1f}x{lost}"
+
+
+def lost_in_words(point: Point, baseline: Point, which: str = "select") -> str:
+    """The loss and its standard error as a phrase."""
+    return f"{drop(point, baseline, which):+.1f} ± {error(point, which):.1f} points lost"
