@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from vgg_export.network import checkpoint as checkpoints
+from vgg_export.network import input_size
 from vgg_export.network.activations import NONE, RELU
 from vgg_export.network.chain import (
     Activate,
@@ -24,6 +25,11 @@ from vgg_export.network.chain import (
 from vgg_export.network.provenance import Provenance
 from vgg_runtime.bundle import outputs
 from vgg_runtime.bundle.input_spec import InputSpec
+
+
+def at_64_px(checkpoint: checkpoints.Checkpoint) -> checkpoints.Checkpoint:
+    """A small checkpoint whose input is 64 px, so that a test is quick."""
+    return input_size.fold(checkpoint, 64)
 
 
 def undecided(checkpoint: checkpoints.Checkpoint, x: torch.Tensor) -> checkpoints.Checkpoint:

@@ -10,7 +10,7 @@ import torch
 from conftest import small_checkpoint
 from networks import undecided
 
-from vgg_export.compress import distil, factorise, prune
+from vgg_export.compress import distil, factorise, least_squares, prune, solved
 from vgg_export.core import cache
 from vgg_export.core.errors import CheckpointError, DataError, OptionsError
 from vgg_export.core.progress import Quiet
@@ -72,9 +72,9 @@ def test_the_chosen_forms_and_ranks_are_the_best_within_the_bound() -> None:
     )
     generator = torch.Generator().manual_seed(1)
 
-    def shares(fall: float) -> list[float]:
+    def shares(fall: float) -> tuple[float, ...]:
         values = torch.exp(-fall * torch.arange(16.0)) + 0.01 * torch.rand(16, generator=generator)
-        return (values.sort(descending=True).values.cumsum(0) / values.sum()).tolist()
+        return tuple((values.sort(descending=True).values.cumsum(0) / values.sum()).tolist())
 
     names = [site.name for site in network.convs]
     table = {
@@ -196,20 +196,27 @@ def test_the_sensitivity_table_is_measured_once_for_every_share(
     made: tuple[cache.Artifact, cache.Artifact],
     splits: Splits,
     tmp_path: Path,
-    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     original, compact = made
-    with caplog.at_level("INFO"):
-        more = dataclasses.replace(OPTIONS, conv_share=0.8)
-        again = factorise.run(
-            original, splits, tmp_path / "more.safetensors", more, Quiet(), compact.path.parent
-        )
-    assert caplog.messages.count("sensitivity: up to date") == 1
-    assert not (tmp_path / "sensitivity.json").exists()
+    solved_once: list[str] = []
+    solve = solved.Solving._solve
+
+    def noted(own: solved.Solving, site: chain.Site, moments: least_squares.Moments) -> None:
+        solved_once.append(site.name)
+        solve(own, site, moments)
+
+    monkeypatch.setattr(solved.Solving, "_solve", noted)
+    more = dataclasses.replace(OPTIONS, conv_share=0.8)
+    shared = compact.path.parent
+    again = factorise.run(original, splits, tmp_path / "more.safetensors", more, Quiet(), shared)
+    assert not solved_once
     assert again.measured["table"] == compact.measured["table"]
     fewer = dataclasses.replace(OPTIONS, images=4)  # other pictures: another table
-    caplog.clear()
-    with caplog.at_level("INFO"):
-        factorise.run(original, splits, tmp_path / "fewer.safetensors", fewer, Quiet(), tmp_path)
-    assert "sensitivity: up to date" not in caplog.messages
-    assert (tmp_path / "sensitivity.json").is_file()
+    factorise.run(original, splits, tmp_path / "fewer.safetensors", fewer, Quiet(), shared)
+    assert solved_once == [site.name for site in checkpoints.read_header(original.path).chain.convs]
+    for kept in shared.glob("sensitivity-*.json"):
+        kept.write_text('{"conv1_1": 7}')  # a damaged table is measured again instead of being believed
+    solved_once.clear()
+    factorise.run(original, splits, tmp_path / "more.safetensors", OPTIONS, Quiet(), shared)
+    assert solved_once

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 from conftest import small_checkpoint
-from networks import awake
+from networks import at_64_px, awake
 
 from vgg_export.compress import allocate, feature_maps, least_squares, obs, prune
 from vgg_export.core.progress import Quiet
-from vgg_export.network import chain, input_size
+from vgg_export.network import chain
 from vgg_export.network import checkpoint as checkpoints
 from vgg_export.options import PruneOptions
 from vgg_runtime.bundle.input_spec import for_input
@@ -29,10 +29,6 @@ CHAIN = chain.Chain(
 
 def pictures(count: int) -> torch.Tensor:
     return torch.randn(count, 3, 64, 64, generator=torch.Generator().manual_seed(0))
-
-
-def at_64_px(checkpoint: checkpoints.Checkpoint) -> checkpoints.Checkpoint:
-    return input_size.fold(checkpoint, 64)
 
 
 def refit_error(x: torch.Tensor, y: torch.Tensor) -> float:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import small_checkpoint
-from networks import awake, undecided
+from networks import at_64_px, awake, undecided
 
 from vgg_export.compress import factorise, feature_maps, least_squares, prune, reconstruct, separable
 from vgg_export.core import cache
@@ -23,13 +23,6 @@ from vgg_runtime.bundle.input_spec import IMAGENET_MEAN, IMAGENET_STD, InputSpec
 
 def pictures(count: int, px: int = 64, seed: int = 0) -> torch.Tensor:
     return torch.randn(count, 3, px, px, generator=torch.Generator().manual_seed(seed))
-
-
-def at_64_px(checkpoint: checkpoints.Checkpoint) -> checkpoints.Checkpoint:
-    """A small checkpoint whose input is 64 px, so that a test is quick."""
-    from vgg_export.network import input_size
-
-    return input_size.fold(checkpoint, 64)
 
 
 def everything(checkpoint: checkpoints.Checkpoint) -> dict[str, torch.Tensor]:

@@ -9,7 +9,7 @@ from conftest import small_checkpoint
 from networks import conv, drawn, linears, of_zoo, pictures
 
 from vgg_export import options
-from vgg_export.compress import distil, factorise, feature_maps, prune, stages
+from vgg_export.compress import distil, factorise, feature_maps, prune, solved, stages
 from vgg_export.core.errors import DataError, NothingToGainError, OptionsError
 from vgg_export.core.progress import Quiet
 from vgg_export.data.splits import Splits
@@ -88,11 +88,11 @@ def _named(*layers: chain.Layer) -> tuple[chain.Layer, ...]:
     )
 
 
-def _full_table(network: chain.Chain) -> factorise.Table:
+def _full_table(network: chain.Chain) -> solved.Table:
     """Every rank keeps everything."""
     return {
-        site.name: dict.fromkeys(forms, [1.0] * site.layer.outputs * max(kernel))
-        for site, kernel, forms in factorise._forms(network)
+        site.name: dict.fromkeys(forms, (1.0,) * site.layer.outputs * max(kernel))
+        for site, kernel, forms in solved.forms(network)
     }
 
 

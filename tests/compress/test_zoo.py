@@ -8,7 +8,16 @@ import pytest
 import torch
 from networks import ZOO, awake, conv, drawn, linears, of_zoo, pictures
 
-from vgg_export.compress import distil, factorise, feature_maps, least_squares, obs, prune, reconstruct
+from vgg_export.compress import (
+    distil,
+    factorise,
+    feature_maps,
+    least_squares,
+    obs,
+    prune,
+    reconstruct,
+    solved,
+)
 from vgg_export.core import cache
 from vgg_export.core.errors import CheckFailedError
 from vgg_export.core.progress import Quiet
@@ -181,7 +190,7 @@ def low_rank(original: checkpoints.Checkpoint, name: str, kind: str, rank: int) 
 def forms(chain: Chain) -> dict[str, Factor]:
     """A factor for every layer that can have one, of both forms for convolutions with wide kernels."""
     found = {site.name: Factor("linear", 5) for site in chain.linears[:-1]}
-    for k, (site, kernel, kinds) in enumerate(factorise._forms(chain)):
+    for k, (site, kernel, kinds) in enumerate(solved.forms(chain)):
         assert kinds == (("channel", "spatial") if min(kernel) > 1 else ("channel",))
         found[site.name] = Factor(kinds[k % len(kinds)], 4)
     return found

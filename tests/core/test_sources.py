@@ -106,7 +106,7 @@ def test_every_stage_names_a_module() -> None:
 
     modules = (prune, factorise, distil, input_size, export, winograd, quantize, activation_signedness)
     stages = [m.STAGE for m in (*modules, evaluate, sanity, points)]
-    for stage in (*stages, factorise.SENSITIVITY, inputs.WEIGHTS):
+    for stage in (*stages, inputs.WEIGHTS):
         assert isinstance(stage, cache.Stage)
         assert dataclasses.is_dataclass(stage.measured)
         assert stage.module in sources.closure(stage.module, sources.installed())

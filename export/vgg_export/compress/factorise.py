@@ -14,31 +14,28 @@ import json
 import logging
 import math
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from vgg_export.core import cache
 from vgg_export.core.errors import NothingToGainError, OptionsError
+from vgg_export.core.files import write_json
 from vgg_export.core.losses import Loss
 from vgg_export.core.progress import Progress
 from vgg_export.data.splits import Item, Splits, fit_and_held
 from vgg_export.data.tensors import stacked
 from vgg_export.network import checkpoint as checkpoints
-from vgg_export.network.chain import Chain, Change, Conv, Factor, Site, sizes, sizes_in_words
+from vgg_export.network.chain import Chain, Change, Factor, Site, sizes, sizes_in_words
 from vgg_export.options import FactoriseOptions, as_json
-from vgg_runtime.records import Record
+from vgg_runtime.records import FieldError, Record, read
 
-from . import allocate, feature_maps, least_squares, reconstruct, separable
+from . import allocate, feature_maps, reconstruct, recorded, separable, solved
 
 if TYPE_CHECKING:
     import torch
 
 log = logging.getLogger(__name__)
-
-Table = dict[str, dict[str, list[float]]]  # shares of variance at rank 1, 2, ..., by layer and form
-TABLE_PICTURES = 64  # for the sensitivity table, which needs fewer than the fit
-TABLE_PLACES = 256  # sampled places of each picture
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +55,6 @@ class Factorised(Record):
 
 
 STAGE = cache.Stage("factorise", __name__, Factorised)
-SENSITIVITY = cache.Stage("sensitivity", __name__, cache.Nothing)
 
 
 def run(
@@ -68,11 +64,13 @@ def run(
     options: FactoriseOptions,
     progress: Progress,
     tables: Path | None = None,
+    records: Path | None = None,
 ) -> cache.Artifact:
     """Factorise a checkpoint file; the sidecar holds the chain, the sensitivity table, how each layer was
     fitted and what was lost.
 
     ``tables``: a folder where the sensitivity table is kept. The table does not depend on the strength.
+    ``records``: a folder where what the original computes is kept, too, for other strengths.
     """
     fit, held = fit_and_held(splits, options.images, options.held_images, options.seed)
     inputs = {
@@ -83,8 +81,8 @@ def run(
     def make(path: Path) -> Factorised:
         original = checkpoints.load(checkpoint.path)
         with cache.unfinished(STAGE, as_json(options), inputs, output) as parts:
-            kept = (tables or output.parent) / "sensitivity.json"
-            made, measured = factorise(original, fit, held, options, Parts(parts, kept, checkpoint), progress)
+            kept = Parts(parts, tables or output.parent, checkpoint, records)
+            made, measured = factorise(original, fit, held, options, kept, progress)
         source = splits.after_fitting(made.provenance)
         checkpoints.save(dataclasses.replace(made, provenance=source), path)
         log.info("factorised %s", sizes_in_words(original.chain, made.chain))
@@ -98,12 +96,24 @@ def run(
 
 @dataclasses.dataclass(frozen=True)
 class Parts:
-    """Where finished parts of the work are kept. ``layers``: the folder of fitted layers. ``table``: the file
-    of the sensitivity table. ``checkpoint``: the file that the table describes."""
+    """Where finished parts of the work are kept. ``layers``: the folder of fitted layers. ``tables``: the
+    folder of the sensitivity table. ``checkpoint``: the file of the original. ``records``: the folder of what
+    it computes on the pictures and of its solved forms; None: they are not kept."""
 
     layers: Path
-    table: Path
+    tables: Path
     checkpoint: cache.Artifact
+    records: Path | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Measured:
+    """What the factorising of an original at any strength starts from. ``forms``: the file of its solved
+    forms, None where that is not kept."""
+
+    table: solved.Table
+    recorded: recorded.Recorded
+    forms: Path | None
 
 
 def factorise(
@@ -127,24 +137,22 @@ def factorise(
     choose_ranks(
         chain,
         {
-            site.name: dict.fromkeys(forms, [1.0] * site.layer.outputs * max(kernel))
-            for site, kernel, forms in _forms(chain)
+            site.name: dict.fromkeys(forms, (1.0,) * site.layer.outputs * max(kernel))
+            for site, kernel, forms in solved.forms(chain)
         },
         options,
     )
     pictures = feature_maps.Pictures(*(stacked(items, chain.input) for items in (fit, held)))
     with tempfile.TemporaryDirectory(prefix=".factorise.", dir=parts.layers) as folder:
-        table = _kept_table(
-            original, [i.sha256 for i in fit[:TABLE_PICTURES]], pictures, parts, Path(folder), progress
-        )
-        smaller = choose_ranks(chain, table, options)
+        shown = [[item.sha256 for item in items] for items in (fit, held)]
+        measured = measure(original, pictures, shown, parts, Path(folder), progress)
+        smaller = choose_ranks(chain, measured.table, options)
         cut = truncated(original, smaller)
         tensors, fits = cut, list[reconstruct.Fit]()
         if fitted := options.repair and original.has_knowledge:
             problem = reconstruct.Problem(original, original.tensors, {}, smaller)
-            tensors, fits = reconstruct.repair(
-                problem, pictures, reconstruct.Folders(Path(folder), parts.layers), progress
-            )
+            folders = reconstruct.Folders(Path(folder), parts.layers)
+            tensors, fits = reconstruct.repair(problem, pictures, folders, progress, measured.recorded)
     words = (
         f"factorised to {smaller.macs() / chain.macs():.0%} of the arithmetic and"
         f" {smaller.parameters() / chain.parameters():.0%}"
@@ -165,7 +173,7 @@ def factorise(
         held_images=len(held),
         table={
             name: {kind: _at_ranks(shares, options.multiple) for kind, shares in forms.items()}
-            for name, forms in table.items()
+            for name, forms in measured.table.items()
         },
         layers=tuple(fits),
         losses=losses,
@@ -205,91 +213,52 @@ def truncated(original: checkpoints.Checkpoint, chain: Chain) -> "dict[str, torc
     return tensors
 
 
-def _kept_table(
+def measure(
     original: checkpoints.Checkpoint,
-    images: list[str],
     pictures: feature_maps.Pictures,
+    shown: Sequence[Sequence[str]],
     parts: Parts,
     scratch: Path,
     progress: Progress,
-) -> Table:
-    """The sensitivity table, read from its file if that was made of the same pictures."""
+) -> Measured:
+    """Walk the original once: the sensitivity table, its solved forms, and the outputs to fit others to. What
+    was kept is not made again. ``shown``: the hashes of the fitting and of the held-out pictures."""
+    said = cache.digest(__name__, parts.checkpoint.sha256, shown)
+    path, folder = parts.tables / f"sensitivity-{said}.json", parts.records or scratch
+    forms = parts.records / f"forms-{said}.safetensors" if parts.records else None
+    table = _known_table(path) if forms is None or forms.is_file() else None
+    counts = (len(pictures.fit), len(pictures.held))
+    solving = None if table else solved.Solving(original, counts)
+    first = original.chain.sites[0].name
+    found = recorded.record(
+        original,
+        pictures,
+        first,
+        folder / f"recorded-{said}",
+        scratch,
+        progress,
+        solving.watch if solving else None,
+    )
+    if solving:
+        made = solving.solved()
+        if forms:
+            solved.write(forms, made)
+        table = made.shares
+        write_json(path, table)
+    assert table is not None  # known, or made now
+    return Measured(table, found, forms)
 
-    def make(path: Path) -> cache.Nothing:
-        table = sensitivity(original, pictures.fit[:TABLE_PICTURES], scratch, progress)
-        path.write_text(json.dumps(table))
-        return cache.Nothing()
 
-    made = cache.produce(SENSITIVITY, {"images": images}, {"checkpoint": parts.checkpoint}, parts.table, make)
-    table: Table = json.loads(made.path.read_text())
+def _known_table(path: Path) -> solved.Table | None:
+    """The table of a file; None where there is none or it is damaged, so that it is measured again."""
+    try:
+        table: solved.Table = read(solved.Table, json.loads(path.read_text()), path.name)
+    except (OSError, ValueError, FieldError):
+        return None
     return table
 
 
-def sensitivity(
-    original: checkpoints.Checkpoint, pictures: "torch.Tensor", scratch: Path, progress: Progress
-) -> Table:
-    """For every convolution and form, the share of the variance of its outputs that rank 1, 2, ... keeps."""
-    import torch
-
-    chain, tensors, table = original.chain, original.tensors, Table()
-    maps = feature_maps.begun(chain, pictures, tensors, scratch)
-    with (
-        torch.inference_mode(),
-        progress.task("measuring the sensitivity of the layers", len(chain.convs)) as task,
-    ):
-        for site, _, forms in _forms(chain):
-            moments = _moments(maps, len(pictures), site)
-            table[site.name] = _shares(tensors[f"{site.name}.weight"].double(), moments, forms)
-            maps.advance(*feature_maps.forward(chain, site.name, tensors))
-            task.advance()
-    return table
-
-
-def _forms(chain: Chain) -> Iterator[tuple[Site, tuple[int, int], tuple[str, ...]]]:
-    """Every convolution with its kernel and the forms that it can take: a kernel of one row or column has no
-    spatial form."""
-    for site in chain.convs:
-        assert isinstance(site.layer, Conv)
-        kernel = site.layer.kernel
-        yield site, kernel, ("channel", "spatial") if min(kernel) > 1 else ("channel",)
-
-
-def _moments(maps: feature_maps.Maps, count: int, site: Site) -> "torch.Tensor":
-    """Centred second moments [d, d] of the patches that a convolution sees at some places of the pictures; d
-    is channels * height * width of its kernel."""
-    import torch
-
-    conv, area = site.layer, math.prod(site.outputs[1:])
-    assert isinstance(conv, Conv)
-    generator, sums = torch.Generator().manual_seed(0), None
-    for a in range(0, count, feature_maps.CHUNK):
-        x = maps.read(a, min(a + feature_maps.CHUNK, count))
-        places = torch.stack(
-            [torch.randperm(area, generator=generator)[:TABLE_PLACES] for _ in range(len(x))]
-        )
-        rows = feature_maps.patches(x, places, conv)
-        sums = sums or least_squares.Sums(rows.shape[1], 1)
-        sums.add(rows, rows[:, :1])
-    assert sums is not None  # there are pictures
-    return sums.moments().xx
-
-
-def _shares(weight: "torch.Tensor", xx: "torch.Tensor", forms: tuple[str, ...]) -> dict[str, list[float]]:
-    """By form, the share of the variance of a convolution's outputs that rank 1, 2, ... keeps, up to the last
-    rank that saves anything."""
-    import torch
-
-    flat = weight.flatten(1)
-    values = torch.linalg.eigvalsh(flat @ xx @ flat.T).flip(0).clamp_min(0)
-    made = {"channel": (values.cumsum(0) / values.sum().clamp_min(1e-30)).tolist()}
-    if "spatial" in forms:
-        n, c, height, width = weight.shape
-        most = height * width * c * n // (height * c + width * n)
-        made["spatial"] = separable.separate(weight, xx, max(1, most)).shares()
-    return made
-
-
-def choose_ranks(chain: Chain, table: Table, options: FactoriseOptions) -> Chain:
+def choose_ranks(chain: Chain, table: solved.Table, options: FactoriseOptions) -> Chain:
     """The chain with the convolutions' arithmetic at most ``conv_share`` of what it was, and the fully
     connected ranks.
 
@@ -311,7 +280,7 @@ def choose_ranks(chain: Chain, table: Table, options: FactoriseOptions) -> Chain
     return smaller
 
 
-def _conv_factors(chain: Chain, table: Table, options: FactoriseOptions) -> dict[str, Factor]:
+def _conv_factors(chain: Chain, table: solved.Table, options: FactoriseOptions) -> dict[str, Factor]:
     """The factors of the convolutions for at most ``conv_share`` of their arithmetic."""
     full = {site.name: _macs(site) for site in chain.convs}
     bound, total = options.conv_share * sum(full.values()), sum(full.values())
@@ -362,7 +331,7 @@ class Offer(NamedTuple):
     factor: Factor
 
 
-def _offers(site: Site, forms: dict[str, list[float]], multiple: int) -> list[Offer]:
+def _offers(site: Site, forms: dict[str, tuple[float, ...]], multiple: int) -> list[Offer]:
     """The forms and ranks of a convolution that save anything."""
     found = []
     for kind, shares in forms.items():

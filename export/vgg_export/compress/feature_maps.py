@@ -3,7 +3,7 @@
 import dataclasses
 import math
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,23 +31,30 @@ class Pictures:
     held: "torch.Tensor"
 
 
-def forward(chain: Chain, name: str, tensors: "Mapping[str, torch.Tensor]") -> "tuple[Step, int]":
-    """The step from a layer's input to the next layer's input, with its activation, pooling and flattening,
-    and the bytes per picture of its output."""
+def halves(chain: Chain, name: str, tensors: "Mapping[str, torch.Tensor]") -> "tuple[Step, Step, int]":
+    """From a layer's input to its outputs before the activation, from there to the next layer's input
+    (activation, pooling, flattening; it may change its input in place), and the bytes per picture of the
+    latter."""
     import torch
 
     site = chain.site(name)
-    parts, rest = site.parts(), layers.behind(site, tensors)
+    parts = site.parts()
 
-    def step(x: torch.Tensor) -> torch.Tensor:
+    def weigh(x: torch.Tensor) -> torch.Tensor:
         for part in parts:
             if part.kernel:
                 # channels-last is what torch's CPU convolutions are fast at
                 x = x.contiguous(memory_format=torch.channels_last)
             x = layers.weighted(part, x, tensors[f"{part.name}.weight"], tensors.get(f"{part.name}.bias"))
-        return rest(x)
+        return x
 
-    return step, 4 * math.prod(site.gives)
+    return weigh, layers.behind(site, tensors), 4 * math.prod(site.gives)
+
+
+def forward(chain: Chain, name: str, tensors: "Mapping[str, torch.Tensor]") -> "tuple[Step, int]":
+    """The step from a layer's input to the next layer's input, and the bytes per picture of its output."""
+    weigh, rest, picture_bytes = halves(chain, name, tensors)
+    return lambda x: rest(weigh(x)), picture_bytes
 
 
 def begun(
@@ -88,6 +95,24 @@ class Maps:
             stored = _Stored(self._scratch)
             for a in range(0, len(self._stored), CHUNK):
                 stored.append(self.read(a, min(a + CHUNK, len(self._stored))))
+            self._stored, self._steps = stored, ()
+
+    def advance_watched(
+        self, halves: "tuple[Step, Step, int]", watch: "Callable[[int, torch.Tensor, torch.Tensor], None]"
+    ) -> None:
+        """Go on past a layer (``halves``) and show each chunk to ``watch``: the number of its first picture,
+        the layer's input and its outputs before the activation. Nothing is computed twice for that."""
+        weigh, rest, picture_bytes = halves
+        stored = _Stored(self._scratch) if picture_bytes <= KEPT_BYTES else None
+        for a in range(0, len(self._stored), CHUNK):
+            x = self.read(a, min(a + CHUNK, len(self._stored)))
+            y = weigh(x)
+            watch(a, x, y)
+            if stored is not None:
+                stored.append(rest(y))
+        if stored is None:
+            self._steps = (*self._steps, lambda x: rest(weigh(x)))
+        else:
             self._stored, self._steps = stored, ()
 
 

@@ -82,11 +82,13 @@ class Sums:
 
 def ridge(start: "torch.Tensor", fitting: Moments, held: Moments) -> "tuple[torch.Tensor, float | None]":
     """The weight [k, d] fitted with the lambda that has the least error on the held-out samples, and that
-    lambda; ``start`` and None if no fit is better than ``start``."""
+    lambda; ``start`` and None if no fit is better than ``start``. The strengths are tried from the least on,
+    as long as that helps."""
     import torch
 
     missing = (fitting.yx - start @ fitting.xx).T
     best: tuple[float, torch.Tensor, float | None] = (held.error(start), start, None)
+    last = math.inf
     for strength in STRENGTHS:
         damped = fitting.xx.clone()
         damped.diagonal().add_(strength * float(fitting.xx.diagonal().mean()) + 1e-12)
@@ -94,6 +96,9 @@ def ridge(start: "torch.Tensor", fitting: Moments, held: Moments) -> "tuple[torc
         error = held.error(weight)
         if error < best[0]:
             best = (error, weight, strength)
+        if error > last:
+            break  # the error has one minimum: from here on it only grows towards that of ``start``
+        last = error
     return best[1], best[2]
 
 
@@ -234,19 +239,19 @@ def in_two_by_picture(
     import torch
 
     said = x.fit @ weight.T
-    seen = said.T @ said
     uncorrelated = (weight * x.fit.square().mean(0)) @ weight.T
     sensitive = rows.T @ rows
     sensitive /= sensitive.diagonal().mean().clamp_min(1e-30)
     best_cost, best = math.inf, None
     for damping in DAMPINGS:
         root = torch.linalg.cholesky(sensitive + damping * torch.eye(len(sensitive)))
+        # both parts of the covariance are multiplied out once, not once per prior
+        of_seen, of_uncorrelated = (said @ root).T @ (said @ root), root.T @ uncorrelated @ root
         for prior in PRIORS:
-            covariance = seen * ((1 - prior) / float(seen.trace())) + uncorrelated * (
+            weighted = of_seen * ((1 - prior) / float(said.square().sum())) + of_uncorrelated * (
                 prior / float(uncorrelated.trace())
             )
             torch.manual_seed(0)  # the randomised method starts from random directions
-            weighted = root.T @ covariance @ root
             directions, *_ = torch.svd_lowrank(weighted, q=min(rank + 32, len(weighted)), niter=4)
             directions = directions[:, :rank]
             first = directions.T @ root.T @ weight

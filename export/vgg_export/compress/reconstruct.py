@@ -3,7 +3,7 @@ gets in the smaller network.
 
 The repair walks once from the input to the logits, and fits each layer that changed or whose inputs did. X~
 are its inputs in the smaller network, and Y the outputs that the original layer computes from the original's
-own inputs (He et al. 2017, "Channel pruning"):
+own inputs, as ``recorded`` (He et al. 2017, "Channel pruning"):
 
     W' = W_S + (Y - W_S X~) X~^T (X~ X~^T + lambda I)^-1,  centred;  b' = mean(Y) - W' mean(X~)
 
@@ -27,7 +27,7 @@ from vgg_export.network.chain import Chain, Conv, Factor, Site
 from vgg_runtime.bundle.metrics import compare
 from vgg_runtime.records import Record
 
-from . import layers, separable
+from . import separable
 from .feature_maps import CHUNK, Pictures, begun, forward, patches
 from .least_squares import (
     Behind,
@@ -41,12 +41,10 @@ from .least_squares import (
     ridge,
     ridge_by_picture,
 )
+from .recorded import Recorded, record
 
 if TYPE_CHECKING:
     import torch
-
-
-SAMPLES = 40_000  # number of places in the pictures that a convolution is fitted on, at most
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,6 +57,16 @@ class Problem:
     left: "dict[str, torch.Tensor]"
     kept: "dict[str, torch.Tensor]"
     chain: Chain
+
+    @property
+    def first_changed(self) -> str | None:
+        """The first layer that is factorised or has fewer outputs than in the original; None: there is
+        none."""
+        for site in self.chain.sites:
+            weight = f"{site.name}.weight"
+            if site.layer.factor or len(self.left[weight]) < len(self.original.tensors[weight]):
+                return site.name
+        return None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,18 +95,30 @@ class Fit(Record):
 
 
 def repair(
-    problem: Problem, pictures: Pictures, folders: Folders, progress: Progress
+    problem: Problem,
+    pictures: Pictures,
+    folders: Folders,
+    progress: Progress,
+    recorded: Recorded | None = None,
 ) -> "tuple[dict[str, torch.Tensor], list[Fit]]":
     """The tensors of the chain, and how each fit went. Layers that ``folders.parts`` holds are not fitted
-    again."""
+    again. ``recorded``: what the original computes on these pictures, from the first layer that changes or an
+    earlier one; None: it is walked for this repair alone."""
     import torch
 
     names = [site.name for site in problem.chain.sites]
+    first = problem.first_changed
+    if first is None:
+        return dict(problem.left), []
+    if recorded is None:
+        recorded = record(
+            problem.original, pictures, first, folders.scratch / "recorded", folders.scratch, progress
+        )
     fitted = {f"{name}.{part}" for name in names for part in ("weight", "bias")}
     # scales are not fitted: the layer behind them makes up for what they miss
     tensors = {name: tensor for name, tensor in problem.left.items() if name not in fitted}
     fits: list[Fit] = []
-    walk = _Walk(problem, pictures, folders)
+    walk = _Walk(problem, pictures, recorded, folders)
     with torch.inference_mode(), progress.task("fitting the layers", len(names)) as task:
         for name in names:
             made, fit = walk.layer(name)
@@ -109,30 +129,33 @@ def repair(
 
 
 class _Walk:
-    """The original and the smaller network side by side, as far as they have been walked."""
+    """The smaller network, as far as it has been walked, beside the records of the original."""
 
-    def __init__(self, problem: Problem, pictures: Pictures, folders: Folders) -> None:
+    def __init__(self, problem: Problem, pictures: Pictures, recorded: Recorded, folders: Folders) -> None:
         import torch
 
-        self.problem, self.parts = problem, folders.parts
-        self.counts = (len(pictures.fit), len(pictures.held))
-        original, shown = problem.original, torch.cat([pictures.fit, pictures.held])
-        self.theirs = begun(original.chain, shown, original.tensors, folders.scratch)
-        self.ours = self.theirs  # until a layer differs
+        self.problem, self.recorded, self.parts = problem, recorded, folders.parts
+        self.counts = recorded.counts
+        self._names = [site.name for site in problem.chain.sites]
+        original = problem.original
+        if recorded.maps:
+            self._walked, self.ours = self._names.index(recorded.first), recorded.maps.fork()
+        else:
+            shown = torch.cat([pictures.fit, pictures.held])
+            self._walked = 0
+            self.ours = begun(original.chain, shown, original.tensors, folders.scratch)
 
     def layer(self, name: str) -> "tuple[dict[str, torch.Tensor], Fit | None]":
-        """Fit one layer of the chain, and move both networks past it."""
-        old, chain = self.problem.original, self.problem.chain
+        """Fit one layer of the chain if it or its inputs changed, and move the network past it."""
+        chain, place = self.problem.chain, self._names.index(name)
         start, bias = self.problem.left[f"{name}.weight"], self.problem.left[f"{name}.bias"]
         factor = chain.site(name).layer.factor
         tensors, fit = {f"{name}.weight": start, f"{name}.bias": bias}, None
-        if factor or self.ours is not self.theirs:
+        first = self._names.index(self.problem.first_changed or name)
+        if factor or place > first:
             tensors, fit = self._fitted(name, start, factor)
-        if self.ours is self.theirs and (factor or len(start) < len(old.tensors[f"{name}.weight"])):
-            self.ours = self.theirs.fork()
-        if self.ours is not self.theirs:
+        if place >= self._walked:
             self.ours.advance(*forward(chain, name, self.problem.left | tensors))
-        self.theirs.advance(*forward(old.chain, name, old.tensors))
         return tensors, fit
 
     def _fitted(
@@ -174,27 +197,18 @@ class _Walk:
         """The moments of the patches that the smaller network sees and of the outputs of the original's layer
         ``site`` at those places, for the fitting and the held-out pictures separately. ``inputs``: the number
         of channels that the smaller network has left."""
-        import torch
-
-        conv, part = site.layer, layers.whole(site)
+        conv = site.layer
         assert isinstance(conv, Conv)  # fully connected layers are fitted by picture
-        weight, bias = (self.problem.original.tensors[f"{site.name}.{kind}"] for kind in ("weight", "bias"))
-        rows = self.problem.kept.get(site.name, torch.arange(len(weight)))
-        area, taps = math.prod(part.sides), math.prod(conv.kernel)
-        places = min(area, max(1, SAMPLES // self.counts[0]))
-        generator, first, found = torch.Generator().manual_seed(0), 0, []
+        said, places = self.recorded.said(site.name), self.recorded.places(site)
+        rows, taps = self.problem.kept.get(site.name), math.prod(conv.kernel)
+        outputs = conv.outputs if rows is None else len(rows)
+        first, found = 0, []
         for count in self.counts:
-            sums = Sums(taps * inputs, len(rows))
+            sums = Sums(taps * inputs, outputs)
             for a in range(first, first + count, CHUNK):
                 b = min(a + CHUNK, first + count)
-                x = self.theirs.read(a, b)
-                seen = x if self.ours is self.theirs else self.ours.read(a, b)
-                chosen = torch.stack(
-                    [torch.randperm(area, generator=generator)[:places] for _ in range(b - a)]
-                )
-                said = layers.weighted(part, x, weight[rows], bias[rows]).flatten(2)
-                said = said.gather(2, chosen[:, None].expand(-1, len(rows), -1))
-                sums.add(patches(seen, chosen, conv), said.transpose(1, 2).reshape(-1, len(rows)))
+                wanted = said[a:b] if rows is None else said[a:b][..., rows]
+                sums.add(patches(self.ours.read(a, b), places[a:b], conv), wanted.reshape(-1, outputs))
             found.append(sums.moments())
             first += count
         return found[0], found[1]
@@ -202,11 +216,8 @@ class _Walk:
     def _linear(
         self, name: str, start: "torch.Tensor", factor: Factor | None
     ) -> "tuple[dict[str, torch.Tensor], Fit]":
-        import torch
-
         original, (fitted, total) = self.problem.original, (self.counts[0], sum(self.counts))
-        weight, bias = (original.tensors[f"{name}.{part}"] for part in ("weight", "bias"))
-        said = torch.nn.functional.linear(self.theirs.read(0, total), weight, bias)
+        said = self.recorded.said(name)
         seen = self.ours.read(0, total)
         x, y = Centred.of(seen, fitted), Centred.of(said, fitted)
         new, strength = ridge_by_picture(start, x, y)

@@ -166,6 +166,13 @@ def _key(stage: Stage[R], options: dict[str, Any], inputs: dict[str, Artifact]) 
     ).hexdigest()
 
 
+def digest(module: str, *of: object) -> str:
+    """A name for what ``module`` computes from JSON values: it changes with these, with the module's source
+    and imports and with the versions of the libraries."""
+    said = json.dumps([of, versions(), sources.digest(module)], sort_keys=True)
+    return hashlib.sha256(said.encode()).hexdigest()[:16]
+
+
 def _read(path: Path) -> dict[str, Any] | None:
     try:
         data = json.loads(path.read_text(encoding="utf-8"))

@@ -1,0 +1,166 @@
+"""The factorised forms of an original's convolutions for its own inputs, at every rank at once.
+
+Everything follows from the second moments of the patches that each convolution sees in the original, which
+are measured once. A form keeps its directions in order of importance, so that a rank is a cut through them.
+The shares of the variance that the ranks keep are the sensitivity table; the forms themselves, cut to the
+ranks of a chain, are a network that costs no further pass over the pictures (``reconstruct`` fits a better
+one, layer after layer, to the inputs that the smaller network really has).
+"""
+
+import dataclasses
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vgg_export.core.files import atomic_file
+from vgg_export.network import checkpoint as checkpoints
+from vgg_export.network.chain import Chain, Conv, Factor, Site
+
+from . import separable
+from .feature_maps import patches
+from .least_squares import Moments, Sums
+from .recorded import Recorded
+
+if TYPE_CHECKING:
+    import torch
+
+Table = dict[str, dict[str, tuple[float, ...]]]  # shares of variance at rank 1, 2, ..., by layer and form
+
+
+@dataclasses.dataclass(frozen=True)
+class Solved:
+    """The forms of one original. ``shares``: the sensitivity table. ``tensors``: by layer, form and part
+    ("conv2_1.spatial.vertical"), float32. ``mean``: the mean patch of a layer ("conv2_1.mean")."""
+
+    shares: Table
+    tensors: "Mapping[str, torch.Tensor]"
+
+    def factors(self, site: Site, factor: Factor, weight: "torch.Tensor") -> "dict[str, torch.Tensor]":
+        """The tensors of a convolution made of two. ``weight``: its own [n, c, height, width]."""
+        import torch
+
+        name, rank = site.name, factor.rank
+
+        def part(of: str) -> torch.Tensor:
+            return self.tensors[f"{name}.{factor.kind}.{of}"].double()
+
+        if factor.kind == "spatial":
+            width = weight.shape[3]
+            form = separable.Separable(
+                part("vertical")[:rank],
+                part("zz")[: width * rank, : width * rank],
+                part("yz")[:, : width * rank],
+                1.0,
+            )
+            horizontal = form.horizontal()
+            first, second = form.vertical[..., None], horizontal[:, :, None]
+            effective = separable.joined(form.vertical, horizontal).flatten(1)
+        else:
+            basis = part("basis")[:, :rank]
+            first = (basis.T @ weight.flatten(1).double()).view(rank, *weight.shape[1:])
+            second = basis[:, :, None, None]
+            effective = basis @ first.flatten(1)
+        missing = (weight.flatten(1).double() - effective) @ self.tensors[f"{name}.mean"].double()
+        return {
+            f"{name}_reduce.weight": first.float().contiguous(),
+            f"{name}_expand.weight": second.float().contiguous(),
+            "bias": missing.float(),  # what the bias must make up for
+        }
+
+    def unfitted(self, original: checkpoints.Checkpoint, chain: Chain) -> checkpoints.Checkpoint:
+        """The original with its convolutions in the forms and ranks of ``chain``, and its fully connected
+        layers as they are."""
+        factors = {site.name: site.layer.factor for site in chain.convs if site.layer.factor}
+        tensors = dict(original.tensors)
+        for name, factor in factors.items():
+            weight, bias = tensors.pop(f"{name}.weight"), tensors.pop(f"{name}.bias")
+            made = self.factors(chain.site(name), factor, weight)
+            tensors[f"{name}_expand.bias"] = bias + made.pop("bias")
+            tensors |= made
+        return dataclasses.replace(original, chain=original.chain.with_factors(factors), tensors=tensors)
+
+
+def forms(chain: Chain) -> Iterator[tuple[Site, tuple[int, int], tuple[str, ...]]]:
+    """Every convolution with its kernel and the forms that it can take: a kernel of one row or column has no
+    spatial form."""
+    for site in chain.convs:
+        assert isinstance(site.layer, Conv)
+        kernel = site.layer.kernel
+        yield site, kernel, ("channel", "spatial") if min(kernel) > 1 else ("channel",)
+
+
+class Solving:
+    """Watches an original being walked (``recorded.record``) and solves each convolution once all fitting
+    pictures have passed it."""
+
+    def __init__(self, original: checkpoints.Checkpoint, counts: tuple[int, int]) -> None:
+        self._original, self._counts = original, counts
+        self._forms = {site.name: kinds for site, _, kinds in forms(original.chain)}
+        self._sums: Sums | None = None
+        self._shares: Table = {}
+        self._tensors: dict[str, torch.Tensor] = {}
+
+    def watch(self, site: Site, a: int, x: "torch.Tensor", _: "torch.Tensor") -> None:
+        """Add the patches of a chunk of fitting pictures; see ``recorded.Watch``."""
+        if site.name not in self._forms or a >= self._counts[0]:
+            return
+        assert isinstance(site.layer, Conv)
+        b = min(a + len(x), self._counts[0])
+        places = Recorded(Path(), self._counts, site.name).places(site)[a:b]
+        rows = patches(x[: b - a], places, site.layer)
+        self._sums = self._sums or Sums(rows.shape[1], 1)
+        self._sums.add(rows, rows[:, :1])
+        if b == self._counts[0]:
+            self._solve(site, self._sums.moments())
+            self._sums = None
+
+    def _solve(self, site: Site, moments: Moments) -> None:
+        import torch
+
+        name, kinds = site.name, self._forms[site.name]
+        weight = self._original.tensors[f"{name}.weight"].double()
+        flat = weight.flatten(1)
+        values, basis = torch.linalg.eigh(flat @ moments.xx @ flat.T)
+        values = values.flip(0).clamp_min(0)
+        found = {f"{name}.mean": moments.mean_x, f"{name}.channel.basis": basis.flip(1)}
+        self._shares[name] = {"channel": tuple((values.cumsum(0) / values.sum().clamp_min(1e-30)).tolist())}
+        if "spatial" in kinds:
+            n, c, height, width = weight.shape
+            most = height * width * c * n // (height * c + width * n)
+            form = separable.separate(weight, moments.xx, max(1, most))
+            self._shares[name]["spatial"] = tuple(form.shares())
+            parts = {"vertical": form.vertical, "zz": form.zz, "yz": form.yz}
+            found |= {f"{name}.spatial.{part}": tensor for part, tensor in parts.items()}
+        self._tensors |= {key: tensor.float().contiguous() for key, tensor in found.items()}
+
+    def solved(self) -> Solved:
+        """What was found, once the original has been walked to its end."""
+        return Solved(self._shares, self._tensors)
+
+
+def write(path: Path, solved: Solved) -> None:
+    """Keep the forms as a file; the table is not in it."""
+    from safetensors.torch import save_file
+
+    with atomic_file(path) as temporary:
+        save_file(dict(solved.tensors), temporary)
+
+
+def read(path: Path, shares: Table) -> Solved:
+    """The forms that ``write`` kept, with their table."""
+    from safetensors.torch import load_file
+
+    return Solved(shares, load_file(path))
+
+
+def disk_bytes(chain: Chain) -> int:
+    """The size of the file of a chain's forms, about."""
+    total = 0
+    for site, (height, width), kinds in forms(chain):
+        c, n = site.channels, site.layer.outputs
+        total += n * n + height * width * c
+        if "spatial" in kinds:
+            rank = max(1, height * width * c * n // (height * c + width * n))
+            total += rank * height * c + (width * rank) ** 2 + n * width * rank
+    return 4 * total + math.ceil(0.001 * total)
