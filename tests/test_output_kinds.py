@@ -163,8 +163,11 @@ def test_the_figures_of_several_labels_at_build_time(drawn: dict[str, Drawn], tm
     reseal(bundle.folder, max_drop=3.0)
     try:
         result, printed = measured(bundle, tmp_path)
+        strict, _ = measured(bundle, tmp_path, "--sure")
     finally:
         reseal(bundle.folder, max_drop=None)
+    assert (result["recommended"]["sure"], strict["recommended"]["sure"]) == (False, True)
+    assert "at most 3 points, error included: " in strict["recommended"]["reason"]
     chosen = result["recommended"]
     assert chosen["variant"] in ("baseline", "close")
     assert f"% of the decisions per label on {TESTED} test images" in chosen["reason"]

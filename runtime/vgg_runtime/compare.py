@@ -141,6 +141,12 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="time all builds of each variant on this board first, and remember the fastest",
     )
+    parser.add_argument(
+        "--sure",
+        action="store_true",
+        help="recommend only what is sure to lose little: a loss counts with its standard error (default: the"
+        " estimate decides, and what is not sure about it is said)",
+    )
     # tests lay out /proc and /sys of another board here
     parser.add_argument("--root", type=Path, default=Path("/"), help=argparse.SUPPRESS)
     parser.add_argument("--top5", action="store_true", help="show the five most probable classes")
@@ -264,6 +270,8 @@ def _run(options: argparse.Namespace) -> int:
     if options.doctor:
         return _doctor(options, folder)
     bundle = Bundle(folder, tuning.for_here(manifest.read(folder), options.target, options.root))
+    if options.sure:
+        bundle = bundle.using(dataclasses.replace(bundle.manifest, sure=True))
     if options.live is not None:
         return _live(options, bundle)
     _refuse(options, ("source", "fps", "frames", "seconds", "every"), "belongs to --live VARIANT")
@@ -323,7 +331,7 @@ def _needed(
 
 
 def _diff(options: argparse.Namespace) -> int:
-    _refuse(options, ("target", "tune", "memory"), "does not go with --diff, which measures nothing")
+    _refuse(options, ("target", "tune", "memory", "sure"), "does not go with --diff, which measures nothing")
     from .report import diff
 
     print(diff.diff(*(diff.read(path) for path in options.diff)))
@@ -332,7 +340,7 @@ def _diff(options: argparse.Namespace) -> int:
 
 def _doctor(options: argparse.Namespace, folder: Path) -> int:
     names = ("image", "images", "html", "variants", "top5", "serve", "host", "port", "target", "tune")
-    _refuse(options, ("memory",), "does not go with --doctor, which measures nothing")
+    _refuse(options, ("memory", "sure"), "does not go with --doctor, which measures nothing")
     _refuse(options, names, "does not go with --doctor, which looks at the board and the whole bundle")
     return diagnosis.command(
         folder,
@@ -384,6 +392,7 @@ def _live(options: argparse.Namespace, bundle: Bundle) -> int:
         "port",
         "host",
         "tune",
+        "sure",
     )
     _refuse(options, compared, "does not go with --live")
     if options.threads == 0:

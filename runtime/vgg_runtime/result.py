@@ -21,14 +21,29 @@ class Proportion(Record):
     interval95: tuple[float, float]
 
 
+@dataclasses.dataclass(frozen=True)
+class Loss(Record):
+    """The best estimate of what a variant loses relative to the baseline, in points of top-1, or of
+    disagreement without labels, with its standard error, from ``n`` pictures. ``counted_share``: how much of
+    the estimate is counted answers, 0..1; the rest is calibrated probability. ``halved_by``: how many more
+    pictures would halve the error."""
+
+    points: float
+    error_points: float
+    n: int
+    counted_share: float
+    halved_by: int
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Evaluation(Record):
     """Figures on ``n`` test images from when the bundle was made. ``chance`` is the top-1 of always giving
     the same class. ``top1``, ``top5`` and ``chance`` are None without labels and for a multi-label network,
     ``top5`` also with five classes or fewer. ``agreement`` is the share of pictures with the baseline's
     class, or of a multi-label network's decisions that are the baseline's. ``loss_error_points`` is the
-    standard error of the loss relative to the baseline; ``kl_mean`` and ``kl_p95`` are divergences from the
-    baseline in nats, for a multi-label network the mean over its labels."""
+    standard error of the counted loss, which is the drop of top-1 (or the disagreement) in points; ``loss``
+    is the estimate that decides. ``kl_mean`` and ``kl_p95`` are divergences from the baseline in nats, for a
+    multi-label network the mean over its labels."""
 
     n: int
     top1: Proportion | None = None
@@ -38,6 +53,7 @@ class Evaluation(Record):
     loss_error_points: float | None = None
     kl_mean: float | None = None
     kl_p95: float | None = None
+    loss: Loss | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -226,11 +242,15 @@ class Row(Record):
 
 @dataclasses.dataclass(frozen=True)
 class Recommendation(Record):
-    """The variant to ship, and why; ``variant`` is None where none can be recommended."""
+    """The variant to ship, and why; ``variant`` is None where none can be recommended. ``unsure``: what it
+    loses, and what is not sure about that; None for the baseline and where nothing is recommended. ``sure``:
+    losses were compared with their error included."""
 
     variant: str | None
     max_loss_points: float
     reason: str
+    unsure: str | None = None
+    sure: bool = False
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -12,11 +12,12 @@ from launch import QUICK, compare
 
 from vgg_runtime.bundle import manifest
 from vgg_runtime.errors import BundleError
+from vgg_runtime.result import Loss
 
 
 def in_schema_2(document: dict[str, Any]) -> dict[str, Any]:
     """A manifest as it was written before there were kinds of output and inputs of other channels."""
-    older = {k: v for k, v in document.items() if k not in ("output", "network")} | {"schema": 2}
+    older = {k: v for k, v in document.items() if k not in manifest.ADDED} | {"schema": 2}
     for variant in older["variants"]:
         spec = variant["preprocessing"]
         assert spec.pop("channels") == 3
@@ -70,6 +71,23 @@ def change(*way: str | int, to: object) -> Callable[[dict[str, Any]], None]:
 
 
 SPEC = ("variants", 1, "preprocessing")
+LOST = {"points": 0.5, "error_points": 1, "n": 492, "counted_share": 0.5, "halved_by": 900}
+
+
+def test_what_a_search_chose_is_read_and_may_be_missing(bundle_copy: Path) -> None:
+    path = bundle_copy / manifest.FILE_NAME
+    document = json.loads(path.read_text())
+    del document["searched"], document["sure"]  # an older bundle
+    for variant in document["variants"]:
+        del variant["builds"][0]["evaluation"]["loss"]
+    path.write_text(json.dumps(manifest.seal(document)))
+    older = manifest.read(bundle_copy)
+    assert (older.searched, older.sure, older.variants[0].build.evaluation.loss) == (None, False, None)  # type: ignore[union-attr]
+    chosen = {"variant": "scaled", "lost": LOST, "judged": ["scaled"]}
+    path.write_text(json.dumps(manifest.seal(document | {"searched": chosen})))
+    assert manifest.read(bundle_copy).searched == manifest.Searched(
+        "scaled", Loss(0.5, 1, 492, 0.5, 900), ("scaled",)
+    )
 
 
 @pytest.mark.parametrize(
@@ -100,6 +118,20 @@ SPEC = ("variants", 1, "preprocessing")
             "variants[0].builds[0].sessions.fast.arena: expected true or false, found 'yes'",
         ),
         (change("files", 0, "sha256", to=None), "files[0].sha256: expected a text, found nothing"),
+        (change("sure", to="yes"), "sure: expected true or false, found 'yes'"),
+        (change("searched", to=[]), "searched: expected an object or null, found a list of 0"),
+        (
+            change("searched", to={"variant": "tiny", "lost": LOST}),
+            "searched.variant: expected one of baseline, quantized, scaled, found 'tiny'",
+        ),
+        (
+            change("searched", to={"variant": "scaled", "lost": LOST | {"n": 0.5}}),
+            "searched.lost.n: expected a whole number, found 0.5",
+        ),
+        (
+            change("searched", to={"variant": "scaled", "lost": LOST, "judged": ["scaled", 3]}),
+            "searched.judged[1]: expected a text, found 3",
+        ),
     ],
 )
 def test_a_wrong_field_is_named(

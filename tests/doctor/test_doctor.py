@@ -493,7 +493,8 @@ def test_a_package_whose_libraries_are_missing_is_a_failing_line(bundle_copy: Pa
 
 
 @pytest.mark.parametrize(
-    "arguments", [("--image", "a.jpg"), ("--serve",), ("--variants", "baseline"), ("--html", "r.html")]
+    "arguments",
+    [("--image", "a.jpg"), ("--serve",), ("--sure",), ("--variants", "baseline"), ("--html", "r.html")],
 )
 def test_what_does_not_go_with_it_is_code_2(
     arguments: tuple[str, ...], bundle_folder: Path, tmp_path: Path

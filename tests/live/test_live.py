@@ -607,6 +607,7 @@ def test_the_model_is_that_of_the_copy(folder: Path, bundle_copy: Path) -> None:
         (("--live", "scaled", "--variants", "scaled"), "--variants does not go with --live"),
         (("--live", "scaled", "--serve"), "--serve does not go with --live"),
         (("--live", "scaled", "--port", "0"), "--port does not go with --live"),
+        (("--live", "scaled", "--sure"), "--sure does not go with --live"),
         (("--live", "scaled", "--budget", "3"), "--budget does not go with --live"),
         (("--live", "scaled", "--source", "empty", "--frames", "0"), "expected at least 1"),
         (

@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 from launch import compare
+from rows import a_result, a_row
 
 from vgg_export.cli import main
 from vgg_runtime import text
-from vgg_runtime.report import diff
-from vgg_runtime.result import Result
+from vgg_runtime.report import diff, tables
+from vgg_runtime.result import Recommendation, Result
 
 
 @pytest.fixture(scope="module")
@@ -78,6 +79,23 @@ def test_several_boards_in_one_table(result: dict[str, Any], changed: dict[str, 
     assert float(row[1].rstrip("!")) == pytest.approx(result["variants"][0]["p50_ms"], abs=0.051)
     assert float(row[4].rstrip("!")) == pytest.approx(changed["variants"][0]["p50_ms"], abs=0.051)
     assert row[4].endswith("!")
+
+
+def test_each_board_names_what_it_recommends() -> None:
+    rows = (a_row("baseline", p50_ms=9.0), a_row("compact", p50_ms=1.0))
+    chosen = a_result(
+        *rows, recommended=Recommendation("compact", 1.0, "the search's choice", "0.5 points lost")
+    )
+    nothing = a_result(*rows, recommended=Recommendation(None, 1.0, "40 test images are too few"))
+    older = a_result(*rows)
+    text = diff.boards([chosen, older, nothing])
+    assert [line for line in text.splitlines() if "ecommended" in line or "points lost" in line] == [
+        "[1] ★ compact is recommended: the search's choice",
+        "[1]   0.5 points lost",
+        "[3] None is recommended: 40 test images are too few",
+    ]
+    shown = tables.comparison(chosen)
+    assert "\n★ compact is recommended: the search's choice\n  0.5 points lost\n" in shown
 
 
 def test_a_result_cannot_steer_the_terminal(result: dict[str, Any]) -> None:

@@ -19,7 +19,7 @@ from vgg_export.core.progress import Progress
 from vgg_export.data.splits import Item
 from vgg_runtime.board import device
 from vgg_runtime.board.targets import here
-from vgg_runtime.bundle import metrics
+from vgg_runtime.bundle import losses, metrics
 from vgg_runtime.bundle.input_spec import InputSpec
 from vgg_runtime.bundle.manifest import SessionSettings
 from vgg_runtime.bundle.outputs import MULTI_LABEL, SOFTMAX, class_logits, top_k
@@ -139,6 +139,7 @@ def figures(
         loss_error_points=compared.loss_error_points,
         kl_mean=compared.kl,
         kl_p95=float(np.quantile(compared.divergence, 0.95)),
+        loss=losses.estimated(compared.counted, logits, baseline, labels, output),
     )
 
 

@@ -113,7 +113,8 @@ class Entry:
 class Contents:
     """The contents of a bundle. ``evaluation``: figures by build, or None with the reason in
     ``evaluation_absent``. ``max_drop``: the points that a recommended variant may lose, where that was asked
-    for. ``checked``: the result of the check whether the checkpoint understands the pictures."""
+    for; ``sure``: with the standard error of the loss. ``checked``: the result of the check whether the
+    checkpoint understands the pictures. ``searched``: what a search for a budget chose."""
 
     entries: tuple[Entry, ...]
     splits: Splits
@@ -122,6 +123,8 @@ class Contents:
     evaluation_absent: str | None
     max_drop: float | None = None
     checked: Checked = dataclasses.field(default_factory=Checked)
+    searched: m.Searched | None = None
+    sure: bool = False
 
     def __post_init__(self) -> None:
         ids = [entry.id for entry in self.entries]
@@ -253,6 +256,8 @@ def _key(contents: Contents) -> str:
             dict(contents.evaluation or {}),
             contents.evaluation_absent,
             contents.max_drop,
+            contents.searched,
+            contents.sure,
         ],
         dataclasses.asdict(contents.checked),
         [cache.versions(), sources.digest(__name__), *(sha256(path) for path in runtime_files())],
@@ -335,6 +340,8 @@ def _write(folder: Path, contents: Contents, key: str, advance: Callable[[], Non
         problem=contents.checked.problem,
         output=info.chain.output,
         network=contents.network,
+        searched=contents.searched,
+        sure=contents.sure,
     )
     write_json(folder / m.FILE_NAME, written.to_json())
     advance()

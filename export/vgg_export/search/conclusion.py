@@ -1,17 +1,20 @@
-"""The conclusion of a search: which of its points is recommended, and why."""
+"""The conclusion of a search: which of its points is recommended, and why. What may be lost is decided by the
+rule of ``vgg_runtime.measure.verdict``, as on the board."""
 
 import math
 from collections.abc import Callable, Iterable, Sequence
 
 from vgg_export.options import Budget
-from vgg_runtime.measure.recommend import loss_points, near_chance
+from vgg_runtime.measure import verdict
+from vgg_runtime.measure.recommend import near_chance
+from vgg_runtime.result import Loss
 
 from .points import Found, Point, Rung
 
 
 def too_much(points: Iterable[Point], baseline: Point, budget: Budget) -> bool:
-    """Whether the loss plus its standard error is above the budget for every point."""
-    return all(_excess(p, baseline, budget) > 1e-9 for p in points)
+    """Whether every point loses more than the budget allows."""
+    return all(_excess(p, baseline, budget) > verdict.SLACK for p in points)
 
 
 def far_enough(points: Sequence[Point], baseline: Point, budget: Budget) -> bool:
@@ -28,18 +31,21 @@ def reaches(point: Point, budget: Budget) -> bool:
     return small and (budget.speedup is None or point.speedup >= budget.speedup)
 
 
+def lost(point: Point, baseline: Point, which: str = "select", *, sure: bool = False) -> Loss:
+    """What a point loses against the baseline on the selection (or test) pictures: of top-1, or of agreement
+    where there are no labels."""
+    return verdict.lost(point.figures(which), baseline.figures(which), sure=sure)
+
+
 def drop(point: Point, baseline: Point, which: str = "select") -> float:
-    """Points lost against the baseline on the selection (or test) pictures: of top-1, or of agreement where
-    there are no labels."""
-    return loss_points(point.figures(which), baseline.figures(which))
+    """The estimate of ``lost`` in points."""
+    return lost(point, baseline, which).points
 
 
-def error(point: Point, which: str = "select") -> float:
+def error(point: Point, baseline: Point, which: str = "select") -> float:
     """The standard error of ``drop``. On other pictures, about one network in six loses more than the drop
     and its error together."""
-    found = point.figures(which).loss_error_points
-    assert found is not None  # what is evaluated here always has it
-    return found
+    return lost(point, baseline, which).error_points
 
 
 def shortfall(point: Point, budget: Budget) -> float:
@@ -77,13 +83,15 @@ def conclude(
             candidates,
             key=lambda p: (_excess(p, baseline, budget), shortfall(p, budget), drop(p, baseline), -p.speedup),
         )
-        words = f"{nearest.family}, {nearest.name}: {in_words(nearest, baseline)} on {n} selection pictures"
+        told = in_words(nearest, baseline, sure=budget.sure)
+        words = f"{nearest.family}, {nearest.name}: {told} on {n} selection pictures"
         reason = f"the budget ({budget.in_words()}) cannot be met; the nearest is {words}"
-        if reaches(nearest, budget) and drop(nearest, baseline) <= (budget.max_drop or 0.0):
+        counted = lost(nearest, baseline, sure=True).points
+        if budget.sure and reaches(nearest, budget) and counted <= (budget.max_drop or 0.0):
             reason += "; more selection pictures would lower its standard error"
         return Found(tuple(points), baseline, None, reason, _rung_of(nearest, tried))
     asked = f"{why} with {budget.in_words()} on {n} selection pictures"
-    reason = f"{asked}: {best.family}, {best.name}: {in_words(best, baseline)}"
+    reason = f"{asked}: {best.family}, {best.name}: {in_words(best, baseline, sure=budget.sure)}"
     figures = baseline.select
     if figures and (why_not := near_chance(figures.top1, figures.chance, "selection pictures")):
         return Found(tuple(points), baseline, None, f"none is recommended: {why_not}", _rung_of(best, tried))
@@ -91,10 +99,11 @@ def conclude(
 
 
 def _excess(point: Point, baseline: Point, budget: Budget) -> float:
-    """The points lost plus their standard error, above the allowed drop."""
-    return (
-        0.0 if budget.max_drop is None else max(0.0, drop(point, baseline) + error(point) - budget.max_drop)
-    )
+    """The points lost above the allowed drop."""
+    if budget.max_drop is None:
+        return 0.0
+    found = lost(point, baseline, sure=budget.sure)
+    return verdict.excess(found, budget.max_drop, sure=budget.sure)
 
 
 def _rung_of(point: Point, tried: dict[Rung, list[Point]]) -> Rung:
@@ -104,12 +113,14 @@ def _rung_of(point: Point, tried: dict[Rung, list[Point]]) -> Rung:
     return next((rung for rung, found in tried.items() if point in found), least)
 
 
-def in_words(point: Point, baseline: Point) -> str:
+def in_words(point: Point, baseline: Point, *, sure: bool = False) -> str:
     """Size, speed and loss as a phrase."""
-    lost = "" if point.select is None or baseline.select is None else f", {lost_in_words(point, baseline)}"
-    return f"{point.bytes / 1e6:.1f} MB (1/{baseline.bytes / point.bytes:.0f}), {point.speedup:.1f}x{lost}"
+    known = point.select is not None and baseline.select is not None
+    lost_ = f", {lost_in_words(point, baseline, sure=sure)}" if known else ""
+    return f"{point.bytes / 1e6:.1f} MB (1/{baseline.bytes / point.bytes:.0f}), {point.speedup:.1f}x{lost_}"
 
 
-def lost_in_words(point: Point, baseline: Point, which: str = "select") -> str:
+def lost_in_words(point: Point, baseline: Point, which: str = "select", *, sure: bool = False) -> str:
     """The loss and its standard error as a phrase."""
-    return f"{drop(point, baseline, which):+.1f} ± {error(point, which):.1f} points lost"
+    found = lost(point, baseline, which, sure=sure)
+    return f"{found.points:+.1f} ± {found.error_points:.1f} points lost"

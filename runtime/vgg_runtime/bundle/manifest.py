@@ -10,7 +10,7 @@ from typing import Any, Self
 
 from vgg_runtime.errors import BundleError
 from vgg_runtime.records import FieldError, Record
-from vgg_runtime.result import Evaluation, StepLoss
+from vgg_runtime.result import Evaluation, Loss, StepLoss
 
 from .input_spec import InputSpec
 from .outputs import OUTPUTS, SOFTMAX
@@ -19,11 +19,12 @@ FORMAT = "vgg-export-bundle"
 # 2: variants have builds, weights lie beside the graphs; 3: kinds of output, inputs of one or three channels
 SCHEMA = 3
 OLDEST_SCHEMA = 2  # that is read
+ADDED = ("output", "network", "searched", "sure")  # keys that no manifest in schema 2 has
 FILE_NAME = "manifest.json"
 SPLITS_NAME = "splits.json"
 REPORT_NAME = "report.html"  # written after the bundle, by its own runtime; not listed in the manifest
 # likewise not listed; written where a budget was searched for
-FRONT_NAMES = ("front.json", "front.csv", "front.svg", "front.png")
+FRONT_NAMES = ("front.json", "front.csv", "front.svg", "front.png", "front.html")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,6 +122,16 @@ class Variant(Record):
 
 
 @dataclasses.dataclass(frozen=True)
+class Searched(Record):
+    """The ``variant`` that a search chose, what it ``lost`` on the selection pictures, by which it was
+    chosen, and the variants that the search ``judged`` on them."""
+
+    variant: str
+    lost: Loss
+    judged: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
 class Manifest(Record):
     """The whole bundle.
 
@@ -135,6 +146,8 @@ class Manifest(Record):
     nothing for these weights (random ones); ``unchecked``, why it was not checked whether the checkpoint
     understands the pictures; ``problem``, that it does not. The user accepted a ``problem``, and nothing is
     recommended then. Each is None where it does not apply.
+
+    ``searched``: what a search for a budget chose; None where there was none, and in older bundles.
     """
 
     created_by: dict[str, str]
@@ -156,11 +169,17 @@ class Manifest(Record):
     problem: str | None = None
     output: str = SOFTMAX
     network: dict[str, Any] = dataclasses.field(default_factory=dict)
+    searched: Searched | None = None
+    # a loss counts with its standard error when a variant is recommended
+    sure: bool = False
     schema: int = SCHEMA
 
     def __post_init__(self) -> None:
         if self.output not in OUTPUTS:
             raise FieldError("output", f"one of {', '.join(OUTPUTS)}", self.output)
+        ids = [variant.id for variant in self.variants]
+        if self.searched and self.searched.variant not in ids:
+            raise FieldError("searched.variant", f"one of {', '.join(ids)}", self.searched.variant)
 
     def variant(self, wanted: str) -> Variant:
         for variant in self.variants:
@@ -201,7 +220,7 @@ def _in_schema_2(fields: dict[str, Any]) -> dict[str, Any]:
         spec = variant["preprocessing"]
         older = {"resize_px": spec["resize_px"], "crop_px": spec["px"], "mean": spec["mean"]}
         variants.append(variant | {"preprocessing": older | {"std": spec["std"]}})
-    kept = {name: value for name, value in fields.items() if name not in ("output", "network")}
+    kept = {name: value for name, value in fields.items() if name not in ADDED}
     return kept | {"variants": variants}
 
 

@@ -44,7 +44,7 @@ def against_zero(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
     return np.stack([np.zeros_like(logits), logits], axis=-1)
 
 
-def log_softmax(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
+def log_softmax(logits: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:
     """Natural logarithm of the probabilities along the last axis, in float64."""
     shifted = logits.astype(np.float64) - logits.max(axis=-1, keepdims=True)
     result: npt.NDArray[np.float64] = shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))

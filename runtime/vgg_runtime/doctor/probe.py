@@ -25,7 +25,9 @@ from vgg_runtime.measure.answers import in_words, say
 # Layers that multiply, under the names that onnxruntime's optimizers give them. A ReLU in a profile is one
 # that was not folded into its layer.
 FLOAT_LAYERS = frozenset({"Conv", "FusedConv", "NhwcFusedConv", "Gemm", "FusedGemm", "MatMul", "FusedMatMul"})
-INTEGER_LAYERS = frozenset({"QLinearConv", "QGemm", "QLinearMatMul", "MatMulIntegerToFloat", "ConvInteger"})
+INTEGER_LAYERS = frozenset(
+    {"QLinearConv", "QGemm", "QLinearMatMul", "MatMulIntegerToFloat", "ConvInteger", "MatMulNBits"}
+)
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5  # wire types of protobuf
 
 

@@ -28,7 +28,7 @@ from vgg_runtime.result import (
 )
 
 from . import aggregate, remedies
-from .recommend import LEAST_LABELLED, MAX_LOSS_POINTS, near_chance, recommend
+from .recommend import LEAST_LABELLED, near_chance, recommend
 from .running import Options, Pictures, Report, empty_row, measure
 
 SWEPT_THREADS = (1, 2, 4)
@@ -163,13 +163,20 @@ def finish(
     # read again: measuring may have made the board hot
     board = dataclasses.replace(begun.device, **device.state(root))
     result = dataclasses.replace(result, variants=related, device=board)
-    allowed = MAX_LOSS_POINTS if manifest.max_drop is None else manifest.max_drop
     # the problem itself is long and already in the notice above the table
     problem = (
         manifest.problem and "the checkpoint does not understand its pictures; the notice says what was found"
     )
     why_not = problem or _near_chance(result.baseline, images, bundle.labels)
-    pick = recommend(related, result.bundle.baseline, allowed, why_not, manifest.output)
+    pick = recommend(
+        related,
+        result.bundle.baseline,
+        manifest.max_drop,
+        why_not,
+        manifest.output,
+        manifest.searched,
+        sure=manifest.sure,
+    )
     result = dataclasses.replace(result, recommended=pick)
     return dataclasses.replace(result, explanations=tuple(remedies.explanations(result)))
 

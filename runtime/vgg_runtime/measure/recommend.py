@@ -1,64 +1,158 @@
-"""Recommends the variant to ship: the fastest one whose loss, standard error included, is within the
-allowance."""
+"""Recommends the variant to ship. That is the one that the search chose, unless this bundle's own figures
+contradict it or it is not faster here; without a search, the fastest one whose loss is within the
+allowance. The rule of what may be lost is ``verdict``'s."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
+from vgg_runtime.bundle.manifest import Searched
 from vgg_runtime.bundle.metrics import better_than_chance
 from vgg_runtime.bundle.outputs import ACCURACY, MULTI_LABEL, SOFTMAX
-from vgg_runtime.result import Evaluation, Proportion, Recommendation, Row
+from vgg_runtime.result import Evaluation, Loss, Proportion, Recommendation, Row
 
-MAX_LOSS_POINTS = 1.0
+from . import verdict
+
+MAX_LOSS_POINTS = 1.0  # where no loss was asked for
 LEAST_LABELLED = 20  # on fewer pictures even a good network's top-1 says little
 LEAST_IMAGES = 100  # one point is one picture of 100; fewer pictures cannot show such a loss
+CLEARLY_FASTER = 1.1  # a variant that the search did not judge takes its choice's place when so much faster
 
 
 def recommend(
     rows: Sequence[Row],
     baseline: str,
-    max_loss_points: float = MAX_LOSS_POINTS,
+    max_loss_points: float | None = None,
     problem: str | None = None,
     output: str = SOFTMAX,
+    searched: Searched | None = None,
+    *,
+    sure: bool = False,
 ) -> Recommendation:
     """Choose among the rows of a result by the figures on test images from when the bundle was built.
 
     The loss is the drop of top-1 in points, or 100 * (1 - agreement) where there were no labels and for a
-    multi-label network. The loss plus its standard error must stay within ``max_loss_points``, as in the
-    search of ``vgg-export all --max-drop``. Pictures shown on the device do not count, because they are too
-    few. ``problem``: why the checkpoint's figures mean nothing, if so; then nothing is recommended.
-    ``output``: the network's, one of ``outputs.OUTPUTS``.
+    multi-label network. Pictures shown on the device do not count, because they are too few.
+
+    Args:
+        max_loss_points: the allowed loss; None: it was not asked for, and is MAX_LOSS_POINTS.
+        problem: why the checkpoint's figures mean nothing, if so; then nothing is recommended.
+        output: the network's, one of ``outputs.OUTPUTS``.
+        searched: what a search chose, if there was one.
+        sure: the standard error of a loss counts, too, and the search's choice does not.
 
     Returns:
         The variant, or None when none can be recommended, and the reason.
     """
-    allowance = f"{max_loss_points:g} point{'' if max_loss_points == 1 else 's'}"
+    allowed = MAX_LOSS_POINTS if max_loss_points is None else max_loss_points
     reference = next((row for row in rows if row.variant == baseline), None)
-    built = reference.built if reference else None
-    if why_not := problem or _why_not(reference, allowance):
-        return Recommendation(None, max_loss_points, why_not)
-    assert built is not None
-    fit = [(row, row.built) for row in rows if row.error is None and row.p50_ms and row.built]
-    allowed = [
-        (row, own) for row, own in fit if row is reference or _at_worst(own, built) <= max_loss_points + 1e-9
+    searched = None if sure else searched
+    few = _too_few(reference, _points(allowed))
+    why_not = problem or _why_not(reference) or (None if searched else few)
+    if why_not or reference is None:
+        return Recommendation(None, allowed, why_not or "", sure=sure)
+    ran = [row for row in rows if row.error is None and row.p50_ms]
+    own = {} if few else _losses(ran, reference, sure=sure)
+    fit = [
+        row
+        for row in ran
+        if row is reference or (row.variant in own and verdict.within(own[row.variant], allowed, sure=sure))
     ]
-    if not allowed:
-        reason = f"no variant that ran here stays within {allowance} of the baseline"
-        return Recommendation(None, max_loss_points, reason)
-    best, figures = min(allowed, key=lambda one: one[0].p50_ms or 0.0)
-    speed = "" if best.speedup is None else f" ({best.speedup:.1f} times the baseline's speed)"
-    lost = f"those that lose at most {allowance}, error included: {_words(figures, built, output)}"
-    return Recommendation(best.variant, max_loss_points, f"the fastest here{speed} of {lost}")
+    passed_over = ""
+    if searched:
+        found = _of_search(searched, ran, reference, own, max_loss_points)
+        if isinstance(found, Row) and not (rivals := _rivals(fit, found, reference, searched)):
+            return _searched(found, searched, own.get(found.variant), max_loss_points)
+        passed_over = found if isinstance(found, str) else f"{searched.variant} is slower here"
+        fit = fit if isinstance(found, str) else rivals
+        passed_over = f"; the search chose {searched.variant}, but {passed_over}"
+    if few or not fit:
+        none = few or f"no variant that ran here stays within {_points(allowed)} of the baseline"
+        return Recommendation(None, allowed, none + passed_over, sure=sure)
+    best = min(fit, key=lambda row: row.p50_ms or 0.0)
+    assert best.built
+    assert reference.built
+    included = ", error included" if sure else ""
+    reason = (
+        f"the fastest here{_speed(best)} of those that lose at most {_points(allowed)}{included}:"
+        f" {_words(best.built, reference.built, output)}{passed_over}"
+    )
+    if best is reference:
+        return Recommendation(best.variant, allowed, reason, sure=sure)
+    return Recommendation(best.variant, allowed, reason, verdict.in_words(own[best.variant]), sure)
 
 
-def _why_not(reference: Row | None, allowance: str) -> str | None:
+def _points(count: float) -> str:
+    return f"{count:g} point{'' if count == 1 else 's'}"
+
+
+def _speed(row: Row) -> str:
+    return "" if row.speedup is None else f" ({row.speedup:.1f} times the baseline's speed)"
+
+
+def _why_not(reference: Row | None) -> str | None:
     """Why nothing can be compared with the baseline's row; None where it can."""
     if reference is None:
         return "the baseline was not run beside these, so there is nothing to compare with"
     built = reference.built
+    return near_chance(built.top1, built.chance) if built and built.n >= LEAST_IMAGES else None
+
+
+def _too_few(reference: Row | None, allowance: str) -> str | None:
+    """Why the figures on test images cannot decide; None where they can."""
+    built = reference.built if reference else None
     if built is None:
         return "no figures on test images were recorded when this bundle was made, so none is recommended"
     if built.n < LEAST_IMAGES:
         return f"{built.n} test images are too few to tell a loss of {allowance} (at least {LEAST_IMAGES})"
-    return near_chance(built.top1, built.chance)
+    return None
+
+
+def _losses(rows: Sequence[Row], reference: Row, *, sure: bool) -> dict[str, Loss]:
+    """What each variant with figures loses."""
+    assert reference.built
+    return {row.variant: verdict.lost(row.built, reference.built, sure=sure) for row in rows if row.built}
+
+
+def _of_search(
+    searched: Searched,
+    ran: Sequence[Row],
+    reference: Row,
+    own: Mapping[str, Loss],
+    max_drop: float | None,
+) -> Row | str:
+    """The row of what the search chose, or why that is not recommended. Without an allowed drop no loss
+    contradicts it."""
+    row = next((row for row in ran if row.variant == searched.variant), None)
+    if row is None:
+        return "that did not run here"
+    if reference.p50_ms and row.p50_ms and row.p50_ms >= reference.p50_ms:
+        return "that is not faster than the baseline here"
+    loss = own.get(row.variant)
+    if loss and max_drop is not None and verdict.contradicts(loss, max_drop):
+        return (
+            f"the test images contradict that: {loss.points:.1f} points lost,"
+            f" at least {verdict.at_least(loss):.1f} with 95 %"
+        )
+    return row
+
+
+def _rivals(fit: Sequence[Row], chosen: Row, reference: Row, searched: Searched) -> list[Row]:
+    """The variants that may be shipped, that the search did not judge, and that are clearly faster here than
+    its choice: on cores without a dot product a float variant can be."""
+    unjudged = [row for row in fit if row is not reference and row.variant not in searched.judged]
+    return [row for row in unjudged if (row.p50_ms or 0.0) * CLEARLY_FASTER <= (chosen.p50_ms or 0.0)]
+
+
+def _searched(row: Row, searched: Searched, loss: Loss | None, max_drop: float | None) -> Recommendation:
+    """The search's choice as a recommendation. What it loses is told from the test images, which had no part
+    in choosing it, where there are enough of them."""
+    asked = "its targets" if max_drop is None else f"a loss of at most {_points(max_drop)}"
+    reason = f"the search's choice for {asked}{_speed(row)}"
+    told = loss or searched.lost
+    unsure = verdict.in_words(told, "test images" if loss else "selection pictures, which chose it")
+    if loss and max_drop is not None and not verdict.within(loss, max_drop):
+        unsure += f"; that is more than the {max_drop:g} allowed, but not surely"
+    allowed = MAX_LOSS_POINTS if max_drop is None else max_drop
+    return Recommendation(row.variant, allowed, reason, unsure)
 
 
 def near_chance(top1: Proportion | None, chance: float | None, pictures: str = "test images") -> str | None:
@@ -80,19 +174,6 @@ def near_chance(top1: Proportion | None, chance: float | None, pictures: str = "
         " other pictures; a variant that"
         " agrees with it is no better"
     )
-
-
-def loss_points(built: Evaluation, reference: Evaluation) -> float:
-    """The loss of a variant relative to the baseline, in points of top-1, or of disagreement where there is
-    no top-1."""
-    if built.top1 and reference.top1:
-        return 100 * (reference.top1.rate - built.top1.rate)
-    return 100 * (1 - built.agreement.rate)
-
-
-def _at_worst(built: Evaluation, reference: Evaluation) -> float:
-    """The loss plus its standard error, in points; older bundles have no standard error."""
-    return loss_points(built, reference) + (built.loss_error_points or 0.0)
 
 
 def _words(built: Evaluation, reference: Evaluation, output: str) -> str:

@@ -9,7 +9,7 @@ from vgg_runtime.records import FieldError
 from vgg_runtime.result import SCHEMA, Result, Row
 from vgg_runtime.text import ABSENT, megabytes, number, percent, printable, table
 
-from .tables import MARK, headings, notice
+from .tables import MARK, headings, notice, star
 
 SIGNIFICANT = 0.10  # two runs on the same board differ in latency by up to this share
 EXPECTED = "expected a file that 'compare.py --json' wrote"
@@ -153,10 +153,13 @@ def boards(results: Sequence[Result]) -> str:
     numbered = [(k, row) for k, of_one in enumerate(found, 1) for row in of_one.values()]
     marks = [f"[{k}] {MARK} {row.variant}: {mark}" for k, row in numbered for mark in row.marks]
     failed = [f"[{k}] ✗ {row.variant}: {row.error}" for k, row in numbered if row.error]
+    stars = [f"[{k}] {line}" for k, result in enumerate(results, 1) for line in star(result)]
     notices = [
         f"[{k}] {line}" for k, result in enumerate(results, 1) for line in notice(result.bundle).splitlines()
     ]
-    return _shown("\n".join([*heads, "", table(("variant", *columns), rows), *marks, *failed, *notices]))
+    return _shown(
+        "\n".join([*heads, "", table(("variant", *columns), rows), *stars, *marks, *failed, *notices])
+    )
 
 
 def _by_variant(result: Result) -> Mapping[str, Row]:

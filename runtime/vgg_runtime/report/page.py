@@ -19,18 +19,23 @@ _POLICY = "<!--policy-->"
 
 
 def policy(template: str, *, live: bool) -> str:
-    """The Content-Security-Policy. It allows the page's own script and style, by hash; when the page is live
-    it also allows connections to its own server."""
+    """The Content-Security-Policy of a page. It allows the page's own scripts and styles, by hash; when the
+    page is live it also allows connections to its own server."""
     hashes = {}
     for tag in ("script", "style"):
-        (content,) = re.findall(rf"<{tag}>(.*?)</{tag}>", template, re.DOTALL)
-        hashes[tag] = base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()
+        found = re.findall(rf"<{tag}>(.*?)</{tag}>", template, re.DOTALL)
+        hashes[tag] = " ".join(map(_hash, found)) or "'none'"
     connect = "'self'" if live else "'none'"
     return (
-        f"default-src 'none'; script-src 'sha256-{hashes['script']}'; style-src"
-        f" 'sha256-{hashes['style']}'; img-src data: blob:;"
+        f"default-src 'none'; script-src {hashes['script']}; style-src"
+        f" {hashes['style']}; img-src data: blob:;"
         f" connect-src {connect}; base-uri 'none'; form-action 'none'"
     )
+
+
+def _hash(content: str) -> str:
+    """A script or style as a source of the policy."""
+    return f"'sha256-{base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()}'"
 
 
 def live() -> tuple[bytes, str]:

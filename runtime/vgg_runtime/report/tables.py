@@ -93,12 +93,7 @@ COLUMNS = (
 def comparison(result: Result) -> str:
     """One row per variant."""
     text = table(headings(COLUMNS, result.bundle.output), [_cells(row) for row in result.variants])
-    if pick := result.recommended:
-        text += (
-            f"\n★ {pick.variant} is recommended: {pick.reason}"
-            if pick.variant
-            else f"\nNone is recommended: {pick.reason}"
-        )
+    text += "".join(f"\n{line}" for line in star(result))
     for row in result.variants:
         text += "".join(f"\n{MARK} {row.variant}: {mark}" for mark in row.marks)
         if row.error:
@@ -106,6 +101,17 @@ def comparison(result: Result) -> str:
     text += "".join(f"\n→ {line}" for line in _builds(result))
     text += _threads(result)
     return text + "\n" + _footnote(result)
+
+
+def star(result: Result) -> list[str]:
+    """What is recommended and why, and what is not sure about it; no line where an older result does not
+    say."""
+    pick = result.recommended
+    if pick is None:
+        return []
+    if pick.variant is None:
+        return [f"None is recommended: {pick.reason}"]
+    return [f"★ {pick.variant} is recommended: {pick.reason}", *([f"  {pick.unsure}"] if pick.unsure else [])]
 
 
 def headings(columns: Sequence[str], output: str) -> tuple[str, ...]:
