@@ -76,13 +76,15 @@ class Seen:
     """Statistics of a tensor [1, C, H, W] or [1, n] over all pictures.
 
     ``low`` and ``high``, [C] or [n], are the extremes of each channel, and ``mean`` [C, H, W] or [n] is the
-    mean over the pictures. ``spread`` counts the values; it is None once they have been scaled.
+    mean over the pictures. ``spread`` counts the values; it is None once they have been scaled. ``vectors``
+    are the values of every picture, float32 [n] each; of maps they are not kept.
     """
 
     low: Array
     high: Array
     mean: Array
     spread: Histogram | None
+    vectors: list[npt.NDArray[np.float32]] = dataclasses.field(default_factory=list)
 
     def range(self) -> tuple[float, float]:
         """The range of all channels. It includes zero, because padding puts zeros there."""
@@ -98,8 +100,16 @@ class Seen:
         flattening."""
         by = np.repeat(scale, len(self.low) // len(scale))
         return type(self)(
-            self.low / by, self.high / by, self.mean / by.reshape(-1, *(1,) * (self.mean.ndim - 1)), None
+            self.low / by,
+            self.high / by,
+            self.mean / by.reshape(-1, *(1,) * (self.mean.ndim - 1)),
+            None,
+            [(values / by).astype(np.float32) for values in self.vectors],
         )
+
+    def values(self) -> npt.NDArray[np.float32]:
+        """The values of every picture, [pictures, n], of a tensor [1, n]."""
+        return np.stack(self.vectors)
 
 
 def observe(
@@ -121,7 +131,7 @@ def observe(
         for name in dict.fromkeys([n for layer in layers for n in (layer.input, *layer.ranged())])
         if name != source
     ]
-    session = _session(path, [name for name in names if name != layers[-1].gives], scratch)
+    session = session_with(path, [name for name in names if name != layers[-1].gives], scratch)
     reader = ImageReader(pictures, preprocessing, source, on_image)
     gathered: dict[str, Seen] = {}
     while feed := reader.get_next():
@@ -140,11 +150,13 @@ def _add(gathered: dict[str, Seen], name: str, values: npt.NDArray[np.float32]) 
         seen = gathered[name] = Seen(low, high, np.zeros(values.shape), Histogram())
     seen.low, seen.high = np.minimum(seen.low, low), np.maximum(seen.high, high)
     seen.mean += values
+    if values.ndim == 1:
+        seen.vectors.append(values)
     if seen.spread is not None:
         seen.spread.add(values)
 
 
-def _session(path: Path, names: Sequence[str], scratch: Path) -> Any:
+def session_with(path: Path, names: Sequence[str], scratch: Path) -> Any:
     """A session that also outputs the named tensors.
 
     Two protobuf messages in a row are read as one merged message. The additional outputs are therefore

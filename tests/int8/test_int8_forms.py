@@ -438,7 +438,9 @@ def test_the_form_that_is_closest_on_unseen_pictures_is_kept(
     )
     told, loss = made.measured["int8"], made.measured["losses"]["quantized"]
     tried = {entry["form"]: entry for entry in told["tried"]}
-    assert list(tried) == list(INT8_FORMS)
+    alone = [form.name for form in INT8_FORMS.values() if not form.rounded]
+    # weights are rounded together only in the closest of the forms
+    assert list(tried) == [*alone, "equalized-rounded"]
     assert told["chosen"].startswith("equalized")
     assert tried[told["chosen"]] == {"form": told["chosen"]} | {
         key: loss[key] for key in ("agreement", "kl", "n")

@@ -36,6 +36,8 @@ INT8_OPS = frozenset(
 # The operators that the optimizer may make of a layer that stays float, and of the activation, the guard and
 # the pool behind it.
 FLOAT_OPS = frozenset({"Conv", "FusedConv", "Gemm", "FusedGemm"})
+# The operator of a fully connected layer with weights of 4 bits.
+FOUR_BIT_OP = "MatMulNBits"
 BESIDE_FLOAT_OPS = frozenset({*ACTIVATIONS, "QuickGelu", "AveragePool", "GlobalAveragePool"})
 # The activations that onnxruntime has no int8 kernel for. They are computed in float between two int8 layers.
 WITHOUT_INT8 = ("Elu", "Tanh", "Gelu")
@@ -92,20 +94,24 @@ def staying_float(layers: Sequence[Layer]) -> dict[str, int]:
 
 
 def audit_quantized(
-    path: Path, kept: Collection[str] = (), floats: Mapping[str, int] | None = None
+    path: Path,
+    kept: Collection[str] = (),
+    floats: Mapping[str, int] | None = None,
+    four_bits: Collection[str] = (),
 ) -> dict[str, int]:
     """Count the operators that onnxruntime executes for an int8 model. ``kept`` names the layers that
-    stay float; ``floats``: the operators that have no int8 kernel (``staying_float``).
+    stay float; ``floats``: the operators that have no int8 kernel (``staying_float``); ``four_bits`` names
+    the layers with weights of 4 bits.
 
     Raises:
-        CheckFailedError: an operator is left that is neither int8 nor expected, or a kept layer is not
-            float.
+        CheckFailedError: an operator is left that is neither int8 nor expected, a kept layer is not float, or
+            the layers of 4 bits are others.
     """
     expected = floats or {}
     nodes = optimized(path).graph.node
-    weights = {node.input[1].removesuffix(".weight") for node in nodes if node.op_type in FLOAT_OPS}
     ops = dict(sorted(collections.Counter(node.op_type for node in nodes).items()))
     allowed = INT8_OPS | expected.keys() | (FLOAT_OPS | BESIDE_FLOAT_OPS if kept else set())
+    allowed |= {FOUR_BIT_OP} if four_bits else set()
     if extra := sorted(ops.keys() - allowed):
         counted = ", ".join(f"{ops[name]} {name}" for name in extra)
         raise CheckFailedError(
@@ -118,11 +124,13 @@ def audit_quantized(
             f"after onnxruntime's optimizer the int8 graph holds {_in_words(found)} in float; expected"
             f" {_in_words(expected)}"
         )
-    if weights != set(kept):
-        raise CheckFailedError(
-            f"after onnxruntime's optimizer the float layers are {', '.join(sorted(weights)) or 'none'};"
-            f" expected {', '.join(sorted(kept))}"
-        )
+    for what, operators, wanted in (("float", FLOAT_OPS, kept), ("4-bit", {FOUR_BIT_OP}, four_bits)):
+        weights = {node.input[1].partition(".weight")[0] for node in nodes if node.op_type in operators}
+        if weights != set(wanted):
+            raise CheckFailedError(
+                f"after onnxruntime's optimizer the {what} layers are"
+                f" {', '.join(sorted(weights)) or 'none'}; expected {', '.join(sorted(wanted)) or 'none'}"
+            )
     return ops
 
 

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from vgg_calibration import chain
+from vgg_calibration import chain, moments
 from vgg_calibration.observe import Array, Seen, observe
 from vgg_export.core.progress import Progress
-from vgg_export.options import Int8Form
+from vgg_export.graphs.tensors import store, tensors_of
+from vgg_export.options import INT8_FORMS, Int8Form
 from vgg_runtime.board import device
 from vgg_runtime.board.targets import Target, here
 from vgg_runtime.bundle.input_spec import InputSpec
@@ -21,13 +22,14 @@ from vgg_runtime.bundle.outputs import SOFTMAX
 from vgg_runtime.bundle.preprocess import load
 from vgg_runtime.bundle.session import Model, exact
 
-from . import bias_correction, equalize, qdq
+from . import bias_correction, equalize, four_bits, qdq, rounding
 
 if TYPE_CHECKING:
     import onnx
 
 # number of held-out pictures that rank the layers; few, since each layer takes a pass of the whole network
 RANKED_IMAGES = 10
+MOMENTS_IMAGES = 64  # calibration pictures that tell how to round; what counts is the places in them
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,6 +79,8 @@ class Bench:
         self.layers = chain.layers(onnx.load(source))
         self.seen: dict[str, Seen] = {}
         self.scales: list[Array] | None = None  # scales of the equalized form, computed when first needed
+        self.pictures: Sequence[Path] = ()
+        self.rounded: dict[str, dict[str, npt.NDArray[np.int8]]] = {}  # weights, by the base of the form
         self.inputs: list[npt.NDArray[np.float32]] = []
         self.expected = np.zeros((0, 1), np.float32)
 
@@ -86,6 +90,7 @@ class Bench:
             self.seen = observe(
                 self.source, self.layers, pictures, self.preprocessing, self.scratch, task.advance
             )
+        self.pictures = pictures
         self.inputs = [load(path, self.preprocessing)[None] for path in held]
         if held:
             self.expected = self._logits(self.source, "asking the float model", self.inputs)
@@ -93,12 +98,28 @@ class Bench:
     def make(self, form: Int8Form, kept: Collection[str] = ()) -> Trial:
         """Write the int8 graph of a form, with ``kept`` layers of the chain in float, and compare it."""
         path = self._write(form, kept)
-        if not self.inputs:
-            return Trial(form, tuple(kept), path, self._compared(self.expected, self.expected))
-        found = self._logits(
-            path, f"trying {form.name}" + "".join(f", {name} in float" for name in kept), self.inputs
-        )
-        return Trial(form, tuple(kept), path, self._compared(found, self.expected))
+        label = f"trying {form.name}" + "".join(f", {name} in float" for name in kept)
+        return Trial(form, tuple(kept), path, self._judged(path, label))
+
+    def in_four_bits(self, trial: Trial) -> tuple[Trial, tuple[str, ...]]:
+        """The candidate with its large fully connected layers in 4 bits, and their names; the same candidate
+        where none is large."""
+        import onnx
+
+        floating, seen = self._floating(trial.form)
+        layers = four_bits.suited(self.layers, floating, self.parts(trial.kept))
+        if not layers:
+            return trial, ()
+        path = trial.path.with_name(f"{trial.path.stem}+4bit.onnx")
+        with self.progress.task("rounding the large layers to 4 bits", len(layers)) as task:
+            integer = onnx.load(trial.path)
+            for layer in layers:
+                four_bits.rewrite(integer, floating, layer, seen[layer.input])
+                task.advance()
+            onnx.save(integer, path)
+            del integer, floating
+        compared = self._judged(path, "trying 4 bits")
+        return dataclasses.replace(trial, path=path, compared=compared), tuple(one.name for one in layers)
 
     def parts(self, names: Collection[str]) -> list[str]:
         """The names of the layers of the graph that make up these layers of the chain."""
@@ -123,6 +144,11 @@ class Bench:
                 task.advance()
         return dict(sorted(cost.items(), key=lambda item: -item[1]))
 
+    def _judged(self, path: Path, label: str) -> Comparison:
+        """A graph's comparison with the float model on the held-out pictures, of which there may be none."""
+        found = self._logits(path, label, self.inputs) if self.inputs else self.expected
+        return self._compared(found, self.expected)
+
     def _compared(self, found: npt.NDArray[np.float32], expected: npt.NDArray[np.float32]) -> Comparison:
         return compare(found, expected, output=self.output)
 
@@ -136,15 +162,40 @@ class Bench:
                 limits = qdq.ranges(self.layers, seen, clipped=form.clipped)
                 qdq.write(floating, self.layers, limits, self.target, path, kept=self.parts(kept))
                 return path
-        uncorrected = dataclasses.replace(form, name=form.name.removesuffix("-corrected"), corrected=False)
-        before = self.scratch / ("+".join([uncorrected.name, *kept]) + ".onnx")
+        before = self.scratch / ("+".join([form.base, *kept]) + ".onnx")
         if not before.is_file():
-            self._write(uncorrected, kept)
+            self._write(INT8_FORMS[form.base], kept)
         floating, seen = self._floating(form)
         made = onnx.load(before)
+        if form.rounded:
+            self._round(form, floating, made)
         bias_correction.correct_biases(floating, self.layers, seen, made)
         onnx.save(made, path)
         return path
+
+    def _round(self, form: Int8Form, floating: "onnx.ModelProto", made: "onnx.ModelProto") -> None:
+        """Round the weights of convolutions together, in place. What was rounded once is known from then on:
+        it does not depend on the layers that stay float."""
+        quantized, known = tensors_of(made), self.rounded.setdefault(form.base, {})
+        kernels = {
+            layer: shape
+            for layer, shape in rounding.kernels(floating, self.layers).items()
+            if f"{layer.weight}_quantized" in quantized
+        }
+        groups = moments.passes({layer: kernels[layer] for layer in kernels if layer.weight not in known})
+        scales = dict(zip(self.layers, [None, *(self.scales or ())], strict=False)) if form.equalized else {}
+        pictures = self.pictures[:MOMENTS_IMAGES]
+        with self.progress.task("rounding weights together", len(groups) * len(pictures)) as task:
+            for group in groups:
+                found = moments.gather(
+                    self.source, group, pictures, self.preprocessing, self.scratch, task.advance
+                )
+                for layer in group:
+                    seen, scale = found.pop(layer.name), scales.get(layer)
+                    reads = seen if scale is None else seen.divided(scale)
+                    known[layer.weight] = rounding.rounded(floating, layer, reads, made)
+        for layer in kernels:
+            store(quantized[f"{layer.weight}_quantized"], known[layer.weight])
 
     def _floating(self, form: Int8Form) -> "tuple[onnx.ModelProto, dict[str, Seen]]":
         """The float graph that a form starts from, in memory only, and the statistics of its tensors."""

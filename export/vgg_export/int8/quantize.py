@@ -21,13 +21,13 @@ from vgg_export.core.progress import Progress
 from vgg_export.data.splits import Splits, short_hash
 from vgg_export.graphs import audit
 from vgg_export.graphs.model_info import described
-from vgg_export.options import INT8_FORMS, QuantizeOptions, as_json
-from vgg_runtime.board.targets import TARGETS, Target
+from vgg_export.options import AUTO_BITS, INT8_FORMS, QuantizeOptions, as_json
+from vgg_runtime.board.targets import ARM, TARGETS, Target
 from vgg_runtime.bundle.input_spec import InputSpec
 
-from . import qdq, split_gemm
+from . import four_bits, qdq, split_gemm
 from .candidates import Bench, Trial
-from .measured import Choice, FloatLayer, Quantized, Tried
+from .measured import Choice, FloatLayer, FourBits, Quantized, Tried
 
 log = logging.getLogger(__name__)
 
@@ -74,10 +74,13 @@ def run(
             )
             bench.calibrate([i.path for i in items], [i.path for i in held])
             made, told = choose_form(bench, options)
+            made, four = choose_bits(bench, made, options)
             whole = _in_halves(made.path, bench.preprocessing)
             with progress.task("auditing the int8 graph", None):
                 floats = audit.staying_float(bench.layers)
-                ops = audit.audit_quantized(whole, bench.parts(made.kept), floats)
+                ops = audit.audit_quantized(
+                    whole, bench.parts(made.kept), floats, four.layers if four else ()
+                )
             _write_for(TARGETS[options.target], whole, path)
         log_float_ops(floats)
         losses = {"quantized": Loss.of(made.compared, "its float model")} if made.judged else {}
@@ -90,6 +93,7 @@ def run(
             int8=told,
             model=dataclasses.replace(info, precision="int8", calibrated_on=seen),
             float_ops=floats or None,
+            four_bits=four,
         )
 
     used = {"seed": seed, "images": [i.sha256 for i in items], "held": [i.sha256 for i in held]}
@@ -124,7 +128,8 @@ def choose_form(bench: Bench, options: QuantizeOptions) -> tuple[Trial, Choice]:
     trials = [bench.make(INT8_FORMS.get(options.method, PLAIN))]
     why = reason_for_one(trials[0], options)
     if why is None:
-        trials += [bench.make(form) for form in INT8_FORMS.values() if form != PLAIN]
+        trials += [bench.make(form) for form in INT8_FORMS.values() if form != PLAIN and not form.rounded]
+        trials.append(bench.make(INT8_FORMS[f"{closest(trials).form.base}-rounded"]))
     best = closest(trials)
     if why is None:
         changed = best is not trials[0]
@@ -137,6 +142,41 @@ def choose_form(bench: Bench, options: QuantizeOptions) -> tuple[Trial, Choice]:
     log.info("int8: %s; %s", in_words(best), why)
     log_float_layers(best, kept, told, options)
     return kept, Choice(best.form.name, why, tuple(_tried(t) for t in trials), tuple(told))
+
+
+def choose_bits(bench: Bench, best: Trial, options: QuantizeOptions) -> tuple[Trial, FourBits | None]:
+    """The candidate with its large fully connected layers in 4 bits, and what that saves and costs; the
+    candidate itself where 4 bits are not wanted, no layer is large, or "auto" finds that the core is slow
+    with them, that they lose too much, or no held-out pictures to see it on."""
+    automatic = options.fc_bits == AUTO_BITS
+    if options.fc_bits == "8" or (automatic and not (best.judged and TARGETS[options.target].dot_product)):
+        return best, None
+    found, layers = bench.in_four_bits(best)
+    if not layers:
+        return best, None
+    names, now = ", ".join(layers), in_words(found)
+    if automatic and not costs_little(found, best, options):
+        log.info("%s stay in 8 bits: in 4 bits the model %s", names, now)
+        return best, None
+    saved = best.path.stat().st_size - found.path.stat().st_size
+    log.info("%s in 4 bits: the file is %.1f MB smaller; %s", names, saved / 1e6, now)
+    if TARGETS[options.target].machine == ARM and not TARGETS[options.target].dot_product:
+        log.warning(
+            "%s has no fast kernel for weights of 4 bits: %s take several times as many instructions as with"
+            " --fc-bits 8",
+            options.target,
+            names,
+        )
+    warn_of_disagreement(found, options)
+    before = Loss.of(best.compared, "its float model") if best.judged else None
+    return found, FourBits(layers, four_bits.BLOCK, saved, before)
+
+
+def costs_little(four: Trial, eight: Trial, options: QuantizeOptions) -> bool:
+    """Whether 4 bits lose so little on the held-out pictures that nobody need be asked: the agreement is what
+    was asked for, or as with 8 bits, and the KL grows by no more than would be enough for a whole model."""
+    asked = min(options.min_agreement, eight.compared.agreement)
+    return meets(four, asked) and four.compared.kl - eight.compared.kl <= ENOUGH_KL
 
 
 def _tried(trial: Trial) -> Tried:
@@ -233,11 +273,16 @@ def log_float_layers(before: Trial, after: Trial, told: list[FloatLayer], option
         log.info(
             "%s in float, because of an %s: now %.1f %%, for %.2f MB more", names, told[0].why, now, added
         )
-    if not meets(after, options.min_agreement):
+    warn_of_disagreement(after, options)
+
+
+def warn_of_disagreement(trial: Trial, options: QuantizeOptions) -> None:
+    """Warn if the agreement is lower than what was asked for."""
+    if not meets(trial, options.min_agreement):
         log.warning(
             "the int8 model agrees with the float model on only %.1f %% of the held-out pictures, %g %%"
             " asked for",
-            now,
+            100 * trial.compared.agreement,
             100 * options.min_agreement,
         )
 
