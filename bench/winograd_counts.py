@@ -27,7 +27,7 @@ import emulated
 from emulated import Pi
 from vgg_export.core.errors import VggExportError
 from vgg_export.core.files import write_json
-from vgg_export.graphs import cook_toom, winograd, winograd_cost
+from vgg_export.graphs import cook_toom, winograd_cost, winograd_layers
 from vgg_export.graphs.cook_toom import Form
 from vgg_export.network.chain import Part
 
@@ -214,7 +214,7 @@ def single(layer: Part, form: Form | None) -> bytes:
         ir_version=10,
     )
     if form:
-        winograd.rewrite(made, {"layer": form})
+        winograd_layers.rewrite(made, {"layer": form})
     data: bytes = made.SerializeToString()
     return data
 

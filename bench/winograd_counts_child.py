@@ -1,8 +1,8 @@
-"""Runs on the emulated board, started by ``winograd_counts.py``.
+"""Runs on the emulated board, started by ``winograd_counts.py`` and ``mixed_counts.py``.
 
 ``python winograd_counts_child.py '[[MODEL, SHAPE, OUTPUT], ...]'`` runs each model twice on noise of its
-shape. It sets a mark for the counting plugin before and after the second inference, and writes the output to
-OUTPUT (.npy) unless that is null.
+shape and type. It sets a mark for the counting plugin before and after the second inference, and writes the
+output to OUTPUT (.npy) unless that is null.
 """
 
 import contextlib
@@ -23,10 +23,13 @@ def main() -> None:
         options = ort.SessionOptions()
         options.intra_op_num_threads = 1
         session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-        x = {"input": np.random.default_rng(0).standard_normal(shape, np.float32)}
-        session.run(None, x)  # allocates
+        (given,) = session.get_inputs()
+        x = np.random.default_rng(0).standard_normal(shape, np.float32)
+        if given.type == "tensor(int8)":
+            x = (40 * x).clip(-128, 127).astype(np.int8)
+        session.run(None, {given.name: x})  # allocates
         mark(2 * turn)
-        (found,) = session.run(None, x)
+        (found,) = session.run(None, {given.name: x})
         mark(2 * turn + 1)
         if output:
             np.save(output, found)

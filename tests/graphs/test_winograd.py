@@ -20,7 +20,7 @@ import winograd_counts
 from vgg_export.core import cache
 from vgg_export.core.errors import CheckFailedError, DataError, NothingToGainError, OptionsError, RewriteError
 from vgg_export.core.progress import Quiet
-from vgg_export.graphs import audit, cook_toom, winograd, winograd_cost
+from vgg_export.graphs import audit, cook_toom, winograd, winograd_cost, winograd_layers
 from vgg_export.graphs import export as onnx_export
 from vgg_export.graphs.cook_toom import FORMS, Form
 from vgg_export.network import chain, modules
@@ -78,7 +78,7 @@ def test_there_is_no_such_form(rows: int, columns: int) -> None:
 def test_a_rewritten_layer_says_the_same(form: Form, side: int) -> None:
     direct = one(form.kernel, side)
     rewritten = copy.deepcopy(direct)
-    winograd.rewrite(rewritten, {"layer": form})
+    winograd_layers.rewrite(rewritten, {"layer": form})
     onnx.checker.check_model(rewritten, full_check=True)
     assert "Conv" not in {node.op_type for node in rewritten.graph.node}
     for batch in (1, 3):
@@ -94,7 +94,7 @@ def test_a_layer_without_bias_and_a_map_that_is_not_square() -> None:
     for value in (*direct.graph.input, *direct.graph.output):
         value.type.tensor_type.shape.dim[3].dim_value = 13
     rewritten = copy.deepcopy(direct)
-    winograd.rewrite(rewritten, {"layer": FORMS["F(4x4)"]})
+    winograd_layers.rewrite(rewritten, {"layer": FORMS["F(4x4)"]})
     x = np.random.default_rng(0).standard_normal((2, 6, 10, 13), np.float32)
     expected, found = answer(direct, x), answer(rewritten, x)
     assert np.abs(found - expected).max() < winograd.TOLERANCE / 10 * expected.max()
@@ -178,7 +178,7 @@ def test_weights_in_another_file_stay_there(exported: Path, tmp_path: Path) -> N
     with pytest.raises(
         CheckFailedError, match=r"references to weights in other files differ from those of outside\.onnx"
     ):
-        winograd.ensure_same_interface(outside, result)
+        winograd_layers.ensure_same_interface(outside, result)
 
 
 @pytest.mark.parametrize(
@@ -200,28 +200,28 @@ def test_a_convolution_of_another_kind_is_refused(changes: Mapping[str, Any], se
     node.attribute.extend([*kept, *(onnx.helper.make_attribute(k, v) for k, v in changes.items())])
     before = made.SerializeToString()
     with pytest.raises(RewriteError, match=sentence):
-        winograd.rewrite(made, {"layer": FORMS["F(4x4)"]})
+        winograd_layers.rewrite(made, {"layer": FORMS["F(4x4)"]})
     assert made.SerializeToString() == before
 
 
 def test_what_does_not_fit_is_refused() -> None:
     made = one((3, 1))
     with pytest.raises(RewriteError, match=r"layer has kernel \(3, 1\); F\(4x4\) is for \(3, 3\)"):
-        winograd.rewrite(made, {"layer": FORMS["F(4x4)"]})
+        winograd_layers.rewrite(made, {"layer": FORMS["F(4x4)"]})
     with pytest.raises(RewriteError, match="0 convolutions are named 'conv9_9'; expected one of: layer"):
-        winograd.rewrite(made, {"conv9_9": FORMS["F(4x1)"]})
+        winograd_layers.rewrite(made, {"conv9_9": FORMS["F(4x1)"]})
     twice = one()
     twice.graph.node.append(twice.graph.node[0])
     twice.graph.node[-1].output[0] = "again"
     with pytest.raises(RewriteError, match="2 convolutions are named 'layer'"):
-        winograd.rewrite(twice, {"layer": FORMS["F(4x4)"]})
+        winograd_layers.rewrite(twice, {"layer": FORMS["F(4x4)"]})
     unknown = one()
     unknown.graph.input[0].type.tensor_type.shape.dim[2].dim_param = "height"
     with pytest.raises(
         RewriteError,
         match=r"shapes \(10, 6, 3, 3\) of the weight and \(0, 6, 0, 10\) of the input; expected four known",
     ):
-        winograd.rewrite(unknown, {"layer": FORMS["F(4x4)"]})
+        winograd_layers.rewrite(unknown, {"layer": FORMS["F(4x4)"]})
 
 
 @pytest.fixture
@@ -269,7 +269,7 @@ def test_the_checks_notice_weights_that_are_transformed_in_every_inference(
     made.graph.input.append(onnx.helper.make_tensor_value_info(weight.name, weight.data_type, weight.dims))
     onnx.save(made, rewritten)
     with pytest.raises(CheckFailedError, match=r"onnxruntime does not fold conv2_1\.winograd\.\d+\.weight"):
-        winograd.ensure_folded(rewritten, mixed(exported))
+        winograd_layers.ensure_folded(rewritten, mixed(exported))
 
 
 def test_the_checks_notice_other_numbers(exported: Path, rewritten: Path) -> None:

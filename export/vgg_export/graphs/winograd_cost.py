@@ -52,6 +52,12 @@ class Cost:
     moved_bytes: float
     weight_bytes: float
 
+    def __add__(self, other: "Cost") -> "Cost":
+        return _sum([self, other])
+
+    def __sub__(self, other: "Cost") -> "Cost":
+        return _sum([self, Cost(*(-value for value in dataclasses.astuple(other)))])
+
     def weighed(self, per_byte: float) -> float:
         return self.instructions + per_byte * self.moved_bytes
 
@@ -189,8 +195,14 @@ def weight_bytes(layer: Part, form: Form | None) -> float:
 
 
 def fit(layers: Sequence[Part], form: Form | None, instructions: Sequence[float]) -> list[float]:
-    """The coefficients that minimise the squares of the relative errors."""
-    rows = np.array([features(layer, form) for layer in layers]) / np.array(instructions)[:, None]
+    """The coefficients of a form that minimise the squares of the relative errors."""
+    return least_squares([features(layer, form) for layer in layers], instructions)
+
+
+def least_squares(numbers: Sequence[Array], instructions: Sequence[float]) -> list[float]:
+    """The coefficients that minimise the squares of the relative errors. ``numbers``: of each count those
+    that it is proportional to."""
+    rows = np.array(numbers) / np.array(instructions)[:, None]
     scale = np.abs(rows).max(0)
     solved, *_ = np.linalg.lstsq(rows / scale, np.ones(len(rows)), rcond=None)
     return [float(value) for value in solved / scale]
