@@ -1,6 +1,7 @@
 """Reads the inputs of a command: the checkpoint, the pictures, models and bundles. Checks whether a
 checkpoint understands its pictures."""
 
+import contextlib
 import dataclasses
 import logging
 from pathlib import Path
@@ -129,16 +130,17 @@ def ensure_understood(
     if not header.provenance.has_knowledge:
         return sanity.Checked()
 
-    subject = sanity.Subject(
-        lambda: tensors.answering(checkpoints.load(checkpoint.path).model()),
-        checkpoint,
-        header.chain.input,
-        header.labels,
-        header.chain.output,
-        _settled(header.provenance.origins, told),
-    )
     sets, output = (splits.select, splits.test), folder / "sanity.json"
-    return sanity.check(subject, sets, output, progress, accept=accept)
+    with contextlib.ExitStack() as asked:
+        subject = sanity.Subject(
+            lambda: asked.enter_context(tensors.answering(checkpoints.load(checkpoint.path))),
+            checkpoint,
+            header.chain.input,
+            header.labels,
+            header.chain.output,
+            _settled(header.provenance.origins, told),
+        )
+        return sanity.check(subject, sets, output, progress, accept=accept)
 
 
 def _settled(origins: Origins | None, told: InputOptions) -> Settled:

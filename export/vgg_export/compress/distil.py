@@ -4,8 +4,8 @@ any.
 loss = T^2 KL(teacher || student) at temperature T (Hinton et al. 2015) + cross-entropy of the labelled
 pictures. Two classes of a single sigmoid are two classes as any others, whose cross-entropy is the binary
 one. A multi-label network learns its probabilities from the teacher alone: a folder names one of a picture's
-labels and says nothing of the others. Runs alone or under ``torchrun`` (DistributedDataParallel, gloo on
-CPU): each process then takes its share of every batch.
+labels and says nothing of the others. Under ``torchrun`` each process takes its share of the pictures, and
+the gradients of a batch are summed over all, so the steps are those of one process.
 
 The student is fitted on crops of the given pictures, and the teacher answers for the same crops (Beyer et al.
 2022). A checkpoint that was trained on the whole pictures knows them by heart, so its answers for them say
@@ -19,10 +19,7 @@ smaller one.
 import contextlib
 import copy
 import dataclasses
-import hashlib
-import json
 import logging
-import os
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -32,7 +29,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vgg_calibration import choose
-from vgg_export.core import cache, sources
+from vgg_export.core import cache, processes
 from vgg_export.core.errors import DataError
 from vgg_export.core.files import atomic_file, reserved_array
 from vgg_export.core.losses import Loss
@@ -131,7 +128,7 @@ def run(
     most of the time.
 
     Without fitting or selection pictures, or for random weights, the student is passed on unchanged and the
-    sidecar says why. Under torchrun only the first process writes.
+    sidecar says why.
     """
 
     def make(path: Path) -> Measured:
@@ -139,15 +136,13 @@ def run(
         reason = _nothing_to_do(checkpoint, splits, options)
         if reason:
             log.info("not fine-tuned: %s", reason)
-            if rank() == 0:
-                checkpoints.save(checkpoint, path)
+            checkpoints.save(checkpoint, path)
             return Measured(None, Skipped(reason))
-        kept = Answers(answers, teacher.sha256) if answers and _world() == 1 else None
+        kept = Answers(answers, teacher.sha256) if answers else None
         tuned, measured = tune(
             checkpoint, checkpoints.load(teacher.path), splits, options, path.parent, progress, kept
         )
-        if rank() == 0:
-            checkpoints.save(tuned, path)
+        checkpoints.save(tuned, path)
         return Measured(measured)
 
     inputs = {
@@ -155,36 +150,7 @@ def run(
         "teacher": teacher,
         "splits": cache.Artifact(Path("splits"), splits.digest("fit", "select"), {}),
     }
-    with _process_group():
-        if rank() == 0:
-            return cache.produce(STAGE, as_json(options), inputs, output, make)
-        # if the output is up to date, the first process does nothing and this one must not wait for it
-        if not cache.current(STAGE, as_json(options), inputs, output):
-            make(output)  # takes part in the sums, writes nothing
-        return student
-
-
-def rank() -> int:
-    """The number of this process under torchrun; 0 without it."""
-    return int(os.environ.get("RANK", "0"))
-
-
-def _world() -> int:
-    return int(os.environ.get("WORLD_SIZE", "1"))
-
-
-@contextlib.contextmanager
-def _process_group() -> Iterator[None]:
-    import torch.distributed as distributed
-
-    if _world() == 1:
-        yield
-        return
-    distributed.init_process_group("gloo")
-    try:
-        yield
-    finally:
-        distributed.destroy_process_group()
+    return cache.produce(STAGE, as_json(options), inputs, output, make)
 
 
 def _nothing_to_do(
@@ -208,21 +174,35 @@ def tune(
     progress: Progress,
     answers: "Answers | None" = None,
 ) -> tuple[checkpoints.Checkpoint, Tuned]:
-    """Train a student, and keep the start or the epoch that has the least loss on the selection set.
+    """Train a student, and keep the start or the epoch that has the least loss on the selection set. Several
+    processes share the pictures of both sets.
 
     Raises:
-        DataError: student and teacher have different numbers or kinds of outputs.
+        DataError: student and teacher have different numbers or kinds of outputs, or there are fewer pictures
+            than processes.
         OptionsError: the student has fewer stages than the one to train from.
     """
+    _ensure_same_outputs(student.chain, teacher.chain)
+    return processes.together(progress, _tuned, student, teacher, splits, options, folder, answers)
+
+
+def _tuned(
+    student: checkpoints.Checkpoint,
+    teacher: checkpoints.Checkpoint,
+    splits: Splits,
+    options: FinetuneOptions,
+    folder: Path,
+    answers: "Answers | None",
+    progress: Progress,
+) -> tuple[checkpoints.Checkpoint, Tuned]:
     import torch
 
     chain = student.chain
-    _ensure_same_outputs(chain, teacher.chain)
     torch.manual_seed(options.seed)
     network = student.model()
-    first = chain.site(stages.first_trained(chain, options.train_from))
+    first = processes.from_first(lambda: chain.site(stages.first_trained(chain, options.train_from)))
     frozen, trained = _divide(network, first.parts()[0].name)
-    shown = progress if rank() == 0 else Quiet()
+    folder.mkdir(parents=True, exist_ok=True)  # on another machine it may be missing
     with tempfile.TemporaryDirectory(prefix=".finetune.", dir=folder) as scratch:
         sets = {}
         asked = (
@@ -230,8 +210,8 @@ def tune(
             ("selection", splits.select, options.select_images, 1.0),
         )
         for name, items, limit, least_area in asked:
-            chosen = choose.limit(items, [i.source for i in items], limit, options.seed)[rank() :: _world()]
-            pictures = _Pictures(name, chosen, least_area, options.seed, options.batch, shown)
+            own = _share(_chosen(items, limit, options.seed), name)
+            pictures = _Pictures(name, own, least_area, options.seed, options.batch, progress)
             known = before = answers.read(pictures, teacher.chain.input) if answers else None
             # a teacher of another input size sees the pictures at its own size
             if known is None and teacher.chain.input != chain.input:
@@ -239,10 +219,14 @@ def tune(
             sets[name] = _cache(pictures, chain.input, frozen, teacher, known, Path(scratch) / name)
             if answers and before is None:
                 answers.write(pictures, teacher.chain.input, sets[name].teacher)
-        losses, kept = _epochs(trained, sets["fitting"], sets["selection"], options, shown)
+        losses, kept = _epochs(trained, sets["fitting"], sets["selection"], options, progress)
         loss, points, error = _lost(trained, sets["selection"], options.batch)
-        images, select_images = (int(_total(len(sets[name].labels))) for name in ("fitting", "selection"))
-        measured = Tuned(tuple(losses), kept, _world(), {"tuned": loss}, points, error, images, select_images)
+        images, select_images = (
+            int(processes.total(len(sets[name].labels))) for name in ("fitting", "selection")
+        )
+        measured = Tuned(
+            tuple(losses), kept, processes.world(), {"tuned": loss}, points, error, images, select_images
+        )
     tensors = {name: t.detach().clone() for name, t in network.state_dict().items()}
     words = (
         f"distilled for {kept} of {options.epochs} epochs on {images} pictures"
@@ -251,6 +235,46 @@ def tune(
     )
     source = splits.after_fitting(student.provenance.then(words))
     return checkpoints.Checkpoint(chain, tensors, student.labels, source), measured
+
+
+def _chosen(items: Sequence[Item], limit: int, seed: int) -> list[Item]:
+    return choose.limit(items, [i.source for i in items], limit, seed)
+
+
+def _share(items: Sequence[Item], name: str) -> Sequence[Item]:
+    """The pictures of this process: each takes every n-th, so that each has some of every batch."""
+    processes.from_first(lambda: processes.ensure_enough(len(items), name))
+    return items[processes.rank() :: processes.world()]
+
+
+def give_answers(
+    folder: Path,
+    teacher: cache.Artifact,
+    items: Sequence[Item],
+    logits: npt.NDArray[np.float32],
+    options: FinetuneOptions,
+) -> None:
+    """Keep the teacher's logits [n, units] on the selection pictures ``items``, which are known already, so
+    that no distillation with these options asks for them again. Each process keeps those of its share."""
+    spec = checkpoints.read_header(teacher.path).chain.input
+    processes.together(Quiet(), _give, Answers(folder, teacher.sha256), items, logits, options, spec)
+
+
+def _give(
+    answers: "Answers",
+    items: Sequence[Item],
+    logits: npt.NDArray[np.float32],
+    options: FinetuneOptions,
+    spec: InputSpec,
+    progress: Progress,
+) -> None:
+    import torch
+
+    row = {item.sha256: k for k, item in enumerate(items)}
+    own = _share(_chosen(items, options.select_images, options.seed), "selection")
+    pictures = _Pictures("selection", own, 1.0, options.seed, options.batch, progress)
+    if answers.read(pictures, spec) is None:
+        answers.write(pictures, spec, torch.from_numpy(logits[[row[item.sha256] for item in own]]))
 
 
 def _epochs(
@@ -363,18 +387,9 @@ class Answers:
         self._folder, self._teacher = folder, teacher_sha256
 
     def _path(self, of: "_Pictures", spec: InputSpec) -> Path:
-        asked = json.dumps(
-            [
-                self._teacher,
-                spec.to_json(),
-                of.least_area,
-                of.seed,
-                cache.versions(),
-                sources.digest(__name__),
-                [i.sha256 for i in of.items],
-            ]
-        )
-        return self._folder / f"answers-{hashlib.sha256(asked.encode()).hexdigest()[:16]}.npy"
+        shown = [i.sha256 for i in of.items]
+        said = cache.digest(__name__, self._teacher, spec.to_json(), of.least_area, of.seed, shown)
+        return self._folder / f"answers-{said}.npy"
 
     def read(self, of: "_Pictures", spec: InputSpec) -> "torch.Tensor | None":
         """The logits [n, units], or None when they are not known."""
@@ -387,6 +402,7 @@ class Answers:
         return torch.from_numpy(found) if len(found) == len(of.items) else None
 
     def write(self, of: "_Pictures", spec: InputSpec, logits: "torch.Tensor") -> None:
+        self._folder.mkdir(parents=True, exist_ok=True)  # on another machine it may be missing
         with atomic_file(self._path(of, spec)) as temporary, temporary.open("wb") as file:
             np.save(file, logits.numpy())
 
@@ -422,10 +438,7 @@ def _cache(
             labels.append(y)
             done += len(found)
     if features is None:
-        raise DataError(
-            f"process {rank()} of {_world()} has no {pictures.name} pictures; use fewer processes or more"
-            " pictures"
-        )
+        raise DataError(f"there are no {pictures.name} pictures; give some")
     answers = torch.cat(logits).clone() if known is None else known
     return _Cached(features, answers, torch.cat(labels), teacher.chain.output)
 
@@ -489,28 +502,37 @@ def _train_epoch(
 ) -> None:
     import torch
 
-    tail: nn.Module = trained.train()
-    if _world() > 1:
-        tail = torch.nn.parallel.DistributedDataParallel(trained)
+    trained.train()
     optimizer = _optimizer(trained, rate)
-    # Every process makes the same number of steps with the same number of pictures, which averaging the
-    # gradients requires.
-    steps, per_process = (
-        -(-_least(len(cached.labels)) // max(1, options.batch // _world())),
-        max(1, options.batch // _world()),
-    )
-    order = torch.randperm(
-        len(cached.labels), generator=torch.Generator().manual_seed(options.seed * 1000 + epoch)
-    ).tolist()
-    with progress.task(f"fine-tuning, epoch {epoch} of {options.epochs}", steps) as task:
-        for step in range(steps):
-            x, teacher, labels = cached.batch(order[step * per_process : (step + 1) * per_process])
-            loss = distance(tail(x), teacher, labels, options.temperature, cached.output) / len(labels)
+    world, count = processes.world(), int(processes.total(len(cached.labels)))
+    generator = torch.Generator().manual_seed(options.seed * 1000 + epoch)
+    order = torch.randperm(count, generator=generator).tolist()
+    starts = range(0, count, options.batch)
+    with progress.task(f"fine-tuning, epoch {epoch} of {options.epochs}", len(starts)) as task:
+        for start in starts:
+            batch = order[start : start + options.batch]
+            own = [place // world for place in batch if place % world == processes.rank()]
             optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
+            if own:  # a short batch may have no picture of this process
+                x, teacher, labels = cached.batch(own)
+                loss = distance(trained(x), teacher, labels, options.temperature, cached.output) / len(batch)
+                loss.backward()  # type: ignore[no-untyped-call]
+            _add_up_gradients(trained)
             optimizer.step()
             task.advance()
     trained.eval()
+
+
+def _add_up_gradients(trained: "nn.Module") -> None:
+    """Replace every gradient by its sum over all processes."""
+    import torch
+
+    if processes.world() == 1:
+        return
+    for tensor in trained.parameters():
+        if tensor.requires_grad:
+            tensor.grad = torch.zeros_like(tensor) if tensor.grad is None else tensor.grad
+            processes.add_up(tensor.grad)
 
 
 def _selection_loss(trained: "nn.Module", cached: _Cached, options: FinetuneOptions) -> float:
@@ -522,7 +544,7 @@ def _selection_loss(trained: "nn.Module", cached: _Cached, options: FinetuneOpti
         for start in range(0, len(cached.labels), options.batch):
             x, teacher, labels = cached.batch(range(start, min(start + options.batch, len(cached.labels))))
             total += float(distance(trained(x), teacher, labels, options.temperature, cached.output))
-    return _total(total) / _total(len(cached.labels))
+    return processes.total(total) / processes.total(len(cached.labels))
 
 
 def _lost(trained: "nn.Module", cached: _Cached, batch: int) -> tuple[Loss, float, float]:
@@ -537,29 +559,9 @@ def _lost(trained: "nn.Module", cached: _Cached, batch: int) -> tuple[Loss, floa
             for start in range(0, len(cached.labels), batch)
         ]
     found = compare(torch.cat(said).numpy(), cached.teacher.numpy(), cached.labels.numpy(), cached.output)
-    n, labelled = int(_total(found.n)), int(_total(len(found.lost)))
-    differing, kl = (_total(float(each.sum())) for each in (found.differing, found.divergence))
+    n, labelled = int(processes.total(found.n)), int(processes.total(len(found.lost)))
+    differing, kl = (processes.total(float(each.sum())) for each in (found.differing, found.divergence))
     counted, each = (labelled, found.lost) if labelled else (n, found.differing)
-    total, squares = _total(float(each.sum())), _total(float((each**2).sum()))
+    total, squares = processes.total(float(each.sum())), processes.total(float((each**2).sum()))
     loss = Loss((n - differing) / n, kl / n, n, "the checkpoint")
     return loss, 100 * total / counted, loss_error_points(total, squares, counted)
-
-
-def _total(value: float) -> float:
-    """Sum over all processes."""
-    return _reduced(value, "SUM")
-
-
-def _least(value: int) -> int:
-    """Smallest of all processes."""
-    return int(_reduced(value, "MIN"))
-
-
-def _reduced(value: float, how: str) -> float:
-    import torch
-
-    if _world() == 1:
-        return value
-    tensor = torch.tensor(float(value), dtype=torch.float64)
-    torch.distributed.all_reduce(tensor, getattr(torch.distributed.ReduceOp, how))
-    return float(tensor)

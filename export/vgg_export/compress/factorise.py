@@ -9,6 +9,7 @@ the arithmetic allows (Zhang et al. 2015).
 """
 
 import dataclasses
+import functools
 import itertools
 import json
 import logging
@@ -18,7 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from vgg_export.core import cache
+from vgg_export.core import cache, processes
 from vgg_export.core.errors import NothingToGainError, OptionsError
 from vgg_export.core.files import write_json
 from vgg_export.core.losses import Loss
@@ -28,6 +29,7 @@ from vgg_export.data.tensors import stacked
 from vgg_export.network import checkpoint as checkpoints
 from vgg_export.network.chain import Chain, Change, Factor, Site, sizes, sizes_in_words
 from vgg_export.options import FactoriseOptions, as_json
+from vgg_runtime.bundle.input_spec import InputSpec
 from vgg_runtime.records import FieldError, Record, read
 
 from . import allocate, feature_maps, reconstruct, recorded, separable, solved
@@ -124,11 +126,13 @@ def factorise(
     parts: Parts,
     progress: Progress,
 ) -> tuple[checkpoints.Checkpoint, Factorised]:
-    """The factorised checkpoint, and what was measured while it was made.
+    """The factorised checkpoint, and what was measured while it was made. Several processes share the
+    pictures.
 
     Raises:
         OptionsError: the checkpoint is factorised already, or a rank that was asked for saves nothing.
         NothingToGainError: as ``choose_ranks``.
+        DataError: there are fewer pictures than processes.
     """
     chain = original.chain
     if chain.factorised:
@@ -142,12 +146,24 @@ def factorise(
         },
         options,
     )
-    pictures = feature_maps.Pictures(*(stacked(items, chain.input) for items in (fit, held)))
+    return processes.together(progress, _factorised, original, fit, held, options, parts)
+
+
+def _factorised(
+    original: checkpoints.Checkpoint,
+    fit: Sequence[Item],
+    held: Sequence[Item],
+    options: FactoriseOptions,
+    parts: Parts,
+    progress: Progress,
+) -> tuple[checkpoints.Checkpoint, Factorised]:
+    chain, pictures = original.chain, share(fit, held, original.chain.input)
+    parts.layers.mkdir(parents=True, exist_ok=True)  # on another machine it may be missing
     with tempfile.TemporaryDirectory(prefix=".factorise.", dir=parts.layers) as folder:
         shown = [[item.sha256 for item in items] for items in (fit, held)]
         measured = measure(original, pictures, shown, parts, Path(folder), progress)
-        smaller = choose_ranks(chain, measured.table, options)
-        cut = truncated(original, smaller)
+        smaller = processes.from_first(lambda: choose_ranks(chain, measured.table, options))
+        cut = processes.from_first(lambda: truncated(original, smaller))
         tensors, fits = cut, list[reconstruct.Fit]()
         if fitted := options.repair and original.has_knowledge:
             problem = reconstruct.Problem(original, original.tensors, {}, smaller)
@@ -178,6 +194,18 @@ def factorise(
         layers=tuple(fits),
         losses=losses,
     )
+
+
+def share(fit: Sequence[Item], held: Sequence[Item], spec: InputSpec) -> feature_maps.Pictures:
+    """This process's share of the fitting and of the held-out pictures.
+
+    Raises:
+        DataError: there are fewer than processes.
+    """
+    for items, name in ((fit, "fitting"), (held, "held-out")):
+        processes.from_first(functools.partial(processes.ensure_enough, len(items), name))
+    own = (items[processes.slice_of(len(items))] for items in (fit, held))
+    return feature_maps.Pictures(*(stacked(items, spec) for items in own))
 
 
 def _at_ranks(shares: Sequence[float], multiple: int) -> dict[str, float]:
@@ -222,13 +250,13 @@ def measure(
     progress: Progress,
 ) -> Measured:
     """Walk the original once: the sensitivity table, its solved forms, and the outputs to fit others to. What
-    was kept is not made again. ``shown``: the hashes of the fitting and of the held-out pictures."""
+    was kept is not made again. ``pictures``: this process's share. ``shown``: the hashes of all the fitting
+    and held-out pictures."""
     said = cache.digest(__name__, parts.checkpoint.sha256, shown)
     path, folder = parts.tables / f"sensitivity-{said}.json", parts.records or scratch
     forms = parts.records / f"forms-{said}.safetensors" if parts.records else None
-    table = _known_table(path) if forms is None or forms.is_file() else None
-    counts = (len(pictures.fit), len(pictures.held))
-    solving = None if table else solved.Solving(original, counts)
+    table = processes.from_first(lambda: _known_table(path) if forms is None or forms.is_file() else None)
+    solving = None if table else solved.Solving(original, (len(shown[0]), len(shown[1])))
     first = original.chain.sites[0].name
     found = recorded.record(
         original,
@@ -241,12 +269,46 @@ def measure(
     )
     if solving:
         made = solving.solved()
-        if forms:
-            solved.write(forms, made)
+        if processes.rank() == 0:
+            if forms:
+                solved.write(forms, made)
+            write_json(path, made.shares)
         table = made.shares
-        write_json(path, table)
     assert table is not None  # known, or made now
     return Measured(table, found, forms)
+
+
+def measure_together(
+    original: checkpoints.Checkpoint,
+    fit: Sequence[Item],
+    held: Sequence[Item],
+    parts: Parts,
+    scratch: Path,
+    progress: Progress,
+) -> Measured:
+    """``measure`` with all pictures, of which several processes take a share each. ``scratch``: a folder for
+    what does not fit into memory; it is empty again at the end, so what was recorded is at hand only in
+    ``parts.records``.
+
+    Raises:
+        DataError: there are fewer pictures than processes.
+    """
+    return processes.together(progress, _measure_share, original, fit, held, parts, scratch)
+
+
+def _measure_share(
+    original: checkpoints.Checkpoint,
+    fit: Sequence[Item],
+    held: Sequence[Item],
+    parts: Parts,
+    scratch: Path,
+    progress: Progress,
+) -> Measured:
+    pictures = share(fit, held, original.chain.input)
+    shown = [[item.sha256 for item in items] for items in (fit, held)]
+    scratch.mkdir(parents=True, exist_ok=True)  # on another machine it may be missing
+    with tempfile.TemporaryDirectory(prefix=".measure.", dir=scratch) as folder:
+        return measure(original, pictures, shown, parts, Path(folder), progress)
 
 
 def _known_table(path: Path) -> solved.Table | None:

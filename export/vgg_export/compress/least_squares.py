@@ -5,6 +5,7 @@ import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from vgg_export.core import processes
 from vgg_export.network import checkpoint as checkpoints
 from vgg_export.network.chain import Site
 from vgg_runtime.bundle.outputs import SOFTMAX
@@ -65,6 +66,13 @@ class Sums:
         self._x += x.sum(0)
         self._y += y.sum(0)
         self._yy += float(y.double().square().sum())
+
+    def of_all(self) -> "Sums":
+        """These sums over the samples of all processes; this process's are used up."""
+        for tensor in (self._xx, self._yx, self._x, self._y):
+            processes.add_up(tensor)
+        self._n, self._yy = int(processes.total(self._n)), processes.total(self._yy)
+        return self
 
     def moments(self) -> Moments:
         """The moments of all added samples; the sums are used up."""

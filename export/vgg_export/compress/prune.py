@@ -161,7 +161,7 @@ def _repaired(
 ) -> tuple[checkpoints.Checkpoint, list[reconstruct.Fit], dict[str, Loss] | None]:
     """The pruned checkpoint with its layers fitted again, how each fit went, and the losses if there are
     pictures to measure them on."""
-    tensors, fits = reconstruct.repair(problem, shown, folders, progress)
+    tensors, fits = reconstruct.repair_together(problem, shown, folders, progress)
     words = (
         f"repaired in closed form on {len(shown.fit)} pictures"
         if splits

@@ -10,18 +10,23 @@ own inputs, as ``recorded`` (He et al. 2017, "Channel pruning"):
 This is a ridge regression anchored at the old weights W_S of the remaining inputs. lambda is chosen on
 pictures that were not used for the fit. A factorised convolution keeps the r directions of W' X~ with the
 largest variance (reduced-rank regression), or the r vertical filters of ``separable``; a fully connected
-layer those that matter to the logits. Only sums of products are kept, never all patches.
+layer those that matter to the logits. Only sums of products are kept, never all patches. Several processes
+walk a share of the pictures each, and the first one solves.
 """
 
 import dataclasses
+import functools
 import json
 import math
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vgg_export.core import processes
 from vgg_export.core.files import atomic_file
 from vgg_export.core.losses import Loss
 from vgg_export.core.progress import Progress
+from vgg_export.data import tensors as of_pictures
 from vgg_export.network import checkpoint as checkpoints
 from vgg_export.network.chain import Chain, Conv, Factor, Site
 from vgg_runtime.bundle.metrics import compare
@@ -102,8 +107,8 @@ def repair(
     recorded: Recorded | None = None,
 ) -> "tuple[dict[str, torch.Tensor], list[Fit]]":
     """The tensors of the chain, and how each fit went. Layers that ``folders.parts`` holds are not fitted
-    again. ``recorded``: what the original computes on these pictures, from the first layer that changes or an
-    earlier one; None: it is walked for this repair alone."""
+    again. ``pictures``: this process's share. ``recorded``: what the original computes on these pictures,
+    from the first layer that changes or an earlier one; None: it is walked for this repair alone."""
     import torch
 
     names = [site.name for site in problem.chain.sites]
@@ -128,6 +133,29 @@ def repair(
     return tensors, fits
 
 
+def repair_together(
+    problem: Problem, pictures: Pictures, folders: Folders, progress: Progress
+) -> "tuple[dict[str, torch.Tensor], list[Fit]]":
+    """``repair`` with all pictures, of which several processes take a share each.
+
+    Raises:
+        DataError: there are fewer pictures than processes.
+    """
+    return processes.together(progress, _repair_share, problem, pictures, folders)
+
+
+def _repair_share(
+    problem: Problem, pictures: Pictures, folders: Folders, progress: Progress
+) -> "tuple[dict[str, torch.Tensor], list[Fit]]":
+    sets = {"fitting": pictures.fit, "held-out": pictures.held}
+    for name, rows in sets.items():
+        processes.from_first(functools.partial(processes.ensure_enough, len(rows), name))
+    own = Pictures(*(rows[processes.slice_of(len(rows))] for rows in sets.values()))
+    folders.scratch.mkdir(parents=True, exist_ok=True)  # on another machine it may be missing
+    with tempfile.TemporaryDirectory(dir=folders.scratch) as scratch:
+        return repair(problem, own, Folders(Path(scratch), folders.parts), progress)
+
+
 class _Walk:
     """The smaller network, as far as it has been walked, beside the records of the original."""
 
@@ -135,7 +163,6 @@ class _Walk:
         import torch
 
         self.problem, self.recorded, self.parts = problem, recorded, folders.parts
-        self.counts = recorded.counts
         self._names = [site.name for site in problem.chain.sites]
         original = problem.original
         if recorded.maps:
@@ -162,15 +189,13 @@ class _Walk:
         self, name: str, start: "torch.Tensor", factor: Factor | None
     ) -> "tuple[dict[str, torch.Tensor], Fit]":
         """The layer that an interrupted run left, or else the layer fitted now and kept."""
-        from safetensors import safe_open
-        from safetensors.torch import load_file, save_file
+        from safetensors.torch import save_file
 
         part = self.parts / f"{name}.safetensors" if self.parts else None
-        if part and part.is_file():
-            with safe_open(part, framework="pt") as file:
-                return load_file(part), Fit.from_json(json.loads(file.metadata()["fit"]))
+        if left := processes.from_first(lambda: _left(part)):
+            return left
         tensors, fit = (self._conv if start.dim() == 4 else self._linear)(name, start, factor)
-        if part:
+        if part and processes.rank() == 0:
             with atomic_file(part) as temporary:
                 save_file(
                     {key: tensor.contiguous() for key, tensor in tensors.items()},
@@ -183,15 +208,7 @@ class _Walk:
         self, name: str, start: "torch.Tensor", factor: Factor | None
     ) -> "tuple[dict[str, torch.Tensor], Fit]":
         fitting, held = self._moments(self.problem.original.chain.site(name), start.shape[1])
-        weight, strength = ridge(start.flatten(1).double(), fitting, held)
-        last = f"{name}_expand" if factor else name
-        if factor:
-            tensors, effective = in_two(name, weight.view(start.shape), fitting.xx, factor)
-        else:
-            tensors, effective = {f"{name}.weight": weight.view(start.shape).float()}, weight
-        tensors[f"{last}.bias"] = (fitting.mean_y - effective @ fitting.mean_x).float()
-        errors = [held.error(w) / max(held.yy, 1e-30) for w in (start.flatten(1).double(), effective)]
-        return tensors, Fit(name, fitting.n, strength, factor.rank if factor else None, *errors)
+        return processes.from_first(lambda: _conv_of(name, start, factor, fitting, held))
 
     def _moments(self, site: Site, inputs: int) -> "tuple[Moments, Moments]":
         """The moments of the patches that the smaller network sees and of the outputs of the original's layer
@@ -203,22 +220,34 @@ class _Walk:
         rows, taps = self.problem.kept.get(site.name), math.prod(conv.kernel)
         outputs = conv.outputs if rows is None else len(rows)
         first, found = 0, []
-        for count in self.counts:
+        for count in self.recorded.own:
             sums = Sums(taps * inputs, outputs)
             for a in range(first, first + count, CHUNK):
                 b = min(a + CHUNK, first + count)
                 wanted = said[a:b] if rows is None else said[a:b][..., rows]
                 sums.add(patches(self.ours.read(a, b), places[a:b], conv), wanted.reshape(-1, outputs))
-            found.append(sums.moments())
+            found.append(sums.of_all().moments())
             first += count
         return found[0], found[1]
 
     def _linear(
         self, name: str, start: "torch.Tensor", factor: Factor | None
     ) -> "tuple[dict[str, torch.Tensor], Fit]":
-        original, (fitted, total) = self.problem.original, (self.counts[0], sum(self.counts))
-        said = self.recorded.said(name)
-        seen = self.ours.read(0, total)
+        own = self.recorded.gathered
+        seen, said = own(self.ours.read(0, sum(self.recorded.own))), own(self.recorded.said(name))
+        return processes.from_first(lambda: self._linear_of(name, start, factor, seen, said))
+
+    def _linear_of(
+        self,
+        name: str,
+        start: "torch.Tensor",
+        factor: Factor | None,
+        seen: "torch.Tensor",
+        said: "torch.Tensor",
+    ) -> "tuple[dict[str, torch.Tensor], Fit]":
+        """The fit of a fully connected layer. ``seen``: its inputs in the smaller network, and ``said`` its
+        outputs in the original, for all pictures."""
+        original, fitted = self.problem.original, self.recorded.counts[0]
         x, y = Centred.of(seen, fitted), Centred.of(said, fitted)
         new, strength = ridge_by_picture(start, x, y)
         judge = Behind(original, name, said[fitted:])
@@ -243,6 +272,32 @@ class _Walk:
             judge.error(y.mean + linear_in_parts(x.held, *parts)) for parts in ((start, None), effective)
         ]
         return tensors, Fit(name, fitted, strength, factor.rank if factor else None, *errors)
+
+
+def _left(part: Path | None) -> "tuple[dict[str, torch.Tensor], Fit] | None":
+    """The layer that a file holds; None where there is none."""
+    from safetensors import safe_open
+    from safetensors.torch import load_file
+
+    if not part or not part.is_file():
+        return None
+    with safe_open(part, framework="pt") as file:
+        return load_file(part), Fit.from_json(json.loads(file.metadata()["fit"]))
+
+
+def _conv_of(
+    name: str, start: "torch.Tensor", factor: Factor | None, fitting: Moments, held: Moments
+) -> "tuple[dict[str, torch.Tensor], Fit]":
+    """The fit of a convolution to moments of the fitting and of the held-out pictures."""
+    weight, strength = ridge(start.flatten(1).double(), fitting, held)
+    last = f"{name}_expand" if factor else name
+    if factor:
+        tensors, effective = in_two(name, weight.view(start.shape), fitting.xx, factor)
+    else:
+        tensors, effective = {f"{name}.weight": weight.view(start.shape).float()}, weight
+    tensors[f"{last}.bias"] = (fitting.mean_y - effective @ fitting.mean_x).float()
+    errors = [held.error(w) / max(held.yy, 1e-30) for w in (start.flatten(1).double(), effective)]
+    return tensors, Fit(name, fitting.n, strength, factor.rank if factor else None, *errors)
 
 
 def in_two(
@@ -276,17 +331,9 @@ def in_two(
 
 
 def loss(original: checkpoints.Checkpoint, smaller: checkpoints.Checkpoint, pictures: "torch.Tensor") -> Loss:
-    """The loss on pictures [N, channels, px, px] that nothing was fitted on."""
-    import torch
-
-    said = []
-    with torch.inference_mode():
-        for checkpoint in (original, smaller):
-            network = checkpoint.model().to(memory_format=torch.channels_last)
-            parts = [
-                network(pictures[k : k + CHUNK].contiguous(memory_format=torch.channels_last))
-                for k in range(0, len(pictures), CHUNK)
-            ]
-            said.append(torch.cat(parts).numpy())
-    theirs, ours = said
+    """The loss on pictures [N, channels, px, px] that nothing was fitted on; of several processes each has
+    its share of them."""
+    theirs, ours = (
+        of_pictures.logits(checkpoint.model(), pictures, CHUNK) for checkpoint in (original, smaller)
+    )
     return Loss.of(compare(ours, theirs, output=original.chain.output), "the checkpoint")

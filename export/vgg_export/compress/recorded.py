@@ -1,6 +1,6 @@
 """What the original computes on the pictures that layers are fitted on, recorded once: the outputs of its
 layers, of a convolution at sampled places. Every smaller network is fitted to these records, so the original
-is walked once, however many networks are made of it."""
+is walked once, however many networks are made of it. Of several processes each records its share."""
 
 import dataclasses
 import math
@@ -8,10 +8,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vgg_export.core import processes
 from vgg_export.core.files import atomic_file, reserved_array
 from vgg_export.core.progress import Progress
 from vgg_export.network import checkpoint as checkpoints
-from vgg_export.network.chain import Conv, Site
+from vgg_export.network.chain import Chain, Conv, Site
 
 from .feature_maps import Maps, Pictures, begun, forward, halves
 
@@ -29,9 +30,10 @@ Watch = Callable[[Site, int, "torch.Tensor", "torch.Tensor"], None]
 @dataclasses.dataclass(frozen=True)
 class Recorded:
     """Outputs of an original's layers, before the activation, on the fitting and then the held-out pictures.
-    ``counts``: the numbers of both. ``folder``: a file per layer, float32: [pictures, places, filters] of a
-    convolution, [pictures, outputs] of a fully connected layer. ``maps``: the input of the layer ``first``,
-    the first one that is recorded, where it is still at hand."""
+    ``counts``: the numbers of both, of all processes. ``folder``: a file per layer, float32: [pictures,
+    places, filters] of a convolution, [pictures, outputs] of a fully connected layer, of this process's
+    pictures. ``maps``: the input of the layer ``first``, the first one that is recorded, where it is still at
+    hand."""
 
     folder: Path
     counts: tuple[int, int]
@@ -39,11 +41,22 @@ class Recorded:
     maps: Maps | None = None
 
     def places(self, site: Site) -> "torch.Tensor":
-        """The sampled places [pictures, places] (row * columns + column) of a convolution's outputs."""
-        return places_of(site, self.counts)
+        """The sampled places [pictures, places] (row * columns + column) of a convolution's outputs, for this
+        process's pictures."""
+        return places_of(site, self.counts)[processes.shares(*self.counts)]
+
+    @property
+    def own(self) -> tuple[int, int]:
+        """How many of the fitting and of the held-out pictures are this process's."""
+        fitted, held = (len(processes.share(count)) for count in self.counts)
+        return fitted, held
+
+    def gathered(self, rows: "torch.Tensor") -> "torch.Tensor":
+        """The rows of all pictures [sum(counts), ...], of which this process has ``rows`` of its own."""
+        return processes.gathered(rows, processes.shares(*self.counts), sum(self.counts))
 
     def said(self, name: str) -> "torch.Tensor":
-        """The outputs of a layer."""
+        """The outputs of a layer for this process's pictures."""
         import numpy as np
         import torch
 
@@ -55,12 +68,17 @@ def places_of(site: Site, counts: tuple[int, int]) -> "torch.Tensor":
     inputs asks for, spread evenly over the ``counts[0]`` fitting pictures."""
     import torch
 
-    conv, area = site.layer, math.prod(site.outputs[1:])
+    area, each = math.prod(site.outputs[1:]), _places_each(site, counts)
+    generator = torch.Generator().manual_seed(0)
+    return torch.stack([torch.randperm(area, generator=generator)[:each] for _ in range(sum(counts))])
+
+
+def _places_each(site: Site, counts: tuple[int, int]) -> int:
+    conv = site.layer
     assert isinstance(conv, Conv)
     inputs = site.channels * math.prod(conv.kernel)
     wanted = min(MOST_PLACES, max(LEAST_PLACES, PLACES_PER_INPUT * inputs))
-    each, generator = min(area, max(1, wanted // counts[0])), torch.Generator().manual_seed(0)
-    return torch.stack([torch.randperm(area, generator=generator)[:each] for _ in range(sum(counts))])
+    return min(math.prod(site.outputs[1:]), max(1, wanted // counts[0]))
 
 
 def record(
@@ -75,6 +93,7 @@ def record(
     """Walk an original once, from its input to its last layer, and record the layers from ``first`` on.
 
     Args:
+        pictures: this process's share of them.
         folder: where the records stay; a finished one is not made again.
         scratch: a folder for maps that do not fit into memory.
         watch: is shown each recorded layer, chunk by chunk: the layer, the number of the chunk's first
@@ -83,10 +102,12 @@ def record(
     import torch
 
     chain, tensors = original.chain, original.tensors
-    counts = (len(pictures.fit), len(pictures.held))
+    fitted, held = (int(processes.total(len(rows))) for rows in (pictures.fit, pictures.held))
+    counts = (fitted, held)
     names = [site.name for site in chain.sites]
     later = names[names.index(first) :]
-    if watch is None and all(_file(folder, name).is_file() for name in later):
+    there = processes.least(all(_file(folder, name).is_file() for name in later))
+    if watch is None and there:
         return Recorded(folder, counts, first)
     folder.mkdir(parents=True, exist_ok=True)
     with torch.inference_mode(), progress.task("walking the original", len(names)) as task:
@@ -109,8 +130,9 @@ def _record(
     folder: Path,
     watch: Watch | None,
 ) -> None:
-    places = places_of(site, counts) if isinstance(site.layer, Conv) else None
-    shape = (sum(counts), *(() if places is None else (places.shape[1],)), site.layer.outputs)
+    own = processes.shares(*counts)
+    places = places_of(site, counts)[own] if isinstance(site.layer, Conv) else None
+    shape = (len(own), *(() if places is None else (places.shape[1],)), site.layer.outputs)
     with atomic_file(_file(folder, site.name)) as temporary:
         rows = reserved_array(temporary, shape)
 
@@ -127,5 +149,16 @@ def at_places(maps: "torch.Tensor", places: "torch.Tensor") -> "torch.Tensor":
     return maps.flatten(2).gather(2, places[:, None].expand(-1, maps.shape[1], -1)).transpose(1, 2)
 
 
+def disk_bytes(chain: Chain, counts: tuple[int, int]) -> int:
+    """The size of the records of a whole chain, about."""
+    total = 0
+    for site in chain.sites:
+        places = _places_each(site, counts) if isinstance(site.layer, Conv) else 1
+        total += 4 * sum(counts) * places * site.layer.outputs
+    return total
+
+
 def _file(folder: Path, name: str) -> Path:
-    return folder / f"{name}.npy"
+    """The record of a layer for this process's pictures."""
+    world = processes.world()
+    return folder / (f"{name}.npy" if world == 1 else f"{name}.{processes.rank()}-of-{world}.npy")

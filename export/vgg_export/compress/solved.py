@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vgg_export.core import processes
 from vgg_export.core.files import atomic_file
 from vgg_export.network import checkpoint as checkpoints
 from vgg_export.network.chain import Chain, Conv, Factor, Site
@@ -92,28 +93,32 @@ def forms(chain: Chain) -> Iterator[tuple[Site, tuple[int, int], tuple[str, ...]
 
 class Solving:
     """Watches an original being walked (``recorded.record``) and solves each convolution once all fitting
-    pictures have passed it."""
+    pictures have passed it. ``counts``: the numbers of fitting and held-out pictures. Several processes add
+    up their sums, and take turns in solving."""
 
     def __init__(self, original: checkpoints.Checkpoint, counts: tuple[int, int]) -> None:
-        self._original, self._counts = original, counts
+        self._original = original
         self._forms = {site.name: kinds for site, _, kinds in forms(original.chain)}
+        self._of = Recorded(Path(), counts, "")
         self._sums: Sums | None = None
         self._shares: Table = {}
         self._tensors: dict[str, torch.Tensor] = {}
 
     def watch(self, site: Site, a: int, x: "torch.Tensor", _: "torch.Tensor") -> None:
         """Add the patches of a chunk of fitting pictures; see ``recorded.Watch``."""
-        if site.name not in self._forms or a >= self._counts[0]:
+        fitted = self._of.own[0]
+        if site.name not in self._forms or a >= fitted:
             return
         assert isinstance(site.layer, Conv)
-        b = min(a + len(x), self._counts[0])
-        places = Recorded(Path(), self._counts, site.name).places(site)[a:b]
+        b = min(a + len(x), fitted)
+        places = self._of.places(site)[a:b]
         rows = patches(x[: b - a], places, site.layer)
         self._sums = self._sums or Sums(rows.shape[1], 1)
         self._sums.add(rows, rows[:, :1])
-        if b == self._counts[0]:
-            self._solve(site, self._sums.moments())
-            self._sums = None
+        if b == fitted:
+            sums, self._sums = self._sums.of_all(), None
+            if list(self._forms).index(site.name) % processes.world() == processes.rank():
+                self._solve(site, sums.moments())
 
     def _solve(self, site: Site, moments: Moments) -> None:
         import torch
@@ -135,8 +140,13 @@ class Solving:
         self._tensors |= {key: tensor.float().contiguous() for key, tensor in found.items()}
 
     def solved(self) -> Solved:
-        """What was found, once the original has been walked to its end."""
-        return Solved(self._shares, self._tensors)
+        """What was found by all processes, once the original has been walked to its end."""
+        shares: Table = {}
+        tensors: dict[str, torch.Tensor] = {}
+        for found_shares, found_tensors in processes.from_all((self._shares, self._tensors)):
+            shares |= found_shares
+            tensors |= found_tensors
+        return Solved({name: shares[name] for name in self._forms}, tensors)
 
 
 def write(path: Path, solved: Solved) -> None:

@@ -58,6 +58,10 @@ class CheckFailedError(VggExportError):
     """A transformation's own check (parity, audit) found a wrong result; nothing was written."""
 
 
+class ProcessLostError(VggExportError):
+    """A process that computes together with this one has ended."""
+
+
 class BoardError(VggExportError):
     """The board cannot be reached, or cannot be used as it is."""
 

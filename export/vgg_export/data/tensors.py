@@ -1,14 +1,18 @@
 """Pictures as torch tensors and data sets."""
 
+import contextlib
 import logging
 import math
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
+from vgg_export.core import processes
+from vgg_export.core.progress import Progress, Quiet
+from vgg_export.network import checkpoint as checkpoints
 from vgg_runtime.bundle.input_spec import InputSpec
 from vgg_runtime.bundle.preprocess import load, open_image, to_tensor
 
@@ -68,14 +72,62 @@ def stacked(items: Sequence[Item], preprocessing: InputSpec) -> "torch.Tensor":
     return torch.stack([torch.from_numpy(load(item.path, preprocessing)) for item in items])
 
 
-def answering(network: "nn.Module") -> Callable[[npt.NDArray[np.float32]], npt.NDArray[np.float32]]:
-    """A network as a function of arrays: a batch [n, channels, px, px] -> logits [n, units]."""
+def logits(network: "nn.Module", pictures: "torch.Tensor", batch: int) -> npt.NDArray[np.float32]:
+    """The logits [N, units] of a network for pictures [n, channels, px, px], ``batch`` of them at a time. Of
+    several processes each has its ``share`` of N pictures, and gets the logits of all."""
     import torch
 
-    layers = network.to(memory_format=torch.channels_last)
+    layers, count = network.to(memory_format=torch.channels_last), int(processes.total(len(pictures)))
+    with torch.inference_mode():
+        parts = [
+            layers(pictures[k : k + batch].contiguous(memory_format=torch.channels_last))
+            for k in range(0, max(1, len(pictures)), batch)
+        ]
+        said = processes.gathered(torch.cat(parts), processes.share(count), count)
+    return said.numpy()
 
-    def answer(x: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        with torch.inference_mode():
-            return layers(torch.from_numpy(x)).numpy()  # type: ignore[no-any-return]
 
-    return answer
+def logits_together(
+    network: checkpoints.Checkpoint, pictures: "torch.Tensor", batch: int
+) -> npt.NDArray[np.float32]:
+    """``logits`` for all pictures [N, channels, px, px], of which several processes take a share each."""
+    return processes.together(Quiet(), _logits_share, network, pictures, batch)
+
+
+def _logits_share(
+    network: checkpoints.Checkpoint, pictures: "torch.Tensor", batch: int, _: Progress
+) -> npt.NDArray[np.float32]:
+    return logits(network.model(), pictures[processes.slice_of(len(pictures))], batch)
+
+
+@contextlib.contextmanager
+def answering(
+    checkpoint: checkpoints.Checkpoint,
+) -> Iterator[Callable[[npt.NDArray[np.float32]], npt.NDArray[np.float32]]]:
+    """A network as a function of arrays: a batch [n, channels, px, px] -> logits [n, units]. Several
+    processes share the batches that the first one asks about; each keeps the network to the end of the
+    block."""
+    processes.together(Quiet(), _keep, checkpoint)
+    try:
+        yield lambda x: processes.together(Quiet(), _answer, x)
+    finally:
+        _Kept.network = None
+    processes.together(Quiet(), _keep, None)  # after an error all processes end
+
+
+class _Kept:
+    """The network that is being asked."""
+
+    network: "nn.Module | None" = None
+
+
+def _keep(checkpoint: checkpoints.Checkpoint | None, _: Progress) -> None:
+    _Kept.network = checkpoint.model() if checkpoint else None
+
+
+def _answer(x: npt.NDArray[np.float32], _: Progress) -> npt.NDArray[np.float32]:
+    import torch
+
+    assert _Kept.network is not None  # ``answering`` keeps one
+    own = torch.from_numpy(x[processes.slice_of(len(x))])
+    return logits(_Kept.network, own, max(1, len(own)))

@@ -1,0 +1,62 @@
+"""Run under torchrun: the first process divides work, and prints what came of it. ``lost`` as an argument:
+the second process ends in the middle."""
+
+import os
+import sys
+
+import torch
+
+from vgg_export.core import processes
+from vgg_export.core.errors import NothingToGainError, VggExportError
+from vgg_export.core.progress import Progress, Quiet
+
+
+def summed(numbers: list[float], _: Progress) -> tuple[float, int, list[int], list[float]]:
+    own = [numbers[k] for k in processes.share(len(numbers))]
+    places = processes.shares(len(numbers), 3)
+    rows = processes.gathered(torch.tensor(places, dtype=torch.float32), places, len(numbers) + 3)
+    return processes.total(sum(own)), processes.least(len(own)), processes.from_all(len(own)), rows.tolist()
+
+
+def in_vain(limit: int, _: Progress) -> str:
+    def decided() -> str:
+        if limit < 3:
+            raise NothingToGainError(f"{limit} is too little")
+        return f"{limit} will do, says process {processes.rank()}"
+
+    return processes.from_first(decided)
+
+
+def few(count: int, _: Progress) -> None:
+    processes.from_first(lambda: processes.ensure_enough(count, "drawn"))
+
+
+def lost(_: Progress) -> float:
+    if processes.rank() == 1:
+        os._exit(3)
+    return processes.total(1.0)
+
+
+def command() -> int:
+    if "lost" in sys.argv:
+        try:
+            processes.together(Quiet(), lost)
+        except VggExportError as error:
+            print(error)
+        return 0
+    print(processes.together(Quiet(), summed, [1.0, 2.0, 4.0, 8.0, 16.0]))
+    for limit in (2, 4):
+        try:
+            print(processes.together(Quiet(), in_vain, limit))
+        except NothingToGainError as error:
+            print(error)
+    try:
+        processes.together(Quiet(), few, 1)
+    except VggExportError as error:
+        print(error)
+    print(processes.rank(), processes.world())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(processes.led(command))

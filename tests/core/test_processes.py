@@ -1,0 +1,48 @@
+"""Work that several processes divide, and what becomes of errors in it."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+from conftest import command_environment
+from divided import TORCHRUN
+
+from vgg_export.core import processes
+
+SCRIPT = Path(__file__).with_name("divided_work.py")
+
+
+def lines(*how: object) -> list[str]:
+    done = subprocess.run(
+        [sys.executable, *map(str, how)],
+        env=command_environment() | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+    )
+    assert done.stdout, done.stderr
+    return done.stdout.splitlines()
+
+
+def test_a_share_of_one_process_is_all() -> None:
+    assert list(processes.share(3)) == [0, 1, 2]
+    assert processes.shares(2, 3) == [0, 1, 2, 3, 4]
+    assert (processes.total(2.5), processes.least(4), processes.from_all("a")) == (2.5, 4, ["a"])
+
+
+def test_two_processes_add_up_and_go_the_way_of_the_first_also_after_its_errors() -> None:
+    ends = ["2 is too little", "4 will do, says process 0"]
+    alone, divided = lines(SCRIPT), lines(*TORCHRUN, SCRIPT)
+    rows = [float(k) for k in range(8)]
+    assert alone == [f"(31.0, 5, [5], {rows})", *ends, "0 1"]
+    few = (
+        "1 drawn pictures for 2 processes; expected at least one for each: use fewer processes or more"
+        " pictures"
+    )
+    assert divided == [f"(31.0, 2, [2, 3], {rows})", *ends, few, "0 1"]
+
+
+def test_the_first_process_says_that_another_has_ended() -> None:
+    (said,) = lines(*TORCHRUN, SCRIPT, "lost")
+    assert said == "another process has ended, so that this one cannot go on; what that one printed says why"
