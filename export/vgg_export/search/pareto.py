@@ -1,6 +1,6 @@
-"""Writes the trade-off as files: front.json, front.csv and a picture (SVG and PNG). They show the size, speed
-and accuracy of every point that was tried, and mark the points that no other beats and the recommended
-one."""
+"""Writes the trade-off as files: front.json, front.csv, a picture (SVG and PNG) and a page. They show the
+size, speed and accuracy of every point that was tried, and mark the points that no other beats and the
+recommended one."""
 
 import csv
 import io
@@ -10,27 +10,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vgg_export.core.files import atomic_file
+from vgg_export.options import Budget
 from vgg_runtime.bundle.manifest import FRONT_NAMES
 
+from . import front_page
 from .conclusion import drop, error
+from .front import LOOKS, PICTURES, UNKNOWN_LOOK, WORDS, counted_in, judged_on, pareto
 from .points import Found, Point
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-# The colour and marker of each family of points, by its legend. The colours are Okabe and Ito's, which
-# colour-blind readers can tell apart.
-LOOKS = {
-    "baseline": ("#000000", "*"),
-    "int8 alone": ("#E69F00", "D"),
-    "compact": ("#009E73", "o"),
-    "compact, not fitted": ("#D55E00", "X"),
-    "filters by L2, repaired": ("#0072B2", "s"),
-    "filters by L2, not repaired": ("#56B4E9", "v"),
-    "filters at random, not repaired": ("#CC79A7", "P"),
-}
-WORDS = {"top1": "top-1", "agreement": "agreement with the baseline"}
-UNKNOWN_LOOK = ("#777777", "h")
 COLUMNS = (
     "family",
     "name",
@@ -58,24 +48,9 @@ COLUMNS = (
 )
 
 
-def pareto(points: Sequence[Point], baseline: Point, cost: Callable[[Point], float]) -> list[Point]:
-    """The points that no other beats both in ``cost`` (less is better) and in points lost, ordered by cost.
-    The loss is that on the test pictures if all points have one, else that on the selection pictures."""
-    which = judged_on(points)
-    found: list[Point] = []
-    for point in sorted(points, key=lambda p: (cost(p), drop(p, baseline, which))):
-        if not found or drop(point, baseline, which) < drop(found[-1], baseline, which) - 1e-9:
-            found.append(point)
-    return found
-
-
-def judged_on(points: Sequence[Point]) -> str:
-    """ "test" when every point was judged on test pictures, else "select"."""
-    return "test" if all(p.test for p in points) else "select"
-
-
-def write(folder: Path, found: Found) -> list[Path]:
-    """The four files of FRONT_NAMES in a folder."""
+def write(folder: Path, found: Found, budget: Budget | None = None, state: str = "Finished.") -> list[Path]:
+    """The files of FRONT_NAMES in a folder. ``budget``: what was asked for, None: nothing; ``state``: how the
+    search ended, as a sentence for the page."""
     points = [found.baseline, *found.points]
     fastest = pareto(points, found.baseline, lambda p: -p.speedup)
     smallest = pareto(points, found.baseline, lambda p: p.bytes)
@@ -88,12 +63,20 @@ def write(folder: Path, found: Found) -> list[Path]:
         "points": [p.to_json() for p in points],
     }
     folder.mkdir(parents=True, exist_ok=True)
-    paths = [folder / name for name in FRONT_NAMES]
-    _write(paths[0], (json.dumps(content, indent=1, allow_nan=False) + "\n").encode())
-    _write(paths[1], table(found, {id(p) for p in (*fastest, *smallest)}).encode())
-    for path in paths[2:]:
-        _write(path, picture(found, fastest, smallest, path.suffix[1:]))
-    return paths
+    paths = {name.rpartition(".")[2]: folder / name for name in FRONT_NAMES}
+    _write(paths["json"], (json.dumps(content, indent=1, allow_nan=False) + "\n").encode())
+    _write(paths["csv"], table(found, {id(p) for p in (*fastest, *smallest)}).encode())
+    for kind in ("svg", "png"):
+        _write(paths[kind], picture(found, fastest, smallest, kind))
+    front_page.write(paths["html"], _finished(found, budget or Budget(), state))
+    return list(paths.values())
+
+
+def _finished(found: Found, budget: Budget, state: str) -> front_page.View:
+    """The result as the page shows it."""
+    return front_page.View(
+        found.points, found.baseline, budget, found.recommended, found.reason, state, finished=True
+    )
 
 
 def _write(path: Path, content: bytes) -> None:
@@ -114,7 +97,7 @@ def table(found: Found, front: set[int]) -> str:
                     f"{which}_n": figures.n,
                     f"{which}_drop_points": round(drop(p, found.baseline, which), 4),
                 }
-                own[f"{which}_loss_error_points"] = round(error(p, which), 4)
+                own[f"{which}_loss_error_points"] = round(error(p, found.baseline, which), 4)
         if p.test:
             own["test_agreement"] = p.test.agreement.rate
             if top1 := p.test.top1:
@@ -134,7 +117,7 @@ def picture(found: Found, fastest: Sequence[Point], smallest: Sequence[Point], k
     figure = Figure(figsize=(13, 6.4), layout="constrained")
     panels = figure.subplots(1, 2, sharey=True)
     which = judged_on(points)
-    n, proportion = points[0].figures(which).n, "top1" if points[0].figures(which).top1 else "agreement"
+    n, proportion = points[0].figures(which).n, counted_in(found.baseline, which)
     sides: tuple[tuple[Callable[[Point], float], Sequence[Point], str], ...] = (
         (lambda p: p.speedup, fastest, "times the baseline's speed (right is faster)"),
         (lambda p: p.bytes / 1e6, smallest, "file, MB (left is smaller)"),
@@ -157,9 +140,7 @@ def picture(found: Found, fastest: Sequence[Point], smallest: Sequence[Point], k
                 ha="center",
             )
         axes.set_xlabel(label)
-    panels[0].set_ylabel(
-        f"{WORDS[proportion]} on {n} {'test' if which == 'test' else 'selection'} pictures, %"
-    )
+    panels[0].set_ylabel(f"{WORDS[proportion]} on {n} {PICTURES[which]}, %")
     panels[0].legend(fontsize=8, loc="best")
     names = [
         f"{numbers[id(p)]}: {p.family}, {p.name}"

@@ -1,0 +1,92 @@
+"""Tells how a search goes: a line per point, and a page that renews itself as points come in."""
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+from vgg_export.options import Budget
+
+from . import front_page, lines
+from .points import Found, Point
+from .prediction import Candidate, Experience
+
+log = logging.getLogger(__name__)
+
+
+class News:
+    """The news of one search. ``page``: the file of the page."""
+
+    def __init__(self, page: Path, baseline: Point, budget: Budget) -> None:
+        self._page, self._baseline, self._budget = page, baseline, budget
+        self._last: front_page.View | None = None
+
+    def begin(self, alone: Sequence[Point]) -> None:
+        """Say where the page is, and show what is there before the first rung."""
+        log.info("how the search goes: %s", self._page)
+        log.info("%s", lines.header())
+        for point in alone:
+            log.info("%s", lines.line(point, self._baseline, best=False))
+        self._write(
+            front_page.View(
+                tuple(alone), self._baseline, self._budget, None, "", "Running: no rung is tried yet.", False
+            )
+        )
+
+    def tell(
+        self, point: Point, found: Found, left: Sequence[Candidate], experience: Experience, most_s: float
+    ) -> None:
+        """Show a new point. ``left``: what may be tried yet, for which ``most_s`` seconds are needed at
+        most."""
+        log.info("%s", lines.line(point, self._baseline, best=point == found.recommended))
+        count, minutes = len(experience.tried), max(1, round(most_s / 60))
+        tried = f"{count} point{'s' * (count != 1)} tried"
+        self._write(
+            front_page.View(
+                found.points,
+                self._baseline,
+                self._budget,
+                found.recommended,
+                found.reason,
+                f"Running: {tried}, at most {minutes} min left.",
+                False,
+                tuple(_forecast(one, experience) for one in left),
+            )
+        )
+
+    def end(self, found: Found, minutes: float) -> None:
+        """Show the result."""
+        self._write(
+            front_page.View(
+                found.points,
+                self._baseline,
+                self._budget,
+                found.recommended,
+                found.reason,
+                f"Finished after {minutes:.0f} min.",
+                True,
+            )
+        )
+
+    def interrupted(self) -> None:
+        """Say on the page that nothing comes in any more."""
+        if self._last and not self._last.finished:
+            words = "Interrupted; run the same command again to go on from here."
+            last = self._last
+            self._write(
+                front_page.View(
+                    last.points, last.baseline, last.budget, last.recommended, last.reason, words, True
+                )
+            )
+
+    def _write(self, view: front_page.View) -> None:
+        self._last = view
+        front_page.write(self._page, view)
+
+
+def _forecast(candidate: Candidate, experience: Experience) -> front_page.Forecast:
+    return front_page.Forecast(
+        f"{candidate.rung.name}, {candidate.rung.px} px",
+        experience.speedup(candidate),
+        experience.bytes(candidate),
+        experience.drop(candidate)[0],
+    )
