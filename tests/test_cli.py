@@ -263,6 +263,8 @@ BAD = [
         "a search needs selection pictures, which nothing is fitted on",
     ),
     (("all", "--weights", "mine.pth", "--max-drop", "-1"), "--max-drop must be at least 0"),
+    (("all", "--weights", "mine.pth", "--target-size", "9MB", "--sure"), "give --max-drop, too"),
+    (("all", "--weights", "mine.pth", "--sure"), "give --max-drop, too"),
     (("all", "--weights", "mine.pth", "--max-drop", "1", "--conv-share", "0.4"), "give one or the other"),
     (("all", "--weights", "mine.pth", "--max-drop", "1", "--conv-share", "0.28"), "give one or the other"),
     (("all", "--weights", "random", "--fc-ranks", "0,1"), "ranks, .* must be positive; found 0,1, "),

@@ -4,7 +4,6 @@ from pathlib import Path
 
 from . import inputs
 from .compress import distil, factorise, prune
-from .core.files import exclusive
 from .core.progress import Progress
 from .graphs import export
 from .int8 import quantize
@@ -92,16 +91,12 @@ def run_finetune(
         AccuracyError: the teacher does not understand the pictures, unless that is to be accepted.
     """
     work = _work(output)
-    # under torchrun the first process prepares, the others find it done
-    with exclusive(work):
-        student = inputs.checkpoint_file(weights, pictures, work, progress)
-        taught_by = inputs.checkpoint_file(teacher, pictures, work, progress, "teacher")
-        splits = inputs.splits_for(student, pictures, work, progress)
-        # the teacher is asked, since the student may be damaged by pruning
-        checked = inputs.ensure_understood(
-            taught_by, splits, work, progress, accept=accept, told=teacher.input
-        )
-        student, taught_by = (inputs.with_chosen_input(one, checked, work) for one in (student, taught_by))
+    student = inputs.checkpoint_file(weights, pictures, work, progress)
+    taught_by = inputs.checkpoint_file(teacher, pictures, work, progress, "teacher")
+    splits = inputs.splits_for(student, pictures, work, progress)
+    # the teacher is asked, since the student may be damaged by pruning
+    checked = inputs.ensure_understood(taught_by, splits, work, progress, accept=accept, told=teacher.input)
+    student, taught_by = (inputs.with_chosen_input(one, checked, work) for one in (student, taught_by))
     return distil.run(student, taught_by, splits, output, options, progress).path == output
 
 

@@ -26,6 +26,7 @@ from .command_options import (
     recipe_options,
     weights_options,
 )
+from .core import processes
 from .core.errors import OptionsError
 from .demo_commands import COMMANDS as DEMO_COMMANDS
 from .options import default_targets
@@ -37,7 +38,9 @@ COMPARE_BUDGET_S = 3.0
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code. Users see a sentence instead of a traceback."""
     try:
-        return int(cli.main(arguments, prog_name="vgg-export", standalone_mode=False) or 0)
+        return processes.led(
+            lambda: int(cli.main(arguments, prog_name="vgg-export", standalone_mode=False) or 0)
+        )
     except (Exception, KeyboardInterrupt) as error:
         if terminal.is_a_surprise(error) and os.environ.get("VGG_EXPORT_TRACEBACK"):
             raise
@@ -72,7 +75,7 @@ _distil = given(options.DistilOptions, "up_to")
 _target_here = given(
     options.QuantizeOptions, "target", default=lambda: default_targets()[0], show_default="this machine"
 )
-_quantize = given(options.QuantizeOptions, "method", "min_agreement")
+_quantize = given(options.QuantizeOptions, "method", "min_agreement", "fc_bits")
 _scaled = given(options.RecipeOptions, "scaled_px")
 _accept = given(options.RecipeOptions, "accept_accuracy")
 _work_folder = given(options.RunOptions, "work")
@@ -96,6 +99,7 @@ def _weights(command: Command) -> Command:
 @_factorise
 @_distil
 @given(options.Budget)
+@given(options.SearchOptions)
 @given(options.RecipeOptions, "targets")
 @_quantize
 @_scaled
@@ -141,7 +145,7 @@ def all_(no_compare: bool, **chosen: Any) -> int:
 @_seed
 @_work_folder
 @click.option(
-    "--output", type=_FOLDER, required=True, help="Folder for front.json, front.csv, front.svg and front.png."
+    "--output", type=_FOLDER, required=True, help="Folder for front.html, .json, .csv, .svg and .png."
 )
 def sweep(**chosen: Any) -> None:
     """Draw the whole trade-off: compact variants of every strength, and simpler methods to compare them with.
@@ -155,7 +159,7 @@ def sweep(**chosen: Any) -> None:
 
     found = pipeline.run_sweep(wanted, asked, how)
     click.echo(found.reason)
-    click.echo(f"wrote {how.output}/front.json, .csv, .svg and .png: {len(found.points)} points")
+    click.echo(f"wrote {how.output}/front.html, .json, .csv, .svg and .png: {len(found.points)} points")
 
 
 @cli.command()
@@ -251,7 +255,8 @@ def finetune(output: Path, teacher: str, **chosen: Any) -> None:
     Example: vgg-export finetune --weights pruned.safetensors --teacher my_vgg16.pth --data photos/ --output
     tuned.safetensors
 
-    On several cores or machines: torchrun --standalone --nproc-per-node 2 -m vgg_export finetune ...
+    On several cores or machines: torchrun --standalone --nproc-per-node 2 -m vgg_export finetune ... (all,
+    sweep, factorise and prune, too)
     """
     wanted, pictures = build(options.FinetuneOptions, chosen), build(options.DataOptions, chosen)
     ensure_output(output, ".safetensors", chosen["weights"], teacher)

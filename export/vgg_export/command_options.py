@@ -155,6 +155,7 @@ def recipe_options(chosen: Chosen, **values: Any) -> options.RecipeOptions:
         "distil": build(options.DistilOptions, chosen),
         "quantize": quantize_options(chosen),
         "budget": budget(chosen),
+        "search": build(options.SearchOptions, chosen),
     }
     return build(options.RecipeOptions, chosen, **(stages | values))
 

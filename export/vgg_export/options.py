@@ -440,12 +440,19 @@ class Int8Form:
     """A way to make an int8 model of a float graph. The plain one takes each range from the smallest to the
     largest value seen. ``equalized``: channels are first scaled between layers. ``clipped``: each range is
     cut to the part with the least squared error. ``corrected``: the mean shift that rounding the weights
-    causes is taken out of the biases."""
+    causes is taken out of the biases. ``rounded``: the weights of convolutions are rounded together, such
+    that their outputs change least, and the biases are corrected."""
 
     name: str
     equalized: bool = False
     clipped: bool = False
     corrected: bool = False
+    rounded: bool = False
+
+    @property
+    def base(self) -> str:
+        """The name of the form without correction and common rounding."""
+        return self.name.partition("-")[0]
 
 
 INT8_FORMS = {
@@ -453,19 +460,27 @@ INT8_FORMS = {
     for form in (
         Int8Form("minmax"),
         Int8Form("minmax-corrected", corrected=True),
+        Int8Form("minmax-rounded", corrected=True, rounded=True),
         Int8Form("clipped", clipped=True),
         Int8Form("clipped-corrected", clipped=True, corrected=True),
+        Int8Form("clipped-rounded", clipped=True, corrected=True, rounded=True),
         Int8Form("equalized", equalized=True),
         Int8Form("equalized-corrected", equalized=True, corrected=True),
+        Int8Form("equalized-rounded", equalized=True, corrected=True, rounded=True),
     )
 }
+
+
+AUTO_BITS = "auto"
+FC_BITS = ("8", "4", AUTO_BITS)
 
 
 @dataclasses.dataclass(frozen=True)
 class QuantizeOptions:
     """``target``: a key of TARGETS. ``method``: a key of INT8_FORMS, or "auto" for the form that is closest
     to the float model on up to ``held_images`` pictures that calibrate nothing. Where the agreement on these
-    is below ``min_agreement``, up to ``float_layers`` layers stay float."""
+    is below ``min_agreement``, up to ``float_layers`` layers stay float. ``fc_bits``: the bits of the weights
+    of large fully connected layers, one of FC_BITS."""
 
     target: str = asked(
         "pi5", "--target", "The core that the int8 model is made for.", choices=tuple(TARGETS)
@@ -483,10 +498,20 @@ class QuantizeOptions:
         "Least agreement with the float model. Below it the most sensitive layers stay float, except in"
         " compact variants of 'all --max-drop'. 0: no layer stays float.",
     )
+    fc_bits: str = asked(
+        "8",
+        "--fc-bits",
+        "Bits of the weights of large fully connected layers of int8 models. 4 halves what these take of the"
+        " file. auto: 4 on cores with a dot product, where they take no longer, if as many answers stay the"
+        " same.",
+        choices=FC_BITS,
+    )
     float_layers: int = 3
     held_images: int = 60
 
     def __post_init__(self) -> None:
+        if self.fc_bits not in FC_BITS:
+            raise OptionsError(f"--fc-bits must be one of {', '.join(FC_BITS)}, found {self.fc_bits!r}")
         if self.target not in TARGETS:
             raise OptionsError(f"--target must be one of {', '.join(TARGETS)}, found {self.target!r}")
         if self.method not in ("auto", *INT8_FORMS):
@@ -519,12 +544,13 @@ def size_in_bytes(text: str) -> int:
 class Budget:
     """Limits that the compact variants must keep; None: no limit. ``max_drop``: points of top-1 that may be
     lost, or of agreement where there are no labels. ``size_bytes``: the size of the file, at most.
-    ``speedup``: the speed relative to the baseline on this machine, at least."""
+    ``speedup``: the speed relative to the baseline on this machine, at least. ``sure``: a loss counts with
+    its standard error."""
 
     max_drop: float | None = asked(
         None,
         "--max-drop",
-        "Points of top-1 that compact variants may lose, standard error included. Starts a search.",
+        "Points of top-1 that compact variants may lose. Starts a search.",
         metavar="POINTS",
     )
     size_bytes: int | None = asked(
@@ -540,8 +566,16 @@ class Budget:
         "Least speed of a compact variant relative to the baseline on this machine. Starts a search.",
         metavar="X",
     )
+    sure: bool = asked(
+        False,
+        "--sure",
+        "Be sure of --max-drop: a loss counts as it is counted, with its standard error, here and in"
+        " compare.py. Takes more pictures, or finds slower variants.",
+    )
 
     def __post_init__(self) -> None:
+        if self.sure and self.max_drop is None:
+            raise OptionsError("--sure is about the loss that --max-drop allows; give --max-drop, too")
         for flag, value, low in (
             ("--max-drop", self.max_drop, 0),
             ("--target-size", self.size_bytes, 1),
@@ -561,9 +595,39 @@ class Budget:
             if self.max_drop is None
             else [f"a loss of at most {self.max_drop:g} point{'' if self.max_drop == 1 else 's'}"]
         )
+        words += ["its standard error included"] if self.sure else []
         words += [] if self.size_bytes is None else [f"a file of at most {self.size_bytes / 1e6:g} MB"]
         words += [] if self.speedup is None else [f"at least {self.speedup:g} times the baseline's speed"]
         return ", ".join(words)
+
+
+EFFORTS = ("quick", "normal", "thorough")
+
+
+@dataclasses.dataclass(frozen=True)
+class SearchOptions:
+    """How long a search for a budget goes on. ``effort``: one of EFFORTS; None: normal. ``max_minutes``:
+    after this time no other point is begun, and the best so far becomes the bundle."""
+
+    effort: str | None = asked(
+        None,
+        "--effort",
+        "How much a search tries: quick one input size and few points, thorough all sizes and as many points"
+        " as may help  [default: normal]",
+        choices=EFFORTS,
+    )
+    max_minutes: float | None = asked(
+        None,
+        "--max-minutes",
+        "Minutes after which a search begins no other point; the best so far becomes the bundle.",
+        metavar="N",
+    )
+
+    def __post_init__(self) -> None:
+        if self.effort is not None and self.effort not in EFFORTS:
+            raise OptionsError(f"--effort must be one of {', '.join(EFFORTS)}, found {self.effort!r}")
+        if self.max_minutes is not None and not 0 < self.max_minutes < float("inf"):
+            raise OptionsError(f"--max-minutes must be above 0, found {self.max_minutes:g}")
 
 
 def default_targets() -> tuple[str, ...]:
@@ -633,6 +697,7 @@ class RecipeOptions:
         default_factory=lambda: QuantizeOptions(default_targets()[0])
     )
     budget: Budget = dataclasses.field(default_factory=Budget)
+    search: SearchOptions = dataclasses.field(default_factory=SearchOptions)
     scaled_px: int | None = asked(
         None,
         "--scaled-px",
@@ -668,6 +733,11 @@ class RecipeOptions:
             raise OptionsError(
                 f"the int8 target must be the first of the targets, {self.built_for[0]}, found"
                 f" {self.quantize.target}"
+            )
+        if self.search != SearchOptions() and not self.budget.asked:
+            raise OptionsError(
+                "--effort and --max-minutes are about a search; give --max-drop, --target-size or"
+                " --target-speedup with them"
             )
         if self.scaled_px is not None and self.scaled_px < 1:
             raise OptionsError(f"--scaled-px must be at least 1, found {self.scaled_px}")

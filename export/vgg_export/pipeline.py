@@ -3,7 +3,7 @@ steps; steps that variants share run once."""
 
 import dataclasses
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from vgg_runtime.bundle import manifest
@@ -17,7 +17,7 @@ from .core.files import exclusive, write_json
 from .core.progress import Progress
 from .data import wordnet
 from .graphs.model_info import Described
-from .options import DataOptions, RecipeOptions, RunOptions, SweepOptions
+from .options import Budget, DataOptions, RecipeOptions, RunOptions, SweepOptions
 from .recipes import BASELINE, RECIPES, Context, Recipe, Steps, chosen_recipes, names, not_worth_it
 from .search import pareto, points, search, within_budget
 
@@ -33,24 +33,30 @@ def run(options: RecipeOptions, how: RunOptions) -> Manifest:
 
 
 def _run(recipes: Sequence[Recipe], options: RecipeOptions, how: RunOptions) -> Manifest:
-    given, found = inputs.read(options, how), None
+    given, outcome = inputs.read(options, how), None
     context = _context(given, options, how)
     _ensure_possible(recipes, context)
-    plain = searched = Steps(context)
     if options.budget.asked:
-        found, within = within_budget.found_for(context)
-        searched = Steps(within)
-    entries = _entries(recipes, plain, searched)
+        outcome = within_budget.found_for(context)
+    everything = Steps(context)
+    entries = _entries(recipes, context, outcome.maker if outcome else lambda _: everything)
     figures, absent = _evaluate(entries, context)
-    allowed = options.budget.max_drop
     contents = writer.Contents(
-        tuple(entries), given.splits, given.class_ids, figures, absent, allowed, given.checked
+        tuple(entries),
+        given.splits,
+        given.class_ids,
+        figures,
+        absent,
+        options.budget.max_drop,
+        given.checked,
+        within_budget.for_the_board(outcome.found, entries) if outcome else None,
+        options.budget.sure,
     )
     made_bundle = writer.run(contents, how.output, how.progress)
-    if found:
-        found = within_budget.with_test_figures(found, entries, figures, allowed)
+    if outcome:
+        found = within_budget.with_test_figures(outcome.found, entries, figures, options.budget)
         found = within_budget.unless_problem(given.checked, found)
-        pareto.write(how.output, found)
+        pareto.write(how.output, found, options.budget)
         log.info("%s", found.reason)
     return made_bundle
 
@@ -71,17 +77,17 @@ def _context(given: inputs.Given, options: RecipeOptions, how: RunOptions) -> Co
     return Context(given.checkpoint, given.splits, options, how.progress, work, work)
 
 
-def _entries(recipes: Sequence[Recipe], plain: Steps, searched: Steps) -> list[writer.Entry]:
-    """The variants that are worth it. ``searched`` makes those whose strength the search decided, ``plain``
-    the others."""
-    options, entries = plain.context.options, []
+def _entries(
+    recipes: Sequence[Recipe], context: Context, maker: Callable[[Recipe], Steps]
+) -> list[writer.Entry]:
+    """The variants that are worth it. ``maker``: what makes each of them."""
+    options, entries = context.options, []
     for recipe in recipes:
         log.info("variant %s: %s", recipe.id, " -> ".join(names(recipe.steps)))
-        maker = searched if recipe.searched else plain
         try:
-            if reason := recipe.hindered(plain.context):
+            if reason := recipe.hindered(context):
                 raise NothingToGainError(reason)
-            entry = maker.entry(recipe)
+            entry = maker(recipe).entry(recipe)
         except NothingToGainError as error:
             if options.variants:  # it was asked for by name
                 raise
@@ -100,7 +106,7 @@ def run_sweep(options: RecipeOptions, wanted: SweepOptions, how: RunOptions) -> 
         given = inputs.read(options, how)
         with within_budget.opened(_context(given, options, how), ("select", "test")) as tried:
             found = within_budget.unless_problem(given.checked, search.sweep(tried, wanted))
-    pareto.write(how.output, found)
+    pareto.write(how.output, found, Budget(wanted.max_drop))
     return found
 
 

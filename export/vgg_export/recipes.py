@@ -4,15 +4,15 @@ A step is an object that holds everything particular to it; no other code asks f
 a variant, add an object here.
 """
 
-import contextlib
 import dataclasses
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
-from vgg_runtime.board.targets import TARGETS, Target
+from vgg_runtime.board.targets import TARGETS
 from vgg_runtime.result import StepLoss
 
+from . import builds
 from .bundle import writer
 from .compress import distil, factorise, prune
 from .core import cache
@@ -20,12 +20,11 @@ from .core.errors import NothingToGainError, OptionsError
 from .core.losses import Losses
 from .core.progress import Progress
 from .data.splits import Splits
-from .graphs import export, winograd
-from .int8 import activation_signedness, quantize
-from .int8.measured import Quantized
+from .graphs import export
+from .int8 import quantize
 from .network import checkpoint as checkpoints
 from .network import input_size
-from .options import RecipeOptions
+from .options import AUTO_BITS, RecipeOptions
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +36,8 @@ CHECKPOINT, MODEL = ".safetensors", ".onnx"  # the kinds of file that steps read
 class Context:
     """What a step may use besides the artifact of the step before. ``checkpoint``: the original, which is the
     teacher. ``folder``: the folder of the steps' files. ``shared``: the folder of the teacher's answers and
-    the sensitivity table. ``steps``: the steps so far, the current one last."""
+    the sensitivity table. ``steps``: the steps so far, the current one last. ``records``: where a search
+    keeps what the original computes; None: it is not kept."""
 
     checkpoint: cache.Artifact
     splits: Splits
@@ -46,6 +46,7 @@ class Context:
     folder: Path
     shared: Path
     steps: "tuple[Step, ...]" = ()
+    records: Path | None = None
 
     @property
     def output(self) -> Path:
@@ -87,7 +88,9 @@ def _finetune(before: cache.Artifact, context: Context) -> cache.Artifact:
 
 def _factorise(before: cache.Artifact, context: Context) -> cache.Artifact:
     options = context.options.factorise
-    return factorise.run(before, context.splits, context.output, options, context.progress, context.shared)
+    return factorise.run(
+        before, context.splits, context.output, options, context.progress, context.shared, context.records
+    )
 
 
 def _distil(before: cache.Artifact, context: Context) -> cache.Artifact:
@@ -95,7 +98,7 @@ def _distil(before: cache.Artifact, context: Context) -> cache.Artifact:
     is at most half of it; the other half is left to int8."""
     budget = context.options.budget
     for name, level in context.options.distil.levels(budget).items():
-        output = _beside(context.output, name)
+        output = builds.beside(context.output, name)
         before = distil.run(
             before, context.checkpoint, context.splits, output, level, context.progress, context.shared
         )
@@ -147,10 +150,6 @@ def _quantized(before: cache.Artifact, context: Context, output: Path, target: s
     pictures, wanted = context.options.data, dataclasses.replace(context.options.quantize, target=target)
     count, seed = pictures.calibration_images, pictures.seed
     return quantize.run(before, context.splits, count, output, wanted, context.progress, seed)
-
-
-def _beside(path: Path, suffix: str) -> Path:
-    return path.with_name(f"{path.stem}-{suffix}{path.suffix}")
 
 
 PRUNE = Step("prune", CHECKPOINT, CHECKPOINT, _prune)
@@ -205,8 +204,8 @@ COMPACT = Recipe(
 COMPACT_SCALED = Recipe(
     "compact-scaled",
     "Compact, smaller input",
-    "layers factorised and fitted in closed form, smaller input, distilled at that size, 8-bit integers",
-    (FACTORISE, FOLD, DISTIL, EXPORT, QUANTIZE),
+    "smaller input; for it, layers factorised and fitted in closed form, distilled, then 8-bit integers",
+    (FOLD, FACTORISE, DISTIL, EXPORT, QUANTIZE),
 )
 RECIPES = (
     BASELINE,
@@ -246,9 +245,9 @@ RECIPES = (
     Recipe(
         "compact-scaled-fp32",
         "Compact, smaller input, fp32",
-        "layers factorised and fitted in closed form, smaller input, distilled at that size; for boards"
-        " where integers are no faster",
-        (FACTORISE, FOLD, DISTIL, EXPORT),
+        "smaller input; for it, layers factorised and fitted in closed form, distilled; for boards where"
+        " integers are no faster",
+        (FOLD, FACTORISE, DISTIL, EXPORT),
     ),
 )
 SEARCHED = (
@@ -258,11 +257,11 @@ SEARCHED = (
 
 
 class Steps:
-    """Makes the artifacts of chains of steps, each once."""
+    """Makes the artifacts of chains of steps, each once. ``known``: artifacts that are there already."""
 
-    def __init__(self, context: Context) -> None:
+    def __init__(self, context: Context, known: Mapping[tuple[Step, ...], cache.Artifact] = {}) -> None:
         self.context = context
-        self._done: dict[tuple[Step, ...], cache.Artifact] = {(): context.checkpoint}
+        self._done: dict[tuple[Step, ...], cache.Artifact] = {(): context.checkpoint, **known}
 
     def make(self, steps: tuple[Step, ...]) -> cache.Artifact:
         """The artifact after ``steps``; steps that already ran are not run again."""
@@ -284,68 +283,26 @@ class Steps:
     def entry(self, recipe: Recipe) -> writer.Entry:
         """A variant with its builds for all the cores to build for."""
         made, losses = self.make(recipe.steps), self.losses(recipe.steps)
-        targets, others = (
-            self._integer_builds(recipe, made) if recipe.integers else ((), self._float_builds(recipe, made))
-        )
+        targets, others = self._builds(recipe, made)
         steps = names(recipe.steps)
         return writer.Entry(recipe.id, recipe.title, recipe.description, steps, made, losses, targets, others)
 
-    def _integer_builds(
+    def _builds(
         self, recipe: Recipe, made: cache.Artifact
     ) -> tuple[tuple[str, ...], tuple[writer.Build, ...]]:
-        """The cores that the recipe's own model is made for, and the builds for the others."""
-        forms: dict[tuple[bool, bool], list[str]] = {}
-        for name in self.context.options.built_for:
-            forms.setdefault((TARGETS[name].reduce_range, TARGETS[name].signed_activations), []).append(name)
-        (own_range, _), own = next(iter(forms.items()))
-        others, by_range = [], {own_range: (made, recipe.id)}
-        for (reduced, _), cores in list(forms.items())[1:]:
-            build_id = f"{recipe.id}.{cores[0]}"
-            if reduced not in by_range:
-                before, output = self.make(recipe.steps[:-1]), _beside(made.path, cores[0])
-                by_range[reduced] = (_quantized(before, self.context, output, cores[0]), build_id)
-            source, figures = by_range[reduced]
-            made_for = TARGETS[source.read(Quantized).target]
-            if made_for.signed_activations != TARGETS[cores[0]].signed_activations:
-                source = activation_signedness.run(
-                    source, cores[0], _beside(made.path, f"{cores[0]}-retyped"), self.context.progress
-                )
-            others.append(writer.Build(build_id, "", tuple(cores), source, figures))
-        return tuple(own), tuple(others)
+        """The cores that the recipe's own model is for (empty: those that its sidecar names, or any), and the
+        builds for the others. Of a factorised network layers may be float in one of these."""
+        cores, progress = self.context.options.built_for, self.context.progress
+        if not recipe.integers:
+            return (), builds.float_builds(recipe.id, made, cores, progress)
+        exported = self.make(recipe.steps[:-1])
 
-    def _float_builds(self, recipe: Recipe, made: cache.Artifact) -> tuple[writer.Build, ...]:
-        """Builds with Winograd's convolutions for the cores whose int8 is no faster than float, where any
-        layer gains by them."""
-        others: dict[str, writer.Build] = {}
-        for name in self.context.options.built_for:
-            core = TARGETS[name].winograd_core
-            if core is None:
-                continue
-            with contextlib.suppress(NothingToGainError):
-                rewritten = winograd.run(made, core, _beside(made.path, core), self.context.progress)
-                if not _has_room(TARGETS[name], made, rewritten):
-                    log.info(
-                        "%s: no Winograd build for %s, whose memory is too small for the transformed weights",
-                        recipe.id,
-                        name,
-                    )
-                    continue
-                count = len(rewritten.read(winograd.Rewritten).winograd.layers)
-                form = (
-                    f"{count} convolutions as Winograd's, which take fewer instructions on a {core.title()}"
-                )
-                known = others.get(rewritten.sha256) or writer.Build(
-                    f"{recipe.id}.{name}", form, (), rewritten, recipe.id
-                )
-                others[rewritten.sha256] = dataclasses.replace(known, targets=(*known.targets, name))
-        return tuple(others.values())
+        def quantize_for(output: Path, target: str) -> cache.Artifact:
+            return _quantized(exported, self.context, output, target)
 
-
-def _has_room(target: Target, made: cache.Artifact, rewritten: cache.Artifact) -> bool:
-    """Whether weights that are transformed while they are loaded leave half of a board's memory free."""
-    weights = rewritten.read(winograd.Rewritten).winograd.weight_bytes
-    needed = made.path.stat().st_size + weights.rewritten - weights.direct
-    return target.ram_bytes is None or needed <= target.ram_bytes / 2
+        mixed = exported if recipe.searched else None
+        by_core = self.context.options.quantize.fc_bits == AUTO_BITS
+        return builds.Integers(recipe.id, made, cores, quantize_for, mixed, by_core, progress).builds()
 
 
 def not_worth_it(recipe: Recipe, entry: writer.Entry, options: RecipeOptions) -> str | None:

@@ -3,7 +3,6 @@ against the baseline."""
 
 import dataclasses
 import json
-import math
 import os
 import statistics
 import tempfile
@@ -38,21 +37,15 @@ TIMING_S = 0.7  # how long each model runs in a round
 @dataclasses.dataclass(frozen=True)
 class Rung:
     """A strength: the share ``conv_share`` of the convolutions' arithmetic is left, and the share
-    ``fc_share`` of the default ranks of fc1 and fc2."""
+    ``fc_share`` of the default ranks of fc1 and fc2, at an input of ``px``."""
 
     conv_share: float
     fc_share: float
+    px: int
 
     @property
     def name(self) -> str:
-        return f"conv {self.conv_share:.0%}, fc {self.fc_share:.0%}"
-
-    def between(self, other: "Rung") -> "Rung":
-        """The rung in the geometric middle of two."""
-        return Rung(
-            round(math.sqrt(self.conv_share * other.conv_share), 3),
-            round(math.sqrt(self.fc_share * other.fc_share), 3),
-        )
+        return f"conv {100 * self.conv_share:.3g}%, fc {self.fc_share:.0%}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -162,15 +155,20 @@ class Judge:
         )
         return recorded.read(Point)
 
+    def reference(self, which: str) -> npt.NDArray[np.float32]:
+        """The baseline's logits [n, units] on a set of pictures, which must be there."""
+        if which not in self._said:
+            self._said[which] = self._ask(which, self.baseline, "baseline")
+        return self._said[which]
+
     def figures(self, which: str, made: cache.Artifact, name: str) -> Evaluation | None:
         """Accuracy and agreement of a model on a set of pictures; None if the set is empty."""
         if which not in self._sets:
             return None
-        if which not in self._said:
-            self._said[which] = self._ask(which, self.baseline, "baseline")
-        logits = self._said[which] if made.sha256 == self.baseline.sha256 else self._ask(which, made, name)
+        reference = self.reference(which)
+        logits = reference if made.sha256 == self.baseline.sha256 else self._ask(which, made, name)
         labels = np.array([-1 if i.label is None else i.label for i in self._sets[which]])
-        return evaluate.figures(logits, self._said[which], labels, subject_of(made, name).output)
+        return evaluate.figures(logits, reference, labels, subject_of(made, name).output)
 
     def _ask(self, which: str, made: cache.Artifact, name: str) -> npt.NDArray[np.float32]:
         subject = subject_of(made, name)

@@ -1,29 +1,33 @@
-"""A budget instead of a ratio: compact variants of several strengths are made, exported, quantized, timed as
-int8 on this machine and judged on the selection pictures; the best of those within the budget is recommended.
-The standard error is added to a loss before it is compared with the budget. Without that, the fastest of
-several points that just hold would be one that chance favoured, and it would lose more on other pictures.
+"""A budget instead of a ratio: compact variants of several input sizes and strengths are made, exported,
+quantized, timed as int8 on this machine and judged on the selection pictures; the best of those within the
+budget is recommended.
 
-A rung is a share of the convolutions' arithmetic and of the default ranks of fc1 and fc2; the ranks of the
-layers follow from the sensitivity table (``factorise``). The search bisects the ladder. It goes down where
-the loss is within the budget (or, without an allowed drop, where the targets are not met), and back up where
-it is not. Then it tries one point between the last rung that held and the first that did not. It does so at
-the smaller input first and then at the larger one; with an allowed drop, it tries the larger input only below
-the last rung that held at the smaller one. Every point stays on disk with its files, so that an interrupted
-search continues where it stopped. The search does not use the test pictures.
+A rung is an input size, a share of the convolutions' arithmetic and a share of the default ranks of fc1 and
+fc2; the ranks of the layers follow from the sensitivity table (``factorise``). What every rung loses before
+anything is trained is known cheaply (``forecast``), and what distilling makes of that is learnt from the
+points that were tried (``prediction``). So only the rungs that may be the best one are fitted, distilled,
+quantized and timed, at the size that they ship with. Every point stays on disk with its files, so that an
+interrupted search continues where it stopped. The search does not use the test pictures.
 """
 
+import contextlib
 import dataclasses
+import functools
 import itertools
 import logging
 import math
+import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
-from vgg_export.compress import prune
+from vgg_export.compress import distil, prune
+from vgg_export.core import cache
 from vgg_export.core.errors import NothingToGainError, OptionsError
 from vgg_export.graphs.model_info import Described
 from vgg_export.network import checkpoint as checkpoints
+from vgg_export.network import input_size
 from vgg_export.options import Budget, PruneOptions, RecipeOptions, SweepOptions
 from vgg_export.recipes import (
     BASELINE,
@@ -34,17 +38,19 @@ from vgg_export.recipes import (
     FOLD,
     PRUNE,
     QUANTIZE,
-    SEARCHED,
     Context,
-    Recipe,
     Step,
     Steps,
     chosen_recipes,
     names,
 )
 
-from .conclusion import conclude, far_enough, in_words
+from . import lines
+from .conclusion import conclude
+from .forecast import Forecast, candidates, fc_share, ranks_for
+from .news import News
 from .points import Found, Judge, Point, Rung
+from .prediction import Candidate, Experience, Tried, choose
 
 log = logging.getLogger(__name__)
 
@@ -54,36 +60,113 @@ FILTER_FAMILIES = (  # name, criterion, repaired
     ("filters at random, not repaired", "random", False),
 )
 
-LADDER = (
-    Rung(0.5, 1.0),
-    Rung(0.35, 1.0),
-    Rung(0.25, 1.0),
-    Rung(0.18, 0.5),
-    Rung(0.125, 0.5),
-    Rung(0.09, 0.25),
-)
+SHARES = (0.5, 0.35, 0.25, 0.18, 0.125, 0.09)  # of the convolutions' arithmetic, for a sweep
+
+
+@dataclasses.dataclass(frozen=True)
+class Effort:
+    """How much a search tries. ``sizes``: the number of input sizes, the smallest that are not hopeless.
+    ``shares``: those whose cost is measured before any is distilled; ``between``: steps that halve the
+    distance between two of them, for points to try. ``tries``: the number of points that are distilled and
+    quantized, at most. ``hope``: the standard deviations by which what is predicted of a point may be too
+    pessimistic for it to be tried."""
+
+    sizes: int
+    shares: tuple[float, ...]
+    between: int
+    tries: int
+    hope: float = 0.5
+
+    def finer(self) -> list[float]:
+        """The shares to try, the largest first."""
+        found = list(self.shares)
+        for _ in range(self.between):
+            middles = [round(math.sqrt(a * b), 3) for a, b in itertools.pairwise(found)]
+            found = sorted((*found, *middles), reverse=True)
+        return found
+
+
+MANY = 99
+BY_EFFORT = {
+    "quick": Effort(1, (0.25, 0.15, 0.09), 0, 2),
+    "normal": Effort(3, (0.5, 0.35, 0.25, 0.18, 0.125, 0.09, 0.065), 1, 4),
+    "thorough": Effort(MANY, (0.5, 0.35, 0.25, 0.18, 0.125, 0.09, 0.065, 0.045), 2, MANY, 3.0),
+}
 
 
 class Search:
     """The points of one checkpoint and one set of options, made on demand."""
 
     def __init__(self, context: Context, judge: Judge) -> None:
-        self.context, self.judge = context, judge
+        records = context.shared / "records"  # what the original computes, until the search ends
+        records.mkdir(parents=True, exist_ok=True)
+        self.context, self.judge = dataclasses.replace(context, records=records), judge
+        self.own_px = checkpoints.read_header(context.checkpoint.path).chain.input.px
 
     @property
     def options(self) -> RecipeOptions:
         """The options of every point, apart from its strength."""
         return self.context.options
 
-    def rung(self, rung: Rung, steps: tuple[Step, ...]) -> Point:
-        """The int8 point of a rung at the input size of ``steps``.
+    def rung(self, rung: Rung) -> Point:
+        """The int8 point of a rung.
 
         Raises:
             NothingToGainError: the network is too narrow to be factorised to this share.
         """
-        log.info("rung: %s", rung.name)
+        log.info("rung: %s, %d px", rung.name, rung.px)
+        steps = (COMPACT if rung.px == self.own_px else COMPACT_SCALED).steps
         (point,) = self.points("compact", rung.name, (steps,), self.at(rung), dataclasses.asdict(rung))
         return point
+
+    def folded(self, px: int) -> cache.Artifact:
+        """The checkpoint for an input size, made once for all rungs."""
+        if px == self.own_px:
+            return self.context.checkpoint
+        folder = self.context.folder / "sizes" / f"{px}-px"
+        folder.mkdir(parents=True, exist_ok=True)
+        options = dataclasses.replace(self.options, scaled_px=px)
+        return Steps(dataclasses.replace(self.context, options=options, folder=folder)).make((FOLD,))
+
+    def steps(self, context: Context) -> Steps:
+        """What makes the artifacts of a context, with the checkpoint for its input size at hand."""
+        px = context.options.scaled_px
+        return Steps(context, {(FOLD,): self.folded(px)} if px else {})
+
+    def forget(self) -> None:
+        """Delete what was kept of the original. After an interruption it serves the search that goes on."""
+        assert self.context.records
+        shutil.rmtree(self.context.records)
+
+    @functools.cached_property
+    def forecast(self) -> Forecast:
+        """What is known of the rungs before any is made."""
+        return Forecast(self.context, self.context.splits.select, self.judge.reference("select"))
+
+    def candidates(self, effort: Effort) -> list[Candidate]:
+        """The rungs that may be tried, of the smallest sizes that are not hopeless."""
+        self._give_answers()
+        alone = {px: self.forecast.alone(px, self.folded(px)) for px in self.forecast.sizes()}
+        for px, costs in alone.items():
+            said = "hopeless" if costs.hopeless else "may do"
+            log.info(
+                "%d px: the checkpoint agrees with itself on %.0f %% of %d pictures, untrained: %s",
+                px, 100 * costs.agreement, costs.pictures, said,
+            )  # fmt: skip
+        sizes = [px for px, costs in alone.items() if px == self.own_px or not costs.hopeless]
+        sizes, found = sizes[-effort.sizes :], []
+        kept = self.forecast.disk_bytes([self.folded(px) for px in sizes])
+        log.info("%.1f GB are kept in %s until the search ends", kept / 1e9, self.context.records)
+        for px in sizes:
+            folded = self.folded(px)
+            costs = self.forecast.at(px, folded, effort.shares)
+            table = self.forecast.table(folded)
+            chain, chains = checkpoints.read_header(folded.path).chain, {}
+            for share in effort.finer():
+                with contextlib.suppress(NothingToGainError):
+                    chains[share] = ranks_for(chain, table, self.options.factorise, share)
+            found += candidates(px, costs, chains)
+        return found
 
     def not_fitted(self, rung: Rung) -> list[Point]:
         """The int8 point of a rung factorised from the weights alone, without pictures, and not distilled."""
@@ -96,14 +179,35 @@ class Search:
         chains = ((FACTORISE, EXPORT, QUANTIZE),)
         return self.points("compact, not fitted", rung.name, chains, context, dataclasses.asdict(rung))
 
+    def _give_answers(self) -> None:
+        """Leave the baseline's answers on the selection pictures to the distillations, whose teacher it is.
+        A selection set has one crop of each picture, which is the whole of it."""
+        context, levels = self.context, self.options.distil.levels(self.options.budget).values()
+        for level in levels:
+            logits, items = self.judge.reference("select"), context.splits.select
+            distil.give_answers(context.shared, context.checkpoint, items, logits, level)
+
     def at(self, rung: Rung) -> Context:
         """The context that makes the compact variants of a rung, and reuses the files of its points."""
         wanted = dataclasses.replace(
             self.options.factorise, conv_share=rung.conv_share, fc_share=rung.fc_share
         )
-        return self._context(
-            "compact", rung.name, dataclasses.replace(self._judged_in_points(), factorise=wanted)
-        )
+        options = dataclasses.replace(self._judged_in_points(), factorise=wanted)
+        if rung.px != self.own_px:
+            options = dataclasses.replace(options, scaled_px=rung.px)
+        return self._context("compact", f"{rung.name} {rung.px} px", options)
+
+    def smaller_px(self) -> int | None:
+        """The smaller input of the variants where the search found none; None: there is no smaller input."""
+        if FOLD.hindered(self.context):
+            return None
+        chain = checkpoints.read_header(self.context.checkpoint.path).chain
+        return input_size.smaller_px(chain, self.options.scaled_px)
+
+    def rungs(self, share: float) -> list[Rung]:
+        """A strength at the network's own input and at the smaller one."""
+        sizes = filter(None, (self.own_px, self.smaller_px()))
+        return [Rung(share, fc_share(share), px) for px in sizes]
 
     def _judged_in_points(self) -> RecipeOptions:
         """The options of a point. Where a drop is allowed, the loss of int8 is judged in points and all
@@ -123,16 +227,18 @@ class Search:
         return self.points(family, name, ((PRUNE, EXPORT, QUANTIZE),), context, setting)
 
     def alone(self) -> list[Point]:
-        """int8 alone, at the full and at the smaller input, to compare any budget with. At the full input
-        this is also a variant, so its files are made where those of the variants are."""
-        full = (EXPORT, QUANTIZE)
-        chains = (full,) if FOLD.hindered(self.context) else (full, (FOLD, *full))
-        return self.points("int8 alone", "int8", chains, self.context, {})
+        """int8 alone, to compare any budget with. It is also a variant, so its files are made where those of
+        the variants are."""
+        return self.points("int8 alone", "int8", ((EXPORT, QUANTIZE),), self.context, {})
 
-    @property
-    def recipes(self) -> tuple[Recipe, ...]:
-        """The variants that are searched and that this network can have, the one at the full input first."""
-        return tuple(recipe for recipe in SEARCHED if not recipe.hindered(self.context))
+    def alone_and_smaller(self) -> list[Point]:
+        """int8 alone at the network's own and at the smaller input."""
+        px = self.smaller_px()
+        if px is None:
+            return self.alone()
+        options = dataclasses.replace(self.options, scaled_px=px)
+        context = dataclasses.replace(self.context, options=options)
+        return [*self.alone(), *self.points("int8 alone", "int8", ((FOLD, EXPORT, QUANTIZE),), context, {})]
 
     def points(
         self,
@@ -144,13 +250,11 @@ class Search:
     ) -> list[Point]:
         """One point per chain of steps. Its files are in the folder of the context."""
         context.folder.mkdir(parents=True, exist_ok=True)
-        steps = Steps(context)
-        found = []
+        steps, found = self.steps(context), []
         for chain in chains:
             made = steps.make(chain)
             px = made.read(Described).model.chain.input.px
             point = self.judge.point(family, f"{name}, {px} px", chain, made, setting)
-            log.info("%s, %s: %s", family, point.name, in_words(point, self.baseline()))
             found.append(point)
         return found
 
@@ -169,82 +273,111 @@ class Search:
         return self.judge.point("baseline", "fp32", BASELINE.steps, self.judge.baseline, {})
 
 
-def run(search: Search, ladder: Sequence[Rung] = LADDER) -> Found:
-    """Bisect the ladder at each input size, as the module's docstring says.
+def run(search: Search, page: Path | None = None) -> Found:
+    """Try rungs as long as one may be better, as the module's docstring says. ``page``: the file of a page
+    that shows how it goes.
 
     Raises:
         OptionsError: no rung can be made.
     """
-    budget, baseline, points = search.options.budget, search.baseline(), search.alone()
-    halving = Halving(search, ladder)
-    held = halving.boundary(COMPACT_SCALED.steps, -1) if COMPACT_SCALED in search.recipes else -1
-    # the larger input is slower and no smaller, so with an allowed drop it is of use only further down
-    halving.boundary(COMPACT.steps, held if budget.max_drop is not None else -1)
-    if not (tried := halving.tried):
-        raise OptionsError(
-            "this network is too narrow to be factorised; use --prune-ratio instead of a budget"
-        )
-    best = conclude(
-        [*points, *itertools.chain(*tried.values())], baseline, budget, tried, search.becomes_a_variant
-    ).rung
-    # both sizes become variants
-    tried[best] = [search.rung(best, recipe.steps) for recipe in search.recipes]
-    return conclude(
-        [*points, *itertools.chain(*tried.values())], baseline, budget, tried, search.becomes_a_variant
-    )
+    trials = Trials(search)
+    news = News(page, trials.baseline, search.options.budget) if page else None
+    try:
+        if news:
+            news.begin(trials.alone)
+        while (candidate := trials.next()) is not None:
+            if (point := trials.make(candidate)) and news:
+                news.tell(point, trials.found(), trials.offered, trials.experience, trials.most_s())
+        found = trials.found()
+    except BaseException:
+        if news:
+            news.interrupted()
+        raise
+    if news:
+        news.end(found, trials.spent_s() / 60)
+    return found
 
 
-class Halving:
-    """Bisects a ladder at one input size, and keeps the points that were tried."""
+class Trials:
+    """The rungs of one search, tried one after the other."""
 
-    def __init__(self, search: Search, ladder: Sequence[Rung]) -> None:
-        self.search, self.rungs = search, list(walk(ladder))
-        self.tried: dict[Rung, list[Point]] = {}
-        self._longest_s = 0.0
+    def __init__(self, search: Search) -> None:
+        self._search, self._started = search, time.monotonic()
+        self._effort = BY_EFFORT[search.options.search.effort or "normal"]
+        self.baseline, self.alone = search.baseline(), search.alone()
+        self.experience = Experience(self.baseline, self.alone[0])
+        self.offered: list[Candidate] = []
+        self._begun = False
+        self._stopped = ""
 
-    def boundary(self, steps: tuple[Step, ...], upper: int) -> int:
-        """Try rungs below index ``upper`` until the last rung that is not far enough and the first that is
-        are neighbours, then try one point between them. Returns the index of the last rung that is not far
-        enough, or ``upper`` if there is none."""
-        baseline, budget, lower = self.search.baseline(), self.search.options.budget, len(self.rungs)
-        while lower - upper > 1:
-            k = (upper + lower) // 2
-            log.info(
-                "%s: %s", " -> ".join(names(steps)), self._remaining((lower - upper - 1).bit_length() + 1)
-            )
-            try:
-                point = self._try(self.rungs[k], steps)
-            except NothingToGainError as error:
-                log.info("not further down: %s", error)
-                lower = k
-                continue
-            if far_enough([point], baseline, budget):
-                lower = k
-            else:
-                upper = k
-        if (
-            upper >= 0
-            and lower < len(self.rungs)
-            and all(self.rungs[k] in self.tried for k in (upper, lower))
-        ):
-            self._try(self.rungs[upper].between(self.rungs[lower]), steps)
-        return upper
+    def next(self) -> Candidate | None:
+        """The next rung to try; None: the search has ended."""
+        options, count = self._search.options, len(self.experience.tried)
+        if not self._begun:
+            self._begun, self.offered = True, self._search.candidates(self._effort)
+        if count == self._effort.tries:
+            return None
+        candidate = choose(self.offered, self.experience, options.budget, self._effort.hope)
+        limit_s = 60 * (options.search.max_minutes or math.inf)
+        if candidate and count and self.spent_s() + self._longest_s() > limit_s:
+            words = "it ended after {:.0f} min, as --max-minutes asks, before all was tried"
+            self._stopped = f"; {words.format(self.spent_s() / 60)}"
+            return None
+        if candidate:
+            log.info("point %d of at most %d%s", count + 1, self._effort.tries, self._expected(candidate))
+        return candidate
 
-    def _try(self, rung: Rung, steps: tuple[Step, ...]) -> Point:
-        start = time.monotonic()
-        point = self.search.rung(rung, steps)
-        self._longest_s = max(self._longest_s, time.monotonic() - start)
-        self.tried.setdefault(rung, []).append(point)
+    def make(self, candidate: Candidate) -> Point | None:
+        """The point of a rung; None: it cannot be made."""
+        self.offered.remove(candidate)
+        began = time.monotonic()
+        try:
+            point = self._search.rung(candidate.rung)
+        except NothingToGainError as error:
+            log.info("it cannot be made: %s", error)
+            return None
+        self.experience.tried.append(Tried(candidate, point, time.monotonic() - began))
         return point
 
-    def _remaining(self, rungs: int) -> str:
-        """The largest number of rungs still to try, and the time for them if each takes as long as the
-        slowest so far."""
-        known = f", about {math.ceil(rungs * self._longest_s / 60)} min" if self._longest_s else ""
-        return f"{rungs} more rungs at most{known}"
+    def found(self) -> Found:
+        """The conclusion from the points so far.
+
+        Raises:
+            OptionsError: there is none.
+        """
+        if not self.experience.tried:
+            raise OptionsError(
+                "this network is too narrow to be factorised; use --prune-ratio instead of a budget"
+            )
+        tried = {one.candidate.rung: [one.point] for one in self.experience.tried}
+        points = [*self.alone, *(one.point for one in self.experience.tried)]
+        budget, eligible = self._search.options.budget, self._search.becomes_a_variant
+        found = conclude(points, self.baseline, budget, tried, eligible)
+        return dataclasses.replace(found, reason=found.reason + self._stopped)
+
+    def spent_s(self) -> float:
+        """Seconds since the search began."""
+        return time.monotonic() - self._started
+
+    def most_s(self) -> float:
+        """Seconds for the points that may be tried yet, at most."""
+        return (self._effort.tries - len(self.experience.tried)) * self._longest_s()
+
+    def _longest_s(self) -> float:
+        return max((one.took_s for one in self.experience.tried), default=0.0)
+
+    def _expected(self, candidate: Candidate) -> str:
+        """What is predicted of a point, as the end of a sentence."""
+        rung, (lost, sd) = candidate.rung, self.experience.drop(candidate)
+        minutes = math.ceil(self._longest_s() / 60)
+        known = f", about {minutes} min" if minutes else ""
+        speed = f"{self.experience.speedup(candidate):.1f}x"
+        return (
+            f"{known}: {rung.name} at {rung.px} px, expected {speed} and {lost:+.1f} ± {sd:.1f} points lost"
+        )
 
 
-def sweep(search: Search, options: SweepOptions, ladder: Sequence[Rung] = LADDER) -> Found:
+def sweep(search: Search, options: SweepOptions, shares: Sequence[float] = SHARES) -> Found:
     """Make every rung, and simpler methods to compare it with: int8 alone, the same rung not fitted, and, at
     each ratio, filters by L2 with and without repair and filters at random. The selection pictures decide the
     recommendation, as in ``run``."""
@@ -252,14 +385,18 @@ def sweep(search: Search, options: SweepOptions, ladder: Sequence[Rung] = LADDER
     chain = checkpoints.read_header(search.context.checkpoint.path).chain
     for ratio in options.ratios:  # a ratio that removes nothing fails before anything takes time
         prune.uniform_widths(chain, dataclasses.replace(base, ratio=ratio))
-    points, tried = search.alone(), dict[Rung, list[Point]]()
-    for rung in walk(ladder):
+    points, tried = search.alone_and_smaller(), dict[Rung, list[Point]]()
+    for share in shares:
+        rungs = search.rungs(share)
         try:
-            tried[rung] = [search.rung(rung, recipe.steps) for recipe in search.recipes]
+            made = {rung: [search.rung(rung)] for rung in rungs}
         except NothingToGainError as error:
             log.info("the ladder ends here: %s", error)
             break
-        points += [*tried[rung], *search.not_fitted(rung)]
+        tried |= made
+        for point in itertools.chain(*made.values()):
+            log.info("%s", lines.line(point, search.baseline(), best=False))
+        points += [*itertools.chain(*made.values()), *search.not_fitted(rungs[0])]
     if not tried:
         raise OptionsError("this network is too narrow to be factorised, so there is no front to draw")
     for ratio in options.ratios:
@@ -268,8 +405,3 @@ def sweep(search: Search, options: SweepOptions, ladder: Sequence[Rung] = LADDER
                 family, dataclasses.replace(base, ratio=ratio, criterion=criterion, repair=repaired)
             )
     return conclude(points, search.baseline(), Budget(options.max_drop), tried)
-
-
-def walk(ladder: Sequence[Rung]) -> Iterator[Rung]:
-    """The rungs, the least compressed first."""
-    yield from sorted(ladder, key=lambda rung: -rung.conv_share)

@@ -8,16 +8,37 @@ from vgg_export.bundle import writer
 from vgg_export.core.errors import OptionsError
 from vgg_export.data.sanity import Checked
 from vgg_export.inputs import source_and_labels
-from vgg_export.recipes import BASELINE, Context, Steps
+from vgg_export.options import Budget
+from vgg_export.recipes import BASELINE, FOLD, Context, Recipe, Steps
+from vgg_runtime.bundle import manifest
 from vgg_runtime.bundle.metrics import loss_error_points
+from vgg_runtime.measure import verdict
 from vgg_runtime.result import Evaluation
 
 from . import conclusion, points, search
 
+PAGE = "front.html"  # in the work folder, while the search runs
 
-def found_for(context: Context) -> tuple[points.Found, Context]:
-    """Search under the budget. Returns the result, and the context that makes the compact variants of its
-    rung.
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """The result of a search. ``own`` and ``smaller`` make the variants at the network's own and at the
+    smaller input; ``plain`` those whose strength was not searched, at the smaller input that was found."""
+
+    found: points.Found
+    own: Steps
+    smaller: Steps
+    plain: Steps
+
+    def maker(self, recipe: Recipe) -> Steps:
+        """What makes a variant."""
+        if not recipe.searched:
+            return self.plain
+        return self.smaller if FOLD in recipe.steps else self.own
+
+
+def found_for(context: Context) -> Outcome:
+    """Search under the budget. What the original computes is kept until the search has ended.
 
     Raises:
         OptionsError: there are too few selection pictures to show the allowed drop.
@@ -30,8 +51,22 @@ def found_for(context: Context) -> tuple[points.Found, Context]:
             " (class folders in val/)"
         )
     with opened(context, ("select",)) as tried:
-        found = search.run(tried)
-        return found, tried.at(found.rung)
+        return _outcome(tried, search.run(tried, context.folder / PAGE))
+
+
+def _outcome(tried: search.Search, found: points.Found) -> Outcome:
+    """The makers of the variants of the rung that was found. Where that is at the network's own input, the
+    variants with a smaller one have the same strength."""
+    rung = found.rung
+    px = rung.px if rung.px != tried.own_px else tried.smaller_px()
+    plain = dataclasses.replace(
+        tried.context, options=dataclasses.replace(tried.options, scaled_px=px), records=None
+    )
+
+    def steps_at(at: int) -> Steps:
+        return tried.steps(dataclasses.replace(tried.at(dataclasses.replace(rung, px=at)), records=None))
+
+    return Outcome(found, steps_at(tried.own_px), steps_at(px or tried.own_px), tried.steps(plain))
 
 
 @contextlib.contextmanager
@@ -52,7 +87,9 @@ def opened(context: Context, sets: Sequence[str]) -> Iterator[search.Search]:
     pictures = {name: getattr(context.splits, name) for name in sets}
     judge = points.Judge(baseline, pictures, context.folder, context.progress)
     try:
-        yield search.Search(context, judge)
+        opened_search = search.Search(context, judge)
+        yield opened_search
+        opened_search.forget()
     finally:
         judge.close()
 
@@ -61,26 +98,47 @@ def with_test_figures(
     found: points.Found,
     entries: Sequence[writer.Entry],
     figures: Mapping[str, Evaluation] | None,
-    allowed: float | None,
+    budget: Budget,
 ) -> points.Found:
     """Add the figures on the test pictures to the points that became variants, and the loss of the
-    recommended one to the reason."""
+    recommended one to the reason. A point that they contradict is not recommended."""
     if not figures:
         return found
     known = {entry.model.sha256: figures[entry.id] for entry in entries}
     baseline = dataclasses.replace(found.baseline, test=known[found.baseline.sha256])
     tried = tuple(dataclasses.replace(p, test=known.get(p.sha256)) for p in found.points)
+    told = dataclasses.replace(found, points=tried, baseline=baseline)
     best = next((p for p in tried if found.recommended and p.sha256 == found.recommended.sha256), None)
-    reason = found.reason
-    if best and best.test:
-        name = next(entry.id for entry in entries if entry.model.sha256 == best.sha256)
-        reason += (
-            f"; as {name} in the bundle, on {best.test.n} test pictures"
-            f" {conclusion.lost_in_words(best, baseline, 'test')}"
-        )
-        if allowed is not None and conclusion.drop(best, baseline, "test") > allowed + 1e-9:
-            reason += f", which is more than the {allowed:g} allowed"
-    return dataclasses.replace(found, points=tried, baseline=baseline, recommended=best, reason=reason)
+    if best is None or best.test is None:
+        return dataclasses.replace(told, recommended=best)
+    name = next(entry.id for entry in entries if entry.model.sha256 == best.sha256)
+    loss, allowed = conclusion.lost(best, baseline, "test", sure=budget.sure), budget.max_drop
+    reason = f"{found.reason}; as {name} in the bundle, {verdict.in_words(loss, 'test pictures')}"
+    if allowed is not None and not budget.sure and verdict.contradicts(loss, allowed):
+        reason += f"; that contradicts the {allowed:g} allowed"
+        best = _fastest_on_test(tried, baseline, allowed)
+        reason += f", and instead {best.family}, {best.name} is recommended" if best else ""
+    elif allowed is not None and loss.points > allowed + verdict.SLACK:
+        reason += f"; that is more than the {allowed:g} allowed{'' if budget.sure else ', but not surely'}"
+    return dataclasses.replace(told, recommended=best, reason=reason)
+
+
+def _fastest_on_test(
+    tried: Sequence[points.Point], baseline: points.Point, allowed: float
+) -> points.Point | None:
+    """The fastest of the variants that lose no more than is allowed on the test pictures; None: there is
+    none."""
+    fit = [p for p in tried if p.test and verdict.within(conclusion.lost(p, baseline, "test"), allowed)]
+    return max(fit, key=lambda p: p.speedup, default=None)
+
+
+def for_the_board(found: points.Found, entries: Sequence[writer.Entry]) -> manifest.Searched | None:
+    """What the search chose, for the manifest; None: nothing."""
+    names, best = {entry.model.sha256: entry.id for entry in entries}, found.recommended
+    if best is None or best.sha256 not in names:
+        return None
+    judged = dict.fromkeys(names[p.sha256] for p in found.points if p.sha256 in names)
+    return manifest.Searched(names[best.sha256], conclusion.lost(best, found.baseline), tuple(judged))
 
 
 def unless_problem(checked: Checked, found: points.Found) -> points.Found:
