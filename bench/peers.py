@@ -4,6 +4,7 @@ on one machine, on the same pictures, in turns. ``python bench/peers.py --help``
 import argparse
 import dataclasses
 import importlib.metadata
+import json
 import platform
 import shutil
 import sys
@@ -14,14 +15,16 @@ from typing import Any
 
 import numpy as np
 
-from peers_contenders import PEERS, Contender, chosen, of_bundle
+from peers_compressed import FinetunePictures, write_pictures
+from peers_contenders import COMPRESSED, Contender, chosen, of_baseline, of_bundle
+from peers_goal import Goal, goal
 from peers_measure import Options, Pictures, measure
 from vgg_calibration import choose
 from vgg_export.core.errors import DataError, VggExportError
 from vgg_export.core.files import write_json
 from vgg_export.core.progress import Quiet
 from vgg_export.data.splits import Item, resolve, unseen
-from vgg_export.options import DataOptions
+from vgg_export.options import DataOptions, FinetuneOptions
 from vgg_runtime import text
 from vgg_runtime.board import device
 from vgg_runtime.bundle import manifest
@@ -36,6 +39,8 @@ TIMED_PICTURES = 4
 COLUMNS = (
     "contender",
     "input",
+    "params M",
+    "GMACs",
     "file MB",
     "load ms",
     "first ms",
@@ -43,23 +48,28 @@ COLUMNS = (
     "speed",
     "peak MB",
     "agrees",
+    "top-1",
     "bf16",
 )
 HELP = """Compare the variants of a finished bundle with what a user would pick instead, made from the same
-baseline: torch, onnxruntime's own quantize_static, OpenVINO and NNCF, ncnn, LiteRT. All run on this
-machine, in turns, one picture at a time, with the same number of threads, preprocessing, test pictures and
+baseline: torch, onnxruntime's own quantize_static, OpenVINO and NNCF, ncnn, LiteRT; and with what makes the
+network itself smaller: Torch-Pruning, and fasterai's pruning and decomposition, at the arithmetic of a
+variant and fine-tuned on the same pictures for the minutes that the variant took. All run on this machine, in
+turns, one picture at a time, with the same number of threads, preprocessing, test pictures and
 calibration pictures. A contender that is not installed, cannot be converted or does not run gets a row with
 the reason."""
 EXAMPLE = """example:
   pip install -e . -r bench/requirements.txt
   vgg-export all --weights demo --output artifacts
   python bench/peers.py --bundle artifacts --json peers.json --markdown peers.md
+  python bench/peers.py --only vgg-export,torch-pruning,fasterai --finetune-minutes 10
 
 The checkpoint is taken from the work folder that 'vgg-export all' leaves beside the bundle
 (.artifacts.work/checkpoint.safetensors). The pictures are those the bundle was made with: --data as it
 was given to 'vgg-export all'. Nothing that was used to fit, select or calibrate is a test picture. ncnn's
 int8 needs its tools ncnn2table and ncnn2int8 on the PATH. torch.compile needs a C++ compiler. What the
-engines print is in log.txt files below --work."""
+engines print is in log.txt files below --work. The three that make the network smaller take the
+fine-tuning minutes each; without --finetune-minutes these are in the sidecars of the work folder."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -127,6 +137,18 @@ def _parser() -> argparse.ArgumentParser:
         help="the seed that was given to 'vgg-export all' (default: %(default)s)",
     )
     add(
+        "--compress-to",
+        metavar="VARIANT",
+        help="the variant whose arithmetic and input size those that make the network smaller get (default:"
+        " the one with the fewest multiply-accumulates)",
+    )
+    add(
+        "--finetune-minutes",
+        type=_minutes,
+        metavar="N",
+        help="how long each of them may fine-tune (default: what the variant took, by its sidecars)",
+    )
+    add(
         "--threads",
         type=_positive,
         default=2,
@@ -170,6 +192,13 @@ def _positive(text: str) -> int:
     return number
 
 
+def _minutes(text: str) -> float:
+    number = float(text)
+    if not 0 < number < float("inf"):
+        raise argparse.ArgumentTypeError(f"expected a number of minutes above 0, found {text}")
+    return number
+
+
 def run(wanted: argparse.Namespace) -> dict[str, Any]:
     """Measure and return the result document.
 
@@ -179,7 +208,10 @@ def run(wanted: argparse.Namespace) -> dict[str, Any]:
     folder = wanted.bundle.resolve()
     bundle = tuning.for_here(manifest.read(folder), None)
     manifest.verify(folder, bundle.all_files())
-    contenders = chosen((*of_bundle(folder, bundle), *PEERS), wanted.only)
+    every = (*of_bundle(folder, bundle), *of_baseline(bundle), *COMPRESSED)
+    contenders = chosen(every, wanted.only)
+    if wanted.compress_to:
+        bundle.variant(wanted.compress_to)  # a wrong name ends here, not after the pictures were read
     work = _emptied(wanted.work or folder.parent / f".{folder.name}.peers")
     sets = gather(
         folder,
@@ -196,17 +228,69 @@ def run(wanted: argparse.Namespace) -> dict[str, Any]:
         "px": baseline.preprocessing.px,
         "threads": wanted.threads,
     }
-    options = Options(wanted.threads, wanted.rounds, wanted.runs)
+    contenders, minutes = with_goal(contenders, folder, bundle, sets, wanted, work)
+    options = Options(
+        wanted.threads, wanted.rounds, wanted.runs, patience_s=Options.patience_s + 60 * minutes
+    )
     rows = measure(contenders, sources, _pictures(contenders, sets, work), work, options, _report)
     return document(bundle, contenders, rows, sets, options)
 
 
 @dataclasses.dataclass(frozen=True)
 class Sets:
-    """Pictures to calibrate with, and others to test on."""
+    """Pictures to calibrate with, and others to test on. ``fitting`` and ``selection``: all that the bundle
+    was fitted on, and all that it was selected with."""
 
     calibration: tuple[Item, ...]
     test: tuple[Item, ...]
+    fitting: tuple[Item, ...] = ()
+    selection: tuple[Item, ...] = ()
+
+
+def with_goal(
+    contenders: Sequence[Contender],
+    folder: Path,
+    bundle: manifest.Manifest,
+    sets: Sets,
+    wanted: argparse.Namespace,
+    work: Path,
+) -> tuple[tuple[Contender, ...], float]:
+    """The contenders, and those that make the network smaller with what they have to meet, or with the reason
+    why they cannot; and the minutes of their fine-tuning."""
+    variant = bundle.variant(wanted.compress_to) if wanted.compress_to else None
+    if not any(contender.compresses for contender in contenders):
+        return tuple(contenders), 0.0
+    try:
+        found = goal(bundle, _work_of(folder), variant, wanted.finetune_minutes)
+    except DataError as error:
+        why = str(error)
+        return tuple(dataclasses.replace(c, absent=why) if c.compresses else c for c in contenders), 0.0
+    spec = found.variant.preprocessing
+    _report(
+        f"each that makes the network smaller gets {found.variant.macs / 1e9:.3g} GMACs at {spec.px} px, as"
+        f" {found.variant.id} has, and {found.minutes:.1f} minutes"
+    )
+    given = _sources_of(found, sets, wanted.seed, work)
+    return tuple(
+        dataclasses.replace(c, sources=given, preprocessing=spec) if c.compresses else c for c in contenders
+    ), found.minutes
+
+
+def _sources_of(found: Goal, sets: Sets, seed: int, work: Path) -> dict[str, Any]:
+    """What those that make the network smaller are made from, where it differs from the others' sources."""
+    spec = found.variant.preprocessing
+    limits = ((sets.fitting, found.images), (sets.selection, FinetuneOptions.select_images))
+    parts = [tuple(choose.limit(part, [i.source for i in part], n, seed)) for part, n in limits]
+    pictures = write_pictures(FinetunePictures(spec, *parts), work / "finetune.json")
+    return {
+        "px": spec.px,
+        "calibration": str(_tensors(sets.calibration, spec, work / "calibration-smaller.npy")),
+        "compression": {
+            "macs": found.variant.macs,
+            "minutes": found.minutes,
+            "pictures": str(pictures),
+        },
+    }
 
 
 def gather(folder: Path, bundle: manifest.Manifest, options: DataOptions, cache: Path) -> Sets:
@@ -221,8 +305,8 @@ def gather(folder: Path, bundle: manifest.Manifest, options: DataOptions, cache:
     progress, fitted = Quiet(), manifest.read_fitted(folder)
     splits = resolve(options, kind, labels, ids, cache, progress)
     test = () if bundle.figures_absent else unseen(options, kind, labels, ids, fitted, cache, progress)
-    recorded = {item["sha256"] for item in _recorded_fit(folder)}
-    fit = [item for item in (*splits.fit, *splits.select, *splits.test) if item.sha256 in recorded]
+    every, recorded = (*splits.fit, *splits.select, *splits.test), _recorded(folder)
+    fit, select = (tuple(i for i in every if i.sha256 in recorded[part]) for part in ("fit", "select"))
     if not fit:
         raise DataError(
             f"{splits.origin}: none of these pictures is one the bundle was fitted on; give the --data that"
@@ -231,16 +315,15 @@ def gather(folder: Path, bundle: manifest.Manifest, options: DataOptions, cache:
     return Sets(
         tuple(choose.limit(fit, [i.source for i in fit], options.calibration_images, options.seed)),
         tuple(test),
+        fit,
+        select,
     )
 
 
-def _recorded_fit(folder: Path) -> list[dict[str, Any]]:
-    import json
-
-    recorded: list[dict[str, Any]] = json.loads((folder / manifest.SPLITS_NAME).read_text(encoding="utf-8"))[
-        "fit"
-    ]
-    return recorded
+def _recorded(folder: Path) -> dict[str, set[str]]:
+    """The hashes of the pictures that the bundle was fitted on and selected with."""
+    recorded = json.loads((folder / manifest.SPLITS_NAME).read_text(encoding="utf-8"))
+    return {part: {item["sha256"] for item in recorded[part]} for part in ("fit", "select")}
 
 
 def _work_of(folder: Path) -> Path:
@@ -272,6 +355,7 @@ def _pictures(contenders: Sequence[Contender], sets: Sets, work: Path) -> Pictur
     return Pictures(
         {kind: _tensors(timed, kind, work / f"timed-{kind.px}.npy") for kind in kinds},
         {kind: _tensors(sets.test, kind, work / f"test-{kind.px}.npy") for kind in kinds if sets.test},
+        tuple(item.label for item in sets.test),
     )
 
 
@@ -327,6 +411,8 @@ def cells(row: dict[str, Any], default_px: int) -> list[str]:
     return [
         row["contender"],
         f"{row['input_px'] or default_px} px",
+        text.number(row["parameters"] and row["parameters"] / 1e6, digits=2),
+        text.number(row["macs"] and row["macs"] / 1e9, digits=2),
         text.megabytes(row["size_bytes"]),
         text.number(row["load_ms"], digits=0),
         text.number(row["first_ms"], digits=0),
@@ -334,12 +420,13 @@ def cells(row: dict[str, Any], default_px: int) -> list[str]:
         text.number(row["speedup"], "x", 2),
         text.megabytes(row["peak_rss_bytes"]),
         text.percent(row["agreement"] and Proportion.from_json(row["agreement"]), interval=True),
+        text.percent(row["top1"] and Proportion.from_json(row["top1"]), interval=True),
         bfloat16,
     ]
 
 
 def _remark(row: dict[str, Any]) -> str:
-    return str(row["error"] or row["remark"])
+    return str(row["error"] or "; ".join(filter(None, (row["made"], row["remark"]))))
 
 
 def facts(result: dict[str, Any]) -> list[str]:
@@ -349,7 +436,8 @@ def facts(result: dict[str, Any]) -> list[str]:
         f"{name} {version or 'not installed'}" for name, version in result["versions"].items()
     )
     agreement = (
-        f"agrees: same top-1 as the baseline on {result['test_images']} test pictures, with the 95 % interval"
+        f"agrees: same top-1 as the baseline on {result['test_images']} test pictures, with the 95 %"
+        " interval; top-1: right on those with labels"
     )
     return [
         f"{machine['cpu'] or machine['machine']}"

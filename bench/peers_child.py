@@ -5,6 +5,7 @@ What engines and converters print goes to standard error, which the other end ke
 """
 
 import ctypes
+import dataclasses
 import importlib
 import json
 import os
@@ -16,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from peers_engines import Compression, Made, NotPossibleError, Sources
 from vgg_runtime.board.device import peak_rss_bytes
 
 PR_SET_PDEATHSIG = 1  # of <linux/prctl.h>
@@ -49,8 +51,7 @@ def _in_words(error: Exception) -> str:
         return f"not installed: {text}"
     if isinstance(error, MemoryError) or "bad_alloc" in text:
         return "did not fit: out of memory"
-    # a sentence of peers_engines, not the system's
-    if isinstance(error, FileNotFoundError) and error.errno is None:
+    if isinstance(error, NotPossibleError):
         return text
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
@@ -59,6 +60,10 @@ def named(reference: str) -> Any:
     """The object that ``module:name`` names."""
     module, name = reference.split(":")
     return getattr(importlib.import_module(module), name)
+
+
+def _without_files(made: Made) -> dict[str, Any]:
+    return {name: value for name, value in dataclasses.asdict(made).items() if name != "files"}
 
 
 class Worker:
@@ -71,15 +76,18 @@ class Worker:
 
     def prepare(self, function: str, sources: dict[str, Any], folder: str) -> dict[str, Any]:
         """Make the files of a contender."""
-        from peers_engines import Sources
-
-        paths = {name: Path(sources[name]) for name in ("onnx", "checkpoint", "calibration")}
-        made = named(function)(Sources(**paths, px=sources["px"], threads=sources["threads"]), Path(folder))
-        if missing := [path.name for path in made if not path.is_file()]:
-            raise FileNotFoundError(
+        onnx, checkpoint, calibration = (Path(sources[k]) for k in ("onnx", "checkpoint", "calibration"))
+        given = Sources(onnx, checkpoint, calibration, sources["px"], sources["threads"])
+        if asked := sources.get("compression"):
+            asked |= {"pictures": Path(asked["pictures"])}
+            given = dataclasses.replace(given, compression=Compression(**asked))
+        made = named(function)(given, Path(folder))
+        files, facts = (made.files, _without_files(made)) if isinstance(made, Made) else (made, {})
+        if missing := [path.name for path in files if not path.is_file()]:
+            raise NotPossibleError(
                 f"the conversion ended without an error, but wrote no {' and no '.join(missing)}"
             )
-        return {"files": [str(path) for path in made]}
+        return {"facts": facts, "files": [str(path) for path in files]}
 
     def load(
         self, engine: str, files: list[str], threads: int, settings: dict[str, Any], pictures: str

@@ -8,9 +8,9 @@ from typing import Any
 
 from vgg_runtime.bundle import builds
 from vgg_runtime.bundle.input_spec import InputSpec
-from vgg_runtime.bundle.manifest import Manifest
+from vgg_runtime.bundle.manifest import Manifest, Variant
 
-ENGINES = "peers_engines"
+ENGINES, COMPRESSING = "peers_engines", "peers_compressed"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,6 +21,10 @@ class Contender:
     be shipped, in a process of its own (conversions need much memory); the second loads and runs them with
     ``settings``. A contender whose files are there already has no ``prepare``. ``packages`` are the
     distributions whose versions matter.
+
+    ``after``: another function that prepares; its first file then takes the place of the baseline's ONNX
+    file. ``sources``: what it is made from where that differs from the others'. ``facts``: what is known of
+    its network beforehand, as fields of its row. ``absent``: why it cannot take part.
     """
 
     name: str
@@ -30,6 +34,15 @@ class Contender:
     settings: dict[str, Any] = dataclasses.field(default_factory=dict)
     files: tuple[Path, ...] = ()
     preprocessing: InputSpec | None = None  # None: the baseline's
+    after: str | None = None
+    sources: dict[str, Any] = dataclasses.field(default_factory=dict)
+    facts: dict[str, int] = dataclasses.field(default_factory=dict)
+    absent: str | None = None
+
+    @property
+    def compresses(self) -> bool:
+        """Whether it makes the network itself smaller."""
+        return COMPRESSING in (self.after or self.prepare or "")
 
 
 def _peer(name: str, engine: str, prepare: str, packages: str, **settings: Any) -> Contender:
@@ -56,6 +69,33 @@ PEERS = (
     _peer("LiteRT int8 (XNNPACK)", "LiteRt", "litert_int8", "ai-edge-litert litert-torch ai-edge-quantizer"),
 )
 
+# They make the network itself smaller, each once, and run it as it is and in the int8 of onnxruntime's
+# defaults.
+COMPRESSED = tuple(
+    Contender(
+        f"{name}, {kind}",
+        f"{ENGINES}:OnnxRuntime",
+        ("onnxruntime", *packages.split()),
+        f"{ENGINES}:onnxruntime_int8" if kind == "int8" else f"{COMPRESSING}:{function}",
+        after=f"{COMPRESSING}:{function}" if kind == "int8" else None,
+    )
+    for name, function, packages in (
+        ("Torch-Pruning", "torch_pruning", "torch-pruning"),
+        ("fasterai pruning", "fasterai_pruning", "fasterai torch-pruning"),
+        ("fasterai decomposition", "fasterai_decomposition", "fasterai"),
+    )
+    for kind in ("fp32", "int8")
+)
+
+
+def of_baseline(manifest: Manifest) -> tuple[Contender, ...]:
+    """Those that run the baseline's network as it is."""
+    return tuple(dataclasses.replace(peer, facts=_facts(manifest.variants[0])) for peer in PEERS)
+
+
+def _facts(variant: Variant) -> dict[str, int]:
+    return {"parameters": variant.parameters, "macs": variant.macs}
+
 
 def of_bundle(folder: Path, manifest: Manifest) -> tuple[Contender, ...]:
     """The variants of a bundle, the baseline first: it is the fp32 model under onnxruntime."""
@@ -67,6 +107,7 @@ def of_bundle(folder: Path, manifest: Manifest) -> tuple[Contender, ...]:
             settings=dataclasses.asdict(builds.session_here(variant.build, builds.FAST)),
             files=tuple(folder / entry.path for entry in variant.build.files),
             preprocessing=variant.preprocessing,
+            facts=_facts(variant),
         )
         for number, variant in enumerate(manifest.variants)
     )

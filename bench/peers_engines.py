@@ -2,9 +2,9 @@
 installed.
 
 A function that prepares takes ``Sources`` and a folder of its own and returns the files that would be
-shipped, the one to be loaded first. An engine is a class: ``modules`` are imported before the clock of the
-load time starts, ``__init__`` loads, a call is one inference, ``bfloat16`` says whether it may compute in
-less than single precision, and ``remark`` what it says of itself.
+shipped, the one to be loaded first, alone or in ``Made``. An engine is a class: ``modules`` are imported
+before the clock of the load time starts, ``__init__`` loads, a call is one inference, ``bfloat16`` says
+whether it may compute in less than single precision, and ``remark`` what it says of itself.
 """
 
 import dataclasses
@@ -23,6 +23,32 @@ Tensor = npt.NDArray[np.float32]
 CONVERTER_LINES = 3  # last lines of a failed converter's output that the reason quotes
 
 
+class NotPossibleError(Exception):
+    """Why a contender cannot be made, in one sentence for its row."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Compression:
+    """What a contender that makes the network itself smaller has to meet. ``macs``: multiply-accumulates per
+    inference. ``minutes``: how long it may fine-tune. ``pictures``: a file of
+    ``peers_compressed.write_pictures``."""
+
+    macs: int
+    minutes: float
+    pictures: Path
+
+
+@dataclasses.dataclass(frozen=True)
+class Made:
+    """The ``files`` of a contender that has another network than the baseline: its numbers of ``parameters``
+    and of multiply-accumulates, and how it was ``made``."""
+
+    files: list[Path]
+    parameters: int
+    macs: int
+    made: str
+
+
 @dataclasses.dataclass(frozen=True)
 class Sources:
     """What every contender is made from. ``calibration`` is an .npy file of preprocessed pictures [n, 3, px,
@@ -33,6 +59,7 @@ class Sources:
     calibration: Path
     px: int
     threads: int
+    compression: Compression | None = None
 
     def pictures(self) -> Tensor:
         """The calibration pictures, read from the disk as they are used."""
@@ -102,7 +129,7 @@ def onnxruntime_int8(sources: Sources, folder: Path) -> list[Path]:
 def checkpoint_as_it_is(sources: Sources, folder: Path) -> list[Path]:
     """torch runs the checkpoint itself."""
     if not sources.checkpoint.is_file():
-        raise FileNotFoundError(f"there is no checkpoint {sources.checkpoint}; name it with --checkpoint")
+        raise NotPossibleError(f"there is no checkpoint {sources.checkpoint}; name it with --checkpoint")
     return [sources.checkpoint]
 
 
@@ -203,7 +230,7 @@ def ncnn_int8(sources: Sources, folder: Path) -> list[Path]:
     instead of picture files)."""
     tools = [shutil.which(name) for name in ("ncnn2table", "ncnn2int8")]
     if None in tools:
-        raise FileNotFoundError(
+        raise NotPossibleError(
             "ncnn2table and ncnn2int8 are not on the PATH; neither ncnn's nor pnnx's package on PyPI has them"
         )
     param, weights = (str(path) for path in ncnn_fp32(sources, folder))

@@ -20,7 +20,7 @@ from typing import Any, Self, TypeVar
 
 from peers_contenders import Contender
 from vgg_runtime.bundle.input_spec import InputSpec
-from vgg_runtime.bundle.metrics import wilson_interval
+from vgg_runtime.bundle.metrics import proportion
 
 Report = Callable[[str], None]
 T = TypeVar("T")
@@ -42,10 +42,11 @@ class Options:
 @dataclasses.dataclass(frozen=True)
 class Pictures:
     """.npy files of preprocessed pictures by preprocessing: a few to be timed, and those to be classified, if
-    any."""
+    any. ``labels``: the classes of the latter, None where unknown."""
 
     timed: dict[InputSpec, Path]
     test: dict[InputSpec, Path]
+    labels: tuple[int | None, ...] = ()
 
 
 class ContenderError(Exception):
@@ -159,7 +160,7 @@ def measure(
         contest.load(work, stack)
         contest.take_turns()
         contest.classify()
-    relate(rows)
+    relate(rows, pictures.labels)
     return rows
 
 
@@ -170,6 +171,8 @@ def empty_row(contender: Contender) -> dict[str, Any]:
         "packages": list(contender.packages),
         "settings": contender.settings,
         "input_px": contender.preprocessing.px if contender.preprocessing else None,
+        "parameters": contender.facts.get("parameters"),
+        "macs": contender.facts.get("macs"),
         "size_bytes": None,
         "load_ms": None,
         "first_ms": None,
@@ -178,8 +181,10 @@ def empty_row(contender: Contender) -> dict[str, Any]:
         "speedup": None,
         "peak_rss_bytes": None,
         "agreement": None,
+        "top1": None,
         "classes": [],
         "bfloat16": None,
+        "made": "",
         "remark": "",
         "error": None,
     }
@@ -203,29 +208,48 @@ class Contest:
 
     def prepare(self, sources: dict[str, Any], work: Path) -> None:
         """Make the files; contenders with the same ``prepare`` share them, and share its failure."""
-        made: dict[str, list[str] | ContenderError] = {}
+        known: dict[str, dict[str, Any] | ContenderError] = {}
         for number, contender in enumerate(self._contenders):
-            if contender.prepare and contender.prepare not in made:
-                self._report(f"preparing {contender.name}")
-                made[contender.prepare] = self._made(contender.prepare, sources, work)
-            files = made[contender.prepare] if contender.prepare else [str(path) for path in contender.files]
-            if isinstance(files, ContenderError):
-                self._fail(number, files)
+            try:
+                made = self._made(contender, sources | contender.sources, work, known)
+            except ContenderError as error:
+                self._fail(number, error)
                 continue
-            self._files[number] = files
-            self._rows[number]["size_bytes"] = sum(Path(file).stat().st_size for file in files)
+            self._files[number] = made["files"]
+            size = sum(Path(file).stat().st_size for file in made["files"])
+            self._rows[number] |= made["facts"] | {"size_bytes": size}
 
-    def _made(self, prepare: str, sources: dict[str, Any], work: Path) -> list[str] | ContenderError:
-        folder = work / prepare.split(":")[1]
+    def _made(
+        self,
+        contender: Contender,
+        sources: dict[str, Any],
+        work: Path,
+        known: dict[str, dict[str, Any] | ContenderError],
+    ) -> dict[str, Any]:
+        """The ``files`` of a contender, and the ``facts`` about its network that its row gets."""
+        if contender.absent:
+            raise ContenderError(contender.absent)
+        made: dict[str, Any] = {"files": [str(path) for path in contender.files], "facts": {}}
+        steps = [step for step in (contender.after, contender.prepare) if step]
+        for number, step in enumerate(steps):
+            key = "+".join(name.split(":")[1] for name in steps[: number + 1])
+            if key not in known:
+                self._report(f"preparing {contender.name}")
+                given = sources | {"onnx": made["files"][0]} if number else sources
+                known[key] = self._prepared(step, given, work / key)
+            found = known[key]
+            if isinstance(found, ContenderError):
+                raise found
+            made = {"files": found["files"], "facts": made["facts"] | found["facts"]}
+        return made
+
+    def _prepared(self, step: str, sources: dict[str, Any], folder: Path) -> dict[str, Any] | ContenderError:
         folder.mkdir(parents=True, exist_ok=True)
         with Child(folder, self._options.threads, self._options.patience_s) as child:
             try:
-                files: list[str] = child.ask(
-                    "prepare", function=prepare, sources=sources, folder=str(folder)
-                )["files"]
+                return child.ask("prepare", function=step, sources=sources, folder=str(folder))
             except ContenderError as error:
                 return error
-            return files
 
     def load(self, work: Path, stack: contextlib.ExitStack) -> None:
         """Start a process for each that is ready; ``stack`` ends them."""
@@ -291,12 +315,18 @@ def _preprocessing(contender: Contender, contenders: Sequence[Contender]) -> Inp
     return found
 
 
-def relate(rows: Sequence[dict[str, Any]]) -> None:
-    """Enter speed against and agreement with the first row, where both rows were measured."""
+def relate(rows: Sequence[dict[str, Any]], labels: Sequence[int | None] = ()) -> None:
+    """Enter speed against and agreement with the first row, where both rows were measured, and top-1 on the
+    test pictures with ``labels``."""
     first = rows[0]
+    labelled = [(number, label) for number, label in enumerate(labels) if label is not None]
     for row in rows:
+        classes = row["classes"]
         if row["p50_ms"] and first["p50_ms"]:
             row["speedup"] = first["p50_ms"] / row["p50_ms"]
-        if (n := len(row["classes"])) and n == len(first["classes"]):
-            same = sum(a == b for a, b in zip(row["classes"], first["classes"], strict=True))
-            row["agreement"] = {"rate": same / n, "n": n, "interval95": list(wilson_interval(same, n))}
+        if classes and len(classes) == len(first["classes"]):
+            same = sum(a == b for a, b in zip(classes, first["classes"], strict=True))
+            row["agreement"] = proportion(same, len(classes)).to_json()
+        if classes and labelled:
+            right = sum(classes[number] == label for number, label in labelled)
+            row["top1"] = proportion(right, len(labelled)).to_json()

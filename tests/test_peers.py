@@ -66,6 +66,15 @@ class Slow(Sum):
     def __init__(self, files, threads, settings):
         time.sleep(60)
 
+def smaller(sources, folder):
+    from peers_engines import Made
+    (folder / "smaller.bin").write_bytes(bytes(sources.compression.macs))
+    return Made([folder / "smaller.bin"], 12, sources.compression.macs, "halved")
+
+def as_long_as_onnx(sources, folder):
+    (folder / "copy.bin").write_bytes(sources.onnx.read_bytes() * 2)
+    return [folder / "copy.bin"]
+
 def prepare(sources, folder):
     (folder / "made.bin").write_bytes(bytes(sources.px))
     return [folder / "made.bin"]
@@ -188,6 +197,44 @@ def test_preparing_is_done_once_and_its_failure_is_shared(pictures: Pictures, tm
 
 
 @pytest.mark.usefixtures("trivial")
+def test_a_file_that_is_made_from_anothers_shares_its_network_and_its_failure(
+    pictures: Pictures, tmp_path: Path
+) -> None:
+    engine = "trivial_engines:Sum"
+    sources = {"compression": {"macs": 7, "minutes": 1.0, "pictures": "nowhere"}}
+    first = contender("a", engine=engine, prepare="trivial_engines:smaller", sources=sources)
+    second = contender(
+        "b", engine=engine, prepare="trivial_engines:as_long_as_onnx", after=first.prepare, sources=sources
+    )
+    third = contender(
+        "c", engine=engine, prepare="trivial_engines:as_long_as_onnx", after="trivial_engines:forgets"
+    )
+    absent = contender("d", engine=engine, prepare="trivial_engines:smaller", absent="it may not")
+    reports: list[str] = []
+    rows = peers_measure.measure(
+        [first, second, third, absent], SOURCES, pictures, tmp_path / "w", Options(1, 1, 1), reports.append
+    )
+    assert [row["size_bytes"] for row in rows] == [7, 14, None, None]
+    assert [(row["parameters"], row["macs"], row["made"]) for row in rows[:2]] == [(12, 7, "halved")] * 2
+    assert rows[2]["error"] == "the conversion ended without an error, but wrote no never.bin"
+    assert rows[3]["error"] == "it may not"
+    assert [r for r in reports if r.startswith("preparing")] == ["preparing a", "preparing b", "preparing c"]
+
+
+def test_top1_counts_the_labelled_pictures() -> None:
+    rows = [row("a", classes=[0, 1, 0, 1]), row("b", classes=[1, 1, 1, 1]), row("c")]
+    peers_measure.relate(rows, [0, 1, None, 0])
+    assert [r["top1"] and (round(r["top1"]["rate"], 3), r["top1"]["n"]) for r in rows] == [
+        (0.667, 3),
+        (0.333, 3),
+        None,
+    ]
+    assert rows[1]["agreement"]["rate"] == 0.5
+    peers_measure.relate(rows := [row("a", classes=[0, 1])], [None, None])
+    assert rows[0]["top1"] is None
+
+
+@pytest.mark.usefixtures("trivial")
 def test_memory_is_the_contenders_own(pictures: Pictures, tmp_path: Path) -> None:
     held = np.ones(300_000_000 // 8)  # the parent's peak, which ru_maxrss would hand down
     hungry = contender("Hungry", settings={"bytes": 150_000_000})
@@ -278,6 +325,10 @@ def test_the_tables_show_a_failed_contender_with_its_reason() -> None:
         size_bytes=5_000_000,
         bfloat16=True,
         remark="a remark",
+        made="made so",
+        parameters=1_500_000,
+        macs=250_000_000,
+        top1={"rate": 0.75, "n": 4, "interval95": [0.301, 0.954]},
         load_ms=3.0,
         first_ms=4.0,
     )
@@ -296,9 +347,11 @@ def test_the_tables_show_a_failed_contender_with_its_reason() -> None:
         ):
             assert fact in shown
     assert "✗ bad: not installed: no | such engine" in text
-    assert "· good: a remark" in text
-    assert "| bad | 32 px | – | – | – | – | – | – | – | – | not installed: no \\| such engine |" in page
-    assert "| good | 32 px | 5.0 | 3 | 4 | 12.3 | 1.00x | – | – | yes | a remark |" in page
+    assert "· good: made so; a remark" in text
+    assert f"| bad | 32 px |{' – |' * 11} not installed: no \\| such engine |" in page
+    top1 = "75.0 % (30 to 95)"
+    cells = f"| good | 32 px | 1.50 | 0.25 | 5.0 | 3 | 4 | 12.3 | 1.00x | – | – | {top1} | yes |"
+    assert f"{cells} made so; a remark |" in page
     assert (
         len({line.replace("\\|", "").count("|") for line in page.splitlines() if line.startswith("|")}) == 1
     )
@@ -320,11 +373,12 @@ def test_only_chooses_by_name_and_keeps_the_baseline() -> None:
 def test_every_named_function_is_there_and_no_engine_is_imported_for_it() -> None:
     code = (
         "import sys, peers, peers_child, peers_engines\n"
-        "for c in peers.PEERS:\n"
-        "    assert callable(peers_child.named(c.prepare)) and issubclass(peers_child.named(c.engine),"
-        " peers_engines.Engine)\n"
+        "from peers_contenders import COMPRESSED, PEERS\n"
+        "for c in (*PEERS, *COMPRESSED):\n"
+        "    assert all(callable(peers_child.named(name)) for name in (c.prepare, c.after or c.prepare))\n"
+        "    assert issubclass(peers_child.named(c.engine), peers_engines.Engine)\n"
         "sys.exit(bool({'torch', 'onnxruntime', 'openvino', 'nncf', 'ncnn', 'litert_torch',"
-        " 'ai_edge_litert'} & set(sys.modules)))\n"
+        " 'ai_edge_litert', 'torch_pruning', 'fasterai'} & set(sys.modules)))\n"
     )
     environment = command_environment()
     environment["PYTHONPATH"] += os.pathsep + str(ROOT / "bench")
@@ -349,7 +403,7 @@ def test_a_bundle_beside_onnxruntimes_defaults(bundle_copy: Path, signs_folder: 
         "--runs",
         2,
         "--only",
-        "vgg-export,quantize_static,eager",
+        "vgg-export,quantize_static,eager,torch-pruning",
     ]
     files: list[str | Path] = ["--json", tmp_path / "p.json", "--markdown", tmp_path / "p.md"]
     done = bench("--bundle", bundle_copy, "--data", signs_folder, *map(str, options), *files)
@@ -362,21 +416,27 @@ def test_a_bundle_beside_onnxruntimes_defaults(bundle_copy: Path, signs_folder: 
         "vgg-export scaled",
         "torch eager",
         "onnxruntime quantize_static, defaults",
+        "Torch-Pruning, fp32",
+        "Torch-Pruning, int8",
     ]
+    for name in ("Torch-Pruning, fp32", "Torch-Pruning, int8"):
+        assert "it is not known how long the variant scaled took" in rows.pop(name)["error"]
     eager = rows.pop("torch eager")  # the bundle was copied without its work folder
     assert "there is no checkpoint" in eager["error"]
     assert "--checkpoint" in eager["error"]
     for row in rows.values():
         assert row["error"] is None
         assert len(row["samples_ms"]) == 4
-        assert row["agreement"]["n"] == 6
+        assert row["agreement"]["n"] == row["top1"]["n"] == 6
+        assert row["parameters"] > 10_000
+        assert row["macs"] > 1e6
     assert (
         rows["onnxruntime quantize_static, defaults"]["size_bytes"]
         < rows["vgg-export baseline = onnxruntime fp32"]["size_bytes"] / 2
     )
     assert rows["vgg-export scaled"]["input_px"] == 160
     assert "| vgg-export scaled | 160 px |" in (tmp_path / "p.md").read_text()
-    assert done.stdout.count("✗") == 1
+    assert done.stdout.count("✗") == 3
     assert result["versions"]["onnxruntime"]
 
 
@@ -388,6 +448,10 @@ def test_what_cannot_be_used_is_a_sentence(bundle_copy: Path, tmp_path: Path) ->
     assert done.returncode == 2
     assert "was not made by this program" in done.stderr
     assert (tmp_path / "mine" / "photo.jpg").exists()
+    done = bench("--bundle", bundle_copy, "--compress-to", "tiny", "--only", "none")
+    assert done.returncode == 2
+    assert "there is no variant 'tiny'" in done.stderr
+    assert "expected a number of minutes above 0" in bench("--finetune-minutes", "-1").stderr
     others = ROOT / "calibration/images"
     done = bench("--bundle", bundle_copy, "--data", others)
     assert "give the --data that 'vgg-export all' was given" in done.stderr
