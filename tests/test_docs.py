@@ -10,6 +10,7 @@ from conftest import ROOT, readme_table
 
 from vgg_export.cli import cli
 from vgg_export.compress import prune
+from vgg_export.graphs import mixed_cost
 from vgg_export.network import chain, input_size, weights
 from vgg_export.options import PruneOptions, RecipeOptions
 from vgg_export.recipes import FOLD, PRUNE, RECIPES, Recipe
@@ -97,6 +98,17 @@ def test_the_demos_accuracy_is_the_model_cards() -> None:
     card = json.loads(weights.demo_path().with_suffix(".json").read_text())
     top1, n = card["accuracy"]["top1"], card["accuracy"]["n"]
     assert f"({100 * top1:.1f} % of {n:,} signs)" in README
+
+
+def test_the_error_of_the_mixed_costs_is_the_tables() -> None:
+    off = max(error["held_out"] for error in mixed_cost.table()["errors"].values())
+    assert f"off by at most\n{100 * off:.1f} % on shapes" in README
+
+
+def test_what_the_mixture_saves_is_the_tables() -> None:
+    rows = [[float(cell) for cell in row[1:4]] for row in readme_table("mixed table")]
+    saved = [100 * (1 - mixed / min(integers, floats)) for integers, floats, mixed in rows]
+    assert f"{min(saved):.0f} to {max(saved):.0f} % fewer instructions than the better of int8" in README
 
 
 def test_every_variant_and_target_is_described() -> None:
