@@ -23,6 +23,9 @@ DAMPINGS = (
     1e-3,
     1e-2,
     1e-1,
+    1.0,
+    1e1,
+    1e2,
 )  # shares of the mean variance; inputs that are always zero have no variance
 
 
