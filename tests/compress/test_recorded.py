@@ -76,7 +76,7 @@ def test_the_forms_cut_to_a_rank_are_those_of_the_layer_by_itself(
 ) -> None:
     original = at_64_px(small_checkpoint())
     chain, name = original.chain, "conv2_1"
-    solving = solved.Solving(original, (20, 7))
+    solving = solved.Solving(original, 20)
     recorded.record(original, shown, chain.sites[0].name, tmp_path / "kept", tmp_path, Quiet(), solving.watch)
     made = solving.solved()
     solved.write(tmp_path / "forms.safetensors", made)

@@ -256,7 +256,7 @@ def measure(
     path, folder = parts.tables / f"sensitivity-{said}.json", parts.records or scratch
     forms = parts.records / f"forms-{said}.safetensors" if parts.records else None
     table = processes.from_first(lambda: _known_table(path) if forms is None or forms.is_file() else None)
-    solving = None if table else solved.Solving(original, (len(shown[0]), len(shown[1])))
+    solving = None if table else solved.Solving(original, len(shown[0]))
     first = original.chain.sites[0].name
     found = recorded.record(
         original,

@@ -118,6 +118,16 @@ def main_directions(covariance: "torch.Tensor", rank: int) -> "torch.Tensor":
     return vectors[:, -rank:]
 
 
+def in_two_by_directions(
+    weight: "torch.Tensor", basis: "torch.Tensor"
+) -> "tuple[torch.Tensor, torch.Tensor, torch.Tensor]":
+    """A convolution [n, c, height, width] of fewer filters [rank, c, height, width] and a 1x1 convolution [n,
+    rank, 1, 1], by the directions ``basis`` [n, rank] of its outputs that are kept, and the matrix that both
+    make of a patch [n, c * height * width]."""
+    reduced = basis.T @ weight.flatten(1)
+    return reduced.view(-1, *weight.shape[1:]), basis[:, :, None, None], basis @ reduced
+
+
 @dataclasses.dataclass(frozen=True)
 class Centred:
     """Rows of the fitting and of the held-out pictures, minus the mean of the fitting rows."""

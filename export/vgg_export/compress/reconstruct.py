@@ -40,6 +40,7 @@ from .least_squares import (
     Moments,
     Sums,
     important,
+    in_two_by_directions,
     in_two_by_picture,
     linear_in_parts,
     main_directions,
@@ -311,22 +312,13 @@ def in_two(
             squared.
     """
     if factor.kind == "spatial":
-        made = separable.separate(weight, xx, factor.rank)
-        horizontal = made.horizontal()
-        tensors = {
-            f"{name}_reduce.weight": made.vertical[..., None],
-            f"{name}_expand.weight": horizontal[:, :, None],
-        }
-        effective = separable.joined(made.vertical, horizontal).flatten(1)
+        first, second, effective = separable.in_two(separable.separate(weight, xx, factor.rank))
     else:
         flat = weight.flatten(1)
-        basis = main_directions(flat @ xx @ flat.T, factor.rank)
-        reduced = basis.T @ flat
-        tensors = {
-            f"{name}_reduce.weight": reduced.view(-1, *weight.shape[1:]),
-            f"{name}_expand.weight": basis[:, :, None, None],
-        }
-        effective = basis @ reduced
+        first, second, effective = in_two_by_directions(
+            weight, main_directions(flat @ xx @ flat.T, factor.rank)
+        )
+    tensors = {f"{name}_reduce.weight": first, f"{name}_expand.weight": second}
     return {key: tensor.float().contiguous() for key, tensor in tensors.items()}, effective
 
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 PLACES_PER_INPUT = 8
 LEAST_PLACES, MOST_PLACES = 8_000, 40_000
 
-Watch = Callable[[Site, int, "torch.Tensor", "torch.Tensor"], None]
+Watch = Callable[[Site, int, "torch.Tensor", "torch.Tensor | None"], None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,7 +97,7 @@ def record(
         folder: where the records stay; a finished one is not made again.
         scratch: a folder for maps that do not fit into memory.
         watch: is shown each recorded layer, chunk by chunk: the layer, the number of the chunk's first
-            picture, its inputs and its outputs before the activation.
+            picture, its inputs, and the places of a convolution that are recorded.
     """
     import torch
 
@@ -137,9 +137,10 @@ def _record(
         rows = reserved_array(temporary, shape)
 
         def seen(a: int, x: "torch.Tensor", y: "torch.Tensor") -> None:
-            rows[a : a + len(y)] = y if places is None else at_places(y, places[a : a + len(y)])
+            chunk = None if places is None else places[a : a + len(y)]
+            rows[a : a + len(y)] = y if chunk is None else at_places(y, chunk)
             if watch:
-                watch(site, a, x, y)
+                watch(site, a, x, chunk)
 
         maps.advance_watched(layer, seen)
 

@@ -114,6 +114,14 @@ def cholesky(moments: "torch.Tensor") -> "torch.Tensor":
     )
 
 
+def in_two(form: Separable) -> "tuple[torch.Tensor, torch.Tensor, torch.Tensor]":
+    """The weights of the column [rank, c, height, 1] and of the row [n, rank, 1, width], and the matrix that
+    both make of a patch [n, c * height * width]."""
+    horizontal = form.horizontal()
+    effective = joined(form.vertical, horizontal).flatten(1)
+    return form.vertical[..., None], horizontal[:, :, None], effective
+
+
 def joined(vertical: "torch.Tensor", horizontal: "torch.Tensor") -> "torch.Tensor":
     """The convolution [n, c, height, width] that equals vertical [rank, c, height] and then horizontal
     filters [n, rank, width]."""

@@ -8,7 +8,6 @@ one, layer after layer, to the inputs that the smaller network really has).
 """
 
 import dataclasses
-import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,8 +19,7 @@ from vgg_export.network.chain import Chain, Conv, Factor, Site
 
 from . import separable
 from .feature_maps import patches
-from .least_squares import Moments, Sums
-from .recorded import Recorded
+from .least_squares import Moments, Sums, in_two_by_directions
 
 if TYPE_CHECKING:
     import torch
@@ -39,29 +37,18 @@ class Solved:
 
     def factors(self, site: Site, factor: Factor, weight: "torch.Tensor") -> "dict[str, torch.Tensor]":
         """The tensors of a convolution made of two. ``weight``: its own [n, c, height, width]."""
-        import torch
-
         name, rank = site.name, factor.rank
 
-        def part(of: str) -> torch.Tensor:
+        def part(of: str) -> "torch.Tensor":
             return self.tensors[f"{name}.{factor.kind}.{of}"].double()
 
         if factor.kind == "spatial":
-            width = weight.shape[3]
-            form = separable.Separable(
-                part("vertical")[:rank],
-                part("zz")[: width * rank, : width * rank],
-                part("yz")[:, : width * rank],
-                1.0,
-            )
-            horizontal = form.horizontal()
-            first, second = form.vertical[..., None], horizontal[:, :, None]
-            effective = separable.joined(form.vertical, horizontal).flatten(1)
+            columns = weight.shape[3] * rank
+            vertical, zz, yz = part("vertical")[:rank], part("zz"), part("yz")
+            form = separable.Separable(vertical, zz[:columns, :columns], yz[:, :columns], 1.0)
+            first, second, effective = separable.in_two(form)
         else:
-            basis = part("basis")[:, :rank]
-            first = (basis.T @ weight.flatten(1).double()).view(rank, *weight.shape[1:])
-            second = basis[:, :, None, None]
-            effective = basis @ first.flatten(1)
+            first, second, effective = in_two_by_directions(weight.double(), part("basis")[:, :rank])
         missing = (weight.flatten(1).double() - effective) @ self.tensors[f"{name}.mean"].double()
         return {
             f"{name}_reduce.weight": first.float().contiguous(),
@@ -93,29 +80,26 @@ def forms(chain: Chain) -> Iterator[tuple[Site, tuple[int, int], tuple[str, ...]
 
 class Solving:
     """Watches an original being walked (``recorded.record``) and solves each convolution once all fitting
-    pictures have passed it. ``counts``: the numbers of fitting and held-out pictures. Several processes add
-    up their sums, and take turns in solving."""
+    pictures have passed it. ``fitted``: the number of fitting pictures, which come first. Several processes
+    add up their sums, and take turns in solving."""
 
-    def __init__(self, original: checkpoints.Checkpoint, counts: tuple[int, int]) -> None:
-        self._original = original
+    def __init__(self, original: checkpoints.Checkpoint, fitted: int) -> None:
+        self._original, self._own = original, len(processes.share(fitted))
         self._forms = {site.name: kinds for site, _, kinds in forms(original.chain)}
-        self._of = Recorded(Path(), counts, "")
         self._sums: Sums | None = None
         self._shares: Table = {}
         self._tensors: dict[str, torch.Tensor] = {}
 
-    def watch(self, site: Site, a: int, x: "torch.Tensor", _: "torch.Tensor") -> None:
+    def watch(self, site: Site, a: int, x: "torch.Tensor", places: "torch.Tensor | None") -> None:
         """Add the patches of a chunk of fitting pictures; see ``recorded.Watch``."""
-        fitted = self._of.own[0]
-        if site.name not in self._forms or a >= fitted:
+        count = min(len(x), self._own - a)
+        if places is None or count <= 0:
             return
         assert isinstance(site.layer, Conv)
-        b = min(a + len(x), fitted)
-        places = self._of.places(site)[a:b]
-        rows = patches(x[: b - a], places, site.layer)
+        rows = patches(x[:count], places[:count], site.layer)
         self._sums = self._sums or Sums(rows.shape[1], 1)
         self._sums.add(rows, rows[:, :1])
-        if b == fitted:
+        if a + count == self._own:
             sums, self._sums = self._sums.of_all(), None
             if list(self._forms).index(site.name) % processes.world() == processes.rank():
                 self._solve(site, sums.moments())
@@ -173,4 +157,4 @@ def disk_bytes(chain: Chain) -> int:
         if "spatial" in kinds:
             rank = max(1, height * width * c * n // (height * c + width * n))
             total += rank * height * c + (width * rank) ** 2 + n * width * rank
-    return 4 * total + math.ceil(0.001 * total)
+    return 4 * total

@@ -69,6 +69,7 @@ class Forecast:
             list(enumerate(items)), [i.source for i in items], PICTURES, context.options.data.seed
         )
         self._items, self._logits = [item for _, item in chosen], logits[[k for k, _ in chosen]]
+        self._known: dict[str, factorise.Measured] = {}  # by the hash of the original at a size
 
     def sizes(self) -> tuple[int, ...]:
         """The input sizes to look at, the largest first: the network's own and smaller ones in steps of its
@@ -85,38 +86,47 @@ class Forecast:
         return True
 
     def alone(self, px: int, folded: cache.Artifact) -> Costs:
-        """What the size alone costs, without any ranks."""
-        return self.at(px, folded, ())
-
-    def at(self, px: int, folded: cache.Artifact, shares: Sequence[float]) -> Costs:
-        """The costs at a size. ``folded``: the original for that size."""
-        said = cache.digest(
-            __name__, folded.sha256, px, list(shares), [i.sha256 for i in self._items], self._said()
-        )
-        path = self._context.shared / f"costs-{said}.json"
+        """What the size alone costs, without any ranks. At its own the original is what all is compared
+        with."""
+        if px == self._chain.input.px:
+            return Costs(len(self._items), 0.0, 1.0, {})
+        path = self._path(folded, ())
         if known := _read(path):
             return known
         original = checkpoints.load(folded.path)
-        x = stacked(self._items, original.chain.input)
-        size, agreement = self._lost(original, x)
-        ranks = {}
-        with self._context.progress.task(f"forecasting {px} px", len(shares) or None) as task:
-            for share, network in self._networks(original, folded, shares) if shares else ():
-                ranks[f"{share:g}"], _ = self._lost(network, x)
-                task.advance()
-        found = Costs(len(self._items), size, agreement, ranks)
+        with self._context.progress.task(f"asking the checkpoint at {px} px, untrained", None):
+            size, agreement = self._lost(original, stacked(self._items, original.chain.input))
+        found = Costs(len(self._items), size, agreement, {})
         write_json(path, found.to_json())
         return found
 
-    def _said(self) -> list[float]:
-        """What the logits to compare with depend on, in short."""
-        return [float(self._logits.sum()), float(np.abs(self._logits).sum())]
+    def at(self, px: int, folded: cache.Artifact, shares: Sequence[float]) -> Costs:
+        """The costs at a size. ``folded``: the original for that size."""
+        path = self._path(folded, shares)
+        if known := _read(path):
+            return known
+        original, ranks = checkpoints.load(folded.path), {}
+        x = stacked(self._items, original.chain.input)
+        with self._context.progress.task(f"forecasting {px} px", len(shares)) as task:
+            for share, network in self._networks(original, folded, shares):
+                ranks[f"{share:g}"], _ = self._lost(network, x)
+                task.advance()
+        found = dataclasses.replace(self.alone(px, folded), ranks=ranks)
+        write_json(path, found.to_json())
+        return found
+
+    def _path(self, folded: cache.Artifact, shares: Sequence[float]) -> Path:
+        """The file of costs, named after all that they depend on."""
+        logits = [float(self._logits.sum()), float(np.abs(self._logits).sum())]
+        pictures = [item.sha256 for item in self._items]
+        said = cache.digest(__name__, folded.sha256, list(shares), pictures, logits)
+        return self._context.shared / f"costs-{said}.json"
 
     def _networks(
         self, original: checkpoints.Checkpoint, folded: cache.Artifact, shares: Sequence[float]
     ) -> Iterator[tuple[float, checkpoints.Checkpoint]]:
         """The factorised forms, not fitted, for shares of the arithmetic, as far as these can be reached."""
-        measured = self._measured(original, folded)
+        measured = self._measured(folded)
         assert measured.forms  # a search keeps them
         forms = solved.read(measured.forms, measured.table)
         for share in shares:
@@ -128,7 +138,7 @@ class Forecast:
 
     def table(self, folded: cache.Artifact) -> solved.Table:
         """The sensitivity table of the original at a size."""
-        return self._measured(checkpoints.load(folded.path), folded).table
+        return self._measured(folded).table
 
     def disk_bytes(self, folded: Sequence[cache.Artifact]) -> int:
         """The size of what is kept of the original at these sizes, about."""
@@ -137,12 +147,16 @@ class Forecast:
         chains = [checkpoints.read_header(one.path).chain for one in folded]
         return sum(recorded.disk_bytes(chain, counts) + solved.disk_bytes(chain) for chain in chains)
 
-    def _measured(self, original: checkpoints.Checkpoint, folded: cache.Artifact) -> factorise.Measured:
+    def _measured(self, folded: cache.Artifact) -> factorise.Measured:
         """What the fitting at a size starts from; it is measured once, and kept."""
-        context, options = self._context, self._context.options.factorise
-        fit, held = fit_and_held(context.splits, options.images, options.held_images, options.seed)
-        parts = factorise.Parts(context.folder, context.shared, folded, context.records)
-        return factorise.measure_together(original, fit, held, parts, context.shared, context.progress)
+        if folded.sha256 not in self._known:
+            context, options = self._context, self._context.options.factorise
+            fit, held = fit_and_held(context.splits, options.images, options.held_images, options.seed)
+            parts = factorise.Parts(context.folder, context.shared, folded, context.records)
+            self._known[folded.sha256] = factorise.measure_together(
+                checkpoints.load(folded.path), fit, held, parts, context.shared, context.progress
+            )
+        return self._known[folded.sha256]
 
     def _lost(self, network: checkpoints.Checkpoint, x: Any) -> tuple[float, float]:
         """The mean KL from the original's answers, and the agreement with them."""
