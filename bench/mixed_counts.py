@@ -27,11 +27,9 @@ from onnx import TensorProto, helper, numpy_helper
 
 import emulated
 from emulated import Pi
-from vgg_export.core.errors import VggExportError
-from vgg_export.core.files import write_json
 from vgg_export.graphs import mixed_cost, winograd_cost
 from vgg_export.network.chain import Part
-from winograd_counts import CORE, SAME, count_models, single, square
+from winograd_counts import CORE, SAME, count_models, single, square, written
 
 CORES = ("cortex-a72", "cortex-a53")
 TOGETHER = 40  # pieces counted by one start of Python on the emulated core
@@ -194,18 +192,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="the table (.json)")
     wanted = parser.parse_args(arguments)
-    try:
-        result = run(emulated.prepare())
-        write_json(wanted.output, result)
-    except VggExportError as error:
-        print(f"Error: {error}", file=sys.stderr)
-        return 2
-    for name, off in result["errors"].items():
-        fitted, held_out = (f"{100 * off[which]:.1f} %" for which in ("fitted", "held_out"))
-        print(
-            f"{name}: off by at most {held_out} on shapes that it was not fitted to, {fitted} on the others"
-        )
-    return 0
+    return written(lambda: run(emulated.prepare()), wanted.output)
 
 
 def run(pis: dict[str, Pi]) -> dict[str, Any]:

@@ -16,7 +16,7 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -82,16 +82,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="groups of layers counted at a time (default: %(default)s)",
     )
     wanted = parser.parse_args(arguments)
+    return written(lambda: run(emulated.prepare(), wanted.jobs), wanted.output)
+
+
+def written(count: Callable[[], dict[str, Any]], output: Path) -> int:
+    """Count, write the table and say how far off its cost model is; returns the exit code."""
     try:
-        result = run(emulated.prepare(), wanted.jobs)
-        write_json(wanted.output, result)
+        result = count()
+        write_json(output, result)
     except VggExportError as error:
         print(f"Error: {error}", file=sys.stderr)
         return 2
-    for form, off in result["errors"].items():
-        fitted, held_out = (f"{100 * off[name]:.1f} %" for name in ("fitted", "held_out"))
+    for counted, off in result["errors"].items():
+        fitted, held_out = (f"{100 * off[which]:.1f} %" for which in ("fitted", "held_out"))
         print(
-            f"{form}: off by at most {held_out} on shapes that it was not fitted to, {fitted} on the others"
+            f"{counted}: off by at most {held_out} on shapes that it was not fitted to, {fitted} on the"
+            " others"
         )
     return 0
 

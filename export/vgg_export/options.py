@@ -619,7 +619,8 @@ class SearchOptions:
     max_minutes: float | None = asked(
         None,
         "--max-minutes",
-        "Minutes after which a search begins no other point; the best so far becomes the bundle.",
+        "Minutes of trying points, after which a search begins no other; the best so far becomes the bundle,"
+        " which takes some minutes more.",
         metavar="N",
     )
 

@@ -121,17 +121,18 @@ def _is_enough(tuned: distil.Tuned, level: str, allowed: float | None) -> bool:
 
 
 def _fold(before: cache.Artifact, context: Context) -> cache.Artifact:
-    return input_size.run(before, context.output, _smaller_px(context), context.progress)
+    return input_size.run(before, context.output, smaller_px(context), context.progress)
 
 
-def _smaller_px(context: Context) -> int:
+def smaller_px(context: Context) -> int:
+    """The side of the smaller input of a context's network; raises what ``input_size.smaller_px`` raises."""
     chain = checkpoints.read_header(context.checkpoint.path).chain
     return input_size.smaller_px(chain, context.options.scaled_px)
 
 
 def _has_no_smaller_input(context: Context) -> str | None:
     try:
-        _smaller_px(context)
+        smaller_px(context)
     except NothingToGainError as error:
         return str(error)
     return None
@@ -259,9 +260,11 @@ SEARCHED = (
 class Steps:
     """Makes the artifacts of chains of steps, each once. ``known``: artifacts that are there already."""
 
-    def __init__(self, context: Context, known: Mapping[tuple[Step, ...], cache.Artifact] = {}) -> None:
+    def __init__(
+        self, context: Context, known: Mapping[tuple[Step, ...], cache.Artifact] | None = None
+    ) -> None:
         self.context = context
-        self._done: dict[tuple[Step, ...], cache.Artifact] = {(): context.checkpoint, **known}
+        self._done: dict[tuple[Step, ...], cache.Artifact] = {(): context.checkpoint, **(known or {})}
 
     def make(self, steps: tuple[Step, ...]) -> cache.Artifact:
         """The artifact after ``steps``; steps that already ran are not run again."""

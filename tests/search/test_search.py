@@ -136,8 +136,8 @@ def test_the_estimate_decides_however_large_its_error_is() -> None:
     assert found.rung.conv_share == 0.35
     assert "16.0x, +0.8 ± 2.0 points lost" in found.reason
     beyond = point("beyond", 0.95 - 0.011, 20, 50)
-    assert conclusion.far_enough([beyond], BASE, Budget(max_drop=1.0))
-    assert not conclusion.far_enough([beyond], BASE, Budget(max_drop=1.1))
+    assert conclusion.too_much([beyond], BASE, Budget(max_drop=1.0))
+    assert not conclusion.too_much([beyond], BASE, Budget(max_drop=1.1))
 
 
 def test_the_estimate_of_the_loss_goes_before_what_was_counted() -> None:

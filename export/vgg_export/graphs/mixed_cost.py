@@ -12,9 +12,7 @@ Instructions were counted on the emulated core (``bench/mixed_counts.py`` writes
 
 import dataclasses
 import functools
-import importlib.resources
 import itertools
-import json
 import math
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Any
@@ -279,14 +277,7 @@ def predicted(coefficients: dict[str, list[float]], name: str, numbers: Array) -
 @functools.cache
 def table() -> dict[str, Any]:
     """The table that ``bench/mixed_counts.py`` wrote."""
-    path = importlib.resources.files("vgg_export.assets").joinpath(TABLE)
-    data: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    if data.get("schema") != SCHEMA:
-        raise OptionsError(
-            f"{TABLE} has schema {data.get('schema')}; expected {SCHEMA}: make it again with"
-            " bench/mixed_counts.py"
-        )
-    return data
+    return winograd_cost.counts_of(TABLE, SCHEMA, "bench/mixed_counts.py")
 
 
 def in_words(ways: Iterable[str]) -> str:

@@ -226,11 +226,19 @@ def of_core(core: str) -> dict[str, list[float]]:
 @functools.cache
 def table() -> dict[str, Any]:
     """The table that ``bench/winograd_counts.py`` wrote."""
-    path = importlib.resources.files("vgg_export.assets").joinpath(TABLE)
+    return counts_of(TABLE, SCHEMA, "bench/winograd_counts.py")
+
+
+def counts_of(table: str, schema: int, made_with: str) -> dict[str, Any]:
+    """A table of counts among this package's files.
+
+    Raises:
+        OptionsError: it has another schema; ``made_with`` makes it again.
+    """
+    path = importlib.resources.files("vgg_export.assets").joinpath(table)
     data: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    if data.get("schema") != SCHEMA:
+    if data.get("schema") != schema:
         raise OptionsError(
-            f"{TABLE} has schema {data.get('schema')}; expected {SCHEMA}: make it again with"
-            " bench/winograd_counts.py"
+            f"{table} has schema {data.get('schema')}; expected {schema}: make it again with {made_with}"
         )
     return data

@@ -2,7 +2,7 @@
 rule of ``vgg_runtime.measure.verdict``, as on the board."""
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 
 from vgg_export.options import Budget
 from vgg_runtime.measure import verdict
@@ -15,14 +15,6 @@ from .points import Found, Point, Rung
 def too_much(points: Iterable[Point], baseline: Point, budget: Budget) -> bool:
     """Whether every point loses more than the budget allows."""
     return all(_excess(p, baseline, budget) > verdict.SLACK for p in points)
-
-
-def far_enough(points: Sequence[Point], baseline: Point, budget: Budget) -> bool:
-    """Whether the search need not go further down: too much is lost, or, without an allowed drop, the targets
-    are reached."""
-    if budget.max_drop is None:
-        return any(reaches(p, budget) for p in points)
-    return too_much(points, baseline, budget)
 
 
 def reaches(point: Point, budget: Budget) -> bool:
@@ -49,10 +41,14 @@ def error(point: Point, baseline: Point, which: str = "select") -> float:
 
 
 def shortfall(point: Point, budget: Budget) -> float:
-    """How far a point is from the targets of size and speed: the sum of the logarithms of the missing
-    factors."""
-    size = 0.0 if budget.size_bytes is None else max(0.0, math.log(point.bytes / budget.size_bytes))
-    return size + (0.0 if budget.speedup is None else max(0.0, math.log(budget.speedup / point.speedup)))
+    """How far a point is from the targets of size and speed; see ``missing``."""
+    return missing(point.bytes, point.speedup, budget)
+
+
+def missing(size_bytes: int, speedup: float, budget: Budget) -> float:
+    """The sum of the logarithms of the factors that are missing to the targets of size and speed."""
+    size = 0.0 if budget.size_bytes is None else max(0.0, math.log(size_bytes / budget.size_bytes))
+    return size + (0.0 if budget.speedup is None else max(0.0, math.log(budget.speedup / speedup)))
 
 
 def anything(_: Point) -> bool:

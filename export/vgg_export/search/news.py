@@ -1,5 +1,6 @@
 """Tells how a search goes: a line per point, and a page that renews itself as points come in."""
 
+import dataclasses
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,11 +27,8 @@ class News:
         log.info("%s", lines.header())
         for point in alone:
             log.info("%s", lines.line(point, self._baseline, best=False))
-        self._write(
-            front_page.View(
-                tuple(alone), self._baseline, self._budget, None, "", "Running: no rung is tried yet.", False
-            )
-        )
+        state, points = "Running: no rung is tried yet.", tuple(alone)
+        self._write(front_page.View(points, self._baseline, self._budget, None, "", state, finished=False))
 
     def tell(
         self, point: Point, found: Found, left: Sequence[Candidate], experience: Experience, most_s: float
@@ -40,43 +38,24 @@ class News:
         log.info("%s", lines.line(point, self._baseline, best=point == found.recommended))
         count, minutes = len(experience.tried), max(1, round(most_s / 60))
         tried = f"{count} point{'s' * (count != 1)} tried"
-        self._write(
-            front_page.View(
-                found.points,
-                self._baseline,
-                self._budget,
-                found.recommended,
-                found.reason,
-                f"Running: {tried}, at most {minutes} min left.",
-                False,
-                tuple(_forecast(one, experience) for one in left),
-            )
-        )
+        forecast = tuple(_forecast(one, experience) for one in left)
+        self._show(found, f"Running: {tried}, at most {minutes} min left.", forecast=forecast, finished=False)
 
     def end(self, found: Found, minutes: float) -> None:
         """Show the result."""
-        self._write(
-            front_page.View(
-                found.points,
-                self._baseline,
-                self._budget,
-                found.recommended,
-                found.reason,
-                f"Finished after {minutes:.0f} min.",
-                True,
-            )
-        )
+        self._show(found, f"Finished after {minutes:.0f} min.", forecast=(), finished=True)
 
     def interrupted(self) -> None:
         """Say on the page that nothing comes in any more."""
         if self._last and not self._last.finished:
             words = "Interrupted; run the same command again to go on from here."
-            last = self._last
-            self._write(
-                front_page.View(
-                    last.points, last.baseline, last.budget, last.recommended, last.reason, words, True
-                )
-            )
+            self._write(dataclasses.replace(self._last, state=words, forecast=(), finished=True))
+
+    def _show(
+        self, found: Found, state: str, *, forecast: tuple[front_page.Forecast, ...], finished: bool
+    ) -> None:
+        known = (found.points, self._baseline, self._budget, found.recommended, found.reason)
+        self._write(front_page.View(*known, state, finished, forecast))
 
     def _write(self, view: front_page.View) -> None:
         self._last = view

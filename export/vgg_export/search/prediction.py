@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from vgg_export.options import Budget
 
-from .conclusion import drop, error, reaches, too_much
+from .conclusion import drop, error, missing, reaches, too_much
 from .points import Point, Rung
 
 # Points of top-1 that stay lost for each nat that the size and the ranks cost before distilling, and points
@@ -141,13 +141,9 @@ def _beyond_what_failed(candidate: Candidate, experience: Experience, budget: Bu
 def _excess(candidate: Candidate, experience: Experience, budget: Budget, hope: float) -> float:
     """How far a candidate is predicted to be above the budget: points above the allowed drop and logarithms
     of missing factors, each at least 0."""
-    found = 0.0
+    found = missing(experience.bytes(candidate), experience.speedup(candidate), budget)
     if budget.max_drop is not None:
         lost, sd = experience.drop(candidate)
         unsure = experience.error() if budget.sure else 0.0
         found += max(0.0, lost + unsure - hope * sd - budget.max_drop)
-    if budget.size_bytes is not None:
-        found += max(0.0, math.log(experience.bytes(candidate) / budget.size_bytes))
-    if budget.speedup is not None:
-        found += max(0.0, math.log(budget.speedup / experience.speedup(candidate)))
     return found

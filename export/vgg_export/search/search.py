@@ -27,7 +27,6 @@ from vgg_export.core import cache
 from vgg_export.core.errors import NothingToGainError, OptionsError
 from vgg_export.graphs.model_info import Described
 from vgg_export.network import checkpoint as checkpoints
-from vgg_export.network import input_size
 from vgg_export.options import Budget, PruneOptions, RecipeOptions, SweepOptions
 from vgg_export.recipes import (
     BASELINE,
@@ -43,6 +42,7 @@ from vgg_export.recipes import (
     Steps,
     chosen_recipes,
     names,
+    smaller_px,
 )
 
 from . import lines
@@ -155,8 +155,9 @@ class Search:
             )  # fmt: skip
         sizes = [px for px, costs in alone.items() if px == self.own_px or not costs.hopeless]
         sizes, found = sizes[-effort.sizes :], []
-        kept = self.forecast.disk_bytes([self.folded(px) for px in sizes])
-        log.info("%.1f GB are kept in %s until the search ends", kept / 1e9, self.context.records)
+        kept = self.forecast.disk_bytes([self.folded(px) for px in sizes]) / 1e9
+        log.info("looked at are %s px", ", ".join(map(str, sizes)))
+        log.info("%.1f GB are kept in %s until the search ends", kept, self.context.records)
         for px in sizes:
             folded = self.folded(px)
             costs = self.forecast.at(px, folded, effort.shares)
@@ -180,8 +181,8 @@ class Search:
         return self.points("compact, not fitted", rung.name, chains, context, dataclasses.asdict(rung))
 
     def _give_answers(self) -> None:
-        """Leave the baseline's answers on the selection pictures to the distillations, whose teacher it is.
-        A selection set has one crop of each picture, which is the whole of it."""
+        """Leave the baseline's answers on the selection pictures to the distillations, whose teacher it is:
+        they show it these pictures whole, too."""
         context, levels = self.context, self.options.distil.levels(self.options.budget).values()
         for level in levels:
             logits, items = self.judge.reference("select"), context.splits.select
@@ -199,10 +200,7 @@ class Search:
 
     def smaller_px(self) -> int | None:
         """The smaller input of the variants where the search found none; None: there is no smaller input."""
-        if FOLD.hindered(self.context):
-            return None
-        chain = checkpoints.read_header(self.context.checkpoint.path).chain
-        return input_size.smaller_px(chain, self.options.scaled_px)
+        return None if FOLD.hindered(self.context) else smaller_px(self.context)
 
     def rungs(self, share: float) -> list[Rung]:
         """A strength at the network's own input and at the smaller one."""
