@@ -282,8 +282,8 @@ class PruneOptions:
 
 @dataclasses.dataclass(frozen=True)
 class FinetuneOptions:
-    """A short distillation. ``rate``: the learning rate of the first epoch, relative to the root mean square
-    of each tensor. ``train_from``: the first stage whose weights change, counted from 1 between pools, or
+    """A short distillation. ``rate``: the largest learning rate, relative to the root mean square of each
+    tensor. ``train_from``: the first stage whose weights change, counted from 1 between pools, or
     CLASSIFIER for the fully connected layers alone; None: the last stage but one. ``images``: the pictures
     per epoch, at most; each is cropped to at least ``least_area`` of its area."""
 
@@ -295,9 +295,8 @@ class FinetuneOptions:
     rate: float = asked(
         1e-3,
         "--learning-rate",
-        "Learning rate of the first epoch, relative to the size of each tensor; halved after each epoch.",
+        "Largest learning rate, relative to the size of each tensor; it falls to 0 along half a cosine.",
     )
-    decay: float = 0.5  # factor on the rate after each epoch
     batch: int = 16
     temperature: float = 2.0
     train_from: int | str | None = asked(
@@ -325,10 +324,10 @@ class FinetuneOptions:
                 "epochs must not be negative, batch and the numbers of images must be positive; found"
                 f" {found}"
             )
-        if min(self.rate, self.decay, self.temperature) <= 0:
-            found = f"{self.rate}, {self.decay} and {self.temperature}"
+        if min(self.rate, self.temperature) <= 0:
             raise OptionsError(
-                f"the learning rate, its decay and the temperature must be positive; found {found}"
+                "the learning rate and the temperature must be positive; found"
+                f" {self.rate} and {self.temperature}"
             )
         if isinstance(self.train_from, str):
             if self.train_from != CLASSIFIER:
@@ -342,8 +341,8 @@ class FinetuneOptions:
 # The levels of recovery from the cheapest to the most expensive: the classifier on features that are computed
 # once, the deeper stages on inputs that are computed once, the whole network.
 DISTIL_LEVELS = {
-    "classifier": FinetuneOptions(8, rate=3e-3, decay=0.7, train_from=CLASSIFIER),
-    "blocks": FinetuneOptions(3, rate=1e-3),
+    "classifier": FinetuneOptions(8, rate=3e-3, train_from=CLASSIFIER),
+    "blocks": FinetuneOptions(5, rate=1e-3),
     "network": FinetuneOptions(2, rate=5e-4, train_from=1),
 }
 DISTIL_CHOICES = ("auto", "none", *DISTIL_LEVELS)

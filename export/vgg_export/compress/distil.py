@@ -20,6 +20,7 @@ import contextlib
 import copy
 import dataclasses
 import logging
+import math
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -53,7 +54,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-BACK_OFF = 0.3  # factor on the rate after an epoch that did not help and was rolled back
+BACK_OFF = 0.3  # factor on the rate after an epoch that was rolled back
+WARM_UP = 20  # steps
 EPSILON = 1e-10  # Adam's epsilon times the size of a tensor: torch's 1e-8 for weights of a usual size
 SIZE_OF_ZEROS = 1e-3  # the size to assume for a tensor of zeros, which has none
 
@@ -285,23 +287,58 @@ def _epochs(
     progress: Progress,
 ) -> tuple[list[float], int]:
     """Train, and leave the best weights in ``trained``. Returns the selection loss of the start and every
-    epoch, and the number of the kept epoch."""
+    epoch, and the number of the kept epoch. Weights that lose more than those at the start are given up: the
+    training goes on from the best ones, at a smaller rate."""
     losses, kept = [_selection_loss(trained, selection, options)], 0
-    best, rate = copy.deepcopy(trained.state_dict()), options.rate
+    best = copy.deepcopy(trained.state_dict())
+    schedule = _Schedule(trained, options, int(processes.total(len(fitting.labels))))
     for epoch in range(1, options.epochs + 1):
-        _train_epoch(trained, fitting, options, epoch, rate, progress)
+        rate = schedule.rate()
+        _train_epoch(trained, fitting, options, epoch, schedule, progress)
         losses.append(_selection_loss(trained, selection, options))
         log.info(
-            "epoch %d: selection loss %.4f (start %.4f) at a rate of %.1e", epoch, losses[-1], losses[0], rate
-        )
-        rate *= options.decay
+            "epoch %d: selection loss %.4f (start %.4f) from a rate of %.1e on",
+            epoch, losses[-1], losses[0], rate,
+        )  # fmt: skip
         if losses[-1] < losses[kept]:
             best, kept = copy.deepcopy(trained.state_dict()), epoch
-        else:  # the step was too large: a wide layer needs a smaller rate than a narrow one
+        elif not losses[-1] < losses[0]:  # the steps were too large: a wide layer needs smaller ones
             trained.load_state_dict(best)
-            rate *= BACK_OFF
+            schedule.back_off()
     trained.load_state_dict(best)
     return losses, kept
+
+
+class _Schedule:
+    """An optimizer and its rate at every step: it falls to 0 along half a cosine (Loshchilov and Hutter 2017)
+    over all epochs, and grows for the first steps of an optimizer, whose estimates are poor at first."""
+
+    def __init__(self, trained: "nn.Module", options: FinetuneOptions, count: int) -> None:
+        self._trained, self._top = trained, options.rate
+        self._steps = options.epochs * -(-count // options.batch)
+        self._step = 0
+        self._begin()
+
+    def _begin(self) -> None:
+        self.optimizer, self._since = _optimizer(self._trained, 1.0), 0
+        self._sizes = [group["lr"] for group in self.optimizer.param_groups]
+
+    def rate(self) -> float:
+        """The rate of the next step, relative to the size of each tensor."""
+        falling = 0.5 * (1 + math.cos(math.pi * self._step / max(1, self._steps)))
+        return self._top * falling * min(1.0, (self._since + 1) / WARM_UP)
+
+    def step(self) -> None:
+        """Make a step with the gradients that are there."""
+        for group, size in zip(self.optimizer.param_groups, self._sizes, strict=True):
+            group["lr"] = self.rate() * size
+        self.optimizer.step()
+        self._step, self._since = self._step + 1, self._since + 1
+
+    def back_off(self) -> None:
+        """Go on with smaller steps, without what was learnt of the steps that went astray."""
+        self._top *= BACK_OFF
+        self._begin()
 
 
 def _ensure_same_outputs(student: Chain, teacher: Chain) -> None:
@@ -480,8 +517,7 @@ def distance(
 
 def _optimizer(trained: "nn.Module", rate: float) -> "torch.optim.Optimizer":
     """Adam with a rate relative to the root mean square of each tensor, as in Adafactor (Shazeer and Stern
-    2018, section 8). Each epoch gets a new one, because the state of the last one may belong to weights that
-    were rolled back."""
+    2018, section 8)."""
     import torch
 
     sizes = ((t, float(t.detach().square().mean().sqrt())) for t in trained.parameters() if t.requires_grad)
@@ -497,13 +533,12 @@ def _train_epoch(
     cached: _Cached,
     options: FinetuneOptions,
     epoch: int,
-    rate: float,
+    schedule: _Schedule,
     progress: Progress,
 ) -> None:
     import torch
 
     trained.train()
-    optimizer = _optimizer(trained, rate)
     world, count = processes.world(), int(processes.total(len(cached.labels)))
     generator = torch.Generator().manual_seed(options.seed * 1000 + epoch)
     order = torch.randperm(count, generator=generator).tolist()
@@ -512,13 +547,13 @@ def _train_epoch(
         for start in starts:
             batch = order[start : start + options.batch]
             own = [place // world for place in batch if place % world == processes.rank()]
-            optimizer.zero_grad()
+            schedule.optimizer.zero_grad()
             if own:  # a short batch may have no picture of this process
                 x, teacher, labels = cached.batch(own)
                 loss = distance(trained(x), teacher, labels, options.temperature, cached.output) / len(batch)
                 loss.backward()  # type: ignore[no-untyped-call]
             _add_up_gradients(trained)
-            optimizer.step()
+            schedule.step()
             task.advance()
     trained.eval()
 
