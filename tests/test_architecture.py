@@ -59,7 +59,7 @@ FLOORS = {
 TORCH = {"torch", "torchvision"}
 # Where torch is imported, within functions or for types; nowhere else in the exporter.
 WITH_TORCH = ("network", "data", "compress")
-AND_HERE = {"vgg_export.graphs.export", "vgg_export.core.processes"}
+AND_HERE = {"vgg_export.graphs.export", "vgg_export.core.devices", "vgg_export.core.processes"}
 OPTIONAL = {"vgg_runtime.web.http_server": {"uvicorn"}, "vgg_runtime.live.sources": {"picamera2"}}
 
 

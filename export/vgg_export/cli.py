@@ -26,7 +26,7 @@ from .command_options import (
     recipe_options,
     weights_options,
 )
-from .core import processes
+from .core import devices, processes
 from .core.errors import OptionsError
 from .demo_commands import COMMANDS as DEMO_COMMANDS
 from .options import default_targets
@@ -78,6 +78,15 @@ _target_here = given(
 _quantize = given(options.QuantizeOptions, "method", "min_agreement", "fc_bits")
 _scaled = given(options.RecipeOptions, "scaled_px")
 _accept = given(options.RecipeOptions, "accept_accuracy")
+_device = click.option(
+    "--device",
+    type=click.Choice(devices.DEVICES),
+    default=devices.AUTO,
+    show_default=True,
+    expose_value=False,
+    callback=lambda _context, _option, name: devices.use(name),
+    help="Where torch computes; auto: on a CUDA device if there is one. onnxruntime runs on the CPU.",
+)
 _work_folder = given(options.RunOptions, "work")
 _bundle_output = given(options.RunOptions, "output")
 
@@ -106,6 +115,7 @@ def _weights(command: Command) -> Command:
 @given(options.RecipeOptions, "variants")
 @_accept
 @_seed
+@_device
 @click.option("--no-compare", is_flag=True, help="Do not measure the variants on this machine at the end.")
 def all_(no_compare: bool, **chosen: Any) -> int:
     """Run all stages: make a bundle from a checkpoint, then compare its variants on this machine (also as
@@ -143,6 +153,7 @@ def all_(no_compare: bool, **chosen: Any) -> int:
 @_scaled
 @_accept
 @_seed
+@_device
 @_work_folder
 @click.option(
     "--output", type=_FOLDER, required=True, help="Folder for front.html, .json, .csv, .svg and .png."
@@ -189,6 +200,7 @@ def inspect(file: str, as_json: bool, **chosen: Any) -> None:
 @click.option("--no-pictures", is_flag=True, help="Use noise instead of pictures; --data is not used.")
 @_accept
 @_seed
+@_device
 @click.option("--output", type=_FILE, required=True, help="The smaller checkpoint (.safetensors).")
 def prune(output: Path, no_pictures: bool, **chosen: Any) -> None:
     """Remove whole filters, and repair the remaining layers in closed form.
@@ -219,6 +231,7 @@ def prune(output: Path, no_pictures: bool, **chosen: Any) -> None:
 @_repair_images
 @_accept
 @_seed
+@_device
 @click.option("--output", type=_FILE, required=True, help="The factorised checkpoint (.safetensors).")
 def factorise(output: Path, **chosen: Any) -> None:
     """Replace each heavy layer by two thin ones, fitted in closed form on a few hundred pictures without
@@ -242,6 +255,7 @@ def factorise(output: Path, **chosen: Any) -> None:
 @_finetune
 @_accept
 @_seed
+@_device
 @click.option(
     "--teacher",
     required=True,

@@ -339,7 +339,7 @@ class FinetuneOptions:
 
 
 # The levels of recovery from the cheapest to the most expensive: the classifier on features that are computed
-# once, the deeper stages on inputs that are computed once, the whole network.
+# once, the deeper stages with it on inputs that are computed once, the whole network.
 DISTIL_LEVELS = {
     "classifier": FinetuneOptions(8, rate=3e-3, train_from=CLASSIFIER),
     "blocks": FinetuneOptions(5, rate=1e-3),
@@ -350,15 +350,14 @@ DISTIL_CHOICES = ("auto", "none", *DISTIL_LEVELS)
 
 @dataclasses.dataclass(frozen=True)
 class DistilOptions:
-    """``up_to``: the last level of DISTIL_LEVELS to try, "none", or "auto". "auto" trains the classifier. For
-    a ``Budget`` it also trains the deeper blocks: with a ``max_drop``, if the classifier alone loses more
-    than half of it; without one, if training the classifier helped. Each level starts from the one before."""
+    """``up_to``: the last level of DISTIL_LEVELS to try, "none", or "auto": the classifier, or for a
+    ``Budget`` the deeper blocks."""
 
     up_to: str = asked(
         "auto",
         "--distil-up-to",
-        "Last part of the compact variants to train again. auto: the classifier, and for a budget the"
-        " deeper blocks if needed.",
+        "How much of the compact variants to train again. auto: the classifier, and for a budget the deeper"
+        " blocks with it.",
         choices=DISTIL_CHOICES,
     )
     images: int = asked_as(FinetuneOptions.images, EPOCH_IMAGES)
@@ -371,11 +370,12 @@ class DistilOptions:
             )
 
     def levels(self, budget: "Budget") -> dict[str, FinetuneOptions]:
-        """The levels to try, by name."""
+        """The levels to try one after the other, by name. The classifier alone learns the few pictures by
+        heart, which the blocks that follow could not mend, so it is a level only where it is the last."""
         last = self.up_to
         if last == "auto":  # not the whole network, which takes minutes an epoch
             last = "blocks" if budget.asked else "classifier"
-        names = [] if last == "none" else list(DISTIL_LEVELS)[: list(DISTIL_LEVELS).index(last) + 1]
+        names = {"none": [], "network": ["blocks", "network"]}.get(last, [last])
         return {
             name: dataclasses.replace(DISTIL_LEVELS[name], images=self.images, seed=self.seed)
             for name in names

@@ -1,18 +1,19 @@
 """Measures accuracy and agreement of exported files on the test images, with onnxruntime and the device's
 preprocessing."""
 
+import contextlib
 import dataclasses
 import json
 import logging
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
 
-from vgg_export.core import cache
+from vgg_export.core import cache, processes
 from vgg_export.core.errors import DataError
 from vgg_export.core.files import reserved_array
 from vgg_export.core.progress import Progress
@@ -109,10 +110,9 @@ def evaluate(
     logits: dict[str, npt.NDArray[np.float32]] = {}
     for preprocessing in dict.fromkeys(s.preprocessing for s in subjects):
         with tempfile.TemporaryDirectory(prefix=".evaluate.", dir=work) as folder:
-            tensors = prepared(items, preprocessing, Path(folder), progress)
+            pictures = prepared(items, preprocessing, Path(folder), progress)
             for subject in (s for s in subjects if s.preprocessing == preprocessing):
-                logits[subject.id] = infer(subject, tensors, progress)
-            del tensors
+                logits[subject.id] = infer(subject, pictures, progress)
     baseline = logits[subjects[0].id]
     return {s.id: figures(logits[s.id], baseline, labels, s.output) for s in subjects}
 
@@ -143,25 +143,62 @@ def figures(
     )
 
 
-def prepared(
-    items: Sequence[Item], preprocessing: InputSpec, folder: Path, progress: Progress
-) -> npt.NDArray[np.float32]:
-    """All pictures [n, channels, px, px], preprocessed once and kept on disk instead of in memory."""
+@dataclasses.dataclass(frozen=True)
+class Prepared:
+    """Pictures preprocessed once and kept on disk instead of in memory: [n, channels, px, px], float32, in
+    the file ``path``."""
+
+    items: Sequence[Item]
+    preprocessing: InputSpec
+    path: Path
+
+    def of(self, places: range) -> Iterator[npt.NDArray[np.float32]]:
+        """The pictures at ``places``, each [1, channels, px, px]. On another machine the file is not there,
+        and they are preprocessed again."""
+        rows = np.load(self.path, mmap_mode="r") if self.path.is_file() else None
+        for place in places:
+            found = load(self.items[place].path, self.preprocessing) if rows is None else rows[place]
+            yield found[None]
+
+
+def prepared(items: Sequence[Item], preprocessing: InputSpec, folder: Path, progress: Progress) -> Prepared:
+    """All pictures, preprocessed; ``folder`` keeps them."""
     px = preprocessing.px
-    tensors = reserved_array(folder / f"{px}.npy", (len(items), *preprocessing.shape))
+    path = folder / f"{px}.npy"
+    tensors = reserved_array(path, (len(items), *preprocessing.shape))
     with progress.task(f"preparing test images at {px} px", len(items)) as task:
         for row, item in enumerate(items):
             tensors[row] = load(item.path, preprocessing)
             task.advance()
-    return tensors
+    return Prepared(items, preprocessing, path)
 
 
-def infer(subject: Subject, tensors: npt.NDArray[np.float32], progress: Progress) -> npt.NDArray[np.float32]:
-    """Raw logits [n, outputs], one picture at a time as on the device."""
-    session = Model(subject.model.path, subject.session, device.usable_cores())
-    rows = []
-    with progress.task(f"evaluating {subject.id}", len(tensors)) as task:
-        for row in range(len(tensors)):
-            rows.append(session(tensors[row : row + 1]))
+def infer(subject: Subject, pictures: Prepared, progress: Progress) -> npt.NDArray[np.float32]:
+    """Raw logits [n, outputs], one picture at a time as on the device. Several processes take a share of the
+    pictures each."""
+    return processes.together(progress, _infer_share, subject, pictures)
+
+
+def _infer_share(subject: Subject, pictures: Prepared, progress: Progress) -> npt.NDArray[np.float32]:
+    own, rows = processes.share(len(pictures.items)), []
+    threads = max(1, device.usable_cores() // processes.local_world())
+    with _model_here(subject) as path, progress.task(f"evaluating {subject.id}", len(own)) as task:
+        session = Model(path, subject.session, threads)
+        for x in pictures.of(own):
+            rows.append(session(x))
             task.advance()
-    return np.concatenate(rows)
+    return np.concatenate([row for rows in processes.from_all(rows) for row in rows])
+
+
+@contextlib.contextmanager
+def _model_here(subject: Subject) -> Iterator[Path]:
+    """The file of a model. To another machine the first process sends it."""
+    path = subject.model.path
+    if processes.least(path.is_file()):
+        yield path
+        return
+    content = processes.from_first(path.read_bytes)
+    with tempfile.TemporaryDirectory() as folder:
+        sent = Path(folder) / path.name
+        sent.write_bytes(content)
+        yield sent

@@ -31,6 +31,7 @@ import numpy.typing as npt
 
 from vgg_calibration import choose
 from vgg_export.core import cache, processes
+from vgg_export.core.devices import device, here
 from vgg_export.core.errors import DataError
 from vgg_export.core.files import atomic_file, reserved_array
 from vgg_export.core.losses import Loss
@@ -55,7 +56,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 BACK_OFF = 0.3  # factor on the rate after an epoch that was rolled back
-WARM_UP = 20  # steps
+WARM_UP = 20  # steps, at most
 EPSILON = 1e-10  # Adam's epsilon times the size of a tensor: torch's 1e-8 for weights of a usual size
 SIZE_OF_ZEROS = 1e-3  # the size to assume for a tensor of zeros, which has none
 
@@ -201,7 +202,7 @@ def _tuned(
 
     chain = student.chain
     torch.manual_seed(options.seed)
-    network = student.model()
+    network = student.model().to(device())
     first = processes.from_first(lambda: chain.site(stages.first_trained(chain, options.train_from)))
     frozen, trained = _divide(network, first.parts()[0].name)
     folder.mkdir(parents=True, exist_ok=True)  # on another machine it may be missing
@@ -229,7 +230,7 @@ def _tuned(
         measured = Tuned(
             tuple(losses), kept, processes.world(), {"tuned": loss}, points, error, images, select_images
         )
-    tensors = {name: t.detach().clone() for name, t in network.state_dict().items()}
+    tensors = {name: t.detach().cpu().clone() for name, t in network.state_dict().items()}
     words = (
         f"distilled for {kept} of {options.epochs} epochs on {images} pictures"
         if kept
@@ -311,12 +312,13 @@ def _epochs(
 
 class _Schedule:
     """An optimizer and its rate at every step: it falls to 0 along half a cosine (Loshchilov and Hutter 2017)
-    over all epochs, and grows for the first steps of an optimizer, whose estimates are poor at first."""
+    over all epochs, and grows for the first steps of an optimizer, a tenth of all, whose estimates are poor
+    at first."""
 
     def __init__(self, trained: "nn.Module", options: FinetuneOptions, count: int) -> None:
         self._trained, self._top = trained, options.rate
         self._steps = options.epochs * -(-count // options.batch)
-        self._step = 0
+        self._warm_up, self._step = max(1, min(WARM_UP, self._steps // 10)), 0
         self._begin()
 
     def _begin(self) -> None:
@@ -326,7 +328,7 @@ class _Schedule:
     def rate(self) -> float:
         """The rate of the next step, relative to the size of each tensor."""
         falling = 0.5 * (1 + math.cos(math.pi * self._step / max(1, self._steps)))
-        return self._top * falling * min(1.0, (self._since + 1) / WARM_UP)
+        return self._top * falling * min(1.0, (self._since + 1) / self._warm_up)
 
     def step(self) -> None:
         """Make a step with the gradients that are there."""
@@ -383,7 +385,9 @@ class _Cached:
     def batch(self, rows: Sequence[int]) -> "tuple[torch.Tensor, torch.Tensor, torch.Tensor]":
         import torch
 
-        return torch.from_numpy(self.features[list(rows)]), self.teacher[list(rows)], self.labels[list(rows)]
+        chosen = list(rows)
+        features = torch.from_numpy(self.features[chosen])
+        return here(features), here(self.teacher[chosen]), here(self.labels[chosen])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -410,7 +414,7 @@ class _Pictures:
                 for x, y in torch.utils.data.DataLoader(
                     batches_of(self.items, spec, self.least_area, self.seed), self.batch
                 ):
-                    yield x.contiguous(memory_format=torch.channels_last), y
+                    yield here(x).contiguous(memory_format=torch.channels_last), y
                     task.advance(len(x))
 
             yield shown()
@@ -455,7 +459,9 @@ def _cache(
     """Compute what does not change during training. ``known``: the teacher's logits if they are known."""
     import torch
 
-    reference, frozen = (n.to(memory_format=torch.channels_last) for n in (teacher.model(), frozen))
+    reference, frozen = (
+        n.to(device()).to(memory_format=torch.channels_last) for n in (teacher.model(), frozen)
+    )
     # pruning does not change the first stages, so they are computed once for student and teacher
     shared = _begins_with(reference, frozen)
     if shared:
@@ -466,12 +472,12 @@ def _cache(
     with torch.inference_mode(), pictures.batches(spec, doing) as batches:
         for x, y in batches:
             seen = frozen(x)
-            found = seen.contiguous().numpy()
+            found = seen.cpu().contiguous().numpy()
             if features is None:
                 features = reserved_array(path, (len(pictures.items), *found.shape[1:]))
             features[done : done + len(found)] = found
             if known is None:
-                logits.append(reference(seen if shared else x))
+                logits.append(reference(seen if shared else x).cpu())
             labels.append(y)
             done += len(found)
     if features is None:
@@ -484,9 +490,9 @@ def _ask(pictures: _Pictures, teacher: checkpoints.Checkpoint) -> "torch.Tensor"
     """The teacher's logits [n, units] at its own input size."""
     import torch
 
-    network = teacher.model().to(memory_format=torch.channels_last)
+    network = teacher.model().to(device()).to(memory_format=torch.channels_last)
     with torch.inference_mode(), pictures.batches(teacher.chain.input, "asking the teacher") as batches:
-        logits = [network(x) for x, _ in batches]
+        logits = [network(x).cpu() for x, _ in batches]
     return torch.cat(logits).clone() if logits else torch.zeros(0, teacher.chain.units)
 
 
@@ -590,7 +596,7 @@ def _lost(trained: "nn.Module", cached: _Cached, batch: int) -> tuple[Loss, floa
 
     with torch.inference_mode():
         said = [
-            trained(cached.batch(range(start, min(start + batch, len(cached.labels))))[0])
+            trained(cached.batch(range(start, min(start + batch, len(cached.labels))))[0]).cpu()
             for start in range(0, len(cached.labels), batch)
         ]
     found = compare(torch.cat(said).numpy(), cached.teacher.numpy(), cached.labels.numpy(), cached.output)

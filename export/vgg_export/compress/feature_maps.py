@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vgg_export.core.devices import here
 from vgg_export.network.chain import Chain, Conv
 from vgg_runtime.bundle.input_spec import GREY, InputSpec, for_input
 
@@ -39,13 +40,19 @@ def halves(chain: Chain, name: str, tensors: "Mapping[str, torch.Tensor]") -> "t
 
     site = chain.site(name)
     parts = site.parts()
+    own = {
+        name: here(tensors[name])
+        for part in parts
+        for name in (f"{part.name}.weight", f"{part.name}.bias")
+        if name in tensors
+    }
 
     def weigh(x: torch.Tensor) -> torch.Tensor:
         for part in parts:
             if part.kernel:
                 # channels-last is what torch's CPU convolutions are fast at
                 x = x.contiguous(memory_format=torch.channels_last)
-            x = layers.weighted(part, x, tensors[f"{part.name}.weight"], tensors.get(f"{part.name}.bias"))
+            x = layers.weighted(part, x, own[f"{part.name}.weight"], own.get(f"{part.name}.bias"))
         return x
 
     return weigh, layers.behind(site, tensors), 4 * math.prod(site.gives)
@@ -83,7 +90,7 @@ class Maps:
     def read(self, a: int, b: int) -> "torch.Tensor":
         """The maps of the pictures from a to b: [b - a, channels, height, width], or [b - a, inputs] behind
         the flattening."""
-        x = self._stored[a:b]
+        x = here(self._stored[a:b])
         for step in self._steps:
             x = step(x)
         return x.contiguous()
@@ -130,7 +137,7 @@ class _Stored:
 
     def append(self, rows: "torch.Tensor") -> None:
         self._shape = tuple(rows.shape[1:])
-        self._file.write(rows.contiguous().numpy().tobytes())
+        self._file.write(rows.cpu().contiguous().numpy().tobytes())
         self._count += len(rows)
 
     def __getitem__(self, rows: slice) -> "torch.Tensor":

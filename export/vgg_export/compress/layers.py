@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
+from vgg_export.core.devices import device
 from vgg_export.network import modules
 from vgg_export.network.activations import Activation
 from vgg_export.network.chain import Chain, Part, Placed, Scale, Site
@@ -75,7 +76,7 @@ def _between(layers: tuple[Placed, ...], tensors: "Tensors") -> "list[nn.Module]
         if isinstance(placed.layer, Scale):
             name = placed.layer.name
             module.load_state_dict({part: tensors[f"{name}.{part}"] for part in ("weight", "bias")})
-        found.append(module.eval().requires_grad_(requires_grad=False))
+        found.append(module.to(device()).eval().requires_grad_(requires_grad=False))
     return found
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from vgg_export.core import processes
+from vgg_export.core.devices import device, here
 from vgg_export.network import checkpoint as checkpoints
 from vgg_export.network.chain import Site
 from vgg_runtime.bundle.outputs import SOFTMAX
@@ -50,10 +51,12 @@ class Sums:
     def __init__(self, inputs: int, outputs: int) -> None:
         import torch
 
+        def zeros(*shape: int) -> torch.Tensor:
+            return torch.zeros(shape, dtype=torch.float64, device=device())
+
         self._n, self._yy = 0, 0.0
-        self._xx = torch.zeros(inputs, inputs, dtype=torch.float64)
-        self._yx = torch.zeros(outputs, inputs, dtype=torch.float64)
-        self._x, self._y = torch.zeros(inputs, dtype=torch.float64), torch.zeros(outputs, dtype=torch.float64)
+        self._xx, self._yx = zeros(inputs, inputs), zeros(outputs, inputs)
+        self._x, self._y = zeros(inputs), zeros(outputs)
 
     def add(self, x: "torch.Tensor", y: "torch.Tensor") -> None:
         """Samples x [m, d] and y [m, k]; products in float32 per chunk, sums in float64."""
@@ -215,7 +218,7 @@ def important(original: checkpoints.Checkpoint, layer: str, said: "torch.Tensor"
         x, slope = _with_slope(site, tensors, x)
         slopes.append(slope)
     generator = torch.Generator().manual_seed(0)
-    rows = torch.randn(len(said), COMBINATIONS, chain.units, generator=generator)
+    rows = here(torch.randn(len(said), COMBINATIONS, chain.units, generator=generator))
     if chain.output == SOFTMAX:
         rows -= rows.mean(2, keepdim=True)
     rows *= slopes[-1][:, None]
@@ -262,7 +265,7 @@ def in_two_by_picture(
     sensitive /= sensitive.diagonal().mean().clamp_min(1e-30)
     best_cost, best = math.inf, None
     for damping in DAMPINGS:
-        root = torch.linalg.cholesky(sensitive + damping * torch.eye(len(sensitive)))
+        root = torch.linalg.cholesky(sensitive + damping * here(torch.eye(len(sensitive))))
         # both parts of the covariance are multiplied out once, not once per prior
         of_seen, of_uncorrelated = (said @ root).T @ (said @ root), root.T @ uncorrelated @ root
         for prior in PRIORS:

@@ -77,7 +77,7 @@ def _covariance(maps: feature_maps.Maps, count: int, channels: int) -> "torch.Te
         x = maps.read(a, min(a + feature_maps.CHUNK, count))
         rows = x.view(len(x), channels, -1).transpose(1, 2).reshape(-1, channels)
         sums.add(rows, rows[:, :1])
-    return sums.moments().xx
+    return sums.moments().xx.cpu()  # the removal is many small steps, one after the other
 
 
 def gram(weight: "torch.Tensor", channels: int) -> "torch.Tensor":

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vgg_export.core import processes
+from vgg_export.core.devices import here
 from vgg_export.core.files import atomic_file
 from vgg_export.core.losses import Loss
 from vgg_export.core.progress import Progress
@@ -209,7 +210,7 @@ class _Walk:
         self, name: str, start: "torch.Tensor", factor: Factor | None
     ) -> "tuple[dict[str, torch.Tensor], Fit]":
         fitting, held = self._moments(self.problem.original.chain.site(name), start.shape[1])
-        return processes.from_first(lambda: _conv_of(name, start, factor, fitting, held))
+        return processes.from_first(lambda: _conv_of(name, here(start), factor, fitting, held))
 
     def _moments(self, site: Site, inputs: int) -> "tuple[Moments, Moments]":
         """The moments of the patches that the smaller network sees and of the outputs of the original's layer
@@ -226,7 +227,8 @@ class _Walk:
             for a in range(first, first + count, CHUNK):
                 b = min(a + CHUNK, first + count)
                 wanted = said[a:b] if rows is None else said[a:b][..., rows]
-                sums.add(patches(self.ours.read(a, b), places[a:b], conv), wanted.reshape(-1, outputs))
+                seen = patches(self.ours.read(a, b), here(places[a:b]), conv)
+                sums.add(seen, here(wanted.reshape(-1, outputs)))
             found.append(sums.of_all().moments())
             first += count
         return found[0], found[1]
@@ -235,8 +237,8 @@ class _Walk:
         self, name: str, start: "torch.Tensor", factor: Factor | None
     ) -> "tuple[dict[str, torch.Tensor], Fit]":
         own = self.recorded.gathered
-        seen, said = own(self.ours.read(0, sum(self.recorded.own))), own(self.recorded.said(name))
-        return processes.from_first(lambda: self._linear_of(name, start, factor, seen, said))
+        seen, said = own(self.ours.read(0, sum(self.recorded.own))), own(here(self.recorded.said(name)))
+        return processes.from_first(lambda: self._linear_of(name, here(start), factor, seen, said))
 
     def _linear_of(
         self,
@@ -248,7 +250,7 @@ class _Walk:
     ) -> "tuple[dict[str, torch.Tensor], Fit]":
         """The fit of a fully connected layer. ``seen``: its inputs in the smaller network, and ``said`` its
         outputs in the original, for all pictures."""
-        original, fitted = self.problem.original, self.recorded.counts[0]
+        original, fitted = _fully_connected_here(self.problem.original), self.recorded.counts[0]
         x, y = Centred.of(seen, fitted), Centred.of(said, fitted)
         new, strength = ridge_by_picture(start, x, y)
         judge = Behind(original, name, said[fitted:])
@@ -272,7 +274,15 @@ class _Walk:
         errors = [
             judge.error(y.mean + linear_in_parts(x.held, *parts)) for parts in ((start, None), effective)
         ]
-        return tensors, Fit(name, fitted, strength, factor.rank if factor else None, *errors)
+        fit = Fit(name, fitted, strength, factor.rank if factor else None, *errors)
+        return {key: tensor.cpu() for key, tensor in tensors.items()}, fit
+
+
+def _fully_connected_here(original: checkpoints.Checkpoint) -> checkpoints.Checkpoint:
+    """An original whose fully connected layers are where torch computes."""
+    names = {f"{site.name}.{part}" for site in original.chain.linears for part in ("weight", "bias")}
+    moved = {name: here(tensor) if name in names else tensor for name, tensor in original.tensors.items()}
+    return dataclasses.replace(original, tensors=moved)
 
 
 def _left(part: Path | None) -> "tuple[dict[str, torch.Tensor], Fit] | None":
@@ -298,7 +308,8 @@ def _conv_of(
         tensors, effective = {f"{name}.weight": weight.view(start.shape).float()}, weight
     tensors[f"{last}.bias"] = (fitting.mean_y - effective @ fitting.mean_x).float()
     errors = [held.error(w) / max(held.yy, 1e-30) for w in (start.flatten(1).double(), effective)]
-    return tensors, Fit(name, fitting.n, strength, factor.rank if factor else None, *errors)
+    fit = Fit(name, fitting.n, strength, factor.rank if factor else None, *errors)
+    return {key: tensor.cpu() for key, tensor in tensors.items()}, fit
 
 
 def in_two(

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vgg_export.core import processes
+from vgg_export.core.devices import here
 from vgg_export.core.files import atomic_file, reserved_array
 from vgg_export.core.progress import Progress
 from vgg_export.network import checkpoint as checkpoints
@@ -137,8 +138,8 @@ def _record(
         rows = reserved_array(temporary, shape)
 
         def seen(a: int, x: "torch.Tensor", y: "torch.Tensor") -> None:
-            chunk = None if places is None else places[a : a + len(y)]
-            rows[a : a + len(y)] = y if chunk is None else at_places(y, chunk)
+            chunk = None if places is None else here(places[a : a + len(y)])
+            rows[a : a + len(y)] = (y if chunk is None else at_places(y, chunk)).cpu()
             if watch:
                 watch(site, a, x, chunk)
 

@@ -73,7 +73,7 @@ def separate(weight: "torch.Tensor", xx: "torch.Tensor", rank: int) -> Separable
     def between(h: int, g: int) -> torch.Tensor:
         return moments[:, :, h, :, :, g].reshape(height * c, height * c)
 
-    column = sum((between(h, h) for h in range(width)), torch.zeros(()).double()) / width
+    column = sum((between(h, h) for h in range(width)), xx.new_zeros(())) / width
     root = cholesky(column)
     contributed = root.T @ weight.permute(1, 2, 0, 3).reshape(height * c, width * n)
     directions = torch.linalg.eigh(contributed @ contributed.T).eigenvectors.flip(1)[:, :rank]

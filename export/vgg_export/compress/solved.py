@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vgg_export.core import processes
+from vgg_export.core.devices import here
 from vgg_export.core.files import atomic_file
 from vgg_export.network import checkpoint as checkpoints
 from vgg_export.network.chain import Chain, Conv, Factor, Site
@@ -108,7 +109,7 @@ class Solving:
         import torch
 
         name, kinds = site.name, self._forms[site.name]
-        weight = self._original.tensors[f"{name}.weight"].double()
+        weight = here(self._original.tensors[f"{name}.weight"]).double()
         flat = weight.flatten(1)
         values, basis = torch.linalg.eigh(flat @ moments.xx @ flat.T)
         values = values.flip(0).clamp_min(0)
@@ -121,7 +122,7 @@ class Solving:
             self._shares[name]["spatial"] = tuple(form.shares())
             parts = {"vertical": form.vertical, "zz": form.zz, "yz": form.yz}
             found |= {f"{name}.spatial.{part}": tensor for part, tensor in parts.items()}
-        self._tensors |= {key: tensor.float().contiguous() for key, tensor in found.items()}
+        self._tensors |= {key: tensor.float().cpu().contiguous() for key, tensor in found.items()}
 
     def solved(self) -> Solved:
         """What was found by all processes, once the original has been walked to its end."""

@@ -15,6 +15,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
+from . import devices
 from .errors import DataError, ProcessLostError, VggExportError
 from .progress import Progress, Quiet
 
@@ -75,7 +76,8 @@ def _help() -> None:
     logging.disable(logging.WARNING)  # the first process says the same
     warnings.simplefilter("ignore")
     while (work := _received()) is not None:
-        function, given = work
+        function, given, device = work
+        devices.use(device)
         with contextlib.suppress(_EndedAlikeError), _dividing():
             function(*given, Quiet())
             _barrier()
@@ -91,7 +93,7 @@ def together(progress: Progress, function: Callable[..., T], *given: Any) -> T:
     """
     if _size() == 1 or _State.dividing:
         return function(*given, progress)
-    _send((function, given))
+    _send((function, given, devices.asked()))
     _State.alike = False
     try:
         with _dividing():
@@ -124,6 +126,11 @@ def world() -> int:
 
 def _number() -> int:
     return int(os.environ.get("RANK", "0"))
+
+
+def local_world() -> int:
+    """How many processes of this machine compute together; 1 outside ``together``."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if _State.dividing else 1
 
 
 def _size() -> int:
@@ -187,8 +194,11 @@ def add_up(tensor: "torch.Tensor") -> None:
         return
     import torch
 
+    summed = tensor.cpu()  # gloo adds up on the CPU; one that is there is summed in place
     with _in_touch():
-        torch.distributed.all_reduce(tensor)
+        torch.distributed.all_reduce(summed)
+    if summed is not tensor:
+        tensor.copy_(summed)
 
 
 def gathered(rows: "torch.Tensor", places: Sequence[int], count: int) -> "torch.Tensor":

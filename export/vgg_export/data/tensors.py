@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vgg_export.core import processes
+from vgg_export.core.devices import device, here
 from vgg_export.core.progress import Progress, Quiet
 from vgg_export.network import checkpoint as checkpoints
 from vgg_runtime.bundle.input_spec import InputSpec
@@ -77,10 +78,11 @@ def logits(network: "nn.Module", pictures: "torch.Tensor", batch: int) -> npt.ND
     several processes each has its ``share`` of N pictures, and gets the logits of all."""
     import torch
 
-    layers, count = network.to(memory_format=torch.channels_last), int(processes.total(len(pictures)))
+    layers = network.to(device()).to(memory_format=torch.channels_last)
+    count = int(processes.total(len(pictures)))
     with torch.inference_mode():
         parts = [
-            layers(pictures[k : k + batch].contiguous(memory_format=torch.channels_last))
+            layers(here(pictures[k : k + batch]).contiguous(memory_format=torch.channels_last)).cpu()
             for k in range(0, max(1, len(pictures)), batch)
         ]
         said = processes.gathered(torch.cat(parts), processes.share(count), count)

@@ -35,7 +35,7 @@ log = logging.getLogger(__name__)
 
 PICTURES = 128  # selection pictures that are asked before anything is distilled
 SMALLEST = 3 / 7  # of the own input: 96 px of 224
-HOPELESS = 1 / 3  # at a smaller input the original must agree with itself on this share of the pictures
+HOPELESS = 0.2  # at a smaller input the original must agree with itself on this share of the pictures
 BATCH = 16
 # the share of the default ranks of the fully connected layers, by the least share of the arithmetic
 FC_SHARES = ((0.25, 1.0), (0.12, 0.5), (0.0, 0.25))

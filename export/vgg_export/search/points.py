@@ -110,13 +110,13 @@ class Judge:
     ) -> None:
         self.baseline, self.work, self.progress = baseline, work, progress
         self._sets = {name: list(items) for name, items in sets.items() if items}
-        self._tensors: dict[tuple[str, InputSpec], npt.NDArray[np.float32]] = {}
+        self._prepared: dict[tuple[str, InputSpec], evaluate.Prepared] = {}
         self._said: dict[str, npt.NDArray[np.float32]] = {}
         self._scratch = tempfile.TemporaryDirectory(prefix=".judge.", dir=work)
 
     def close(self) -> None:
         """Delete the tensors on disk."""
-        self._tensors.clear()
+        self._prepared.clear()
         self._scratch.cleanup()
 
     def point(
@@ -173,12 +173,12 @@ class Judge:
     def _ask(self, which: str, made: cache.Artifact, name: str) -> npt.NDArray[np.float32]:
         subject = subject_of(made, name)
         key = (which, subject.preprocessing)
-        if key not in self._tensors:
+        if key not in self._prepared:
             folder = Path(tempfile.mkdtemp(dir=self._scratch.name))
-            self._tensors[key] = evaluate.prepared(
+            self._prepared[key] = evaluate.prepared(
                 self._sets[which], subject.preprocessing, folder, self.progress
             )
-        return evaluate.infer(subject, self._tensors[key], self.progress)
+        return evaluate.infer(subject, self._prepared[key], self.progress)
 
     def time(self, made: cache.Artifact, name: str) -> tuple[float, float]:
         """Median latencies in ms of a model and of the baseline. They are loaded and run in turn, so that
