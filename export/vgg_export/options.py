@@ -283,19 +283,21 @@ class PruneOptions:
 @dataclasses.dataclass(frozen=True)
 class FinetuneOptions:
     """A short distillation. ``rate``: the largest learning rate, relative to the root mean square of each
-    tensor. ``train_from``: the first stage whose weights change, counted from 1 between pools, or
-    CLASSIFIER for the fully connected layers alone; None: the last stage but one. ``images``: the pictures
-    per epoch, at most; each is cropped to at least ``least_area`` of its area."""
+    tensor; None: a short test finds it. ``train_from``: the first stage whose weights change, counted from 1
+    between pools, or CLASSIFIER for the fully connected layers alone; None: the last ``trained_stages``.
+    ``images``: the pictures per epoch, at most; each is cropped to at least ``least_area`` of its area, and
+    where there are fewer pictures it is shown in up to ``crops`` crops."""
 
     epochs: int = asked(
         2,
         "--finetune-epochs",
         "Number of epochs; 0 leaves the fine-tuning out. The compact variants of 'all' have --distil-up-to.",
     )
-    rate: float = asked(
-        1e-3,
+    rate: float | None = asked(
+        None,
         "--learning-rate",
-        "Largest learning rate, relative to the size of each tensor; it falls to 0 along half a cosine.",
+        "Largest learning rate, relative to the size of each tensor; it falls to 0 along half a cosine"
+        "  [default: found by a short test]",
     )
     batch: int = 16
     temperature: float = 2.0
@@ -307,7 +309,9 @@ class FinetuneOptions:
         metavar="STAGE|classifier",
         parse=trainable,
     )
+    trained_stages: int = 2
     images: int = asked_as(1000, EPOCH_IMAGES)
+    crops: int = 4
     select_images: int = 400
     least_area: float = 0.4
     seed: int = asked_as(0, SEED)
@@ -324,10 +328,13 @@ class FinetuneOptions:
                 "epochs must not be negative, batch and the numbers of images must be positive; found"
                 f" {found}"
             )
-        if min(self.rate, self.temperature) <= 0:
+        if self.rate is not None and self.rate <= 0:
+            raise OptionsError(f"--learning-rate must be positive, found {self.rate:g}")
+        if min(self.trained_stages, self.crops, self.temperature) <= 0:
+            found = f"{self.trained_stages}, {self.crops} and {self.temperature}"
             raise OptionsError(
-                "the learning rate and the temperature must be positive; found"
-                f" {self.rate} and {self.temperature}"
+                "the numbers of trained stages and of crops and the temperature must be positive; found"
+                f" {found}"
             )
         if isinstance(self.train_from, str):
             if self.train_from != CLASSIFIER:
@@ -341,9 +348,9 @@ class FinetuneOptions:
 # The levels of recovery from the cheapest to the most expensive: the classifier on features that are computed
 # once, the deeper stages with it on inputs that are computed once, the whole network.
 DISTIL_LEVELS = {
-    "classifier": FinetuneOptions(8, rate=3e-3, train_from=CLASSIFIER),
-    "blocks": FinetuneOptions(5, rate=1e-3),
-    "network": FinetuneOptions(2, rate=5e-4, train_from=1),
+    "classifier": FinetuneOptions(8, train_from=CLASSIFIER),
+    "blocks": FinetuneOptions(5, trained_stages=3),
+    "network": FinetuneOptions(3, train_from=1),
 }
 DISTIL_CHOICES = ("auto", "none", *DISTIL_LEVELS)
 

@@ -14,7 +14,7 @@ from divided import alone_and_divided
 
 from vgg_calibration import choose
 from vgg_export import options, recipes
-from vgg_export.compress import distil, prune
+from vgg_export.compress import distil, prune, training
 from vgg_export.core import cache
 from vgg_export.core.errors import DataError, OptionsError
 from vgg_export.core.progress import Quiet
@@ -50,8 +50,8 @@ def test_the_loss_is_the_published_one_by_hand() -> None:
     p = (teacher / 2).softmax(1)
     by_hand = 4 * (p * (p / 0.5).log()).sum()
     none, known = torch.tensor([-1]), torch.tensor([0])
-    assert distil.distance(student, teacher, none, 2.0, SOFTMAX) == pytest.approx(float(by_hand))
-    assert distil.distance(student, teacher, known, 2.0, SOFTMAX) == pytest.approx(
+    assert training.distance(student, teacher, none, 2.0, SOFTMAX) == pytest.approx(float(by_hand))
+    assert training.distance(student, teacher, known, 2.0, SOFTMAX) == pytest.approx(
         float(by_hand) + float(torch.tensor(2.0).log())
     )
 
@@ -80,7 +80,7 @@ def test_too_large_a_step_is_rolled_back_and_made_smaller(
     """Without labels: a random teacher contradicts them, and the least loss that both allow is hardly below
     where it begins."""
     student, teacher = pair
-    options = FinetuneOptions(epochs=8, rate=100.0, train_from="classifier")
+    options = FinetuneOptions(epochs=8, rate=100.0, train_from="classifier", crops=1)
     with caplog.at_level("INFO"):
         made = distil.run(
             student, teacher, unlabelled(splits), tmp_path / "tuned.safetensors", options, Quiet()
@@ -92,7 +92,7 @@ def test_too_large_a_step_is_rolled_back_and_made_smaller(
     assert losses[kept] == min(losses) < 0.7 * losses[0]
     assert "(start" in caplog.text
     rates = [float(line.split()[-2]) for line in caplog.messages if line.startswith("epoch")]
-    per_epoch = -(-made.measured["images"] // options.batch)
+    per_epoch = -(-made.measured["crops"] // options.batch)
     warm_up = max(1, options.epochs * per_epoch // 10)
     top, since = 100.0, 0  # since an optimizer began: each begins slowly, and with smaller steps
     for epoch, rate in enumerate(rates):
@@ -100,7 +100,7 @@ def test_too_large_a_step_is_rolled_back_and_made_smaller(
         expected = top * falling * min(1.0, (since + 1) / warm_up)
         assert rate == pytest.approx(expected, rel=0.06)  # logged with two digits
         astray = losses[epoch + 1] >= losses[0]
-        top, since = (top * distil.BACK_OFF, 0) if astray else (top, since + per_epoch)
+        top, since = (top * training.BACK_OFF, 0) if astray else (top, since + per_epoch)
     assert top < 100
 
 
@@ -117,7 +117,8 @@ def test_teacher_and_student_see_the_pictures_at_their_own_size(
         splits.select, [i.source for i in splits.select], options.select_images, options.seed
     )
     known = distil.Answers(tmp_path, teacher.sha256).read(
-        distil._Pictures("selection", chosen, 1.0, options.seed, 16, Quiet()), for_input(224)
+        distil._Pictures("selection", [(item, 0) for item in chosen], 1.0, options.seed, 16, Quiet()),
+        for_input(224),
     )
     assert known is not None  # and not of 96 px
     with torch.inference_mode():
@@ -134,7 +135,7 @@ def test_the_teachers_answers_are_its_own_whether_or_not_the_first_blocks_are_sh
         student.tensors["conv1_1.bias"] += 0.01
     frozen, _ = distil._divide(student.model(), "conv4_1")
     assert distil._begins_with(teacher.model(), frozen) == same
-    pictures = distil._Pictures("fitting", splits.fit[:5], 0.5, 0, 2, Quiet())
+    pictures = distil._Pictures("fitting", [(item, 0) for item in splits.fit[:5]], 0.5, 0, 2, Quiet())
     answers = distil.Answers(tmp_path, pair[1].sha256)
     assert answers.read(pictures, for_input(224)) is None
     cached = distil._cache(pictures, for_input(224), frozen, teacher, None, tmp_path / "f")
@@ -143,12 +144,17 @@ def test_the_teachers_answers_are_its_own_whether_or_not_the_first_blocks_are_sh
     assert known is not None
     assert torch.equal(known, cached.teacher)
     assert answers.read(pictures, for_input(160)) is None  # another question
-    for other in ({"items": splits.fit[:4]}, {"least_area": 1.0}, {"seed": 1}):
+    for other in (
+        {"items": pictures.items[:4]},
+        {"items": [(item, 1) for item, _ in pictures.items]},
+        {"least_area": 1.0},
+        {"seed": 1},
+    ):
         assert answers.read(dataclasses.replace(pictures, **other), for_input(224)) is None
     assert distil.Answers(tmp_path, "another teacher").read(pictures, for_input(224)) is None
     again = distil._cache(pictures, for_input(224), frozen, teacher, known, tmp_path / "g")
     assert torch.equal(torch.from_numpy(again.features[:]), torch.from_numpy(cached.features[:]))
-    drawn = tensors.batches_of(pictures.items, for_input(224), 0.5)
+    drawn = tensors.batches_of(splits.fit[:5], for_input(224), 0.5)
     x = torch.stack([drawn[k][0] for k in range(len(pictures.items))])
     with torch.inference_mode():
         assert torch.allclose(cached.teacher, teacher.model()(x), rtol=1e-4, atol=1e-5)
@@ -221,7 +227,7 @@ def test_it_keeps_the_best_epoch_not_the_last(
     """The judge finds the second of four epochs best, whatever they learned, and that is what is left. The
     third loses less than the start, and the training goes on from it, or more, and it is given up."""
     said, judged, begun = [5.0, 3.0, 1.0, third, 2.0], list[dict[str, torch.Tensor]](), list[torch.Tensor]()
-    real, layers = distil._train_epoch, {"0": "fc1", "2": "fc2", "4": "fc3"}  # of what is trained
+    real, layers = training.train_epoch, {"0": "fc1", "2": "fc2", "4": "fc3"}  # of what is trained
 
     def weights(trained: torch.nn.Module) -> dict[str, torch.Tensor]:
         named = ((*name.split("."), tensor.clone()) for name, tensor in trained.state_dict().items())
@@ -235,8 +241,8 @@ def test_it_keeps_the_best_epoch_not_the_last(
         begun.append(weights(trained)["fc1.weight"])
         real(trained, *rest)
 
-    monkeypatch.setattr(distil, "_selection_loss", judge)
-    monkeypatch.setattr(distil, "_train_epoch", train)
+    monkeypatch.setattr(training, "selection_loss", judge)
+    monkeypatch.setattr(training, "train_epoch", train)
     options = FinetuneOptions(epochs=4, rate=1e-2, train_from="classifier", images=16)
     made = distil.run(*pair, splits, tmp_path / "tuned.safetensors", options, Quiet())
     assert (made.measured["selection_loss"], made.measured["kept_epoch"]) == (said, 2)
@@ -265,7 +271,8 @@ def test_a_teacher_of_other_classes_is_refused(
         )
     for bad, said in (
         ({"epochs": -1}, "epochs must not be negative"),
-        ({"rate": 0.0}, "the learning rate and the temperature must be positive"),
+        ({"rate": 0.0}, "--learning-rate must be positive, found 0"),
+        ({"crops": 0}, "the numbers of trained stages and of crops and the temperature must be positive"),
         ({"train_from": "conv9"}, "--train-from takes the number of a stage or 'classifier', found"),
     ):
         with pytest.raises(OptionsError, match=said):
@@ -411,3 +418,75 @@ def test_distilling_goes_as_deep_as_a_budget_takes(
             == tmp_path
             / f"checkpoint+prune+distil-{max(levels, key=list(options.DISTIL_LEVELS).index)}.safetensors"
         )
+
+
+def test_few_pictures_are_shown_in_several_crops(
+    pair: tuple[cache.Artifact, cache.Artifact], splits: Splits, tmp_path: Path
+) -> None:
+    student, teacher = pair
+    few = dataclasses.replace(splits, fit=splits.fit[:9])
+    for limit, crops in ((40, 36), (20, 20), (9, 9), (6, 6)):
+        options = FinetuneOptions(1, rate=1e-4, train_from="classifier", images=limit, select_images=8)
+        made = distil.run(
+            student, teacher, few, tmp_path / f"{limit}.safetensors", options, Quiet(), tmp_path
+        )
+        assert (made.measured["images"], made.measured["crops"]) == (min(9, limit), crops)
+        history = checkpoints.load(made.path).provenance.history[-1]
+        assert f"on {crops} crops of {min(9, limit)} pictures" in history
+
+
+def test_crops_of_a_picture_differ_and_are_the_same_every_time(splits: Splits) -> None:
+    items = [splits.fit[0]] * 3
+    one, again = (tensors.batches_of(items, for_input(64), 0.4, 0, (0, 1, 2)) for _ in range(2))
+    assert [torch.equal(one[k][0], again[k][0]) for k in range(3)] == [True] * 3
+    assert not torch.equal(one[0][0], one[1][0])
+    assert not torch.equal(one[1][0], one[2][0])
+    plain = tensors.batches_of(items, for_input(64), 0.4, 0)
+    assert torch.equal(one[0][0], plain[0][0])
+
+
+class _Line(torch.nn.Module):
+    """Logits (w x, 0) of a number x."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.tensor([1.0]))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.cat([self.weight * x, torch.zeros_like(x)], 1)
+
+
+@pytest.mark.parametrize(
+    ("losses", "expected"),
+    [
+        ([9.0, 5.0, 4.5], 8e-3),  # 4 of 4.5 are kept by the larger one
+        ([9.0, 8.0, 4.0, 3.9], 4e-3),  # 1 of 5 is too little, 5 of 5.1 are most
+        ([9.0, 12.0, 10.0, 9.5, 9.2, 9.1], 5e-4),  # none helps: the smallest steps
+        ([9.0, float("nan"), 7.0, 7.0], 4e-3),
+    ],
+)
+def test_the_largest_rate_that_keeps_most_of_the_gain_is_taken(
+    losses: list[float], expected: float, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    said, network = iter(losses), _Line()
+    monkeypatch.setattr(training, "selection_loss", lambda *_: next(said))
+    x = np.linspace(-1, 1, 40, dtype=np.float32)[:, None]
+    cached = training.Cached(x, torch.zeros(40, 2), torch.full((40,), -1), SOFTMAX)
+    with caplog.at_level("INFO"):
+        rate = training._tested_rate(network, cached, cached, FinetuneOptions(), Quiet())
+    assert rate == expected
+    assert next(said, None) is None  # no more tests than needed
+    assert network.weight.item() == 1.0
+    assert f"learning rate {expected:.1e}" in caplog.text
+
+
+def test_a_test_of_a_rate_trains_with_it_and_leaves_the_weights_as_they_were() -> None:
+    """The slope of the logit should be 5: with steps of 0.8 % of its size it grows most."""
+    network, x = _Line(), np.linspace(-1, 1, 1600, dtype=np.float32)[:, None]
+    teacher = torch.cat([5 * torch.from_numpy(x), torch.zeros(1600, 1)], 1)
+    cached = training.Cached(x, teacher, torch.full((1600,), -1), SOFTMAX)
+    assert training._tested_rate(network, cached, cached, FinetuneOptions(), Quiet()) == training.RATES[0]
+    assert network.weight.item() == 1.0
+    losses, kept = training.train(network, cached, cached, FinetuneOptions(2), Quiet())
+    assert losses[kept] < losses[0]
+    assert network.weight.item() > 1.5

@@ -17,6 +17,7 @@ from vgg_export.compress import (
     prune,
     reconstruct,
     solved,
+    training,
 )
 from vgg_export.core import cache
 from vgg_export.core.errors import CheckFailedError
@@ -318,11 +319,11 @@ def test_the_loss_of_yes_and_no_by_hand(kind: str) -> None:
     teacher, student = (one.logit().float() for one in (p, q))
     unknown, known = torch.full((12,), -1), torch.arange(12) % 2
     hot = 4 * divergence_at_two(teacher, student)
-    assert float(distil.distance(student, teacher, unknown, 2.0, kind)) == pytest.approx(hot, rel=1e-4)
+    assert float(training.distance(student, teacher, unknown, 2.0, kind)) == pytest.approx(hot, rel=1e-4)
     wrong = torch.nn.functional.binary_cross_entropy(q, known[:, None].double().expand_as(q), reduction="sum")
     # a folder names one label of a picture, which says nothing of the others
     learned = hot + (float(wrong) if kind == "sigmoid" else 0)
-    assert float(distil.distance(student, teacher, known, 2.0, kind)) == pytest.approx(learned, rel=1e-4)
+    assert float(training.distance(student, teacher, known, 2.0, kind)) == pytest.approx(learned, rel=1e-4)
 
 
 def divergence_at_two(teacher: torch.Tensor, student: torch.Tensor) -> float:

@@ -10,21 +10,15 @@ the gradients of a batch are summed over all, so the steps are those of one proc
 The student is fitted on crops of the given pictures, and the teacher answers for the same crops (Beyer et al.
 2022). A checkpoint that was trained on the whole pictures knows them by heart, so its answers for them say
 nothing of how it judges others.
-
-The learning rate is relative to the size of each tensor. The weights of the two parts of a factorised layer
-can differ by five orders of magnitude, so a step that hardly changes the larger part would destroy the
-smaller one.
 """
 
 import contextlib
-import copy
 import dataclasses
 import logging
-import math
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -42,12 +36,10 @@ from vgg_export.network import checkpoint as checkpoints
 from vgg_export.network.chain import Chain
 from vgg_export.options import FinetuneOptions, as_json
 from vgg_runtime.bundle.input_spec import InputSpec
-from vgg_runtime.bundle.metrics import compare, loss_error_points
-from vgg_runtime.bundle.outputs import MULTI_LABEL
 from vgg_runtime.records import AnyFloat, Record
 
 from . import stages
-from .divergence import alternatives, divergence
+from .training import Cached, lost, train
 
 if TYPE_CHECKING:
     import torch
@@ -55,10 +47,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-BACK_OFF = 0.3  # factor on the rate after an epoch that was rolled back
-WARM_UP = 20  # steps, at most
-EPSILON = 1e-10  # Adam's epsilon times the size of a tensor: torch's 1e-8 for weights of a usual size
-SIZE_OF_ZEROS = 1e-3  # the size to assume for a tensor of zeros, which has none
+T = TypeVar("T")
+Crop = tuple[Item, int]  # a picture and the number of one of its crops
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,8 +56,9 @@ class Tuned(Record):
     """``selection_loss``: the loss on the selection set at the start and after every epoch. ``kept_epoch``:
     the epoch that was kept (0: the start). ``processes``: how many took part. ``losses``: the loss against
     the teacher. ``points_lost``: points of top-1 lost against the teacher on the labelled pictures, or of
-    agreement where there are none, with ``loss_error_points`` as its standard error. ``images`` and
-    ``select_images``: the numbers of fitting and of selection pictures."""
+    agreement where there are none, with ``loss_error_points`` as its standard error. ``images``,
+    ``crops`` and ``select_images``: the numbers of fitting pictures, of their crops, and of selection
+    pictures."""
 
     selection_loss: tuple[AnyFloat, ...]  # of an epoch that went astray no number
     kept_epoch: int
@@ -76,6 +67,7 @@ class Tuned(Record):
     points_lost: float
     loss_error_points: float
     images: int
+    crops: int
     select_images: int
 
 
@@ -203,17 +195,17 @@ def _tuned(
     chain = student.chain
     torch.manual_seed(options.seed)
     network = student.model().to(device())
-    first = processes.from_first(lambda: chain.site(stages.first_trained(chain, options.train_from)))
+    first = processes.from_first(lambda: chain.site(_first_trained(chain, options)))
     frozen, trained = _divide(network, first.parts()[0].name)
     folder.mkdir(parents=True, exist_ok=True)  # on another machine it may be missing
     with tempfile.TemporaryDirectory(prefix=".finetune.", dir=folder) as scratch:
         sets = {}
         asked = (
-            ("fitting", splits.fit, options.images, options.least_area),
-            ("selection", splits.select, options.select_images, 1.0),
+            ("fitting", splits.fit, options.images, options.least_area, options.crops),
+            ("selection", splits.select, options.select_images, 1.0, 1),
         )
-        for name, items, limit, least_area in asked:
-            own = _share(_chosen(items, limit, options.seed), name)
+        for name, items, limit, least_area, crops in asked:
+            own = _share(_crops(_chosen(items, limit, options.seed), limit, crops), name)
             pictures = _Pictures(name, own, least_area, options.seed, options.batch, progress)
             known = before = answers.read(pictures, teacher.chain.input) if answers else None
             # a teacher of another input size sees the pictures at its own size
@@ -222,17 +214,25 @@ def _tuned(
             sets[name] = _cache(pictures, chain.input, frozen, teacher, known, Path(scratch) / name)
             if answers and before is None:
                 answers.write(pictures, teacher.chain.input, sets[name].teacher)
-        losses, kept = _epochs(trained, sets["fitting"], sets["selection"], options, progress)
-        loss, points, error = _lost(trained, sets["selection"], options.batch)
-        images, select_images = (
+        losses, kept = train(trained, sets["fitting"], sets["selection"], options, progress)
+        loss, points, error = lost(trained, sets["selection"], options.batch)
+        crops, select_images = (
             int(processes.total(len(sets[name].labels))) for name in ("fitting", "selection")
         )
         measured = Tuned(
-            tuple(losses), kept, processes.world(), {"tuned": loss}, points, error, images, select_images
+            tuple(losses),
+            kept,
+            processes.world(),
+            {"tuned": loss},
+            points,
+            error,
+            min(len(splits.fit), options.images),
+            crops,
+            select_images,
         )
     tensors = {name: t.detach().cpu().clone() for name, t in network.state_dict().items()}
     words = (
-        f"distilled for {kept} of {options.epochs} epochs on {images} pictures"
+        f"distilled for {kept} of {options.epochs} epochs on {crops} crops of {measured.images} pictures"
         if kept
         else "fine-tuning did not help and was rolled back"
     )
@@ -244,7 +244,16 @@ def _chosen(items: Sequence[Item], limit: int, seed: int) -> list[Item]:
     return choose.limit(items, [i.source for i in items], limit, seed)
 
 
-def _share(items: Sequence[Item], name: str) -> Sequence[Item]:
+def _first_trained(chain: Chain, options: FinetuneOptions) -> str:
+    return stages.first_trained(chain, options.train_from, options.trained_stages)
+
+
+def _crops(items: Sequence[Item], limit: int, most: int) -> list[Crop]:
+    """As many crops as pictures are allowed, but at most ``most`` of each."""
+    return [(item, k) for k in range(most) for item in items][: max(limit, len(items))]
+
+
+def _share(items: Sequence[T], name: str) -> Sequence[T]:
     """The pictures of this process: each takes every n-th, so that each has some of every batch."""
     processes.from_first(lambda: processes.ensure_enough(len(items), name))
     return items[processes.rank() :: processes.world()]
@@ -274,73 +283,10 @@ def _give(
     import torch
 
     row = {item.sha256: k for k, item in enumerate(items)}
-    own = _share(_chosen(items, options.select_images, options.seed), "selection")
+    own = _share(_crops(_chosen(items, options.select_images, options.seed), 1, 1), "selection")
     pictures = _Pictures("selection", own, 1.0, options.seed, options.batch, progress)
     if answers.read(pictures, spec) is None:
-        answers.write(pictures, spec, torch.from_numpy(logits[[row[item.sha256] for item in own]]))
-
-
-def _epochs(
-    trained: "nn.Module",
-    fitting: "_Cached",
-    selection: "_Cached",
-    options: FinetuneOptions,
-    progress: Progress,
-) -> tuple[list[float], int]:
-    """Train, and leave the best weights in ``trained``. Returns the selection loss of the start and every
-    epoch, and the number of the kept epoch. Weights that lose more than those at the start are given up: the
-    training goes on from the best ones, at a smaller rate."""
-    losses, kept = [_selection_loss(trained, selection, options)], 0
-    best = copy.deepcopy(trained.state_dict())
-    schedule = _Schedule(trained, options, int(processes.total(len(fitting.labels))))
-    for epoch in range(1, options.epochs + 1):
-        rate = schedule.rate()
-        _train_epoch(trained, fitting, options, epoch, schedule, progress)
-        losses.append(_selection_loss(trained, selection, options))
-        log.info(
-            "epoch %d: selection loss %.4f (start %.4f) from a rate of %.1e on",
-            epoch, losses[-1], losses[0], rate,
-        )  # fmt: skip
-        if losses[-1] < losses[kept]:
-            best, kept = copy.deepcopy(trained.state_dict()), epoch
-        elif not losses[-1] < losses[0]:  # the steps were too large: a wide layer needs smaller ones
-            trained.load_state_dict(best)
-            schedule.back_off()
-    trained.load_state_dict(best)
-    return losses, kept
-
-
-class _Schedule:
-    """An optimizer and its rate at every step: it falls to 0 along half a cosine (Loshchilov and Hutter 2017)
-    over all epochs, and grows for the first steps of an optimizer, a tenth of all, whose estimates are poor
-    at first."""
-
-    def __init__(self, trained: "nn.Module", options: FinetuneOptions, count: int) -> None:
-        self._trained, self._top = trained, options.rate
-        self._steps = options.epochs * -(-count // options.batch)
-        self._warm_up, self._step = max(1, min(WARM_UP, self._steps // 10)), 0
-        self._begin()
-
-    def _begin(self) -> None:
-        self.optimizer, self._since = _optimizer(self._trained, 1.0), 0
-        self._sizes = [group["lr"] for group in self.optimizer.param_groups]
-
-    def rate(self) -> float:
-        """The rate of the next step, relative to the size of each tensor."""
-        falling = 0.5 * (1 + math.cos(math.pi * self._step / max(1, self._steps)))
-        return self._top * falling * min(1.0, (self._since + 1) / self._warm_up)
-
-    def step(self) -> None:
-        """Make a step with the gradients that are there."""
-        for group, size in zip(self.optimizer.param_groups, self._sizes, strict=True):
-            group["lr"] = self.rate() * size
-        self.optimizer.step()
-        self._step, self._since = self._step + 1, self._since + 1
-
-    def back_off(self) -> None:
-        """Go on with smaller steps, without what was learnt of the steps that went astray."""
-        self._top *= BACK_OFF
-        self._begin()
+        answers.write(pictures, spec, torch.from_numpy(logits[[row[item.sha256] for item, _ in own]]))
 
 
 def _ensure_same_outputs(student: Chain, teacher: Chain) -> None:
@@ -372,31 +318,12 @@ def _divide(network: "nn.Module", first: str) -> "tuple[nn.Sequential, nn.Sequen
 
 
 @dataclasses.dataclass(frozen=True)
-class _Cached:
-    """The outputs of the frozen layers and of the teacher for this process's pictures: features [n, ...] on
-    disk, logits [n, units], and labels [n], -1 where unknown. They do not change while the deeper stages
-    train, so each is computed once. ``output``: the meaning of the logits."""
-
-    features: npt.NDArray[np.float32]
-    teacher: "torch.Tensor"
-    labels: "torch.Tensor"
-    output: str
-
-    def batch(self, rows: Sequence[int]) -> "tuple[torch.Tensor, torch.Tensor, torch.Tensor]":
-        import torch
-
-        chosen = list(rows)
-        features = torch.from_numpy(self.features[chosen])
-        return here(features), here(self.teacher[chosen]), here(self.labels[chosen])
-
-
-@dataclasses.dataclass(frozen=True)
 class _Pictures:
-    """A set of pictures. ``least_area``: the least share of a picture that its crop shows; ``seed`` chooses
-    the crop. ``batch``: the number of pictures at a time."""
+    """A set of pictures, each with the number of its crop. ``least_area``: the least share of a picture that
+    a crop shows; ``seed`` chooses the crops. ``batch``: the number of pictures at a time."""
 
     name: str
-    items: Sequence[Item]
+    items: Sequence[Crop]
     least_area: float
     seed: int
     batch: int
@@ -408,12 +335,12 @@ class _Pictures:
         torch's CPU convolutions three times as fast (measured here)."""
         import torch
 
+        items, crops = zip(*self.items, strict=True) if self.items else ((), ())
+        cropped = batches_of(items, spec, self.least_area, self.seed, crops)
         with self.progress.task(f"{doing}, {self.name} pictures", len(self.items)) as task:
 
             def shown() -> "Iterator[tuple[torch.Tensor, torch.Tensor]]":
-                for x, y in torch.utils.data.DataLoader(
-                    batches_of(self.items, spec, self.least_area, self.seed), self.batch
-                ):
+                for x, y in torch.utils.data.DataLoader(cropped, self.batch):
                     yield here(x).contiguous(memory_format=torch.channels_last), y
                     task.advance(len(x))
 
@@ -428,7 +355,7 @@ class Answers:
         self._folder, self._teacher = folder, teacher_sha256
 
     def _path(self, of: "_Pictures", spec: InputSpec) -> Path:
-        shown = [i.sha256 for i in of.items]
+        shown = [(item.sha256, crop) for item, crop in of.items]
         said = cache.digest(__name__, self._teacher, spec.to_json(), of.least_area, of.seed, shown)
         return self._folder / f"answers-{said}.npy"
 
@@ -455,7 +382,7 @@ def _cache(
     teacher: checkpoints.Checkpoint,
     known: "torch.Tensor | None",
     path: Path,
-) -> _Cached:
+) -> Cached:
     """Compute what does not change during training. ``known``: the teacher's logits if they are known."""
     import torch
 
@@ -483,7 +410,7 @@ def _cache(
     if features is None:
         raise DataError(f"there are no {pictures.name} pictures; give some")
     answers = torch.cat(logits).clone() if known is None else known
-    return _Cached(features, answers, torch.cat(labels), teacher.chain.output)
+    return Cached(features, answers, torch.cat(labels), teacher.chain.output)
 
 
 def _ask(pictures: _Pictures, teacher: checkpoints.Checkpoint) -> "torch.Tensor":
@@ -505,104 +432,3 @@ def _begins_with(network: "nn.Sequential", layers: "nn.Sequential") -> bool:
         return False
     wanted, found = layers.state_dict().values(), begins.state_dict().values()
     return all(torch.equal(a, b) for a, b in zip(wanted, found, strict=True))
-
-
-def distance(
-    logits: "torch.Tensor", teacher: "torch.Tensor", labels: "torch.Tensor", temperature: float, output: str
-) -> "torch.Tensor":
-    """Sum over a batch of T^2 KL(teacher || student) and, where labels are not -1 and a picture has one
-    class, cross-entropy; logits are [N, units], and mean ``output``."""
-    from torch.nn import functional
-
-    loss = temperature**2 * divergence(logits, teacher, output, temperature)
-    if output != MULTI_LABEL and (labels >= 0).any():
-        classes = alternatives(logits, output)
-        loss = loss + functional.cross_entropy(classes, labels, ignore_index=-1, reduction="sum")
-    return loss
-
-
-def _optimizer(trained: "nn.Module", rate: float) -> "torch.optim.Optimizer":
-    """Adam with a rate relative to the root mean square of each tensor, as in Adafactor (Shazeer and Stern
-    2018, section 8)."""
-    import torch
-
-    sizes = ((t, float(t.detach().square().mean().sqrt())) for t in trained.parameters() if t.requires_grad)
-    groups = [
-        {"params": [t], "lr": rate * (size or SIZE_OF_ZEROS), "eps": EPSILON / (size or SIZE_OF_ZEROS)}
-        for t, size in sizes
-    ]
-    return torch.optim.Adam(groups)
-
-
-def _train_epoch(
-    trained: "nn.Module",
-    cached: _Cached,
-    options: FinetuneOptions,
-    epoch: int,
-    schedule: _Schedule,
-    progress: Progress,
-) -> None:
-    import torch
-
-    trained.train()
-    world, count = processes.world(), int(processes.total(len(cached.labels)))
-    generator = torch.Generator().manual_seed(options.seed * 1000 + epoch)
-    order = torch.randperm(count, generator=generator).tolist()
-    starts = range(0, count, options.batch)
-    with progress.task(f"fine-tuning, epoch {epoch} of {options.epochs}", len(starts)) as task:
-        for start in starts:
-            batch = order[start : start + options.batch]
-            own = [place // world for place in batch if place % world == processes.rank()]
-            schedule.optimizer.zero_grad()
-            if own:  # a short batch may have no picture of this process
-                x, teacher, labels = cached.batch(own)
-                loss = distance(trained(x), teacher, labels, options.temperature, cached.output) / len(batch)
-                loss.backward()  # type: ignore[no-untyped-call]
-            _add_up_gradients(trained)
-            schedule.step()
-            task.advance()
-    trained.eval()
-
-
-def _add_up_gradients(trained: "nn.Module") -> None:
-    """Replace every gradient by its sum over all processes."""
-    import torch
-
-    if processes.world() == 1:
-        return
-    for tensor in trained.parameters():
-        if tensor.requires_grad:
-            tensor.grad = torch.zeros_like(tensor) if tensor.grad is None else tensor.grad
-            processes.add_up(tensor.grad)
-
-
-def _selection_loss(trained: "nn.Module", cached: _Cached, options: FinetuneOptions) -> float:
-    """Mean loss over the selection set of all processes."""
-    import torch
-
-    total = 0.0
-    with torch.inference_mode():
-        for start in range(0, len(cached.labels), options.batch):
-            x, teacher, labels = cached.batch(range(start, min(start + options.batch, len(cached.labels))))
-            total += float(distance(trained(x), teacher, labels, options.temperature, cached.output))
-    return processes.total(total) / processes.total(len(cached.labels))
-
-
-def _lost(trained: "nn.Module", cached: _Cached, batch: int) -> tuple[Loss, float, float]:
-    """The loss over the selection set of all processes (agreement with the teacher and mean KL in nats), and
-    the points lost against the teacher with their standard error: of top-1 on the labelled pictures, of
-    agreement where there are none."""
-    import torch
-
-    with torch.inference_mode():
-        said = [
-            trained(cached.batch(range(start, min(start + batch, len(cached.labels))))[0]).cpu()
-            for start in range(0, len(cached.labels), batch)
-        ]
-    found = compare(torch.cat(said).numpy(), cached.teacher.numpy(), cached.labels.numpy(), cached.output)
-    n, labelled = int(processes.total(found.n)), int(processes.total(len(found.lost)))
-    differing, kl = (processes.total(float(each.sum())) for each in (found.differing, found.divergence))
-    counted, each = (labelled, found.lost) if labelled else (n, found.differing)
-    total, squares = processes.total(float(each.sum())), processes.total(float((each**2).sum()))
-    loss = Loss((n - differing) / n, kl / n, n, "the checkpoint")
-    return loss, 100 * total / counted, loss_error_points(total, squares, counted)

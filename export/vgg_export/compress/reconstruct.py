@@ -339,4 +339,5 @@ def loss(original: checkpoints.Checkpoint, smaller: checkpoints.Checkpoint, pict
     theirs, ours = (
         of_pictures.logits(checkpoint.model(), pictures, CHUNK) for checkpoint in (original, smaller)
     )
-    return Loss.of(compare(ours, theirs, output=original.chain.output), "the checkpoint")
+    against = f"the checkpoint at {original.chain.input.px} px"
+    return Loss.of(compare(ours, theirs, output=original.chain.output), against)

@@ -28,13 +28,18 @@ log = logging.getLogger(__name__)
 
 
 def batches_of(
-    items: Sequence[Item], preprocessing: InputSpec, least_area: float = 1.0, seed: int = 0
+    items: Sequence[Item],
+    preprocessing: InputSpec,
+    least_area: float = 1.0,
+    seed: int = 0,
+    crops: Sequence[int] | None = None,
 ) -> "torch.utils.data.Dataset[tuple[torch.Tensor, int]]":
     """A torch dataset of pictures, float32 [channels, px, px], with their class indices, -1 where there is no
     label.
 
     With ``least_area`` below 1 each picture is cropped to a part of about that share of its area or more; the
-    same ``seed`` always gives the same crop.
+    same ``seed`` and the same number among ``crops``, one for each item (None: all 0), always give the same
+    crop.
     """
     import torch
 
@@ -46,7 +51,8 @@ def batches_of(
             item = items[index]
             image = open_image(item.path)
             if least_area < 1:
-                image = image.crop(part_of(image.size, least_area, f"{seed}:{item.sha256}"))
+                drawn_for = f"{seed}:{item.sha256}:{crops[index] if crops else 0}"
+                image = image.crop(part_of(image.size, least_area, drawn_for))
             return torch.from_numpy(to_tensor(image, preprocessing)), -1 if item.label is None else item.label
 
     return Pictures()

@@ -244,8 +244,9 @@ def losses(result: Result) -> str:
         return ""
     agreement = "Per-label agreement" if result.bundle.output == MULTI_LABEL else "Agreement"
     return (
-        f"{agreement} with the checkpoint and mean KL after each step, on held-out pictures; quantized is"
-        " compared with its own float model\n" + table(("variant", *LOSS_COLUMNS), rows)
+        f"{agreement} and mean KL after each step, on held-out pictures: removed and repaired against the"
+        " checkpoint at the variant's input size, tuned against the checkpoint, quantized against its own"
+        " float model\n" + table(("variant", *LOSS_COLUMNS), rows)
     )
 
 
