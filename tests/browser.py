@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from conftest import ROOT
 from selenium import webdriver
+from selenium.common.exceptions import StaleElementReferenceException
 from selenium.webdriver.common.by import By
 from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support.ui import WebDriverWait
@@ -52,7 +53,9 @@ class Page:
         return self.driver.execute_script(code, *arguments)
 
     def wait(self, condition: Callable[[], object], seconds: float = 120) -> None:
-        WebDriverWait(self.driver, seconds, 0.05).until(lambda _: condition())
+        # a page that renews itself may replace an element between finding and reading it
+        renewed = (StaleElementReferenceException,)
+        WebDriverWait(self.driver, seconds, 0.05, renewed).until(lambda _: condition())
 
     def upload(self, path: Path) -> None:
         self.one("#file").send_keys(str(path))

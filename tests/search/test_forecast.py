@@ -101,8 +101,8 @@ def test_what_is_known_is_not_found_out_again(
 
 
 def test_a_size_at_which_the_original_hardly_agrees_with_itself_is_hopeless() -> None:
-    assert Costs(100, 2.0, 0.3, {}).hopeless
-    assert not Costs(100, 2.0, 0.34, {}).hopeless
+    assert Costs(100, 2.0, 0.19, {}).hopeless
+    assert not Costs(100, 2.0, 0.2, {}).hopeless
 
 
 def test_between_two_shares_the_cost_is_read_off_a_straight_line_of_logarithms() -> None:

@@ -64,7 +64,7 @@ def test_speed_and_size_go_by_the_nearest_point_and_the_arithmetic() -> None:
 
 
 def test_the_fastest_that_may_hold_is_next_and_hope_lets_it_lose_more() -> None:
-    offers = [candidate(share, rank_kl=cost) for share, cost in ((0.5, 0.01), (0.25, 0.1), (0.1, 0.4))]
+    offers = [candidate(share, rank_kl=cost) for share, cost in ((0.5, 0.01), (0.25, 0.2), (0.1, 1.2))]
     known = experienced(tried(candidate(0.6, rank_kl=0.005), 0.0))
     budget = Budget(max_drop=1.5)
     sure = prediction.choose(offers, known, budget, -1.0)

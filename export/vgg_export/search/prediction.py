@@ -21,9 +21,10 @@ from .points import Point, Rung
 
 # Points of top-1 that stay lost for each nat that the size and the ranks cost before distilling, and points
 # that distilling wins by itself: means and standard deviations before any point is known.
-PRIOR_MEAN, PRIOR_SD = (4.0, 15.0, 0.0), (6.0, 10.0, 1.0)
+PRIOR_MEAN, PRIOR_SD = (2.0, 4.0, 0.0), (3.0, 4.0, 4.0)
 MODEL_SD = 0.7  # points by which a point differs from the model, besides the error of its own loss
 FASTER = 1.03  # what is worth trying is at least this much faster than the fastest that holds
+LESS = 0.2  # points: or, where speed is a target only, it is expected to lose this much less
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,7 +116,7 @@ def choose(
         hopeful = [
             c
             for c in left
-            if _excess(c, experience, budget, hope) <= 0 and experience.drop(c)[0] < least - MODEL_SD
+            if _excess(c, experience, budget, hope) <= 0 and experience.drop(c)[0] < least - LESS
         ]
         if hopeful:
             return min(hopeful, key=lambda c: experience.drop(c)[0])
