@@ -1,8 +1,11 @@
+import dataclasses
+import json
 from pathlib import Path
 
 import numpy as np
 import onnxruntime as ort
 import pytest
+from divided import started
 
 from vgg_export.bundle import evaluate
 from vgg_export.core import cache
@@ -81,3 +84,41 @@ def test_the_exported_files_are_what_is_evaluated(
 def test_nothing_to_evaluate_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no test pictures"):
         evaluate.evaluate([], [], tmp_path, Quiet())
+
+
+def test_two_processes_find_the_figures_of_one(
+    bundle_folder: Path, signs_folder: Path, tmp_path: Path
+) -> None:
+    found = []
+    for processes in (1, 2):
+        output = tmp_path / f"{processes}.json"
+        told = ("--data", signs_folder / "test", "--accept-accuracy", "--json", output)
+        done = started(["evaluate", "--bundle", bundle_folder, *told], processes=processes)
+        assert done.returncode == 0, done.stderr
+        found.append(json.loads(output.read_text()))
+    one, both = found
+    assert one.keys() == both.keys()
+    for name, figures in one.items():
+        assert both[name]["n"] == figures["n"] > 30
+        assert both[name]["agreement"] == figures["agreement"]
+        assert both[name]["kl_mean"] == pytest.approx(figures["kl_mean"], rel=1e-3, abs=1e-6)
+
+
+def test_on_a_machine_without_the_files_pictures_are_prepared_again_and_the_model_is_sent(
+    bundle_folder: Path, splits: splits.Splits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    items, spec = splits.test[:5], for_input(224)
+    kept = evaluate.prepared(items, spec, tmp_path, Quiet())
+    lost = dataclasses.replace(kept, path=tmp_path / "elsewhere.npy")
+    for there, again in zip(kept.of(range(1, 4)), lost.of(range(1, 4)), strict=True):
+        assert there.shape == (1, 3, 224, 224)
+        assert np.array_equal(there, again)
+    path = bundle_folder / "models" / "baseline.onnx"
+    path = path if path.is_file() else next(bundle_folder.rglob("*.onnx"))
+    content = path.read_bytes()
+    subject = evaluate.Subject("it", cache.Artifact(tmp_path / "not_here.onnx", "0" * 64, {}), spec)
+    monkeypatch.setattr(evaluate.processes, "from_first", lambda _: content)  # another machine reads it
+    with evaluate._model_here(subject) as sent:
+        assert sent.read_bytes() == content
+        assert sent != subject.model.path
+    assert not sent.exists()

@@ -78,6 +78,10 @@ def test_costs_are_the_divergence_from_the_originals_own_answers(
     ranks = known.at(224, made, (0.7, 0.4)).ranks
     assert list(ranks) == ["0.7", "0.4"]
     assert 0.001 < ranks["0.7"] < ranks["0.4"]
+    # at another size the forms are compared with the original at that size, from which few ranks are far
+    at_96 = known.at(96, folded, (0.97, 0.4)).ranks
+    assert at_96["0.97"] < 0.2 * costs.size
+    assert at_96["0.97"] < at_96["0.4"]
 
 
 def test_what_is_known_is_not_found_out_again(
@@ -107,7 +111,7 @@ def test_a_size_at_which_the_original_hardly_agrees_with_itself_is_hopeless() ->
 
 def test_between_two_shares_the_cost_is_read_off_a_straight_line_of_logarithms() -> None:
     chain = small_checkpoint().chain
-    costs = Costs(100, 0.5, 0.8, {"0.4": 0.6, "0.1": 0.9})
+    costs = Costs(100, 0.5, 0.8, {"0.4": 0.1, "0.1": 0.4})
     made = forecast.candidates(160, costs, dict.fromkeys((0.4, 0.2, 0.1), chain))
     assert [c.rank_kl for c in made] == pytest.approx([0.1, 0.2, 0.4])
     assert {c.size_kl for c in made} == {0.5}

@@ -43,9 +43,9 @@ FC_SHARES = ((0.25, 1.0), (0.12, 0.5), (0.0, 0.25))
 
 @dataclasses.dataclass(frozen=True)
 class Costs(Record):
-    """The KL in nats from the original at its own size, on ``pictures`` selection pictures: ``size`` of the
-    original at this size, with its ``agreement``; ``ranks`` of its factorised forms, by share of the
-    convolutions' arithmetic."""
+    """KL in nats on ``pictures`` selection pictures. ``size``: of the original at this size from itself at
+    its own, with its ``agreement``. ``ranks``: of its factorised forms from the original at this size, by
+    share of the convolutions' arithmetic."""
 
     pictures: int
     size: float
@@ -95,8 +95,9 @@ class Forecast:
             return known
         original = checkpoints.load(folded.path)
         with self._context.progress.task(f"asking the checkpoint at {px} px, untrained", None):
-            size, agreement = self._lost(original, stacked(self._items, original.chain.input))
-        found = Costs(len(self._items), size, agreement, {})
+            x = stacked(self._items, original.chain.input)
+            said = compare(self._said(original, x), self._logits, output=original.chain.output)
+        found = Costs(len(self._items), said.kl, said.agreement, {})
         write_json(path, found.to_json())
         return found
 
@@ -108,8 +109,10 @@ class Forecast:
         original, ranks = checkpoints.load(folded.path), {}
         x = stacked(self._items, original.chain.input)
         with self._context.progress.task(f"forecasting {px} px", len(shares)) as task:
+            whole = self._said(original, x)
             for share, network in self._networks(original, folded, shares):
-                ranks[f"{share:g}"], _ = self._lost(network, x)
+                said = self._said(network, x)
+                ranks[f"{share:g}"] = compare(said, whole, output=original.chain.output).kl
                 task.advance()
         found = dataclasses.replace(self.alone(px, folded), ranks=ranks)
         write_json(path, found.to_json())
@@ -158,11 +161,9 @@ class Forecast:
             )
         return self._known[folded.sha256]
 
-    def _lost(self, network: checkpoints.Checkpoint, x: Any) -> tuple[float, float]:
-        """The mean KL from the original's answers, and the agreement with them."""
-        logits = logits_together(network, x, BATCH)
-        found = compare(logits, self._logits, output=network.chain.output)
-        return found.kl, found.agreement
+    def _said(self, network: checkpoints.Checkpoint, x: Any) -> npt.NDArray[np.float32]:
+        """The logits of a network for the pictures."""
+        return logits_together(network, x, BATCH)
 
 
 def ranks_for(chain: Chain, table: solved.Table, options: FactoriseOptions, share: float) -> Chain:
@@ -190,7 +191,7 @@ def _read(path: Path) -> Costs | None:
 def candidates(px: int, costs: Costs, chains: Mapping[float, Chain]) -> list[Candidate]:
     """The candidates of a size: a rung for every share that has a chain. Between shares that were asked the
     logarithm of the cost is linear in that of the share."""
-    known = sorted((math.log(float(share)), max(kl - costs.size, 1e-6)) for share, kl in costs.ranks.items())
+    known = sorted((math.log(float(share)), max(kl, 1e-6)) for share, kl in costs.ranks.items())
     shares, logs = [share for share, _ in known], [math.log(cost) for _, cost in known]
     return [
         Candidate(

@@ -1,7 +1,7 @@
 """Predicts points before they are made, learns from those that were, and chooses the next one.
 
-What a network loses before it is distilled is known cheaply (``forecast``): what the smaller input costs and
-what the ranks cost, both as KL from the original's answers. Distilling brings back a share of each, and of
+What a network loses before it is distilled is known cheaply (``forecast``): the KL that the smaller input
+costs, and the one that the ranks cost at that input. Distilling brings back a share of each, and of
 the labels it may learn something of its own. These three numbers are learnt from the points of the search:
 a linear model with a prior, in closed form (Bayesian linear regression; Bishop 2006, section 3.3).
 """
@@ -30,7 +30,8 @@ LESS = 0.2  # points: or, where speed is a target only, it is expected to lose t
 @dataclasses.dataclass(frozen=True)
 class Candidate:
     """A rung that may be tried. ``size_kl``: the mean KL in nats of the original at that input size from its
-    answers at its own. ``rank_kl``: what the ranks add to it before anything is fitted."""
+    answers at its own. ``rank_kl``: that of the ranks, before anything is fitted, from the original at that
+    input size."""
 
     rung: Rung
     macs: int
