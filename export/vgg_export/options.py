@@ -284,7 +284,8 @@ class PruneOptions:
 class FinetuneOptions:
     """A short distillation. ``rate``: the largest learning rate, relative to the root mean square of each
     tensor; None: a short test finds it. ``train_from``: the first stage whose weights change, counted from 1
-    between pools, or CLASSIFIER for the fully connected layers alone; None: the last ``trained_stages``.
+    between pools, or CLASSIFIER for the fully connected layers alone; None: the last ``trained_stages``,
+    or fewer where the maps before them are large.
     ``images``: the pictures per epoch, at most; each is cropped to at least ``least_area`` of its area, and
     where there are fewer pictures it is shown in up to ``crops`` crops."""
 
@@ -607,7 +608,8 @@ class Budget:
         return ", ".join(words)
 
 
-EFFORTS = ("quick", "normal", "thorough")
+QUICK, NORMAL, THOROUGH = "quick", "normal", "thorough"
+EFFORTS = (QUICK, NORMAL, THOROUGH)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,7 +8,7 @@ import pytest
 from divided import started
 
 from vgg_export.bundle import evaluate
-from vgg_export.core import cache
+from vgg_export.core import cache, processes
 from vgg_export.core.errors import DataError
 from vgg_export.core.progress import Quiet
 from vgg_export.data import splits
@@ -90,10 +90,10 @@ def test_two_processes_find_the_figures_of_one(
     bundle_folder: Path, signs_folder: Path, tmp_path: Path
 ) -> None:
     found = []
-    for processes in (1, 2):
-        output = tmp_path / f"{processes}.json"
+    for count in (1, 2):
+        output = tmp_path / f"{count}.json"
         told = ("--data", signs_folder / "test", "--accept-accuracy", "--json", output)
-        done = started(["evaluate", "--bundle", bundle_folder, *told], processes=processes)
+        done = started(["evaluate", "--bundle", bundle_folder, *told], processes=count)
         assert done.returncode == 0, done.stderr
         found.append(json.loads(output.read_text()))
     one, both = found
@@ -117,7 +117,7 @@ def test_on_a_machine_without_the_files_pictures_are_prepared_again_and_the_mode
     path = path if path.is_file() else next(bundle_folder.rglob("*.onnx"))
     content = path.read_bytes()
     subject = evaluate.Subject("it", cache.Artifact(tmp_path / "not_here.onnx", "0" * 64, {}), spec)
-    monkeypatch.setattr(evaluate.processes, "from_first", lambda _: content)  # another machine reads it
+    monkeypatch.setattr(processes, "from_first", lambda _: content)  # another machine reads it
     with evaluate._model_here(subject) as sent:
         assert sent.read_bytes() == content
         assert sent != subject.model.path

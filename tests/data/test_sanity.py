@@ -645,7 +645,7 @@ def test_a_search_near_chance_recommends_nothing(
     from vgg_export.search import points, search
 
     monkeypatch.setattr(points, "TIMING_S", 0.02)
-    monkeypatch.setitem(search.BY_EFFORT, "normal", search.Effort(1, (0.5,), 0, 1))
+    monkeypatch.setitem(search.BY_EFFORT, "normal", search.Effort(1, 1, (0.5,), 0, 1))
     torch.save(small_torchvision_vgg("vgg11", False).state_dict(), tmp_path / "mine.pth")
     (tmp_path / "names.txt").write_text("\n".join(CLASSES))
     options = RecipeOptions(

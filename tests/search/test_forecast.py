@@ -20,7 +20,7 @@ from vgg_export.network import checkpoint as checkpoints
 from vgg_export.network import input_size
 from vgg_export.options import FactoriseOptions, RecipeOptions
 from vgg_export.search import forecast
-from vgg_export.search.forecast import Costs, Forecast
+from vgg_export.search.forecast import Costs, Forecast, sizes_of
 from vgg_runtime.bundle.metrics import compare
 
 
@@ -51,9 +51,9 @@ def test_the_sizes_to_look_at_are_steps_of_the_stride_or_the_one_asked_for(
     forecasting: Callable[..., tuple[Forecast, cache.Artifact]],
 ) -> None:
     found, _ = forecasting()
-    assert found.sizes() == (224, 192, 160, 128, 96)
-    asked, _ = forecasting(150)
-    assert asked.sizes() == (224, 150)
+    chain = found._chain
+    assert sizes_of(chain, None) == (224, 192, 160, 128, 96)
+    assert sizes_of(chain, 150) == (224, 150)
 
 
 def test_costs_are_the_divergence_from_the_originals_own_answers(

@@ -228,9 +228,9 @@ def test_effort_bounds_the_points_and_time_ends_the_search_with_the_best_so_far(
 
 
 def test_every_finer_share_lies_between_two_others() -> None:
-    assert search.Effort(1, (0.5, 0.25), 0, 1).finer() == [0.5, 0.25]
-    assert search.Effort(1, (0.5, 0.25), 1, 1).finer() == [0.5, 0.354, 0.25]
-    assert search.Effort(1, (0.5, 0.25, 0.125), 2, 1).finer() == [
+    assert search.Effort(1, 1, (0.5, 0.25), 0, 1).finer() == [0.5, 0.25]
+    assert search.Effort(1, 1, (0.5, 0.25), 1, 1).finer() == [0.5, 0.354, 0.25]
+    assert search.Effort(1, 1, (0.5, 0.25, 0.125), 2, 1).finer() == [
         0.5, 0.421, 0.354, 0.297, 0.25, 0.21, 0.177, 0.149, 0.125,
     ]  # fmt: skip
 
@@ -506,7 +506,7 @@ def test_a_sweep_brings_what_keeps_it_honest_and_a_search_goes_on_from_its_point
         return 1.0, 1.0
 
     monkeypatch.setattr(points.Judge, "time", time_again)
-    monkeypatch.setitem(search.BY_EFFORT, "normal", search.Effort(2, (0.5,), 0, 2))
+    monkeypatch.setitem(search.BY_EFFORT, "normal", search.Effort(2, 2, (0.5,), 0, 2))
     again = search.run(searching())
     assert [(p.family, p.input_px) for p in again.points] == [("int8 alone", 224), ("compact", 96)]
     assert all(p in found.points for p in again.points)

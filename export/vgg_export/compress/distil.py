@@ -15,6 +15,7 @@ nothing of how it judges others.
 import contextlib
 import dataclasses
 import logging
+import math
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+LARGEST_FEATURES = 1_000_000  # bytes per picture
 T = TypeVar("T")
 Crop = tuple[Item, int]  # a picture and the number of one of its crops
 
@@ -245,7 +247,13 @@ def _chosen(items: Sequence[Item], limit: int, seed: int) -> list[Item]:
 
 
 def _first_trained(chain: Chain, options: FinetuneOptions) -> str:
-    return stages.first_trained(chain, options.train_from, options.trained_stages)
+    """The first layer whose weights change. Where nobody asks for a stage, the maps that are kept in front of
+    it are at most as large as LARGEST_FEATURES allows, or those of the last stage but one."""
+    for last in range(options.trained_stages, 2, -1):
+        name = stages.first_trained(chain, options.train_from, last)
+        if options.train_from is not None or 4 * math.prod(chain.site(name).inputs) <= LARGEST_FEATURES:
+            return name
+    return stages.first_trained(chain, options.train_from, min(2, options.trained_stages))
 
 
 def _crops(items: Sequence[Item], limit: int, most: int) -> list[Crop]:

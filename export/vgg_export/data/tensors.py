@@ -4,6 +4,7 @@ import contextlib
 import logging
 import math
 import random
+import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 
 
 log = logging.getLogger(__name__)
+
+TIMED = 8  # pictures
 
 
 def batches_of(
@@ -100,6 +103,17 @@ def logits_together(
 ) -> npt.NDArray[np.float32]:
     """``logits`` for all pictures [N, channels, px, px], of which several processes take a share each."""
     return processes.together(Quiet(), _logits_share, network, pictures, batch)
+
+
+def seconds_per_picture(network: checkpoints.Checkpoint) -> float:
+    """The seconds that a network needs for a picture on this machine, of a batch of TIMED."""
+    import torch
+
+    shown = torch.zeros(TIMED, *network.chain.input.shape)
+    logits_together(network, shown, TIMED)  # the first time takes longer
+    began = time.perf_counter()
+    logits_together(network, shown, TIMED)
+    return (time.perf_counter() - began) / TIMED
 
 
 def _logits_share(

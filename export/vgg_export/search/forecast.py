@@ -58,6 +58,22 @@ class Costs(Record):
         return self.agreement < HOPELESS
 
 
+def sizes_of(chain: Chain, asked: int | None) -> tuple[int, ...]:
+    """The input sizes to look at, the largest first: the network's own and smaller ones in steps of its
+    stride, or the one that was ``asked`` for."""
+    own, step = chain.input.px, chain.stride_px
+    wanted = [asked] if asked else range((own - 1) // step * step, math.ceil(SMALLEST * own) - 1, -step)
+    return (own, *(px for px in wanted if _fits(chain, px)))
+
+
+def _fits(chain: Chain, px: int) -> bool:
+    try:
+        input_size.ensure_resizable(chain, px)
+    except OptionsError:
+        return False
+    return True
+
+
 class Forecast:
     """Costs before distilling, by input size, each found out once and kept. ``logits`` [n, units]: the
     original's on ``items``, the selection pictures."""
@@ -70,20 +86,6 @@ class Forecast:
         )
         self._items, self._logits = [item for _, item in chosen], logits[[k for k, _ in chosen]]
         self._known: dict[str, factorise.Measured] = {}  # by the hash of the original at a size
-
-    def sizes(self) -> tuple[int, ...]:
-        """The input sizes to look at, the largest first: the network's own and smaller ones in steps of its
-        stride, or the one that was asked for."""
-        own, step, asked = self._chain.input.px, self._chain.stride_px, self._context.options.scaled_px
-        wanted = [asked] if asked else range((own - 1) // step * step, math.ceil(SMALLEST * own) - 1, -step)
-        return (own, *(px for px in wanted if self._fits(px)))
-
-    def _fits(self, px: int) -> bool:
-        try:
-            input_size.ensure_resizable(self._chain, px)
-        except OptionsError:
-            return False
-        return True
 
     def alone(self, px: int, folded: cache.Artifact) -> Costs:
         """What the size alone costs, without any ranks. At its own the original is what all is compared

@@ -23,11 +23,21 @@ from pathlib import Path
 from typing import Any
 
 from vgg_export.compress import distil, prune
+from vgg_export.compress.solved import Table
 from vgg_export.core import cache
 from vgg_export.core.errors import NothingToGainError, OptionsError
+from vgg_export.data.tensors import seconds_per_picture
 from vgg_export.graphs.model_info import Described
 from vgg_export.network import checkpoint as checkpoints
-from vgg_export.options import Budget, PruneOptions, RecipeOptions, SweepOptions
+from vgg_export.options import (
+    NORMAL,
+    QUICK,
+    THOROUGH,
+    Budget,
+    PruneOptions,
+    RecipeOptions,
+    SweepOptions,
+)
 from vgg_export.recipes import (
     BASELINE,
     COMPACT,
@@ -45,9 +55,9 @@ from vgg_export.recipes import (
     smaller_px,
 )
 
-from . import lines
+from . import duration, lines
 from .conclusion import conclude
-from .forecast import Forecast, candidates, fc_share, ranks_for
+from .forecast import Forecast, candidates, fc_share, ranks_for, sizes_of
 from .news import News
 from .points import Found, Judge, Point, Rung
 from .prediction import Candidate, Experience, Tried, choose
@@ -66,16 +76,20 @@ SHARES = (0.5, 0.35, 0.25, 0.18, 0.125, 0.09)  # of the convolutions' arithmetic
 @dataclasses.dataclass(frozen=True)
 class Effort:
     """How much a search tries. ``sizes``: the number of input sizes, the smallest that are not hopeless.
-    ``shares``: those whose cost is measured before any is distilled; ``between``: steps that halve the
-    distance between two of them, for points to try. ``tries``: the number of points that are distilled and
-    quantized, at most. ``hope``: the standard deviations by which what is predicted of a point may be too
-    pessimistic for it to be tried."""
+    ``walked``: how many of these, the smallest again, the original is walked at beforehand; what the ranks
+    cost at a larger one is taken to be what they cost at the next smaller one. ``shares``: those whose cost
+    is measured before any is distilled; ``between``: steps that halve the distance between two of them, for
+    points to try. ``tries``: the number of points that are distilled and quantized, at most. ``hope``: the
+    standard deviations by which what is predicted of a point may be too pessimistic for it to be tried.
+    ``select``: the number of selection pictures, at most."""
 
     sizes: int
+    walked: int
     shares: tuple[float, ...]
     between: int
     tries: int
     hope: float = 0.5
+    select: int = 100_000
 
     def finer(self) -> list[float]:
         """The shares to try, the largest first."""
@@ -87,11 +101,17 @@ class Effort:
 
 
 MANY = 99
+LIKELY_TRIES, MANY_TRIES = 2, 10  # before a search has found the fastest that holds, and where it tries many
 BY_EFFORT = {
-    "quick": Effort(1, (0.25, 0.15, 0.09), 0, 2),
-    "normal": Effort(3, (0.5, 0.35, 0.25, 0.18, 0.125, 0.09, 0.065, 0.045), 1, 4),
-    "thorough": Effort(MANY, (0.5, 0.35, 0.25, 0.18, 0.125, 0.09, 0.065, 0.045), 2, MANY, 3.0),
+    QUICK: Effort(1, 1, (0.25, 0.15, 0.09), 0, 2, select=400),
+    NORMAL: Effort(3, 1, (0.5, 0.35, 0.25, 0.18, 0.125, 0.09, 0.065, 0.045), 1, 4),
+    THOROUGH: Effort(MANY, MANY, (0.5, 0.35, 0.25, 0.18, 0.125, 0.09, 0.065, 0.045), 2, MANY, 3.0),
 }
+
+
+def effort_of(options: RecipeOptions) -> Effort:
+    """How much a search with these options tries."""
+    return BY_EFFORT[options.search.effort or NORMAL]
 
 
 class Search:
@@ -133,10 +153,37 @@ class Search:
         px = context.options.scaled_px
         return Steps(context, {(FOLD,): self.folded(px)} if px else {})
 
+    def expected(self, variants: int) -> str:
+        """How long all will take, as a sentence. ``variants``: how many are made."""
+        effort, options = effort_of(self.options), self.options
+        chain, splits = checkpoints.read_header(self.context.checkpoint.path).chain, self.context.splits
+        sizes = self.sizes()
+        finetune = next(iter(options.distil.levels(options.budget).values()), None)
+        crops = min(finetune.images, finetune.crops * len(splits.fit)) if finetune else 0
+        work = duration.Work(
+            sizes,
+            px=min(sizes),
+            walked=min(effort.walked, effort.sizes, len(sizes)),
+            shares=effort.shares,
+            selected=len(splits.select),
+            crops=crops,
+            tested=len(splits.test),
+            variants=variants,
+            again=len(sizes) > 1 and effort.sizes > 1,
+        )
+        each = seconds_per_picture(checkpoints.load(self.context.checkpoint.path))
+        tries = (min(LIKELY_TRIES, effort.tries), effort.tries if effort.tries < MANY else MANY_TRIES)
+        return duration.in_words(*(duration.expected_s(chain, work, each, count) for count in tries))
+
     def forget(self) -> None:
         """Delete what was kept of the original. After an interruption it serves the search that goes on."""
         assert self.context.records
         shutil.rmtree(self.context.records)
+
+    def sizes(self) -> tuple[int, ...]:
+        """The input sizes to look at."""
+        chain = checkpoints.read_header(self.context.checkpoint.path).chain
+        return sizes_of(chain, self.options.scaled_px)
 
     @functools.cached_property
     def forecast(self) -> Forecast:
@@ -146,7 +193,7 @@ class Search:
     def candidates(self, effort: Effort) -> list[Candidate]:
         """The rungs that may be tried, of the smallest sizes that are not hopeless."""
         self._give_answers()
-        alone = {px: self.forecast.alone(px, self.folded(px)) for px in self.forecast.sizes()}
+        alone = {px: self.forecast.alone(px, self.folded(px)) for px in self.sizes()}
         for px, costs in alone.items():
             said = "hopeless" if costs.hopeless else "may do"
             log.info(
@@ -157,16 +204,19 @@ class Search:
         sizes, found = sizes[-effort.sizes :], []
         kept = self.forecast.disk_bytes([self.folded(px) for px in sizes]) / 1e9
         log.info("looked at are %s px", ", ".join(map(str, sizes)))
-        log.info("%.1f GB are kept in %s until the search ends", kept, self.context.records)
-        for px in sizes:
+        log.info("up to %.1f GB are kept in %s until the search ends", kept, self.context.records)
+        table: Table = {}
+        ranks: dict[str, float] = {}
+        for place, px in enumerate(reversed(sizes)):
             folded = self.folded(px)
-            costs = self.forecast.at(px, folded, effort.shares)
-            table = self.forecast.table(folded)
+            if place < effort.walked:
+                ranks = self.forecast.at(px, folded, effort.shares).ranks
+                table = self.forecast.table(folded)
             chain, chains = checkpoints.read_header(folded.path).chain, {}
             for share in effort.finer():
                 with contextlib.suppress(NothingToGainError):
                     chains[share] = ranks_for(chain, table, self.options.factorise, share)
-            found += candidates(px, costs, chains)
+            found += candidates(px, dataclasses.replace(alone[px], ranks=ranks), chains)
         return found
 
     def not_fitted(self, rung: Rung) -> list[Point]:
@@ -301,7 +351,7 @@ class Trials:
 
     def __init__(self, search: Search) -> None:
         self._search, self._started = search, time.monotonic()
-        self._effort = BY_EFFORT[search.options.search.effort or "normal"]
+        self._effort = effort_of(search.options)
         self.baseline, self.alone = search.baseline(), search.alone()
         self.experience = Experience(self.baseline, self.alone[0])
         self.offered: list[Candidate] = []

@@ -2,14 +2,17 @@
 
 import contextlib
 import dataclasses
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 
+from vgg_calibration import choose
 from vgg_export.bundle import writer
-from vgg_export.core.errors import OptionsError
+from vgg_export.core.errors import NothingToGainError, OptionsError
 from vgg_export.data.sanity import Checked
+from vgg_export.data.splits import Splits
 from vgg_export.inputs import source_and_labels
-from vgg_export.options import Budget
-from vgg_export.recipes import BASELINE, FOLD, Context, Recipe, Steps
+from vgg_export.options import QUICK, Budget, RecipeOptions
+from vgg_export.recipes import BASELINE, FOLD, Context, Recipe, Steps, chosen_recipes
 from vgg_runtime.bundle import manifest
 from vgg_runtime.bundle.metrics import loss_error_points
 from vgg_runtime.measure import verdict
@@ -17,24 +20,52 @@ from vgg_runtime.result import Evaluation
 
 from . import conclusion, points, search
 
+log = logging.getLogger(__name__)
+
 PAGE = "front.html"  # in the work folder, while the search runs
 
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
     """The result of a search. ``own`` and ``smaller`` make the variants at the network's own and at the
-    smaller input; ``plain`` those whose strength was not searched, at the smaller input that was found."""
+    smaller input; ``plain`` those whose strength was not searched, at the smaller input that was found.
+    ``folded``: whether the search found a smaller input. ``alone``: why compact variants at the other input
+    are left out; None: they are made."""
 
     found: points.Found
     own: Steps
     smaller: Steps
     plain: Steps
+    folded: bool
+    alone: str | None = None
 
     def maker(self, recipe: Recipe) -> Steps:
-        """What makes a variant."""
+        """What makes a variant.
+
+        Raises:
+            NothingToGainError: it is left out.
+        """
         if not recipe.searched:
             return self.plain
-        return self.smaller if FOLD in recipe.steps else self.own
+        folded = FOLD in recipe.steps
+        if self.alone and folded != self.folded:
+            raise NothingToGainError(self.alone)
+        return self.smaller if folded else self.own
+
+
+def ensure_one_size(recipes: Sequence[Recipe], options: RecipeOptions) -> None:
+    """Make sure that a quick search is not asked for compact variants at two inputs.
+
+    Raises:
+        OptionsError: it is.
+    """
+    sizes = {FOLD in recipe.steps for recipe in recipes if recipe.searched}
+    if options.variants and options.search.effort == QUICK and len(sizes) > 1:
+        named = [recipe.id for recipe in recipes if recipe.searched]
+        raise OptionsError(
+            "--effort quick makes compact variants at one input size, but --variants names"
+            f" {', '.join(named)}: name only those with or those without 'scaled', or use --effort normal"
+        )
 
 
 def found_for(context: Context) -> Outcome:
@@ -50,8 +81,18 @@ def found_for(context: Context) -> Outcome:
             f" standard error of {least:.2g} points on them; allow a larger --max-drop, or give more pictures"
             " (class folders in val/)"
         )
+    limit = search.effort_of(context.options).select
+    context = dataclasses.replace(context, splits=_with_fewer(context, limit))
     with opened(context, ("select",)) as tried:
+        log.info("%s", tried.expected(len(chosen_recipes(context.options))))
         return _outcome(tried, search.run(tried, context.folder / PAGE))
+
+
+def _with_fewer(context: Context, limit: int) -> Splits:
+    """The splits of a context with as many selection pictures, at most."""
+    select, seed = context.splits.select, context.options.data.seed
+    chosen = choose.limit(select, [item.source for item in select], limit, seed)
+    return dataclasses.replace(context.splits, select=tuple(chosen))
 
 
 def _outcome(tried: search.Search, found: points.Found) -> Outcome:
@@ -66,7 +107,10 @@ def _outcome(tried: search.Search, found: points.Found) -> Outcome:
     def steps_at(at: int) -> Steps:
         return tried.steps(dataclasses.replace(tried.at(dataclasses.replace(rung, px=at)), records=None))
 
-    return Outcome(found, steps_at(tried.own_px), steps_at(px or tried.own_px), tried.steps(plain))
+    quick = tried.options.search.effort == QUICK and not tried.options.variants
+    reason = f"--effort quick makes compact variants at the input of the search alone, {rung.px} px"
+    makers = (steps_at(tried.own_px), steps_at(px or tried.own_px), tried.steps(plain))
+    return Outcome(found, *makers, rung.px != tried.own_px, reason if quick else None)
 
 
 @contextlib.contextmanager

@@ -1,0 +1,59 @@
+"""The prediction of a search's minutes: what it counts, and how it is said."""
+
+import dataclasses
+
+import pytest
+from conftest import small_checkpoint
+
+from vgg_export.data.tensors import seconds_per_picture
+from vgg_export.network import chain as chains
+from vgg_export.search import duration
+from vgg_runtime.bundle.input_spec import for_input
+
+VGG16 = chains.full_width("vgg16")
+WORK = duration.Work((224, 160, 96), 96, 1, (0.25, 0.1), 900, 1000, 600, 7, again=True)
+
+
+def expected(work: duration.Work = WORK, picture_s: float = 0.09, points: int = 2) -> float:
+    return duration.expected_s(VGG16, work, picture_s, points)
+
+
+def test_more_work_takes_longer_and_a_slower_machine_as_well() -> None:
+    usual = expected()
+    for more in (
+        {"selected": 1800},
+        {"tested": 1200},
+        {"crops": 2000},
+        {"walked": 2},
+        {"px": 160},
+        {"variants": 9},
+        {"sizes": (224, 192, 160, 96)},
+    ):
+        assert expected(dataclasses.replace(WORK, **more)) > usual, more  # type: ignore[arg-type]
+    assert expected(dataclasses.replace(WORK, again=False)) < usual
+    assert expected(points=3) - expected(points=2) == pytest.approx(expected(points=4) - expected(points=3))
+    fixed = expected(picture_s=0.0)
+    assert expected(picture_s=0.18) - fixed == pytest.approx(2 * (usual - fixed))
+
+
+def test_it_is_what_was_measured_on_a_vgg16() -> None:
+    """From the end of the check to the end of compare.py, two cores of a Zen 5 with AVX512-VNNI."""
+    shares = (0.5, 0.35, 0.25, 0.18, 0.125, 0.09, 0.065, 0.045)
+    work = duration.Work((224, 192, 160, 128, 96), 96, 3, shares, 900, 1000, 600, 7, again=True)
+    assert duration.expected_s(VGG16, work, 0.09, 2) == pytest.approx(1445, rel=0.33)
+
+
+def test_a_network_is_timed() -> None:
+    assert 0 < seconds_per_picture(small_checkpoint()) < 10
+
+
+def test_minutes_are_said_with_a_bound_where_that_is_more() -> None:
+    words = "the search and its bundle take about 20 min on this machine"
+    assert duration.in_words(1200, 1790) == f"{words}, 30 at most"
+    assert duration.in_words(1200, 1205) == words
+    assert duration.in_words(3, 4) == "the search and its bundle take about 1 min on this machine"
+
+
+def test_the_second_moments_of_all_layers_but_the_last_count() -> None:
+    network = chains.Chain(for_input(64), chains.vgg_layers([[4], [8]], (16, 3)))
+    assert duration._solved(network) == 27**3 + 36**3 + 16**3
