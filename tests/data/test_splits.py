@@ -505,7 +505,7 @@ def test_what_is_learned_from_is_that_part_and_what_is_judged_the_whole(splits: 
     assert label == item.label
     image = open_image(item.path)
     assert torch.equal(whole, torch.from_numpy(to_tensor(image, for_input(64))))
-    box = tensors.part_of(image.size, 0.4, f"0:{item.sha256}")
+    box = tensors.part_of(image.size, 0.4, f"0:{item.sha256}:0")
     assert torch.equal(part, torch.from_numpy(to_tensor(image.crop(box), for_input(64))))
     assert not torch.equal(part, whole)
     assert not torch.equal(tensors.batches_of([item], for_input(64), 0.4, seed=1)[0][0], part)

@@ -29,7 +29,7 @@ def test_more_work_takes_longer_and_a_slower_machine_as_well() -> None:
         {"variants": 9},
         {"sizes": (224, 192, 160, 96)},
     ):
-        assert expected(dataclasses.replace(WORK, **more)) > usual, more  # type: ignore[arg-type]
+        assert expected(dataclasses.replace(WORK, **more)) > usual, more
     assert expected(dataclasses.replace(WORK, again=False)) < usual
     assert expected(points=3) - expected(points=2) == pytest.approx(expected(points=4) - expected(points=3))
     fixed = expected(picture_s=0.0)
