@@ -36,7 +36,6 @@ def _run(recipes: Sequence[Recipe], options: RecipeOptions, how: RunOptions) -> 
     given, outcome = inputs.read(options, how), None
     context = _context(given, options, how)
     _ensure_possible(recipes, context)
-    within_budget.ensure_one_size(recipes, options)
     if options.budget.asked:
         outcome = within_budget.found_for(context)
     everything = Steps(context)

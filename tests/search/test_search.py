@@ -613,3 +613,16 @@ def test_all_with_a_budget_brings_the_recommended_variant_and_can_be_run_again(
     pipeline.run(dataclasses.replace(options, budget=Budget(), variants=("compact-scaled",)), how)
     assert not any((tmp_path / "out" / name).exists() for name in manifest.FRONT_NAMES)
     assert manifest.read(tmp_path / "out").max_drop is None
+
+
+def test_a_quick_search_makes_compact_variants_at_one_size() -> None:
+    steps: list[Any] = [object(), object(), object()]
+    found: Any = SimpleNamespace()
+    known = {recipe.id: recipe for recipe in recipes.RECIPES}
+    own, smaller, plain = steps
+    outcome = within_budget.Outcome(found, own, smaller, plain, folded=True, alone="at 96 px alone")
+    assert outcome.maker(known["compact-scaled"]) is steps[1]
+    assert outcome.maker(known["quantized"]) is steps[2]
+    with pytest.raises(NothingToGainError, match="at 96 px alone"):
+        outcome.maker(known["compact"])
+    assert dataclasses.replace(outcome, alone=None).maker(known["compact"]) is steps[0]

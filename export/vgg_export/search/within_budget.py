@@ -11,7 +11,7 @@ from vgg_export.core.errors import NothingToGainError, OptionsError
 from vgg_export.data.sanity import Checked
 from vgg_export.data.splits import Splits
 from vgg_export.inputs import source_and_labels
-from vgg_export.options import QUICK, Budget, RecipeOptions
+from vgg_export.options import QUICK, Budget
 from vgg_export.recipes import BASELINE, FOLD, Context, Recipe, Steps, chosen_recipes
 from vgg_runtime.bundle import manifest
 from vgg_runtime.bundle.metrics import loss_error_points
@@ -51,21 +51,6 @@ class Outcome:
         if self.alone and folded != self.folded:
             raise NothingToGainError(self.alone)
         return self.smaller if folded else self.own
-
-
-def ensure_one_size(recipes: Sequence[Recipe], options: RecipeOptions) -> None:
-    """Make sure that a quick search is not asked for compact variants at two inputs.
-
-    Raises:
-        OptionsError: it is.
-    """
-    sizes = {FOLD in recipe.steps for recipe in recipes if recipe.searched}
-    if options.variants and options.search.effort == QUICK and len(sizes) > 1:
-        named = [recipe.id for recipe in recipes if recipe.searched]
-        raise OptionsError(
-            "--effort quick makes compact variants at one input size, but --variants names"
-            f" {', '.join(named)}: name only those with or those without 'scaled', or use --effort normal"
-        )
 
 
 def found_for(context: Context) -> Outcome:
