@@ -44,5 +44,6 @@ def test_two_processes_add_up_and_go_the_way_of_the_first_also_after_its_errors(
 
 
 def test_the_first_process_says_that_another_has_ended() -> None:
-    (said,) = lines(*TORCHRUN, SCRIPT, "lost")
+    # torchrun looks late, so that it does not end the first process before that has spoken
+    (said,) = lines(*TORCHRUN, "--monitor-interval", "3", SCRIPT, "lost")
     assert said == "another process has ended, so that this one cannot go on; what that one printed says why"
