@@ -462,6 +462,7 @@ class _Line(torch.nn.Module):
         ([9.0, 5.0, 4.5], 8e-3),  # 4 of 4.5 are kept by the larger one
         ([9.0, 8.0, 4.0, 3.9], 4e-3),  # 1 of 5 is too little, 5 of 5.1 are most
         ([9.0, 12.0, 10.0, 9.5, 9.2, 9.1], 5e-4),  # none helps: the smallest steps
+        ([9.0, 12.0, 10.0, 9.5, 8.0, 7.9], 1e-3),  # the last test is of a smaller one that gains little more
         ([9.0, float("nan"), 7.0, 7.0], 4e-3),
     ],
 )

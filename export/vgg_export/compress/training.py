@@ -107,8 +107,10 @@ def _tested_rate(
             gains.append(before - loss if math.isfinite(loss) else -math.inf)
             trained.load_state_dict(start)
             if len(gains) > 1 and 0 < gains[-2] >= MOST_OF_THE_GAIN * gains[-1]:
+                found = RATES[len(gains) - 2]
                 break
-    found = RATES[len(gains) - 2] if len(gains) < len(RATES) else RATES[-1]
+        else:
+            found = RATES[-1]
     log.info("learning rate %.1e, from %d short tests", found, len(gains))
     return found
 
@@ -128,7 +130,7 @@ class _Schedule:
         self._begin()
 
     def _begin(self) -> None:
-        self.optimizer, self._since = _optimizer(self._trained, 1.0), 0
+        self.optimizer, self._since = _optimizer(self._trained), 0
         self._sizes = [group["lr"] for group in self.optimizer.param_groups]
 
     def rate(self) -> float:
@@ -138,8 +140,9 @@ class _Schedule:
 
     def step(self) -> None:
         """Make a step with the gradients that are there."""
+        rate = self.rate()
         for group, size in zip(self.optimizer.param_groups, self._sizes, strict=True):
-            group["lr"] = self.rate() * size
+            group["lr"] = rate * size
         self.optimizer.step()
         self._step, self._since = self._step + 1, self._since + 1
 
@@ -163,14 +166,14 @@ def distance(
     return loss
 
 
-def _optimizer(trained: "nn.Module", rate: float) -> "torch.optim.Optimizer":
-    """Adam with a rate relative to the root mean square of each tensor, as in Adafactor (Shazeer and Stern
-    2018, section 8)."""
+def _optimizer(trained: "nn.Module") -> "torch.optim.Optimizer":
+    """Adam whose rate is the root mean square of each tensor, to be multiplied by a relative one, as in
+    Adafactor (Shazeer and Stern 2018, section 8)."""
     import torch
 
     sizes = ((t, float(t.detach().square().mean().sqrt())) for t in trained.parameters() if t.requires_grad)
     groups = [
-        {"params": [t], "lr": rate * (size or SIZE_OF_ZEROS), "eps": EPSILON / (size or SIZE_OF_ZEROS)}
+        {"params": [t], "lr": size or SIZE_OF_ZEROS, "eps": EPSILON / (size or SIZE_OF_ZEROS)}
         for t, size in sizes
     ]
     return torch.optim.Adam(groups)
