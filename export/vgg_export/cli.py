@@ -270,7 +270,7 @@ def finetune(output: Path, teacher: str, **chosen: Any) -> None:
     tuned.safetensors
 
     On several cores or machines: torchrun --standalone --nproc-per-node 2 -m vgg_export finetune ... (all,
-    sweep, factorise and prune, too)
+    sweep, factorise, prune and evaluate, too)
     """
     wanted, pictures = build(options.FinetuneOptions, chosen), build(options.DataOptions, chosen)
     ensure_output(output, ".safetensors", chosen["weights"], teacher)

@@ -9,7 +9,6 @@ from vgg_calibration import choose
 from vgg_export.bundle import writer
 from vgg_export.core.errors import NothingToGainError, OptionsError
 from vgg_export.data.sanity import Checked
-from vgg_export.data.splits import Splits
 from vgg_export.inputs import source_and_labels
 from vgg_export.options import QUICK, Budget
 from vgg_export.recipes import BASELINE, FOLD, Context, Recipe, Steps, chosen_recipes
@@ -59,6 +58,7 @@ def found_for(context: Context) -> Outcome:
     Raises:
         OptionsError: there are too few selection pictures to show the allowed drop.
     """
+    context = _with_fewer(context, search.effort_of(context.options).select)
     allowed, n = context.options.budget.max_drop, len(context.splits.select)
     if allowed is not None and n and (least := loss_error_points(0, 0, n)) > allowed:
         raise OptionsError(
@@ -66,18 +66,19 @@ def found_for(context: Context) -> Outcome:
             f" standard error of {least:.2g} points on them; allow a larger --max-drop, or give more pictures"
             " (class folders in val/)"
         )
-    limit = search.effort_of(context.options).select
-    context = dataclasses.replace(context, splits=_with_fewer(context, limit))
     with opened(context, ("select",)) as tried:
         log.info("%s", tried.expected(len(chosen_recipes(context.options))))
         return _outcome(tried, search.run(tried, context.folder / PAGE))
 
 
-def _with_fewer(context: Context, limit: int) -> Splits:
-    """The splits of a context with as many selection pictures, at most."""
+def _with_fewer(context: Context, limit: int) -> Context:
+    """A context with as many selection pictures, at most."""
     select, seed = context.splits.select, context.options.data.seed
+    if len(select) <= limit:
+        return context
+    log.info("%d of %d selection pictures are used, as --effort quick asks", limit, len(select))
     chosen = choose.limit(select, [item.source for item in select], limit, seed)
-    return dataclasses.replace(context.splits, select=tuple(chosen))
+    return dataclasses.replace(context, splits=dataclasses.replace(context.splits, select=tuple(chosen)))
 
 
 def _outcome(tried: search.Search, found: points.Found) -> Outcome:
