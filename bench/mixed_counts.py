@@ -15,7 +15,6 @@ import argparse
 import dataclasses
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,7 +28,7 @@ import emulated
 from emulated import Pi
 from vgg_export.graphs import mixed_cost, winograd_cost
 from vgg_export.network.chain import Part
-from winograd_counts import CORE, SAME, count_models, single, square, written
+from winograd_counts import CORE, SAME, circumstances, count_models, single, square, written
 
 CORES = ("cortex-a72", "cortex-a53")
 TOGETHER = 40  # pieces counted by one start of Python on the emulated core
@@ -211,12 +210,7 @@ def run(pis: dict[str, Pi]) -> dict[str, Any]:
     off = {name: errors_of(grids[name], counts[name], coefficients) for name in grids}
     return {
         "schema": mixed_cost.SCHEMA,
-        "measured_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "emulator": emulated.emulator(),
-        "onnxruntime": pis[CORE]
-        .run("-c", "import onnxruntime; print(onnxruntime.__version__)")
-        .stdout.strip(),
-        "core": CORE,
+        **circumstances(pis[CORE]),
         "cores": dict.fromkeys(CORES, coefficients),
         "errors": {key: {name: round(off[name][key], 4) for name in grids} for key in coefficients},
         **{

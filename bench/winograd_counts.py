@@ -102,6 +102,17 @@ def written(count: Callable[[], dict[str, Any]], output: Path) -> int:
     return 0
 
 
+def circumstances(pi: Pi) -> dict[str, str]:
+    """When and with what the counts on CORE are made, for the table."""
+    version = pi.run("-c", "import onnxruntime; print(onnxruntime.__version__)").stdout.strip()
+    return {
+        "measured_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "emulator": emulated.emulator(),
+        "onnxruntime": version,
+        "core": CORE,
+    }
+
+
 def run(pis: dict[str, Pi], jobs: int) -> dict[str, Any]:
     """Count everything and fit the cost model; returns the table.
 
@@ -120,12 +131,7 @@ def run(pis: dict[str, Pi], jobs: int) -> dict[str, Any]:
             errors[key][name] = round(found, 4)
     return {
         "schema": winograd_cost.SCHEMA,
-        "measured_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "emulator": emulated.emulator(),
-        "onnxruntime": pis[CORE]
-        .run("-c", "import onnxruntime; print(onnxruntime.__version__)")
-        .stdout.strip(),
-        "core": CORE,
+        **circumstances(pis[CORE]),
         "cores": dict.fromkeys(pis, coefficients),
         "errors": errors,
         **{

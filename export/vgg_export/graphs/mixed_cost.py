@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from vgg_export.core.errors import NothingToGainError, OptionsError
+from vgg_export.core.errors import NothingToGainError
 from vgg_export.network.chain import Part
 
 from . import cook_toom, winograd_cost
@@ -165,13 +165,8 @@ class Costs:
         Raises:
             OptionsError: there are no counts for this core.
         """
-        cores: dict[str, dict[str, list[float]]] = table()["cores"]
-        if core not in cores:
-            raise OptionsError(
-                f"there are no counts of int8 for the core {core!r}; expected one of {', '.join(cores)}, or"
-                " make counts with bench/mixed_counts.py"
-            )
-        return cls(cores[core], winograd_cost.of_core(core))
+        own = winograd_cost.counted_on(core, table(), "counts of int8", "bench/mixed_counts.py")
+        return cls(own, winograd_cost.of_core(core))
 
     @property
     def start(self) -> float:

@@ -12,7 +12,7 @@ import functools
 import importlib.resources
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -214,11 +214,21 @@ def of_core(core: str) -> dict[str, list[float]]:
     Raises:
         OptionsError: there are no counts for this core.
     """
-    cores: dict[str, dict[str, list[float]]] = table()["cores"]
+    return counted_on(core, table(), "counts", "bench/winograd_counts.py")
+
+
+def counted_on(core: str, counts: Mapping[str, Any], what: str, made_by: str) -> dict[str, list[float]]:
+    """The coefficients for a core in a table of counts. ``what`` they are and ``made_by`` which script, for
+    the error.
+
+    Raises:
+        OptionsError: there are none.
+    """
+    cores: dict[str, dict[str, list[float]]] = counts["cores"]
     if core not in cores:
         raise OptionsError(
-            f"there are no counts for the core {core!r}; expected one of {', '.join(cores)}, or make counts"
-            " with bench/winograd_counts.py"
+            f"there are no {what} for the core {core!r}; expected one of {', '.join(cores)}, or make counts"
+            f" with {made_by}"
         )
     return cores[core]
 
