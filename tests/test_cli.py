@@ -125,6 +125,7 @@ def test_one_stage_after_the_other_by_hand(
     manifest.verify(tmp_path / "mine", bundle.all_files())
 
 
+@pytest.mark.release
 def test_all_from_a_state_dict_and_class_folders(
     vgg_export: Run,
     in_this_process: Run,

@@ -62,6 +62,7 @@ def test_it_holds_the_three_packages_their_data_and_nothing_else(wheel: Path) ->
         assert needed in names
 
 
+@pytest.mark.release
 def test_the_installed_wheel_makes_a_bundle_that_runs(
     wheel: Path, signs_folder: Path, tmp_path: Path
 ) -> None:

@@ -248,6 +248,7 @@ def test_the_board_takes_the_build_for_its_core_and_says_which(several: Path, tm
     assert (done.returncode, "there is no target 'pi6'; known are pi5" in done.stderr) == (2, True)
 
 
+@pytest.mark.release
 def test_tuning_is_remembered_for_this_board_and_these_models(several: Path, tmp_path: Path) -> None:
     found = manifest.read(several)
     done = compare("--tune", "--budget", "0.1", "--rounds", "1", bundle=several, XDG_CACHE_HOME=str(tmp_path))

@@ -86,6 +86,7 @@ def test_nothing_to_evaluate_is_an_error(tmp_path: Path) -> None:
         evaluate.evaluate([], [], tmp_path, Quiet())
 
 
+@pytest.mark.release
 def test_two_processes_find_the_figures_of_one(
     bundle_folder: Path, signs_folder: Path, tmp_path: Path
 ) -> None:

@@ -279,6 +279,7 @@ def test_a_teacher_of_other_classes_is_refused(
             FinetuneOptions(**bad)
 
 
+@pytest.mark.release
 def test_two_processes_learn_what_one_learns(
     pair: tuple[cache.Artifact, cache.Artifact], signs_folder: Path, tmp_path: Path
 ) -> None:

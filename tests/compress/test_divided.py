@@ -20,6 +20,7 @@ def original(tmp_path: Path) -> Path:
     return tmp_path / "original.safetensors"
 
 
+@pytest.mark.release
 def test_two_processes_factorise_as_one(original: Path, signs_folder: Path, tmp_path: Path) -> None:
     arguments = ["factorise", "--weights", original, "--data", signs_folder, *FACTORISE]
     paths = alone_and_divided(arguments, tmp_path, ".safetensors")

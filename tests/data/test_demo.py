@@ -65,6 +65,7 @@ def test_training_leaves_a_checkpoint_and_its_card(tmp_path: Path) -> None:
     assert checkpoints.load(tmp_path / "demo.safetensors").chain == demo_training.CHAIN
 
 
+@pytest.mark.release
 def test_a_part_of_the_demo_from_start_to_end(
     in_this_process: Callable[..., subprocess.CompletedProcess[str]],
     tmp_path: Path,

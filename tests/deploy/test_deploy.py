@@ -242,6 +242,7 @@ def test_what_the_report_recorded_is_there_for_the_doctor(
 
 
 @needs_sshd
+@pytest.mark.release
 def test_a_board_without_internet_gets_its_wheels(
     there: Loopback, bundle_copy: Path, to_board: Deploy, tmp_path: Path
 ) -> None:
