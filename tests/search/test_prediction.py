@@ -51,16 +51,31 @@ def test_points_teach_what_sizes_and_ranks_cost() -> None:
     assert sd < experienced().drop(candidate(0.3, 128, 0.6, 0.2))[1] / 2
 
 
-def test_speed_and_size_go_by_the_nearest_point_and_the_arithmetic() -> None:
+def test_speed_and_size_go_by_the_points_and_the_arithmetic() -> None:
     first = experienced()
     assert first.speedup(candidate(0.25)) == pytest.approx(16.0)  # int8 alone is 4 times as fast
     assert first.bytes(candidate(0.25)) == pytest.approx(BASE.bytes / 16, rel=1e-6)
     learnt = experienced(
         tried(candidate(0.5), 0.0, speed=6.0, size=10.0), tried(candidate(0.2), 0.0, speed=12.0)
     )
-    assert learnt.speedup(candidate(0.18)) == pytest.approx(12 * 0.2 / 0.18)
-    assert learnt.speedup(candidate(0.6)) == pytest.approx(6 * 0.5 / 0.6)
     assert learnt.bytes(candidate(0.6)) == pytest.approx(BASE.bytes / 10 * 1.2, rel=1e-6)
+    # times of 1/12, 1/6 and 1/4 for 0.2, 0.5 and 1
+    assert 1 / learnt.speedup(candidate(0.35)) == pytest.approx((1 / 12 + 1 / 6) / 2)
+    assert 1 / learnt.speedup(candidate(0.6)) == pytest.approx(1 / 6 + 0.2 * (1 / 4 - 1 / 6))
+    assert 1 / learnt.speedup(candidate(0.1)) == pytest.approx(1 / 12 - 0.1 * (1 / 12) / 0.3)
+    assert 1 / learnt.speedup(candidate(1.5)) == pytest.approx(1 / 4 + 0.5 * (1 / 12) / 0.5)
+
+
+def test_a_part_of_the_time_does_not_depend_on_the_arithmetic() -> None:
+    """Two points of the search on real filters: half the arithmetic took as long."""
+    found = experienced(tried(candidate(0.04), 0.0, speed=91.4), tried(candidate(0.02), 0.0, speed=89.9))
+    assert 89.9 < found.speedup(candidate(0.03)) < 91.4
+    assert found.speedup(candidate(0.01)) == pytest.approx(89.9)
+    budget = Budget(max_drop=1.0)
+    assert prediction.choose([candidate(0.03), candidate(0.01)], found, budget, 9.0) is None
+    # proportionally to what is known, and no faster
+    steep = experienced(tried(candidate(0.5), 0.0, speed=40.0))
+    assert steep.speedup(candidate(0.25)) == pytest.approx(80.0)
 
 
 def test_the_fastest_that_may_hold_is_next_and_hope_lets_it_lose_more() -> None:

@@ -122,6 +122,23 @@ def test_it_finds_the_fastest_rung_that_holds_and_learns_from_what_it_tried() ->
     assert not [one for one in scripted.asked[held + 1 :] if one[0] == OWN_PX]
 
 
+def test_of_points_as_fast_the_one_with_the_least_arithmetic_is_recommended() -> None:
+    made = {
+        name: dataclasses.replace(point(name, 0.95, speed, 100), macs=macs)
+        for name, speed, macs in (("large", 91.4, 420), ("small", 89.9, 210), ("slow", 80.0, 100))
+    }
+    budget = Budget(max_drop=1.0)
+    tried = {points.Rung(0.1, 1.0, 96): list(made.values())}
+    found = conclusion.conclude(list(made.values()), BASE, budget, tried)
+    assert found.recommended is made["small"]
+    assert found.reason.startswith(
+        "the least arithmetic of the fastest points tried with a loss of at most 1"
+    )
+    alone = conclusion.conclude([made["large"], made["slow"]], BASE, budget, tried)
+    assert alone.recommended is made["large"]
+    assert alone.reason.startswith("the fastest point tried")
+
+
 def test_a_rung_that_loses_too_much_rules_out_all_that_are_no_stronger() -> None:
     scripted = Scripted(RUNGS | {0.5: (2.0, 12.0, 35.0), 0.35: (4.0, 16.0, 40.0)}, cost=0.0)
     found = run(scripted, Budget(max_drop=0.5), effort="thorough")

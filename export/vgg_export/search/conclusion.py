@@ -2,7 +2,7 @@
 rule of ``vgg_runtime.measure.verdict``, as on the board."""
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 from vgg_export.options import Budget
 from vgg_runtime.measure import verdict
@@ -10,6 +10,8 @@ from vgg_runtime.measure.recommend import near_chance
 from vgg_runtime.result import Loss
 
 from .points import Found, Point, Rung
+
+FASTER = 1.03  # a difference of speed that counts
 
 
 def too_much(points: Iterable[Point], baseline: Point, budget: Budget) -> bool:
@@ -71,7 +73,9 @@ def conclude(
     fit = [p for p in candidates if reaches(p, budget) and not too_much([p], baseline, budget)]
     n = baseline.select.n if baseline.select else 0
     if fit and budget.max_drop is not None:
-        best, why = max(fit, key=lambda p: p.speedup), "the fastest point tried"
+        best, why = fastest(fit), "the fastest point tried"
+        if best is not max(fit, key=lambda p: p.speedup):
+            why = "the least arithmetic of the fastest points tried"
     elif fit:
         best, why = min(fit, key=lambda p: (drop(p, baseline), -p.speedup)), "the point that loses least"
     else:
@@ -92,6 +96,13 @@ def conclude(
     if figures and (why_not := near_chance(figures.top1, figures.chance, "selection pictures")):
         return Found(tuple(points), baseline, None, f"none is recommended: {why_not}", _rung_of(best, tried))
     return Found(tuple(points), baseline, best, reason, _rung_of(best, tried))
+
+
+def fastest(points: Sequence[Point]) -> Point:
+    """The fastest point. Of those that are as fast, the one with the least arithmetic: on a slower core less
+    of the time is spent on what does not depend on it."""
+    most = max(point.speedup for point in points)
+    return min((p for p in points if p.speedup * FASTER >= most), key=lambda p: (p.macs, -p.speedup))
 
 
 def _excess(point: Point, baseline: Point, budget: Budget) -> float:

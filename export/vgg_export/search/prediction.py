@@ -16,14 +16,13 @@ import numpy.typing as npt
 
 from vgg_export.options import Budget
 
-from .conclusion import drop, error, missing, reaches, too_much
+from .conclusion import FASTER, drop, error, missing, reaches, too_much
 from .points import Point, Rung
 
 # Points of top-1 that stay lost for each nat that the size and the ranks cost before distilling, and points
 # that distilling wins by itself: means and standard deviations before any point is known.
 PRIOR_MEAN, PRIOR_SD = (2.0, 4.0, 0.0), (3.0, 4.0, 4.0)
 MODEL_SD = 0.7  # points by which a point differs from the model, besides the error of its own loss
-FASTER = 1.03  # what is worth trying is at least this much faster than the fastest that holds
 LESS = 0.2  # points: or, where speed is a target only, it is expected to lose this much less
 
 
@@ -75,9 +74,11 @@ class Experience:
         return statistics.fmean(error(point, self.baseline) for point in points)
 
     def speedup(self, candidate: Candidate) -> float:
-        """The speed as predicted: that of the nearest point tried, in proportion to the arithmetic."""
-        near = self._nearest(candidate)
-        return near.speedup * near.macs / candidate.macs
+        """The speed as predicted. Between two points the time changes evenly with the arithmetic, and beyond
+        the last one as between the last two: a part of the time does not depend on the arithmetic."""
+        points = (self.alone, *(one.point for one in self.tried))
+        known = sorted({point.macs: 1 / point.speedup for point in points}.items())
+        return 1 / _expected_time(candidate.macs, known)
 
     def bytes(self, candidate: Candidate) -> int:
         """The size of the file as predicted, likewise in proportion to the parameters."""
@@ -87,6 +88,17 @@ class Experience:
     def _nearest(self, candidate: Candidate) -> Point:
         points = [one.point for one in self.tried] or [self.alone]
         return min(points, key=lambda p: abs(math.log(p.macs / candidate.macs)))
+
+
+def _expected_time(macs: int, known: Sequence[tuple[int, float]]) -> float:
+    """The time for so much arithmetic. ``known``: arithmetic and time of points, in order of the first."""
+    if len(known) > 1 and known[0][0] <= macs <= known[-1][0]:
+        return float(np.interp(macs, *zip(*known, strict=True)))
+    (near, time), *beside = known[:2] if macs < known[0][0] else known[:-3:-1]
+    slope = time / near  # the most: none of the time is spent on anything else
+    for other, its_time in beside:
+        slope = min(max((its_time - time) / (other - near), 0.0), slope)
+    return time + slope * (macs - near)
 
 
 def _row(candidate: Candidate) -> npt.NDArray[np.float64]:

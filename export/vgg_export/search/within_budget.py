@@ -159,7 +159,7 @@ def _fastest_on_test(
     """The fastest of the variants that lose no more than is allowed on the test pictures; None: there is
     none."""
     fit = [p for p in tried if p.test and verdict.within(conclusion.lost(p, baseline, "test"), allowed)]
-    return max(fit, key=lambda p: p.speedup, default=None)
+    return conclusion.fastest(fit) if fit else None
 
 
 def for_the_board(found: points.Found, entries: Sequence[writer.Entry]) -> manifest.Searched | None:
