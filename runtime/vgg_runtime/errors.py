@@ -12,3 +12,7 @@ class ImageError(RuntimeInputError):
 
 class BundleError(RuntimeInputError):
     """A bundle that is missing, damaged or newer than this runtime."""
+
+
+class ModelError(Exception):
+    """A variant cannot be loaded or run, hangs, or does not answer as it should (exit code 1)."""

@@ -78,3 +78,60 @@ def test_a_sensor_that_says_rubbish_says_nothing(rubbish: str, tmp_path: Path) -
     put(tmp_path, cpu_zone="cpu-thermal", cpu_temp=rubbish, clock0=rubbish, throttled=rubbish)
     found = device.describe(1, tmp_path)
     assert (found.temperature_c, found.clock_mhz, found.throttled) == (None, None, None)
+
+
+def zones(root: Path, **celsius: int) -> None:
+    for k, (kind, value) in enumerate(celsius.items()):
+        folder = root / f"sys/class/thermal/thermal_zone{k}"
+        folder.mkdir(parents=True)
+        (folder / "type").write_text(f"{kind.replace('_', '-')}\n")
+        (folder / "temp").write_text(f"{value * 1000}\n")
+
+
+def test_the_hottest_sensor_of_the_processor_counts(tmp_path: Path) -> None:
+    """The zones of an RK3588: a board with two kinds of core has a sensor for each."""
+    zones(
+        tmp_path,
+        soc_thermal=45,
+        bigcore0_thermal=83,
+        bigcore1_thermal=80,
+        littlecore_thermal=50,
+        gpu_thermal=99,
+    )
+    assert device.temperature_c(tmp_path) == 83
+
+
+@pytest.mark.parametrize(("chip", "degrees"), [("k10temp", 71.5), ("coretemp", 71.5), ("nvme", None)])
+def test_sensors_of_a_pc_are_seen_too(chip: str, degrees: float | None, tmp_path: Path) -> None:
+    folder = tmp_path / "sys/class/hwmon/hwmon2"
+    folder.mkdir(parents=True)
+    (folder / "name").write_text(f"{chip}\n")
+    (folder / "temp1_input").write_text("60000\n")
+    (folder / "temp2_input").write_text("71500\n")
+    assert device.temperature_c(tmp_path) == degrees
+
+
+@pytest.mark.parametrize(
+    ("parts", "name"),
+    [
+        (["0xd05"] * 4 + ["0xd0b"] * 4, "Cortex-A76"),
+        (["0xd03", "0xd08"], "Cortex-A72"),
+        (["0xd08", "0xd03"], "Cortex-A72"),
+        (["0xd05"], "Cortex-A55"),
+        (["0xfff"], "ARM part 0xfff"),
+        (["0xd03", "0xfff"], "Cortex-A53"),
+        ([], None),
+    ],
+)
+def test_a_board_is_named_by_its_fastest_core(parts: list[str], name: str | None, tmp_path: Path) -> None:
+    put(
+        tmp_path, cpuinfo="".join(f"processor\t: {k}\nCPU part\t: {part}\n\n" for k, part in enumerate(parts))
+    )
+    assert device.describe(1, tmp_path).cpu == name
+
+
+def test_cpuinfo_names_the_board_where_there_is_no_device_tree(tmp_path: Path) -> None:
+    put(tmp_path, cpuinfo=PI5_CPUINFO + "\nModel\t\t: Raspberry Pi 4 Model B Rev 1.4\n")
+    assert device.describe(1, tmp_path).board == "Raspberry Pi 4 Model B Rev 1.4"
+    put(tmp_path, model="Raspberry Pi 5 Model B Rev 1.0\0")
+    assert device.describe(1, tmp_path).board == "Raspberry Pi 5 Model B Rev 1.0"

@@ -10,6 +10,8 @@ from typing import Any
 
 from vgg_runtime.result import Device
 
+from . import limits
+
 # onnxruntime picks its int8 kernels by these features.
 _FEATURES = (
     "asimd",
@@ -26,6 +28,22 @@ _FEATURES = (
 
 # Bits 0 to 3 of the Raspberry Pi's firmware say what happens now, bits 16 to 19 what has happened since boot.
 _THROTTLE_BITS = ("under-voltage", "clock capped", "throttled", "soft temperature limit")
+# From the slowest to the fastest.
+_ARM_CORES = {
+    "0xd04": "Cortex-A35",
+    "0xd03": "Cortex-A53",
+    "0xd05": "Cortex-A55",
+    "0xd07": "Cortex-A57",
+    "0xd08": "Cortex-A72",
+    "0xd09": "Cortex-A73",
+    "0xd0a": "Cortex-A75",
+    "0xd0b": "Cortex-A76",
+    "0xd0d": "Cortex-A77",
+    "0xd41": "Cortex-A78",
+    "0xd44": "Cortex-X1",
+}
+# Sensors of the processor among those of graphics, disks and radios.
+_SENSORS = re.compile(r"cpu|soc|pkg|package|core|cluster|k10temp|zenpower", re.IGNORECASE)
 UNKNOWN_BOARD = "unknown board"
 _OWN_CHOICE = ("intel_pstate", "amd-pstate-epp")
 SINCE_BOOT = " since boot"
@@ -39,6 +57,7 @@ def describe(threads: int, root: Path = Path("/")) -> Device:
     cpu = _first(r"^model name\s*:\s*(.*)$", cpuinfo) or _arm_core(cpuinfo)
     board = (
         _text(root / "proc/device-tree/model").strip("\0 \n")
+        or _first(r"^Model\s*:\s*(.*)$", cpuinfo)
         or _text(root / "sys/devices/virtual/dmi/id/product_name").strip()
         or UNKNOWN_BOARD
     )
@@ -50,7 +69,7 @@ def describe(threads: int, root: Path = Path("/")) -> Device:
         features=tuple(f for f in _FEATURES if f in flags),
         cores=len(re.findall(r"^processor\s*:", cpuinfo, re.MULTILINE)) or os.cpu_count() or 1,
         threads=threads,
-        ram_bytes=int(memory) * 1024 if memory else None,
+        ram_bytes=_least(int(memory) * 1024 if memory else None, limits.memory_bytes(root)),
         os=_first(r'^PRETTY_NAME="?([^"\n]*)', _text(root / "etc/os-release")) or platform.platform(),
         python=platform.python_version(),
         onnxruntime=_installed("onnxruntime"),
@@ -70,12 +89,19 @@ def state(root: Path = Path("/")) -> dict[str, Any]:
 
 
 def temperature_c(root: Path = Path("/")) -> float | None:
-    """Temperature of the hottest processor sensor, in degrees Celsius; None without a sensor."""
-    found = []
-    for zone in sorted(root.glob("sys/class/thermal/thermal_zone*")):
-        kind, value = _text(zone / "type").strip(), _text(zone / "temp").strip()
-        if re.search(r"cpu|soc|pkg|package", kind, re.IGNORECASE) and re.fullmatch(r"-?\d+", value):
-            found.append(int(value) / 1000)
+    """Temperature of the hottest processor sensor, in degrees Celsius; None without a sensor. Boards with
+    several kinds of core have a sensor for each."""
+    zones = ((zone / "type", zone / "temp") for zone in root.glob("sys/class/thermal/thermal_zone*"))
+    chips = (
+        (chip / "name", value)
+        for chip in root.glob("sys/class/hwmon/hwmon*")
+        for value in chip.glob("temp*_input")
+    )
+    found = [
+        int(degrees) / 1000
+        for kind, value in (*zones, *chips)
+        if _SENSORS.search(_text(kind)) and re.fullmatch(r"-?\d+", degrees := _text(value).strip())
+    ]
     return max(found, default=None)
 
 
@@ -121,15 +147,21 @@ def governor(root: Path = Path("/")) -> str | None:
 def available_bytes(root: Path = Path("/")) -> int | None:
     """Bytes of memory that programs can still get without swapping; None where they are unknown."""
     kilobytes = _first(r"^MemAvailable:\s*(\d+) kB", _text(root / "proc/meminfo"))
-    return int(kilobytes) * 1024 if kilobytes else None
+    return _least(int(kilobytes) * 1024 if kilobytes else None, limits.free_memory_bytes(root))
+
+
+def _least(*values: int | None) -> int | None:
+    """The least of the known values; None where none is known."""
+    return min((value for value in values if value is not None), default=None)
 
 
 def usable_cores() -> int:
-    """Cores this process may run on."""
+    """Cores this process may run on, no more than a quota of time is worth."""
     try:
-        return len(os.sched_getaffinity(0))
+        cores = len(os.sched_getaffinity(0))
     except AttributeError:  # not on macOS or Windows
-        return os.cpu_count() or 1
+        cores = os.cpu_count() or 1
+    return limits.threads(cores)
 
 
 def peak_rss_bytes(status: Path = Path("/proc/self/status")) -> int | None:
@@ -142,9 +174,12 @@ def peak_rss_bytes(status: Path = Path("/proc/self/status")) -> int | None:
 
 
 def _arm_core(cpuinfo: str) -> str | None:
-    names = {"0xd03": "Cortex-A53", "0xd08": "Cortex-A72", "0xd0b": "Cortex-A76"}
-    part = _first(r"^CPU part\s*:\s*(\S+)", cpuinfo)
-    return names.get(part, f"ARM part {part}") if part else None
+    """The name of the fastest kind of core: where there are several, work goes there."""
+    parts = set(re.findall(r"^CPU part\s*:\s*(\S+)", cpuinfo, re.MULTILINE))
+    known = [name for part, name in _ARM_CORES.items() if part in parts]
+    if known:
+        return known[-1]
+    return f"ARM part {min(parts)}" if parts else None
 
 
 def _installed(package: str) -> str | None:

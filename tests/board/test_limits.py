@@ -1,0 +1,145 @@
+"""Limits of control groups, of both versions, laid out below another root; and those of this process for
+real."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import command_environment
+
+from vgg_runtime.board import device, limits
+from vgg_runtime.doctor import machine
+
+MB = 1_000_000
+UNLIMITED_1 = "9223372036854771712"
+
+
+def write(root: Path, files: dict[str, str]) -> Path:
+    for name, content in files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(content)
+    return root
+
+
+def second(root: Path, path: str, **own: str) -> Path:
+    """A group of version 2 at ``path``, with the files that are given for it."""
+    names = {name.replace("_", "."): value for name, value in own.items()}
+    folder = f"sys/fs/cgroup{path}".rstrip("/")
+    return write(root, {"proc/self/cgroup": f"0::{path}\n", **{f"{folder}/{n}": v for n, v in names.items()}})
+
+
+def test_without_groups_there_are_no_limits(tmp_path: Path) -> None:
+    assert (limits.memory_bytes(tmp_path), limits.free_memory_bytes(tmp_path), limits.cores(tmp_path)) == (
+        None,
+        None,
+        None,
+    )
+    assert limits.threads(4, tmp_path) == 4
+    second(tmp_path, "/", memory_max="max\n", cpu_max="max 100000\n", memory_current="5\n")
+    assert (limits.memory_bytes(tmp_path), limits.cores(tmp_path)) == (None, None)
+
+
+def test_a_container_of_version_2(tmp_path: Path) -> None:
+    stat = f"anon 1\ninactive_file {20 * MB}\nactive_file 3\n"
+    second(
+        tmp_path,
+        "/",
+        memory_max=f"{70 * MB}\n",
+        memory_current=f"{50 * MB}\n",
+        memory_stat=stat,
+        cpu_max="50000 100000\n",
+    )
+    assert limits.memory_bytes(tmp_path) == 70 * MB
+    assert limits.free_memory_bytes(tmp_path) == 40 * MB  # pages that can be dropped are free
+    assert limits.cores(tmp_path) == 0.5
+    assert limits.threads(2, tmp_path) == 1
+
+
+def test_the_tightest_of_all_groups_above_counts(tmp_path: Path) -> None:
+    second(tmp_path, "/user.slice/app.service", memory_max=f"{900 * MB}", memory_current=f"{100 * MB}")
+    above = tmp_path / "sys/fs/cgroup/user.slice"
+    write(above, {"memory.max": f"{500 * MB}", "memory.current": f"{450 * MB}", "cpu.max": "250000 100000"})
+    assert limits.memory_bytes(tmp_path) == 500 * MB
+    assert limits.free_memory_bytes(tmp_path) == 50 * MB
+    assert limits.cores(tmp_path) == 2.5
+    assert [limits.threads(n, tmp_path) for n in (1, 2, 4)] == [1, 2, 2]
+
+
+def test_version_1_has_a_tree_for_each_controller(tmp_path: Path) -> None:
+    write(
+        tmp_path,
+        {
+            "proc/self/cgroup": "12:cpu,cpuacct:/docker/a\n5:memory:/docker/a\n1:name=systemd:/docker/a\n",
+            "sys/fs/cgroup/memory/memory.limit_in_bytes": UNLIMITED_1,
+            "sys/fs/cgroup/memory/memory.usage_in_bytes": "1",
+            "sys/fs/cgroup/memory/docker/a/memory.limit_in_bytes": f"{256 * MB}",
+            "sys/fs/cgroup/memory/docker/a/memory.usage_in_bytes": f"{100 * MB}",
+            "sys/fs/cgroup/memory/docker/a/memory.stat": f"cache 1\ntotal_inactive_file {6 * MB}\n",
+            "sys/fs/cgroup/cpu,cpuacct/docker/a/cpu.cfs_quota_us": "150000",
+            "sys/fs/cgroup/cpu,cpuacct/docker/a/cpu.cfs_period_us": "100000",
+        },
+    )
+    assert limits.memory_bytes(tmp_path) == 256 * MB
+    assert limits.free_memory_bytes(tmp_path) == 162 * MB
+    assert limits.cores(tmp_path) == 1.5
+    write(tmp_path, {"sys/fs/cgroup/cpu,cpuacct/docker/a/cpu.cfs_quota_us": "-1"})
+    assert limits.cores(tmp_path) is None
+
+
+def test_a_container_sees_its_own_group_at_the_top(tmp_path: Path) -> None:
+    """With version 1 the path is the host's, and the files lie at the mount."""
+    write(
+        tmp_path,
+        {
+            "proc/self/cgroup": "5:memory:/docker/a\n",
+            "sys/fs/cgroup/memory/memory.limit_in_bytes": f"{64 * MB}",
+            "sys/fs/cgroup/memory/memory.usage_in_bytes": f"{60 * MB}",
+        },
+    )
+    assert limits.free_memory_bytes(tmp_path) == 4 * MB
+
+
+@pytest.mark.parametrize("rubbish", ["", "x\n", "-5\n", "\xff", "1 2 3\n"])
+def test_rubbish_is_no_limit(rubbish: str, tmp_path: Path) -> None:
+    second(tmp_path, "/", memory_current=rubbish, cpu_max=rubbish)
+    assert limits.free_memory_bytes(tmp_path) is None
+    assert limits.cores(tmp_path) is None
+    write(tmp_path, {"proc/self/cgroup": f"{rubbish}:{rubbish}:/../../etc\n"})
+    assert limits.memory_bytes(tmp_path) is None
+
+
+def test_the_device_is_no_larger_than_the_group(tmp_path: Path) -> None:
+    second(tmp_path, "/", memory_max=f"{70 * MB}", memory_current=f"{50 * MB}", cpu_max="50000 100000")
+    write(tmp_path, {"proc/meminfo": "MemTotal: 8000000 kB\nMemAvailable: 7000000 kB\n"})
+    board = device.describe(1, tmp_path)
+    assert (board.ram_bytes, board.available_bytes) == (70 * MB, 20 * MB)
+    write(tmp_path, {"proc/meminfo": "MemTotal: 50000 kB\nMemAvailable: 10000 kB\n"})
+    board = device.describe(1, tmp_path)
+    assert (board.ram_bytes, board.available_bytes) == (50_000 * 1024, 10_000 * 1024)
+
+
+def test_the_doctor_names_the_limits(tmp_path: Path) -> None:
+    assert machine.allowed(tmp_path).mark == "unknown"
+    second(tmp_path, "/")
+    assert machine.allowed(tmp_path).found == "no limit of memory or time is set for this process"
+    second(tmp_path, "/", memory_max=f"{70 * MB}", cpu_max="50000 100000")
+    found = machine.allowed(tmp_path)
+    assert found.found == "a control group allows 70 MB of memory and 0.5 cores' worth of time"
+    assert found.mark == "warning"
+    assert "raise the quota" in (found.remedy or "")
+    second(tmp_path, "/", cpu_max="300000 100000")
+    assert machine.allowed(tmp_path).mark == "ok"
+
+
+def test_the_mask_of_this_process_counts() -> None:
+    code = (
+        "import os; from vgg_runtime.board import device;"
+        " os.sched_setaffinity(0, {min(os.sched_getaffinity(0))}); print(device.usable_cores())"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=command_environment(), capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "1"
+    assert 1 <= device.usable_cores() <= len(os.sched_getaffinity(0))
