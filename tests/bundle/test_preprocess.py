@@ -47,6 +47,58 @@ def test_the_field_of_view_is_kept() -> None:
     assert input_spec.for_input(160) == input_spec.InputSpec(183, 160)
 
 
+def enlarged(path: Path, px: int, **options: Any) -> bytes:
+    """A photograph as a JPEG whose shorter side has ``px`` pixels."""
+    image = Image.open(path).convert("RGB")
+    factor = px / min(image.size)
+    size = round(image.width * factor), round(image.height * factor)
+    buffer = io.BytesIO()
+    image.resize(size, Image.Resampling.BICUBIC).save(buffer, "JPEG", quality=92, **options)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("shorter", "decoded"), [(3000, 375), (2928, 366), (2920, 730), (1464, 366), (1463, 732), (731, 731)]
+)
+def test_a_large_jpeg_is_decoded_at_a_part_of_its_size(shorter: int, decoded: int) -> None:
+    """At 160 px pictures are resized to 183 px; twice that must remain."""
+    content = enlarged(PHOTOS[0], shorter)
+    assert min(preprocess.open_image(content, input_spec.for_input(160)).size) == decoded
+    assert min(preprocess.open_image(content).size) == shorter
+    assert min(preprocess.size_px(content)) == shorter
+
+
+@pytest.mark.parametrize("orientation", [1, 6])
+@pytest.mark.parametrize("resize", input_spec.RESIZES)
+@pytest.mark.parametrize("path", PHOTOS, ids=lambda p: p.stem)
+def test_a_part_of_the_size_gives_nearly_the_same_pixels(path: Path, resize: str, orientation: int) -> None:
+    spec = input_spec.InputSpec(183, 160, resize=resize)
+    block = Image.Exif()
+    block[0x112] = orientation
+    content = enlarged(path, 2000, exif=block)
+    fast, exact = (
+        preprocess.framed(preprocess.open_image(content, wanted), spec).astype(float)
+        for wanted in (spec, None)
+    )
+    apart = np.abs(fast - exact)
+    assert apart.mean() < 1.0  # of 255
+    assert np.quantile(apart, 0.99) < 6
+
+
+def test_only_a_jpeg_has_parts_of_its_size() -> None:
+    buffer = io.BytesIO()
+    Image.open(io.BytesIO(enlarged(PHOTOS[0], 1500))).save(buffer, "PNG", compress_level=1)
+    assert min(preprocess.open_image(buffer.getvalue(), input_spec.for_input(160)).size) == 1500
+
+
+def test_a_large_jpeg_that_lacks_rows_is_refused_as_a_small_one() -> None:
+    content = enlarged(PHOTOS[0], 3000)
+    with pytest.raises(ImageError, match="pixels end before the last row"):
+        preprocess.open_image(content[: len(content) // 2], input_spec.for_input(160))
+    whole = preprocess.open_image(content[:-2], input_spec.for_input(160))  # only the end marker is missing
+    assert min(whole.size) == 375
+
+
 def picture() -> Image.Image:
     return signs.draw("stop", 5, 96).filter(ImageFilter.GaussianBlur(2))  # no noise: JPEG would not keep it
 
@@ -838,6 +890,26 @@ def test_a_phones_fifty_megapixels_fit_into_the_memory_of_a_decoder(kind: str) -
         + input_spec.IMAGENET_MEAN
     )
     assert np.allclose(found * 255, (90, 120, 40), atol=2)
+
+
+def test_sensors_of_108_megapixels_are_decoded_at_a_part_of_their_size(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    spec = input_spec.for_input(160)
+    buffer = io.BytesIO()
+    Image.new("RGB", (12_000, 9_000), (90, 120, 40)).save(buffer, "JPEG")
+    found = preprocess.open_image(buffer.getvalue(), spec)
+    assert found.size == (1500, 1125)
+    assert np.allclose(np.asarray(found)[500, 700], (90, 120, 40), atol=2)
+    with pytest.raises(ImageError, match="12000 x 9000 pixels, more than 52 megapixels"):
+        preprocess.open_image(buffer.getvalue())
+    progressive = io.BytesIO()
+    Image.new("L", (8_000, 8_000), 90).save(progressive, "JPEG", progressive=True)
+    with pytest.raises(ImageError, match="8000 x 8000 pixels, more than 52 megapixels"):
+        preprocess.open_image(progressive.getvalue(), spec)  # all of it would be in memory
+    monkeypatch.setattr(preprocess, "MAX_IN_PARTS", 100_000_000)
+    with pytest.raises(ImageError, match="12000 x 9000 pixels, more than 100 megapixels"):
+        preprocess.open_image(buffer.getvalue(), spec)
 
 
 def test_a_name_is_found_in_the_form_it_has(tmp_path: Path) -> None:

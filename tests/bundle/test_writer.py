@@ -46,6 +46,7 @@ def test_it_holds_what_the_manifest_says_and_nothing_else(bundle_folder: Path) -
     sources = {p.relative_to(ROOT).as_posix(): p for p in (ROOT / "runtime/vgg_runtime").rglob("*.py")}
     assert {name for name in files if name.startswith("runtime/vgg_runtime/")} == {
         *sources,
+        "runtime/vgg_runtime/py.typed",
         "runtime/vgg_runtime/report/page.html",
     }
     for name, path in sources.items():

@@ -18,7 +18,7 @@ from vgg_export.data import drawn, signs, tensors
 from vgg_export.data import splits as data_splits
 from vgg_export.data.wordnet import wordnet_ids
 from vgg_export.options import DataOptions, DrawOptions
-from vgg_runtime.bundle.input_spec import for_input
+from vgg_runtime.bundle.input_spec import InputSpec, for_input
 from vgg_runtime.bundle.preprocess import open_image, to_tensor
 
 
@@ -180,9 +180,9 @@ def test_each_picture_is_decoded_once_and_the_work_is_shown(
         pictures(root / part / "stop", 13, first=100 * k)
     opened: list[Path] = []
 
-    def counting(path: Path) -> Image.Image:
+    def counting(path: Path, spec: InputSpec) -> Image.Image:
         opened.append(path)
-        return open_image(path)
+        return open_image(path, spec)
 
     monkeypatch.setattr(data_splits, "open_image", counting)
     shown = Counting()

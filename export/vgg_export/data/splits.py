@@ -17,6 +17,7 @@ from vgg_export.core.progress import Progress
 from vgg_export.network.provenance import Provenance
 from vgg_export.options import DataOptions, DrawOptions
 from vgg_runtime.bundle import images
+from vgg_runtime.bundle.input_spec import for_input
 from vgg_runtime.bundle.preprocess import open_image
 from vgg_runtime.errors import RuntimeInputError
 from vgg_runtime.text import printable
@@ -345,7 +346,7 @@ def _names(paths: Sequence[Path]) -> str:
 def _inspect(path: Path) -> tuple[str, str | None]:
     try:
         digest = choose.content_hash(path)
-        open_image(path)
+        open_image(path, for_input(224))  # a large JPEG need not be decoded in full to see that it is whole
     except (RuntimeInputError, OSError) as error:
         return "", str(error)
     return digest, None

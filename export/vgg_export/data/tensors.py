@@ -52,7 +52,9 @@ def batches_of(
 
         def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
             item = items[index]
-            image = open_image(item.path)
+            # a part of the picture must be large enough, too
+            needed = preprocessing.at(math.ceil(preprocessing.px / math.sqrt(min(least_area, 1.0))))
+            image = open_image(item.path, needed)
             if least_area < 1:
                 drawn_for = f"{seed}:{item.sha256}:{crops[index] if crops else 0}"
                 image = image.crop(part_of(image.size, least_area, drawn_for))

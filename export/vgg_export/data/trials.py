@@ -143,8 +143,9 @@ class Asked:
         """The part of a picture that the network sees: bytes [px, px, channels]."""
         key = place, spec.resize, spec.resize_px
         if key not in self._frames:
-            image = open_image(self.items[place].path)
-            for one in (spec, *also):
+            wanted = (spec, *also)
+            image = open_image(self.items[place].path, max(wanted, key=lambda one: one.resize_px))
+            for one in wanted:
                 self._frames[place, one.resize, one.resize_px] = framed(image, one)
         return self._frames[key]
 

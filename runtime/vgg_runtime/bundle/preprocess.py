@@ -6,8 +6,11 @@ The steps are those of torchvision's evaluation presets on PIL images, as an ``I
 deviation.
 """
 
+import contextlib
 import io
+import math
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -29,9 +32,14 @@ SUFFIXES = (
 # A camera sold as 50 megapixels gives up to 51.3 million pixels (8272 x 6200). The largest picture takes
 # 208 MB decoded, and twice that while it is turned; a board with 512 MB must have room for it.
 MAX_PIXELS = 52_000_000
+# Of a JPEG that is decoded at a part of its size. A sensor of 200 megapixels has 16,320 x 12,240.
+MAX_IN_PARTS = 220_000_000
 # Pillow's own limit is higher and only warns; ours is checked before anything is decoded
 Image.MAX_IMAGE_PIXELS = None
 BACKGROUND = (255, 255, 255)  # behind transparency
+# A JPEG's decoder can leave the finest waves out of each block, and so decode to 1/2, 1/4 or 1/8 of the size
+# in a fraction of the time. It does where at least this many times the resized picture remains.
+DRAFT_MARGIN = 2
 _ROWS_MISSING = "the pixels end before the last row"
 _ROWS_AT_ONCE = 256  # where a whole copy would be too large
 _UPRIGHT = {
@@ -48,21 +56,54 @@ _BITS, _COMPRESSION, _PHOTOMETRIC, _SAMPLES, _PLANAR = 258, 259, 262, 277, 284
 _COLORMAP, _SAMPLE_FORMAT, _SUBSAMPLING = 320, 339, 530
 
 
-def open_image(source: Path | bytes) -> Image.Image:
+def open_image(source: Path | bytes, spec: InputSpec | None = None) -> Image.Image:
     """Decode a picture to RGB, upright; its ``format`` is the file's.
 
     EXIF orientation is applied, transparency is laid over white, CMYK and palettes are converted, grey of
     more than 8 bit is scaled to 8 bit, and of an animation the first frame is taken. Other metadata is not
     read, a missing end marker does not matter.
 
+    Args:
+        spec: what the picture is decoded for; a JPEG that is at least twice too large for it is decoded at a
+            half, a quarter or an eighth of its size. None: every pixel is decoded.
+
     Raises:
         ImageError: the file is missing, is no picture of the allowed formats, is damaged, lacks rows, has
-            samples that Pillow would decode wrongly, or has more than ``MAX_PIXELS`` (checked before
-            decoding).
+            samples that Pillow would decode wrongly, or has more than ``MAX_PIXELS``, or
+            ``MAX_IN_PARTS`` where it is decoded at a part of its size (checked before decoding).
     """
     name = str(source) if isinstance(source, Path) else "the file"
+    with _explained(name):
+        return _open(source.read_bytes() if isinstance(source, Path) else source, name, spec)
+
+
+def size_px(content: bytes) -> tuple[int, int]:
+    """Width and height of a picture that ``open_image`` reads, upright. Nothing is decoded."""
+    content, orientation = picture_files.without_metadata(content)
+    with _explained("the file"):
+        image = Image.open(io.BytesIO(content), formats=FORMATS)
+        if image.format == "WEBP":
+            orientation = picture_files.orientation(image.info.get("exif", b""))
+        width, height = image.size
+    return (height, width) if orientation >= 5 else (width, height)
+
+
+def from_pillow(image: Image.Image) -> Image.Image:
+    """A picture that another program opened or made, as ``open_image`` gives it: RGB, upright.
+
+    Raises:
+        ImageError: it is damaged, or has samples that have no agreed brightness.
+    """
+    with _explained("the picture"):
+        image.load()
+        return _upright(_to_rgb(image, "the picture"), picture_files.orientation(image.info.get("exif", b"")))
+
+
+@contextlib.contextmanager
+def _explained(name: str) -> Iterator[None]:
+    """Turn every error of a decoder into an ImageError about the picture ``name``."""
     try:
-        return _open(source.read_bytes() if isinstance(source, Path) else source, name)
+        yield
     except FileNotFoundError as error:
         raise ImageError(f"there is no file {name}") from error
     except IsADirectoryError as error:
@@ -86,11 +127,11 @@ def _in_words(error: Exception) -> str:
     return reason.decode("latin-1") if isinstance(reason, bytes) else str(error)
 
 
-def _open(content: bytes, name: str) -> Image.Image:
+def _open(content: bytes, name: str, spec: InputSpec | None) -> Image.Image:
     kind = picture_files.kind(content)
     content, orientation = picture_files.without_metadata(content)
     try:
-        image = _decode_whole(content, name)
+        image = _decode_whole(content, name, spec)
     except UnidentifiedImageError as error:
         if kind is None:
             raise
@@ -99,29 +140,31 @@ def _open(content: bytes, name: str) -> Image.Image:
     if image.format == "WEBP":
         orientation = picture_files.orientation(image.info.get("exif", b""))
     kind = image.format
-    image = _to_rgb(image, name)
-    if orientation in _UPRIGHT:
-        image = image.transpose(_UPRIGHT[orientation])
+    image = _upright(_to_rgb(image, name), orientation)
     image.format = kind
     return image
 
 
-def _decode_whole(content: bytes, name: str) -> Image.Image:
+def _upright(image: Image.Image, orientation: int) -> Image.Image:
+    return image.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else image
+
+
+def _decode_whole(content: bytes, name: str, spec: InputSpec | None) -> Image.Image:
     """Decode, and make sure that no rows are missing where the decoder does not check that."""
     kind = picture_files.kind(content)
     if kind == picture_files.JPEG:
-        found = _decode_jpeg(content, name)
-        return found if found is not None else _decode_with_end(content, name)
-    image = _decode(content, name)
+        found = _decode_jpeg(content, name, spec)
+        return found if found is not None else _decode_with_end(content, name, spec)
+    image = _decode(content, name, spec)
     if kind == picture_files.PNG and _may_lack_rows(image) and not picture_files.has_all_rows(content):
         raise OSError(_ROWS_MISSING)
     return image
 
 
-def _decode_jpeg(content: bytes, name: str) -> Image.Image | None:
+def _decode_jpeg(content: bytes, name: str, spec: InputSpec | None) -> Image.Image | None:
     """The decoded JPEG; None where its end marker or rows may be missing."""
     try:
-        image = _decode(content, name)
+        image = _decode(content, name, spec)
     except UnidentifiedImageError:
         raise
     except OSError:
@@ -129,13 +172,18 @@ def _decode_jpeg(content: bytes, name: str) -> Image.Image | None:
     return None if _ends_in_filling_grey(image) else image
 
 
-def _decode(content: bytes, name: str) -> Image.Image:
+def _decode(content: bytes, name: str, spec: InputSpec | None) -> Image.Image:
     image = Image.open(io.BytesIO(content), formats=FORMATS)
-    if image.width * image.height > MAX_PIXELS:
-        limit = f"{MAX_PIXELS // 1_000_000} megapixels"
-        raise ImageError(
-            f"{name} is {image.width} x {image.height} pixels, more than {limit}; make it smaller first"
-        )
+    whole = image.size
+    if spec is not None and image.format == "JPEG":
+        width, height = _resized(image.size, spec)
+        image.draft(None, (DRAFT_MARGIN * width, DRAFT_MARGIN * height))
+    # all coefficients of a progressive JPEG are in memory before the first pixel is
+    in_parts = image.size != whole and "progressive" not in image.info
+    limit = MAX_IN_PARTS if in_parts else MAX_PIXELS
+    if math.prod(whole) > limit or math.prod(image.size) > MAX_PIXELS:
+        most = f"{limit // 1_000_000} megapixels"
+        raise ImageError(f"{name} is {whole[0]} x {whole[1]} pixels, more than {most}; make it smaller first")
     if isinstance(image, TiffImagePlugin.TiffImageFile):
         problem = _misread(image)
         if problem is not None:
@@ -147,14 +195,14 @@ def _decode(content: bytes, name: str) -> Image.Image:
     return image
 
 
-def _decode_with_end(content: bytes, name: str) -> Image.Image:
+def _decode_with_end(content: bytes, name: str, spec: InputSpec | None) -> Image.Image:
     """Decode a JPEG that may lack its end marker or rows.
 
     It is decoded with two different endings. If the two pictures differ, rows are missing.
     """
     ended, followed = picture_files.with_other_endings(content)
-    other = _fingerprint(_decode(followed, name))
-    image = _decode(ended, name)
+    other = _fingerprint(_decode(followed, name, spec))
+    image = _decode(ended, name, spec)
     if _fingerprint(image) != other:
         raise OSError(_ROWS_MISSING)
     return image
@@ -283,9 +331,17 @@ def _framed(image: Image.Image, spec: InputSpec) -> Image.Image:
     """The part of the picture that the network sees, px x px, in grey where the network takes grey."""
     if spec.channels == GREY:
         image = image.convert("L")  # before it is resized, as torchvision and Keras do
-    side, crop = spec.resize_px, spec.px
-    width, height = image.size
-    shorter, longer = sorted(image.size)
+    # Only the part inside the crop is resized. The pixels are the same, and a strip of 1 x 100,000 px does
+    # not fill the memory.
+    size, crop = _resized(image.size, spec), spec.px
+    left, top = round((size[0] - crop) / 2), round((size[1] - crop) / 2)
+    return _resize_visible(image, size, (left, top, crop))
+
+
+def _resized(size: tuple[int, int], spec: InputSpec) -> tuple[int, int]:
+    """Width and height in px that a picture is resized to, before the middle is cut out."""
+    side = spec.resize_px
+    shorter, longer = sorted(size)
     if spec.resize == "crop":
         # the longer side is truncated, as in torchvision, but never below ``side``
         scaled = max(side, int(side * longer / shorter))
@@ -293,11 +349,7 @@ def _framed(image: Image.Image, spec: InputSpec) -> Image.Image:
         scaled, side = side, max(1, round(side * shorter / longer))
     else:
         scaled = side
-    size = (side, scaled) if width <= height else (scaled, side)
-    # Only the part inside the crop is resized. The pixels are the same, and a strip of 1 x 100,000 px does
-    # not fill the memory.
-    left, top = round((size[0] - crop) / 2), round((size[1] - crop) / 2)
-    return _resize_visible(image, size, (left, top, crop))
+    return (side, scaled) if size[0] <= size[1] else (scaled, side)
 
 
 def _resize_visible(image: Image.Image, size: tuple[int, int], window: tuple[int, int, int]) -> Image.Image:
@@ -311,5 +363,5 @@ def _resize_visible(image: Image.Image, size: tuple[int, int], window: tuple[int
 
 
 def load(path: Path, spec: InputSpec) -> npt.NDArray[np.float32]:
-    """``to_tensor(open_image(path))``."""
-    return to_tensor(open_image(path), spec)
+    """``to_tensor(open_image(path, spec))``."""
+    return to_tensor(open_image(path, spec), spec)

@@ -28,8 +28,14 @@ def exact(settings: SessionSettings, core: Target, made_for: Sequence[str]) -> S
     return dataclasses.replace(settings, config=settings.config | {EXACT: "1"})
 
 
-def session_options(settings: SessionSettings, threads: int) -> Any:
-    """A variant's settings as onnxruntime's ``SessionOptions``."""
+# Idle threads of onnxruntime wait for their next work in a loop before they sleep.
+# Between the frames of a stream that burns the cores.
+SPINNING = "session.intra_op.allow_spinning"
+
+
+def session_options(settings: SessionSettings, threads: int, *, spinning: bool = True) -> Any:
+    """A variant's settings as onnxruntime's ``SessionOptions``. ``spinning``: idle threads wait in a loop
+    instead of sleeping."""
     # imported here, so that a wheel that crashes at import (1.21.0 on a Pi 4) ends a child process only
     import onnxruntime as ort
 
@@ -40,6 +46,8 @@ def session_options(settings: SessionSettings, threads: int) -> Any:
     options.log_severity_level = 3
     for key, value in settings.config.items():
         options.add_session_config_entry(key, value)
+    if not spinning:
+        options.add_session_config_entry(SPINNING, "0")
     return options
 
 
@@ -47,12 +55,11 @@ class Model:
     """A loaded variant: float32 [N, channels, px, px] -> raw logits float32 [N, outputs]. What they mean
     is in ``outputs.py``."""
 
-    def __init__(self, path: Path, settings: SessionSettings, threads: int) -> None:
+    def __init__(self, path: Path, settings: SessionSettings, threads: int, *, spinning: bool = True) -> None:
         import onnxruntime as ort
 
-        self._session: Any = ort.InferenceSession(
-            str(path), session_options(settings, threads), providers=["CPUExecutionProvider"]
-        )
+        options = session_options(settings, threads, spinning=spinning)
+        self._session: Any = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         self._input: str = self._session.get_inputs()[0].name
 
     def __call__(self, batch: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:

@@ -8,6 +8,7 @@ import json
 import re
 from pathlib import Path
 
+from vgg_runtime.bundle.input_spec import InputSpec
 from vgg_runtime.bundle.preprocess import open_image
 from vgg_runtime.result import Result
 
@@ -63,7 +64,7 @@ def report(result: Result, pictures: list[Path]) -> str:
 
 def thumbnail(path: Path) -> str:
     """A small JPEG of a picture as a data URI."""
-    image = open_image(path)
+    image = open_image(path, InputSpec(THUMBNAIL_PX, THUMBNAIL_PX))
     image.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX))
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=80)

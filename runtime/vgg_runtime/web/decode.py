@@ -7,9 +7,14 @@ tensor [channels, px, px] per preprocessing. A picture that crashes the decoder 
 
 import json
 import sys
+from collections.abc import Sequence
 
+import numpy as np
+import numpy.typing as npt
+
+from vgg_runtime.bundle import picture_files
 from vgg_runtime.bundle.input_spec import InputSpec
-from vgg_runtime.bundle.preprocess import open_image, to_tensor
+from vgg_runtime.bundle.preprocess import open_image, size_px, to_tensor
 from vgg_runtime.errors import ImageError
 from vgg_runtime.measure.answers import say
 
@@ -22,18 +27,35 @@ def main() -> int:
     request = json.loads(sys.stdin.buffer.readline())
     content = sys.stdin.buffer.read(request["bytes"])
     try:
-        image = open_image(content)
-        tensors = [to_tensor(image, InputSpec.from_json(wanted)) for wanted in request["preprocessings"]]
+        specs = [InputSpec.from_json(wanted) for wanted in request["preprocessings"]]
+        tensors, form = _prepared(content, specs)
+        width, height = size_px(content)
     except (ImageError, MemoryError) as error:
         message = str(error) or "the picture does not fit into this device's memory; make it smaller first"
         say("error", message=message)
         return 0
     sizes = [tensor.nbytes for tensor in tensors]
-    say("decoded", width=image.width, height=image.height, format=image.format, tensor_bytes=sizes)
+    say("decoded", width=width, height=height, format=form, tensor_bytes=sizes)
     for tensor in tensors:
         sys.stdout.buffer.write(tensor.tobytes())
     sys.stdout.buffer.flush()
     return 0
+
+
+def _prepared(content: bytes, specs: Sequence[InputSpec]) -> tuple[list[npt.NDArray[np.float32]], str | None]:
+    """The tensor for each input, and the format of the file. Only a JPEG is decoded in another way for
+    another input; one at a time is in memory."""
+    if picture_files.kind(content) != picture_files.JPEG:
+        image = open_image(content)
+        return [to_tensor(image, spec) for spec in specs], image.format
+    tensors = []
+    form = None
+    for spec in specs:
+        image = open_image(content, spec)
+        form = image.format
+        tensors.append(to_tensor(image, spec))
+        del image
+    return tensors, form
 
 
 def limit_memory() -> None:
