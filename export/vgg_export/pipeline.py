@@ -12,7 +12,7 @@ from vgg_runtime.result import Evaluation
 
 from . import inputs
 from .bundle import evaluate, writer
-from .core.errors import NothingToGainError, OptionsError
+from .core.errors import NothingToGainError, OptionsError, OtherInputError
 from .core.files import exclusive, write_json
 from .core.progress import Progress
 from .data import wordnet
@@ -89,7 +89,8 @@ def _entries(
                 raise NothingToGainError(reason)
             entry = maker(recipe).entry(recipe)
         except NothingToGainError as error:
-            if options.variants:  # it was asked for by name
+            # it was asked for by name; a search asks for both compact variants, and finds an input for one
+            if options.variants and not isinstance(error, OtherInputError):
                 raise
             log.warning("%s is left out: %s", recipe.id, error)
             continue

@@ -591,10 +591,19 @@ def test_all_with_a_budget_brings_the_recommended_variant_and_can_be_run_again(
     assert content["recommended"]["family"] == "compact"
     assert content["recommended"]["test"]["n"] == 42
     # nothing was tuned
-    assert [loss.step for loss in made.variant("compact").losses] == ["removed", "repaired", "quantized"]
+    assert [loss.step for loss in made.variant("compact-scaled").losses] == [
+        "removed",
+        "repaired",
+        "quantized",
+    ]
+    assert (
+        "compact is left out: a search makes compact variants at the input that it found, 96 px"
+        in caplog.text
+    )
+    assert [v.id for v in made.variants] == ["baseline", "quantized", "compact-scaled"]
     quantized = sum(record.getMessage().startswith("int8: ") for record in caplog.records)
-    # all points but the baseline, the compact variant at the own size, and none for a variant again
-    assert quantized == len(content["points"])
+    # all points but the baseline, and none for a variant again
+    assert quantized == len(content["points"]) - 1
     (name,) = re.findall(r"as (compact|compact-scaled) in the bundle", content["reason"])
     evaluation = made.variant(name).build.evaluation
     assert evaluation is not None
@@ -603,7 +612,6 @@ def test_all_with_a_budget_brings_the_recommended_variant_and_can_be_run_again(
     assert re.search(said, content["reason"])
     assert made.searched is not None
     assert made.searched.variant == name
-    # compact is the same strength at the own size, which the search did not try
     assert set(made.searched.judged) == {"quantized", "compact-scaled"}
     assert {point["family"] for point in content["points"]} == {"baseline", "int8 alone", "compact"}
     page = (tmp_path / "out/front.html").read_text(encoding="utf-8")
@@ -632,7 +640,7 @@ def test_all_with_a_budget_brings_the_recommended_variant_and_can_be_run_again(
     assert manifest.read(tmp_path / "out").max_drop is None
 
 
-def test_a_quick_search_makes_compact_variants_at_one_size() -> None:
+def test_a_search_makes_compact_variants_at_one_size() -> None:
     steps: list[Any] = [object(), object(), object()]
     found: Any = SimpleNamespace()
     known = {recipe.id: recipe for recipe in recipes.RECIPES}

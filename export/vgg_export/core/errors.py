@@ -36,6 +36,10 @@ class NothingToGainError(OptionsError):
     convolutions."""
 
 
+class OtherInputError(NothingToGainError):
+    """A search makes compact variants at another input than that of this one."""
+
+
 class OutputError(VggExportError):
     """An output cannot be written."""
 

@@ -93,7 +93,7 @@ class Experience:
 def _expected_time(macs: int, known: Sequence[tuple[int, float]]) -> float:
     """The time for so much arithmetic. ``known``: arithmetic and time of points, in order of the first."""
     if len(known) > 1 and known[0][0] <= macs <= known[-1][0]:
-        return float(np.interp(macs, *zip(*known, strict=True)))
+        return float(np.interp(macs, [one for one, _ in known], [time for _, time in known]))
     (near, time), *beside = known[:2] if macs < known[0][0] else known[:-3:-1]
     slope = time / near  # the most: none of the time is spent on anything else
     for other, its_time in beside:

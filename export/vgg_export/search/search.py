@@ -169,7 +169,7 @@ class Search:
             crops=crops,
             tested=len(splits.test),
             variants=variants,
-            again=len(sizes) > 1 and (effort.sizes > 1 or bool(options.variants)),
+            again=len(sizes) > 1 and options.search.effort == THOROUGH,
         )
         each = seconds_per_picture(checkpoints.load(self.context.checkpoint.path))
         tries = (min(LIKELY_TRIES, effort.tries), effort.tries if effort.tries < MANY else MANY_TRIES)

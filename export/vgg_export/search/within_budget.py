@@ -7,10 +7,10 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from vgg_calibration import choose
 from vgg_export.bundle import writer
-from vgg_export.core.errors import NothingToGainError, OptionsError
+from vgg_export.core.errors import OptionsError, OtherInputError
 from vgg_export.data.sanity import Checked
 from vgg_export.inputs import source_and_labels
-from vgg_export.options import QUICK, Budget
+from vgg_export.options import THOROUGH, Budget
 from vgg_export.recipes import BASELINE, FOLD, Context, Recipe, Steps, chosen_recipes
 from vgg_runtime.bundle import manifest
 from vgg_runtime.bundle.metrics import loss_error_points
@@ -42,13 +42,13 @@ class Outcome:
         """What makes a variant.
 
         Raises:
-            NothingToGainError: it is left out.
+            OtherInputError: it is left out.
         """
         if not recipe.searched:
             return self.plain
         folded = FOLD in recipe.steps
         if self.alone and folded != self.folded:
-            raise NothingToGainError(self.alone)
+            raise OtherInputError(self.alone)
         return self.smaller if folded else self.own
 
 
@@ -93,10 +93,13 @@ def _outcome(tried: search.Search, found: points.Found) -> Outcome:
     def steps_at(at: int) -> Steps:
         return tried.steps(dataclasses.replace(tried.at(dataclasses.replace(rung, px=at)), records=None))
 
-    quick = tried.options.search.effort == QUICK and not tried.options.variants
-    reason = f"--effort quick makes compact variants at the input of the search alone, {rung.px} px"
+    everything = tried.options.search.effort == THOROUGH
+    reason = (
+        f"a search makes compact variants at the input that it found, {rung.px} px; --effort thorough makes"
+        " them at both"
+    )
     makers = (steps_at(tried.own_px), steps_at(px or tried.own_px), tried.steps(plain))
-    return Outcome(found, *makers, rung.px != tried.own_px, reason if quick else None)
+    return Outcome(found, *makers, rung.px != tried.own_px, None if everything else reason)
 
 
 @contextlib.contextmanager
