@@ -1,5 +1,7 @@
 """Figures and tables as text for a terminal."""
 
+import shutil
+import textwrap
 import unicodedata
 from collections.abc import Sequence
 
@@ -9,14 +11,51 @@ ABSENT = "–"
 NO_LABEL = "(none)"  # of a picture to which a multi-label network gives no label
 
 
-def table(header: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> str:
-    """Columns as wide as their widest cell; the first ``left`` flush left, the others flush right."""
+GAP = "  "  # between two columns
+
+
+def table(
+    header: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    left: int = 1,
+    width: int | None = None,
+    order: Sequence[int] | None = None,
+) -> str:
+    """Columns as wide as their widest cell; the first ``left`` flush left, the others flush right.
+
+    With a ``width`` in characters only as many columns as fit into it. ``order`` are their numbers by
+    importance, None: from left to right; they are shown from left to right in any case.
+    """
     lines = [list(header), ["" for _ in header], *[list(row) for row in rows]]
     widths = [max(printed_width(line[k]) for line in lines) for k in range(len(header))]
     lines[1] = ["─" * w for w in widths]
+    shown = fitting(widths, range(len(header)) if order is None else order, width)
     return "\n".join(
-        "  ".join(padded(cell, widths[k], flush_left=k < left) for k, cell in enumerate(line)).rstrip()
-        for line in lines
+        GAP.join(padded(line[k], widths[k], flush_left=k < left) for k in shown).rstrip() for line in lines
+    )
+
+
+def fitting(widths: Sequence[int], order: Sequence[int], width: int | None) -> list[int]:
+    """The first columns of ``order`` that fit side by side into ``width`` characters, from left to right."""
+    shown: list[int] = []
+    room = -len(GAP)
+    for k in order:
+        room += len(GAP) + widths[k]
+        if width is not None and room > width and shown:
+            break
+        shown.append(k)
+    return sorted(shown)
+
+
+def folded(words: str, width: int | None, indent: str = "  ") -> str:
+    """Text whose lines have at most ``width`` characters; what a line continues in begins with ``indent``."""
+    if width is None:
+        return words
+    return "\n".join(
+        textwrap.fill(line, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
+        if len(line) > width
+        else line
+        for line in words.split("\n")
     )
 
 
@@ -44,6 +83,23 @@ def number(value: float | None, unit: str = "", digits: int = 1) -> str:
 
 def megabytes(value: float | None) -> str:
     return ABSENT if value is None else f"{value / 1e6:.1f}" if value < 1e8 else f"{value / 1e6:.0f}"
+
+
+NARROWEST = 80  # characters of a line, for which every table has a form
+
+
+def terminal_width() -> int:
+    """The characters of a line, at least NARROWEST, as COLUMNS or the terminal says."""
+    return max(NARROWEST, shutil.get_terminal_size((NARROWEST, 24)).columns)
+
+
+def in_percent(proportion: Proportion | None, digits: int = 0) -> str:
+    """A proportion and its 95 % interval in few characters, under a heading that says per cent:
+    "98.6 (98–99)"."""
+    if proportion is None:
+        return ABSENT
+    low, high = (f"{100 * bound:.{digits}f}" for bound in proportion.interval95)
+    return f"{100 * proportion.rate:.1f} ({low}–{high})"
 
 
 def percent(proportion: Proportion | None, *, interval: bool = False) -> str:

@@ -3,6 +3,7 @@ it."""
 
 import dataclasses
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -30,6 +31,7 @@ ZERO2_CPUINFO = PI5_CPUINFO.replace(" asimddp", "").replace("0xd0b", "0xd03")
 AARCH64, ARM = 183, 40
 BOARD_FILES = {
     "proc/cpuinfo": PI5_CPUINFO,
+    "proc/self/cgroup": "0::/\n",
     "proc/meminfo": "MemTotal:  8245760 kB\nMemFree:  100000 kB\nMemAvailable:  7340032 kB\n",
     "proc/device-tree/model": "Raspberry Pi 5 Model B Rev 1.0\0",
     "etc/os-release": 'PRETTY_NAME="Debian GNU/Linux 12 (bookworm)"\n',
@@ -70,7 +72,7 @@ def checks(root: Path) -> dict[str, finding.Check]:
 def test_a_pi_5_that_lacks_nothing(tmp_path: Path) -> None:
     found = checks(lay_out(tmp_path))
     assert {name: check.mark for name, check in found.items()} == dict.fromkeys(
-        ("64-bit system", "board", "int8 instructions", "governor", "power", "temperature"), OK
+        ("64-bit system", "board", "limits", "int8 instructions", "governor", "power", "temperature"), OK
     )
     assert (
         found["64-bit system"].found == "Python is a program for aarch64, on Debian GNU/Linux 12 (bookworm)"
@@ -426,6 +428,7 @@ def test_on_this_machine_the_table_and_the_json_say_the_same(bundle_folder: Path
         "Python",
         "virtual environment",
         "board",
+        "limits",
         "int8 instructions",
         "governor",
         "power",
@@ -443,7 +446,7 @@ def test_a_damaged_bundle_and_none_at_all_are_code_1(bundle_copy: Path, tmp_path
     assert done.returncode == 1
     assert "labels.txt differs from the manifest" in done.stdout
     assert "→ copy the bundle again" in done.stdout
-    assert "1 of 13 checks fail" in done.stdout
+    assert "1 of 14 checks fail" in done.stdout
     done = compare("--doctor", "--bundle", tmp_path / "nowhere", bundle=bundle_copy)
     assert done.returncode == 1
     assert "there is no bundle in" in done.stdout
@@ -460,7 +463,8 @@ def test_without_the_requirements_it_still_looks_at_the_board(bundle_folder: Pat
         "--json",
         str(tmp_path / "d.json"),
     ]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    environment = os.environ | {"COLUMNS": "1000"}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     assert done.returncode == 1
     assert "the package numpy is missing, so nothing can be run" in done.stdout
     assert "Traceback" not in done.stderr

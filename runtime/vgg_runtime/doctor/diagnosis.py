@@ -14,7 +14,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from vgg_runtime import output
+from vgg_runtime import output, text
 from vgg_runtime.board import device
 from vgg_runtime.errors import RuntimeInputError
 from vgg_runtime.records import Record
@@ -80,7 +80,7 @@ def command(folder: Path, threads: int, json_path: Path | None, report: Report) 
         output.check_writable(json_path)
     found = examine(folder, threads, report)
     report("")
-    sys.stdout.write(table(found.checks) + "\n")
+    sys.stdout.write(table(found.checks, text.terminal_width()) + "\n")
     if json_path:
         output.write(json_path, json.dumps(found.to_json(), indent=1, allow_nan=False))
     return EXIT_FAILS if found.fails else EXIT_OK

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Callable, Sequence
 
 from vgg_runtime.records import Record
-from vgg_runtime.text import padded, printable, printed_width
+from vgg_runtime.text import folded, padded, printable, printed_width
 
 OK, WARNING, FAILS, UNKNOWN = "ok", "warning", "fails", "unknown"
 
@@ -33,15 +33,17 @@ class Check(Record):
             raise ValueError(f"the check {self.check} has the mark {self.mark} and no remedy; give one")
 
 
-def table(checks: Sequence[Check]) -> str:
-    """One line per check with its remedy below it, and a verdict at the end."""
+def table(checks: Sequence[Check], limit: int | None = None) -> str:
+    """One line per check with its remedy below it, and a verdict at the end; folded at ``limit``
+    characters."""
     width = max(printed_width(one.check) for one in checks)
-    lines = []
+    lines, indent = list[str](), " " * (width + 11)
     for one in checks:
         name = padded(one.check, width, flush_left=True)
-        lines.append(f"{one.mark:<8} {name}  {printable(one.found, 400)}")
+        lines.append(folded(f"{one.mark:<8} {name}  {printable(one.found, 400)}", limit, indent))
         if one.remedy:
-            lines.append(f"{'':<8} {'':<{width}}  → {printable(one.remedy, 400)}")
+            remedy = folded(f"{indent}→ {printable(one.remedy, 400)}", limit, f"{indent}  ")
+            lines.append(remedy)
     fails, warnings, unknown = (sum(one.mark == mark for one in checks) for mark in (FAILS, WARNING, UNKNOWN))
     verdict = f"{fails} of {len(checks)} checks fail" if fails else f"None of {len(checks)} checks fails"
     return "\n".join((*lines, "", f"{verdict}; warnings: {warnings}, unknown: {unknown}."))

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from vgg_runtime.board import device
+from vgg_runtime.board import device, limits
 from vgg_runtime.measure import remedies
 from vgg_runtime.result import Device
 
@@ -34,6 +34,7 @@ def machine(board: Device, root: Path = Path("/")) -> list[Check]:
         python(sys.version_info[:3]),
         environment(Path(sys.prefix), Path(sys.base_prefix)),
         known_board(board),
+        allowed(root),
         dot_product(board),
         governor(board),
         power(board),
@@ -103,6 +104,24 @@ def known_board(board: Device) -> Check:
     ram = "RAM unknown" if board.ram_bytes is None else f"{board.ram_bytes / 2**30:.1f} GiB RAM"
     found = f"{board.board}, {board.cpu or board.machine}, {board.cores} cores, {ram}"
     return Check("board", UNKNOWN if board.board == device.UNKNOWN_BOARD else OK, found)
+
+
+def allowed(root: Path) -> Check:
+    """Whether this process may have all of the machine: a container or a service may not."""
+    name, memory, cores = "limits", limits.memory_bytes(root), limits.cores(root)
+    if not (root / limits.OWN_GROUPS).is_file():
+        return Check(
+            name, UNKNOWN, f"{root / limits.OWN_GROUPS} does not say in which control groups this is"
+        )
+    told = [f"{memory / 1e6:.0f} MB of memory"] if memory is not None else []
+    told += [f"{cores:.2g} cores' worth of time"] if cores is not None else []
+    if not told:
+        return Check(name, OK, "no limit of memory or time is set for this process")
+    found = f"a control group allows {' and '.join(told)}"
+    if cores is not None and cores < 1:
+        remedy = "more than one thread would only be slower; raise the quota (CPUQuota=, --cpus) for speed"
+        return Check(name, WARNING, found, remedy)
+    return Check(name, OK, found)
 
 
 def dot_product(board: Device) -> Check:

@@ -1,6 +1,6 @@
 """Measures variants one at a time, in rounds, and makes the result document.
 
-The document is a contract (schema 1, described in the project's README). Values that were not measured are
+The document is a contract (schema 1, described in docs/json.md). Values that were not measured are
 None.
 """
 

@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 POLL_S = 0.1  # seconds until an interrupt is noticed
 PIECE_BYTES = 1 << 16
@@ -28,8 +28,7 @@ class Child:
     def __init__(self, module: str) -> None:
         self.late = False  # whether it was killed because it took too long
         self._heard = b""
-        # close() closes it
-        self._complaints = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115
+        self._complaints = _scratch()  # close() closes it
         self._process = subprocess.Popen(
             [sys.executable, "-P", "-m", module],
             stdin=subprocess.PIPE,
@@ -143,6 +142,15 @@ class Child:
     def _give_up(self) -> None:
         self.late = True
         self.kill()
+
+
+def _scratch() -> IO[str]:
+    """A file without a name; in memory where no temporary folder can be written (a full card, a container
+    that is read-only)."""
+    try:
+        return tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")
+    except OSError:
+        return os.fdopen(os.memfd_create("complaints"), "w+", encoding="utf-8", errors="replace")
 
 
 def explain_death(code: int, complaint: str) -> str:

@@ -87,8 +87,16 @@ def _fastest(times: dict[str, float]) -> str | None:
 
 
 def cache_file() -> Path:
-    """The file that remembers the fastest builds."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vgg-export" / "tuned.json"
+    """The file that remembers the fastest builds.
+
+    Raises:
+        RuntimeInputError: this user has no home folder.
+    """
+    folder = os.environ.get("XDG_CACHE_HOME")
+    try:
+        return Path(folder or Path.home() / ".cache") / "vgg-export" / "tuned.json"
+    except RuntimeError as error:
+        raise RuntimeInputError("this user has no home folder") from error
 
 
 def remembered(bundle: Manifest, board: Device) -> dict[str, str]:
@@ -108,7 +116,7 @@ def _remember(bundle: Manifest, board: Device, found: dict[str, str]) -> None:
 def _read() -> dict[str, Any]:
     try:
         known = json.loads(cache_file().read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RuntimeInputError):
         return {}  # nothing was measured yet, or the file is damaged and --tune writes it anew
     return known if isinstance(known, dict) and all(isinstance(v, dict) for v in known.values()) else {}
 

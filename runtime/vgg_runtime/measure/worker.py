@@ -11,6 +11,7 @@ somebody is waiting for its answer.
 import json
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from .answers import failure, say
 WARM_UP_RUNS = 2
 LEAST_RUNS = 5
 TOP = 5
+TIMED_PICTURES = 64  # as many as a P90 needs
 
 
 def main() -> int:
@@ -65,10 +67,11 @@ def serve(request: dict[str, Any]) -> None:
 
 
 def _answer(model: Model, paths: list[Path], preprocessing: InputSpec, output: str) -> None:
-    """Classify pictures. The event answered has, per picture, the time of decoding and preprocessing and the
-    time with the model added, in ms."""
+    """Classify pictures. The event answered has, for each of the first ones, the time of decoding and
+    preprocessing and the time with the model added, in ms. The others are decoded while the model runs, which
+    would make both longer."""
     prepare_ms, end_to_end_ms = list[float](), list[float]()
-    for index, path in enumerate(paths):
+    for index, path in enumerate(paths[:TIMED_PICTURES]):
         start = time.perf_counter()
         batch = load(path, preprocessing)[None]
         prepared = time.perf_counter()
@@ -78,6 +81,25 @@ def _answer(model: Model, paths: list[Path], preprocessing: InputSpec, output: s
         say("predicted", index=index, **_prediction(logits, output))
     if paths:
         say("answered", prepare_ms=prepare_ms, end_to_end_ms=end_to_end_ms)
+    others = paths[TIMED_PICTURES:]
+    for index, batch in enumerate(_ahead(others, preprocessing), TIMED_PICTURES):
+        say("predicted", index=index, **_prediction(model(batch)[0], output))
+
+
+def _ahead(paths: list[Path], preprocessing: InputSpec) -> Iterator[npt.NDArray[np.float32]]:
+    """The tensors [1, channels, px, px] of pictures; a thread decodes the next one meanwhile."""
+    if not paths:
+        return
+    # imported here: with few pictures nobody needs it, and what is loaded counts as the model's memory
+    from concurrent.futures import ThreadPoolExecutor
+
+    with ThreadPoolExecutor(1, "decode") as pool:
+        waiting = pool.submit(load, paths[0], preprocessing)
+        for path in paths[1:]:
+            following = pool.submit(load, path, preprocessing)
+            yield waiting.result()[None]
+            waiting = following
+        yield waiting.result()[None]
 
 
 def _tensor(request: dict[str, Any], preprocessing: InputSpec) -> npt.NDArray[np.float32]:

@@ -1,0 +1,184 @@
+"""What the device's command lines share: types of options, progress on a terminal, exit codes."""
+
+import argparse
+import io
+import os
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+from . import text
+from .bundle import builds, manifest
+from .errors import ModelError, RuntimeInputError
+
+RED, GREEN, YELLOW = "31", "32", "33"
+EXIT_OK, EXIT_FAILED, EXIT_INPUT, EXIT_INTERRUPTED = 0, 1, 2, 130
+
+
+def ended(program: Callable[[], int]) -> int:
+    """Run a program and return its exit code: 0 all well, 1 a self-check or a model failed, 2 unusable input,
+    130 interrupted. Its errors become sentences on standard error."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # a terminal without UTF-8 gets escapes, not a traceback
+            stream.reconfigure(errors="backslashreplace")
+    warnings.simplefilter("ignore")  # Pillow warns of damaged EXIF; what matters raises an error
+    try:
+        return program()
+    except RuntimeInputError as error:
+        say_aside(f"Error: {error}")
+        return EXIT_INPUT
+    except ModelError as error:
+        say_aside(f"Error: {error}")
+        return EXIT_FAILED
+    except BrokenPipeError:
+        # the program that read our output has ended
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_INPUT
+    except KeyboardInterrupt:
+        print("\nInterrupted.", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    except MemoryError:
+        print(
+            "Error: this program itself did not fit into memory; close other programs, or take one variant at"
+            " a time",
+            file=sys.stderr,
+        )
+        return EXIT_FAILED
+
+
+def width(*, wide: bool = False) -> int | None:
+    """The characters of a line on the terminal; None, no limit, with ``wide``."""
+    return None if wide else text.terminal_width()
+
+
+def shown(words: str, recommended: str | None = None) -> None:
+    """Print text. On a terminal that takes colours, unless NO_COLOR is set, marked lines and the recommended
+    variant's are coloured."""
+    coloured = sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+    words = harmless(words)
+    print(in_colours(words, recommended) if coloured else words)
+
+
+def harmless(words: str) -> str:
+    """Text without control characters but the ends of lines: a name in a bundle, a file or a message may hold
+    any, and would steer the terminal."""
+    return "\n".join(text.printable(line, len(line)) for line in words.split("\n"))
+
+
+def in_colours(words: str, recommended: str | None) -> str:
+    """The text with colours for a terminal: green what is recommended, yellow notices, red what failed."""
+    colours = {"★ ": GREEN, "!! ": YELLOW, "✗ ": RED}
+    if recommended:
+        colours[f"{recommended}  "] = GREEN
+    lines = []
+    for line in words.split("\n"):
+        colour = next((colours[mark] for mark in colours if line.startswith(mark)), None)
+        lines.append(f"\x1b[{colour}m{line}\x1b[0m" if colour else line)
+    return "\n".join(lines)
+
+
+def report(line: str) -> None:
+    """Show progress on standard error; a terminal overwrites the line before."""
+    line = harmless(line)
+    if sys.stderr.isatty():
+        print(f"\r\x1b[K{line}", end="", file=sys.stderr, flush=True)
+    else:
+        print(line, file=sys.stderr, flush=True)
+
+
+def clear_report() -> None:
+    """Take the last line of progress away."""
+    if sys.stderr.isatty():
+        print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+
+
+def say(line: str) -> None:
+    """Print a line at once."""
+    print(harmless(line), flush=True)
+
+
+def say_aside(line: str) -> None:
+    """Print a line on standard error at once, where it does not mix with what a program reads."""
+    print(harmless(line), file=sys.stderr, flush=True)
+
+
+def default_bundle() -> Path:
+    """The folder of the bundle that holds this copy of the runtime, else ./artifacts."""
+    own = Path(__file__).resolve().parents[2]
+    return own if (own / manifest.FILE_NAME).is_file() else Path("artifacts")
+
+
+def add_bundle(parser: argparse.ArgumentParser) -> None:
+    """The options that say which bundle, and how its models are run."""
+    parser.add_argument(
+        "--bundle",
+        type=Path,
+        metavar="DIR",
+        help="the folder that 'vgg-export all' wrote (default: the bundle that holds this file, else"
+        " ./artifacts)",
+    )
+    parser.add_argument(
+        "--memory",
+        choices=builds.MEMORY_MODES,
+        default=builds.AUTO,
+        help="lean keeps float weights in the pages of their file, which the system can drop; fast packs a"
+        " copy of them; auto is fast where memory allows it (default: auto)",
+    )
+
+
+def whole(typed: str) -> int:
+    try:
+        return int(typed)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected a whole number, found {typed!r}") from None
+
+
+def positive(typed: str) -> int:
+    value = whole(typed)
+    if not 1 <= value <= 1024:
+        raise argparse.ArgumentTypeError(f"expected 1 to 1024, found {typed}")
+    return value
+
+
+def threads(typed: str) -> int:
+    """A number of threads; 0 stands for auto."""
+    return 0 if typed == "auto" else positive(typed)
+
+
+def count(typed: str) -> int:
+    value = whole(typed)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"expected at least 1, found {typed}")
+    return value
+
+
+def number(typed: str, most: float, unit: str) -> float:
+    """A number above 0 and of at most ``most``."""
+    try:
+        value = float(typed)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected a number of {unit}, found {typed!r}") from None
+    if not 0 < value <= most:
+        raise argparse.ArgumentTypeError(f"expected more than 0 and at most {most:.0f} {unit}, found {typed}")
+    return value
+
+
+def seconds(typed: str) -> float:
+    return number(typed, 86400, "seconds")
+
+
+def duration(typed: str) -> float:
+    return number(typed, 366 * 86400, "seconds")
+
+
+def rate(typed: str) -> float:
+    return number(typed, 1000, "frames a second")
+
+
+def port(typed: str) -> int:
+    value = whole(typed)
+    if not 0 <= value <= 65535:
+        raise argparse.ArgumentTypeError(f"expected 0 to 65535, found {typed}")
+    return value
