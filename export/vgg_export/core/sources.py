@@ -14,6 +14,11 @@ import vgg_runtime
 Packages = tuple[tuple[str, Path], ...]
 
 
+# Packages whose own file leads scripts to a module that is loaded when it is asked for; whoever imports
+# another module of the package loads none of that.
+FACES = frozenset({"vgg_runtime"})
+
+
 @functools.cache
 def installed() -> Packages:
     """The three packages of this program, with their folders."""
@@ -58,6 +63,8 @@ def closure(module: str, packages: Packages) -> list[str]:
 def _imports(module: str, packages: Packages) -> frozenset[str]:
     """The modules of the packages that a module imports, and the packages that contain these."""
     path = _path(module, packages)
+    if module in FACES:
+        return frozenset({module})
     package = module if path.name == "__init__.py" else module.rpartition(".")[0]
     named = {module, *imported(ast.parse(path.read_bytes()), package)}
     parents = {".".join(name.split(".")[:k]) for name in named for k in range(1, name.count(".") + 2)}

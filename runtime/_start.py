@@ -1,0 +1,30 @@
+"""Starts a program of this folder, or says which Python or package is missing. A Python that is too old must
+read this file, too."""
+
+import importlib
+import sys
+from typing import Any
+
+
+def main_of(module: str, instead: "str | None" = None) -> "Any":
+    """The function ``main`` of a module of vgg_runtime, or of the module ``instead`` where the first one
+    lacks a package. Ends the program with a sentence where it cannot be had."""
+    if sys.version_info < (3, 11):
+        found = "%d.%d" % sys.version_info[:2]  # noqa: UP031
+        sys.exit(
+            "Error: this needs Python 3.11 or newer, found "
+            + found
+            + "; Raspberry Pi OS Bookworm and later have it"
+        )
+    try:
+        return importlib.import_module(module).main
+    except ImportError as missing:
+        if instead is not None:
+            return importlib.import_module(instead).main
+        # it is there, and a shared library of its own is not
+        if not isinstance(missing, ModuleNotFoundError):
+            sys.exit("Error: a package cannot be imported; compare.py --doctor says which and why")
+        remedy = "in a virtual environment run: pip install -r requirements.txt"
+        sys.exit("Error: the package %s is missing; %s" % (missing.name, remedy))  # noqa: UP031
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -1,0 +1,1 @@
+"""Using one variant: a call for scripts, a command line, and a folder with nothing else in it."""
