@@ -28,12 +28,13 @@ from PIL import Image
 
 import soak
 from vgg_runtime.board import device
-from vgg_runtime.bundle import outputs, self_check
+from vgg_runtime.bundle import self_check
 from vgg_runtime.bundle.input_spec import for_input
 from vgg_runtime.bundle.opened import Bundle
 from vgg_runtime.bundle.preprocess import open_image, to_tensor
-from vgg_runtime.errors import ImageError, RuntimeInputError
-from vgg_runtime.live import mjpeg, sources
+from vgg_runtime.errors import ImageError, ModelError, RuntimeInputError
+from vgg_runtime.live import frames as of_frames
+from vgg_runtime.live import mjpeg, network, sources
 from vgg_runtime.live import stream as streams
 from vgg_runtime.live.document import SCHEMA, Percentiles, Temperatures
 
@@ -164,8 +165,9 @@ def test_latencies_are_bounded_and_percentiles_are_earned() -> None:
 def test_the_temperature_is_remembered(monkeypatch: pytest.MonkeyPatch, bundle_folder: Path) -> None:
     felt = iter((50.0, 71.5, None, 60.0))
     monkeypatch.setattr(device, "temperature_c", lambda: next(felt))
-    variant = Bundle.read(bundle_folder).manifest.variants[0]
-    stream = streams.Stream(variant, streams.Settings(1), streams.Interrupt(), outputs.SOFTMAX)
+    bundle = Bundle.read(bundle_folder)
+    variant = bundle.manifest.variants[0]
+    stream = streams.Stream(bundle, variant, streams.Settings(1), streams.Interrupt())
     for _ in range(3):
         stream.feel()
     assert stream.seen(CLASSES).temperature_c == Temperatures(start=50.0, max=71.5, end=60.0)
@@ -203,7 +205,7 @@ def test_frames_are_paced(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None
             now += timeout
             return False
 
-    monkeypatch.setattr(sources, "time", SimpleNamespace(monotonic=lambda: now))
+    monkeypatch.setattr(of_frames, "time", SimpleNamespace(monotonic=lambda: now))
     frames = sources.open_source(str(folder), 50.0).frames(Stopped())
     for _ in range(11):
         next(frames)
@@ -245,9 +247,7 @@ def test_a_folder_is_classified_as_onnxruntime_does(
     assert found["frames_per_s"] == pytest.approx(70 / found["seconds"])
     assert found["frames_per_s"] <= 21
     assert found["self_check_deviation"] < 1e-3
-    documented = (
-        (ROOT / "README.md").read_text(encoding="utf-8").split("### Live", 1)[1].split("### The page", 1)[0]
-    )
+    documented = (ROOT / "docs/json.md").read_text(encoding="utf-8").split("## The live document", 1)[1]
     assert [
         key
         for key in (*found, *found["frames"], *found["model_ms"], *found["temperature_c"])
@@ -378,7 +378,7 @@ def wrong() -> Iterator[str]:
 def test_a_server_that_is_no_camera(
     path: str, sentence: str, wrong: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sources, "SILENCE_S", 0.4)
+    monkeypatch.setattr(network, "SILENCE_S", 0.4)
     frames = sources.open_source(wrong + path, None).frames(threading.Event())
     if path == "/empty":
         assert list(frames) == []
@@ -431,7 +431,12 @@ def start(bundle: Path, *arguments: str | Path) -> subprocess.Popen[str]:
 
 
 @pytest.mark.parametrize(
-    ("number", "code", "word"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 0, "terminated")]
+    ("number", "code", "word"),
+    [
+        (signal.SIGINT, 130, "interrupted"),
+        (signal.SIGTERM, 0, "terminated"),
+        (signal.SIGHUP, 0, "terminated"),
+    ],
 )
 def test_a_signal_ends_it_with_a_summary(
     number: int, code: int, word: str, folder: Path, bundle_folder: Path, tmp_path: Path
@@ -543,7 +548,7 @@ def test_a_hung_model_is_a_sentence(
         assert responder.load()
         os.kill(responder._child.pid, signal.SIGSTOP)
         monkeypatch.setattr(streams, "PATIENCE_S", 0.3)
-        with pytest.raises(streams.ModelError, match="has not answered"):
+        with pytest.raises(ModelError, match="has not answered"):
             responder.ask(b"")
     finally:
         responder.close()
@@ -589,13 +594,23 @@ def test_the_model_is_that_of_the_copy(folder: Path, bundle_copy: Path) -> None:
             "nowhere cannot be used (No such file or directory); --source takes a folder",
         ),
         (
-            ("--live", "scaled", "--source", "rtsp://camera/1"),
-            "is no http address; pipe other streams: ffmpeg",
+            ("--live", "scaled", "--source", "rtsp://me:secret@camera/1?token=x"),
+            "reading rtsp://…@camera/1?… needs ffmpeg: sudo apt install ffmpeg",
         ),
-        (
-            ("--live", "scaled", "--source", "http://camera/", "--fps", "5"),
-            "--fps is for a folder, a file or a camera",
-        ),
+        (("--live", "scaled", "--source", "rtsp://camera/1", "--fps", "5"), "sends at its own pace"),
+        (("--live", "scaled", "--source", "empty", "--reconnect"), "--reconnect is for addresses"),
+        (("--live", "scaled", "--source", "empty", "--change"), "--change belongs to --json - or --log"),
+        (("--live", "scaled", "--log-bytes", "5"), "--log-bytes belongs to --log"),
+        (("--live", "scaled", "--mqtt-login", "x"), "--mqtt-login belongs to --mqtt"),
+        (("--live", "scaled", "--source", "empty/text", "--log", "no/log"), "no/log cannot be written"),
+        (("--live", "scaled", "--region", "0,0,1"), "expected X,Y,W,H as shares of the frame"),
+        (("--live", "scaled", "--region", "0.5,0,0.6,1"), "expected a part of the frame"),
+        (("--live", "scaled", "--region", "0,0,0,1"), "expected a part of the frame"),
+        (("--live", "scaled", "--stable", "0"), "expected at least 1, found 0"),
+        (("--live", "scaled", "--stable", "xs"), "expected a number of seconds, found 'x'"),
+        (("--live", "scaled", "--min-probability", "2"), "expected a number of 0 to 1, found 2"),
+        (("--live", "scaled", "--source", "empty/text", "--on-change", "a 'b"), "--on-change cannot be read"),
+        (("--max-fps", "3"), "--max-fps belongs to --live VARIANT"),
         (("--live", "scaled", "--source", "empty"), "empty holds no pictures"),
         (
             ("--live", "scaled", "--source", "empty/text"),
@@ -676,7 +691,7 @@ def test_a_video_device_is_read_through_ffmpeg(tmp_path: Path, bundle_folder: Pa
     )
     done = compare(*arguments, bundle=bundle_folder, PATH=str(tmp_path / "bin"))
     assert done.returncode == 2
-    assert "ffmpeg ended with code 1: /dev/null: Device or resource busy" in done.stderr
+    assert "ffmpeg ended with code 1, it said: /dev/null: Device or resource busy" in done.stderr
 
 
 def test_what_reads_a_device_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -691,7 +706,7 @@ def test_what_reads_a_device_is_ended(tmp_path: Path, monkeypatch: pytest.Monkey
     latest = streams.Latest()
     with streams._reading(source, latest):
         time.sleep(0.5)
-    assert isinstance(source, sources.Program)
+    assert isinstance(source, of_frames.Program)
     assert source._process is not None
     assert source._process.returncode == -signal.SIGKILL  # it would not go otherwise
     assert latest.failure is None

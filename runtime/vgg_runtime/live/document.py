@@ -1,6 +1,6 @@
 """The document of ``compare.py --live --json``. The fields of these records are its keys.
 
-It is a contract (schema 1, described in the project's README). Values that were not measured are None.
+It is a contract (schema 1, described in the project's docs/json.md). Values that were not measured are None.
 """
 
 import dataclasses
@@ -86,7 +86,8 @@ class Running(Record):
 class Seen(Record):
     """The figures of a stream so far. ``said`` counts the labels that the frames were given. ``last`` is the
     most probable label of the last frame; ``last_labels`` are those that it was given: one class, or every
-    label above 0.5 of a multi-label network."""
+    label above 0.5 of a multi-label network. ``changes`` counts how often the answer changed;
+    ``failed_deliveries``, how often one could not be handed on, and why the last time."""
 
     seconds: float
     frames: Frames
@@ -101,11 +102,18 @@ class Seen(Record):
     throttled: tuple[str, ...] | None
     temperature_c: Temperatures
     last_labels: tuple[Said, ...] = ()
+    changes: int = 0
+    failed_deliveries: int = 0
+    last_failed_delivery: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
 class Live(Seen, Running):
-    """A whole run."""
+    """A whole run. ``reconnected``: how often a network source was asked again, and ``last_break`` why the
+    last time."""
+
+    reconnected: int = 0
+    last_break: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)

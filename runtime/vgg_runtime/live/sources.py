@@ -1,66 +1,45 @@
-"""Sources of live frames: a folder, a camera, an MJPEG stream. numpy and Pillow have no video decoder. A
-camera is therefore read through a program of the system or through picamera2, if one of them is installed.
+"""Sources of live frames: a folder, a file or pipe of JPEGs, a camera, an address. numpy and Pillow have no
+video decoder. A camera is therefore read through a program of the system or through picamera2, if one of them
+is installed.
 """
 
 import collections
 import contextlib
-import http.client
 import os
-import select
 import shutil
 import stat
-import subprocess
 import sys
 import threading
-import time
-import urllib.error
-import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from PIL import Image
 
 from vgg_runtime.bundle.preprocess import SUFFIXES
-from vgg_runtime.errors import ImageError, RuntimeInputError
+from vgg_runtime.errors import RuntimeInputError
 from vgg_runtime.text import printable
 
-from .mjpeg import Splitter
-
-Frame = bytes | Path | Image.Image
-Item = Frame | ImageError  # an ImageError is a frame that arrived damaged
+from . import network
+from .frames import Item, Program, Source, paced, pictures_in, pieces_of, ticks
 
 DEFAULT_FPS = 30.0
 CAMERA_PX = (640, 480)  # few networks take more than 480 px; more pixels cost time
 RESCAN_S = 1.0
-SILENCE_S = 10.0  # an HTTP server that sends nothing for longer counts as gone
-CHUNK_BYTES = 1 << 16
 PIPE_EXAMPLE = (
     "ffmpeg -i INPUT -an -c:v mjpeg -q:v 3 -f mjpeg - | python compare.py --live VARIANT --source -"
 )
 
 
-class Source(Protocol):
-    """A source of frames. ``frames`` ends with the stream, or soon after ``stopped`` is set; it raises
-    RuntimeInputError when the stream cannot be read (any more). ``close`` ends what the source has started;
-    it is called from another thread."""
-
-    name: str
-
-    def frames(self, stopped: threading.Event) -> Iterator[Item]: ...
-
-    def close(self) -> None: ...
-
-
-def open_source(wanted: str, fps: float | None) -> Source:
+def open_source(wanted: str, fps: float | None, *, reconnect: bool = False) -> Source:
     """Open the source that ``--source`` names. ``fps``: frames per second of a source without a pace of its
-    own.
+    own. ``reconnect``: an address is asked again whenever it breaks off.
 
     Raises:
         RuntimeInputError: there is no such source, or a program that it needs is not installed.
     """
     path = Path(wanted)
-    own_pace = wanted == "-" or "://" in wanted or path.is_fifo()
+    own_pace = wanted == "-" or path.is_fifo()
     if own_pace and fps is not None:
         raise RuntimeInputError(
             f"--fps is for a folder, a file or a camera; {printable(wanted, 80)} sends at its own pace"
@@ -68,12 +47,10 @@ def open_source(wanted: str, fps: float | None) -> Source:
     pace = fps or DEFAULT_FPS
     if wanted == "camera":
         return _camera(pace)
-    if wanted.startswith(("http://", "https://")):
-        return Http(wanted)
-    if "://" in wanted:
-        raise RuntimeInputError(
-            f"{printable(wanted, 80)} is no http address; pipe other streams: {PIPE_EXAMPLE}"
-        )
+    if "://" in wanted or wanted.startswith(network.FFMPEG):
+        return network.open_address(wanted, fps, reconnect=reconnect)
+    if reconnect:
+        raise RuntimeInputError(f"--reconnect is for addresses; {printable(wanted, 80)} is none")
     if wanted == "-":
         return _standard_input()
     return _of_path(path, pace, own_pace=own_pace)
@@ -119,7 +96,7 @@ class Folder:
         known: set[str] = set()
         waiting: collections.deque[str] = collections.deque()
         listed = -RESCAN_S
-        for now in _ticks(self._fps, stopped):
+        for now in ticks(self._fps, stopped):
             if now - listed >= RESCAN_S or not waiting:
                 listed, names = now, self._list()
                 waiting.extendleft(reversed([name for name in names if name not in known]))
@@ -163,95 +140,11 @@ class Bytes:
             raise RuntimeInputError(f"{self.name} cannot be read ({error.strerror})") from error
         with contextlib.ExitStack() as stack:
             stack.callback(os.close, descriptor)
-            pictures = _pictures(_pieces(descriptor, stopped))
-            yield from pictures if self._fps is None else _paced(pictures, self._fps, stopped)
+            pictures = pictures_in(pieces_of(descriptor, stopped))
+            yield from pictures if self._fps is None else paced(pictures, self._fps, stopped)
 
     def close(self) -> None:
         """Nothing was started."""
-
-
-class Http:
-    """A server that sends ``multipart/x-mixed-replace``, as network cameras do."""
-
-    def __init__(self, url: str) -> None:
-        self.name = self._url = url
-
-    def frames(self, stopped: threading.Event) -> Iterator[Item]:
-        yield from _pictures(self._pieces(stopped))
-
-    def close(self) -> None:
-        """The connection ends with the thread that reads it."""
-
-    def _pieces(self, stopped: threading.Event) -> Iterator[bytes]:
-        name = printable(self._url, 80)
-        try:
-            with self._connect() as response:
-                kind = response.headers.get_content_type()
-                if kind != "multipart/x-mixed-replace":
-                    raise RuntimeInputError(
-                        f"{name} answers with {printable(kind)}; expected multipart/x-mixed-replace, as"
-                        " MJPEG cameras do"
-                    )
-                while not stopped.is_set() and (piece := response.read1(CHUNK_BYTES)):
-                    yield piece
-        except urllib.error.HTTPError as error:
-            raise RuntimeInputError(
-                f"{name} answers {error.code} {printable(str(error.reason))}; check the address"
-            ) from error
-        except TimeoutError as error:
-            raise RuntimeInputError(
-                f"{name} has sent nothing for {SILENCE_S:.0f} s; is the camera switched on?"
-            ) from error
-        except (OSError, http.client.HTTPException, ValueError) as error:
-            reason = printable(str(getattr(error, "reason", error)), 120) or type(error).__name__
-            raise RuntimeInputError(f"{name} cannot be read ({reason}); check the address") from error
-
-    def _connect(self) -> Any:
-        # A camera is in the local network, so the proxy of the environment is not used.
-        return urllib.request.build_opener(urllib.request.ProxyHandler({})).open(self._url, timeout=SILENCE_S)
-
-
-class Program:
-    """A program that writes JPEGs one after the other to its standard output."""
-
-    def __init__(self, name: str, command: Sequence[str]) -> None:
-        self.name = name
-        self._command = list(command)
-        self._process: subprocess.Popen[bytes] | None = None
-
-    def frames(self, stopped: threading.Event) -> Iterator[Item]:
-        pipe = subprocess.PIPE
-        process = self._process = subprocess.Popen(
-            self._command,
-            stdin=subprocess.DEVNULL,
-            stdout=pipe,
-            stderr=pipe,
-            start_new_session=True,  # Ctrl-C must reach only this program, which then ends that one
-        )
-        assert process.stdout is not None
-        assert process.stderr is not None
-        # the last line of its standard error; it is read because a full pipe would stop the program
-        last: collections.deque[bytes] = collections.deque(maxlen=1)
-        listener = threading.Thread(target=last.extend, args=(process.stderr,), daemon=True)
-        listener.start()
-        yield from _pictures(_pieces(process.stdout.fileno(), stopped))
-        if stopped.is_set():
-            return
-        code = process.wait()
-        listener.join(1)
-        if code:
-            said = printable(last[0].decode(errors="replace").strip(), 200) if last else "no error message"
-            raise RuntimeInputError(f"{self.name}: {self._command[0]} ended with code {code}: {said}")
-
-    def close(self) -> None:
-        if (process := self._process) is None:
-            return
-        process.terminate()
-        try:
-            process.wait(2)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
 
 
 class Picamera:
@@ -345,37 +238,3 @@ def _video_device(path: Path, fps: float) -> Source:
             "-",
         ),
     )
-
-
-def _pieces(descriptor: int, stopped: threading.Event) -> Iterator[bytes]:
-    """The bytes that arrive at a file descriptor, until its end."""
-    while not stopped.is_set():
-        ready, _, _ = select.select([descriptor], [], [], 0.2)
-        if ready:
-            if not (piece := os.read(descriptor, CHUNK_BYTES)):
-                return
-            yield piece
-
-
-def _pictures(pieces: Iterator[bytes]) -> Iterator[bytes | ImageError]:
-    splitter = Splitter()
-    for piece in pieces:
-        yield from splitter.feed(piece)
-    yield from splitter.end()
-
-
-def _paced(
-    items: Iterator[bytes | ImageError], fps: float, stopped: threading.Event
-) -> Iterator[bytes | ImageError]:
-    for _, item in zip(_ticks(fps, stopped), items, strict=False):
-        yield item
-
-
-def _ticks(fps: float, stopped: threading.Event) -> Iterator[float]:
-    """Yield the time in s, ``fps`` times per second, until ``stopped`` is set. After a late tick the next
-    ones keep their distance."""
-    due = time.monotonic()
-    while not stopped.wait(max(0.0, due - time.monotonic())):
-        now = time.monotonic()
-        due = max(due, now - 1 / fps) + 1 / fps
-        yield now

@@ -8,6 +8,7 @@ Memory does not grow with time: the latest latencies and a sample of fixed size 
 import collections
 import contextlib
 import dataclasses
+import math
 import random
 import signal
 import threading
@@ -20,16 +21,18 @@ from PIL import Image
 from vgg_runtime import text
 from vgg_runtime.board import device
 from vgg_runtime.bundle import builds, self_check
+from vgg_runtime.bundle.input_spec import InputSpec
 from vgg_runtime.bundle.manifest import Variant
 from vgg_runtime.bundle.metrics import percentile
 from vgg_runtime.bundle.opened import Bundle
 from vgg_runtime.bundle.outputs import given
 from vgg_runtime.bundle.preprocess import open_image, to_tensor
-from vgg_runtime.errors import ImageError, RuntimeInputError
+from vgg_runtime.errors import ImageError, ModelError, RuntimeInputError
 from vgg_runtime.measure import measure
 from vgg_runtime.measure.process import Child, Event, explain_death
 from vgg_runtime.measure.running import Options
 
+from .answers import Answer, Stability, Steady, now
 from .document import (
     SCHEMA,
     Count,
@@ -43,7 +46,10 @@ from .document import (
     Seen,
     Temperatures,
 )
-from .sources import Frame, Item, Source
+from .frames import Frame, Item, Source
+from .network import Reconnecting
+from .notify import Notifier
+from .sinks import Sink, SinkError
 from .text import line, title
 
 RECENT = 100  # a line shows the percentiles of so many latest frames
@@ -51,6 +57,7 @@ KEPT = 2000  # latencies sampled from the whole run; enough for P99
 POLL_S = 0.1  # seconds until an interrupt is noticed
 CLOSING_S = 5.0  # a model that has closed its output gets so long to end
 PATIENCE_S = 300.0  # a model that neither loads nor answers for so long counts as hung
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 STAGES = ("decode", "model", "end_to_end")
 
 
@@ -63,20 +70,29 @@ class Loaded(NamedTuple):
     self_check_deviation: float | None = None
 
 
-class ModelError(Exception):
-    """The variant's process died, hung or answered wrongly (exit code 1)."""
-
-
 @dataclasses.dataclass(frozen=True)
 class Settings:
     """How a stream is classified. It ends after ``frames`` classified frames or ``seconds``, whichever comes
-    first. ``every_s``: seconds between two lines."""
+    first. ``every_s``: seconds between two lines. ``max_fps``: frames that are classified per second at most.
+    ``region``: the part of a frame that is classified: left, top, width and height as shares of it.
+    ``stability``: when another answer counts."""
 
     threads: int
     frames: int | None = None
     seconds: float | None = None
     every_s: float = 5.0
     memory: str = builds.AUTO
+    max_fps: float | None = None
+    region: tuple[float, float, float, float] | None = None
+    stability: Stability = dataclasses.field(default_factory=Stability)
+
+
+class Arrived(NamedTuple):
+    """A frame, its number among all that arrived, from 1, and when that was, in s of perf_counter."""
+
+    frame: Frame
+    number: int
+    at: float
 
 
 @dataclasses.dataclass
@@ -90,15 +106,15 @@ class Interrupt:
 
 
 class Latest:
-    """Passes the newest frame and its arrival time in s from one thread to another. A newer frame replaces
-    one that was not taken yet."""
+    """Passes the newest frame from one thread to another. A newer frame replaces one that was not taken
+    yet."""
 
     def __init__(self) -> None:
         self.received = self.dropped = self.broken = 0
         self.fault: str | None = None  # the error of the last broken frame
         self.failure: RuntimeInputError | None = None  # the error that ended the source, if one did
         self._changed = threading.Condition()
-        self._frame: tuple[Frame, float] | None = None
+        self._frame: Arrived | None = None
         self._ended = False
 
     @property
@@ -114,10 +130,10 @@ class Latest:
                 self._spoil(item)
                 return
             self.dropped += self._frame is not None
-            self._frame = item, time.perf_counter()
+            self._frame = Arrived(item, self.received, time.perf_counter())
             self._changed.notify()
 
-    def take(self, timeout_s: float) -> tuple[Frame, float] | None:
+    def take(self, timeout_s: float) -> Arrived | None:
         """The newest frame; None when none comes within ``timeout_s`` or none will come."""
         with self._changed:
             self._changed.wait_for(lambda: self._frame is not None or self._ended, timeout_s)
@@ -218,14 +234,28 @@ class Responder:
 class Stream:
     """One run: the frames of a source, their classes, and how long each stage took."""
 
-    def __init__(self, variant: Variant, settings: Settings, interrupt: Interrupt, output: str) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        variant: Variant,
+        settings: Settings,
+        interrupt: Interrupt,
+        sinks: Sequence[Sink] = (),
+        notifier: Notifier | None = None,
+    ) -> None:
         self.latest = Latest()
+        self.steady = Steady(settings.stability)
+        self.changes = self.failed = 0
+        self.last_failure: str | None = None
         self.latency = {stage: Latency() for stage in STAGES}
         self.said: collections.Counter[int] = collections.Counter()
         self.last: Event | None = None
         self.temperatures_c = [device.temperature_c()] * 3  # at the start, the highest, now
         self._variant, self._settings, self._interrupt = variant, settings, interrupt
-        self._output = output
+        self._output, self._labels, self._sinks = bundle.manifest.output, bundle.labels, sinks
+        self._needed = _needed(variant.preprocessing, settings.region)
+        self._notifier = notifier or Notifier()
+        self._due = 0.0  # when the next frame may be classified, in s of monotonic
         self._begun = self._lined = time.monotonic()
         self._first: float | None = None  # when the first classified frame arrived, in s of perf_counter
         self._answered = 0.0
@@ -247,6 +277,7 @@ class Stream:
         while True:
             if asked := self.asked_to_end():
                 return asked
+            self._notifier.alive()
             now = time.monotonic()
             if self._settings.seconds is not None and now - self._begun >= self._settings.seconds:
                 return "seconds"
@@ -254,8 +285,11 @@ class Stream:
                 self.feel()
                 on_line((self.classified - self._line_classified) / (now - self._lined))
                 self._lined, self._line_classified = now, self.classified
-            if taken := self.latest.take(POLL_S):
-                self._classify(model, *taken)
+            if now < self._due:
+                time.sleep(min(POLL_S, self._due - now))
+            elif taken := self.latest.take(POLL_S):
+                self._due = now + 1 / self._settings.max_fps if self._settings.max_fps else 0.0
+                self._classify(model, taken)
             elif self.latest.ended:
                 return "source"
             if self._settings.frames is not None and self.classified >= self._settings.frames:
@@ -263,9 +297,9 @@ class Stream:
 
     def asked_to_end(self) -> str | None:
         """interrupted or terminated, after the signal that came; None if none has come."""
-        return {signal.SIGINT.value: "interrupted", signal.SIGTERM.value: "terminated"}.get(
-            self._interrupt.signal or 0
-        )
+        if self._interrupt.signal is None:
+            return None
+        return "interrupted" if self._interrupt.signal == signal.SIGINT else "terminated"
 
     def feel(self) -> None:
         """Measure the temperature and update the highest one."""
@@ -273,10 +307,12 @@ class Stream:
         start, most, _ = self.temperatures_c
         self.temperatures_c = [start, max((t for t in (most, now) if t is not None), default=None), now]
 
-    def _classify(self, model: Responder, frame: Frame, arrived: float) -> None:
+    def _classify(self, model: Responder, arrived: Arrived) -> None:
         start = time.perf_counter()
         try:
-            image = frame if isinstance(frame, Image.Image) else open_image(frame)
+            frame = arrived.frame
+            image = frame if isinstance(frame, Image.Image) else open_image(frame, self._needed)
+            image = _part(image, self._settings.region)
             tensor = to_tensor(image, self._variant.preprocessing).tobytes()
         except ImageError as error:
             self.latest.spoil(error)
@@ -291,15 +327,41 @@ class Stream:
         if answer is None:  # interrupted
             return
         self._answered = time.perf_counter()
-        self._first = arrived if self._first is None else self._first
+        self._first = arrived.at if self._first is None else self._first
         self.last = answer
         self.said.update(label for label, _ in self._given(answer))
-        for stage, ms in zip(
-            STAGES,
-            ((decoded - start) * 1e3, answer["model_ms"], (self._answered - arrived) * 1e3),
-            strict=True,
-        ):
+        times_ms = (decoded - start) * 1e3, answer["model_ms"], (self._answered - arrived.at) * 1e3
+        for stage, ms in zip(STAGES, times_ms, strict=True):
             self.latency[stage].add(ms)
+        self._hand_on(arrived.number, self._given(answer), times_ms)
+
+    def _hand_on(
+        self, number: int, given: Sequence[tuple[int, float]], times_ms: tuple[float, float, float]
+    ) -> None:
+        """Give the answer to all sinks, and collect what went wrong in them."""
+        changed = self.steady.take(given, time.monotonic())
+        self.changes += changed
+        held = self.steady.labels
+        holds = ", ".join(self._labels[k] for k in held) or None
+        shares = [share for k, share in given if k in held]
+        share = min(shares) if held and len(shares) == len(held) else None
+        answer = Answer(now(), number, holds, share, changed, _named(given, self._labels), *times_ms)
+        for sink in self._sinks:
+            try:
+                sink.give(answer)
+            except SinkError as error:
+                self._failed(str(error))
+        self.collect_failures()
+
+    def collect_failures(self) -> None:
+        """Count what went wrong in the background of the sinks."""
+        for sink in self._sinks:
+            if failure := sink.failure():
+                self._failed(failure)
+
+    def _failed(self, words: str) -> None:
+        self.failed += 1
+        self.last_failure = words
 
     def _given(self, answer: Event) -> list[tuple[int, float]]:
         """The labels that an answer gives its frame, with their probabilities."""
@@ -326,7 +388,30 @@ class Stream:
             throttled=device.throttled(),
             temperature_c=Temperatures(*self.temperatures_c),
             last_labels=() if last is None else _named(self._given(last), labels),
+            changes=self.changes,
+            failed_deliveries=self.failed,
+            last_failed_delivery=self.last_failure,
         )
+
+
+def _needed(spec: InputSpec, region: tuple[float, float, float, float] | None) -> InputSpec:
+    """What a frame is decoded for, so that its part is large enough."""
+    return spec if region is None else spec.at(math.ceil(spec.px / min(region[2:])))
+
+
+def _part(image: Image.Image, region: tuple[float, float, float, float] | None) -> Image.Image:
+    """The part of a picture that is classified, at least one pixel of it."""
+    if region is None:
+        return image
+    left, right = _span(region[0], region[2], image.width)
+    top, bottom = _span(region[1], region[3], image.height)
+    return image.crop((left, top, right, bottom))
+
+
+def _span(start: float, size: float, whole: int) -> tuple[int, int]:
+    """The first pixel and the one behind the last of a part of so many."""
+    first = int(start * whole)
+    return first, max(first + 1, min(whole, round((start + size) * whole)))
 
 
 def _named(found: Sequence[tuple[int, float]], labels: Sequence[str]) -> tuple[Said, ...]:
@@ -339,12 +424,13 @@ def run(
     source: Source,
     settings: Settings,
     report: Callable[[str], None],
+    sinks: Sequence[Sink] = (),
 ) -> LiveResult:
     """Classify the frames of a source with one variant until the source ends, a signal comes, or the limits
-    of ``settings`` are reached.
+    of ``settings`` are reached. ``sinks`` are given every answer and closed at the end.
 
     Returns:
-        The document (schema 1, described in the project's README). ``live.ended`` says why the run ended, and
+        The document (schema 1, described in docs/json.md). ``live.ended`` says why the run ended, and
         ``live.error`` what failed.
 
     Raises:
@@ -353,7 +439,8 @@ def run(
     begun = measure.skeleton(bundle, [], Options(settings.threads))
     loaded, ended, error = None, "error", None
     with _noticing() as interrupt:
-        stream = Stream(variant, settings, interrupt, bundle.manifest.output)
+        notifier = Notifier()
+        stream = Stream(bundle, variant, settings, interrupt, sinks, notifier)
 
         def on_line(rate: float) -> None:
             report(line(stream.seen(bundle.labels), rate, bundle.manifest))
@@ -362,6 +449,7 @@ def run(
             with contextlib.closing(Responder(bundle, variant, settings, interrupt)) as model:
                 if loaded := model.load():
                     report(title(variant, source.name, settings.threads))
+                    notifier.ready()
                     with _reading(source, stream.latest):
                         ended = stream.follow(model, on_line)
                 else:
@@ -372,6 +460,9 @@ def run(
         ended, error = "error", str(stream.latest.failure)
     if not stream.classified and (ended in ("source", "seconds") or stream.latest.failure):
         raise stream.latest.failure or _nothing(source, stream.latest)
+    for sink in sinks:
+        sink.close()
+    stream.collect_failures()
     stream.feel()
     running = Running(variant.id, source.name, ended, error, *(loaded or Loaded()))
     return LiveResult(
@@ -380,11 +471,17 @@ def run(
         # read again: the run may have made the board hot
         device=dataclasses.replace(begun.device, **device.state()),
         bundle=begun.bundle,
-        live=Live(**vars(running), **vars(stream.seen(bundle.labels))),
+        live=Live(
+            **vars(running) | vars(stream.seen(bundle.labels)),
+            reconnected=source.reconnected if isinstance(source, Reconnecting) else 0,
+            last_break=source.last_failure if isinstance(source, Reconnecting) else None,
+        ),
     )
 
 
 def _nothing(source: Source, latest: Latest) -> RuntimeInputError:
+    if isinstance(source, Reconnecting) and source.last_failure:
+        return RuntimeInputError(source.last_failure)
     found = (
         f"{latest.broken} broken frames, the last: {text.printable(latest.fault, 200)}"
         if latest.fault
@@ -398,10 +495,10 @@ def _nothing(source: Source, latest: Latest) -> RuntimeInputError:
 
 @contextlib.contextmanager
 def _noticing() -> Iterator[Interrupt]:
-    """Record SIGINT and SIGTERM instead of ending at once. A signal that this process already ignores stays
-    ignored."""
+    """Record SIGINT, SIGTERM and SIGHUP instead of ending at once. A signal that this process already ignores
+    stays ignored, as SIGHUP under nohup."""
     interrupt = Interrupt()
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.getsignal(number) for number in SIGNALS}
 
     def note(number: int, _frame: object) -> None:
         interrupt.signal = number

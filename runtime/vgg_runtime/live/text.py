@@ -14,7 +14,7 @@ ENDINGS = {
     "seconds": "as long as was asked for",
     "source": "the source ended",
     "interrupted": "interrupted",
-    "terminated": "asked to end by SIGTERM",
+    "terminated": "asked to end by SIGTERM or SIGHUP",
     "error": "FAILED",
 }
 STAGES = ("decode+preprocess", "model", "end to end")
@@ -65,6 +65,14 @@ def summary(result: LiveResult) -> str:
     if live.said and not result.bundle.figures_absent:
         most = ", ".join(f"{text.printable(one.label)} {one.n}" for one in live.said[:5])
         lines.append(f"Said     {most}{', …' if len(live.said) > 5 else ''}")
+    if live.changes:
+        lines.append(f"Changes  {live.changes}")
+    if live.reconnected:
+        why = f", the last time because {text.printable(live.last_break, 200)}" if live.last_break else ""
+        lines.append(f"Source   was asked again {live.reconnected} times{why}")
+    if live.last_failed_delivery:
+        last = text.printable(live.last_failed_delivery, 200)
+        lines.append(f"Lost     {live.failed_deliveries} answers could not be handed on, the last: {last}")
     stages = zip(STAGES, (live.decode_ms, live.model_ms, live.end_to_end_ms), strict=True)
     rows = [[name, *_cells(latency)] for name, latency in stages]
     lines += ["", text.table(("ms", "P50", "P90", "P99", "max", "frames"), rows)]

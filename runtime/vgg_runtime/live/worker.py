@@ -42,7 +42,8 @@ def answer(questions: io.BufferedReader) -> None:
     import onnxruntime as _  # noqa: F401  the import is not part of the load time
 
     start = time.perf_counter()
-    model = Model(Path(request["model"]), SessionSettings(**request["session"]), request["threads"])
+    settings = SessionSettings(**request["session"])
+    model = Model(Path(request["model"]), settings, request["threads"], spinning=False)
     loaded = time.perf_counter()
     first = model(inputs[:1])
     say("loaded", load_ms=(loaded - start) * 1e3, first_ms=(time.perf_counter() - loaded) * 1e3)

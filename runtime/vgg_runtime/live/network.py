@@ -1,0 +1,170 @@
+"""Streams from addresses: MJPEG and JPEG snapshots over HTTP, and whatever ffmpeg reads, RTSP first of all.
+
+Passwords and tokens in an address are used and never shown.
+"""
+
+import http.client
+import re
+import shutil
+import threading
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Iterator
+from typing import Any
+
+from vgg_runtime.errors import RuntimeInputError
+from vgg_runtime.text import printable
+
+from .frames import CHUNK_BYTES, HIDDEN, Item, Program, Source, hidden, pictures_in, ticks
+from .mjpeg import MAX_FRAME_BYTES
+
+FFMPEG = "ffmpeg:"  # in front of anything that ffmpeg reads
+SILENCE_S = 10.0  # an address that sends nothing for longer counts as gone
+SNAPSHOTS_PER_S = 1.0
+BACKOFF_S = (1.0, 2.0, 4.0, 8.0, 15.0, 30.0)  # between two attempts, the last one again and again
+
+
+def open_address(address: str, fps: float | None, *, reconnect: bool) -> Source:
+    """Open a stream. ``fps``: how often a snapshot is asked for.
+
+    Raises:
+        RuntimeInputError: it is no address, or needs ffmpeg, which is not installed.
+    """
+    scheme = address.partition(":")[0].lower()
+    try:
+        urllib.parse.urlsplit(address)
+    except ValueError as error:
+        raise RuntimeInputError(f"the address of --source cannot be read ({error})") from error
+    source: Source = Http(address, fps) if scheme in ("http", "https") else _through_ffmpeg(address, fps)
+    return Reconnecting(source) if reconnect else source
+
+
+def without_secrets(address: str) -> str:
+    """An address as it may be shown: without user, password and what comes behind a question mark."""
+    shown, asked, _ = address.partition("?")
+    # also within the words of another one, as in ffmpeg:async:rtsp://…
+    shown = re.sub(r"//[^/]*@", f"//{HIDDEN}@", shown)
+    return printable(shown + (f"?{HIDDEN}" if asked else ""), 80)
+
+
+def _secrets(address: str) -> tuple[str, ...]:
+    """What must not be shown of an address, the longest first, as it is written and as it is meant."""
+    found = urllib.parse.urlsplit(address[max(0, address.find("//")) :])
+    parts = {address, found.netloc.rpartition("@")[0], found.password or "", found.query}
+    parts |= {urllib.parse.unquote(part) for part in parts}
+    return tuple(sorted(filter(None, parts), key=len, reverse=True))
+
+
+def _through_ffmpeg(address: str, fps: float | None) -> Program:
+    address = address.removeprefix(FFMPEG)
+    if fps is not None:
+        raise RuntimeInputError(
+            f"--fps is for a folder, a file, a camera or snapshots; {without_secrets(address)} sends at its"
+            " own pace"
+        )
+    if not shutil.which("ffmpeg"):
+        raise RuntimeInputError(f"reading {without_secrets(address)} needs ffmpeg: sudo apt install ffmpeg")
+    transport = ("-rtsp_transport", "tcp") if address.lower().startswith("rtsp") else ()
+    command = ("ffmpeg", "-nostdin", "-loglevel", "error", *transport, "-i", address)
+    writing = ("-an", "-c:v", "mjpeg", "-q:v", "3", "-f", "mjpeg", "-")
+    return Program(without_secrets(address), (*command, *writing), _secrets(address), SILENCE_S)
+
+
+class Http:
+    """A server that sends ``multipart/x-mixed-replace``, as network cameras do, or one JPEG at a time."""
+
+    def __init__(self, address: str, fps: float | None) -> None:
+        self.name = without_secrets(address)
+        found = urllib.parse.urlsplit(address)
+        netloc = found.netloc.rpartition("@")[2]
+        self._address = urllib.parse.urlunsplit(found._replace(scheme=found.scheme.lower(), netloc=netloc))
+        self._login = (urllib.parse.unquote(found.username or ""), urllib.parse.unquote(found.password or ""))
+        self._secrets = _secrets(address)
+        self._fps = fps
+
+    def frames(self, stopped: threading.Event) -> Iterator[Item]:
+        """Each picture that arrives."""
+        try:
+            yield from self._read(stopped)
+        except urllib.error.HTTPError as error:
+            raise RuntimeInputError(
+                f"{self.name} answers {error.code} {printable(str(error.reason))}; check the address"
+                + (" and the password" if error.code in (401, 403) else "")
+            ) from error
+        except TimeoutError as error:
+            raise RuntimeInputError(
+                f"{self.name} has sent nothing for {SILENCE_S:.0f} s; is the camera switched on?"
+            ) from error
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            reason = hidden(str(getattr(error, "reason", error)), self._secrets) or type(error).__name__
+            raise RuntimeInputError(f"{self.name} cannot be read ({reason}); check the address") from error
+
+    def close(self) -> None:
+        """The connection ends with the thread that reads it."""
+
+    def _read(self, stopped: threading.Event) -> Iterator[Item]:
+        with self._connect() as response:
+            kind = response.headers.get_content_type()
+            if not kind.startswith("image/"):
+                if self._fps is not None:
+                    raise RuntimeInputError(
+                        f"--fps is for snapshots; {self.name} is a stream, which sends at its own pace"
+                    )
+                if kind.startswith("text/"):
+                    raise RuntimeInputError(
+                        f"{self.name} answers with {printable(kind)}; expected multipart/x-mixed-replace, as"
+                        " MJPEG cameras do, or a JPEG"
+                    )
+                yield from pictures_in(_pieces(response, stopped), cut_off=f"{self.name} broke off")
+                return
+            yield response.read(MAX_FRAME_BYTES)
+        for _ in ticks(self._fps or SNAPSHOTS_PER_S, stopped, at_once=False):
+            with self._connect() as response:
+                yield response.read(MAX_FRAME_BYTES)
+
+    def _connect(self) -> Any:
+        # A camera is in the local network, so the proxy of the environment is not used.
+        handlers: list[urllib.request.BaseHandler] = [urllib.request.ProxyHandler({})]
+        if any(self._login):
+            passwords = urllib.request.HTTPPasswordMgrWithDefaultRealm()
+            passwords.add_password(None, self._address, *self._login)
+            handlers.append(urllib.request.HTTPDigestAuthHandler(passwords))
+            handlers.append(urllib.request.HTTPBasicAuthHandler(passwords))
+        return urllib.request.build_opener(*handlers).open(self._address, timeout=SILENCE_S)
+
+
+def _pieces(response: Any, stopped: threading.Event) -> Iterator[bytes]:
+    while not stopped.is_set() and (piece := response.read1(CHUNK_BYTES)):
+        yield piece
+
+
+class Reconnecting:
+    """A source that is asked again whenever it ends or breaks off, after a while that grows to half a minute.
+    ``reconnected``: how often that was."""
+
+    def __init__(self, source: Source) -> None:
+        self.name = source.name
+        self.reconnected = 0
+        self.last_failure: str | None = None
+        self._source = source
+
+    def frames(self, stopped: threading.Event) -> Iterator[Item]:
+        """Each frame, until ``stopped`` is set."""
+        failed = 0
+        while not stopped.is_set():
+            try:
+                for item in self._source.frames(stopped):
+                    failed = 0
+                    yield item
+                self.last_failure = f"{self.name} ended the stream"
+            except RuntimeInputError as error:
+                self.last_failure = str(error)
+            if stopped.wait(BACKOFF_S[min(failed, len(BACKOFF_S) - 1)]):
+                return
+            failed += 1
+            self.reconnected += 1
+
+    def close(self) -> None:
+        """Close the source."""
+        self._source.close()
