@@ -355,7 +355,7 @@ def evaluate(bundle: Path, record: bool, json_file: Path | None, **chosen: Any) 
     Example: vgg-export evaluate --bundle artifacts --data photos/test
     """
     pictures = build(options.DataOptions, chosen)
-    from vgg_runtime import text
+    from vgg_runtime import console
     from vgg_runtime.bundle import outputs
     from vgg_runtime.report import tables
 
@@ -368,12 +368,7 @@ def evaluate(bundle: Path, record: bool, json_file: Path | None, **chosen: Any) 
     for notice in notices:
         click.echo(f"!! {notice}")
     click.echo(f"{n} test images, none of them used for fitting or calibration")
-    click.echo(
-        text.table(
-            ("variant", *tables.headings(tables.EVALUATION_COLUMNS, output)),
-            [[name, *tables.evaluation_cells(row)] for name, row in figures.items()],
-        )
-    )
+    click.echo(tables.figures(list(figures.items()), output, console.width()))
     if reason := outputs.TOP1_ABSENT.get(output):
         click.echo(f"{reason}.")
     if json_file:
@@ -401,9 +396,10 @@ def report(results: tuple[Path, ...]) -> None:
 
     Example: vgg-export report pi4.json pi5.json
     """
+    from vgg_runtime import console
     from vgg_runtime.report import diff
 
-    click.echo(diff.boards([diff.read(path) for path in results]))
+    click.echo(diff.boards([diff.read(path) for path in results], console.width()))
 
 
 @cli.command()
@@ -420,8 +416,24 @@ def deploy(host: str, **chosen: Any) -> int:
     done = deploy.run(wanted, click.echo, TerminalProgress())
     for path in done.written:
         click.echo(f"wrote {path}", err=True)
-    click.echo(f"The bundle is in {done.root} on {wanted.name}.", err=True)
+    if not wanted.asked_of_service:
+        click.echo(f"The bundle is in {done.root} on {wanted.name}.", err=True)
     return done.code
+
+
+@cli.command()
+@given(options.ShipOptions)
+def ship(**chosen: Any) -> None:
+    """Write a folder, or a zip file, that holds one variant and what classifies with it.
+
+    Example: vgg-export ship --bundle artifacts --variant compact-scaled --target pi4 --output app
+    """
+    wanted = build(options.ShipOptions, chosen)
+    from vgg_runtime.classify import ship as shipping
+
+    from .deploy import ship
+
+    click.echo(shipping.in_words(ship.run(wanted, TerminalProgress())))
 
 
 for command in DEMO_COMMANDS:

@@ -3,6 +3,7 @@ of an option stand beside its field and nowhere else."""
 
 import dataclasses
 import re
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -792,7 +793,8 @@ class DeployOptions:
     """``host``: HOST or USER@HOST, as ssh takes it. ``path``: the bundle's folder on the board, relative to
     the home folder. ``wheels``: this computer brings the packages along. ``web``: the page's packages are
     installed too. ``run``: the doctor and the comparison run there, with ``budget_s`` seconds per variant if
-    that is not None."""
+    that is not None. ``service``: what a service is to run instead; ``stop``, ``status`` and ``logs`` ask
+    about one that is there."""
 
     host: str
     bundle: Path = asked(Path("artifacts"), "--bundle", "The bundle to copy to the board.", folder=True)
@@ -826,8 +828,19 @@ class DeployOptions:
         metavar="SECONDS",
     )
     run: bool = asked(True, "--no-run", "Copy and install, but run nothing.")
+    service: str | None = asked(
+        None,
+        "--service",
+        "Instead of comparing, install a systemd user service that runs compare.py --live with these"
+        " arguments, e.g. 'compact-scaled --source camera --log log.jsonl'.",
+        metavar="ARGUMENTS",
+    )
+    stop: bool = asked(False, "--stop", "Stop and disable the service; copy nothing.")
+    status: bool = asked(False, "--status", "Show the state of the service; copy nothing.")
+    logs: bool = asked(False, "--logs", "Show the service's latest lines; copy nothing.")
 
     def __post_init__(self) -> None:
+        self._ensure_one_task()
         if (
             not re.fullmatch(r"([^\s@/:\[\]-][^\s@/:\[\]]*@)?[^\s@/\[\]-][^\s@/\[\]]*", self.host)
             or not self.host.isprintable()
@@ -849,6 +862,26 @@ class DeployOptions:
         if self.budget_s is not None and not 0 < self.budget_s <= 86400:
             raise OptionsError(f"--budget must be above 0 and at most 86400 seconds, found {self.budget_s:g}")
 
+    def _ensure_one_task(self) -> None:
+        tasks = {"--service": self.service is not None, "--no-run": not self.run}
+        tasks |= {"--stop": self.stop, "--status": self.status, "--logs": self.logs}
+        if len(given := [name for name, is_given in tasks.items() if is_given]) > 1:
+            raise OptionsError(f"{' and '.join(given)} do not go together; give one of them")
+        if self.service is not None:
+            try:
+                words = shlex.split(self.service)
+            except ValueError as error:
+                raise OptionsError(f"--service cannot be read ({error})") from error
+            if not words or words[0].startswith("-") or not self.service.isprintable():
+                raise OptionsError(
+                    "--service takes a variant and options of compare.py --live in one argument"
+                )
+
+    @property
+    def asked_of_service(self) -> str | None:
+        """What is asked of a service that is there: stop, status or logs; None: nothing."""
+        return next((name for name in ("stop", "status", "logs") if getattr(self, name)), None)
+
     @property
     def name(self) -> str:
         """The host without the user."""
@@ -863,6 +896,37 @@ class DeployOptions:
     def root(self) -> str:
         """The folder on the board, absolute or relative to the home folder."""
         return self.path[2:] if self.path.startswith("~/") else self.path
+
+
+@dataclasses.dataclass(frozen=True)
+class ShipOptions:
+    """Which variant goes into a folder of its own. ``variant``: None: the one that the bundle recommends for
+    the core. ``target``: whose build; None: this machine's. ``wheels``: the board's packages come along, for
+    its ``python``."""
+
+    output: Path = asked(Path("app"), "--output", "Folder, or file that ends in .zip, to write.", folder=True)
+    bundle: Path = asked(Path("artifacts"), "--bundle", "The bundle to take it from.", folder=True)
+    variant: str | None = asked(
+        None, "--variant", "The variant  [default: the one that the bundle recommends]", metavar="NAME"
+    )
+    target: str | None = asked(
+        None, "--target", "Take the build for this core, e.g. pi4  [default: this machine's]", metavar="CORE"
+    )
+    wheels: bool = asked(
+        False, "--wheels", "Bring the Python packages along, so that the board needs no internet."
+    )
+    python: str = asked("3.11", "--python", "The board's Python, for --wheels.", metavar="VERSION")
+
+    def __post_init__(self) -> None:
+        if self.python not in ("3.11", "3.12", "3.13"):
+            raise OptionsError(f"--python takes 3.11, 3.12 or 3.13, found {self.python!r}")
+        if not self.wheels and self.python != "3.11":
+            raise OptionsError("--python belongs to --wheels")
+
+    @property
+    def version(self) -> tuple[int, int]:
+        """The board's Python as numbers."""
+        return 3, int(self.python[2:])
 
 
 @dataclasses.dataclass(frozen=True)

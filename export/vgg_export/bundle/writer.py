@@ -436,6 +436,12 @@ def _write_expected(folder: Path, variants: Sequence[m.Variant], pictures: Seque
     np.savez_compressed(folder / "expected.npz", **arrays)  # type: ignore[arg-type]
 
 
+LAUNCHER = (
+    *("compare.py", "classify.py", "_start.py"),
+    *("requirements.txt", "requirements-locked.txt", "requirements-web.txt", "requirements-mqtt.txt"),
+)
+
+
 def runtime_folder() -> Path:
     """The folder of the launcher and the device's requirements: beside the package in a checkout, inside it
     in a wheel."""
@@ -458,10 +464,8 @@ def _write_runtime(folder: Path) -> None:
 def runtime_files() -> list[Path]:
     """The files of the runtime that go to the device."""
     package = Path(vgg_runtime.__file__).parent
-    launcher = [
-        runtime_folder() / name for name in ("compare.py", "requirements.txt", "requirements-web.txt")
-    ]
-    own = (path for path in sorted(package.rglob("*")) if path.suffix in (".py", ".html"))
+    launcher = [runtime_folder() / name for name in LAUNCHER]
+    own = (path for path in sorted(package.rglob("*")) if path.suffix in (".py", ".html", ".typed"))
     return [*(path for path in own if path.parent != package / "launcher"), *launcher]
 
 

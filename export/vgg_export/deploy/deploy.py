@@ -9,6 +9,7 @@ import hashlib
 import json
 import logging
 import re
+import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from vgg_export.options import DeployOptions
 from vgg_runtime.bundle import manifest as m
 
 from . import board as boards
-from . import on_board, ssh, wheels
+from . import on_board, service, ssh, wheels
 from .board import Board
 from .transfer import Local, Place, bring
 
@@ -28,6 +29,7 @@ log = logging.getLogger(__name__)
 # what a virtual environment with onnxruntime, numpy and Pillow takes, pip's temporary copies included
 ENVIRONMENT_BYTES = 350_000_000
 PYTHON = "venv/bin/python"
+MQTT = "runtime/requirements-mqtt.txt"
 RESULT, REPORT, DOCTOR, DOCTOR_TEXT = "result.json", "report.html", "doctor.json", "doctor.txt"
 EXIT_OK, EXIT_FAILED, EXIT_INTERRUPTED = 0, 1, 130
 
@@ -59,10 +61,15 @@ def run(options: DeployOptions, show: Show, progress: Progress) -> Deployed:
         BoardError: the board cannot be reached or used.
         DeployError: a step on the board failed.
     """
+    if options.asked_of_service:
+        with ssh.connect(options) as connection:
+            return Deployed(options.root, (), service.ask(options, connection, show), ())
     whole = m.read(options.bundle)
     chosen = _chosen(whole, options.variants)
+    if options.service:
+        chosen.variant(shlex.split(options.service)[0])  # must be there
     _verify(options.bundle, chosen, progress)
-    if options.run:
+    if options.run and not options.service:
         with explain_write_errors(options.output_folder):
             options.output_folder.mkdir(parents=True, exist_ok=True)
     with ssh.connect(options) as connection:
@@ -79,8 +86,26 @@ def run(options: DeployOptions, show: Show, progress: Progress) -> Deployed:
             log.info("the virtual environment is up to date")
         else:
             _install(place, board, options, progress, works=environment["works"])
-        code, written = _measure(place, chosen, options, show) if options.run else (EXIT_OK, ())
+        code, written = EXIT_OK, tuple[Path, ...]()
+        if options.service:
+            _start_service(place, chosen, options)
+        elif options.run:
+            code, written = _measure(place, chosen, options, show)
     return Deployed(place.root, tuple(file.path for file in copied), code, written)
+
+
+def _start_service(place: Place, chosen: m.Manifest, options: DeployOptions) -> None:
+    """Install the service that the options ask for, and start it."""
+    arguments = shlex.split(options.service or "")
+    largest = max(build.bytes for build in chosen.variant(arguments[0]).builds)
+    lingers = service.install(place.connection, place.root, arguments, largest)
+    if lingers:
+        log.info("the service runs, and starts with the board; --status, --logs and --stop ask about it")
+    else:
+        log.warning(
+            "the service runs until this user has no session any more, because it may not linger; run 'sudo"
+            " loginctl enable-linger' for that user there"
+        )
 
 
 def _chosen(whole: m.Manifest, wanted: str | None) -> m.Manifest:
@@ -143,7 +168,15 @@ def _shortened(names: list[str], most: int = 3) -> str:
 
 def _requirements(options: DeployOptions) -> list[str]:
     """The files of requirements, relative to the bundle."""
-    return ["runtime/requirements.txt", *(["runtime/requirements-web.txt"] if options.web else [])]
+    words = shlex.split(options.service or "")
+    publishes = any(word.split("=")[0] == "--mqtt" for word in words)
+    if publishes and not (options.bundle / MQTT).is_file():
+        raise DeployError(f"this bundle has no {MQTT}: an older vgg-export made it; make it again")
+    return [
+        "runtime/requirements.txt",
+        *(["runtime/requirements-web.txt"] if options.web else []),
+        *([MQTT] if publishes else []),
+    ]
 
 
 def _packages(options: DeployOptions) -> list[str]:
