@@ -17,6 +17,7 @@ import pytest
 from browser import CONTRAST, NARROW_PX, WIDE_PX, Page, overflowing
 from conftest import CLASSES, ROOT, entries_of, served
 from launch import QUICK, compare
+from PIL import Image
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 
@@ -69,8 +70,14 @@ def texts(page: Page, selector: str) -> list[str]:
     return [node.text for node in page.all(selector)]
 
 
+def unfold(page: Page) -> None:
+    """Open what the small cards hide."""
+    page.js("for (const node of document.querySelectorAll('#cards details')) node.open = true")
+
+
 def figures(page: Page, variant: str) -> dict[str, list[str]]:
     """The table of a card by the name of its line."""
+    unfold(page)
     lines = [
         [cell.text for cell in line.find_elements(By.CSS_SELECTOR, "td")]
         for line in page.all(f"#card-{variant} tbody tr")
@@ -94,6 +101,7 @@ def ratio(base: float, value: float, better: str, worse: str) -> str:
 
 def check_card(page: Page, row: dict[str, Any], base: dict[str, Any], picture: int = 0) -> None:
     """What the card of a variant shows is what the document says, in value, baseline and change."""
+    unfold(page)
     card = page.one(f"#card-{row['variant']}")
     said, shown = row["predictions"][picture], figures(page, row["variant"])
     assert card.find_element(By.CSS_SELECTOR, ".says").text == said["labels"][0]
@@ -299,7 +307,9 @@ def test_variants_are_chosen_and_the_history_comes_back(page: Page, port: int) -
     )
     assert figures(page, "scaled")["File"][1:]  # beside the baseline: value, baseline and change
     page.all("#history button")[0].click()
-    assert all(len(values) == 1 for values in figures(page, "scaled").values())  # alone: values only
+    alone = figures(page, "baseline")
+    assert alone
+    assert all(len(values) == 1 for values in alone.values())  # alone: values only
     page.one("#boxes input[value=baseline]").click()
     page.one("#file").send_keys(str(PHOTO))
     assert page.one("#status").text == "Choose at least one variant."
@@ -375,7 +385,8 @@ def test_what_is_refused_says_so_and_leaves_the_page_alive(page: Page, port: int
     with (tmp_path / "huge.jpg").open("wb") as file:
         file.truncate(20_000_000)
     page.upload(tmp_path / "huge.jpg")
-    assert "the limit is 12.0 MB" in page.one("#status").text
+    said = "This browser cannot read the picture, and with 20.0 MB it is too large to be sent as it is"
+    assert page.one("#status").text == f"{said}; the limit is 12.0 MB."
     assert page.all("#cards .card") == []
     page.picture("refused")
     page.upload(PHOTO)
@@ -651,6 +662,9 @@ def test_the_keyboard_reaches_everything_in_reading_order(page: Page, port: int)
         "by-speed",
         "by-size",
         *shown,
+        "sort",
+        "card-quantized-more",
+        "card-scaled-more",
     ]
     assert not page.js("return [...document.querySelectorAll('[tabindex]')].some(n => n.tabIndex > 0)")
 
@@ -712,6 +726,7 @@ def test_the_labels_above_a_half_are_on_the_cards(
         own = chances(drawn.logits(variant, colour)[0])
         order = sorted(own, key=lambda name: -own[name])
         above = [name for name in order if own[name] > 0.5]
+        unfold(page)
         card = page.one(f"#card-{variant}")
         assert card.find_element(By.CSS_SELECTOR, ".says").text == "Labels above 0.5: " + (
             ", ".join(above) or "none"
@@ -746,6 +761,7 @@ def test_a_report_of_two_classes_says_accuracy(
         yes = float(1 / (1 + np.exp(-drawn.logits(variant.id, colour)[0, 0])))
         shares = {"night": yes, "day": 1 - yes}
         order = sorted(shares, key=lambda name: -shares[name])
+        unfold(page)
         card, evaluated = page.one(f"#card-{variant.id}"), variant.build.evaluation
         assert card.find_element(By.CSS_SELECTOR, ".says").text == order[0]
         bars = [line.text.split("\n") for line in card.find_elements(By.CSS_SELECTOR, ".bars li")]
@@ -755,3 +771,141 @@ def test_a_report_of_two_classes_says_accuracy(
         assert figures(page, variant.id)["Accuracy at 0.5"][0] == f"{100 * evaluated.top1.rate:.1f} %"
         caption = card.find_element(By.CSS_SELECTOR, "caption").text
         assert caption == "Accuracy at 0.5 and agreement: 120 test images"
+
+
+# What comes first
+
+
+def ids(page: Page) -> list[str]:
+    return [str(card.get_attribute("id")) for card in page.all("#cards .card")]
+
+
+@pytest.fixture
+def chosen(report: tuple[Path, dict[str, Any]], tmp_path: Path) -> tuple[Path, dict[str, Any]]:
+    """A report of a search, with figures that are easy to tell apart."""
+    from vgg_runtime.report import page as template
+
+    result = json.loads(json.dumps(report[1]))
+    base, quantized, scaled = result["variants"]
+    for row, ms_, size, peak in (
+        (base, 80.0, 100e6, 900e6),
+        (quantized, 40.0, 25e6, 300e6),
+        (scaled, 2.0, 5e6, 90e6),
+    ):
+        row |= {"p50_ms": ms_, "size_bytes": int(size), "peak_rss_bytes": int(peak), "marks": []}
+    loss = {"points": 0.4, "error_points": 0.5, "n": 600, "counted_share": 1.0, "halved_by": 1800}
+    scaled["built"] |= {"loss": loss}
+    quantized["marks"] = ["drifting: 2.60x within a round"]
+    reason, unsure = "the search's choice for a loss of at most 1 point", "0.4 points lost on 600 test images"
+    result["recommended"] = {"variant": "scaled", "max_loss_points": 1.0, "reason": reason, "unsure": unsure}
+    result["explanations"] = ["int8 is little faster here"]
+    path = tmp_path / "chosen.html"
+    path.write_text(template.report(Result.from_json(result), [PHOTO] * len(result["images"])))
+    return path, result
+
+
+def test_the_recommended_variant_comes_first_and_says_what_it_gains(
+    page: Page, chosen: tuple[Path, dict[str, Any]]
+) -> None:
+    page.open(chosen[0].as_uri())
+    assert ids(page) == ["card-scaled", "card-baseline", "card-quantized"]
+    assert [card.get_attribute("id") for card in page.all(".card.large")] == ["card-scaled", "card-baseline"]
+    assert page.one("#verdict-title").text == "Use scaled"
+    tiles = [tile.text.split("\n") for tile in page.all("#gains div")]
+    assert tiles == [
+        ["faster", "40x", "2.00 ms instead of 80.0 ms"],
+        ["smaller", "20x", "5.0 MB instead of 100 MB"],
+        ["less memory", "10x", "90.0 MB instead of 900 MB"],
+        ["points lost", "0.4", "on 600 test images"],
+    ]
+    said = "The search's choice for a loss of at most 1 point. 0.4 points lost on 600 test images."
+    assert page.one("#why").text == said
+    assert "! drifting: 2.60x within a round" in page.one("#card-quantized").text
+    assert page.one("#explained").text == "→ int8 is little faster here."
+    verdict, chart = page.one("#verdict").rect, page.one("#chart").rect
+    assert verdict["x"] + verdict["width"] <= chart["x"]  # beside each other
+    for scheme, width, name in (
+        ("light", WIDE_PX, "chosen-wide"),
+        ("dark", WIDE_PX, "chosen-dark"),
+        ("light", NARROW_PX, "chosen-narrow"),
+    ):
+        page.open(chosen[0].as_uri(), width, prefers_color_scheme=scheme)
+        assert overflowing(page) == []
+        assert page.js("return document.documentElement.scrollWidth") <= width
+        assert page.js(CONTRAST)[1] == []
+        page.picture(name)
+
+
+def test_the_other_cards_are_sorted_as_asked(
+    page: Page, chosen: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    from vgg_runtime.report import page as template
+
+    result = json.loads(json.dumps(chosen[1]))
+    for name, ms_, size, agreement in (("a", 9.0, 1, 0.9), ("b", 3.0, 3, 0.8), ("c", None, 2, 0.99)):
+        row = json.loads(json.dumps(result["variants"][1]))
+        row |= {"variant": name, "title": name, "p50_ms": ms_, "size_bytes": size * 1_000_000}
+        row["built"]["agreement"]["rate"] = agreement
+        result["variants"].append(row)
+    (tmp_path / "r.html").write_text(
+        template.report(Result.from_json(result), [PHOTO] * len(result["images"]))
+    )
+    page.open((tmp_path / "r.html").as_uri())
+    page.js("document.querySelector('#card-b details').open = true")
+    for by, order in (("p50_ms", "bac"), ("size_bytes", "acb"), ("agreement", "cab"), ("listed", "abc")):
+        page.js(
+            "const s = document.getElementById('sort'); s.value = arguments[0];"
+            " s.dispatchEvent(new Event('change'))",
+            by,
+        )
+        found = [name.removeprefix("card-") for name in ids(page)[2:]]
+        assert [name for name in found if name in "abc"] == list(order), by
+    assert page.js("return document.querySelector('#card-b details').open")  # it stays open
+
+
+def test_without_a_recommendation_the_chart_has_the_place_alone(
+    page: Page, report: tuple[Path, dict[str, Any]]
+) -> None:
+    page.open(report[0].as_uri())
+    assert not page.one("#verdict").is_displayed()
+    assert page.one("#chart").rect["width"] > 0.8 * page.one("#results").rect["width"]
+
+
+# Photographs of phones
+
+
+def test_a_picture_above_the_limit_is_made_smaller_in_the_browser(
+    page: Page, port: int, tmp_path: Path
+) -> None:
+    random = np.random.default_rng(0)
+    noise = Image.fromarray(random.integers(0, 256, (3000, 4000, 3), dtype=np.uint8))
+    exif = Image.Exif()
+    exif[0x112] = 6
+    noise.save(tmp_path / "large.jpg", quality=97, exif=exif)
+    assert (tmp_path / "large.jpg").stat().st_size > 12_000_000
+    live(page, port)
+    page.js(
+        "const real = window.fetch; window.fetch = async (address, how) => { if (how && how.body) {"
+        " const"
+        " image = await createImageBitmap(how.body); window.sent = [how.body.size, how.body.type,"
+        " image.width, image.height]; } return real(address, how); }"
+    )
+    page.upload(tmp_path / "large.jpg")
+    assert page.one("#status").text == "Done: 3 variants."
+    size, kind, width, height = page.js("return window.sent")
+    assert size < 12_000_000
+    assert (kind, width, height) == ("image/jpeg", 1536, 2048)  # upright
+    assert page.one("#history img").get_attribute("alt") == "1: large.jpg"
+
+
+def test_what_the_browser_cannot_read_is_a_sentence(page: Page, port: int, tmp_path: Path) -> None:
+    live(page, port)
+    (tmp_path / "phone.heic").write_bytes(b"\0\0\0\x18ftypheic" + bytes(500))
+    page.upload(tmp_path / "phone.heic")
+    assert page.one("#status").text.startswith("This browser cannot read HEIC pictures; choose one in JPEG")
+    with (tmp_path / "film.jpg").open("wb") as file:
+        file.truncate(51_000_000)
+    page.upload(tmp_path / "film.jpg")
+    assert page.one("#status").text == "This file has 51.0 MB; the limit is 50.0 MB."
+    page.upload(PHOTO)
+    assert page.one("#status").text == "Done: 3 variants."

@@ -7,9 +7,9 @@ from pathlib import Path
 from vgg_runtime.errors import RuntimeInputError
 from vgg_runtime.records import FieldError
 from vgg_runtime.result import SCHEMA, Result, Row
-from vgg_runtime.text import ABSENT, megabytes, number, percent, printable, table
+from vgg_runtime.text import ABSENT, folded, megabytes, number, percent, printable, table
 
-from .tables import MARK, headings, notice, star
+from .tables import MARK, headings, notice, verdict
 
 SIGNIFICANT = 0.10  # two runs on the same board differ in latency by up to this share
 EXPECTED = "expected a file that 'compare.py --json' wrote"
@@ -67,9 +67,10 @@ COLUMNS = (
     "agrees A",
     "B",
 )
+ORDER = (0, 1, 2, 3, 4, 5, 6, 9, 10, 7, 8)  # by importance
 
 
-def diff(before: Result, after: Result) -> str:
+def diff(before: Result, after: Result, width: int | None = None) -> str:
     """Two results, variant by variant: latency, memory, size, and what else changed."""
     lines = [f"A  {device_words(before)}", f"B  {device_words(after)}", ""]
     first, second = _by_variant(before), _by_variant(after)
@@ -77,12 +78,13 @@ def diff(before: Result, after: Result) -> str:
     rows = [_cells(name, first.get(name), second.get(name)) for name in names]
     # a heading is one of these, followed by a letter
     columns = [" ".join(headings(name.split(" "), after.bundle.output)) for name in COLUMNS]
-    return _shown("\n".join(lines) + table(columns, rows) + "".join(_remarks(before, after)))
+    shown = table(columns, rows, width=width, order=ORDER)
+    return _shown([*lines, *shown.split("\n"), *_remarks(before, after)], width)
 
 
-def _shown(text: str) -> str:
-    """The text without control characters: a result may come from anybody."""
-    return "\n".join(printable(line, LONGEST_LINE) for line in text.split("\n"))
+def _shown(lines: Sequence[str], width: int | None) -> str:
+    """The lines without control characters, because a result may come from anybody, and folded."""
+    return "\n".join(folded(printable(line, LONGEST_LINE), width) for line in lines)
 
 
 def _cells(name: str, a: Row | None, b: Row | None) -> list[str]:
@@ -104,7 +106,7 @@ def _cells(name: str, a: Row | None, b: Row | None) -> list[str]:
 
 def _remarks(before: Result, after: Result) -> list[str]:
     found = [
-        f"\n{letter} {line}"
+        f"{letter} {line}"
         for letter, result in (("A", before), ("B", after))
         for line in notice(result.bundle).splitlines()
     ]
@@ -115,14 +117,14 @@ def _remarks(before: Result, after: Result) -> list[str]:
         ("numbers of threads", a.threads, b.threads),
     ):
         if one != other:
-            found.append(f"\nThese are different {name}: {one} and {other}.")
+            found.append(f"These are different {name}: {one} and {other}.")
     first, second = _by_variant(before), _by_variant(after)
     both = [name for name in first if name in second]
     changed = [name for name in both if first[name].size_bytes != second[name].size_bytes]
-    found += [f"\n{name} is another model: the file has another size." for name in changed]
+    found += [f"{name} is another model: the file has another size." for name in changed]
     for letter, rows in (("A", first), ("B", second)):
-        found += [f"\n{letter} {MARK} {name}: {mark}" for name, row in rows.items() for mark in row.marks]
-        found += [f"\n{letter} ✗ {name}: {row.error}" for name, row in rows.items() if row.error]
+        found += [f"{letter} {MARK} {name}: {mark}" for name, row in rows.items() for mark in row.marks]
+        found += [f"{letter} ✗ {name}: {row.error}" for name, row in rows.items() if row.error]
     return found
 
 
@@ -136,7 +138,7 @@ def change(before: float | None, after: float | None) -> str:
     return f"{100 * ratio:+.0f} %{arrow}"
 
 
-def boards(results: Sequence[Result]) -> str:
+def boards(results: Sequence[Result], width: int | None = None) -> str:
     """Several results in one table; each device has a number."""
     heads = [f"{k}  {device_words(result)}" for k, result in enumerate(results, 1)]
     found = [_by_variant(result) for result in results]
@@ -153,13 +155,18 @@ def boards(results: Sequence[Result]) -> str:
     numbered = [(k, row) for k, of_one in enumerate(found, 1) for row in of_one.values()]
     marks = [f"[{k}] {MARK} {row.variant}: {mark}" for k, row in numbered for mark in row.marks]
     failed = [f"[{k}] ✗ {row.variant}: {row.error}" for k, row in numbered if row.error]
-    stars = [f"[{k}] {line}" for k, result in enumerate(results, 1) for line in star(result)]
+    stars = [
+        f"[{k}] {line.strip()}"
+        for k, result in enumerate(results, 1)
+        for line in verdict(result).splitlines()
+    ]
     notices = [
         f"[{k}] {line}" for k, result in enumerate(results, 1) for line in notice(result.bundle).splitlines()
     ]
-    return _shown(
-        "\n".join([*heads, "", table(("variant", *columns), rows), *stars, *marks, *failed, *notices])
-    )
+    # every board's latency first, then every board's speed, then the memory
+    order = [0, *(1 + 3 * k + figure for figure in range(3) for k in range(len(results)))]
+    shown = table(("variant", *columns), rows, width=width, order=order)
+    return _shown([*stars, *heads, "", *shown.split("\n"), *marks, *failed, *notices], width)
 
 
 def _by_variant(result: Result) -> Mapping[str, Row]:

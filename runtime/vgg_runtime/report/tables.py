@@ -1,23 +1,42 @@
 """Shows a result as aligned text for a terminal."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from vgg_runtime.bundle.outputs import ACCURACY, AGREEMENT, MULTI_LABEL, SIGMOID, SOFTMAX, given
-from vgg_runtime.result import About, Device, Evaluation, Prediction, Proportion, Result, Row, StepLoss
-from vgg_runtime.text import ABSENT, NO_LABEL, megabytes, number, percent, printable, table
+from vgg_runtime.result import (
+    About,
+    Device,
+    Evaluation,
+    Image,
+    Prediction,
+    Result,
+    Row,
+    StepLoss,
+)
+from vgg_runtime.text import (
+    ABSENT,
+    NO_LABEL,
+    folded,
+    in_percent,
+    megabytes,
+    number,
+    printable,
+    printed_width,
+    table,
+)
 
 MARK = "!"  # behind a figure that a line below the table explains
 
 
-def header(result: Result) -> str:
+def header(result: Result, width: int | None = None) -> str:
     """A few lines about the device and the bundle."""
     device, bundle = result.device, result.bundle
     ram = f"{device.ram_bytes / 2**30:.1f} GiB RAM" if device.ram_bytes else "RAM unknown"
     features = " ".join(device.features) or "no int8 instructions known"
     assumed = [f"Assumed  {'; '.join(bundle.assumed)}"] if bundle.assumed else []
     network = [f"Network  {described}"] if (described := _network(bundle)) else []
-    return "\n".join(
+    lines = "\n".join(
         (
             f"Device   {device.board}, {device.cpu or device.machine}, {device.cores} cores,"
             f" {device.threads} threads used, {ram}",
@@ -30,6 +49,7 @@ def header(result: Result) -> str:
             *assumed,
         )
     )
+    return folded(lines, width, " " * 9)
 
 
 def _network(bundle: About) -> str:
@@ -60,19 +80,57 @@ def state(device: Device) -> str:
     return f"{heat}, {clock}, {throttling}"
 
 
-def explanations(result: Result) -> str:
+def explanations(result: Result, width: int | None = None) -> str:
     """Why rows are slower than expected, one paragraph per reason; empty if there is none."""
-    return "\n".join(f"→ {sentence}." for sentence in result.explanations)
+    return folded("\n".join(f"→ {sentence}." for sentence in result.explanations), width)
 
 
-def notice(about: About) -> str:
+def notice(about: About, width: int | None = None) -> str:
     """The notices to show with every table, marked by !!; empty if there are none."""
-    return "\n".join(f"!! {line}" for line in about.notices)
+    return folded("\n".join(f"!! {line}" for line in about.notices), width, "   ")
+
+
+def verdict(result: Result, width: int | None = None) -> str:
+    """What is recommended, with its speed, size, memory and loss in one sentence; below, why, and what is not
+    sure about it. Empty where an older result does not say."""
+    pick = result.recommended
+    if pick is None:
+        return ""
+    if pick.variant is None:
+        return folded(f"None is recommended: {pick.reason}.", width)
+    row = next((row for row in result.variants if row.variant == pick.variant), None)
+    gains = _gains(row, result.baseline) if row else ""
+    sentence = "; ".join(filter(None, (gains, pick.unsure)))
+    lines = [
+        f"★ {pick.variant} is recommended{': ' if sentence else ''}{sentence}.",
+        f"  It is {pick.reason}.",
+    ]
+    return folded("\n".join(lines), width)
+
+
+def _gains(row: Row, reference: Row | None) -> str:
+    """What a variant takes, and how many times less that is than what the baseline takes."""
+    base = reference if reference is not row else None
+    size, peak = (f"{megabytes(value)} MB" for value in (row.size_bytes, row.peak_rss_bytes))
+    figures = (
+        (number(row.p50_ms, " ms a picture"), row.p50_ms, base.p50_ms if base else None, "faster"),
+        (size, row.size_bytes, base.size_bytes if base else None, "smaller"),
+        (f"peak memory {peak}", row.peak_rss_bytes, base.peak_rss_bytes if base else None, "less"),
+    )
+    return ", ".join(
+        words + (f" ({_times(before / now)} {how})" if before and before / now >= 1.05 else "")
+        for words, now, before, how in figures
+        if now
+    )
+
+
+def _times(ratio: float) -> str:
+    return f"{ratio:.1f}x" if ratio < 9.95 else f"{ratio:.0f}x"
 
 
 COLUMNS = (
     "variant",
-    "input",
+    "px",
     "params M",
     "GMACs",
     "file MB",
@@ -85,38 +143,36 @@ COLUMNS = (
     "speed",
     "peak MB",
     "anon MB",
-    "agrees",
-    "top-1",
+    "agrees %",
+    "top-1 %",
 )
+# By importance: as many as fit are shown. Of the last two of the first line, top-1 where there are labels.
+FIRST = ("variant", "px", "P50 ms", "speed", "file MB", "peak MB")
+THEN = ("P90 ms", "load ms", "GMACs", "params M", "total ms", "anon MB", "first ms", "prepare")
 
 
-def comparison(result: Result) -> str:
-    """One row per variant."""
-    text = table(headings(COLUMNS, result.bundle.output), [_cells(row) for row in result.variants])
-    text += "".join(f"\n{line}" for line in star(result))
+def comparison(result: Result, width: int | None = None) -> str:
+    """One row per variant, in the columns that fit into ``width`` characters; None: in all columns."""
+    labelled = any(row.accuracy for row in result.variants)
+    right = ("top-1 %", "agrees %") if labelled else ("agrees %", "top-1 %")
+    order = [COLUMNS.index(name) for name in (*FIRST, *right, *THEN)]
+    cells = [_cells(row) for row in result.variants]
+    text = table(headings(COLUMNS, result.bundle.output), cells, width=width, order=order)
+    notes = []
     for row in result.variants:
-        text += "".join(f"\n{MARK} {row.variant}: {mark}" for mark in row.marks)
-        if row.error:
-            text += f"\n✗ {row.variant}: {row.error}"
-    text += "".join(f"\n→ {line}" for line in _builds(result))
-    text += _threads(result)
-    return text + "\n" + _footnote(result)
-
-
-def star(result: Result) -> list[str]:
-    """What is recommended and why, and what is not sure about it; no line where an older result does not
-    say."""
-    pick = result.recommended
-    if pick is None:
-        return []
-    if pick.variant is None:
-        return [f"None is recommended: {pick.reason}"]
-    return [f"★ {pick.variant} is recommended: {pick.reason}", *([f"  {pick.unsure}"] if pick.unsure else [])]
+        notes += [f"{MARK} {row.variant}: {mark}" for mark in row.marks]
+        notes += [f"✗ {row.variant}: {row.error}"] if row.error else []
+    notes += [f"→ {line}" for line in _builds(result)]
+    text += "".join(f"\n{folded(line, width)}" for line in notes)
+    return text + _threads(result) + "\n" + folded(_footnote(result), width)
 
 
 def headings(columns: Sequence[str], output: str) -> tuple[str, ...]:
     """The headings of columns, as the figures are called for this kind of output."""
     names = {"agrees": AGREEMENT[output], "top-1": ACCURACY[output]}
+    # in per cent, and short enough for a narrow terminal
+    names["agrees %"] = "per-label %" if output == MULTI_LABEL else "agrees %"
+    names["top-1 %"] = "accuracy %" if output == SIGMOID else "top-1 %"
     return tuple(names.get(column, column) for column in columns)
 
 
@@ -125,7 +181,7 @@ def _cells(row: Row) -> list[str]:
     mark = MARK if row.marks else ""
     return [
         row.variant,
-        f"{row.input_px} px",
+        f"{row.input_px}",
         f"{row.parameters / 1e6:.2f}",
         f"{row.macs / 1e9:.2f}",
         megabytes(row.size_bytes),
@@ -138,8 +194,8 @@ def _cells(row: Row) -> list[str]:
         number(row.speedup, "x"),
         megabytes(row.peak_rss_bytes),
         megabytes(row.peak_anonymous_bytes),
-        percent(row.agreement, interval=True),
-        percent(row.accuracy, interval=True),
+        in_percent(row.agreement),
+        in_percent(row.accuracy),
     ]
 
 
@@ -221,91 +277,127 @@ def _figures_explained(bundle: About, n: int, known: int) -> str:
     )
 
 
-def built(result: Result) -> str:
+BUILT_COLUMNS = ("variant", "top-1 %", "top-5 %", "agrees %", "KL mean", "KL p95")
+BUILT_ORDER = (0, 1, 3, 4, 2, 5)
+
+
+def built(result: Result, width: int | None = None) -> str:
     """A table of the figures on test images from when the bundle was made; empty if there are none."""
     evaluated = [(row.variant, row.built) for row in result.variants if row.built]
     if not evaluated:
         return ""
-    cells = [[name, *evaluation_cells(figures)] for name, figures in evaluated]
     n = evaluated[0][1].n
-    return (
-        f"Measured at build time on {n} test images (none of them used for fitting or calibration)\n"
-        + table(("variant", *headings(EVALUATION_COLUMNS, result.bundle.output)), cells)
-    )
+    said = f"Measured at build time on {n} test images (none of them used for fitting or calibration)"
+    return folded(said, width) + "\n" + figures(evaluated, result.bundle.output, width)
+
+
+def figures(evaluated: Sequence[tuple[str, Evaluation]], output: str, width: int | None = None) -> str:
+    """A table of figures on test images by variant."""
+    cells = [
+        [
+            name,
+            in_percent(found.top1, 1),
+            in_percent(found.top5, 1),
+            in_percent(found.agreement, 1),
+            number(found.kl_mean, digits=4),
+            number(found.kl_p95, digits=4),
+        ]
+        for name, found in evaluated
+    ]
+    return table(headings(BUILT_COLUMNS, output), cells, width=width, order=BUILT_ORDER)
 
 
 LOSS_COLUMNS = ("removed", "repaired", "tuned", "quantized")
 
 
-def losses(result: Result) -> str:
+def losses(result: Result, width: int | None = None) -> str:
     """A table of the loss of each step in making the variants; empty if none was measured."""
-    rows = [[row.variant, *loss_cells(row.losses)] for row in result.variants if row.losses]
-    if not rows:
+    steps = [(row.variant, row.losses) for row in result.variants if row.losses]
+    if not steps:
         return ""
     agreement = "Per-label agreement" if result.bundle.output == MULTI_LABEL else "Agreement"
-    return (
-        f"{agreement} and mean KL after each step, on held-out pictures: removed and repaired against the"
-        " checkpoint at the variant's input size, tuned against the checkpoint, quantized against its own"
-        " float model\n" + table(("variant", *LOSS_COLUMNS), rows)
+    counts: dict[int, list[str]] = {}
+    for step in sorted({(one.step, one.n) for _, lost in steps for one in lost}, key=_place):
+        counts.setdefault(step[1], []).append(step[0])
+    pictures = "; ".join(f"{n} for {', '.join(names)}" for n, names in counts.items())
+    said = (
+        f"{agreement} in % and mean KL after each step, on held-out pictures ({pictures}): removed and"
+        " repaired against the checkpoint at the variant's input size, tuned against the checkpoint,"
+        " quantized against its own float model"
     )
+    rows = [[name, *loss_cells(lost)] for name, lost in steps]
+    return folded(said, width) + "\n" + table(("variant", *LOSS_COLUMNS), rows, width=width)
+
+
+def _place(step: tuple[str, int]) -> tuple[int, int]:
+    return (LOSS_COLUMNS.index(step[0]) if step[0] in LOSS_COLUMNS else len(LOSS_COLUMNS), step[1])
 
 
 def loss_cells(steps: Sequence[StepLoss]) -> list[str]:
-    """The losses of one variant by step as text, with a dash for each step that it lacks."""
-    found = {step.step: f"{100 * step.agreement:.1f} % {step.kl:.4f} (n={step.n})" for step in steps}
+    """The losses of one variant by step, agreement in per cent and mean KL, with a dash for each step that it
+    lacks."""
+    found = {step.step: f"{100 * step.agreement:.1f} {step.kl:.4f}" for step in steps}
     return [found.get(name, ABSENT) for name in LOSS_COLUMNS]
 
 
-EVALUATION_COLUMNS = ("top-1", "95 % interval", "top-5", "agrees", "95 % interval", "KL mean", "KL p95")
-
-
-def evaluation_cells(evaluation: Evaluation) -> list[str]:
-    """The build-time figures of one variant as text, with a dash for each that is absent."""
-    top1, top5, agreement = evaluation.top1, evaluation.top5, evaluation.agreement
-    return [
-        percent(top1),
-        _interval(top1),
-        percent(top5),
-        percent(agreement),
-        _interval(agreement),
-        number(evaluation.kl_mean, digits=4),
-        number(evaluation.kl_p95, digits=4),
-    ]
-
-
-def _interval(proportion: Proportion | None) -> str:
-    if proportion is None:
-        return ABSENT
-    low, high = proportion.interval95
-    return f"{100 * low:.1f} to {100 * high:.1f}"
-
-
-def predictions(result: Result, *, top5: bool, limit: int = 12) -> str:
-    """A table of the class that each variant gives each picture, or of the labels above 0.5. The baseline's
-    are named; the others show = where they agree with it, else their own."""
+def predictions(result: Result, *, top5: bool, width: int | None = None, limit: int = 12) -> str:
+    """The class that each variant gives each picture, or its labels above 0.5: those of the baseline, and
+    those of the variants that differ. Without a ``width`` one column per variant."""
     shown = [row for row in result.variants if row.predictions]
     if not shown or result.bundle.figures_absent:  # predictions of random weights mean nothing
         return ""
     images = result.images[:limit]
     if top5:
-        return "\n\n".join(_top5(result, shown, k) for k in range(len(images)))
-    reference = shown[0]
-    rows = []
-    for k, image in enumerate(images):
-        mark = "" if image.label is None else f" ({printable(image.label, 16)})"
-        cells = [printable(Path(image.file).name, 28) + mark]
-        for row in shown:
-            if k >= len(row.predictions):
-                cells.append(ABSENT)
-                continue
-            of = None if row is reference else reference.predictions[k]
-            cells.append(_said(row.predictions[k], of, result.bundle.output))
-        rows.append(cells)
-    more = len(result.images) - len(images)
-    text = table(("picture", *(row.variant for row in shown)), rows)
+        return "\n\n".join(_top5(result, shown, k, width) for k in range(len(images)))
+    titles = [_title(image) for image in images]
+    said = [[_label(row, shown[0], k, result.bundle.output) for row in shown] for k in range(len(images))]
+    if width is None:
+        text = _side_by_side(titles, shown, said)
+    else:
+        text = "\n".join(_in_turn(titles, shown, said, width))
     if result.bundle.output == MULTI_LABEL:
         text = f"Labels above 0.5, most probable first\n{text}"
+    more = len(result.images) - len(images)
     return text + (f"\n… and {more} more pictures (all of them with --json)" if more > 0 else "")
+
+
+def _title(image: Image) -> str:
+    """A picture's name, with its class where that is known."""
+    mark = "" if image.label is None else f" ({printable(image.label, 16)})"
+    return printable(Path(image.file).name, 28) + mark
+
+
+def _label(row: Row, reference: Row, k: int, output: str) -> str:
+    """What a variant says about picture ``k``; = where that is what the baseline says."""
+    if k >= len(row.predictions):
+        return ABSENT
+    return _said(row.predictions[k], None if row is reference else reference.predictions[k], output)
+
+
+def _side_by_side(titles: Sequence[str], shown: Sequence[Row], said: Sequence[Sequence[str]]) -> str:
+    rows = [[title, *cells] for title, cells in zip(titles, said, strict=True)]
+    return table(("picture", *(row.variant for row in shown)), rows)
+
+
+def _in_turn(
+    titles: Sequence[str], shown: Sequence[Row], said: Sequence[Sequence[str]], width: int
+) -> Iterator[str]:
+    """A table of what the baseline says and how many others say the same, and lines with what the others
+    say."""
+    rows, others = [], []
+    for title, (own, *rest) in zip(titles, said, strict=True):
+        same = [cell for cell in rest if cell.startswith("= ")]
+        rows.append([title, own, f"{len(same)} of {len(rest)}"])
+        different = [
+            f"{row.variant} {cell}"
+            for row, cell in zip(shown[1:], rest, strict=True)
+            if not cell.startswith("= ") and cell != ABSENT
+        ]
+        others += [f"  {title}: {'; '.join(different)}"] if different else []
+    columns = ("picture", shown[0].variant, "others agree")
+    count = len(columns) if len(shown) > 1 else 2
+    yield table(columns[:count], [row[:count] for row in rows], left=2, width=width)
+    yield from (folded(line, width, "    ") for line in others)
 
 
 MOST_NAMED = 4  # labels of a picture in one cell
@@ -323,7 +415,7 @@ def _said(said: Prediction, of: Prediction | None, output: str) -> str:
     return ", ".join([*named, *more]) or NO_LABEL
 
 
-def _top5(result: Result, shown: Sequence[Row], k: int) -> str:
+def _top5(result: Result, shown: Sequence[Row], k: int, width: int | None) -> str:
     rows = []
     for row in shown:
         if k < len(row.predictions):
@@ -332,6 +424,8 @@ def _top5(result: Result, shown: Sequence[Row], k: int) -> str:
             words = (f"{printable(label, 20)} {100 * share:.1f} %" for label, share in named)
             rows.append([row.variant, *words])
     ranks = max(len(row) for row in rows) - 1
-    return f"{printable(result.images[k].file, 80)}\n" + table(
-        ("variant", *(f"{r}." for r in range(1, ranks + 1))), rows, left=ranks + 1
-    )
+    shown_as = table(("variant", *(f"{r}." for r in range(1, ranks + 1))), rows, left=ranks + 1)
+    if width is not None and any(printed_width(line) > width for line in shown_as.split("\n")):
+        lines = (f"  {name}: {', '.join(words)}" for name, *words in rows)
+        shown_as = "\n".join(folded(line, width, "    ") for line in lines)
+    return f"{printable(result.images[k].file, 80)}\n{shown_as}"

@@ -195,17 +195,22 @@ def _described(v: Variant) -> Message:
 
 
 def check_origin(scope: Message, hosts: Sequence[str]) -> None:
-    """Refuse requests for another host name (DNS rebinding) and from pages of other sites. The address at
-    which the connection arrived is allowed.
+    """Refuse requests for another host name (DNS rebinding) and from pages of other sites. An address in
+    numbers is allowed, whatever it is: behind address translation it is not this machine's own, and only a
+    name can be made to lead elsewhere.
 
     Raises:
         Refused: 400 for a wrong Host, 403 for a foreign Origin.
     """
     headers = dict(scope["headers"])
     host = headers.get(b"host", b"").decode("latin-1")
-    name, here = _name_of(host).lower(), (scope.get("server") or ("",))[0]
-    if name not in {known.lower() for known in hosts} and not _same_address(name, here):
-        raise Refused(400, f"this server does not answer to {host[:80]!r}; use {hosts[0]}")
+    name = _name_of(host).lower()
+    if name not in {known.lower() for known in hosts} and not _is_address(name):
+        raise Refused(
+            400,
+            f"this server does not answer to {host[:80]!r}; use {hosts[0]}, or start it with --name and that"
+            " name",
+        )
     origin = headers.get(b"origin")
     if origin is not None and origin.decode("latin-1") not in (f"http://{host}", f"https://{host}"):
         raise Refused(403, "pages of other sites may not use this server")
@@ -218,17 +223,13 @@ def _name_of(host: str) -> str:
     return host.rpartition(":")[0] if ":" in host else host
 
 
-def _same_address(one: str, other: str) -> bool:
-    """Whether two texts are the same IP address; IPv4 within IPv6 (``::ffff:192.0.2.1``) is IPv4."""
+def _is_address(name: str) -> bool:
+    """Whether a name is an IP address; one of IPv6 may have a zone (``fe80::1%eth0``)."""
     try:
-        found = [ipaddress.ip_address(text.partition("%")[0]) for text in (one, other)]
+        ipaddress.ip_address(name.partition("%")[0])
     except ValueError:
         return False
-    plain = [
-        address.ipv4_mapped or address if isinstance(address, ipaddress.IPv6Address) else address
-        for address in found
-    ]
-    return plain[0] == plain[1]
+    return True
 
 
 async def decode(pieces: Sequence[bytes], variants: Sequence[Variant]) -> Pictures:
@@ -303,14 +304,20 @@ def _headers(
 
 
 def run(
-    server: Callable[[tuple[str, ...]], Server], host: str, port: int, report: Callable[[str], None]
+    server: Callable[[tuple[str, ...]], Server],
+    host: str,
+    port: int,
+    report: Callable[[str], None],
+    others: Sequence[str] = (),
 ) -> None:
     """Serve until interrupted; ``server`` makes the application for the host names that requests may use.
+    ``others``: names of this machine that it does not know itself.
 
     Raises:
         RuntimeInputError: uvicorn is not installed, or the port is taken.
     """
-    names = LOOPBACK if _is_loopback(host) else (*own_names(host), *LOOPBACK)
+    own = LOOPBACK if _is_loopback(host) else (*own_names(host), *LOOPBACK)
+    names = (*own, *others)
     try:
         serving = http_server.server(application := server(names), application.stop, HEADER_SECONDS)
     except ImportError as error:
