@@ -269,14 +269,15 @@ def command_environment() -> dict[str, str]:
     return os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "2"}
 
 
-def readme_table(marker: str) -> list[list[str]]:
-    """The rows of the README's table behind an HTML comment, without its header."""
-    text = (
-        (ROOT / "README.md")
-        .read_text(encoding="utf-8")
-        .split(f"<!-- {marker} -->\n", 1)[1]
-        .split("\n\n", 1)[0]
-    )
+def documentation() -> str:
+    """The README and all pages of the documentation."""
+    paths = (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md")))
+    return "\n".join(path.read_text(encoding="utf-8") for path in paths)
+
+
+def documented_table(marker: str) -> list[list[str]]:
+    """The rows of the table behind an HTML comment in the documentation, without its header."""
+    text = documentation().split(f"<!-- {marker} -->\n", 1)[1].split("\n\n", 1)[0]
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines()[2:]]
 
 

@@ -28,7 +28,8 @@ def compare(
         resource.setrlimit(resource.RLIMIT_AS, (limit_bytes, limit_bytes))
 
     launcher = bundle / "runtime/compare.py" if bundle else ROOT / "runtime/compare.py"
-    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | extra
+    # what is said is not folded, unless a test asks for a width
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | {"COLUMNS": "1000"} | extra
     done = subprocess.run(
         [sys.executable, str(launcher), *map(str, arguments)],
         cwd=cwd,

@@ -169,7 +169,7 @@ def test_all_from_a_state_dict_and_class_folders(
     assert bundle.target.startswith("pi4")
     assert manifest.read_labels(tmp_path / "out", bundle) == tuple(sorted(CLASSES))
     assert all(v.build.evaluation and v.build.evaluation.n == 42 for v in bundle.variants)
-    assert "pruned-quantized-scaled  160 px" in done.stdout
+    assert "pruned-quantized-scaled  160 " in done.stdout
     report = (tmp_path / "out/report.html").read_text()
     shown = json.loads(report.split('id="result">', 1)[1].split("</script>", 1)[0])
     assert [row["variant"] for row in shown["variants"]] == [v.id for v in bundle.variants]

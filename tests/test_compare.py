@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -19,8 +20,9 @@ from PIL import Image
 
 from vgg_export.data import splits
 from vgg_runtime import text
-from vgg_runtime.bundle import self_check
-from vgg_runtime.measure import process
+from vgg_runtime.bundle import manifest, self_check
+from vgg_runtime.errors import RuntimeInputError
+from vgg_runtime.measure import process, tuning
 
 
 @pytest.fixture(scope="module")
@@ -96,17 +98,15 @@ def test_the_terminal_shows_device_predictions_and_table(result: dict[str, Any])
         "agrees",
         "quantized",
         "Measured at build time on 42 test images",
-        "160 px",
+        "GMACs",
     ):
         assert expected in text
-    said = [line.removeprefix("→ ") for line in text.splitlines() if line.startswith("→ ")]
-    assert said == [f"{sentence}." for sentence in result["explanations"]]
-    lines = [
-        line
-        for line in text.splitlines()
-        if line.startswith(("baseline ", "quantized ", "scaled ")) and " px" in line
-    ]
-    assert len({len(line) for line in lines}) == 1  # aligned
+    explained = [f"→ {sentence}." for sentence in result["explanations"]]
+    assert [line for line in text.splitlines() if line in explained] == explained
+    lines = text.splitlines()
+    first = next(k for k, line in enumerate(lines) if line.startswith("variant ") and "P50 ms" in line)
+    assert [line.split()[0] for line in lines[first + 2 : first + 5]] == ["baseline", "quantized", "scaled"]
+    assert len({len(line) for line in lines[first + 2 : first + 5]}) == 1  # aligned
 
 
 def test_own_pictures_variants_threads_and_top5(bundle_folder: Path, tmp_path: Path) -> None:
@@ -133,7 +133,7 @@ def test_own_pictures_variants_threads_and_top5(bundle_folder: Path, tmp_path: P
     assert (row["speedup"], row["agreement"], row["accuracy"]) == (None, None, None)
     assert loaded["device"]["threads"] == 1
     assert len(row["predictions"]) == 2
-    assert "5." in done.stdout
+    assert re.search(r"1\. +2\. +3\. +4\. +5\.", done.stdout)
 
 
 def test_class_folders_give_an_accuracy(bundle_folder: Path, signs_folder: Path, tmp_path: Path) -> None:
@@ -374,3 +374,64 @@ def test_missing_requirements_are_one_sentence(bundle_folder: Path) -> None:
     assert done.returncode == 1
     assert "is missing; in a virtual environment run: pip install -r requirements.txt" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+# Pictures that cannot be read, places that cannot be written
+
+
+@pytest.mark.parametrize(
+    ("bad", "options", "code"), [(1, (), 0), (1, ("--strict",), 2), (2, (), 2), (0, ("--strict",), 0)]
+)
+def test_a_few_unreadable_pictures_are_left_out_and_told(
+    bad: int, options: tuple[str, ...], code: int, bundle_folder: Path, tmp_path: Path
+) -> None:
+    """One of 30 is 3 %, two are more than the 5 % at which it is an error."""
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for k in range(30):
+        path = folder / f"{k:02d}.png"
+        Image.new("RGB", (32, 32), (8 * k, 9, 90)).save(path)
+        if k < bad:
+            path.write_bytes(path.read_bytes()[:60])
+    named = ("--images", folder, "--variants", "scaled", "--json", tmp_path / "r.json")
+    done = compare(*named, *options, *QUICK, bundle=bundle_folder)
+    assert done.returncode == code, done.stderr
+    if code:
+        assert "00.png" in done.stderr
+        assert ("1 more pictures cannot be read either" in done.stderr) == (bad == 2)
+        return
+    assert ("1 of 30 pictures cannot be read and are left out; the first: " in done.stderr) == bool(bad)
+    shown = json.loads((tmp_path / "r.json").read_text())
+    assert len(shown["images"]) == len(shown["variants"][0]["predictions"]) == 30 - bad
+
+
+def test_it_works_without_a_temporary_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", "/no/such/folder")
+    child = process.Child("vgg_runtime.no_such_module")
+    try:
+        child.ask({})
+        assert list(child.events(20)) == []
+        assert "No module named" in (child.death() or "")
+    finally:
+        child.close()
+
+
+def test_it_works_without_a_home_folder(monkeypatch: pytest.MonkeyPatch, bundle_folder: Path) -> None:
+    def none() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(Path, "home", none)
+    assert tuning.for_here(manifest.read(bundle_folder), None).variants
+    with pytest.raises(RuntimeInputError, match="this user has no home folder"):
+        tuning.cache_file()
+
+
+def test_names_from_a_bundle_cannot_steer_the_terminal(bundle_copy: Path) -> None:
+    data = json.loads((bundle_copy / "manifest.json").read_text())
+    data["notice"] = "\x1b[2Jgone"
+    reseal(bundle_copy, **data)
+    done = compare("--variants", "scaled", *QUICK, bundle=bundle_copy)
+    assert done.returncode == 0, done.stderr
+    assert "·[2Jgone" in done.stdout
+    assert "\x1b" not in done.stdout + done.stderr

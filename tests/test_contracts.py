@@ -1,5 +1,5 @@
-"""The JSON documents of the device are those that the README describes, key by key at every depth: real
-documents, made by compare.py, are held against its blocks in both directions."""
+"""The JSON documents of the device are those that the documentation describes, key by key at every depth:
+real documents, made by compare.py, are held against its blocks in both directions."""
 
 import copy
 import json
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ROOT, reseal
+from conftest import documentation, reseal
 from launch import QUICK, compare
 
 from vgg_export import recipes
@@ -21,8 +21,9 @@ TOKEN = re.compile(r'\s*("(?:[^"\\]|\\.)*"|[{}\[\],:|…]|\d+)')
 
 
 class Block:
-    """What a block of the README says: objects are dicts, lists hold the shape of an element, ``OPEN`` is any
-    object, a number or a tuple of strings is what may stand there, None is any plain value."""
+    """What a block of the documentation says: objects are dicts, lists hold the shape of an element,
+    ``OPEN`` is any object, a number or a tuple of strings is what may stand there, None is any plain
+    value."""
 
     def __init__(self, text: str) -> None:
         self.tokens = TOKEN.findall(text)
@@ -117,9 +118,8 @@ def wrong(shape: Any, found: Any) -> list[str]:
 
 
 def documented(beginning: str) -> Any:
-    """The block of the README that begins like this, indented, fenced or in the text."""
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    (block,) = re.findall(rf"^(?:```\n|`)({re.escape(beginning)}[^`]*)`", text, re.MULTILINE)
+    """The block of the documentation that begins like this, indented, fenced or in the text."""
+    (block,) = re.findall(rf"^(?:```\n|`)({re.escape(beginning)}[^`]*)`", documentation(), re.MULTILINE)
     return Block(block).shape
 
 

@@ -12,13 +12,16 @@ from conftest import ROOT, ask, served, status_field
 
 @pytest.fixture(scope="module")
 def device_python(bundle_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The interpreter of a fresh virtual environment with ``runtime/requirements.txt`` of the bundle
-    installed."""
+    """The interpreter of a fresh virtual environment with the requirements of the bundle installed, checked
+    by their hashes."""
     folder = tmp_path_factory.mktemp("device") / "venv"
     venv.create(folder, with_pip=True)
     python = folder / "bin" / "python"
-    requirements = bundle_folder / "runtime/requirements.txt"
-    subprocess.run([python, "-m", "pip", "install", "-q", "-r", requirements], check=True, timeout=500)
+    locked = sys.version_info[:2] <= (3, 13)  # newer ones have no hashes yet
+    requirements = bundle_folder / f"runtime/requirements{'-locked' if locked else ''}.txt"
+    hashed = ["--require-hashes"] if locked else []
+    command: list[str | Path] = [python, "-m", "pip", "install", "-q", *hashed, "-r", requirements]
+    subprocess.run(command, check=True, timeout=500)
     return python
 
 

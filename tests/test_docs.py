@@ -1,12 +1,15 @@
-"""The README is true: its commands parse, its tables are those of the code and of the model card."""
+"""The documentation is true: its commands parse, its tables are those of the code and of the model card."""
 
 import json
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, readme_table
+from conftest import ROOT, documentation, documented_table
+from test_architecture import FLOORS
 
 from vgg_export.cli import cli
 from vgg_export.compress import prune
@@ -18,7 +21,10 @@ from vgg_runtime.board.targets import TARGETS
 from vgg_runtime.bundle.metrics import wilson_interval
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-CODE = "\n".join(re.findall(r"^    (\S.*)$", README, re.MULTILINE) + re.findall(r"`([^`\n]+)`", README))
+DOCUMENTATION = documentation()
+CODE = "\n".join(
+    re.findall(r"^    (\S.*)$", DOCUMENTATION, re.MULTILINE) + re.findall(r"`([^`\n]+)`", DOCUMENTATION)
+)
 
 
 def planned(recipe: Recipe) -> chain.Chain:
@@ -40,7 +46,7 @@ def planned(recipe: Recipe) -> chain.Chain:
 
 
 def test_the_full_size_table_is_the_recipes() -> None:
-    rows = readme_table("full-size table")
+    rows = documented_table("full-size table")
     assert [row[0] for row in rows] == [recipe.id for recipe in RECIPES]
     baseline_ms = float(rows[0][5].removesuffix(" ms"))
     for row, recipe in zip(rows, RECIPES, strict=True):
@@ -64,7 +70,7 @@ def test_the_full_size_table_is_the_recipes() -> None:
 
 @pytest.mark.parametrize(("table", "n", "count"), [("sweep table", 1200, 15), ("real table", 600, 7)])
 def test_every_interval_is_the_one_of_its_rate(table: str, n: int, count: int) -> None:
-    cells = [cell for row in readme_table(table) for cell in row if " to " in cell]
+    cells = [cell for row in documented_table(table) for cell in row if " to " in cell]
     assert len(cells) == count
     possible = {
         f"{100 * k / n:.1f} % ({100 * low:.1f} to {100 * high:.1f})"
@@ -75,7 +81,7 @@ def test_every_interval_is_the_one_of_its_rate(table: str, n: int, count: int) -
 
 
 def test_the_speed_and_size_of_a_real_network_are_ratios() -> None:
-    rows = {name: readme_table(name) for name in ("real table", "real front table")}
+    rows = {name: documented_table(name) for name in ("real table", "real front table")}
     baseline_ms, baseline_mb = (float(rows["real table"][0][k].split()[0]) for k in (5, 4))
     for row in rows["real table"]:
         speedup = baseline_ms / float(row[5].removesuffix(" ms"))
@@ -90,31 +96,33 @@ def test_the_shares_it_names_are_right() -> None:
     linears = [part for part in vgg19.parts() if not part.kernel]
     in_linears = sum(part.parameters() for part in linears) / vgg19.parameters()
     in_convs = 1 - sum(part.macs() for part in linears) / vgg19.macs()
-    assert f"({in_linears:.0%} of them)".replace("%", " %") in README
-    assert f"({in_convs:.0%})".replace("%", " %") in README
+    assert f"({in_linears:.0%} of them)".replace("%", " %") in DOCUMENTATION
+    assert f"({in_convs:.0%})".replace("%", " %") in DOCUMENTATION
 
 
 def test_the_demos_accuracy_is_the_model_cards() -> None:
     card = json.loads(weights.demo_path().with_suffix(".json").read_text())
     top1, n = card["accuracy"]["top1"], card["accuracy"]["n"]
-    assert f"({100 * top1:.1f} % of {n:,} signs)" in README
+    assert f"({100 * top1:.1f} % of {n:,} signs)" in DOCUMENTATION
 
 
 def test_the_error_of_the_mixed_costs_is_the_tables() -> None:
     off = max(error["held_out"] for error in mixed_cost.table()["errors"].values())
-    assert f"off by at most\n{100 * off:.1f} % on shapes" in README
+    assert f"off by at most\n{100 * off:.1f} % on shapes" in DOCUMENTATION
 
 
 def test_what_the_mixture_saves_is_the_tables() -> None:
-    rows = [[float(cell) for cell in row[1:4]] for row in readme_table("mixed table")]
+    rows = [[float(cell) for cell in row[1:4]] for row in documented_table("mixed table")]
     saved = [100 * (1 - mixed / min(integers, floats)) for integers, floats, mixed in rows]
-    assert f"{min(saved):.0f} to {max(saved):.0f} % fewer instructions than the better of int8" in README
+    assert (
+        f"{min(saved):.0f} to {max(saved):.0f} % fewer instructions than the better of int8" in DOCUMENTATION
+    )
 
 
 def test_every_variant_and_target_is_described() -> None:
-    described = set(re.findall(r"^\| `([a-z0-9-]+)` \|", README, re.MULTILINE))
+    described = set(re.findall(r"^\| `([a-z0-9-]+)` \|", DOCUMENTATION, re.MULTILINE))
     assert {recipe.id for recipe in RECIPES} <= described
-    named = re.findall(r"^\| (`[a-z0-9-]+`(?:, `[a-z0-9-]+`)*) \|", README, re.MULTILINE)
+    named = re.findall(r"^\| (`[a-z0-9-]+`(?:, `[a-z0-9-]+`)*) \|", DOCUMENTATION, re.MULTILINE)
     assert TARGETS.keys() <= {name.strip("` ") for names in named for name in names.split(",")}
 
 
@@ -130,6 +138,42 @@ def test_every_command_line_in_it_parses(command: str) -> None:
     if not arguments:  # a mention
         return
     cli.commands[name].make_context(name, arguments, resilient_parsing=False)
+
+
+def test_the_readme_is_short() -> None:
+    assert len(README.splitlines()) <= 150
+
+
+def test_every_page_is_named_and_every_link_leads_somewhere() -> None:
+    pages = {path.stem for path in (ROOT / "docs").glob("*.md")} - {"index"}
+    index = (ROOT / "docs/index.md").read_text(encoding="utf-8").split("```{toctree}", 1)[1]
+    assert sorted(pages) == sorted(line for line in index.splitlines() if line.isidentifier() or "-" in line)
+    assert {f"docs/{page}.md" for page in pages} <= set(re.findall(r"\]\((docs/[a-z-]+\.md)\)", README))
+    for path in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")):
+        for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", path.read_text(encoding="utf-8")):
+            assert (path.parent / target).is_file(), (path.name, target)
+
+
+def test_the_picture_of_the_wings_is_the_rule() -> None:
+    picture = DOCUMENTATION.split("<!-- floors -->\n```text\n", 1)[1].split("```", 1)[0]
+    shown: dict[str, list[set[str]]] = {}
+    package = ""
+    for line in picture.splitlines():
+        if line.startswith(" "):
+            shown[package].insert(0, set(line.strip().split(" · ")))
+        else:
+            package = line.split()[0]
+            shown[package] = []
+    for package, floors in FLOORS.items():
+        assert shown[package] == [named for wings in floors if (named := wings - {""})]
+
+
+@pytest.mark.release
+def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
+    sphinx = [sys.executable, "-m", "sphinx", "-W", "-q", str(ROOT / "docs"), str(tmp_path / "site")]
+    done = subprocess.run(sphinx, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "<table" in (tmp_path / "site/results.html").read_text()
 
 
 def test_there_are_commands_to_check() -> None:

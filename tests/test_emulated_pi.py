@@ -61,12 +61,13 @@ def compare(
             "baseline,scaled",
             marks=pytest.mark.release,
         ),
-        (
+        pytest.param(
             "cortex-a76",
             "Raspberry Pi 5 Model B Rev 1.0",
             "Cortex-A76",
             ["asimd", "asimddp"],
             "quantized,scaled",
+            marks=pytest.mark.release,
         ),
     ],
 )

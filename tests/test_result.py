@@ -57,7 +57,7 @@ def test_keys_stand_where_they_stood_before(document: dict[str, Any]) -> None:
 def test_the_keys_of_a_stream_begin_with_what_answers_it() -> None:
     names = [field.name for field in dataclasses.fields(Live)]
     own = [[field.name for field in dataclasses.fields(part)] for part in (Running, Seen)]
-    assert names == [*own[0], *own[1]]
+    assert names == [*own[0], *own[1], "reconnected", "last_break"]
     assert names[:3] == ["variant", "source", "ended"]
     assert [field.name for field in dataclasses.fields(Frames)][-1] == "left"
 

@@ -3,15 +3,12 @@
 import argparse
 import dataclasses
 import hashlib
-import io
 import json
-import os
 import sys
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
-from . import __version__, output
+from . import __version__, console, output
 from .board import device
 from .bundle import builds, manifest
 from .bundle.images import find, match_folders
@@ -19,42 +16,24 @@ from .bundle.opened import Bundle
 from .bundle.preprocess import open_image
 from .doctor import diagnosis
 from .errors import ImageError, RuntimeInputError
+from .live import arguments
 from .measure import measure, tuning
 from .measure.running import Options
 from .report import tables
 from .result import Result
 
-EXIT_OK, EXIT_FAILED, EXIT_INPUT, EXIT_INTERRUPTED = 0, 1, 2, 130
+UNREADABLE = 0.05  # share of pictures; fewer are left out with a line
+# what only a comparison can be asked
+COMPARED = (
+    *("image", "images", "variants", "budget", "rounds", "cool_down", "silence", "top5", "html", "serve"),
+    *("port", "host", "name", "tune", "sure", "wide", "strict", "ship"),
+)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(typed: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code: 0 all well, 1 a self-check or a variant failed, 2 unusable
     input, 130 interrupted."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            # a terminal without UTF-8 gets escapes, not a traceback
-            stream.reconfigure(errors="backslashreplace")
-    warnings.simplefilter("ignore")  # Pillow warns of damaged EXIF; what matters raises an error
-    options = _parser().parse_args(arguments)
-    try:
-        return _run(options)
-    except RuntimeInputError as error:
-        print(f"Error: {error}", file=sys.stderr)
-        return EXIT_INPUT
-    except BrokenPipeError:
-        # the program that read our output has ended
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return EXIT_INPUT
-    except KeyboardInterrupt:
-        print("\nInterrupted.", file=sys.stderr)
-        return EXIT_INTERRUPTED
-    except MemoryError:
-        print(
-            "Error: this program itself did not fit into memory; close other programs, or measure one variant"
-            " at a time with --variants",
-            file=sys.stderr,
-        )
-        return EXIT_FAILED
+    return console.ended(lambda: _run(_parser().parse_args(typed)))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -65,13 +44,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog="examples: python compare.py --image cat.jpg --variants baseline,quantized --json result.json;"
         " python compare.py --live compact --source http://camera.local:8080/stream",
     )
-    parser.add_argument(
-        "--bundle",
-        type=Path,
-        metavar="DIR",
-        help="the folder that 'vgg-export all' wrote (default: the bundle that holds this file, else"
-        " ./artifacts)",
-    )
+    console.add_bundle(parser)
     what = parser.add_mutually_exclusive_group()
     what.add_argument(
         "--image",
@@ -87,31 +60,36 @@ def _parser() -> argparse.ArgumentParser:
         metavar="DIR",
         help="a folder of pictures to classify; class folders in it give an accuracy",
     )
+    parser.add_argument(
+        "--strict",
+        action="store_true",
+        help="refuse even one picture that cannot be read (default: 5 %%)",
+    )
     parser.add_argument("--variants", metavar="A,B", help="the variants to run, by name (default: all)")
     parser.add_argument(
         "--threads",
-        type=_threads,
+        type=console.threads,
         metavar="N",
         help="threads of onnxruntime (default: the cores that this process may use); auto tries 1, 2 and 4"
         " for each variant",
     )
     parser.add_argument(
         "--budget",
-        type=_seconds,
+        type=console.seconds,
         default=10.0,
         metavar="SECONDS",
         help="seconds of timed runs per variant (default: 10)",
     )
     parser.add_argument(
         "--rounds",
-        type=_positive,
+        type=console.positive,
         default=3,
         metavar="N",
         help="rounds in which the variants take turns, so that a hot board slows all alike (default: 3)",
     )
     parser.add_argument(
         "--cool-down",
-        type=_seconds,
+        type=console.seconds,
         default=30.0,
         metavar="SECONDS",
         help="longest wait before a turn, in which the board may cool down to its temperature at the start"
@@ -119,17 +97,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--silence",
-        type=_seconds,
+        type=console.seconds,
         default=300.0,
         metavar="SECONDS",
         help="end a variant that has not answered for this long (default: 300)",
-    )
-    parser.add_argument(
-        "--memory",
-        choices=builds.MEMORY_MODES,
-        default=builds.AUTO,
-        help="lean keeps float weights in the pages of their file, which the system can drop; fast packs a"
-        " copy of them; auto is fast where memory allows it (default: auto)",
     )
     parser.add_argument(
         "--target",
@@ -149,6 +120,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     # tests lay out /proc and /sys of another board here
     parser.add_argument("--root", type=Path, default=Path("/"), help=argparse.SUPPRESS)
+    parser.add_argument(
+        "--wide", action="store_true", help="show every column, also where lines get longer than the terminal"
+    )
     parser.add_argument("--top5", action="store_true", help="show the five most probable classes")
     parser.add_argument(
         "--json", type=Path, metavar="FILE", help="write the whole result as JSON, with every timed run"
@@ -169,104 +143,38 @@ def _parser() -> argparse.ArgumentParser:
         help="compare two results that --json wrote; measure nothing",
     )
     parser.add_argument(
+        "--ship",
+        type=Path,
+        metavar="DIR",
+        help="measure nothing; write a folder (or a file that ends in .zip) that holds one variant and"
+        " classify.py: the one that --variants names, else the recommended one",
+    )
+    parser.add_argument(
         "--serve", action="store_true", help="serve a web page that classifies pictures with every variant"
     )
-    parser.add_argument("--port", type=_port, metavar="N", help="port of the page (default: 8000)")
+    parser.add_argument("--port", type=console.port, metavar="N", help="port of the page (default: 8000)")
     parser.add_argument(
         "--host",
         metavar="ADDRESS",
         help="address on which the page is served; 0.0.0.0 opens it to the network (default:"
         " 127.0.0.1, this machine only)",
     )
-    _add_live(parser.add_argument_group("live"))
+    parser.add_argument(
+        "--name",
+        action="append",
+        default=[],
+        metavar="HOST",
+        help="another name by which the page may be opened, as a router gives to this machine; repeatable",
+    )
+    arguments.add(parser.add_argument_group("live"))
     parser.add_argument("--version", action="version", version=__version__)
     return parser
-
-
-def _add_live(group: "argparse._ArgumentGroup") -> None:
-    add = group.add_argument
-    add(
-        "--live",
-        metavar="VARIANT",
-        help="classify the newest frame of a stream with this variant, again and again until Ctrl-C",
-    )
-    add(
-        "--source",
-        metavar="FROM",
-        help="where the frames come from: a folder (again and again), a file or pipe of JPEGs, - for standard"
-        " input, http://… (MJPEG), /dev/video0 (needs ffmpeg) or camera (picamera2 or rpicam-vid); default:"
-        " camera",
-    )
-    add(
-        "--fps",
-        type=_rate,
-        metavar="N",
-        help="frames per second of a folder, a file or a camera (default: 30)",
-    )
-    add("--frames", type=_count, metavar="N", help="end after N classified frames")
-    add("--seconds", type=_duration, metavar="N", help="end after N seconds")
-    add("--every", type=_seconds, metavar="SECONDS", help="seconds between two lines (default: 5)")
-
-
-def _whole(text: str) -> int:
-    try:
-        return int(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"expected a whole number, found {text!r}") from None
-
-
-def _positive(text: str) -> int:
-    value = _whole(text)
-    if not 1 <= value <= 1024:
-        raise argparse.ArgumentTypeError(f"expected 1 to 1024, found {text}")
-    return value
-
-
-def _threads(text: str) -> int:
-    """A number of threads; 0 stands for auto."""
-    return 0 if text == "auto" else _positive(text)
-
-
-def _count(text: str) -> int:
-    value = _whole(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"expected at least 1, found {text}")
-    return value
-
-
-def _number(text: str, most: float, unit: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"expected a number of {unit}, found {text!r}") from None
-    if not 0 < value <= most:
-        raise argparse.ArgumentTypeError(f"expected more than 0 and at most {most:.0f} {unit}, found {text}")
-    return value
-
-
-def _seconds(text: str) -> float:
-    return _number(text, 86400, "seconds")
-
-
-def _duration(text: str) -> float:
-    return _number(text, 366 * 86400, "seconds")
-
-
-def _rate(text: str) -> float:
-    return _number(text, 1000, "frames a second")
-
-
-def _port(text: str) -> int:
-    value = _whole(text)
-    if not 0 <= value <= 65535:
-        raise argparse.ArgumentTypeError(f"expected 0 to 65535, found {text}")
-    return value
 
 
 def _run(options: argparse.Namespace) -> int:
     if options.diff:
         return _diff(options)
-    folder = options.bundle or default_bundle()
+    folder = options.bundle or console.default_bundle()
     if options.doctor:
         return _doctor(options, folder)
     bundle = Bundle(folder, tuning.for_here(manifest.read(folder), options.target, options.root))
@@ -274,11 +182,13 @@ def _run(options: argparse.Namespace) -> int:
         bundle = bundle.using(dataclasses.replace(bundle.manifest, sure=True))
     if options.live is not None:
         return _live(options, bundle)
-    _refuse(options, ("source", "fps", "frames", "seconds", "every"), "belongs to --live VARIANT")
+    _refuse(options, arguments.NAMES, "belongs to --live VARIANT")
+    if options.ship:
+        return _ship(options, bundle)
     if options.serve:
         return _serve(options, bundle)
-    if options.port is not None or options.host:
-        raise RuntimeInputError("--port and --host belong to --serve")
+    if options.port is not None or options.host or options.name:
+        raise RuntimeInputError("--port, --host and --name belong to --serve")
     if options.target:
         _refuse(options, ("tune",), "finds what is fastest on this core; it does not go with --target")
     return _compare(options, bundle)
@@ -287,12 +197,12 @@ def _run(options: argparse.Namespace) -> int:
 def _compare(options: argparse.Namespace, bundle: Bundle) -> int:
     threads = device.usable_cores() if options.threads is None else options.threads or None
     variants = _chosen(bundle.manifest, options.variants)
-    bundle.check(_needed(options, bundle.manifest, variants), lambda e: _report(f"checking {e.path}"))
+    bundle.check(_needed(options, bundle.manifest, variants), lambda e: console.report(f"checking {e.path}"))
     images = _images(options, bundle)
     output.check_writable(*filter(None, (options.json, options.html)))
     if options.tune:
         cores = threads or device.usable_cores()
-        bundle = tuning.tune(bundle, variants, cores, options.root, _report_line)
+        bundle = tuning.tune(bundle, variants, cores, options.root, console.say)
         variants = _chosen(bundle.manifest, options.variants)
     settings = Options(
         threads=threads,
@@ -303,16 +213,16 @@ def _compare(options: argparse.Namespace, bundle: Bundle) -> int:
         memory=options.memory,
         root=options.root,
     )
-    result = measure.compare(bundle, variants, images, settings, _report)
-    _clear_report()
-    _print(result, top5=options.top5)  # first: a full disk must not lose the measurement
+    result = measure.compare(bundle, variants, images, settings, console.report)
+    console.clear_report()
+    _print(result, top5=options.top5, wide=options.wide)  # first: a full disk must not lose the measurement
     if options.json:
         output.write(options.json, json.dumps(result.to_json(), indent=1, allow_nan=False))
     if options.html:
         from .report import page
 
         output.write(options.html, page.report(result, [image.path for image in images]))
-    return EXIT_FAILED if any(row.error for row in result.variants) else EXIT_OK
+    return console.EXIT_FAILED if any(row.error for row in result.variants) else console.EXIT_OK
 
 
 def _needed(
@@ -331,38 +241,60 @@ def _needed(
 
 
 def _diff(options: argparse.Namespace) -> int:
-    _refuse(options, ("target", "tune", "memory", "sure"), "does not go with --diff, which measures nothing")
+    names = ("target", "tune", "memory", "sure", "strict", "ship")
+    _refuse(options, names, "does not go with --diff, which measures nothing")
     from .report import diff
 
-    print(diff.diff(*(diff.read(path) for path in options.diff)))
-    return EXIT_OK
+    before, after = (diff.read(path) for path in options.diff)
+    console.shown(diff.diff(before, after, console.width(wide=options.wide)))
+    return console.EXIT_OK
 
 
 def _doctor(options: argparse.Namespace, folder: Path) -> int:
-    names = ("image", "images", "html", "variants", "top5", "serve", "host", "port", "target", "tune")
+    names = (
+        *("image", "images", "html", "variants", "top5", "serve", "host", "port", "name", "target", "tune"),
+        *("strict", "ship"),
+    )
     _refuse(options, ("memory", "sure"), "does not go with --doctor, which measures nothing")
     _refuse(options, names, "does not go with --doctor, which looks at the board and the whole bundle")
     return diagnosis.command(
         folder,
         options.threads or device.usable_cores(),
         options.json,
-        lambda line: _report(line) if line else _clear_report(),
+        lambda line: console.report(line) if line else console.clear_report(),
     )
+
+
+def _ship(options: argparse.Namespace, bundle: Bundle) -> int:
+    names = (
+        *("image", "images", "json", "html", "tune", "serve", "host", "port", "name", "top5", "memory"),
+        *("sure", "wide", "strict"),
+    )
+    _refuse(options, names, "does not go with --ship, which measures nothing")
+    from .classify import choice, ship
+
+    chosen = bundle.manifest.chosen(options.variants) if options.variants else []
+    if len(chosen) > 1:
+        raise RuntimeInputError(f"--ship takes one variant, found {len(chosen)} in --variants")
+    core = builds.target_named(options.target) if options.target else None
+    variant = chosen[0] if chosen else choice.recommended(bundle.manifest, core)
+    console.say(ship.in_words(ship.ship(bundle, variant, options.ship)))
+    return console.EXIT_OK
 
 
 def _serve(options: argparse.Namespace, bundle: Bundle) -> int:
     """Serve the page; options that the page offers itself are refused."""
     _refuse(
         options,
-        ("image", "images", "json", "html", "variants", "tune"),
+        ("image", "images", "json", "html", "variants", "tune", "strict", "ship"),
         "does not go with --serve; choose pictures and variants on the page",
     )
     from .web import app
 
     listed = bundle.manifest
     models = dict.fromkeys(entry for variant in listed.variants for entry in variant.build.files)
-    bundle.check([listed.labels, listed.expected, *models], lambda e: _report(f"checking {e.path}"))
-    _clear_report()
+    bundle.check([listed.labels, listed.expected, *models], lambda e: console.report(f"checking {e.path}"))
+    console.clear_report()
     port = 8000 if options.port is None else options.port
     threads = options.threads or device.usable_cores()
     host = options.host or "127.0.0.1"
@@ -370,54 +302,19 @@ def _serve(options: argparse.Namespace, bundle: Bundle) -> int:
         lambda hosts: app.Server(bundle, threads, hosts, options.memory),
         host,
         port,
-        _report_line,
+        console.say,
+        options.name,
     )
-    return EXIT_OK
+    return console.EXIT_OK
 
 
 def _live(options: argparse.Namespace, bundle: Bundle) -> int:
     """Classify a stream with one variant. The exit code is also 0 when SIGTERM ended it, as service managers
     do."""
-    compared = (
-        "image",
-        "images",
-        "variants",
-        "budget",
-        "rounds",
-        "cool_down",
-        "silence",
-        "top5",
-        "html",
-        "serve",
-        "port",
-        "host",
-        "tune",
-        "sure",
-    )
-    _refuse(options, compared, "does not go with --live")
-    if options.threads == 0:
-        raise RuntimeInputError(
-            "--threads auto does not go with --live; find the number with compare.py --threads auto and name"
-            " it"
-        )
-    variant = bundle.manifest.variant(options.live)
-    from .live import sources, stream, text
+    _refuse(options, COMPARED, "does not go with --live")
+    from .live import command
 
-    source = sources.open_source(options.source or "camera", options.fps)
-    output.check_writable(*filter(None, (options.json,)))
-    needed = [bundle.manifest.labels, bundle.manifest.expected, *variant.build.files]
-    bundle.check(needed, lambda e: _report(f"checking {e.path}"))
-    _clear_report()
-    threads = options.threads or device.usable_cores()
-    settings = stream.Settings(threads, options.frames, options.seconds, options.every or 5.0, options.memory)
-    notice = tables.notice(measure.about(bundle))
-    if notice:
-        _report_line(notice)
-    result = stream.run(bundle, variant, source, settings, _report_line)
-    print("\n" + "\n\n".join(filter(None, (text.summary(result), notice))), flush=True)
-    if options.json:
-        output.write(options.json, json.dumps(result.to_json(), indent=1, allow_nan=False))
-    return {"error": EXIT_FAILED, "interrupted": EXIT_INTERRUPTED}.get(result.live.ended, EXIT_OK)
+    return command.run(options, bundle)
 
 
 def _refuse(options: argparse.Namespace, names: Sequence[str], reason: str) -> None:
@@ -426,16 +323,6 @@ def _refuse(options: argparse.Namespace, names: Sequence[str], reason: str) -> N
     for name in names:
         if getattr(options, name) != parser.get_default(name):
             raise RuntimeInputError(f"--{name.replace('_', '-')} {reason}")
-
-
-def _report_line(line: str) -> None:
-    print(line, flush=True)
-
-
-def default_bundle() -> Path:
-    """The folder of the bundle that holds this copy of the runtime, else ./artifacts."""
-    own = Path(__file__).resolve().parents[2]
-    return own if (own / manifest.FILE_NAME).is_file() else Path("artifacts")
 
 
 def _chosen(bundle: manifest.Manifest, wanted: str | None) -> list[manifest.Variant]:
@@ -449,12 +336,13 @@ def _images(options: argparse.Namespace, bundle: Bundle) -> list[measure.Shown]:
     fails later.
 
     Raises:
-        ImageError: a picture cannot be read; the first one is named, the others are counted.
+        ImageError: pictures cannot be read, UNREADABLE of them or more, or one with --strict; the first one
+            is named, the others are counted.
     """
     if options.images:
         listing = find(options.images, (*bundle.labels, *(bundle.manifest.class_ids or ())))
         if words := listing.in_words():
-            print(f"{options.images}: {words}", file=sys.stderr)
+            console.say_aside(f"{options.images}: {words}")
         found = listing.found
         folders = {f.folder for f in found if f.folder}
         classes = match_folders(folders, bundle.labels, bundle.manifest.class_ids)
@@ -468,16 +356,23 @@ def _images(options: argparse.Namespace, bundle: Bundle) -> list[measure.Shown]:
             measure.Shown(bundle.folder / sample.file.path, sample.label, sample.fitted)
             for sample in bundle.manifest.samples
         ]
-    bad = []
+    bad: dict[Path, str] = {}
+    largest = max((v.preprocessing for v in bundle.manifest.variants), key=lambda spec: spec.resize_px)
     for image in images:
         try:
-            open_image(image.path)
+            open_image(image.path, largest)
         except ImageError as error:
-            bad.append(str(error))
-    if bad:
+            bad[image.path] = str(error)
+    if not bad:
+        return images
+    if options.strict or len(bad) >= UNREADABLE * len(images):
         more = f" ({len(bad) - 1} more pictures cannot be read either)" if len(bad) > 1 else ""
-        raise ImageError(bad[0] + more)
-    return images
+        raise ImageError(next(iter(bad.values())) + more)
+    console.say_aside(
+        f"{len(bad)} of {len(images)} pictures cannot be read and are left out; the first:"
+        f" {next(iter(bad.values()))}"
+    )
+    return [image for image in images if image.path not in bad]
 
 
 def _short_hash(path: Path) -> str | None:
@@ -490,32 +385,22 @@ def _short_hash(path: Path) -> str | None:
         return None
 
 
-def _print(result: Result, *, top5: bool) -> None:
-    notice = tables.notice(result.bundle)
+def _print(result: Result, *, top5: bool, wide: bool) -> None:
+    width = console.width(wide=wide)
+    notice = tables.notice(result.bundle, width)
     parts = (
+        tables.verdict(result, width),
         notice,
-        tables.header(result),
-        tables.predictions(result, top5=top5),
-        tables.comparison(result),
-        tables.explanations(result),
-        tables.built(result),
-        tables.losses(result),
+        tables.header(result, width),
+        tables.comparison(result, width),
+        tables.explanations(result, width),
+        tables.predictions(result, top5=top5, width=width),
+        tables.built(result, width),
+        tables.losses(result, width),
         notice,
     )
-    print("\n\n".join(part for part in parts if part))
-
-
-def _report(line: str) -> None:
-    """Show progress on standard error; a terminal overwrites the line before."""
-    if sys.stderr.isatty():
-        print(f"\r\x1b[K{line}", end="", file=sys.stderr, flush=True)
-    else:
-        print(line, file=sys.stderr, flush=True)
-
-
-def _clear_report() -> None:
-    if sys.stderr.isatty():
-        print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+    recommended = result.recommended.variant if result.recommended else None
+    console.shown("\n\n".join(part for part in parts if part), recommended)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """The result document (``compare.py --json``). The fields of these records are its keys.
 
-It is a contract, described in the project's README. Values that were not measured are None. Fields with a
+It is a contract, described in docs/json.md. Values that were not measured are None. Fields with a
 default were added later or are filled in during the measurement, so older documents can be read.
 """
 

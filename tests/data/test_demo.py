@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import export_in, readme_table
+from conftest import documentation, documented_table, export_in
 from launch import compare
 
 from vgg_export.core import files
@@ -44,6 +45,7 @@ def test_the_model_card_is_that_of_the_weights() -> None:
     assert card["accuracy"]["test_seeds"][0] >= demo_training.DemoTrainOptions(path).images
 
 
+@pytest.mark.release
 def test_the_cards_accuracy_is_reproduced_on_part_of_the_signs() -> None:
     right, n = demo_training.test_accuracy(weights.demo_path(), 400, Quiet())
     assert n == 400
@@ -175,17 +177,20 @@ def test_all_of_the_demo_from_start_to_end(tmp_path: Path) -> None:
     removed, repaired, *_ = (loss.kl for loss in bundle.variant("compact").losses)
     assert repaired < 0.3 * removed
     # another CPU rounds differently: six of 1,200 signs
-    for name, accuracy, _, agreement, _ in readme_table("demo table"):
+    for name, accuracy, _, agreement, _ in documented_table("demo table"):
         found = evaluation[name]
         assert found is not None
         assert float(accuracy.removesuffix(" %")) == pytest.approx(top1[name], abs=0.5)
         assert float(agreement.removesuffix(" %")) == pytest.approx(100 * found.agreement.rate, abs=0.5)
-    for name, *cells in readme_table("losses table"):
+    for name, *cells in documented_table("losses table"):
         for cell, lost in zip(cells, tables.loss_cells(bundle.variant(name).losses), strict=True):
             assert (cell == text.ABSENT) == (lost == text.ABSENT)
             if cell != text.ABSENT:
                 assert float(cell.split()[0]) == pytest.approx(float(lost.split()[0]), abs=5)
-                assert cell.split()[-1] == lost.split()[-1]  # n
+    counts = {loss.n for v in bundle.variants for loss in v.losses if loss.step != "tuned"}
+    tuned = {loss.n for v in bundle.variants for loss in v.losses if loss.step == "tuned"}
+    (told,) = re.findall(r"(\d+) after tuning and (\d+) after the others", documentation())
+    assert ({int(told[0])}, {int(told[1])}) == (tuned, counts)
     splits = json.loads((tmp_path / "artifacts/splits.json").read_text())
     sets = [{i["sha256"] for i in splits[part]} for part in ("fit", "select", "test")]
     assert sum(map(len, sets)) == len(set().union(*sets)) == 2800

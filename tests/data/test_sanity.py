@@ -5,6 +5,7 @@ import dataclasses
 import json
 import logging
 import math
+import os
 import re
 import shutil
 import subprocess
@@ -585,7 +586,14 @@ def test_accepted_a_bundle_recommends_nothing_and_evaluate_stops(
         "--html",
         tmp_path / "told.html",
     ]
-    shown = subprocess.run([*map(str, command)], cwd=tmp_path, capture_output=True, text=True, check=True)
+    shown = subprocess.run(
+        [*map(str, command)],
+        cwd=tmp_path,
+        env=os.environ | {"COLUMNS": "1000"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     assert "★" not in shown.stdout
     assert (
         "None is recommended: the checkpoint does not understand its pictures; the notice says what was found"
