@@ -125,6 +125,7 @@ def test_the_doctor_on_a_pi_4_lists_the_board_and_what_it_lacks(
     }
 
 
+@pytest.mark.release
 def test_outputs_that_differ_from_the_recorded_ones_are_noticed_on_the_board(
     pis: dict[str, Pi], bundle_copy: Path, tmp_path: Path
 ) -> None:

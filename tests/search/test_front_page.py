@@ -451,6 +451,7 @@ def test_it_opens_from_disk_and_fits(width: int, scheme: str, page: Page, tmp_pa
 
 
 @browser.needed
+@pytest.mark.release
 def test_a_running_page_shows_what_is_new_and_keeps_its_place(page: Page, tmp_path: Path) -> None:
     path = tmp_path / "front.html"
     front_page.write(path, dataclasses.replace(RUNNING, points=POINTS[:3], recommended=RUNG))
