@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from vgg_export.deploy.board import Board
-from vgg_export.deploy.wheels import platforms
+from vgg_export.deploy.wheels import pip_options
 
 RUNTIME = Path(__file__).resolve().parent.parent / "runtime"
 SOURCE, LOCKED = RUNTIME / "requirements.txt", RUNTIME / "requirements-locked.txt"
@@ -27,25 +27,9 @@ GLIBC = (2, 36)  # of Debian 12, which Raspberry Pi OS Bookworm is
 def wheels(requirements: list[str], python: tuple[int, int], machine: str, folder: Path) -> Iterator[Path]:
     """Fetch the wheels for one kind of board."""
     board = Board(machine, "", "", (*python, 0), GLIBC, venv=True, rsync=False)
-    command = [
-        sys.executable,
-        "-m",
-        "pip",
-        "download",
-        "-q",
-        "--disable-pip-version-check",
-        "-d",
-        str(folder),
-    ]
-    command += [
-        "--only-binary=:all:",
-        "--implementation",
-        "cp",
-        "--python-version",
-        ".".join(map(str, python)),
-    ]
-    command += [word for name in platforms(board) for word in ("--platform", name)]
-    subprocess.run([*command, *requirements], check=True)
+    command = [sys.executable, "-m", "pip", "download", "-q", "-d", str(folder)]
+    command.append("--disable-pip-version-check")
+    subprocess.run([*command, *pip_options(board), *requirements], check=True)
     yield from sorted(folder.glob("*.whl"))
 
 

@@ -869,13 +869,18 @@ class DeployOptions:
             raise OptionsError(f"{' and '.join(given)} do not go together; give one of them")
         if self.service is not None:
             try:
-                words = shlex.split(self.service)
+                words = self.service_words
             except ValueError as error:
                 raise OptionsError(f"--service cannot be read ({error})") from error
             if not words or words[0].startswith("-") or not self.service.isprintable():
                 raise OptionsError(
                     "--service takes a variant and options of compare.py --live in one argument"
                 )
+
+    @property
+    def service_words(self) -> list[str]:
+        """The service's variant and options, one by one; [] without a service."""
+        return shlex.split(self.service or "")
 
     @property
     def asked_of_service(self) -> str | None:

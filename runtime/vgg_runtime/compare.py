@@ -386,21 +386,8 @@ def _short_hash(path: Path) -> str | None:
 
 
 def _print(result: Result, *, top5: bool, wide: bool) -> None:
-    width = console.width(wide=wide)
-    notice = tables.notice(result.bundle, width)
-    parts = (
-        tables.verdict(result, width),
-        notice,
-        tables.header(result, width),
-        tables.comparison(result, width),
-        tables.explanations(result, width),
-        tables.predictions(result, top5=top5, width=width),
-        tables.built(result, width),
-        tables.losses(result, width),
-        notice,
-    )
     recommended = result.recommended.variant if result.recommended else None
-    console.shown("\n\n".join(part for part in parts if part), recommended)
+    console.shown(tables.whole(result, console.width(wide=wide), top5=top5), recommended)
 
 
 if __name__ == "__main__":

@@ -98,25 +98,12 @@ def full(output: str = outputs.SOFTMAX, *, labelled: bool = True) -> Result:
     )
 
 
-def shown(result: Result, width: int | None, *, top5: bool = False) -> str:
-    parts = (
-        tables.verdict(result, width),
-        tables.header(result, width),
-        tables.comparison(result, width),
-        tables.explanations(result, width),
-        tables.predictions(result, top5=top5, width=width),
-        tables.built(result, width),
-        tables.losses(result, width),
-    )
-    return "\n\n".join(filter(None, parts))
-
-
 @pytest.mark.parametrize("output", outputs.OUTPUTS)
 @pytest.mark.parametrize("width", [80, 100, 120, 200])
 @pytest.mark.parametrize("top5", [False, True])
 def test_no_line_is_longer_than_the_terminal(output: str, width: int, top5: bool) -> None:
     for labelled in (True, False):
-        lines = shown(full(output, labelled=labelled), width, top5=top5).split("\n")
+        lines = tables.whole(full(output, labelled=labelled), width, top5=top5).split("\n")
         assert [line for line in lines if text.printed_width(line) > width] == []
 
 

@@ -9,7 +9,6 @@ import hashlib
 import json
 import logging
 import re
-import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -67,7 +66,7 @@ def run(options: DeployOptions, show: Show, progress: Progress) -> Deployed:
     whole = m.read(options.bundle)
     chosen = _chosen(whole, options.variants)
     if options.service:
-        chosen.variant(shlex.split(options.service)[0])  # must be there
+        chosen.variant(options.service_words[0])  # must be there
     _verify(options.bundle, chosen, progress)
     if options.run and not options.service:
         with explain_write_errors(options.output_folder):
@@ -96,7 +95,7 @@ def run(options: DeployOptions, show: Show, progress: Progress) -> Deployed:
 
 def _start_service(place: Place, chosen: m.Manifest, options: DeployOptions) -> None:
     """Install the service that the options ask for, and start it."""
-    arguments = shlex.split(options.service or "")
+    arguments = options.service_words
     largest = max(build.bytes for build in chosen.variant(arguments[0]).builds)
     lingers = service.install(place.connection, place.root, arguments, largest)
     if lingers:
@@ -168,7 +167,7 @@ def _shortened(names: list[str], most: int = 3) -> str:
 
 def _requirements(options: DeployOptions) -> list[str]:
     """The files of requirements, relative to the bundle."""
-    words = shlex.split(options.service or "")
+    words = options.service_words
     publishes = any(word.split("=")[0] == "--mqtt" for word in words)
     if publishes and not (options.bundle / MQTT).is_file():
         raise DeployError(f"this bundle has no {MQTT}: an older vgg-export made it; make it again")

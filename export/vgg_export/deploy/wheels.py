@@ -51,6 +51,20 @@ def platforms(board: Board) -> list[str]:
     ]
 
 
+def pip_options(board: Board) -> list[str]:
+    """The options with which pip looks for the wheels of a board in place of this computer's.
+
+    Raises:
+        BoardError: there are no wheels for such a board.
+    """
+    options = ["--only-binary=:all:", "--implementation", "cp", "--python-version", _python(board)]
+    return options + [option for name in platforms(board) for option in ("--platform", name)]
+
+
+def _python(board: Board) -> str:
+    return ".".join(map(str, board.version[:2]))
+
+
 def fetch(board: Board, requirements: Sequence[Path], cache: Path, progress: Progress) -> list[Path]:
     """Fetch the wheels of all requirements and their dependencies; returns their paths.
 
@@ -61,13 +75,11 @@ def fetch(board: Board, requirements: Sequence[Path], cache: Path, progress: Pro
         DeployError: pip is missing, or finds no fitting wheel.
         HubError: this computer has no internet either.
     """
-    version = ".".join(map(str, board.version[:2]))
-    arguments = ["--only-binary=:all:", "--implementation", "cp", "--python-version", version]
-    arguments += [argument for name in platforms(board) for argument in ("--platform", name)]
+    arguments = pip_options(board)
     key = hashlib.sha256(
         "\n".join([*arguments, *(path.read_text(encoding="utf-8") for path in requirements)]).encode()
     ).hexdigest()
-    folder = cache / f"{board.machine}-{version}-{key[:12]}"
+    folder = cache / f"{board.machine}-{_python(board)}-{key[:12]}"
     if not folder.is_dir():
         if not importlib.util.find_spec("pip"):
             raise DeployError(
@@ -75,7 +87,7 @@ def fetch(board: Board, requirements: Sequence[Path], cache: Path, progress: Pro
                 " leave --wheels out"
             )
         with (
-            progress.task(f"fetching wheels for {board.machine}, Python {version}", None),
+            progress.task(f"fetching wheels for {board.machine}, Python {_python(board)}", None),
             explain_write_errors(folder),
         ):
             _download(arguments, requirements, folder)

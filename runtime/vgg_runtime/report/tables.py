@@ -29,6 +29,23 @@ from vgg_runtime.text import (
 MARK = "!"  # behind a figure that a line below the table explains
 
 
+def whole(result: Result, width: int | None = None, *, top5: bool = False) -> str:
+    """All that ``compare.py`` prints. What must not be missed stands in front and again at the end."""
+    about = notice(result.bundle, width)
+    parts = (
+        verdict(result, width),
+        about,
+        header(result, width),
+        comparison(result, width),
+        explanations(result, width),
+        predictions(result, top5=top5, width=width),
+        built(result, width),
+        losses(result, width),
+        about,
+    )
+    return "\n\n".join(filter(None, parts))
+
+
 def header(result: Result, width: int | None = None) -> str:
     """A few lines about the device and the bundle."""
     device, bundle = result.device, result.bundle
