@@ -282,9 +282,14 @@ def documented_table(marker: str) -> list[list[str]]:
 
 
 def interruptible() -> dict[str, Any]:
-    """Options of Popen for a group of processes that Ctrl-C reaches even where the tests run in the
-    background, which ignores it."""
-    return {"start_new_session": True, "preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}
+    """Options of Popen for a group of processes that Ctrl-C and a hangup reach even where the tests run in
+    the background or under nohup, which ignore them."""
+
+    def notice() -> None:
+        for number in (signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, signal.SIG_DFL)
+
+    return {"start_new_session": True, "preexec_fn": notice}
 
 
 def reseal(folder: Path, **changes: object) -> None:

@@ -33,8 +33,8 @@ from vgg_runtime.bundle.input_spec import for_input
 from vgg_runtime.bundle.opened import Bundle
 from vgg_runtime.bundle.preprocess import open_image, to_tensor
 from vgg_runtime.errors import ImageError, ModelError, RuntimeInputError
+from vgg_runtime.live import decoding, mjpeg, network, sources
 from vgg_runtime.live import frames as of_frames
-from vgg_runtime.live import mjpeg, network, sources
 from vgg_runtime.live import stream as streams
 from vgg_runtime.live.document import SCHEMA, Percentiles, Temperatures
 
@@ -128,7 +128,7 @@ def test_a_frame_that_never_ends_does_not_fill_the_memory() -> None:
 
 
 def test_the_newest_frame_wins_and_the_others_are_counted() -> None:
-    box = streams.Latest()
+    box = decoding.Latest()
     for picture in PICTURES[:3]:
         box.put(picture)
     box.put(ImageError("damaged"))
@@ -143,6 +143,84 @@ def test_the_newest_frame_wins_and_the_others_are_counted() -> None:
     assert not box.ended  # the last frame is still classified
     assert box.take(0) is not None
     assert box.ended
+
+
+def test_a_frame_is_decoded_while_the_caller_is_busy() -> None:
+    """The second frame is ready before anybody asks for it."""
+    box, ready = decoding.Latest(), threading.Event()
+
+    def decode(frame: Any) -> bytes:
+        if frame == PICTURES[1]:
+            ready.set()
+        return bytes(frame[:2])
+
+    box.put(PICTURES[0])
+    with decoding.Decoder(box, decode) as decoder:
+        first = decoder.take(60)
+        assert first
+        assert (first.arrived.number, first.tensor) == (1, PICTURES[0][:2])
+        box.put(PICTURES[1])
+        decoder.begin(0.0)
+        assert ready.wait(60)
+        second = decoder.take(60)
+        assert second
+        assert second.arrived.number == 2
+
+
+def test_what_cannot_be_decoded_is_passed_over_and_the_end_is_seen() -> None:
+    def decode(frame: Any) -> bytes:
+        if frame == PICTURES[0]:
+            raise ImageError("damaged")
+        return b"2"
+
+    box = decoding.Latest()
+    box.put(PICTURES[0])
+    with decoding.Decoder(box, decode) as decoder:
+        while not box.broken:
+            assert decoder.take(0.01) is None
+        assert not decoder.ended
+        box.put(PICTURES[1])
+        box.end()
+        taken = decoder.take(60)
+        assert taken
+        assert taken.tensor == b"2"
+        assert not decoder.ended
+        decoder.begin(0.0)
+        while not decoder.ended:
+            assert decoder.take(1) is None
+    assert (box.received, box.broken, box.fault) == (2, 1, "damaged")
+
+
+def test_a_frame_is_not_taken_before_it_is_due_and_the_newest_then() -> None:
+    box = decoding.Latest()
+    with decoding.Decoder(box, lambda _: b"") as decoder:
+        box.put(PICTURES[0])
+        assert decoder.take(60)
+        due = time.monotonic() + 0.3
+        decoder.begin(due)
+        box.put(PICTURES[1])
+        box.put(PICTURES[2])
+        taken = decoder.take(60)
+        assert taken
+        assert taken.taken >= due
+        assert taken.arrived.number == 3
+        assert box.dropped == 1
+
+
+def test_the_next_frame_is_taken_as_late_as_the_model_leaves_time(bundle_folder: Path) -> None:
+    bundle = Bundle.read(bundle_folder)
+    settings = streams.Settings(1, max_fps=10.0)
+    stream = streams.Stream(bundle, bundle.manifest.variants[0], settings, streams.Interrupt())
+    decoded = decoding.Decoded(decoding.Arrived(b"", 1, 0.0), b"", 20.0, taken=5.0)
+    # nothing is known yet of how long the model takes; ten frames a second are asked for
+    assert stream._next(decoded, 5.02) == pytest.approx(5.1)
+    for _ in range(streams.RECENT):
+        stream.latency["model"].add(300.0)
+        stream.latency["decode"].add(20.0)
+    assert stream._next(decoded, 5.02) == pytest.approx(5.02 + 0.280 - streams.SPARE_MS / 1e3)
+    for _ in range(streams.RECENT):
+        stream.latency["model"].add(1.0)
+    assert stream._next(decoded, 5.02) == pytest.approx(5.1)
 
 
 def test_latencies_are_bounded_and_percentiles_are_earned() -> None:
@@ -289,7 +367,7 @@ def test_an_mjpeg_server_faster_than_the_model(bundle_folder: Path, tmp_path: Pa
     assert frames["received"] > frames["classified"] > 10
     assert frames["broken"] == pytest.approx(frames["received"] / 10, abs=2)
     assert found["seconds"] > 2.9
-    assert frames["left"] <= 1  # a frame waits for one other at most: nothing queues up
+    assert frames["left"] <= 2  # one that is decoded already, and the newest: nothing queues up
 
 
 def test_a_stream_that_ends_says_so(bundle_folder: Path, tmp_path: Path) -> None:
@@ -703,7 +781,7 @@ def test_what_reads_a_device_is_ended(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setenv("PATH", str(tmp_path))
     source = sources.open_source("camera", None)
     assert source.name == "camera (rpicam-vid)"
-    latest = streams.Latest()
+    latest = decoding.Latest()
     with streams._reading(source, latest):
         time.sleep(0.5)
     assert isinstance(source, of_frames.Program)
@@ -735,7 +813,7 @@ def test_picamera2_gives_pictures_in_red_green_blue(tmp_path: Path, monkeypatch:
     frames.close()
     assert sys.modules["picamera2"].Picamera2.closed
     sys.modules["picamera2"].Picamera2.start = lambda _: 1 / 0
-    latest = streams.Latest()
+    latest = decoding.Latest()
     streams._read(source, latest, threading.Event())
     assert "ZeroDivisionError" in str(latest.failure)
     assert "is it connected" in str(latest.failure)

@@ -56,3 +56,9 @@ def failure(found: float, precision: str) -> str | None:
         f"self-check failed: logits differ by {found:.2g} of their spread from those recorded at build time,"
         f" at most {limit:g} allowed"
     )
+
+
+def refusal(found: float, precision: str) -> str | None:
+    """``failure`` with what to do, where a model that fails is not used."""
+    wrong = failure(found, precision)
+    return wrong and f"{wrong}; copy the bundle again, or make it for this board with --target"

@@ -1,10 +1,9 @@
 """A variant of a bundle as a call: a picture in, its classes out."""
 
-import concurrent.futures
 import dataclasses
 import os
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, Self, TypeAlias
 
@@ -14,6 +13,7 @@ from PIL import Image
 
 from vgg_runtime.board import device
 from vgg_runtime.bundle import builds, outputs, self_check
+from vgg_runtime.bundle.ahead import ahead
 from vgg_runtime.bundle.input_spec import InputSpec
 from vgg_runtime.bundle.manifest import Variant
 from vgg_runtime.bundle.opened import Bundle
@@ -126,15 +126,8 @@ class Classifier:
         """``classify_many`` with the times, and with the error in place of an answer where a picture cannot
         be read. Decoding takes its time while the model runs on the picture before."""
         top = _at_least_1(top)
-        with concurrent.futures.ThreadPoolExecutor(1, "decode") as pool:
-            waiting = None
-            for picture in pictures:
-                decoding = pool.submit(self._prepared, picture)
-                if waiting:
-                    yield self._answered(waiting, top)
-                waiting = decoding
-            if waiting:
-                yield self._answered(waiting, top)
+        for decoded in ahead(self._prepared, pictures):
+            yield self._answered(decoded, top)
 
     def close(self) -> None:
         """Give the model's memory back. Later calls raise RuntimeInputError."""
@@ -147,10 +140,10 @@ class Classifier:
         self.close()
 
     def _answered(
-        self, decoded: "concurrent.futures.Future[tuple[npt.NDArray[np.float32], float]]", top: int
+        self, decoded: Callable[[], tuple[npt.NDArray[np.float32], float]], top: int
     ) -> Answer | ImageError:
         try:
-            tensor, prepare_ms = decoded.result()
+            tensor, prepare_ms = decoded()
         except ImageError as error:
             return error
         return self._run(tensor, prepare_ms, top)
@@ -193,10 +186,8 @@ def _loaded(bundle: Bundle, variant: Variant, threads: int, memory: str) -> Mode
         replayed = np.concatenate([model(inputs[k : k + 1]) for k in range(len(inputs))])
     except Exception as error:  # whatever onnxruntime raises, with its message
         raise ModelError(f"{variant.id}: {failure(error)}") from error
-    if wrong := self_check.failure(self_check.deviation(replayed, expected), variant.precision):
-        raise ModelError(
-            f"{variant.id}: {wrong}; copy the bundle again, or make it for this board with --target"
-        )
+    if wrong := self_check.refusal(self_check.deviation(replayed, expected), variant.precision):
+        raise ModelError(f"{variant.id}: {wrong}")
     return model
 
 

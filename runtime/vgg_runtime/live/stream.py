@@ -1,6 +1,6 @@
-"""Classifies a stream. One thread reads the source and keeps only the newest frame; the main thread decodes
-it. The model runs in a process of its own (``worker.py``): if that dies (no memory, an instruction that the
-core lacks), an error message says so.
+"""Classifies a stream. One thread reads the source and keeps only the newest frame; another decodes it while
+the model runs on the frame before (``decoding.py``). The model runs in a process of its own (``worker.py``):
+if that dies (no memory, an instruction that the core lacks), an error message says so.
 
 Memory does not grow with time: the latest latencies and a sample of fixed size of all latencies are kept.
 """
@@ -33,6 +33,7 @@ from vgg_runtime.measure.process import Child, Event, explain_death
 from vgg_runtime.measure.running import Options
 
 from .answers import Answer, Stability, Steady, now
+from .decoding import POLL_S, Decoded, Decoder, Latest
 from .document import (
     SCHEMA,
     Count,
@@ -46,7 +47,7 @@ from .document import (
     Seen,
     Temperatures,
 )
-from .frames import Frame, Item, Source
+from .frames import Frame, Source
 from .network import Reconnecting
 from .notify import Notifier
 from .sinks import Sink, SinkError
@@ -54,7 +55,7 @@ from .text import line, title
 
 RECENT = 100  # a line shows the percentiles of so many latest frames
 KEPT = 2000  # latencies sampled from the whole run; enough for P99
-POLL_S = 0.1  # seconds until an interrupt is noticed
+SPARE_MS = 2.0  # a frame is decoded so long before the model is ready for it
 CLOSING_S = 5.0  # a model that has closed its output gets so long to end
 PATIENCE_S = 300.0  # a model that neither loads nor answers for so long counts as hung
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -87,14 +88,6 @@ class Settings:
     stability: Stability = dataclasses.field(default_factory=Stability)
 
 
-class Arrived(NamedTuple):
-    """A frame, its number among all that arrived, from 1, and when that was, in s of perf_counter."""
-
-    frame: Frame
-    number: int
-    at: float
-
-
 @dataclasses.dataclass
 class Interrupt:
     """The signal that asked the program to end; None before it comes."""
@@ -103,56 +96,6 @@ class Interrupt:
 
     def __bool__(self) -> bool:
         return self.signal is not None
-
-
-class Latest:
-    """Passes the newest frame from one thread to another. A newer frame replaces one that was not taken
-    yet."""
-
-    def __init__(self) -> None:
-        self.received = self.dropped = self.broken = 0
-        self.fault: str | None = None  # the error of the last broken frame
-        self.failure: RuntimeInputError | None = None  # the error that ended the source, if one did
-        self._changed = threading.Condition()
-        self._frame: Arrived | None = None
-        self._ended = False
-
-    @property
-    def ended(self) -> bool:
-        """Whether nothing more will come."""
-        with self._changed:
-            return self._ended and self._frame is None
-
-    def put(self, item: Item) -> None:
-        with self._changed:
-            self.received += 1
-            if isinstance(item, ImageError):
-                self._spoil(item)
-                return
-            self.dropped += self._frame is not None
-            self._frame = Arrived(item, self.received, time.perf_counter())
-            self._changed.notify()
-
-    def take(self, timeout_s: float) -> Arrived | None:
-        """The newest frame; None when none comes within ``timeout_s`` or none will come."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._frame is not None or self._ended, timeout_s)
-            taken, self._frame = self._frame, None
-            return taken
-
-    def spoil(self, error: ImageError) -> None:
-        """Count a frame that was taken but cannot be decoded."""
-        with self._changed:
-            self._spoil(error)
-
-    def end(self, failure: RuntimeInputError | None = None) -> None:
-        with self._changed:
-            self._ended, self.failure = True, failure
-            self._changed.notify()
-
-    def _spoil(self, error: ImageError) -> None:
-        self.broken += 1
-        self.fault = str(error)
 
 
 class Latency:
@@ -199,8 +142,8 @@ class Responder:
         checked = loaded and self._event()
         if not loaded or not checked:
             return None
-        if wrong := self_check.failure(checked["deviation"], self._variant.precision):
-            raise ModelError(f"{wrong}; copy the bundle again, or make it for this board with --target")
+        if wrong := self_check.refusal(checked["deviation"], self._variant.precision):
+            raise ModelError(wrong)
         return Loaded(loaded["load_ms"], loaded["first_ms"], checked["deviation"])
 
     def ask(self, tensor: bytes) -> Event | None:
@@ -255,7 +198,6 @@ class Stream:
         self._output, self._labels, self._sinks = bundle.manifest.output, bundle.labels, sinks
         self._needed = _needed(variant.preprocessing, settings.region)
         self._notifier = notifier or Notifier()
-        self._due = 0.0  # when the next frame may be classified, in s of monotonic
         self._begun = self._lined = time.monotonic()
         self._first: float | None = None  # when the first classified frame arrived, in s of perf_counter
         self._answered = 0.0
@@ -274,6 +216,10 @@ class Stream:
         """Classify until the run ends, and return why: frames, seconds, source, interrupted or terminated.
         ``on_line`` is called every ``every_s`` with the frames per second since the last call."""
         self._begun = self._lined = time.monotonic()
+        with Decoder(self.latest, self._tensor) as decoder:
+            return self._follow(model, decoder, on_line)
+
+    def _follow(self, model: Responder, decoder: Decoder, on_line: Callable[[float], None]) -> str:
         while True:
             if asked := self.asked_to_end():
                 return asked
@@ -285,15 +231,21 @@ class Stream:
                 self.feel()
                 on_line((self.classified - self._line_classified) / (now - self._lined))
                 self._lined, self._line_classified = now, self.classified
-            if now < self._due:
-                time.sleep(min(POLL_S, self._due - now))
-            elif taken := self.latest.take(POLL_S):
-                self._due = now + 1 / self._settings.max_fps if self._settings.max_fps else 0.0
-                self._classify(model, taken)
-            elif self.latest.ended:
+            if (decoded := decoder.take(POLL_S)) is not None:
+                decoder.begin(self._next(decoded, time.monotonic()))
+                self._classify(model, decoded)
+            elif decoder.ended:
                 return "source"
             if self._settings.frames is not None and self.classified >= self._settings.frames:
                 return "frames"
+
+    def _next(self, decoded: Decoded, now: float) -> float:
+        """When the next frame is to be taken, in s of monotonic, if this one is classified from ``now`` on:
+        so that it is decoded when the model is ready for it, and no older then than it must be."""
+        p50 = {stage: percentile(self.latency[stage].recent, 50) for stage in ("decode", "model")}
+        spare_ms = (p50["model"] or 0.0) - (p50["decode"] or 0.0) - SPARE_MS
+        due = decoded.taken + 1 / self._settings.max_fps if self._settings.max_fps else 0.0
+        return max(due, now + max(0.0, spare_ms) / 1e3)
 
     def asked_to_end(self) -> str | None:
         """interrupted or terminated, after the signal that came; None if none has come."""
@@ -307,30 +259,31 @@ class Stream:
         start, most, _ = self.temperatures_c
         self.temperatures_c = [start, max((t for t in (most, now) if t is not None), default=None), now]
 
-    def _classify(self, model: Responder, arrived: Arrived) -> None:
-        start = time.perf_counter()
+    def _tensor(self, frame: Frame) -> bytes:
+        """The bytes of the float32 tensor [channels, px, px] of a frame.
+
+        Raises:
+            ImageError: it cannot be decoded.
+        """
         try:
-            frame = arrived.frame
             image = frame if isinstance(frame, Image.Image) else open_image(frame, self._needed)
             image = _part(image, self._settings.region)
-            tensor = to_tensor(image, self._variant.preprocessing).tobytes()
-        except ImageError as error:
-            self.latest.spoil(error)
-            return
+            return to_tensor(image, self._variant.preprocessing).tobytes()
         except MemoryError:
-            self.latest.spoil(
-                ImageError("a frame does not fit into this device's memory; make the frames smaller")
-            )
-            return
-        decoded = time.perf_counter()
-        answer = model.ask(tensor)
+            raise ImageError(
+                "a frame does not fit into this device's memory; make the frames smaller"
+            ) from None
+
+    def _classify(self, model: Responder, decoded: Decoded) -> None:
+        arrived = decoded.arrived
+        answer = model.ask(decoded.tensor)
         if answer is None:  # interrupted
             return
         self._answered = time.perf_counter()
         self._first = arrived.at if self._first is None else self._first
         self.last = answer
         self.said.update(label for label, _ in self._given(answer))
-        times_ms = (decoded - start) * 1e3, answer["model_ms"], (self._answered - arrived.at) * 1e3
+        times_ms = decoded.decode_ms, answer["model_ms"], (self._answered - arrived.at) * 1e3
         for stage, ms in zip(STAGES, times_ms, strict=True):
             self.latency[stage].add(ms)
         self._hand_on(arrived.number, self._given(answer), times_ms)

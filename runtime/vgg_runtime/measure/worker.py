@@ -11,7 +11,6 @@ somebody is waiting for its answer.
 import json
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ import numpy.typing as npt
 
 from vgg_runtime.board import device
 from vgg_runtime.bundle import self_check
+from vgg_runtime.bundle.ahead import ahead
 from vgg_runtime.bundle.input_spec import InputSpec
 from vgg_runtime.bundle.manifest import SessionSettings
 from vgg_runtime.bundle.outputs import predictions
@@ -81,25 +81,10 @@ def _answer(model: Model, paths: list[Path], preprocessing: InputSpec, output: s
         say("predicted", index=index, **_prediction(logits, output))
     if paths:
         say("answered", prepare_ms=prepare_ms, end_to_end_ms=end_to_end_ms)
-    others = paths[TIMED_PICTURES:]
-    for index, batch in enumerate(_ahead(others, preprocessing), TIMED_PICTURES):
-        say("predicted", index=index, **_prediction(model(batch)[0], output))
-
-
-def _ahead(paths: list[Path], preprocessing: InputSpec) -> Iterator[npt.NDArray[np.float32]]:
-    """The tensors [1, channels, px, px] of pictures; a thread decodes the next one meanwhile."""
-    if not paths:
-        return
-    # imported here: with few pictures nobody needs it, and what is loaded counts as the model's memory
-    from concurrent.futures import ThreadPoolExecutor
-
-    with ThreadPoolExecutor(1, "decode") as pool:
-        waiting = pool.submit(load, paths[0], preprocessing)
-        for path in paths[1:]:
-            following = pool.submit(load, path, preprocessing)
-            yield waiting.result()[None]
-            waiting = following
-        yield waiting.result()[None]
+    if others := paths[TIMED_PICTURES:]:
+        decoded = ahead(lambda path: load(path, preprocessing)[None], others)
+        for index, tensor in enumerate(decoded, TIMED_PICTURES):
+            say("predicted", index=index, **_prediction(model(tensor())[0], output))
 
 
 def _tensor(request: dict[str, Any], preprocessing: InputSpec) -> npt.NDArray[np.float32]:
