@@ -360,7 +360,7 @@ DISTIL_CHOICES = ("auto", "none", *DISTIL_LEVELS)
 @dataclasses.dataclass(frozen=True)
 class DistilOptions:
     """``up_to``: the last level of DISTIL_LEVELS to try, "none", or "auto": the classifier, or for a
-    ``Budget`` the deeper blocks."""
+    ``Budget`` the deeper blocks. ``epochs``: of the level "blocks"; None: its own."""
 
     up_to: str = asked(
         "auto",
@@ -371,6 +371,7 @@ class DistilOptions:
     )
     images: int = asked_as(FinetuneOptions.images, EPOCH_IMAGES)
     seed: int = asked_as(0, SEED)
+    epochs: int | None = None
 
     def __post_init__(self) -> None:
         if self.up_to not in DISTIL_CHOICES:
@@ -385,10 +386,13 @@ class DistilOptions:
         if last == "auto":  # not the whole network, which takes minutes an epoch
             last = "blocks" if budget.asked else "classifier"
         names = {"none": [], "network": ["blocks", "network"]}.get(last, [last])
-        return {
+        levels = {
             name: dataclasses.replace(DISTIL_LEVELS[name], images=self.images, seed=self.seed)
             for name in names
         }
+        if self.epochs and "blocks" in levels:
+            levels["blocks"] = dataclasses.replace(levels["blocks"], epochs=self.epochs)
+        return levels
 
 
 def ranks(text: str) -> tuple[int, ...] | None:
@@ -488,7 +492,9 @@ class QuantizeOptions:
     """``target``: a key of TARGETS. ``method``: a key of INT8_FORMS, or "auto" for the form that is closest
     to the float model on up to ``held_images`` pictures that calibrate nothing. Where the agreement on these
     is below ``min_agreement``, up to ``float_layers`` layers stay float. ``fc_bits``: the bits of the weights
-    of large fully connected layers, one of FC_BITS."""
+    of large fully connected layers, one of FC_BITS. ``every_form``: whether "auto" tries the
+    equalized forms and the one whose weights are rounded together, which take most of the time, even where
+    another form agrees as often as asked for."""
 
     target: str = asked(
         "pi5", "--target", "The core that the int8 model is made for.", choices=tuple(TARGETS)
@@ -516,6 +522,7 @@ class QuantizeOptions:
     )
     float_layers: int = 3
     held_images: int = 60
+    every_form: bool = True
 
     def __post_init__(self) -> None:
         if self.fc_bits not in FC_BITS:
@@ -621,8 +628,8 @@ class SearchOptions:
     effort: str | None = asked(
         None,
         "--effort",
-        "How much a search tries: quick one input size and few points, thorough all sizes and as many points"
-        " as may help  [default: normal]",
+        "How much a search tries: quick one input size, two points and fewer pictures, thorough all sizes and"
+        " as many points as may help  [default: normal]",
         choices=EFFORTS,
     )
     max_minutes: float | None = asked(

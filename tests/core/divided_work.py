@@ -11,11 +11,15 @@ from vgg_export.core.errors import NothingToGainError, VggExportError
 from vgg_export.core.progress import Progress, Quiet
 
 
-def summed(numbers: list[float], _: Progress) -> tuple[float, int, list[int], list[float]]:
+def summed(numbers: list[float], _: Progress) -> tuple[object, ...]:
     own = [numbers[k] for k in processes.share(len(numbers))]
     places = processes.shares(len(numbers), 3)
     rows = processes.gathered(torch.tensor(places, dtype=torch.float32), places, len(numbers) + 3)
-    return processes.total(sum(own)), processes.least(len(own)), processes.from_all(len(own)), rows.tolist()
+    gradients = [torch.ones(2, 3) * (processes.rank() + 1), torch.ones(4), torch.tensor(0.5)]
+    processes.add_up_all(gradients)
+    added = [gradient.tolist() for gradient in gradients]
+    alike = processes.from_all(len(own))
+    return processes.total(sum(own)), processes.least(len(own)), alike, rows.tolist(), added
 
 
 def in_vain(limit: int, _: Progress) -> str:

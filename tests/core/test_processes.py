@@ -35,12 +35,14 @@ def test_two_processes_add_up_and_go_the_way_of_the_first_also_after_its_errors(
     ends = ["2 is too little", "4 will do, says process 0"]
     alone, divided = lines(SCRIPT), lines(*TORCHRUN, SCRIPT)
     rows = [float(k) for k in range(8)]
-    assert alone == [f"(31.0, 5, [5], {rows})", *ends, "0 1"]
+    added = [[[1.0] * 3] * 2, [1.0] * 4, 0.5]
+    assert alone == [f"(31.0, 5, [5], {rows}, {added})", *ends, "0 1"]
     few = (
         "1 drawn pictures for 2 processes; expected at least one for each: use fewer processes or more"
         " pictures"
     )
-    assert divided == [f"(31.0, 2, [2, 3], {rows})", *ends, few, "0 1"]
+    added = [[[3.0] * 3] * 2, [2.0] * 4, 1.0]
+    assert divided == [f"(31.0, 2, [2, 3], {rows}, {added})", *ends, few, "0 1"]
 
 
 def test_the_first_process_says_that_another_has_ended() -> None:

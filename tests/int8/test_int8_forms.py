@@ -441,6 +441,14 @@ def test_the_form_that_is_closest_on_unseen_pictures_is_kept(
     alone = [form.name for form in INT8_FORMS.values() if not form.rounded]
     # weights are rounded together only in the closest of the forms
     assert list(tried) == [*alone, "equalized-rounded"]
+    few = QuantizeOptions("x86-vnni", float_layers=0, every_form=False)
+    needy = quantize.run(source, splits, 16, tmp_path / "few.onnx", few, Quiet())
+    assert needy.measured["int8"]["chosen"] == told["chosen"]  # no other form agrees as often as asked for
+    content = dataclasses.replace(few, min_agreement=0.0)
+    content_with = quantize.run(source, splits, 16, tmp_path / "fewer.onnx", content, Quiet())
+    assert [entry["form"] for entry in content_with.measured["int8"]["tried"]] == [
+        form for form in alone if not form.startswith("equalized")
+    ]
     assert told["chosen"].startswith("equalized")
     assert tried[told["chosen"]] == {"form": told["chosen"]} | {
         key: loss[key] for key in ("agreement", "kl", "n")

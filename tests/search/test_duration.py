@@ -15,7 +15,7 @@ WORK = duration.Work((224, 160, 96), 96, 1, (0.25, 0.1), 900, 1000, 600, 7, agai
 
 
 def expected(work: duration.Work = WORK, picture_s: float = 0.09, points: int = 2) -> float:
-    return duration.expected_s(VGG16, work, picture_s, points)
+    return duration.expected_s(VGG16, work, duration.Pace(picture_s, picture_s), points)
 
 
 def test_more_work_takes_longer_and_a_slower_machine_as_well() -> None:
@@ -31,6 +31,7 @@ def test_more_work_takes_longer_and_a_slower_machine_as_well() -> None:
     ):
         assert expected(dataclasses.replace(WORK, **more)) > usual, more
     assert expected(dataclasses.replace(WORK, again=False)) < usual
+    assert expected(dataclasses.replace(WORK, every_form=False)) < usual
     assert expected(points=3) - expected(points=2) == pytest.approx(expected(points=4) - expected(points=3))
     fixed = expected(picture_s=0.0)
     assert expected(picture_s=0.18) - fixed == pytest.approx(2 * (usual - fixed))
@@ -40,11 +41,21 @@ def test_it_is_what_was_measured_on_a_vgg16() -> None:
     """From the end of the check to the end of compare.py, two cores of a Zen 5 with AVX512-VNNI."""
     shares = (0.5, 0.35, 0.25, 0.18, 0.125, 0.09, 0.065, 0.045)
     work = duration.Work((224, 192, 160, 128, 96), 96, 3, shares, 900, 1000, 600, 7, again=True)
-    assert duration.expected_s(VGG16, work, 0.09, 2) == pytest.approx(1445, rel=0.33)
+    assert expected(work) == pytest.approx(1445, rel=0.33)
 
 
 def test_a_network_is_timed() -> None:
-    assert 0 < seconds_per_picture(small_checkpoint()) < 10
+    assert all(0 < seconds < 10 for seconds in seconds_per_picture(small_checkpoint()))
+
+
+def test_a_fast_device_leaves_what_the_cpu_computes() -> None:
+    both = expected(picture_s=0.09)
+    on_device, nowhere = (
+        duration.expected_s(VGG16, WORK, duration.Pace(in_torch_s, 0.09), 2) for in_torch_s in (0.001, 0.0)
+    )
+    on_cpu_s = (190 + 900 * (0.85 + 0.25) + 600 * (0.85 + 2 * 0.25)) * 0.09
+    assert nowhere == pytest.approx(expected(picture_s=0.0) + on_cpu_s)
+    assert nowhere < on_device < both
 
 
 def test_minutes_are_said_with_a_bound_where_that_is_more() -> None:

@@ -244,6 +244,36 @@ def test_effort_bounds_the_points_and_time_ends_the_search_with_the_best_so_far(
     assert len(scripted.asked) == 1  # a bundle needs one point
 
 
+@dataclasses.dataclass(frozen=True)
+class Given:
+    """What an effort changes of a context."""
+
+    options: RecipeOptions
+    splits: splits.Splits
+
+
+def test_a_quick_search_takes_fewer_pictures_and_forms_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
+    fit, select = (
+        tuple(splits.Item(Path(f"{k}.jpg"), 0, f"{k:064d}", f"{name} {k}") for k in range(count))
+        for name, count in (("fit", 800), ("select", 500))
+    )
+    given: Any = Given(RecipeOptions(), splits.Splits("photos", fit, select, ()))
+    with caplog.at_level(logging.INFO):
+        quick = within_budget._within(given, search.BY_EFFORT["quick"])
+    assert (len(quick.splits.select), len(quick.splits.fit)) == (400, 800)
+    assert (quick.options.distil.images, quick.options.distil.epochs) == (600, 8)
+    assert not quick.options.quantize.every_form
+    assert [record.message for record in caplog.records] == [
+        "400 of 500 selection pictures are used, as --effort quick asks",
+        "600 pictures distil, as --effort quick asks",
+    ]
+    caplog.clear()
+    assert within_budget._within(given, search.BY_EFFORT["normal"]) == given
+    few = dataclasses.replace(given, options=RecipeOptions(distil=DistilOptions(images=50)))
+    assert within_budget._within(few, search.BY_EFFORT["quick"]).options.distil.images == 50
+    assert "distil" not in caplog.text
+
+
 def test_every_finer_share_lies_between_two_others() -> None:
     assert search.Effort(1, 1, (0.5, 0.25), 0, 1).finer() == [0.5, 0.25]
     assert search.Effort(1, 1, (0.5, 0.25), 1, 1).finer() == [0.5, 0.354, 0.25]

@@ -215,10 +215,12 @@ def _add_up_gradients(trained: "nn.Module") -> None:
 
     if processes.world() == 1:
         return
+    gradients = []
     for tensor in trained.parameters():
         if tensor.requires_grad:
             tensor.grad = torch.zeros_like(tensor) if tensor.grad is None else tensor.grad
-            processes.add_up(tensor.grad)
+            gradients.append(tensor.grad)
+    processes.add_up_all(gradients)
 
 
 def selection_loss(

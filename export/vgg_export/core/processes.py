@@ -201,6 +201,21 @@ def add_up(tensor: "torch.Tensor") -> None:
         tensor.copy_(summed)
 
 
+def add_up_all(tensors: "Sequence[torch.Tensor]") -> None:
+    """``add_up`` each of several tensors of one dtype, in one exchange: an exchange of small tensors costs
+    milliseconds for each of them, whatever their size (measured with gloo)."""
+    if world() == 1 or not tensors:
+        return
+    import torch
+
+    flat = torch.cat([tensor.flatten() for tensor in tensors]).cpu()
+    add_up(flat)
+    done = 0
+    for tensor in tensors:
+        tensor.copy_(flat[done : done + tensor.numel()].view_as(tensor))
+        done += tensor.numel()
+
+
 def gathered(rows: "torch.Tensor", places: Sequence[int], count: int) -> "torch.Tensor":
     """The rows [count, ...] of all processes, of which this one has ``rows`` at ``places``."""
     if world() == 1:

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vgg_export.core import processes
-from vgg_export.core.devices import device, here
+from vgg_export.core.devices import CPU, device, here
 from vgg_export.core.progress import Progress, Quiet
 from vgg_export.network import checkpoint as checkpoints
 from vgg_runtime.bundle.input_spec import InputSpec
@@ -107,16 +107,26 @@ def logits_together(
     return processes.together(Quiet(), _logits_share, network, pictures, batch)
 
 
-def seconds_per_picture(network: checkpoints.Checkpoint) -> float:
-    """The seconds that a network needs for a picture on this machine: the least of a few batches, since the
-    first ones take longer."""
+def seconds_per_picture(network: checkpoints.Checkpoint) -> tuple[float, float]:
+    """The seconds that a network needs for a picture where torch computes, and on the CPU."""
     import torch
 
+    where, cpu = device(), torch.device(CPU)
+    found = _seconds_on(where, network)
+    return found, found if where == cpu else _seconds_on(cpu, network)
+
+
+def _seconds_on(where: "torch.device", network: checkpoints.Checkpoint) -> float:
+    """The least of a few batches, since the first ones take longer."""
+    import torch
+
+    layers = network.model().to(where).to(memory_format=torch.channels_last)
     shown, found = torch.rand(TIMED, *network.chain.input.shape), []
-    model = network.model()
+    shown = shown.contiguous(memory_format=torch.channels_last)
     for _ in range(BATCHES):
         began = time.perf_counter()
-        logits(model, shown, TIMED)
+        with torch.inference_mode():
+            layers(shown.to(where)).cpu()
         found.append((time.perf_counter() - began) / TIMED)
     return min(found)
 

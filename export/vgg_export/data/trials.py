@@ -30,7 +30,7 @@ FIRST, SOME = 20, 60  # pictures of the first round and of both rounds, before t
 FINALISTS = 2
 NORMALIZATION, RESIZING = "asking it with other normalisations", "asking it with other ways of resizing"
 FINAL = "asking it with the best of them"
-BEHIND = 0.05  # level of the sign test that ends a candidate after the first round
+BEHIND = 0.05  # level of each of the two tests that end a candidate after the first round
 # Where a network is right on nearly all pictures, few are left to win. Another normalisation is then better,
 # too, if it is right on more of them, leaves at most this share of the loss, and the loss of the rest is less
 # at this level (permutation test). A way of resizing is not judged so: any network sees larger things better.
@@ -222,19 +222,25 @@ def tried(said: Said) -> Tried:
 def _sweep(
     asked: Asked, own: Said, candidates: Sequence[InputSpec], some: Sequence[int], doing: str
 ) -> list[Said]:
-    """Ask with each candidate, in two rounds; those that are clearly behind after the first take no part in
-    the second."""
+    """Ask with each candidate, in two rounds; those that are clearly behind after the first, by what they are
+    right on or by how little they expected it, take no part in the second."""
     if not candidates:
         return []
     first, second = some[:FIRST], some[FIRST:]
     begun = asked.said(candidates, first, doing)
     leader = min([own.at(range(len(first))), *begun], key=Said.place)
-    ahead = [said for said in begun if not clearly_more(leader.hits, said.hits, BEHIND)]
+    ahead = [said for said in begun if not _clearly_behind(said, leader)]
     behind = [said for said in begun if said not in ahead]
     if not second:
         return begun
     more = asked.said([said.input for said in ahead], second, doing)
     return [said.and_of(rest) for said, rest in zip(ahead, more, strict=True)] + behind
+
+
+def _clearly_behind(said: Said, leader: Said) -> bool:
+    return (
+        clearly_more(leader.hits, said.hits, BEHIND) or _chance_of_less(leader.losses, said.losses) < BEHIND
+    )
 
 
 def _distinct(

@@ -128,8 +128,11 @@ def choose_form(bench: Bench, options: QuantizeOptions) -> tuple[Trial, Choice]:
     trials = [bench.make(INT8_FORMS.get(options.method, PLAIN))]
     why = reason_for_one(trials[0], options)
     if why is None:
-        trials += [bench.make(form) for form in INT8_FORMS.values() if form != PLAIN and not form.rounded]
-        trials.append(bench.make(INT8_FORMS[f"{closest(trials).form.base}-rounded"]))
+        forms = [form for form in INT8_FORMS.values() if form != PLAIN and not form.rounded]
+        trials += [bench.make(form) for form in forms if not form.equalized]
+        if options.every_form or not meets(closest(trials), options.min_agreement):
+            trials += [bench.make(form) for form in forms if form.equalized]
+            trials.append(bench.make(INT8_FORMS[f"{closest(trials).form.base}-rounded"]))
     best = closest(trials)
     if why is None:
         changed = best is not trials[0]

@@ -1,7 +1,8 @@
 """Predicts how long a search takes, before it starts.
 
 The work is counted: pictures that the checkpoint answers, second moments that are solved, points that are
-made. Each kind costs a multiple of what the checkpoint needs for a picture, which is timed on this machine.
+made. Each kind costs a multiple of what the checkpoint needs for a picture, which is timed on this machine,
+on the CPU and, where torch computes elsewhere, there.
 The multiples were measured on a VGG-16; they depend on the machine less than seconds do. What does not depend
 on the network (timing, sessions) is in seconds.
 """
@@ -16,9 +17,11 @@ IN_ONNXRUNTIME, IN_INT8, TRAINING = 0.85, 0.25, 3.0
 # multiply-accumulates for each d^3, d the inputs of a layer whose second moments are solved at all ranks, or
 # fitted
 SOLVING, FITTING = 7.6, 19.5
-QUANTIZING_S, EXPORTING_S = 0.21, 0.15  # per million parameters
+EXPORTING_S = 0.15  # per million parameters
+QUANTIZING_S, QUANTIZING_FEW_S = 0.21, 0.09  # per million parameters, with every int8 form and with few
 POINT_S, VARIANT_S, START_S = 25.0, 8.0, 20.0
-JUDGED, FITTED, CALIBRATED = 128, 260, 190  # pictures
+JUDGED, FITTED = 128, 260  # pictures
+CALIBRATED, CALIBRATED_FEW = 190, 128  # pictures, with every int8 form and with few
 EPOCHS = 8  # with the tests of the rate
 
 
@@ -28,7 +31,7 @@ class Work:
     the one that its points are likely to have; ``walked``: how many are walked beforehand. ``shares``: the
     shares of the arithmetic whose cost is measured. ``selected``, ``crops`` and ``tested``: numbers of
     pictures. ``variants``: how many are made and compared. ``again``: whether compact variants are made at
-    the network's own input, too."""
+    the network's own input, too. ``every_form``: see ``QuantizeOptions``."""
 
     sizes: tuple[int, ...]
     px: int
@@ -39,11 +42,21 @@ class Work:
     tested: int
     variants: int
     again: bool
+    every_form: bool = True
 
 
-def expected_s(chain: Chain, work: Work, picture_s: float, points: int) -> float:
-    """The seconds of a search that tries so many points, and of making its bundle. ``picture_s``: see
-    ``tensors.seconds_per_picture``."""
+@dataclasses.dataclass(frozen=True)
+class Pace:
+    """The seconds that the checkpoint needs for a picture in torch, where torch computes, and on the CPU,
+    where onnxruntime does (``tensors.seconds_per_picture``)."""
+
+    in_torch_s: float
+    on_cpu_s: float
+
+
+def expected_s(chain: Chain, work: Work, pace: Pace, points: int) -> float:
+    """The seconds of a search that tries so many points, and of making its bundle."""
+    picture_s, on_cpu_s = pace.in_torch_s, pace.on_cpu_s
     millions, solved = chain.parameters() / 1e6, _solved(chain) * picture_s / chain.macs()
     at = {px: (px / chain.input.px) ** 2 for px in (*work.sizes, work.px)}
     share = min(work.shares) * 2
@@ -56,14 +69,15 @@ def expected_s(chain: Chain, work: Work, picture_s: float, points: int) -> float
         seen = FITTED + work.crops * share
         return FITTING * solved + (seen + learning) * at[px] * picture_s + POINT_S
 
-    before = START_S + EXPORTING_S * millions + work.selected * IN_ONNXRUNTIME * picture_s
-    alone = (CALIBRATED + work.selected * IN_INT8) * picture_s + QUANTIZING_S * millions
+    before = START_S + EXPORTING_S * millions + work.selected * IN_ONNXRUNTIME * on_cpu_s
+    calibrated, each_s = (CALIBRATED, QUANTIZING_S) if work.every_form else (CALIBRATED_FEW, QUANTIZING_FEW_S)
+    alone = (calibrated + work.selected * IN_INT8) * on_cpu_s + each_s * millions
     judging = sum(JUDGED * at[px] * picture_s for px in work.sizes[1:])
     walks = sorted(work.sizes)[: work.walked]
     forecasting = sum(walking(px) + JUDGED * (1 + sum(work.shares)) * at[px] * picture_s for px in walks)
     teacher = work.crops * picture_s
     again = walking(chain.input.px) + making(chain.input.px) if work.again else 0.0
-    testing = work.tested * (IN_ONNXRUNTIME + 2 * IN_INT8) * picture_s + work.variants * VARIANT_S
+    testing = work.tested * (IN_ONNXRUNTIME + 2 * IN_INT8) * on_cpu_s + work.variants * VARIANT_S
     return before + alone + judging + forecasting + teacher + points * making(work.px) + again + testing
 
 

@@ -73,6 +73,9 @@ FILTER_FAMILIES = (  # name, criterion, repaired
 SHARES = (0.5, 0.35, 0.25, 0.18, 0.125, 0.09)  # of the convolutions' arithmetic, for a sweep
 
 
+MANY_PICTURES = 100_000
+
+
 @dataclasses.dataclass(frozen=True)
 class Effort:
     """How much a search tries. ``sizes``: the number of input sizes, the smallest that are not hopeless.
@@ -81,7 +84,9 @@ class Effort:
     is measured before any is distilled; ``between``: steps that halve the distance between two of them, for
     points to try. ``tries``: the number of points that are distilled and quantized, at most. ``hope``: the
     standard deviations by which what is predicted of a point may be too pessimistic for it to be tried.
-    ``select``: the number of selection pictures, at most."""
+    ``select`` and ``crops``: the numbers of selection pictures and of parts of pictures to distil with, at
+    most; ``epochs``: with so few, so that as many steps are made. ``every_form``: whether all int8 forms of
+    networks that are not compact are tried, too (``QuantizeOptions``)."""
 
     sizes: int
     walked: int
@@ -89,7 +94,10 @@ class Effort:
     between: int
     tries: int
     hope: float = 0.5
-    select: int = 100_000
+    select: int = MANY_PICTURES
+    crops: int = MANY_PICTURES
+    epochs: int | None = None
+    every_form: bool = True
 
     def finer(self) -> list[float]:
         """The shares to try, the largest first."""
@@ -103,7 +111,7 @@ class Effort:
 MANY = 99
 LIKELY_TRIES, MANY_TRIES = 2, 10  # before a search has found the fastest that holds, and where it tries many
 BY_EFFORT = {
-    QUICK: Effort(1, 1, (0.25, 0.15, 0.09), 0, 2, select=400),
+    QUICK: Effort(1, 1, (0.25, 0.15, 0.09), 0, 2, select=400, crops=600, epochs=8, every_form=False),
     NORMAL: Effort(3, 1, (0.5, 0.35, 0.25, 0.18, 0.125, 0.09, 0.065, 0.045), 1, 4),
     THOROUGH: Effort(MANY, MANY, (0.5, 0.35, 0.25, 0.18, 0.125, 0.09, 0.065, 0.045), 2, MANY, 3.0),
 }
@@ -170,10 +178,11 @@ class Search:
             tested=len(splits.test),
             variants=variants,
             again=len(sizes) > 1 and options.search.effort == THOROUGH,
+            every_form=options.quantize.every_form,
         )
-        each = seconds_per_picture(checkpoints.load(self.context.checkpoint.path))
         tries = (min(LIKELY_TRIES, effort.tries), effort.tries if effort.tries < MANY else MANY_TRIES)
-        return duration.in_words(*(duration.expected_s(chain, work, each, count) for count in tries))
+        pace = duration.Pace(*seconds_per_picture(checkpoints.load(self.context.checkpoint.path)))
+        return duration.in_words(*(duration.expected_s(chain, work, pace, count) for count in tries))
 
     def forget(self) -> None:
         """Delete what was kept of the original. After an interruption it serves the search that goes on."""
@@ -258,14 +267,13 @@ class Search:
         return [Rung(share, fc_share(share), px) for px in sizes]
 
     def _judged_in_points(self) -> RecipeOptions:
-        """The options of a point. Where a drop is allowed, the loss of int8 is judged in points and all
-        layers are int8: a single layer that stays float for its agreement can be as large as all others
-        together."""
-        if self.options.budget.max_drop is None:
-            return self.options
-        return dataclasses.replace(
-            self.options, quantize=dataclasses.replace(self.options.quantize, min_agreement=0.0)
-        )
+        """The options of a point. A point is small, so all int8 forms are tried. Where a drop is allowed, the
+        loss of int8 is judged in points and all layers are int8: a single layer that stays float for its
+        agreement can be as large as all others together."""
+        quantize = dataclasses.replace(self.options.quantize, every_form=True)
+        if self.options.budget.max_drop is not None:
+            quantize = dataclasses.replace(quantize, min_agreement=0.0)
+        return dataclasses.replace(self.options, quantize=quantize)
 
     def filters(self, family: str, options: PruneOptions) -> list[Point]:
         """The int8 point of a pruned network that was not fine-tuned."""

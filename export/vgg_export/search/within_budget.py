@@ -58,7 +58,7 @@ def found_for(context: Context) -> Outcome:
     Raises:
         OptionsError: there are too few selection pictures to show the allowed drop.
     """
-    context = _with_fewer(context, search.effort_of(context.options).select)
+    context = _within(context, search.effort_of(context.options))
     allowed, n = context.options.budget.max_drop, len(context.splits.select)
     if allowed is not None and n and (least := loss_error_points(0, 0, n)) > allowed:
         raise OptionsError(
@@ -71,14 +71,28 @@ def found_for(context: Context) -> Outcome:
         return _outcome(tried, search.run(tried, context.folder / PAGE))
 
 
-def _with_fewer(context: Context, limit: int) -> Context:
-    """A context with as many selection pictures, at most."""
-    select, seed = context.splits.select, context.options.data.seed
-    if len(select) <= limit:
-        return context
-    log.info("%d of %d selection pictures are used, as --effort quick asks", limit, len(select))
-    chosen = choose.limit(select, [item.source for item in select], limit, seed)
-    return dataclasses.replace(context, splits=dataclasses.replace(context.splits, select=tuple(chosen)))
+def _within(context: Context, effort: search.Effort) -> Context:
+    """A context with as many pictures and int8 forms as the effort allows, at most."""
+    options, splits = context.options, context.splits
+    if len(splits.select) > effort.select:
+        log.info(
+            "%d of %d selection pictures are used, as --effort quick asks", effort.select, len(splits.select)
+        )
+        sources = [item.source for item in splits.select]
+        chosen = choose.limit(splits.select, sources, effort.select, options.data.seed)
+        splits = dataclasses.replace(splits, select=tuple(chosen))
+    distil = options.distil
+    if min(distil.images, len(splits.fit)) > effort.crops:
+        log.info("%d pictures distil, as --effort quick asks", effort.crops)
+        distil = dataclasses.replace(distil, images=effort.crops, epochs=effort.epochs)
+    options = dataclasses.replace(
+        options,
+        distil=distil,
+        quantize=dataclasses.replace(
+            options.quantize, every_form=options.quantize.every_form and effort.every_form
+        ),
+    )
+    return dataclasses.replace(context, splits=splits, options=options)
 
 
 def _outcome(tried: search.Search, found: points.Found) -> Outcome:
