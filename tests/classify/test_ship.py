@@ -84,6 +84,7 @@ def test_a_zip_file_is_the_same_twice(bundle_folder: Path, in_this_process: Run,
         done = in_this_process("ship", "--bundle", bundle_folder, "--variant", "scaled", "--output", name)
         assert done.returncode == 0, done.stderr
     assert (tmp_path / "one.zip").read_bytes() == (tmp_path / "two.zip").read_bytes()
+    assert f" MB in a file of {(tmp_path / 'one.zip').stat().st_size / 1e6:.1f} MB, of" in done.stdout
     with zipfile.ZipFile(tmp_path / "one.zip") as packed:
         packed.extractall(tmp_path / "app")
     assert run(tmp_path / "app", PHOTO).returncode == 0

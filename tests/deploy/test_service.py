@@ -1,5 +1,5 @@
 """The systemd user service: its unit is checked by systemd itself where that is installed, and the commands
-run through a real sshd with a stand-in for systemctl, because no systemd runs for users here."""
+run through a real sshd with a stand-in for systemctl. ``test_real_service.py`` has a real systemd run it."""
 
 import os
 import re

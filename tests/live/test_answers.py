@@ -227,7 +227,7 @@ def test_a_full_disk_does_not_end_the_stream(bundle_folder: Path, two: Path, tmp
         *("--json", tmp_path / "r.json"),
     )
     assert done.returncode == 0, done.stderr
-    assert "Lost     4 answers could not be handed on, the last: --log: /dev/full" in done.stdout
+    assert "Failed   4 attempts to hand an answer on, the last: --log: /dev/full" in done.stdout
     found = json.loads((tmp_path / "r.json").read_text())["live"]
     assert (found["failed_deliveries"], found["frames"]["classified"]) == (4, 4)
 

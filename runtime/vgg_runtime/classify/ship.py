@@ -33,19 +33,21 @@ FOUND_IN_A_ZIP = (
 
 @dataclasses.dataclass(frozen=True)
 class Shipped:
-    """What was written: ``path`` is a folder or a zip file, ``bytes`` its size, ``model_bytes`` the size of
-    the model in it."""
+    """What was written: ``path`` is a folder or a zip file, ``bytes`` the size of the folder (unpacked),
+    ``model_bytes`` that of the model in it, ``packed_bytes`` that of the zip file; None: it is a folder."""
 
     path: Path
     variant: str
     bytes: int
     model_bytes: int
+    packed_bytes: int | None = None
 
 
 def in_words(shipped: Shipped) -> str:
     """What was written, in one line."""
+    packed = "" if shipped.packed_bytes is None else f" in a file of {shipped.packed_bytes / 1e6:.1f} MB"
     return (
-        f"{shipped.path}: variant {shipped.variant}, {shipped.bytes / 1e6:.1f} MB, of which the model takes"
+        f"{shipped.path}: variant {shipped.variant}, {shipped.bytes / 1e6:.1f} MB{packed}, of which the model takes"
         f" {shipped.model_bytes / 1e6:.1f} MB; run classify.py in its folder runtime"
     )
 
@@ -83,9 +85,8 @@ def ship(
         described = _manifest(bundle.manifest, variant, folder)
         (folder / m.FILE_NAME).write_text(json.dumps(described.to_json(), indent=1), encoding="utf-8")
         total = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-        if output.suffix == ZIP:
-            total = _zipped(folder)
-    return Shipped(output, variant.id, total, variant.build.bytes)
+        packed = _zipped(folder) if output.suffix == ZIP else None
+    return Shipped(output, variant.id, total, variant.build.bytes, packed)
 
 
 def _ensure_free(output: Path) -> None:

@@ -87,7 +87,8 @@ class Seen(Record):
     """The figures of a stream so far. ``said`` counts the labels that the frames were given. ``last`` is the
     most probable label of the last frame; ``last_labels`` are those that it was given: one class, or every
     label above 0.5 of a multi-label network. ``changes`` counts how often the answer changed;
-    ``failed_deliveries``, how often one could not be handed on, and why the last time."""
+    ``failed_deliveries``, how many attempts to hand one on failed (what goes to a broker waits for the next
+    one), and why the last time."""
 
     seconds: float
     frames: Frames

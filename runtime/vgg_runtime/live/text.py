@@ -72,7 +72,7 @@ def summary(result: LiveResult) -> str:
         lines.append(f"Source   was asked again {live.reconnected} times{why}")
     if live.last_failed_delivery:
         last = text.printable(live.last_failed_delivery, 200)
-        lines.append(f"Lost     {live.failed_deliveries} answers could not be handed on, the last: {last}")
+        lines.append(f"Failed   {live.failed_deliveries} attempts to hand an answer on, the last: {last}")
     stages = zip(STAGES, (live.decode_ms, live.model_ms, live.end_to_end_ms), strict=True)
     rows = [[name, *_cells(latency)] for name, latency in stages]
     lines += ["", text.table(("ms", "P50", "P90", "P99", "max", "frames"), rows)]
