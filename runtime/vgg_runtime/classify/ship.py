@@ -47,8 +47,8 @@ def in_words(shipped: Shipped) -> str:
     """What was written, in one line."""
     packed = "" if shipped.packed_bytes is None else f" in a file of {shipped.packed_bytes / 1e6:.1f} MB"
     return (
-        f"{shipped.path}: variant {shipped.variant}, {shipped.bytes / 1e6:.1f} MB{packed}, of which the model takes"
-        f" {shipped.model_bytes / 1e6:.1f} MB; run classify.py in its folder runtime"
+        f"{shipped.path}: variant {shipped.variant}, {shipped.bytes / 1e6:.1f} MB{packed}, of which the model"
+        f" takes {shipped.model_bytes / 1e6:.1f} MB; run classify.py in its folder runtime"
     )
 
 
