@@ -18,6 +18,8 @@ LEAST_MEMORY_BYTES, PROGRAM_BYTES = 256_000_000, 160_000_000
 NO_LINGER = "without linger"
 STATE = "LoadState,ActiveState,SubState,NRestarts,ExecMainStartTimestamp,MemoryCurrent"
 LINES = 100  # of the log that are shown
+# a command over ssh may be no session of its own, which would have set it
+TO_THE_MANAGER = 'export XDG_RUNTIME_DIR="${XDG_RUNTIME_DIR:-/run/user/$(id -u)}"'
 
 Show = Callable[[str], None]
 
@@ -97,7 +99,7 @@ def install(connection: Connection, root: str, arguments: Sequence[str], model_b
     script = f"""\
 umask 077  # the arguments may hold a camera's password
 command -v systemctl > /dev/null || {{ echo "there is no systemctl" >&2; exit 3; }}
-export XDG_RUNTIME_DIR="${{XDG_RUNTIME_DIR:-/run/user/$(id -u)}}"
+{TO_THE_MANAGER}
 folder="${{XDG_CONFIG_HOME:-$HOME/.config}}/systemd/user"
 mkdir -p "$folder" && printf %s {shlex.quote(text)} > "$folder/{UNIT}" || exit 4
 loginctl enable-linger > /dev/null 2>&1 || echo "{NO_LINGER}"
@@ -134,14 +136,13 @@ def ask(options: DeployOptions, connection: Connection, show: Show) -> int:
     """Stop the service, or show its state or its log; returns the exit code, 1 where it does not run."""
     asked = options.asked_of_service
     assert asked
-    environment = 'export XDG_RUNTIME_DIR="${XDG_RUNTIME_DIR:-/run/user/$(id -u)}"; '
     script = {
         "stop": f"systemctl --user disable --now {UNIT}",
         # not "status", which shows the arguments and a camera's password among them
         "status": f"systemctl --user show -p {STATE} {UNIT} && systemctl --user -q is-active {UNIT}",
         "logs": f"journalctl --user --no-pager --lines {LINES} --unit {UNIT}",
     }[asked]
-    done = connection.run(environment + script, on_line=show)
+    done = connection.run(f"{TO_THE_MANAGER}; {script}", on_line=show)
     if done.code and (asked != "status" or done.err.strip()):
         raise DeployError(f"systemd on {connection.options.name} says: {_last_words(done.err)}")
     return 1 if done.code else 0
