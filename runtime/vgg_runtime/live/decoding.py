@@ -119,7 +119,8 @@ class Decoder:
     def _next(self, at: float) -> Decoded | None:
         self._stopped.wait(max(0.0, at - time.monotonic()))
         while not self._stopped.is_set():
-            taken, arrived = time.monotonic(), self._latest.take(POLL_S)
+            arrived = self._latest.take(POLL_S)
+            taken = time.monotonic()
             if arrived is None:
                 if self._latest.ended:
                     return None
