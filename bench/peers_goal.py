@@ -60,7 +60,9 @@ def history(work: Path, variant: Variant) -> tuple[float, int] | None:
     known = _sidecars(work)
     found = []
     for sidecar in known.values():
-        model = sidecar.get("measured", {}).get("model") or {}
+        model = sidecar.get("measured", {}).get("model")
+        if not isinstance(model, dict):  # a point of a search names its model by its hash
+            continue
         alike = (model.get("macs"), model.get("parameters"), model.get("precision"))
         if alike == (variant.macs, variant.parameters, variant.precision):
             line = list(_ancestors(sidecar, known))

@@ -187,6 +187,7 @@ def test_the_minutes_are_those_of_every_step_to_the_variant(bundle_folder: Path,
     sidecar(tmp_path, "model", 54, "tuned", measured={"model": model})
     sidecar(tmp_path, "quicker", 1, "original", measured={"model": model})
     sidecar(tmp_path, "other", 9000, "tuned", measured={"model": model | {"macs": 1}})
+    sidecar(tmp_path, "point", 9, "model", measured={"model": "of a search, by its hash"})
     (tmp_path / "broken.json").write_text("{")
     assert peers_goal.history(tmp_path, scaled) == (8.0, 321)
     assert peers_goal.history(tmp_path, bundle.variants[0]) is None
