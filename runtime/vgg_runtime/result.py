@@ -7,9 +7,12 @@ default were added later or are filled in during the measurement, so older docum
 import dataclasses
 from typing import Any
 
-from .records import Record
+from .records import FieldError, Record
 
 SCHEMA = 1
+# what the outputs of a network mean, see bundle/outputs.py
+SOFTMAX, SIGMOID, MULTI_LABEL = "softmax", "sigmoid", "multi-label"
+OUTPUTS = (SOFTMAX, SIGMOID, MULTI_LABEL)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,9 +119,13 @@ class About(Record):
     assumed: tuple[str, ...] = ()
     created_by: dict[str, Any] = dataclasses.field(default_factory=dict)
     baseline: str = "baseline"
-    output: str = "softmax"
+    output: str = SOFTMAX
     top1_absent: str | None = None
     network: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.output not in OUTPUTS:
+            raise FieldError("output", f"one of {', '.join(OUTPUTS)}", self.output)
 
     @property
     def notices(self) -> list[str]:

@@ -33,7 +33,7 @@ from vgg_runtime.bundle.input_spec import for_input
 from vgg_runtime.bundle.opened import Bundle
 from vgg_runtime.bundle.preprocess import open_image, to_tensor
 from vgg_runtime.errors import ImageError, ModelError, RuntimeInputError
-from vgg_runtime.live import decoding, mjpeg, network, sources
+from vgg_runtime.live import decoding, frames, mjpeg, network, sources
 from vgg_runtime.live import frames as of_frames
 from vgg_runtime.live import stream as streams
 from vgg_runtime.live.document import SCHEMA, Percentiles, Temperatures
@@ -102,7 +102,7 @@ def test_jpegs_are_cut_out_of_a_stream_wherever_its_pieces_end(seed: int) -> Non
 def test_damaged_frames_are_told_and_the_next_one_is_found() -> None:
     whole, cut = PICTURES[1], PICTURES[0][: len(PICTURES[0]) // 2]
     kinds = {
-        "the next frame began in the middle of it": cut + b"\r\n--frame\r\n",
+        "the next frame began in the middle of it": PICTURES[0][:100] + b"\r\n--frame\r\n",
         "bytes are missing or wrong": b"\xff\xd8\xff\xe0\x00\x04abcdef",
     }
     for reason, damaged in kinds.items():
@@ -111,8 +111,29 @@ def test_damaged_frames_are_told_and_the_next_one_is_found() -> None:
         assert isinstance(broken, ImageError)
         assert reason in str(broken)
         assert good == whole
-    assert splitter.feed(cut) == []
+    assert splitter.feed(PICTURES[0][:100]) == []
     assert "the stream ended in the middle of it" in str(splitter.end()[0])
+
+
+@pytest.mark.parametrize("between", [b"", b"\r\n--frame\r\nContent-Type: image/jpeg\r\n\r\n"])
+@pytest.mark.parametrize("cut", [1, 2])
+def test_a_picture_without_its_end_ends_where_the_next_one_begins(between: bytes, cut: int) -> None:
+    stream = b"".join(between + picture[:-cut] for picture in PICTURES)
+    found = list(frames.pictures_in(iter((stream[k : k + 100] for k in range(0, len(stream), 100))), "x"))
+    assert len(found) == len(PICTURES)
+    for item, whole in zip(found, PICTURES, strict=True):
+        assert isinstance(item, bytes)
+        assert np.array_equal(np.asarray(open_image(item)), np.asarray(open_image(whole)))
+
+
+def test_a_picture_that_lacks_pixels_too_is_damaged() -> None:
+    half = PICTURES[0][: len(PICTURES[0]) // 2]
+    broken, good = mjpeg.Splitter().feed(half + PICTURES[1])
+    assert good == PICTURES[1]
+    for item in (broken, *frames.pictures_in(iter([half]))):
+        assert isinstance(item, bytes)
+        with pytest.raises(ImageError, match="the pixels end before the last row"):
+            open_image(item)
 
 
 def test_a_frame_that_never_ends_does_not_fill_the_memory() -> None:

@@ -2,6 +2,7 @@
 
 import copy
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from launch import compare
 from rows import a_result, a_row
 
 from vgg_export.cli import main
+from vgg_runtime.errors import RuntimeInputError
 from vgg_runtime import text
 from vgg_runtime.report import diff
 from vgg_runtime.result import Recommendation, Result
@@ -119,6 +121,82 @@ def test_what_is_no_result_is_said(
     path.write_text(content)
     assert main(["report", str(path)]) == 2
     assert said in capsys.readouterr().err
+
+
+def fields(document: Any, path: tuple[str | int, ...] = ()) -> Iterator[tuple[str | int, ...]]:
+    """The path of every field and of the first two items of every list."""
+    yield path
+    if isinstance(document, dict | list):
+        pairs = document.items() if isinstance(document, dict) else enumerate(document[:2])
+        for key, value in pairs:
+            yield from fields(value, (*path, key))
+
+
+WRONG = (None, True, -1, 1e999, 10**400, "", "x\x1b[31m", [], [[]], {}, {"a": None})
+
+
+def test_every_field_of_a_result_is_checked_where_it_is_read(result: dict[str, Any], tmp_path: Path) -> None:
+    """A wrong value anywhere is a sentence with the path of the field, or a table."""
+    path, refused = tmp_path / "x.json", 0
+    document = copy.deepcopy(result) | {"variants": [copy.deepcopy(result["variants"][0])], "images": []}
+    row = document["variants"][0]
+    row |= {"samples_ms": [1.0], "rounds": row["rounds"][:1], "predictions": row["predictions"][:1]}
+    row["rounds"][0]["samples_ms"] = [1.0]
+    whole = Result.from_json(document)
+    for where in list(filter(None, fields(document))):
+        *above, last = where
+        inside: Any = document
+        for key in above:
+            inside = inside[key]
+        right = inside[last]
+        for wrong in WRONG:
+            inside[last] = wrong
+            path.write_text(json.dumps(document))
+            inside[last] = right
+            try:
+                found = diff.read(path)
+            except RuntimeInputError as error:
+                refused += 1
+                name = next(key for key in reversed(where) if isinstance(key, str))
+                assert name in str(error), (where, wrong)
+                assert "\x1b" not in str(error)
+                continue
+            for shown in (diff.diff(found, whole), diff.boards([whole, found])):
+                assert all(line.isprintable() for line in shown.split("\n"))
+    assert refused > 1000
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (
+            '{"schema":1,"device":{},"bundle":{},"variants":[]}',
+            "is no result (measured_at: expected a text, found nothing)",
+        ),
+        ("[" * 100_000, "it holds no JSON text"),
+        ('{"schema": ' + "9" * 5000 + "}", "it holds no JSON text"),
+        ("\ufeff{}", "it holds no JSON text"),
+        ("\0", "it holds no JSON text"),
+        ("null", "is no result (expected an object, found null)"),
+        (
+            '{"schema": 1, "schema": [], "device":{},"bundle":{},"variants":[]}',
+            "schema: expected a whole number",
+        ),
+    ],
+)
+def test_a_damaged_document_is_a_sentence(content: str, said: str, tmp_path: Path) -> None:
+    (tmp_path / "x.json").write_text(content)
+    with pytest.raises(RuntimeInputError) as error:
+        diff.read(tmp_path / "x.json")
+    assert said in str(error.value)
+
+
+def test_what_the_outputs_mean_is_one_of_three(result: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "x.json").write_text(json.dumps(result | {"bundle": result["bundle"] | {"output": "logits"}}))
+    done = compare("--diff", tmp_path / "x.json", tmp_path / "x.json")
+    assert done.returncode == 2
+    expected = "bundle.output: expected one of softmax, sigmoid, multi-label, found 'logits'"
+    assert expected in done.stderr
 
 
 def test_a_newer_schema_is_refused(

@@ -14,6 +14,7 @@ from vgg_runtime.result import Evaluation, Loss, StepLoss
 
 from .input_spec import InputSpec
 from .outputs import OUTPUTS, SOFTMAX
+from .self_check import TOLERANCE
 
 FORMAT = "vgg-export-bundle"
 # 2: variants have builds, weights lie beside the graphs; 3: kinds of output, inputs of one or three channels
@@ -110,6 +111,12 @@ class Variant(Record):
     builds: tuple[Build, ...]
     losses: tuple[StepLoss, ...] = ()
 
+    def __post_init__(self) -> None:
+        if not self.builds:
+            raise FieldError("builds", "at least one", [])
+        if self.precision not in TOLERANCE:
+            raise FieldError("precision", f"one of {', '.join(TOLERANCE)}", self.precision)
+
     @property
     def build(self) -> Build:
         return self.builds[0]
@@ -177,7 +184,11 @@ class Manifest(Record):
     def __post_init__(self) -> None:
         if self.output not in OUTPUTS:
             raise FieldError("output", f"one of {', '.join(OUTPUTS)}", self.output)
+        if not self.variants:
+            raise FieldError("variants", "at least one", [])
         ids = [variant.id for variant in self.variants]
+        if twice := next((name for name in ids if ids.count(name) > 1), None):
+            raise FieldError("variants", "each id once", twice)
         if self.searched and self.searched.variant not in ids:
             raise FieldError("searched.variant", f"one of {', '.join(ids)}", self.searched.variant)
 

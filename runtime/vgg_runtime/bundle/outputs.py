@@ -8,10 +8,11 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-SOFTMAX = "softmax"  # one logit per class; a picture has one class
-SIGMOID = "sigmoid"  # one logit for two classes; a picture has one of them
-MULTI_LABEL = "multi-label"  # one logit per label; a picture has any number of labels
-OUTPUTS = (SOFTMAX, SIGMOID, MULTI_LABEL)
+# softmax: one logit per class; a picture has one class. sigmoid: one logit for two classes; a picture has one
+# of them. multi-label: one logit per label; a picture has any number of labels.
+from vgg_runtime.result import MULTI_LABEL, OUTPUTS, SIGMOID, SOFTMAX
+
+__all__ = ["MULTI_LABEL", "OUTPUTS", "SIGMOID", "SOFTMAX"]
 THRESHOLD = 0.5  # a label is given to a picture if its probability is larger
 
 # What the figures are called in tables.

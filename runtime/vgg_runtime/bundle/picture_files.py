@@ -38,6 +38,8 @@ _PIXEL_TAGS = frozenset((
 ))  # fmt: skip
 _INTEGERS = {1: 1, 3: 2, 4: 4, 6: 1, 8: 2, 9: 4, 13: 4, 16: 8, 17: 8, 18: 8}  # bytes of TIFF's types
 Order = Literal["little", "big"]
+# A picture is used when at least this share of its rows is there; those that are missing repeat the last one.
+ENOUGH_ROWS = 0.95
 
 
 def kind(content: bytes) -> str | None:
@@ -258,25 +260,49 @@ def _png_orientation(name: bytes, data: memoryview) -> int:
         return 0
 
 
-def has_all_rows(content: bytes) -> bool:
-    """Whether a PNG holds as many bytes of pixels as its header says. Pillow leaves rows black where the
-    stream ends too early."""
-    needed, found = 0, 0
+def with_all_rows(content: bytes) -> bytes | None:
+    """A PNG with as many rows as its header says, of what ``without_metadata`` gave. Where the stream ends
+    too early, Pillow leaves rows black or gives up; here each of them repeats the one above it. None: fewer
+    than ENOUGH_ROWS are there.
+
+    Raises:
+        zlib.error: the pixels are damaged.
+    """
+    header = content[16:29]
+    needed, last_pass, row = _inflated_bytes(header)
+    packed, found = zlib.compressobj(1), 0
+    made = []
+    for rows in _inflated(content):
+        made.append(packed.compress(rows))
+        found += len(rows)
+    if found >= needed:
+        return content
+    if found < max(ENOUGH_ROWS * needed, needed - last_pass):
+        return None
+    missing = needed - found
+    made.append(packed.compress(bytes(missing % row)))
+    made += [packed.compress(b"\2" + bytes(row - 1)) for _ in range(missing // row)]  # filter 2: as above
+    pixels = b"".join([*made, packed.flush()])
+    return b"".join([content[: content.index(b"IDAT") - 4], _chunk(b"IDAT", pixels), _chunk(b"IEND", b"")])
+
+
+def _inflated(content: bytes) -> Iterator[bytes]:
+    """The pixels of a PNG as far as they are there, piece by piece."""
     inflater = zlib.decompressobj()
     for name, data, _ in _chunks(content):
-        if name == b"IHDR":
-            needed = _inflated_bytes(data)
-        elif name == b"IDAT":
+        if name == b"IDAT":
             for place in range(0, len(data), _INFLATED_AT_ONCE):
-                found += len(inflater.decompress(data[place : place + _INFLATED_AT_ONCE]))
-    return found >= needed
+                yield inflater.decompress(data[place : place + _INFLATED_AT_ONCE])
 
 
-def _inflated_bytes(header: memoryview) -> int:
+def _inflated_bytes(header: bytes) -> tuple[int, int, int]:
+    """The bytes of the pixels of a PNG, those of them in the last pass, and those of a row there."""
     width, height, depth, colours, _, _, interlaced = struct.unpack(">LLBBBBB", header)
-    total = 0
+    total, last, row = 0, 0, 1
     for x, y, across, down in _PASSES if interlaced else ((0, 0, 1, 1),):
         columns, rows = -(-(width - x) // across), -(-(height - y) // down)
         if columns > 0 and rows > 0:
-            total += rows * (1 + (columns * depth * _CHANNELS.get(colours, 1) + 7) // 8)
-    return total
+            row = 1 + (columns * depth * _CHANNELS.get(colours, 1) + 7) // 8
+            last = rows * row
+            total += last
+    return total, last, row

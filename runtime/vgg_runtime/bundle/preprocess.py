@@ -42,6 +42,7 @@ BACKGROUND = (255, 255, 255)  # behind transparency
 DRAFT_MARGIN = 2
 _ROWS_MISSING = "the pixels end before the last row"
 _ROWS_AT_ONCE = 256  # where a whole copy would be too large
+_COMPARED_ROWS = 8  # of two pictures, at once; a block of a JPEG is as high
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -61,7 +62,8 @@ def open_image(source: Path | bytes, spec: InputSpec | None = None) -> Image.Ima
 
     EXIF orientation is applied, transparency is laid over white, CMYK and palettes are converted, grey of
     more than 8 bit is scaled to 8 bit, and of an animation the first frame is taken. Other metadata is not
-    read, a missing end marker does not matter.
+    read, a missing end marker does not matter. A JPEG or PNG may lack some of its last rows
+    (``picture_files.ENOUGH_ROWS``); they repeat the last one that is there.
 
     Args:
         spec: what the picture is decoded for; a JPEG that is at least twice too large for it is decoded at a
@@ -155,10 +157,22 @@ def _decode_whole(content: bytes, name: str, spec: InputSpec | None) -> Image.Im
     if kind == picture_files.JPEG:
         found = _decode_jpeg(content, name, spec)
         return found if found is not None else _decode_with_end(content, name, spec)
-    image = _decode(content, name, spec)
-    if kind == picture_files.PNG and _may_lack_rows(image) and not picture_files.has_all_rows(content):
+    return _decode_png(content, name, spec) if kind == picture_files.PNG else _decode(content, name, spec)
+
+
+def _decode_png(content: bytes, name: str, spec: InputSpec | None) -> Image.Image:
+    try:
+        image = _decode(content, name, spec)
+    except UnidentifiedImageError:
+        raise
+    except OSError:
+        image = None
+    if image is not None and not _may_lack_rows(image):
+        return image
+    whole = picture_files.with_all_rows(content)
+    if whole is None:
         raise OSError(_ROWS_MISSING)
-    return image
+    return image if image is not None and whole is content else _decode(whole, name, spec)
 
 
 def _decode_jpeg(content: bytes, name: str, spec: InputSpec | None) -> Image.Image | None:
@@ -198,23 +212,27 @@ def _decode(content: bytes, name: str, spec: InputSpec | None) -> Image.Image:
 def _decode_with_end(content: bytes, name: str, spec: InputSpec | None) -> Image.Image:
     """Decode a JPEG that may lack its end marker or rows.
 
-    It is decoded with two different endings. If the two pictures differ, rows are missing.
+    It is decoded with two different endings. From where the two pictures differ, rows are missing.
     """
     ended, followed = picture_files.with_other_endings(content)
-    other = _fingerprint(_decode(followed, name, spec))
+    other = _fingerprints(_decode(followed, name, spec))
     image = _decode(ended, name, spec)
-    if _fingerprint(image) != other:
+    same = (one == two for one, two in zip(_fingerprints(image), other, strict=True))
+    differing = next((k for k, alike in enumerate(same) if not alike), None)
+    if differing is None:
+        return image
+    there = differing * _COMPARED_ROWS
+    if there < picture_files.ENOUGH_ROWS * image.height:
         raise OSError(_ROWS_MISSING)
+    last = image.crop((0, there - 1, image.width, there))
+    image.paste(last.resize((image.width, image.height - there)), (0, there))
     return image
 
 
-def _fingerprint(image: Image.Image) -> int:
-    found = 0
-    for top in range(0, image.height, _ROWS_AT_ONCE):
-        found = zlib.crc32(
-            image.crop((0, top, image.width, min(top + _ROWS_AT_ONCE, image.height))).tobytes(), found
-        )
-    return found
+def _fingerprints(image: Image.Image) -> list[int]:
+    """A checksum of each few rows, from the top."""
+    bands = ((top, min(top + _COMPARED_ROWS, image.height)) for top in range(0, image.height, _COMPARED_ROWS))
+    return [zlib.crc32(image.crop((0, top, image.width, end)).tobytes()) for top, end in bands]
 
 
 def _ends_in_filling_grey(image: Image.Image) -> bool:

@@ -120,14 +120,15 @@ def pictures_in(pieces: Iterator[bytes], cut_off: str | None = None) -> Iterator
     """The pictures in a stream of bytes. ``cut_off``: whose failure it is where the stream ends within one.
 
     Raises:
-        RuntimeInputError: with ``cut_off`` the stream ended in the middle of a picture.
+        RuntimeInputError: with ``cut_off`` the stream ended in the middle of a picture, and it is none whose
+            pictures lack their end.
     """
     splitter = Splitter()
     for piece in pieces:
         yield from splitter.feed(piece)
-    if rest := splitter.end():
+    if rest := splitter.end(broke_off=cut_off is not None):
         yield from rest
-        if cut_off:
+        if cut_off and not splitter.without_ends:
             raise RuntimeInputError(f"{cut_off} in the middle of a picture")
 
 

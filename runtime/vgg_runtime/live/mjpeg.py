@@ -18,7 +18,8 @@ class Splitter:
     """Takes bytes and returns whole JPEGs. Bytes between them (a multipart server's headers) are skipped.
 
     Segments are skipped by their lengths, because the thumbnail inside a camera's EXIF block ends with the
-    same two bytes as the picture.
+    same two bytes as the picture. A picture without these two bytes ends where the next one begins, or with
+    the stream; whether enough of its pixels are there, its decoder finds out.
     """
 
     def __init__(self) -> None:
@@ -26,6 +27,8 @@ class Splitter:
         # how many bytes of the picture at the start of the buffer are parsed; 0 while no picture has begun
         self._at = 0
         self._compressed = False  # whether ``_at`` lies in compressed data
+        self._has_pixels = False  # whether any were before it
+        self.without_ends = False  # whether a picture was ended by the next one
 
     def feed(self, piece: bytes) -> list[bytes | ImageError]:
         """The pictures that end in ``piece``, in order; one that arrived damaged is an ``ImageError``."""
@@ -35,8 +38,12 @@ class Splitter:
             found.append(item)
         return found
 
-    def end(self) -> list[bytes | ImageError]:
-        """End the stream: an ``ImageError`` for a picture that was cut off, else nothing."""
+    def end(self, *, broke_off: bool = False) -> list[bytes | ImageError]:
+        """End the stream: what there is of a picture without its end, or an ``ImageError`` where that is
+        nothing to decode, or where the stream ``broke_off`` and its pictures have ends; nothing where none
+        was begun."""
+        if self._at and self._compressed and (self.without_ends or not broke_off):
+            return [self._take(len(self._buffer))]
         return [self._give_up("the stream ended in the middle of it")] if self._at else []
 
     def _next(self) -> bytes | ImageError | None:
@@ -51,6 +58,9 @@ class Splitter:
             if code == _EOI:
                 return self._take(self._at + 2)
             if code == _SOI:
+                if self._has_pixels:
+                    self.without_ends = True
+                    return self._take(self._at)
                 return self._give_up("the next frame began in the middle of it")
             if not self._step_over(code):
                 break
@@ -63,7 +73,7 @@ class Splitter:
         """Drop everything before the next picture; False when none has begun."""
         start = self._buffer.find(_START)
         del self._buffer[: start if start >= 0 else max(0, len(self._buffer) - len(_START) + 1)]
-        self._at, self._compressed = (2 if start >= 0 else 0), False
+        self._at, self._compressed, self._has_pixels = (2 if start >= 0 else 0), False, False
         return start >= 0
 
     def _skip_compressed(self) -> bool:
@@ -82,6 +92,7 @@ class Splitter:
             return False
         self._at += 2 + int.from_bytes(self._buffer[self._at + 2 : self._at + 4], "big")
         self._compressed = code == _SOS
+        self._has_pixels |= self._compressed
         return True
 
     def _take(self, end: int) -> bytes:
