@@ -21,6 +21,8 @@ from PIL import Image
 from vgg_export.data import splits
 from vgg_runtime import text
 from vgg_runtime.bundle import manifest, self_check
+from vgg_runtime.classify.command import main as classify
+from vgg_runtime.compare import main
 from vgg_runtime.errors import RuntimeInputError
 from vgg_runtime.measure import process, tuning
 
@@ -435,3 +437,23 @@ def test_names_from_a_bundle_cannot_steer_the_terminal(bundle_copy: Path) -> Non
     assert done.returncode == 0, done.stderr
     assert "·[2Jgone" in done.stdout
     assert "\x1b" not in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    "option", ["image", "images", "json", "html", "ship", "bundle", "source", "log", "mqtt-login"]
+)
+def test_an_empty_name_is_not_the_current_folder(option: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main([f"--{option}", ""])
+    assert ended.value.code == 2
+    assert f"argument --{option}: expected a name, found an empty text" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("typed", ["--\x1b[31m", "\x1b]0;x\x07", "--budget=\x1b[2J", "--memory=\x9b1m"])
+def test_nothing_raw_of_what_was_typed_is_printed(typed: str, capsys: pytest.CaptureFixture[str]) -> None:
+    for command in (main, classify):
+        with pytest.raises(SystemExit):
+            command(["--threads", "x" if command is classify else "0", typed])
+        said = capsys.readouterr().err
+        assert "error: " in said
+        assert all(line.isprintable() for line in said.split("\n"))

@@ -11,7 +11,7 @@ from pathlib import Path
 from . import __version__, console, output
 from .board import device
 from .bundle import builds, manifest
-from .bundle.images import find, match_folders
+from .bundle.images import find, match_folders, too_many_unreadable
 from .bundle.opened import Bundle
 from .bundle.preprocess import open_image
 from .doctor import diagnosis
@@ -22,7 +22,6 @@ from .measure.running import Options
 from .report import tables
 from .result import Result
 
-UNREADABLE = 0.05  # share of pictures; fewer are left out with a line
 # what only a comparison can be asked
 COMPARED = (
     *("image", "images", "variants", "budget", "rounds", "cool_down", "silence", "top5", "html", "serve"),
@@ -37,7 +36,7 @@ def main(typed: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = console.Parser(
         prog="compare.py",
         description="Run every variant of a bundle and compare their predictions, latency, size, memory,"
         " load time and agreement.",
@@ -48,7 +47,7 @@ def _parser() -> argparse.ArgumentParser:
     what = parser.add_mutually_exclusive_group()
     what.add_argument(
         "--image",
-        type=Path,
+        type=console.path,
         action="append",
         default=[],
         metavar="FILE",
@@ -56,14 +55,15 @@ def _parser() -> argparse.ArgumentParser:
     )
     what.add_argument(
         "--images",
-        type=Path,
+        type=console.path,
         metavar="DIR",
         help="a folder of pictures to classify; class folders in it give an accuracy",
     )
     parser.add_argument(
         "--strict",
         action="store_true",
-        help="refuse even one picture that cannot be read (default: 5 %%)",
+        help="refuse even one picture that cannot be read (default: in a folder up to 5 %%, or a single one,"
+        " are left out)",
     )
     parser.add_argument("--variants", metavar="A,B", help="the variants to run, by name (default: all)")
     parser.add_argument(
@@ -125,10 +125,16 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--top5", action="store_true", help="show the five most probable classes")
     parser.add_argument(
-        "--json", type=Path, metavar="FILE", help="write the whole result as JSON, with every timed run"
+        "--json",
+        type=console.path,
+        metavar="FILE",
+        help="write the whole result as JSON, with every timed run",
     )
     parser.add_argument(
-        "--html", type=Path, metavar="FILE", help="write the result as a web page that needs no server"
+        "--html",
+        type=console.path,
+        metavar="FILE",
+        help="write the result as a web page that needs no server",
     )
     parser.add_argument(
         "--doctor",
@@ -137,14 +143,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--diff",
-        type=Path,
+        type=console.path,
         nargs=2,
         metavar=("A.json", "B.json"),
         help="compare two results that --json wrote; measure nothing",
     )
     parser.add_argument(
         "--ship",
-        type=Path,
+        type=console.path,
         metavar="DIR",
         help="measure nothing; write a folder (or a file that ends in .zip) that holds one variant and"
         " classify.py: the one that --variants names, else the recommended one",
@@ -336,8 +342,8 @@ def _images(options: argparse.Namespace, bundle: Bundle) -> list[measure.Shown]:
     fails later.
 
     Raises:
-        ImageError: pictures cannot be read, UNREADABLE of them or more, or one with --strict; the first one
-            is named, the others are counted.
+        ImageError: too many pictures of a folder cannot be read, or one with --strict or one that was named;
+            the first one is told, the others are counted.
     """
     if options.images:
         listing = find(options.images, (*bundle.labels, *(bundle.manifest.class_ids or ())))
@@ -365,7 +371,7 @@ def _images(options: argparse.Namespace, bundle: Bundle) -> list[measure.Shown]:
             bad[image.path] = str(error)
     if not bad:
         return images
-    if options.strict or len(bad) >= UNREADABLE * len(images):
+    if options.strict or not options.images or too_many_unreadable(len(bad), len(images)):
         more = f" ({len(bad) - 1} more pictures cannot be read either)" if len(bad) > 1 else ""
         raise ImageError(next(iter(bad.values())) + more)
     console.say_aside(

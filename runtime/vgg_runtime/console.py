@@ -7,6 +7,7 @@ import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
 from . import text
 from .bundle import builds, manifest
@@ -114,7 +115,7 @@ def add_bundle(parser: argparse.ArgumentParser) -> None:
     """The options that say which bundle, and how its models are run."""
     parser.add_argument(
         "--bundle",
-        type=Path,
+        type=path,
         metavar="DIR",
         help="the folder that 'vgg-export all' wrote (default: the bundle that holds this file, else"
         " ./artifacts)",
@@ -126,6 +127,25 @@ def add_bundle(parser: argparse.ArgumentParser) -> None:
         help="lean keeps float weights in the pages of their file, which the system can drop; fast packs a"
         " copy of them; auto is fast where memory allows it (default: auto)",
     )
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser that prints nothing raw of what was typed."""
+
+    def error(self, message: str) -> NoReturn:
+        super().error(harmless(message))
+
+
+def named(typed: str) -> str:
+    """A name that is not empty: an empty one comes from a script's unset variable, and is no default."""
+    if not typed:
+        raise argparse.ArgumentTypeError("expected a name, found an empty text")
+    return typed
+
+
+def path(typed: str) -> Path:
+    """A file or folder; "." is the current one, an empty text is none."""
+    return Path(named(typed))
 
 
 def whole(typed: str) -> int:

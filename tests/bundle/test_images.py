@@ -67,3 +67,11 @@ def test_a_class_folder_in_another_unicode_form_is_the_same_class(names: tuple[s
     folder, label = (f"s{name}al" for name in names)
     assert images.match_folders([folder], ["other", label], None) == {folder: 1}
     assert images.composed("e\u0301") == "\u00e9"
+
+
+@pytest.mark.parametrize(
+    ("unreadable", "count", "too_many"),
+    [(1, 1, True), (1, 2, False), (1, 20, False), (2, 39, True), (2, 40, False), (3, 40, True), (0, 0, True)],
+)
+def test_up_to_5_percent_or_one_may_be_unreadable(unreadable: int, count: int, too_many: bool) -> None:
+    assert images.too_many_unreadable(unreadable, count) == too_many

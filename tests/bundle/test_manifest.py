@@ -97,6 +97,16 @@ def test_what_a_search_chose_is_read_and_may_be_missing(bundle_copy: Path) -> No
             change("output", to="argmax"),
             "output: expected one of softmax, sigmoid, multi-label, found 'argmax'",
         ),
+        (change("variants", to=[]), "variants: expected at least one, found a list of 0"),
+        (
+            change("variants", 1, "builds", to=[]),
+            "variants[1].builds: expected at least one, found a list of 0",
+        ),
+        (
+            change("variants", 1, "precision", to="fp64"),
+            "variants[1].precision: expected one of fp32, int8, found 'fp64'",
+        ),
+        (change("variants", 1, "id", to="baseline"), "variants: expected each id once, found 'baseline'"),
         (change("network", to=[]), "network: expected an object, found a list of 0"),
         (change("family", to=None), "family: expected a text, found nothing"),
         (change("labels", "path", to=5), "labels.path: expected a text, found 5"),

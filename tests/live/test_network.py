@@ -150,6 +150,48 @@ def test_a_stream_that_ends_in_the_middle_of_a_picture_broke_off(camera: str, bu
     assert "broke off in the middle of a picture" in done.stdout
 
 
+@pytest.mark.parametrize(
+    ("address", "shown"),
+    [
+        ("http:/u:secret@h/x", "…"),
+        ("u:secret@127.0.0.1:9/x", "…@127.0.0.1:9/x"),
+        ("HTTP://u:secret@h:9/x", "HTTP://…@h:9/x"),
+        ("/u:secret@h", "…"),
+        ("http://u:se/secret@h/", "http://…"),
+        ("http://u:se?secret@h/", "http://…"),
+        ("http://u:se#secret@h/", "http://…"),
+        ("http://u:se@secret@h/", "http://…@h/"),
+        ("http://h/?t=secret", "http://h/?…"),
+        ("http://h/#secret", "http://h/#…"),
+        ("http:u:secret@h:9", "…@h:9"),
+        ("rtsp://secret@h", "rtsp://…@h"),
+        ("ffmpeg:async:rtsp://u:secret@h/1?secret", "ffmpeg:async:rtsp://…@h/1?…"),
+        ("concat:http://a|http://u:secret@h/x", "concat:http://…"),
+        ("http://h/a@b", "http://h/a@b"),
+        ("/home/me/a@2x.jpg", "/home/me/a@2x.jpg"),
+        ("x\x1b[31m", "x·[31m"),
+    ],
+)
+def test_no_secret_of_an_address_is_shown(address: str, shown: str) -> None:
+    assert network.without_secrets(address) == shown
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "http:/u:secret@h/x",
+        "u:secret@h/x",
+        "http://u:secret@[::1/",
+        "http://u:secret/@h/",
+        "http://h:secret/",
+    ],
+)
+def test_an_address_that_is_none_is_refused_without_its_secrets(address: str) -> None:
+    with pytest.raises(RuntimeInputError, match=r"cannot be (used|read)") as error:
+        sources.open_source(address, None)
+    assert "secret" not in str(error.value).replace("http://h:secret/", "")
+
+
 def test_fps_is_for_snapshots(camera: str) -> None:
     with pytest.raises(RuntimeInputError, match="is a stream, which sends at its own pace"):
         first(sources.open_source(f"http://{camera}/stream", 5.0), 1)

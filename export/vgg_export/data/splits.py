@@ -17,6 +17,7 @@ from vgg_export.core.progress import Progress
 from vgg_export.network.provenance import Provenance
 from vgg_export.options import DataOptions, DrawOptions
 from vgg_runtime.bundle import images
+from vgg_runtime.bundle.images import UNREADABLE_SHARE, too_many_unreadable
 from vgg_runtime.bundle.input_spec import for_input
 from vgg_runtime.bundle.preprocess import open_image
 from vgg_runtime.errors import RuntimeInputError
@@ -44,9 +45,6 @@ SELECT_OF_TRAIN = 0.2  # where that folder has fewer; then all of it is the test
 
 
 PARTS = ("fit", "select", "test")
-
-
-BAD_SHARE = 0.05  # more pictures than that which cannot be decoded are an error
 
 
 BAD_SHOWN = 5
@@ -292,7 +290,8 @@ def _items(
     This is the only check; whoever reads an item's picture later decodes it for its pixels.
 
     Raises:
-        DataError: more than ``BAD_SHARE`` of the pictures, and more than one, cannot be decoded, or none can.
+        DataError: more than ``UNREADABLE_SHARE`` of the pictures, and more than one, cannot be decoded, or
+            none can.
     """
     items: dict[str, list[Item]] = {part: [] for part in parts}
     found = [(part, picture) for part, pictures in parts.items() for picture in pictures]
@@ -321,11 +320,11 @@ def _judge_bad(bad: Mapping[Path, str], count: int, origin: str) -> None:
     """
     complaint, *_ = bad.values()
     others = list(bad)[1:]
-    if len(bad) == count or len(bad) > max(1, BAD_SHARE * count):
+    if too_many_unreadable(len(bad), count):
         more = f" ({len(others)} more pictures cannot be read either: {_names(others)})" if others else ""
         raise DataError(
-            f"{complaint}{more}; {len(bad)} of {count} pictures are unreadable, up to {BAD_SHARE:.0%} are"
-            " left out: remove or repair them"
+            f"{complaint}{more}; {len(bad)} of {count} pictures are unreadable, up to"
+            f" {UNREADABLE_SHARE:.0%} are left out: remove or repair them"
         )
     more = f"; the others are {_names(others)}" if others else ""
     log.warning(

@@ -37,6 +37,7 @@ COMPANIONS = frozenset(
 )
 STRAY_SHARE = 0.05  # of the pictures in class folders: so many beside them were left there by mistake
 SHOWN_SUFFIXES = 4
+UNREADABLE_SHARE = 0.05  # of pictures: so many that cannot be decoded, or a single one, are left out
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,6 +117,11 @@ def find(root: Path, classes: Sequence[str] = ()) -> Listing:
     beside = {"beside the data": len(above(whole, top)), "beside the class folders": len(stray)}
     left_out = collections.Counter(beside) + unused(whole, (*above(whole, top), *stray))
     return Listing(tuple(found), tuple(left_out.items()))
+
+
+def too_many_unreadable(unreadable: int, count: int) -> bool:
+    """Whether so many of ``count`` pictures cannot be decoded that something is wrong with all of them."""
+    return unreadable == count or unreadable > max(1, UNREADABLE_SHARE * count)
 
 
 def look(root: Path) -> Folder:

@@ -4,6 +4,7 @@ PNG and TIFF, and decodes nothing.
 """
 
 import hashlib
+import re
 import struct
 import zlib
 from collections.abc import Iterator, Mapping
@@ -16,11 +17,36 @@ _SIGNATURES = {
     **dict.fromkeys((b"II*\0", b"II\0*", b"II+\0", b"MM\0*", b"MM*\0", b"MM\0+"), TIFF),
 }
 
+# What other files begin like, in the first bytes or behind the length of an ISO media file's first box.
+_FOREIGN = (
+    (rb"....ftyp(hei[cxms]|hev[cxms]|mif1|msf1)", "a HEIC picture, as iPhones take"),
+    (rb"....ftyp(avif|avis)", "an AVIF picture"),
+    (rb"....ftypcrx |FUJIFILMCCD-RAW|IIRO|IIRS|IIU\x00", "a camera's raw picture"),
+    (rb"....ftyp|\x1aE\xdf\xa3|RIFF....AVI\x20|\x00\x00\x01[\xb3\xba]", "a video"),
+    (rb"\xff\x0a|\x00\x00\x00\x0cJXL \r\n\x87\n", "a JPEG XL picture"),
+    (rb"\x00\x00\x00\x0cjP  \r\n\x87\n|\xff\x4f\xff\x51", "a JPEG 2000 picture"),
+    (rb"8BPS", "a Photoshop file"),
+    (rb"%PDF-", "a PDF document"),
+    (rb"\x00\x00[\x01\x02]\x00", "an icon"),
+    (rb"qoif", "a QOI picture"),
+    (rb"\x76\x2f\x31\x01|#\?R(ADIANCE|GBE)|PF\n|Pf\n", "a picture of floating-point pixels"),
+    (rb"SIMPLE  =", "a FITS picture"),
+    (rb".{128}DICM", "a DICOM picture"),
+    (
+        rb"(?i)(\xef\xbb\xbf)?\s*(<\?xml[^>]*>\s*)?(<!--.*?-->\s*)*(<!doctype svg[^>]*>\s*)?<svg",
+        "an SVG drawing",
+    ),
+    (rb"(?i)(\xef\xbb\xbf)?\s*<(!doctype html|html|head|body)", "a web page, not the picture that it shows"),
+    (rb"version https://git-lfs", "a note of Git LFS in place of the picture; run git lfs pull"),
+    (rb"PK\x03\x04|\x1f\x8b|7z\xbc\xaf|Rar!", "an archive; unpack it"),
+)
+
 _APP0, _APP1, _APP14, _APP15, _COM = 0xE0, 0xE1, 0xEE, 0xEF, 0xFE
 _SCAN, _END = 0xDA, 0xD9
 _ALONE = frozenset((0x00, 0x01, *range(0xD0, 0xD9)))  # markers without a length
 # Stands for rows that may be missing. A decoder takes zeros for missing data; these bits differ from zeros,
 # the first of them certainly.
+_HEAD = 512  # bytes by which a foreign file is known
 _BITS = b"\xaa" + hashlib.shake_128(b"rows").digest(2048).replace(b"\xff", b"\x7f")
 
 _PROFILE = b"Raw profile type exif\0"  # ImageMagick's way to put EXIF into a PNG, as hexadecimal digits
@@ -45,6 +71,16 @@ ENOUGH_ROWS = 0.95
 def kind(content: bytes) -> str | None:
     """The format that a file begins like, None for others than these."""
     return next((name for signature, name in _SIGNATURES.items() if content.startswith(signature)), None)
+
+
+def foreign(content: bytes) -> str | None:
+    """What a file is that is none of the formats read here, in words; None where that cannot be said."""
+    if not content:
+        return "an empty file"
+    if not any(content[:_HEAD]):
+        return "a file of zeros, such as an interrupted copy leaves"
+    head = content[:_HEAD]
+    return next((words for begins, words in _FOREIGN if re.match(begins, head, re.DOTALL)), None)
 
 
 def without_metadata(content: bytes) -> tuple[bytes, int]:

@@ -136,6 +136,11 @@ def _open(content: bytes, name: str, spec: InputSpec | None) -> Image.Image:
         image = _decode_whole(content, name, spec)
     except UnidentifiedImageError as error:
         if kind is None:
+            if words := picture_files.foreign(content):
+                raise ImageError(
+                    f"{name} is {words}; expected a picture of {', '.join(FORMATS)}: convert it to PNG or"
+                    " JPEG"
+                ) from error
             raise
         reason = f"begins like a {kind} file, but cannot be decoded: it is damaged or of a rare kind"
         raise ImageError(f"{name} {reason}; save it again as a PNG or JPEG of 8 bits a channel") from error

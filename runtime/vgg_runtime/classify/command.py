@@ -27,7 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = console.Parser(
         prog="classify.py",
         description="Classify pictures with one variant of a bundle and print a line for each.",
         epilog="examples: python classify.py photos/ --top 3; python classify.py --json *.jpg | jq .file",
@@ -35,6 +35,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "pictures",
         nargs="*",
+        type=console.named,
         metavar="IMAGE|DIR|-",
         help="pictures, folders of pictures at any depth, or - for one picture on standard input (default:"
         " the bundle's samples)",

@@ -4,7 +4,6 @@ import argparse
 import dataclasses
 import shlex
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from vgg_runtime import console
@@ -33,6 +32,7 @@ def add(group: Group) -> None:
     )
     option(
         "--source",
+        type=console.named,
         metavar="FROM",
         help="where the frames come from: a folder (again and again), a file or pipe of JPEGs, - for standard"
         " input, http://… (MJPEG or snapshots), rtsp://… or ffmpeg:ANYTHING or /dev/video0 (need ffmpeg), or"
@@ -77,7 +77,7 @@ def add(group: Group) -> None:
     )
     option(
         "--log",
-        type=Path,
+        type=console.path,
         metavar="FILE",
         help="append each answer as a JSON line; a full file becomes FILE.1",
     )
@@ -100,7 +100,10 @@ def add(group: Group) -> None:
         " discovery; user and password come from VGG_MQTT_USER and VGG_MQTT_PASSWORD or --mqtt-login",
     )
     option(
-        "--mqtt-login", type=Path, metavar="FILE", help="a file with the user and the password, a line each"
+        "--mqtt-login",
+        type=console.path,
+        metavar="FILE",
+        help="a file with the user and the password, a line each",
     )
 
 

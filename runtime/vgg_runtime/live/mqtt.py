@@ -18,6 +18,7 @@ from vgg_runtime import __version__, text
 from vgg_runtime.errors import RuntimeInputError
 
 from .answers import Answer
+from .network import without_secrets
 from .sinks import SinkError
 
 PORTS = {"mqtt": 1883, "mqtts": 8883}
@@ -64,13 +65,13 @@ def broker(address: str, login_file: Path | None) -> Broker:
     try:
         found = urllib.parse.urlsplit(address)
     except ValueError as error:
-        raise RuntimeInputError(f"--mqtt cannot be read ({error}); {FORM}") from error
+        raise RuntimeInputError(f"--mqtt, {without_secrets(address)}, cannot be read; {FORM}") from error
     if found.username or found.password:
         raise RuntimeInputError(
             "--mqtt takes no user and password, because others can read the command line; put them into a"
             f" file of two lines for --mqtt-login, or into {USER} and {PASSWORD}"
         )
-    shown = text.printable(address.partition("?")[0], 80)
+    shown = without_secrets(address)
     topic = urllib.parse.unquote(found.path).strip("/")
     try:
         port = found.port or PORTS.get(found.scheme, 0)

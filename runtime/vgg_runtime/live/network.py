@@ -19,6 +19,8 @@ from vgg_runtime.text import printable
 from .frames import CHUNK_BYTES, HIDDEN, Item, Program, Source, hidden, pictures_in, ticks
 from .mjpeg import MAX_FRAME_BYTES
 
+# schemes, one within the other as in ffmpeg:async:rtsp://…; host; path; what is asked
+_PARTS = re.compile(r"((?:[a-zA-Z][\w+.-]*:)*//)?([^/?#]*)([^?#]*)(.*)", re.DOTALL)
 FFMPEG = "ffmpeg:"  # in front of anything that ffmpeg reads
 SILENCE_S = 10.0  # an address that sends nothing for longer counts as gone
 SNAPSHOTS_PER_S = 1.0
@@ -33,19 +35,33 @@ def open_address(address: str, fps: float | None, *, reconnect: bool) -> Source:
     """
     scheme = address.partition(":")[0].lower()
     try:
-        urllib.parse.urlsplit(address)
+        _ = urllib.parse.urlsplit(address.removeprefix(FFMPEG)).port
     except ValueError as error:
-        raise RuntimeInputError(f"the address of --source cannot be read ({error})") from error
+        # the error may hold a part of a password
+        why = "its port is none" if "port" in str(error).lower() else "its host is none"
+        raise RuntimeInputError(
+            f"the address of --source, {without_secrets(address)}, cannot be read ({why}); a / ? # or @ in a"
+            " password is written as %2F %3F %23 %40"
+        ) from error
     source: Source = Http(address, fps) if scheme in ("http", "https") else _through_ffmpeg(address, fps)
     return Reconnecting(source) if reconnect else source
 
 
 def without_secrets(address: str) -> str:
-    """An address as it may be shown: without user, password and what comes behind a question mark."""
-    shown, asked, _ = address.partition("?")
-    # also within the words of another one, as in ffmpeg:async:rtsp://…
-    shown = re.sub(r"//[^/]*@", f"//{HIDDEN}@", shown)
-    return printable(shown + (f"?{HIDDEN}" if asked else ""), 80)
+    """An address as it may be shown: without user, password and what comes behind a question mark or hash.
+    Of what is meant as one but is none, such as a password with a slash in it, only the beginning is shown.
+    """
+    parts = _PARTS.fullmatch(address)
+    assert parts  # it fits any text
+    scheme, host, path, asked = (part or "" for part in parts.groups())
+    behind = path + asked
+    # user:password@host, where the password ends the host or there is no scheme with two slashes
+    if "@" in behind and "@" not in host and (":" in host or (not scheme and ":" in path)):
+        return printable(f"{scheme}{HIDDEN}", 80)
+    if not scheme and ":" in host and "@" in host:
+        host = f"{HIDDEN}@{host.rpartition('@')[2]}"
+    shown = re.sub(r"//[^/]*@", f"//{HIDDEN}@", f"{scheme}{host}{path}")
+    return printable(shown + (f"{asked[0]}{HIDDEN}" if asked else ""), 80)
 
 
 def _secrets(address: str) -> tuple[str, ...]:

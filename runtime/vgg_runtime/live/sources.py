@@ -42,7 +42,8 @@ def open_source(wanted: str, fps: float | None, *, reconnect: bool = False) -> S
     own_pace = wanted == "-" or path.is_fifo()
     if own_pace and fps is not None:
         raise RuntimeInputError(
-            f"--fps is for a folder, a file or a camera; {printable(wanted, 80)} sends at its own pace"
+            f"--fps is for a folder, a file or a camera; {network.without_secrets(wanted)} sends at its own"
+            " pace"
         )
     pace = fps or DEFAULT_FPS
     if wanted == "camera":
@@ -50,7 +51,7 @@ def open_source(wanted: str, fps: float | None, *, reconnect: bool = False) -> S
     if "://" in wanted or wanted.startswith(network.FFMPEG):
         return network.open_address(wanted, fps, reconnect=reconnect)
     if reconnect:
-        raise RuntimeInputError(f"--reconnect is for addresses; {printable(wanted, 80)} is none")
+        raise RuntimeInputError(f"--reconnect is for addresses; {network.without_secrets(wanted)} is none")
     if wanted == "-":
         return _standard_input()
     return _of_path(path, pace, own_pace=own_pace)
@@ -70,9 +71,9 @@ def _of_path(path: Path, fps: float, *, own_pace: bool) -> Source:
         mode = path.stat().st_mode
     except OSError as error:
         raise RuntimeInputError(
-            f"{path} cannot be used ({error.strerror}); --source takes a folder, a file or pipe of JPEG"
-            " pictures, - for standard input,"
-            " an http address, a video device such as /dev/video0, or camera"
+            f"{network.without_secrets(str(path))} cannot be used ({error.strerror}); --source takes"
+            " a folder, a file or pipe of JPEG pictures, - for standard input, an http address, a video device"
+            " such as /dev/video0, or camera"
         ) from error
     if stat.S_ISDIR(mode):
         return Folder(path, fps)
