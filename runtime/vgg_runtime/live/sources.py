@@ -72,8 +72,8 @@ def _of_path(path: Path, fps: float, *, own_pace: bool) -> Source:
     except OSError as error:
         raise RuntimeInputError(
             f"{network.without_secrets(str(path))} cannot be used ({error.strerror}); --source takes"
-            " a folder, a file or pipe of JPEG pictures, - for standard input, an http address, a video device"
-            " such as /dev/video0, or camera"
+            " a folder, a file or pipe of JPEG pictures, - for standard input, an http address, a video"
+            " device such as /dev/video0, or camera"
         ) from error
     if stat.S_ISDIR(mode):
         return Folder(path, fps)
