@@ -8,8 +8,12 @@ from vgg_runtime.errors import ImageError
 # enough for a photograph of 50 megapixels; a stream that never ends a picture must not fill the memory
 MAX_FRAME_BYTES = 12_000_000
 _START = b"\xff\xd8\xff"
-# a marker that ends compressed data: neither a stuffed 0xFF nor a restart marker
-_MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
+# a marker that ends compressed data: neither a stuffed 0xFF, nor a restart marker, nor a code that means
+# nothing, which is half of a lost end marker and what follows
+_MARKER = re.compile(rb"\xff[\xc0-\xcf\xd8-\xfe]")
+# half an end marker, and what a multipart server sends before the next picture
+_BETWEEN = re.compile(rb"\xff?\r\n--[ -~\r\n]*\Z")
+_BETWEEN_BYTES = 2000  # at most
 _SOI, _EOI, _SOS = 0xD8, 0xD9, 0xDA
 _WITHOUT_LENGTH = frozenset((0x01, *range(0xD0, 0xD8)))
 
@@ -60,7 +64,9 @@ class Splitter:
             if code == _SOI:
                 if self._has_pixels:
                     self.without_ends = True
-                    return self._take(self._at)
+                    picture = self._take(self._at)
+                    between = _BETWEEN.search(picture, max(0, len(picture) - _BETWEEN_BYTES))
+                    return picture[: between.start()] if between else picture
                 return self._give_up("the next frame began in the middle of it")
             if not self._step_over(code):
                 break
