@@ -101,6 +101,28 @@ def test_the_hottest_sensor_of_the_processor_counts(tmp_path: Path) -> None:
     assert device.temperature_c(tmp_path) == 83
 
 
+@pytest.mark.parametrize(
+    ("kind", "millidegrees", "degrees"),
+    [
+        ("bcm2835_thermal", "48312", 48.312),
+        ("imx_thermal_zone", "51000", 51),
+        ("CPU-therm", "44500", 44.5),
+        ("x86_pkg_temp", "-5000", -5),
+        ("cluster1-thermal", "150000", 150),
+        ("cpu-thermal", "-274000", None),  # switched off
+        ("cpu-thermal", "2147483647", None),
+        ("gpu-core-thermal", "90000", None),
+        ("soc-npu", "90000", None),
+        ("vpu_core", "90000", None),
+        ("battery-core", "30000", None),
+        ("iwlwifi_1", "60000", None),
+    ],
+)
+def test_one_sensor(kind: str, millidegrees: str, degrees: float | None, tmp_path: Path) -> None:
+    put(tmp_path, cpu_zone=f"{kind}\n", cpu_temp=f"{millidegrees}\n")
+    assert device.temperature_c(tmp_path) == degrees
+
+
 @pytest.mark.parametrize(("chip", "degrees"), [("k10temp", 71.5), ("coretemp", 71.5), ("nvme", None)])
 def test_sensors_of_a_pc_are_seen_too(chip: str, degrees: float | None, tmp_path: Path) -> None:
     folder = tmp_path / "sys/class/hwmon/hwmon2"
@@ -119,7 +141,13 @@ def test_sensors_of_a_pc_are_seen_too(chip: str, degrees: float | None, tmp_path
         (["0xd08", "0xd03"], "Cortex-A72"),
         (["0xd05"], "Cortex-A55"),
         (["0xfff"], "ARM part 0xfff"),
-        (["0xd03", "0xfff"], "Cortex-A53"),
+        (["0xd03", "0xfff"], "Cortex-A53 and ARM part 0xfff"),
+        (["0xd05", "0xffe", "0xfff"], "Cortex-A55 and ARM part 0xffe and ARM part 0xfff"),
+        (["0xd05", "0xd0e"], "Cortex-A76AE"),
+        (["0xd42"], "Cortex-A78AE"),
+        (["0xd46", "0xd4d", "0xd4e"], "Cortex-X3"),
+        (["0xd81", "0xd80"], "Cortex-A720"),
+        (["0xd0c"], "Neoverse-N1"),
         ([], None),
     ],
 )

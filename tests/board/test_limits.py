@@ -143,3 +143,52 @@ def test_the_mask_of_this_process_counts() -> None:
     )
     assert done.stdout.strip() == "1"
     assert 1 <= device.usable_cores() <= len(os.sched_getaffinity(0))
+
+
+def own(root: Path, space: str, data: str) -> None:
+    row = "{:26}{:21}{:21}bytes\n"
+    limits_text = row.format("Max data size", data, "unlimited") + row.format(
+        "Max address space", space, "unlimited"
+    )
+    write(root, {"proc/self/limits": limits_text, "proc/self/status": "VmSize: 30000 kB\nVmData: 10000 kB\n"})
+
+
+@pytest.mark.parametrize(
+    ("space", "data", "most", "free"),
+    [
+        ("unlimited", "unlimited", None, None),
+        ("500000000", "unlimited", 500_000_000, 500_000_000 - 30_000 * 1024),
+        ("unlimited", "90000000", 90_000_000, 90_000_000 - 10_000 * 1024),
+        ("100000000", "90000000", 90_000_000, 100_000_000 - 30_000 * 1024),  # the space is nearer its end
+        ("1000", "unlimited", 1000, 0),
+        (str((1 << 63) - 1), "unlimited", None, None),
+        ("x", "-1", None, None),
+    ],
+)
+def test_the_limits_of_the_process(
+    space: str, data: str, most: int | None, free: int | None, tmp_path: Path
+) -> None:
+    own(tmp_path, space, data)
+    board = device.describe(1, tmp_path)
+    assert (board.ram_bytes, board.available_bytes) == (most, free)
+
+
+def test_the_doctor_names_the_limits_of_the_process(tmp_path: Path) -> None:
+    own(tmp_path, "90000000", "unlimited")
+    assert machine.allowed(tmp_path).found == "ulimit allows 90 MB of address space or data"
+    second(tmp_path, "/", memory_max=f"{70 * MB}")
+    assert machine.allowed(tmp_path).found == (
+        "a control group allows 70 MB of memory; ulimit allows 90 MB of address space or data"
+    )
+
+
+def test_a_real_limit_is_found() -> None:
+    code = (
+        "import resource; from vgg_runtime.board import limits;"
+        " resource.setrlimit(resource.RLIMIT_AS, (3_000_000_000, 3_000_000_000));"
+        " print(limits.process_memory_bytes(), 0 < limits.free_process_memory_bytes() < 3_000_000_000)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=command_environment(), capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split() == ["3000000000", "True"]

@@ -33,17 +33,32 @@ _ARM_CORES = {
     "0xd04": "Cortex-A35",
     "0xd03": "Cortex-A53",
     "0xd05": "Cortex-A55",
+    "0xd46": "Cortex-A510",
+    "0xd80": "Cortex-A520",
     "0xd07": "Cortex-A57",
     "0xd08": "Cortex-A72",
     "0xd09": "Cortex-A73",
     "0xd0a": "Cortex-A75",
     "0xd0b": "Cortex-A76",
+    "0xd0e": "Cortex-A76AE",
+    "0xd0c": "Neoverse-N1",
     "0xd0d": "Cortex-A77",
     "0xd41": "Cortex-A78",
+    "0xd42": "Cortex-A78AE",
+    "0xd4b": "Cortex-A78C",
+    "0xd47": "Cortex-A710",
+    "0xd4d": "Cortex-A715",
+    "0xd81": "Cortex-A720",
     "0xd44": "Cortex-X1",
+    "0xd48": "Cortex-X2",
+    "0xd4e": "Cortex-X3",
+    "0xd82": "Cortex-X4",
 }
 # Sensors of the processor among those of graphics, disks and radios.
-_SENSORS = re.compile(r"cpu|soc|pkg|package|core|cluster|k10temp|zenpower", re.IGNORECASE)
+_SENSORS = re.compile(r"cpu|soc|pkg|package|core|cluster|bcm2835|imx_thermal|k10temp|zenpower", re.IGNORECASE)
+_OTHER_SENSORS = re.compile(r"gpu|npu|vpu|batt|pmic|charger", re.IGNORECASE)
+# A sensor that is switched off says -274 or a number without sense.
+_PLAUSIBLE_C = (-40.0, 150.0)
 UNKNOWN_BOARD = "unknown board"
 _OWN_CHOICE = ("intel_pstate", "amd-pstate-epp")
 SINCE_BOOT = " since boot"
@@ -69,7 +84,11 @@ def describe(threads: int, root: Path = Path("/")) -> Device:
         features=tuple(f for f in _FEATURES if f in flags),
         cores=len(re.findall(r"^processor\s*:", cpuinfo, re.MULTILINE)) or os.cpu_count() or 1,
         threads=threads,
-        ram_bytes=_least(int(memory) * 1024 if memory else None, limits.memory_bytes(root)),
+        ram_bytes=_least(
+            int(memory) * 1024 if memory else None,
+            limits.memory_bytes(root),
+            limits.process_memory_bytes(root),
+        ),
         os=_first(r'^PRETTY_NAME="?([^"\n]*)', _text(root / "etc/os-release")) or platform.platform(),
         python=platform.python_version(),
         onnxruntime=_installed("onnxruntime"),
@@ -100,9 +119,15 @@ def temperature_c(root: Path = Path("/")) -> float | None:
     found = [
         int(degrees) / 1000
         for kind, value in (*zones, *chips)
-        if _SENSORS.search(_text(kind)) and re.fullmatch(r"-?\d+", degrees := _text(value).strip())
+        if _of_processor(_text(kind)) and re.fullmatch(r"-?[0-9]+", degrees := _text(value).strip())
     ]
-    return max(found, default=None)
+    low, high = _PLAUSIBLE_C
+    return max((degrees for degrees in found if low <= degrees <= high), default=None)
+
+
+def _of_processor(kind: str) -> bool:
+    """Whether a sensor of this name measures the processor."""
+    return bool(_SENSORS.search(kind)) and not _OTHER_SENSORS.search(kind)
 
 
 def clock_mhz(root: Path = Path("/")) -> float | None:
@@ -147,7 +172,11 @@ def governor(root: Path = Path("/")) -> str | None:
 def available_bytes(root: Path = Path("/")) -> int | None:
     """Bytes of memory that programs can still get without swapping; None where they are unknown."""
     kilobytes = _first(r"^MemAvailable:\s*(\d+) kB", _text(root / "proc/meminfo"))
-    return _least(int(kilobytes) * 1024 if kilobytes else None, limits.free_memory_bytes(root))
+    return _least(
+        int(kilobytes) * 1024 if kilobytes else None,
+        limits.free_memory_bytes(root),
+        limits.free_process_memory_bytes(root),
+    )
 
 
 def _least(*values: int | None) -> int | None:
@@ -177,9 +206,9 @@ def _arm_core(cpuinfo: str) -> str | None:
     """The name of the fastest kind of core: where there are several, work goes there."""
     parts = set(re.findall(r"^CPU part\s*:\s*(\S+)", cpuinfo, re.MULTILINE))
     known = [name for part, name in _ARM_CORES.items() if part in parts]
-    if known:
-        return known[-1]
-    return f"ARM part {min(parts)}" if parts else None
+    unknown = [f"ARM part {part}" for part in sorted(parts - _ARM_CORES.keys())]
+    # which of them is faster cannot be told
+    return " and ".join([*known[-1:], *unknown]) or None
 
 
 def _installed(package: str) -> str | None:

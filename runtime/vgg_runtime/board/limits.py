@@ -1,14 +1,18 @@
 """What the system lets this process have where that is less than the machine has: control groups of both
-versions (a container, a service with a limit).
+versions (a container, a service with a limit), and the limits of the process itself (``ulimit``).
 
 A group's limit holds together with those of the groups that it is in, so all of them are looked at.
 """
 
 import math
+import re
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 GROUPS, OWN_GROUPS = "sys/fs/cgroup", "proc/self/cgroup"
+OWN_LIMITS, OWN_STATUS = "proc/self/limits", "proc/self/status"
+# The limits that the kernel enforces, and what counts against each.
+_PROCESS_LIMITS = (("Max address space", "VmSize"), ("Max data size", "VmData"))
 _UNLIMITED = 1 << 60  # version 1 writes a number near 2^63 where there is no limit
 
 
@@ -32,6 +36,27 @@ def free_memory_bytes(root: Path = Path("/")) -> int | None:
         if limit is not None and used is not None and limit < _UNLIMITED:
             left.append(max(0, limit - used + _droppable(folder)))
     return min(left, default=None)
+
+
+def process_memory_bytes(root: Path = Path("/")) -> int | None:
+    """The memory that this process may ask for (``ulimit -v`` and ``-d``), in bytes; None without a limit."""
+    return min((limit for limit, _ in _process_limits(root)), default=None)
+
+
+def free_process_memory_bytes(root: Path = Path("/")) -> int | None:
+    """What is left of that memory to this process, and about so much to one that it starts; None without a
+    limit."""
+    return min((max(0, limit - used) for limit, used in _process_limits(root)), default=None)
+
+
+def _process_limits(root: Path) -> Iterator[tuple[int, int]]:
+    """The limits that are set, each with the bytes that count against it now."""
+    limits, status = _text(root / OWN_LIMITS), _text(root / OWN_STATUS)
+    for name, counted in _PROCESS_LIMITS:
+        limit = re.search(rf"^{name}\s+([0-9]+)\s", limits, re.MULTILINE)
+        used = re.search(rf"^{counted}:\s*([0-9]+) kB", status, re.MULTILINE)
+        if limit and int(limit[1]) < _UNLIMITED:
+            yield int(limit[1]), int(used[1]) * 1024 if used else 0
 
 
 def cores(root: Path = Path("/")) -> float | None:

@@ -8,7 +8,6 @@ can lay out another board.
 import argparse
 import dataclasses
 import json
-import os
 import sys
 import time
 from collections.abc import Sequence
@@ -94,7 +93,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", type=Path)
     options, _ = parser.parse_known_args(arguments)
     try:
-        return command(options.bundle, os.cpu_count() or 1, options.json, lambda line: None)
+        return command(options.bundle, device.usable_cores(), options.json, lambda line: None)
     except RuntimeInputError as error:
         sys.stderr.write(f"Error: {error}\n")
         return EXIT_INPUT

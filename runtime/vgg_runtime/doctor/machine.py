@@ -109,15 +109,18 @@ def known_board(board: Device) -> Check:
 def allowed(root: Path) -> Check:
     """Whether this process may have all of the machine: a container or a service may not."""
     name, memory, cores = "limits", limits.memory_bytes(root), limits.cores(root)
-    if not (root / limits.OWN_GROUPS).is_file():
+    own = limits.process_memory_bytes(root)
+    if own is None and not (root / limits.OWN_GROUPS).is_file():
         return Check(
             name, UNKNOWN, f"{root / limits.OWN_GROUPS} does not say in which control groups this is"
         )
     told = [f"{memory / 1e6:.0f} MB of memory"] if memory is not None else []
     told += [f"{cores:.2g} cores' worth of time"] if cores is not None else []
-    if not told:
+    sources = [f"a control group allows {' and '.join(told)}"] if told else []
+    sources += [f"ulimit allows {own / 1e6:.0f} MB of address space or data"] if own is not None else []
+    if not sources:
         return Check(name, OK, "no limit of memory or time is set for this process")
-    found = f"a control group allows {' and '.join(told)}"
+    found = "; ".join(sources)
     if cores is not None and cores < 1:
         remedy = "more than one thread would only be slower; raise the quota (CPUQuota=, --cpus) for speed"
         return Check(name, WARNING, found, remedy)
