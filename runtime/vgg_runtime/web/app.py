@@ -204,8 +204,8 @@ def check_origin(scope: Message, hosts: Sequence[str]) -> None:
     """
     headers = dict(scope["headers"])
     host = headers.get(b"host", b"").decode("latin-1")
-    name = _name_of(host).lower()
-    if name not in {known.lower() for known in hosts} and not _is_address(name):
+    name = _name_of(host).lower().removesuffix(".")  # the dot of a full name
+    if name not in {known.lower().removesuffix(".") for known in hosts} and not _is_address(name):
         raise Refused(
             400,
             f"this server does not answer to {host[:80]!r}; use {hosts[0]}, or start it with --name and that"
