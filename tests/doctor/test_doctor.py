@@ -12,7 +12,7 @@ from typing import Any
 import onnx
 import pytest
 from boards import PI5_CPUINFO
-from conftest import ROOT, reseal
+from conftest import ROOT, command_environment, reseal
 from launch import QUICK, compare
 from rows import a_result, a_row
 
@@ -672,3 +672,33 @@ def test_the_launcher_and_its_doctor_need_no_requirements_at_import() -> None:
     """The launcher falls back to the doctor, which must not import the missing packages."""
     code = "import sys; sys.modules['numpy'] = sys.modules['PIL'] = None; import vgg_runtime.doctor.diagnosis"
     subprocess.run([sys.executable, "-c", code], env={"PYTHONPATH": str(ROOT / "runtime")}, check=True)
+
+
+NOWHERE_TO_WRITE = """
+import resource
+from vgg_runtime.doctor import bundle_checks
+resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+request = {"model": "none.onnx", "session": {}, "threads": 1, "shape": [3, 8, 8]}
+events, death = bundle_checks.ask(request, 60)
+check = bundle_checks.unjudged("int8 of x", events, death, "models/x.onnx")
+print(check.mark, check.found, check.remedy, sep="\\n")
+"""
+
+
+def test_without_a_folder_to_write_the_model_is_not_blamed() -> None:
+    """No file may be written anywhere, as with a full card."""
+    done = subprocess.run(
+        [sys.executable, "-c", NOWHERE_TO_WRITE], env=command_environment(), capture_output=True, text=True
+    )
+    assert done.stdout.splitlines() == [
+        UNKNOWN,
+        "onnxruntime's profile needs a temporary folder that can be written, and there is none"
+        " (a full card, or a system that is read-only)",
+        "name one: TMPDIR=FOLDER python compare.py --doctor",
+    ], done.stderr
+
+
+def test_a_model_that_cannot_be_run_is_blamed() -> None:
+    check = bundle_checks.unjudged("int8 of x", {"error": {"message": "odd"}}, None, "models/x.onnx")
+    assert (check.mark, check.found) == (FAILS, "cannot be run: odd")
+    assert check.remedy == "leave it out with --variants, or copy models/x.onnx again"

@@ -5,7 +5,7 @@ import contextlib
 import dataclasses
 import json
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -214,6 +214,21 @@ def _untried(variant: Variant, why: str) -> Check:
     return Check(f"int8 of {variant.id}", UNKNOWN, f"not tried: {why}")
 
 
+def unjudged(name: str, events: Mapping[str, Any], death: str | None, model: str) -> Check:
+    """What is said of a variant that ``probe.py`` did not run: the model is at fault, or there is no place
+    for onnxruntime's profile, which says nothing of the model."""
+    if "no folder" in events:
+        return Check(
+            name,
+            UNKNOWN,
+            "onnxruntime's profile needs a temporary folder that can be written, and there is none"
+            " (a full card, or a system that is read-only)",
+            "name one: TMPDIR=FOLDER python compare.py --doctor",
+        )
+    why = death or events.get("error", {}).get("message", "there was no error message")
+    return Check(name, FAILS, f"cannot be run: {why}", f"leave it out with --variants, or copy {model} again")
+
+
 def fused(bundle: Bundle, variant: Variant, threads: int) -> Check:
     """Whether this board's onnxruntime runs an int8 variant in int8, except for the layers that were kept in
     float on purpose."""
@@ -225,13 +240,7 @@ def fused(bundle: Bundle, variant: Variant, threads: int) -> Check:
     }
     events, death = ask(request, RUN_SECONDS)
     if "executed" not in events:
-        why = death or events.get("error", {}).get("message", "there was no error message")
-        return Check(
-            name,
-            FAILS,
-            f"cannot be run: {why}",
-            f"leave it out with --variants, or copy {variant.build.model.path} again",
-        )
+        return unjudged(name, events, death, variant.build.model.path)
     ran = events["executed"]
     return judged(
         name,
