@@ -22,6 +22,7 @@ from .measure.running import Options
 from .report import tables
 from .result import Result
 
+REPORTED_EVERY = 500  # pictures, while they are looked at
 # what only a comparison can be asked
 COMPARED = (
     *("image", "images", "variants", "budget", "rounds", "cool_down", "silence", "top5", "html", "serve"),
@@ -364,7 +365,9 @@ def _images(options: argparse.Namespace, bundle: Bundle) -> list[measure.Shown]:
         ]
     bad: dict[Path, str] = {}
     largest = max((v.preprocessing for v in bundle.manifest.variants), key=lambda spec: spec.resize_px)
-    for image in images:
+    for k, image in enumerate(images, 1):
+        if k % REPORTED_EVERY == 0:
+            console.report(f"reading pictures: {k}/{len(images)}")
         try:
             open_image(image.path, largest)
         except ImageError as error:

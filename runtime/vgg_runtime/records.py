@@ -7,6 +7,7 @@ because older documents lack it. Unknown keys are ignored, because newer documen
 import dataclasses
 import functools
 import json
+import math
 import sys
 import types
 import typing
@@ -21,6 +22,7 @@ EXPECTED = {
     tuple: "a list",
     dict: "an object",
 }
+MOST_DIGITS = 400  # of a whole number; the largest float has 309
 NOTHING = object()  # stands for a missing key
 AnyFloat = Annotated[float, "may be infinite or not a number"]  # a field of this kind may hold those, too
 
@@ -32,6 +34,42 @@ class FieldError(ValueError):
         self.path, self.expected, self.found = path, expected, found
         where = f"{path}: " if path else ""
         super().__init__(f"{where}expected {expected}, found {_in_words(found)}")
+
+
+def parse(text: str) -> Any:
+    """The value of a JSON text from outside.
+
+    Raises:
+        ValueError: it is no JSON, or JSON that programs read differently or not at all: an object with a key
+            twice, a number that is none or too large, values nested too deeply.
+    """
+    try:
+        return json.loads(
+            text, object_pairs_hook=_object, parse_float=_float, parse_int=_int, parse_constant=_float
+        )
+    except RecursionError as error:
+        raise ValueError("its values are nested too deeply") from error
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for k, key in enumerate(keys) if key in keys[:k])
+        raise ValueError(f"an object has the key {twice[:40]!r} twice")
+    return found
+
+
+def _float(text: str) -> float:
+    if not math.isfinite(value := float(text)):
+        raise ValueError(f"{text[:40]} is no number of JSON")
+    return value
+
+
+def _int(text: str) -> int:
+    if len(text) > MOST_DIGITS:
+        raise ValueError(f"a number has {len(text)} digits")
+    return int(text)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,6 +15,8 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 RESIZES = ("crop", "squash", "pad")
 GREY, COLOURS = 1, 3  # the numbers of channels that pictures can have
 CHANNELS = (GREY, COLOURS)
+MOST_PX = 8192  # of a side: beyond, one picture's tensor fills the memory
+LARGEST = 1e9  # of mean and std, which are float32 where they are used
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,11 +43,15 @@ class InputSpec(Record):
             raise FieldError("resize", f"one of {', '.join(RESIZES)}", self.resize)
         if not 1 <= self.px <= self.resize_px:
             raise FieldError("px", f"at least 1 and at most resize_px ({self.resize_px})", self.px)
+        if self.resize_px > MOST_PX:
+            raise FieldError("resize_px", f"at most {MOST_PX}", self.resize_px)
         for name in ("mean", "std"):
             if len(getattr(self, name)) != self.channels:
                 raise FieldError(name, f"{self.channels} numbers, one per channel", list(getattr(self, name)))
         if min(self.std) <= 0:
             raise FieldError("std", "numbers above zero", list(self.std))
+        if min(self.std) < 1 / LARGEST or max(*map(abs, self.mean), *self.std) > LARGEST:
+            raise FieldError("mean and std", f"numbers between 1/{LARGEST:g} and {LARGEST:g}", [])
         if self.bgr and self.channels == GREY:
             raise FieldError("bgr", "false, because a grey picture has one channel", self.bgr)
 

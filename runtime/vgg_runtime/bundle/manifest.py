@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Self
 
 from vgg_runtime.errors import BundleError
-from vgg_runtime.records import FieldError, Record
+from vgg_runtime.records import FieldError, Record, parse
 from vgg_runtime.result import Evaluation, Loss, StepLoss
 
 from .input_spec import InputSpec
@@ -22,6 +22,9 @@ SCHEMA = 3
 OLDEST_SCHEMA = 2  # that is read
 ADDED = ("output", "network", "searched", "sure")  # keys that no manifest in schema 2 has
 FILE_NAME = "manifest.json"
+MODES = frozenset(("fast", "lean"))  # of memory: a session for each
+# in the names of those of onnxruntime's settings that make it read or write files, also outside the bundle
+_OF_FILES = ("file", "path", "folder", "library")
 SPLITS_NAME = "splits.json"
 REPORT_NAME = "report.html"  # written after the bundle, by its own runtime; not listed in the manifest
 # likewise not listed; written where a budget was searched for
@@ -43,6 +46,10 @@ class FileEntry(Record):
             raise BundleError(
                 f"the manifest names {self.path!r}, which is not inside the bundle; do not use this bundle"
             )
+        if not self.path.isprintable():
+            raise FieldError("path", "a name without control characters", self.path)
+        if self.bytes < 0:
+            raise FieldError("bytes", "a number of bytes", self.bytes)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,6 +78,16 @@ class Build(Record):
     sessions: dict[str, SessionSettings]
     evaluation: Evaluation | None = None
     evaluation_absent: str | None = None
+
+    def __post_init__(self) -> None:
+        if not self.sessions.keys() >= MODES:
+            raise FieldError("sessions", f"entries {' and '.join(sorted(MODES))}", sorted(self.sessions))
+        if self.weights and PurePosixPath(self.weights.path).parent != PurePosixPath(self.model.path).parent:
+            raise FieldError("weights.path", "a file beside the model", self.weights.path)
+        for mode, session in self.sessions.items():
+            for key in session.config:
+                if any(word in key.lower() for word in _OF_FILES):
+                    raise FieldError(f"sessions.{mode}.config", "no setting that names files", key)
 
     @property
     def files(self) -> tuple[FileEntry, ...]:
@@ -254,14 +271,16 @@ def read(folder: Path) -> Manifest:
         BundleError: there is no bundle, or it cannot be read, is damaged, or has another schema.
     """
     path = folder / FILE_NAME
+    if path.exists() and not path.is_file():
+        raise BundleError(f"{path} is a folder, a pipe or a device, not a file; copy the bundle again")
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = parse(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError) as error:
         raise BundleError(
             f"there is no bundle in {folder} (no {FILE_NAME}); make one with 'vgg-export all', or name"
             " its folder with --bundle"
         ) from error
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise BundleError(f"{path} cannot be read ({error}); copy the bundle again") from error
     if not isinstance(data, dict) or data.get("format") != FORMAT:
         raise BundleError(f"{path} is not a {FORMAT}; name the folder that 'vgg-export all' wrote")
@@ -301,6 +320,10 @@ def verify(
             on_file(entry)
         path = folder / entry.path
         try:
+            if path.exists() and not path.is_file():
+                raise BundleError(
+                    f"{path} is a folder, a pipe or a device, not a file; copy the bundle again"
+                )
             with path.open("rb") as file:
                 digest = hashlib.file_digest(file, "sha256").hexdigest()
         except OSError as error:
@@ -321,7 +344,7 @@ def read_fitted(folder: Path) -> frozenset[str]:
         BundleError: splits.json cannot be read.
     """
     try:
-        return frozenset(json.loads((folder / SPLITS_NAME).read_text(encoding="utf-8"))["fitted"])
+        return frozenset(parse((folder / SPLITS_NAME).read_text(encoding="utf-8"))["fitted"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise BundleError(
             f"{folder / SPLITS_NAME} cannot be read ({error!r}); copy the bundle again"
@@ -344,11 +367,17 @@ def read_labels(folder: Path, manifest: Manifest) -> tuple[str, ...]:
     """Class names, in the order of the logits.
 
     Raises:
-        BundleError: their file cannot be read.
+        BundleError: their file cannot be read, is empty, or names fewer or more classes than the manifest
+            speaks of.
     """
+    path = folder / manifest.labels.path
     try:
-        return tuple((folder / manifest.labels.path).read_text(encoding="utf-8").splitlines())
+        found = tuple(path.read_text(encoding="utf-8").splitlines())
     except (OSError, UnicodeDecodeError) as error:
+        raise BundleError(f"{path} cannot be read ({error}); copy the bundle again") from error
+    ids, spoken_of = manifest.class_ids, [s.label for s in manifest.samples if s.label is not None]
+    if not found or (ids and len(ids) != len(found)) or not all(0 <= k < len(found) for k in spoken_of):
         raise BundleError(
-            f"{folder / manifest.labels.path} cannot be read ({error}); copy the bundle again"
-        ) from error
+            f"{path} has {len(found)} class names, which are not those of the manifest; copy the bundle again"
+        )
+    return found

@@ -2,6 +2,9 @@
 recorded. The only table of tolerances is here.
 """
 
+import io
+import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -9,10 +12,15 @@ import numpy.typing as npt
 
 from vgg_runtime.errors import BundleError
 
+from .outputs import SIGMOID
+
 # Largest |difference of logits| that still passes, as a fraction of the spread (max - min) of the expected
 # logits. fp32: another CPU sums in another order. int8: the accumulation is exact, but a value that falls
 # between two steps may round the other way in each layer.
 TOLERANCE = {"fp32": 1e-3, "int8": 0.10}
+
+MOST_BYTES = 400_000_000  # of one array in expected.npz; two pictures at 224 px have 1.2 MB
+_DAMAGED = (zipfile.BadZipFile, zlib.error)
 
 
 def input_key(px: int) -> str:
@@ -29,13 +37,45 @@ def load_expected(path: Path, build: str, px: int) -> tuple[npt.NDArray[np.float
     """Inputs [n, channels, px, px] and raw logits [n, outputs], float32, recorded when the bundle was built.
 
     Raises:
-        BundleError: the file cannot be read, or has none for this build.
+        BundleError: the file cannot be read, or has none for this build, or something else.
     """
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            return archive[input_key(px)], archive[logits_key(build)]
-    except (OSError, KeyError, ValueError) as error:
+        with zipfile.ZipFile(path) as archive:
+            inputs, logits = (_array(archive, key) for key in (input_key(px), logits_key(build)))
+        fits = inputs.ndim == 4 and inputs.shape[2:] == (px, px) and logits.ndim == 2
+        if not fits or not len(inputs) == len(logits) > 0:
+            raise ValueError(f"shapes {list(inputs.shape)} and {list(logits.shape)}")
+        if not np.isfinite(inputs).all() or not np.isfinite(logits).all():
+            raise ValueError("values that are no numbers")
+    except (OSError, KeyError, ValueError, EOFError, NotImplementedError, RuntimeError, *_DAMAGED) as error:
         raise BundleError(f"{path} has no self-check for {build} ({error}); copy the bundle again") from error
+    return inputs, logits
+
+
+def _array(archive: zipfile.ZipFile, key: str) -> npt.NDArray[np.float32]:
+    """An array of a .npz file. Its size is looked at before anything is unpacked."""
+    member = archive.getinfo(f"{key}.npy")
+    if member.file_size > MOST_BYTES:
+        raise ValueError(f"{key} has {member.file_size} bytes, at most {MOST_BYTES} are read")
+    with archive.open(member) as file:
+        found = np.lib.format.read_array(io.BytesIO(file.read(MOST_BYTES)), allow_pickle=False)
+    if found.dtype != np.float32:
+        raise ValueError(f"{key} holds {found.dtype}")
+    return found
+
+
+def ensure_classes(logits: npt.NDArray[np.float32], output: str, classes: int) -> None:
+    """Make sure that there is a class name for each of the network's answers; ``logits`` [n, outputs].
+
+    Raises:
+        BundleError: there are fewer, or more.
+    """
+    expected = 1 if output == SIGMOID else classes
+    if logits.shape[1] != expected or (output == SIGMOID and classes != 2):
+        raise BundleError(
+            f"the bundle names {classes} classes, and its network has {logits.shape[1]} outputs ({output});"
+            " copy the bundle again, or make it again"
+        )
 
 
 def deviation(found: npt.NDArray[np.float32], expected: npt.NDArray[np.float32]) -> float:

@@ -181,6 +181,7 @@ def _loaded(bundle: Bundle, variant: Variant, threads: int, memory: str) -> Mode
     mode = builds.mode(build, memory, device.available_bytes())
     path = bundle.folder / bundle.manifest.expected.path
     inputs, expected = self_check.load_expected(path, build.id, variant.preprocessing.px)
+    self_check.ensure_classes(expected, bundle.manifest.output, len(bundle.labels))
     try:
         model = Model(bundle.folder / build.model.path, builds.session_here(build, mode), threads)
         replayed = np.concatenate([model(inputs[k : k + 1]) for k in range(len(inputs))])

@@ -3,7 +3,6 @@ process."""
 
 import contextlib
 import dataclasses
-import json
 import re
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -15,7 +14,7 @@ from vgg_runtime.bundle.manifest import FileEntry, Variant
 from vgg_runtime.bundle.opened import Bundle
 from vgg_runtime.errors import BundleError
 from vgg_runtime.measure import process
-from vgg_runtime.records import FieldError
+from vgg_runtime.records import FieldError, parse
 from vgg_runtime.result import Device, Result
 
 from . import probe
@@ -47,6 +46,7 @@ def examine(folder: Path, threads: int, board: Device, report: Report) -> list[C
     files, variants = bundle.manifest.all_files(), bundle.manifest.variants
     wrong = differing(folder, files, report)
     checks.append(hashes(files, wrong))
+    checks += _labels(bundle, wrong)
     recorded = recorded_peaks(bundle)
     checks.append(memory(variants, recorded, board.available_bytes))
     for variant in variants:
@@ -104,6 +104,16 @@ def differing(folder: Path, files: Sequence[FileEntry], report: Report) -> dict[
     return wrong
 
 
+def _labels(bundle: Bundle, wrong: Collection[str]) -> list[Check]:
+    """A failed check where the class names, whose file is as it was written, are not those of the manifest;
+    else nothing."""
+    try:
+        _ = () if bundle.manifest.labels.path in wrong else bundle.labels
+    except BundleError as error:
+        return [_as_check("labels", error)]
+    return []
+
+
 def hashes(files: Sequence[FileEntry], wrong: dict[str, BundleError]) -> Check:
     """The check of the hashes of ``files``, of which ``differing`` found ``wrong``."""
     if not wrong:
@@ -128,7 +138,7 @@ def recorded_peaks(bundle: Bundle) -> Recorded:
     try:
         page = (bundle.folder / manifest.REPORT_NAME).read_text(encoding="utf-8")
         found = _RESULT.search(page)
-        result = Result.from_json(json.loads(found[1] if found else ""))
+        result = Result.from_json(parse(found[1] if found else ""))
     except (OSError, ValueError, FieldError):
         return Recorded({}, "unknown")
     peaks = {

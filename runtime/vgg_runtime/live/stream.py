@@ -131,6 +131,7 @@ class Responder:
         self._child = Child("vgg_runtime.live.worker")
         mode = builds.mode(variant.build, settings.memory, device.available_bytes())
         request = builds.request(bundle, variant, mode) | {
+            "classes": len(bundle.labels),
             "px": variant.preprocessing.px,
             "threads": settings.threads,
         }

@@ -39,6 +39,7 @@ def answer(questions: io.BufferedReader) -> None:
     """Load the model, replay the recorded inputs, and classify tensors until the input ends."""
     request = json.loads(questions.readline())
     inputs, expected = self_check.load_expected(Path(request["expected"]), request["check"], request["px"])
+    self_check.ensure_classes(expected, request["output"], request["classes"])
     import onnxruntime as _  # noqa: F401  the import is not part of the load time
 
     start = time.perf_counter()

@@ -55,8 +55,9 @@ class Pictures:
 def measure(bundle: Bundle, variant: Variant, pictures: Pictures, options: Options, report: Report) -> Row:
     """The row of one round, not yet compared with other rows."""
     running = Running(bundle, variant, pictures, options)
+    step = max(10, len(pictures.paths) // 100)
     for event in running.events():
-        if event["event"] == "predicted" and (event["index"] + 1) % 10 == 0:
+        if event["event"] == "predicted" and (event["index"] + 1) % step == 0:
             report(f"  {variant.id}: {event['index'] + 1}/{len(pictures.paths)} pictures")
     row, state = running.row, running.state
     assert state is not None
@@ -71,6 +72,7 @@ class Running:
         self._tensor = pictures.tensors.get(variant.preprocessing.px, b"")
         memory_mode = builds.mode(variant.build, options.memory, device.available_bytes(options.root))
         self._request = builds.request(bundle, variant, memory_mode) | {
+            "classes": len(bundle.labels),
             "preprocessing": variant.preprocessing.to_json(),
             "threads": options.threads,
             "budget_s": options.budget_s,
@@ -78,10 +80,16 @@ class Running:
             "images": [str(path) for path in pictures.paths],
             "tensor_bytes": len(self._tensor),
         }
-        self.row = dataclasses.replace(empty_row(variant), memory_mode=memory_mode)
+        self._row = dataclasses.replace(empty_row(variant), memory_mode=memory_mode)
+        self._said: list[Prediction] = []  # apart: a row for each of thousands would be copied
         self.state: Watched | None = None
         self._options = options
         self._child = Child("vgg_runtime.measure.worker")
+
+    @property
+    def row(self) -> Row:
+        """What is known so far."""
+        return dataclasses.replace(self._row, predictions=tuple(self._said))
 
     def events(self) -> Iterator[Event]:
         """Each event of the variant, after it was entered into the row. If the process dies, the reason
@@ -95,10 +103,13 @@ class Running:
                     # the peak has passed, and sampling would slow the timed runs
                     if event["event"] == "loaded":
                         resident.stop()
-                    self.row = _with_event(self.row, event)
+                    if event["event"] == "predicted":
+                        said = Prediction(tuple(event["classes"]), tuple(event["probabilities"]))
+                        self._said.append(said)
+                    self._row = _with_event(self._row, event)
                     yield event
                 death = child.death()
-            if death and self.row.error is None:
+            if death and self._row.error is None:
                 self._change(error=self._hung() if child.late else death)
         finally:
             child.close()
@@ -108,7 +119,7 @@ class Running:
             )
 
     def _change(self, **fields: Any) -> None:
-        self.row = dataclasses.replace(self.row, **fields)
+        self._row = dataclasses.replace(self._row, **fields)
 
     def _hung(self) -> str:
         return (
@@ -152,9 +163,6 @@ def _with_event(row: Row, event: Event) -> Row:
         case "timed":
             timed = aggregate.with_samples(row, event["samples_ms"])
             return dataclasses.replace(timed, peak_rss_bytes=event["peak_rss_bytes"])
-        case "predicted":
-            said = Prediction(tuple(event["classes"]), tuple(event["probabilities"]))
-            return dataclasses.replace(row, predictions=(*row.predictions, said))
         case "answered":
             prepare_ms, end_to_end_ms = (
                 percentile(event[key], 50) for key in ("prepare_ms", "end_to_end_ms")

@@ -19,6 +19,7 @@ from vgg_runtime.bundle import builds
 from vgg_runtime.bundle.manifest import Build, Manifest, Variant
 from vgg_runtime.bundle.opened import Bundle
 from vgg_runtime.errors import RuntimeInputError
+from vgg_runtime.records import parse
 from vgg_runtime.result import Device
 
 from .running import Options, Pictures, measure
@@ -115,7 +116,7 @@ def _remember(bundle: Manifest, board: Device, found: dict[str, str]) -> None:
 
 def _read() -> dict[str, Any]:
     try:
-        known = json.loads(cache_file().read_text(encoding="utf-8"))
+        known = parse(cache_file().read_text(encoding="utf-8"))
     except (OSError, ValueError, RuntimeInputError):
         return {}  # nothing was measured yet, or the file is damaged and --tune writes it anew
     return known if isinstance(known, dict) and all(isinstance(v, dict) for v in known.values()) else {}

@@ -49,6 +49,7 @@ def serve(request: dict[str, Any]) -> None:
     """Answer one request with the events loaded, checked, timed, predicted (per picture) and answered."""
     preprocessing, output = InputSpec.from_json(request["preprocessing"]), request["output"]
     inputs, expected = self_check.load_expected(Path(request["expected"]), request["check"], preprocessing.px)
+    self_check.ensure_classes(expected, output, request["classes"])
     import onnxruntime as _  # noqa: F401  the import is not part of the load time of the first variant
 
     start = time.perf_counter()

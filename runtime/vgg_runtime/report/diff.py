@@ -1,11 +1,10 @@
 """Compares the results of several runs or boards, and names the device of every figure."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from vgg_runtime.errors import RuntimeInputError
-from vgg_runtime.records import FieldError
+from vgg_runtime.records import FieldError, parse
 from vgg_runtime.result import SCHEMA, Result, Row
 from vgg_runtime.text import ABSENT, folded, megabytes, number, percent, printable, table
 
@@ -24,9 +23,9 @@ def read(path: Path) -> Result:
             has a newer schema.
     """
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it holds no JSON text"
+        found = parse(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else f"it holds no JSON text: {error}"
         raise RuntimeInputError(f"{path} cannot be read ({reason}); {EXPECTED}") from error
     if (newer := _schema(found)) > SCHEMA:
         raise RuntimeInputError(

@@ -9,6 +9,7 @@ import json
 import lzma
 import pickle
 import re
+import struct
 import tarfile
 import zipfile
 import zlib
@@ -114,8 +115,12 @@ def _is_safetensors(head: bytes, size: int) -> bool:
 
 
 def _zip(path: Path) -> Kind:
-    with zipfile.ZipFile(path) as archive:
-        names = archive.namelist()
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+    except (zipfile.BadZipFile, ValueError, NotImplementedError, struct.error) as error:
+        what = f"a zip archive whose directory cannot be read ({printable(str(error), 80)}): it is damaged"
+        return Kind(None, what, _FETCH_AGAIN)
     inside = {name.partition("/")[2] for name in names if "/" in name}
     if "constants.pkl" in inside and any(name.startswith("code/") for name in inside):
         return Kind(TORCHSCRIPT)

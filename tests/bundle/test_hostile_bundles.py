@@ -1,0 +1,194 @@
+"""Bundles from strangers, damaged or made to do harm: each is refused with a sentence."""
+
+import contextlib
+import json
+import os
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import reseal
+from damage import rewrite
+from launch import QUICK, compare
+
+from vgg_runtime import records
+from vgg_runtime.bundle import manifest, self_check
+from vgg_runtime.bundle.manifest import FileEntry
+from vgg_runtime.bundle.opened import Bundle
+from vgg_runtime.classify.classifier import Classifier
+from vgg_runtime.doctor import bundle_checks
+from vgg_runtime.errors import BundleError
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("[" * 100_000, "nested too deeply"),
+        ('{"a":' * 100_000, "nested too deeply"),
+        ("[1" + "0" * 400 + "]", "a number has 401 digits"),
+        ("[1" + "0" * 9000 + "]", "a number has 9001 digits"),
+        ("[1e999]", "1e999 is no number of JSON"),
+        ("[-1e999]", "-1e999 is no number of JSON"),
+        ("[NaN]", "NaN is no number of JSON"),
+        ("[Infinity]", "Infinity is no number of JSON"),
+        ('{"a": 1, "b": 2, "a": 1}', "has the key 'a' twice"),
+        ('[{"x": {"y": 1, "y": 2}}]', "has the key 'y' twice"),
+        ("", "Expecting value"),
+        ("[1,]", "Expecting value|Illegal trailing comma"),
+    ],
+)
+def test_json_that_programs_read_differently_is_refused(text: str, reason: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=reason):
+        records.parse(text)
+    (tmp_path / "manifest.json").write_text(text)
+    with pytest.raises(BundleError, match=r"manifest\.json cannot be read \(.*\); copy the bundle again"):
+        manifest.read(tmp_path)
+
+
+def test_json_is_read_as_it_is() -> None:
+    assert records.parse('{"a": [1, -2.5, 1e308, null, true, "x"], "b": {}}') == {
+        "a": [1, -2.5, 1e308, None, True, "x"],
+        "b": {},
+    }
+
+
+Change = Callable[[dict[str, Any]], object]
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (lambda d: d.update(variants=[]), "variants: expected at least one"),
+        (lambda d: d["variants"].append(d["variants"][0]), "variants: expected each with an id of its own"),
+        (lambda d: d["variants"][0].update(builds=[]), "variants[0].builds: expected at least one"),
+        (lambda d: d["variants"][0].update(precision="fp8"), "variants[0].precision: expected one of fp32,"),
+        (lambda d: _build(d)["sessions"].pop("lean"), "builds[0].sessions: expected entries fast and lean"),
+        (
+            lambda d: _build(d)["sessions"]["fast"].update(
+                config={"session.model_external_initializers_file_folder_path": "/etc"}
+            ),
+            "sessions.fast.config: expected no setting that names files",
+        ),
+        (lambda d: _build(d)["weights"].update(path="other/w"), "weights.path: expected a file beside"),
+        (lambda d: d["labels"].update(path="la\0bels"), "labels.path: expected a name without control"),
+        (lambda d: d["labels"].update(path="la\ud800bels"), "labels.path: expected a name without control"),
+        (lambda d: d["labels"].update(bytes=-1), "labels.bytes: expected a number of bytes"),
+        (lambda d: _spec(d).update(resize_px=10**8, px=10**8), "resize_px: expected at most 8192"),
+        (lambda d: _spec(d).update(std=[1e-300] * 3), "mean and std: expected numbers between"),
+        (lambda d: _spec(d).update(mean=[1e300] * 3), "mean and std: expected numbers between"),
+    ],
+)
+def test_a_manifest_that_no_bundle_has_is_refused(change: Change, sentence: str, bundle_copy: Path) -> None:
+    document = json.loads((bundle_copy / manifest.FILE_NAME).read_text())
+    if _build(document)["weights"] is None:
+        _build(document)["weights"] = dict(_build(document)["model"])
+    change(document)
+    reseal(bundle_copy, **document)
+    with pytest.raises(BundleError) as caught:
+        manifest.read(bundle_copy)
+    assert sentence in str(caught.value)
+
+
+def _build(document: dict[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = document["variants"][0]["builds"][0]
+    return found
+
+
+def _spec(document: dict[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = document["variants"][0]["preprocessing"]
+    return found
+
+
+@pytest.mark.parametrize("path", ["../x", "/etc/passwd", "a/../../x", "..\\x", "C:x", ""])
+def test_a_path_out_of_the_bundle_is_refused(path: str) -> None:
+    with pytest.raises(BundleError, match="not inside the bundle; do not use this bundle"):
+        FileEntry(path, "0", 0)
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "labels.txt"])
+def test_a_pipe_a_device_or_a_folder_is_not_waited_for(name: str, bundle_copy: Path) -> None:
+    path = bundle_copy / name
+    path.unlink()
+    for make in (lambda: os.mkfifo(path), lambda: path.symlink_to("/dev/zero"), path.mkdir):
+        make()
+        with pytest.raises(BundleError, match=f"{name} is a folder, a pipe or a device, not a file"):
+            Bundle.read(bundle_copy).check(manifest.read(bundle_copy).all_files())
+        path.rmdir() if path.is_dir() else path.unlink()
+
+
+@pytest.mark.parametrize("text", ["", "one\ntwo\n"])
+def test_class_names_that_are_not_the_manifests_are_refused(text: str, bundle_copy: Path) -> None:
+    rewrite(bundle_copy, "labels.txt", text.encode())
+    sentence = f"labels.txt has {len(text.split())} class names, which are not those of the manifest"
+    with pytest.raises(BundleError, match=sentence):
+        _ = Bundle.read(bundle_copy).labels
+    found = bundle_checks._labels(Bundle.read(bundle_copy), ())
+    assert [(check.check, check.mark) for check in found] == [("labels", bundle_checks.FAILS)]
+
+
+def test_more_class_names_than_outputs_are_refused_by_every_command(bundle_copy: Path) -> None:
+    rewrite(bundle_copy, "labels.txt", "\n".join("abcdefghi").encode())
+    sentence = "the bundle names 9 classes, and its network has 7 outputs"
+    with pytest.raises(BundleError, match=sentence):
+        Classifier(bundle_copy, "baseline")
+    done = compare("--variants", "baseline", *QUICK, bundle=bundle_copy)
+    assert done.returncode == 1
+    assert "the bundle names 9 classes" in " ".join(done.stdout.split())
+    assert "Traceback" not in done.stderr
+
+
+def test_the_outputs_of_each_kind_of_network_are_counted() -> None:
+    logits = np.zeros((2, 1), np.float32)
+    self_check.ensure_classes(logits, "sigmoid", 2)
+    self_check.ensure_classes(np.zeros((2, 5), np.float32), "multi-label", 5)
+    for output, classes in (("sigmoid", 3), ("softmax", 2), ("multi-label", 2)):
+        with pytest.raises(BundleError, match=f"names {classes} classes, and its network has 1 outputs"):
+            self_check.ensure_classes(logits, output, classes)
+
+
+INPUTS, LOGITS = np.zeros((2, 3, 8, 8), np.float32), np.zeros((2, 7), np.float32)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "logits", "reason"),
+    [
+        (INPUTS, LOGITS * np.float32("nan"), "values that are no numbers"),
+        (INPUTS + np.float32("inf"), LOGITS, "values that are no numbers"),
+        (INPUTS, LOGITS[:1], "shapes"),
+        (INPUTS[:0], LOGITS[:0], "shapes"),
+        (INPUTS[..., :5], LOGITS, "shapes"),
+        (INPUTS, LOGITS[0], "shapes"),
+        (np.float32(1), np.float32(1), "shapes"),
+        (INPUTS, LOGITS.astype(np.float64), "holds float64"),
+        (np.array(["x"]), LOGITS, "holds <U1"),
+        (np.array([{}], dtype=object), LOGITS, "Object arrays cannot be loaded"),
+    ],
+)
+def test_recorded_answers_of_another_kind_are_refused(
+    inputs: Any, logits: Any, reason: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "expected.npz"
+    np.savez(path, input_8=inputs, logits_a=logits)
+    with pytest.raises(BundleError, match=rf"has no self-check for a \(.*{reason}"):
+        self_check.load_expected(path, "a", 8)
+
+
+def test_damaged_recorded_answers_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "expected.npz"
+    np.savez_compressed(path, input_8=INPUTS, logits_a=LOGITS)
+    whole = path.read_bytes()
+    assert self_check.load_expected(path, "a", 8)[1].shape == (2, 7)
+    damaged = [whole[:k] for k in range(0, len(whole), 40)] + [b"", b"hello"]
+    damaged += [whole[:k] + bytes([whole[k] ^ 255]) + whole[k + 1 :] for k in range(0, len(whole) // 2, 3)]
+    for content in damaged:
+        path.write_bytes(content)
+        with contextlib.suppress(BundleError):  # else it was a byte that says nothing, such as a time
+            assert np.array_equal(self_check.load_expected(path, "a", 8)[0], INPUTS)
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as bomb:
+        bomb.writestr("input_8.npy", bytes(2000))
+    monkeypatch.setattr(self_check, "MOST_BYTES", 1999)
+    with pytest.raises(BundleError, match="input_8 has 2000 bytes, at most 1999 are read"):
+        self_check.load_expected(path, "a", 8)
