@@ -1,6 +1,7 @@
 """Bundles from strangers, damaged or made to do harm: each is refused with a sentence."""
 
 import contextlib
+import io
 import json
 import os
 import zipfile
@@ -189,6 +190,14 @@ def test_damaged_recorded_answers_are_refused(tmp_path: Path, monkeypatch: pytes
             assert np.array_equal(self_check.load_expected(path, "a", 8)[0], INPUTS)
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as bomb:
         bomb.writestr("input_8.npy", bytes(2000))
+    header = io.BytesIO()
+    claimed = {"descr": "<f4", "fortran_order": False, "shape": (2**40, 2**20)}
+    np.lib.format.write_array_header_1_0(header, claimed)
+    claims = tmp_path / "claims.npz"
+    with zipfile.ZipFile(claims, "w") as made:
+        made.writestr("input_8.npy", header.getvalue() + bytes(1000))
+    with pytest.raises(BundleError, match="has no self-check for a"):
+        self_check.load_expected(claims, "a", 8)
     monkeypatch.setattr(self_check, "MOST_BYTES", 1999)
     with pytest.raises(BundleError, match="input_8 has 2000 bytes, at most 1999 are read"):
         self_check.load_expected(path, "a", 8)
