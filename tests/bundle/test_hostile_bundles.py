@@ -21,6 +21,7 @@ from vgg_runtime.bundle.manifest import FileEntry
 from vgg_runtime.bundle.opened import Bundle
 from vgg_runtime.classify.classifier import Classifier
 from vgg_runtime.doctor import bundle_checks
+from vgg_runtime.doctor.finding import FAILS
 from vgg_runtime.errors import BundleError
 
 
@@ -113,7 +114,12 @@ def test_a_path_out_of_the_bundle_is_refused(path: str) -> None:
 def test_a_pipe_a_device_or_a_folder_is_not_waited_for(name: str, bundle_copy: Path) -> None:
     path = bundle_copy / name
     path.unlink()
-    for make in (lambda: os.mkfifo(path), lambda: path.symlink_to("/dev/zero"), path.mkdir):
+    makers: tuple[Callable[[], None], ...] = (
+        lambda: os.mkfifo(path),
+        lambda: path.symlink_to("/dev/zero"),
+        path.mkdir,
+    )
+    for make in makers:
         make()
         with pytest.raises(BundleError, match=f"{name} is a folder, a pipe or a device, not a file"):
             Bundle.read(bundle_copy).check(manifest.read(bundle_copy).all_files())
@@ -127,7 +133,7 @@ def test_class_names_that_are_not_the_manifests_are_refused(text: str, bundle_co
     with pytest.raises(BundleError, match=sentence):
         _ = Bundle.read(bundle_copy).labels
     found = bundle_checks._labels(Bundle.read(bundle_copy), ())
-    assert [(check.check, check.mark) for check in found] == [("labels", bundle_checks.FAILS)]
+    assert [(check.check, check.mark) for check in found] == [("labels", FAILS)]
 
 
 def test_more_class_names_than_outputs_are_refused_by_every_command(bundle_copy: Path) -> None:

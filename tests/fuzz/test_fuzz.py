@@ -63,7 +63,7 @@ def test_what_must_not_happen_is_found(tmp_path: Path, monkeypatch: pytest.Monke
 @pytest.mark.release
 @pytest.mark.parametrize("name", fuzzing.NAMES)
 def test_nothing_is_found_in_a_few_seconds(name: str, tmp_path: Path) -> None:
-    command = [sys.executable, Path(fuzzing.__file__), name, "--seconds", "4", "--found", tmp_path]
+    command = [sys.executable, fuzzing.__file__, name, "--seconds", "4", "--found", str(tmp_path)]
     done = subprocess.run(command, env=command_environment(), capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"{name}: " in done.stdout
