@@ -132,7 +132,7 @@ def fields(document: Any, path: tuple[str | int, ...] = ()) -> Iterator[tuple[st
             yield from fields(value, (*path, key))
 
 
-WRONG = (None, True, -1, 1e999, 10**400, "", "x\x1b[31m", [], [[]], {}, {"a": None})
+WRONG: tuple[Any, ...] = (None, True, -1, 1e999, 10**400, "", "x\x1b[31m", [], [[]], {}, {"a": None})
 
 
 def test_every_field_of_a_result_is_checked_where_it_is_read(result: dict[str, Any], tmp_path: Path) -> None:
