@@ -13,7 +13,7 @@ from vgg_runtime.result import Evaluation
 from . import inputs
 from .bundle import evaluate, writer
 from .core.errors import NothingToGainError, OptionsError, OtherInputError
-from .core.files import exclusive, write_json
+from .core.files import exclusive, exclusive_output, write_json
 from .core.progress import Progress
 from .data import wordnet
 from .graphs.model_info import Described
@@ -28,7 +28,7 @@ def run(options: RecipeOptions, how: RunOptions) -> Manifest:
     """Make a bundle from the weights."""
     recipes = chosen_recipes(options)
     writer.ensure_replaceable(how.output)
-    with exclusive(how.work_folder):
+    with exclusive_output(how.output), exclusive(how.work_folder):
         return _run(recipes, options, how)
 
 

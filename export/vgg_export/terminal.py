@@ -1,7 +1,9 @@
 """What a user sees during a run: progress, log lines and errors."""
 
 import contextlib
+import errno
 import logging
+import os
 import sys
 import time
 import warnings
@@ -58,7 +60,7 @@ def is_a_surprise(error: BaseException) -> bool:
         RuntimeInputError,
         MemoryError,
     )
-    return not isinstance(error, known)
+    return not isinstance(error, known) and _of_the_machine(error) is None
 
 
 def _sentence(error: BaseException) -> tuple[str, int]:
@@ -68,9 +70,36 @@ def _sentence(error: BaseException) -> tuple[str, int]:
         return str(error), 2
     if isinstance(error, MemoryError):
         return "this computer ran out of memory; close other programs or use a machine with more", 1
+    if found := _of_the_machine(error):
+        return found, 1
     text = " ".join(str(error).split())[:300]
     where = "VGG_EXPORT_TRACEBACK=1 shows where; please report it"
     return f"unexpected {type(error).__name__}: {text} ({where})", 1
+
+
+# what the machine may refuse anywhere, and what to do then; libraries in other languages put it into a text
+_REFUSED = {
+    errno.ENOSPC: "the disk is full; free some space or choose another folder",
+    errno.EDQUOT: "this user's share of the disk is full; free some space or choose another folder",
+    errno.EIO: "the disk or its connection failed while a file was read or written; check it, and run again",
+    errno.EROFS: "the folder is read-only; choose another one",
+    errno.EACCES: "this user may not read or write there; choose another folder",
+    errno.EPERM: "this user may not read or write there; choose another folder",
+    errno.EMFILE: "this program may not open so many files; allow more, e.g. with ulimit -n 4096",
+    errno.ENFILE: "the system has too many open files; close other programs",
+}
+
+
+def _of_the_machine(error: BaseException) -> str | None:
+    """A sentence for an error that is none of this program or its inputs, but of the machine; else None."""
+    cause: BaseException | None = error
+    while cause is not None:
+        for number, remedy in _REFUSED.items():
+            if getattr(cause, "errno", None) == number or os.strerror(number) in str(cause):
+                where = getattr(cause, "filename", None)
+                return f"{where}: {remedy}" if where else remedy
+        cause = cause.__cause__ or cause.__context__
+    return None
 
 
 class TerminalProgress:

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from vgg_export.core import cache, processes
 from vgg_export.core.errors import DataError
-from vgg_export.core.files import reserved_array
+from vgg_export.core.files import reserved_array, scratch_folder
 from vgg_export.core.progress import Progress
 from vgg_export.data.splits import Item
 from vgg_runtime.board import device
@@ -109,8 +109,8 @@ def evaluate(
     labels = np.array([-1 if i.label is None else i.label for i in items])
     logits: dict[str, npt.NDArray[np.float32]] = {}
     for preprocessing in dict.fromkeys(s.preprocessing for s in subjects):
-        with tempfile.TemporaryDirectory(prefix=".evaluate.", dir=work) as folder:
-            pictures = prepared(items, preprocessing, Path(folder), progress)
+        with scratch_folder(work) as folder:
+            pictures = prepared(items, preprocessing, folder, progress)
             for subject in (s for s in subjects if s.preprocessing == preprocessing):
                 logits[subject.id] = infer(subject, pictures, progress)
     baseline = logits[subjects[0].id]

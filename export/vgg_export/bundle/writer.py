@@ -1,19 +1,18 @@
 """Writes the folder that is copied to the board: models, labels, samples, expected outputs, the runtime, the
 manifest.
 
-A bundle is either complete or absent: it is written beside its place, synced and renamed. When anything goes
-wrong, the old folder is put back.
+A bundle is either complete or absent: it is written beside its place, synced, and exchanged with the old one
+in one step.
 """
 
-import contextlib
 import dataclasses
 import functools
 import json
 import logging
 import operator
 import os
+import re
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ import numpy as np
 import vgg_runtime
 from vgg_export.core import cache, sources
 from vgg_export.core.errors import DataError, OutputError
-from vgg_export.core.files import explain_write_errors, sha256, sync, write_json
+from vgg_export.core.files import explain_write_errors, folder_beside, is_unfinished, sha256, write_json
 from vgg_export.core.progress import Progress
 from vgg_export.data.sanity import Checked
 from vgg_export.data.splits import Item, Splits, short_hash
@@ -47,6 +46,8 @@ CHECKED_SAMPLES = 2  # replayed on the device before anything is measured
 # fields of the provenance that the manifest holds elsewhere
 _APART = ("notice", "figures_absent", "history", "fitted_on", "assumed")
 _IGNORED = ("__pycache__", ".mypy_cache", ".DS_Store")
+# what a killed 'evaluate --record' or compare.py --html leaves
+_LEFT = re.compile(r"\.compare-[0-9]+\.partial")
 
 
 SESSIONS = {
@@ -192,7 +193,7 @@ def run(contents: Contents, output: Path, progress: Progress) -> m.Manifest:
     if present := _same(output, key):
         log.info("bundle: up to date")
         return present
-    with _beside(output) as folder:
+    with folder_beside(output) as folder:
         with progress.task("writing the bundle", len(contents.entries) + 3) as task:
             written = _write(folder, contents, key, task.advance)
         m.verify(folder, written.all_files())
@@ -218,7 +219,7 @@ def ensure_replaceable(output: Path) -> None:
         found = {
             p.relative_to(output).as_posix()
             for p in output.rglob("*")
-            if p.is_file() and not any(part in _IGNORED for part in p.parts)
+            if p.is_file() and not any(part in _IGNORED for part in p.parts) and not _is_left(p.name)
         }
     if not found:
         return
@@ -240,6 +241,10 @@ def ensure_replaceable(output: Path) -> None:
             f"{output} holds files that are not part of the bundle and would be lost: {', '.join(extra[:5])};"
             " move them or choose another --output"
         )
+
+
+def _is_left(name: str) -> bool:
+    return is_unfinished(name) or _LEFT.fullmatch(name) is not None
 
 
 def _key(contents: Contents) -> str:
@@ -275,32 +280,6 @@ def _same(output: Path, key: str) -> m.Manifest | None:
     except BundleError:
         return None
     return present
-
-
-@contextlib.contextmanager
-def _beside(output: Path) -> Iterator[Path]:
-    """A new folder that takes the place of ``output`` when the block ends well."""
-    output = output.resolve()
-    with explain_write_errors(output):
-        folder = Path(tempfile.mkdtemp(prefix=f".{output.name}.", suffix=".partial", dir=output.parent))
-        old = folder.with_suffix(".old")
-        try:
-            folder.chmod(0o755)
-            yield folder
-            for path in folder.rglob("*"):
-                sync(path)
-            if output.exists():
-                output.rename(old)
-            folder.rename(output)
-            sync(output.parent)
-        except BaseException:
-            if old.exists() and not output.exists():
-                old.rename(output)
-            raise
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
-            if output.exists():
-                shutil.rmtree(old, ignore_errors=True)
 
 
 def _write(folder: Path, contents: Contents, key: str, advance: Callable[[], None]) -> m.Manifest:

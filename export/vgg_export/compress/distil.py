@@ -16,7 +16,6 @@ import contextlib
 import dataclasses
 import logging
 import math
-import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeVar
@@ -28,7 +27,7 @@ from vgg_calibration import choose
 from vgg_export.core import cache, processes
 from vgg_export.core.devices import device, here
 from vgg_export.core.errors import DataError
-from vgg_export.core.files import atomic_file, reserved_array
+from vgg_export.core.files import atomic_file, reserved_array, scratch_folder
 from vgg_export.core.losses import Loss
 from vgg_export.core.progress import Progress, Quiet
 from vgg_export.data.splits import Item, Splits
@@ -200,7 +199,7 @@ def _tuned(
     first = processes.from_first(lambda: chain.site(_first_trained(chain, options)))
     frozen, trained = _divide(network, first.parts()[0].name)
     folder.mkdir(parents=True, exist_ok=True)  # on another machine it may be missing
-    with tempfile.TemporaryDirectory(prefix=".finetune.", dir=folder) as scratch:
+    with scratch_folder(folder) as scratch:
         sets = {}
         asked = (
             ("fitting", splits.fit, options.images, options.least_area, options.crops),

@@ -14,14 +14,13 @@ import itertools
 import json
 import logging
 import math
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from vgg_export.core import cache, processes
 from vgg_export.core.errors import NothingToGainError, OptionsError
-from vgg_export.core.files import write_json
+from vgg_export.core.files import scratch_folder, write_json
 from vgg_export.core.losses import Loss
 from vgg_export.core.progress import Progress
 from vgg_export.data.splits import Item, Splits, fit_and_held
@@ -159,15 +158,15 @@ def _factorised(
 ) -> tuple[checkpoints.Checkpoint, Factorised]:
     chain, pictures = original.chain, share(fit, held, original.chain.input)
     parts.layers.mkdir(parents=True, exist_ok=True)  # on another machine it may be missing
-    with tempfile.TemporaryDirectory(prefix=".factorise.", dir=parts.layers) as folder:
+    with scratch_folder(parts.layers) as folder:
         shown = [[item.sha256 for item in items] for items in (fit, held)]
-        measured = measure(original, pictures, shown, parts, Path(folder), progress)
+        measured = measure(original, pictures, shown, parts, folder, progress)
         smaller = processes.from_first(lambda: choose_ranks(chain, measured.table, options))
         cut = processes.from_first(lambda: truncated(original, smaller))
         tensors, fits = cut, list[reconstruct.Fit]()
         if fitted := options.repair and original.has_knowledge:
             problem = reconstruct.Problem(original, original.tensors, {}, smaller)
-            folders = reconstruct.Folders(Path(folder), parts.layers)
+            folders = reconstruct.Folders(folder, parts.layers)
             tensors, fits = reconstruct.repair(problem, pictures, folders, progress, measured.recorded)
     words = (
         f"factorised to {smaller.macs() / chain.macs():.0%} of the arithmetic and"
@@ -307,8 +306,8 @@ def _measure_share(
     pictures = share(fit, held, original.chain.input)
     shown = [[item.sha256 for item in items] for items in (fit, held)]
     scratch.mkdir(parents=True, exist_ok=True)  # on another machine it may be missing
-    with tempfile.TemporaryDirectory(prefix=".measure.", dir=scratch) as folder:
-        return measure(original, pictures, shown, parts, Path(folder), progress)
+    with scratch_folder(scratch) as folder:
+        return measure(original, pictures, shown, parts, folder, progress)
 
 
 def _known_table(path: Path) -> solved.Table | None:

@@ -4,12 +4,12 @@ flattening, its columns, so that the tensors get smaller."""
 import dataclasses
 import logging
 import math
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vgg_export.core import cache
 from vgg_export.core.errors import CheckFailedError, NothingToGainError, OptionsError
+from vgg_export.core.files import scratch_folder
 from vgg_export.core.losses import Loss
 from vgg_export.core.progress import Progress
 from vgg_export.core.records import SidecarRecord
@@ -94,9 +94,9 @@ def run(
             if shrinks and _needs_pictures(original, options)
             else None
         )
-        with tempfile.TemporaryDirectory(prefix=".prune.", dir=path.parent) as folder:
+        with scratch_folder(path.parent) as folder:
             removals = (
-                obs.removals(original, shown.fit, Path(folder), progress)
+                obs.removals(original, shown.fit, folder, progress)
                 if shown and options.criterion == "obs"
                 else None
             )
@@ -112,7 +112,7 @@ def run(
                 problem = reconstruct.Problem(original, made.tensors, kept, made.chain)
                 with cache.unfinished(STAGE, as_json(options), inputs, output) as parts:
                     made, fits, losses = _repaired(
-                        problem, made, shown, pictured, reconstruct.Folders(Path(folder), parts), progress
+                        problem, made, shown, pictured, reconstruct.Folders(folder, parts), progress
                     )
                 measured = dataclasses.replace(
                     measured, images=len(shown.fit), layers=tuple(fits), losses=losses

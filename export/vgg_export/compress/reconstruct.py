@@ -18,13 +18,12 @@ import dataclasses
 import functools
 import json
 import math
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vgg_export.core import processes
 from vgg_export.core.devices import here
-from vgg_export.core.files import atomic_file
+from vgg_export.core.files import atomic_file, scratch_folder
 from vgg_export.core.losses import Loss
 from vgg_export.core.progress import Progress
 from vgg_export.data import tensors as of_pictures
@@ -154,8 +153,8 @@ def _repair_share(
         processes.from_first(functools.partial(processes.ensure_enough, len(rows), name))
     own = Pictures(*(rows[processes.slice_of(len(rows))] for rows in sets.values()))
     folders.scratch.mkdir(parents=True, exist_ok=True)  # on another machine it may be missing
-    with tempfile.TemporaryDirectory(dir=folders.scratch) as scratch:
-        return repair(problem, own, Folders(Path(scratch), folders.parts), progress)
+    with scratch_folder(folders.scratch) as scratch:
+        return repair(problem, own, Folders(scratch, folders.parts), progress)
 
 
 class _Walk:

@@ -1,10 +1,14 @@
 """Writes files so that they are complete or absent: write beside, fsync, rename. Also hashes files."""
 
 import contextlib
+import ctypes
 import errno
 import hashlib
 import json
+import logging
 import os
+import re
+import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +18,13 @@ import numpy as np
 import numpy.typing as npt
 
 from .errors import OutputError
+
+log = logging.getLogger(__name__)
+
+_SCRATCH = ".scratch."
+# what tempfile makes of the names in ``atomic_file``, ``folder_beside`` and ``scratch_folder``
+_UNFINISHED = re.compile(r"\.(?P<name>.+)\.[a-z0-9_]{8}\.partial|\.scratch\.[a-z0-9_]{8}")
+_AT_WORKING_FOLDER, _EXCHANGE = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of Linux
 
 
 @contextlib.contextmanager
@@ -68,19 +79,159 @@ def reserved_array(path: Path, shape: tuple[int, ...]) -> npt.NDArray[np.float32
 
 
 @contextlib.contextmanager
-def exclusive(folder: Path) -> Iterator[None]:
-    """Lock a work folder for one process at a time. The others wait, and then find the work done."""
-    with explain_write_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / ".lock").open("w")
-    with lock:
+def scratch_folder(folder: Path) -> Iterator[Path]:
+    """A folder in ``folder`` for what is not to stay. Where the process is killed, the next one that holds
+    ``folder`` in ``exclusive`` removes it."""
+    with tempfile.TemporaryDirectory(prefix=_SCRATCH, dir=folder, ignore_cleanup_errors=True) as name:
+        yield Path(name)
+
+
+@contextlib.contextmanager
+def folder_beside(place: Path) -> Iterator[Path]:
+    """A new folder that takes the place of the folder ``place`` at once, as a whole, when the block succeeds.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    place = place.resolve()
+    with explain_write_errors(place):
+        folder = Path(tempfile.mkdtemp(prefix=f".{place.name}.", suffix=".partial", dir=place.parent))
         try:
-            import fcntl
-        except ImportError:  # not on Windows
-            yield
-            return
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield  # closing the file releases the lock
+            folder.chmod(0o755)
+            yield folder
+            for path in (*folder.rglob("*"), folder):
+                sync(path)
+            _put(folder, place)
+            sync(place.parent)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _put(folder: Path, place: Path) -> None:
+    """Rename a folder to ``place``; one that is there gets its name instead. Where the system cannot exchange
+    them at once there is a moment without either, for which ``put_back`` is made."""
+    if not place.exists():
+        folder.rename(place)
+    elif not _exchanged(folder, place):
+        old = _old(place)
+        shutil.rmtree(old, ignore_errors=True)
+        place.rename(old)
+        try:
+            folder.rename(place)
+        except BaseException:
+            old.rename(place)
+            raise
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _exchanged(one: Path, other: Path) -> bool:
+    """Let two paths change their names in one step, where the system and the file system can."""
+    try:
+        exchange = ctypes.CDLL(None, use_errno=True).renameat2
+    except (AttributeError, OSError, TypeError):
+        return False
+    here, names = _AT_WORKING_FOLDER, (os.fsencode(one), os.fsencode(other))
+    if not exchange(here, names[0], here, names[1], ctypes.c_uint(_EXCHANGE)):
+        return True
+    number = ctypes.get_errno()
+    if number in (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP):
+        return False
+    raise OSError(number, os.strerror(number), str(other))
+
+
+def _old(place: Path) -> Path:
+    return place.with_name(f".{place.name}.old")
+
+
+def put_back(place: Path) -> None:
+    """Finish what a process that was killed had begun at ``place``, which is held in ``exclusive``: the
+    folder that was there before comes back where no new one is, and what was unfinished is removed."""
+    place = place.resolve()
+    old = _old(place)
+    with explain_write_errors(place):
+        if old.exists() and not place.exists():
+            old.rename(place)
+        shutil.rmtree(old, ignore_errors=True)
+        for path in place.parent.glob(".*.partial"):
+            found = _UNFINISHED.fullmatch(path.name)
+            if found and found["name"] == place.name:
+                _remove(path)
+
+
+def is_unfinished(name: str) -> bool:
+    """Whether a file or folder with this name was left by a process of this program that was killed."""
+    return _UNFINISHED.fullmatch(name) is not None
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def exclusive(folder: Path) -> Iterator[None]:
+    """Lock a work folder for one process at a time. The others say so, wait, and then find the work done.
+    What a killed process left unfinished in it is removed.
+
+    Raises:
+        OutputError: the folder cannot be written, or cannot be locked.
+    """
+    with contextlib.ExitStack() as held:
+        with explain_write_errors(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            held.enter_context(_locked(folder / ".lock", folder))
+            for path in sorted(folder.rglob(".*")):
+                if is_unfinished(path.name):
+                    _remove(path)
+        yield
+
+
+@contextlib.contextmanager
+def exclusive_output(place: Path) -> Iterator[None]:
+    """Lock the place of an output, which may not exist, for one process at a time, as ``exclusive`` does.
+
+    Raises:
+        OutputError: its folder cannot be written, or cannot be locked.
+    """
+    place = place.resolve()
+    lock = place.with_name(f".{place.name}.lock")
+    with contextlib.ExitStack() as held:
+        with explain_write_errors(place):
+            place.parent.mkdir(parents=True, exist_ok=True)
+            held.enter_context(_locked(lock, place))
+            held.callback(lock.unlink, missing_ok=True)  # before it is released
+        put_back(place)
+        yield
+
+
+@contextlib.contextmanager
+def _locked(lock: Path, what: Path) -> Iterator[None]:
+    """Hold the lock file ``lock``; says that ``what`` is in use where it has to wait."""
+    try:
+        import fcntl
+    except ImportError:  # not on Windows
+        yield
+        return
+    while True:
+        with lock.open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                log.info("another vgg-export works in %s; waiting until it has ended", what)
+                fcntl.flock(file, fcntl.LOCK_EX)
+            if _is_at(file.fileno(), lock):
+                yield  # closing the file releases the lock
+                return
+
+
+def _is_at(descriptor: int, path: Path) -> bool:
+    """Whether an open file is still the one at ``path``: who held the lock before may have removed it."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def sync(path: Path) -> None:

@@ -3,12 +3,12 @@ into its own memory, and the graphs of one variant for several cores can share i
 
 import dataclasses
 import hashlib
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vgg_export.core.errors import CheckFailedError
+from vgg_export.core.files import scratch_folder
 
 if TYPE_CHECKING:
     import onnx
@@ -30,9 +30,9 @@ class Weights:
 
 def size_bytes(source: Path, scratch: Path) -> int:
     """The size in bytes of a model on the device: its graph and its file of tensors."""
-    with tempfile.TemporaryDirectory(dir=scratch) as folder:
-        write(source, Path(folder) / "model.onnx")
-        return sum(path.stat().st_size for path in Path(folder).iterdir())
+    with scratch_folder(scratch) as folder:
+        write(source, folder / "model.onnx")
+        return sum(path.stat().st_size for path in folder.iterdir())
 
 
 def write(source: Path, graph: Path, known: Sequence[Weights] = ()) -> Weights:

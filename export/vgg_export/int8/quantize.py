@@ -10,12 +10,12 @@ that costs.
 import dataclasses
 import logging
 import math
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
 from vgg_calibration import choose
 from vgg_export.core import cache
+from vgg_export.core.files import scratch_folder
 from vgg_export.core.losses import Loss
 from vgg_export.core.progress import Progress
 from vgg_export.data.splits import Splits, short_hash
@@ -65,13 +65,11 @@ def run(
     held = choose.limit(wanted, [i.source for i in wanted], options.held_images, seed)
 
     def make(path: Path) -> Quantized:
-        with tempfile.TemporaryDirectory(prefix=".quantize.", dir=path.parent) as scratch:
+        with scratch_folder(path.parent) as scratch:
             # The audited graph is unsigned: on x86 onnxruntime rewrites signed activations pair by pair, and
             # the audit would find the operators that it adds.
             target = dataclasses.replace(TARGETS[options.target], signed_activations=False)
-            bench = Bench(
-                exported.path, target, info.preprocessing, Path(scratch), progress, info.chain.output
-            )
+            bench = Bench(exported.path, target, info.preprocessing, scratch, progress, info.chain.output)
             bench.calibrate([i.path for i in items], [i.path for i in held])
             made, told = choose_form(bench, options)
             made, four = choose_bits(bench, made, options)

@@ -1,6 +1,7 @@
 """What a search tries and how it judges it: rungs, points, and the judge, which times models and judges them
 against the baseline."""
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -16,6 +17,7 @@ import numpy.typing as npt
 
 from vgg_export.bundle import evaluate
 from vgg_export.core import cache
+from vgg_export.core.files import scratch_folder
 from vgg_export.core.progress import Progress
 from vgg_export.data.splits import Item
 from vgg_export.graphs import external_data
@@ -112,12 +114,13 @@ class Judge:
         self._sets = {name: list(items) for name, items in sets.items() if items}
         self._prepared: dict[tuple[str, InputSpec], evaluate.Prepared] = {}
         self._said: dict[str, npt.NDArray[np.float32]] = {}
-        self._scratch = tempfile.TemporaryDirectory(prefix=".judge.", dir=work)
+        self._held = contextlib.ExitStack()
+        self._scratch = self._held.enter_context(scratch_folder(work))
 
     def close(self) -> None:
         """Delete the tensors on disk."""
         self._prepared.clear()
-        self._scratch.cleanup()
+        self._held.close()
 
     def point(
         self, family: str, name: str, steps: tuple[Step, ...], made: cache.Artifact, setting: dict[str, Any]
@@ -138,7 +141,7 @@ class Judge:
                 input_px=info.chain.input.px,
                 precision=info.precision,
                 target=described.target,
-                bytes=external_data.size_bytes(made.path, Path(self._scratch.name)),
+                bytes=external_data.size_bytes(made.path, self._scratch),
                 parameters=info.parameters,
                 macs=info.macs,
                 p50_ms=p50_ms,
@@ -174,7 +177,7 @@ class Judge:
         subject = subject_of(made, name)
         key = (which, subject.preprocessing)
         if key not in self._prepared:
-            folder = Path(tempfile.mkdtemp(dir=self._scratch.name))
+            folder = Path(tempfile.mkdtemp(dir=self._scratch))
             self._prepared[key] = evaluate.prepared(
                 self._sets[which], subject.preprocessing, folder, self.progress
             )

@@ -1,0 +1,347 @@
+"""Kills ``vgg-export all`` anywhere, and lets its calls to the system fail anywhere, on a tiny network:
+
+    python bench/kill_anywhere.py --kills 200 --faults 100
+
+Kills (SIGKILL) fall at random moments of a run, and at random calls that open, write, rename or sync a file.
+After each the bundle that was there is whole, or the new one is (every hash of its manifest); a rerun ends
+well, and its model files have the same bytes as those of a run that nothing disturbed. With a fault (ENOSPC,
+EIO, EACCES, EROFS, EMFILE; once, or from that call on) the command ends with one sentence and exit code 1 or
+2, or does without what failed, and nothing is half there. The exit code is 1 where any of this is not so.
+
+Runs that are disturbed are forks of this program, which has loaded torch already: the real command with its
+real files and calls. Where a fork ends by itself with a signal (torch does not promise to work in one), and
+for every rerun, the command is started as usual.
+"""
+
+import argparse
+import dataclasses
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import faults
+
+NAMES = ("stop", "yield", "parking")
+WITHIN_S = 60.0
+FINISHED = 5  # every fifth run with a fault is begun again
+SHOWN = 1500  # characters of what a command printed
+ARGUMENTS = (
+    *("all", "--weights", "tiny.safetensors", "--data", "pictures", "--accept-accuracy", "--no-compare"),
+    *("--variants", "pruned-quantized,compact-scaled", "--target", "pi5", "--calibration-images", "8"),
+    *("--repair-images", "12", "--finetune-images", "12", "--prune-ratio", "0.3", "--conv-share", "0.5"),
+    *("--finetune-epochs", "1"),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Fault:
+    """What happens at the ``at``-th call that can end with ``error``; KILL: the command is killed there.
+    ``stays``: at all later ones, too."""
+
+    at: int
+    error: int = faults.KILL
+    stays: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Ended:
+    """How a run ended: its exit code (negative: the signal), what it printed, the calls that it made and its
+    duration."""
+
+    code: int
+    said: str
+    calls: int
+    seconds: float
+
+
+def make_inputs(folder: Path) -> None:
+    """A network of a few thousand weights and 36 drawn signs in ``folder``."""
+    import torch
+
+    from vgg_export.data import signs
+    from vgg_export.network import chain, checkpoint
+    from vgg_export.network.provenance import Provenance
+    from vgg_runtime.bundle.input_spec import for_input
+
+    torch.manual_seed(0)
+    network = chain.Chain(for_input(32), chain.vgg_layers([[16], [32, 32], [32, 32]], (48, 40, len(NAMES))))
+    tensors = {}
+    for site in network.sites:
+        kernel = site.layer.kernel if isinstance(site.layer, chain.Conv) else ()
+        rows = site.layer.outputs
+        inputs = site.inputs[0] if kernel else torch.Size(site.inputs).numel()
+        weight = torch.randn(rows, inputs, *kernel)
+        tensors[f"{site.name}.weight"] = weight * (2 / weight[0].numel()) ** 0.5
+        tensors[f"{site.name}.bias"] = 0.1 * torch.randn(rows)
+    made = checkpoint.Checkpoint(network, tensors, NAMES, Provenance("file", "a tiny VGG"))
+    checkpoint.save(made, folder / "tiny.safetensors")
+    for part, each in (("train", 8), ("test", 4)):
+        for name in NAMES:
+            (folder / "pictures" / part / name).mkdir(parents=True)
+            for k in range(each):
+                number = k + (1000 if part == "test" else 0)
+                signs.draw(name, number, 64).save(folder / "pictures" / part / name / f"{number}.png")
+
+
+def run(
+    folder: Path, arguments: Sequence[str], fault: Fault | None = None, kill_s: float = WITHIN_S
+) -> Ended:
+    """Run the command in ``folder`` as a fork of this process, and kill it after ``kill_s`` seconds."""
+    reading, writing = os.pipe()
+    start = time.monotonic()
+    sys.stdout.flush()
+    said = folder.parent / f"{folder.name}.said"
+    child = os.fork()
+    if not child:
+        os.close(reading)
+        _as_child(folder, arguments, fault or Fault(0), said, writing)
+    os.close(writing)
+    while not os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+        if time.monotonic() - start >= kill_s:
+            os.killpg(child, signal.SIGKILL)
+            break
+        time.sleep(0.002)
+    _, status = os.waitpid(child, 0)
+    with os.fdopen(reading) as counted:
+        calls = int(counted.read() or 0)
+    seconds = time.monotonic() - start
+    return Ended(os.waitstatus_to_exitcode(status), said.read_text(errors="replace"), calls, seconds)
+
+
+def run_alone(folder: Path, arguments: Sequence[str], fault: Fault | None = None) -> Ended:
+    """``run`` as a process of its own; its calls are not counted."""
+    start = time.monotonic()
+    added = {}
+    if fault:
+        library = Path(os.environ["LD_PRELOAD"])
+        added = faults.environment(library, folder, fault.at, fault.error, stays=fault.stays)
+    done = subprocess.run(
+        [sys.executable, "-m", "vgg_export", *arguments],
+        cwd=folder,
+        env=os.environ | added,
+        capture_output=True,
+        text=True,
+        errors="replace",
+        timeout=10 * WITHIN_S,
+        check=False,
+    )
+    return Ended(done.returncode, done.stdout + done.stderr, 0, time.monotonic() - start)
+
+
+def _as_child(folder: Path, arguments: Sequence[str], fault: Fault, said: Path, writing: int) -> None:
+    """Become the command: its own session, folder and output."""
+    os.setsid()
+    os.chdir(folder)
+    output = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    for stream in (1, 2):
+        os.dup2(output, stream)
+    code = 99
+    try:
+        from vgg_export.cli import main
+
+        faults.arm(folder, fault.at, fault.error, stays=fault.stays)
+        code = main(list(arguments))
+        sys.stdout.flush()
+        sys.stderr.flush()
+    finally:
+        os.write(writing, str(faults.count()).encode())
+        os._exit(code)
+
+
+def models(bundle: Path) -> dict[str, bytes]:
+    """The model files of a bundle by name."""
+    return {path.name: path.read_bytes() for path in sorted((bundle / "models").iterdir())}
+
+
+def state(folder: Path) -> str:
+    """Which bundle is in ``folder``: its key, after all its hashes were compared, or "none".
+
+    Raises:
+        BundleError: it is not whole.
+    """
+    from vgg_runtime.bundle import manifest
+
+    if not (folder / "artifacts").exists():
+        return "none"
+    found = manifest.read(folder / "artifacts")
+    manifest.verify(folder / "artifacts", found.all_files())
+    return found.created_by["key"]
+
+
+def left_over(folder: Path) -> list[str]:
+    """What a run that ended by itself should have removed."""
+    places = {p.relative_to(folder).as_posix() for p in folder.rglob("*")}
+    return sorted(p for p in places if re.search(r"(^|/)\.[^/]*\.(partial|old)(/|$)|/\.scratch\.", p))
+
+
+class Bench:
+    """The inputs, an undisturbed run, and what was found wrong."""
+
+    def __init__(self, root: Path, seed: int) -> None:
+        self.root, self.random, self.wrong = root, random.Random(seed), list[str]()
+        self.counts: Counter[str] = Counter()
+        inputs = root / "inputs"
+        inputs.mkdir()
+        make_inputs(inputs)
+        self.old = self._made("old", "--seed", "1")
+        self.new = self._made("new")
+        self.old_key, self.new_key = state(self.old), state(self.new)
+        self.models = models(self.new / "artifacts")
+        undisturbed = run(self.fresh("timed"), ARGUMENTS)
+        self.seconds, self.calls = undisturbed.seconds, undisturbed.calls
+
+    def _made(self, name: str, *more: str) -> Path:
+        folder = self.root / name
+        shutil.copytree(self.root / "inputs", folder)
+        if (done := run_alone(folder, [*ARGUMENTS, *more])).code:
+            raise RuntimeError(f"an undisturbed run failed: {done.said[-500:]}")
+        return folder
+
+    def fresh(self, name: str) -> Path:
+        """A folder with the inputs and the old bundle, but no intermediate files."""
+        folder = self.root / name
+        shutil.rmtree(folder, ignore_errors=True)
+        shutil.copytree(self.root / "inputs", folder)
+        shutil.copytree(self.old / "artifacts", folder / "artifacts")
+        return folder
+
+    def check_bundle(self, folder: Path, what: str) -> None:
+        """Note it where neither the old nor the new bundle is there as a whole."""
+        try:
+            found = state(folder)
+        except Exception as error:
+            found = f"a damaged one ({error})"
+        if found not in (self.old_key, self.new_key):
+            self.wrong.append(f"{what}: the bundle is {found}")
+
+    def finish(self, folder: Path, what: str) -> None:
+        """Run once more, undisturbed, and compare the models."""
+        done = run_alone(folder, ARGUMENTS)
+        if done.code:
+            self.wrong.append(f"{what}: a rerun failed: {done.said[-300:]}")
+        elif state(folder) != self.new_key or models(folder / "artifacts") != self.models:
+            self.wrong.append(f"{what}: a rerun made other files")
+        elif left := left_over(folder):
+            self.wrong.append(f"{what}: left over after a rerun: {left[:3]}")
+        self.counts["reruns with the same bytes"] += 1
+
+    def kills(self, wanted: int) -> None:
+        """Kill runs, several in a row on the same folders, until they were ``wanted``."""
+        killed = 0
+        while killed < wanted:
+            folder = self.fresh("killed")
+            for _ in range(self.random.randint(2, 8)):
+                if self.random.random() < 0.5:
+                    at = Fault(self.random.randint(1, self.calls))
+                    done, what = run(folder, ARGUMENTS, at), f"killed at call {at.at}"
+                else:
+                    seconds = self.random.uniform(0, self.seconds)
+                    done, what = run(folder, ARGUMENTS, kill_s=seconds), f"killed after {seconds:.3f} s"
+                self.check_bundle(folder, what)
+                if done.code != -signal.SIGKILL:
+                    break  # it had ended before
+                killed += 1
+                self.counts[f"killed {'at a call' if 'call' in what else 'at a moment'}"] += 1
+                self.counts[f"killed in: {_stage(done.said)}"] += 1
+            self.finish(folder, what)
+            print(f"{killed} kills, {len(self.wrong)} wrong", file=sys.stderr, flush=True)
+
+    def faults(self, wanted: int) -> None:
+        """Let calls fail, spread over the whole run, the errors in turn."""
+        calls = {
+            error: run(self.fresh("counted"), ARGUMENTS, Fault(0, error)).calls
+            for error in (list(faults.ERRORS.values()) if wanted else [])
+        }
+        for number in range(wanted):
+            name, error = list(faults.ERRORS.items())[number % len(faults.ERRORS)]
+            stays = self.random.random() < 0.5
+            folder = self.fresh("faulty")
+            fault = Fault(self.random.randint(1, calls[error]), error, stays)
+            done = run(folder, ARGUMENTS, fault)
+            reached = done.calls >= fault.at
+            if done.code < 0:
+                folder = self.fresh("faulty")
+                done = run_alone(folder, ARGUMENTS, fault)
+                reached = done.code != 0
+            what = f"{name} at call {fault.at}{' and later' if stays else ''}"
+            self.counts[f"{name}: {'exit ' + str(done.code) if reached else 'not reached'}"] += 1
+            if problem := unfit(done):
+                self.wrong.append(f"{what}: {problem}")
+            print(f"{number + 1} faults, {len(self.wrong)} wrong", file=sys.stderr, flush=True)
+            self.check_bundle(folder, what)
+            if number % FINISHED == 0:
+                self.finish(folder, what)
+
+
+def unfit(done: Ended) -> str | None:
+    """What is wrong with how a command ended, or None."""
+    end = done.said[-SHOWN:]
+    if done.code not in (0, 1, 2):
+        return f"exit code {done.code}: {end}"
+    if "Traceback" in done.said or "unexpected" in done.said:
+        return f"a traceback or a surprise: {end}"
+    if done.code and done.said.count("Error: ") != 1:
+        return f"not one sentence: {end}"
+    return None
+
+
+def _stage(said: str) -> str:
+    lines = [line for line in said.splitlines() if line.strip()]
+    return re.sub(r"[\d.]+.*", "", lines[-1])[:40] if lines else "the beginning"
+
+
+def lines(bench: Bench) -> Iterator[str]:
+    """What was done and what was found."""
+    yield f"an undisturbed run: {bench.seconds:.1f} s, {bench.calls} calls below its folder"
+    for name, count in sorted(bench.counts.items()):
+        yield f"{count:5} {name}"
+    yield from (f"WRONG: {wrong}" for wrong in bench.wrong)
+    yield f"{len(bench.wrong)} wrong"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="kill_anywhere.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--kills", type=int, default=200, metavar="N", help="default: %(default)s")
+    parser.add_argument("--faults", type=int, default=100, metavar="N", help="default: %(default)s")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of what is hit (default: 0)")
+    wanted = parser.parse_args(arguments)
+    with tempfile.TemporaryDirectory(prefix="kill-anywhere-") as folder:
+        if "libfaults.so" not in os.environ.get("LD_PRELOAD", ""):
+            return _with_layer(Path(folder), sys.argv[1:] if arguments is None else list(arguments))
+        _load()
+        bench = Bench(Path(folder).resolve(), wanted.seed)
+        bench.kills(wanted.kills)
+        bench.faults(wanted.faults)
+    print("\n".join(lines(bench)))
+    return 1 if bench.wrong else 0
+
+
+def _with_layer(folder: Path, arguments: Sequence[str]) -> int:
+    environment = os.environ | {"LD_PRELOAD": str(faults.build(folder)), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(Path(__file__).resolve()), *arguments]
+    return subprocess.run(command, env=environment, check=False).returncode
+
+
+def _load() -> None:
+    """Load what a run loads, so that a fork begins at once."""
+    import onnxruntime  # noqa: F401
+    import torch
+
+    from vgg_export import cli, pipeline  # noqa: F401
+
+    torch.set_num_threads(1)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
