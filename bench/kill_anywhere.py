@@ -32,6 +32,7 @@ import faults
 
 NAMES = ("stop", "yield", "parking")
 WITHIN_S = 60.0
+STEPS = 4  # a run is killed within this part of its calls or its time
 FINISHED = 5  # every fifth run with a fault is begun again
 SHOWN = 1500  # characters of what a command printed
 ARGUMENTS = (
@@ -192,19 +193,24 @@ class Bench:
         inputs = root / "inputs"
         inputs.mkdir()
         make_inputs(inputs)
+        self.seconds, self.calls = 0.0, 0
         self.old = self._made("old", "--seed", "1")
         self.new = self._made("new")
         self.old_key, self.new_key = state(self.old), state(self.new)
         self.models = models(self.new / "artifacts")
-        undisturbed = run(self.fresh("timed"), ARGUMENTS)
-        self.seconds, self.calls = undisturbed.seconds, undisturbed.calls
 
     def _made(self, name: str, *more: str) -> Path:
         folder = self.root / name
         shutil.copytree(self.root / "inputs", folder)
-        if (done := run_alone(folder, [*ARGUMENTS, *more])).code:
+        if (done := self.undisturbed(folder, *more)).code:
             raise RuntimeError(f"an undisturbed run failed: {done.said[-500:]}")
+        self.seconds, self.calls = done.seconds, done.calls or self.calls
         return folder
+
+    def undisturbed(self, folder: Path, *more: str) -> Ended:
+        """Run the command as a fork, or, where that fails for being one, as usual."""
+        done = run(folder, [*ARGUMENTS, *more])
+        return run_alone(folder, [*ARGUMENTS, *more]) if done.code < 0 else done
 
     def fresh(self, name: str) -> Path:
         """A folder with the inputs and the old bundle, but no intermediate files."""
@@ -225,7 +231,7 @@ class Bench:
 
     def finish(self, folder: Path, what: str) -> None:
         """Run once more, undisturbed, and compare the models."""
-        done = run_alone(folder, ARGUMENTS)
+        done = self.undisturbed(folder)
         if done.code:
             self.wrong.append(f"{what}: a rerun failed: {done.said[-300:]}")
         elif state(folder) != self.new_key or models(folder / "artifacts") != self.models:
@@ -235,25 +241,25 @@ class Bench:
         self.counts["reruns with the same bytes"] += 1
 
     def kills(self, wanted: int) -> None:
-        """Kill runs, several in a row on the same folders, until they were ``wanted``."""
+        """Kill runs until they were ``wanted``: each goes on in the folder of the last, until one ends."""
         killed = 0
         while killed < wanted:
-            folder = self.fresh("killed")
-            for _ in range(self.random.randint(2, 8)):
+            folder, code = self.fresh("killed"), -signal.SIGKILL
+            while code == -signal.SIGKILL and killed < wanted:
                 if self.random.random() < 0.5:
-                    at = Fault(self.random.randint(1, self.calls))
+                    at = Fault(self.random.randint(1, self.calls // STEPS))
                     done, what = run(folder, ARGUMENTS, at), f"killed at call {at.at}"
                 else:
-                    seconds = self.random.uniform(0, self.seconds)
+                    seconds = self.random.uniform(0, self.seconds / STEPS)
                     done, what = run(folder, ARGUMENTS, kill_s=seconds), f"killed after {seconds:.3f} s"
                 self.check_bundle(folder, what)
-                if done.code != -signal.SIGKILL:
-                    break  # it had ended before
-                killed += 1
-                self.counts[f"killed {'at a call' if 'call' in what else 'at a moment'}"] += 1
-                self.counts[f"killed in: {_stage(done.said)}"] += 1
+                code = done.code
+                if code == -signal.SIGKILL:
+                    killed += 1
+                    self.counts[f"killed {'at a call' if 'call' in what else 'at a moment'}"] += 1
+                    self.counts[f"killed behind: {_stage(done.said)}"] += 1
+                say(f"{killed} kills, {len(self.wrong)} wrong")
             self.finish(folder, what)
-            print(f"{killed} kills, {len(self.wrong)} wrong", file=sys.stderr, flush=True)
 
     def faults(self, wanted: int) -> None:
         """Let calls fail, spread over the whole run, the errors in turn."""
@@ -276,10 +282,15 @@ class Bench:
             self.counts[f"{name}: {'exit ' + str(done.code) if reached else 'not reached'}"] += 1
             if problem := unfit(done):
                 self.wrong.append(f"{what}: {problem}")
-            print(f"{number + 1} faults, {len(self.wrong)} wrong", file=sys.stderr, flush=True)
+            say(f"{number + 1} faults, {len(self.wrong)} wrong")
             self.check_bundle(folder, what)
             if number % FINISHED == 0:
                 self.finish(folder, what)
+
+
+def say(line: str) -> None:
+    """How far it is, on standard error."""
+    print(line, file=sys.stderr, flush=True)
 
 
 def unfit(done: Ended) -> str | None:

@@ -21,9 +21,11 @@ from .command_options import (
     ensure_output,
     factorise_options,
     given,
+    like,
     prune_options,
     quantize_options,
     recipe_options,
+    typed,
     weights_options,
 )
 from .core import devices, processes
@@ -117,13 +119,21 @@ def _weights(command: Command) -> Command:
 @_seed
 @_device
 @click.option("--no-compare", is_flag=True, help="Do not measure the variants on this machine at the end.")
-def all_(no_compare: bool, **chosen: Any) -> int:
+@click.option(
+    "--like",
+    "manifest_file",
+    type=click.Path(path_type=Path),
+    help="Repeat the run that wrote this manifest.json with its options; name the same --weights, --data.",
+)
+def all_(no_compare: bool, manifest_file: Path | None, **chosen: Any) -> int:
     """Run all stages: make a bundle from a checkpoint, then compare its variants on this machine (also as
     report.html in the bundle).
 
     Example: vgg-export all --weights my_vgg16.pth --data photos/ --target pi4
     """
-    wanted, how = recipe_options(chosen), build(options.RunOptions, chosen, progress=TerminalProgress())
+    chosen, made = like(chosen, manifest_file) if manifest_file else (chosen, None)
+    wanted = recipe_options(chosen)
+    how = build(options.RunOptions, chosen, progress=TerminalProgress(), typed=typed(chosen), like=made)
     from vgg_runtime.bundle.manifest import REPORT_NAME
 
     from . import pipeline

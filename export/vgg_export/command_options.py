@@ -8,11 +8,15 @@ from typing import Any, TypeVar
 
 import click
 
+from vgg_runtime.bundle import manifest
+from vgg_runtime.bundle.manifest import PLACE, MadeWith
+
 from . import options
 from .core.errors import OptionsError
 from .core.option import Option, options_of
 
 Command = Callable[..., Any]
+BUILT_IN = ("auto", "imagenet", "demo", "random", "imagenette", "none")
 Chosen = dict[str, Any]  # the values that click read from a command line, by Option.key
 T = TypeVar("T")
 
@@ -158,6 +162,51 @@ def recipe_options(chosen: Chosen, **values: Any) -> options.RecipeOptions:
         "search": build(options.SearchOptions, chosen),
     }
     return build(options.RecipeOptions, chosen, **(stages | values))
+
+
+_PLACES = ("weights", "data", "labels")  # a file or a folder, or a built-in name
+_NO_MATTER = ("output", "work", "no_compare", "like")  # they do not change the result
+
+
+def typed(chosen: Chosen) -> Chosen:
+    """What was typed and decides the result, as the manifest keeps it."""
+    values = {key: chosen[key] for key in chosen if key not in _NO_MATTER and _is_typed(key, chosen)}
+    return {key: _kept(key, value) for key, value in values.items()}
+
+
+def _kept(key: str, value: Any) -> Any:
+    if key in _PLACES and value not in BUILT_IN:
+        return PLACE
+    return list(value) if isinstance(value, tuple) else value
+
+
+def like(chosen: Chosen, path: Path) -> tuple[Chosen, MadeWith]:
+    """What was typed, completed by the options of the run that wrote the manifest ``path``; and these.
+
+    Raises:
+        OptionsError: the manifest does not say them, or something else was typed, or a file or folder that
+            the run was given is missing.
+        BundleError: there is no such manifest, or it is damaged.
+    """
+    made = manifest.read(path if path.is_dir() else path.parent).made_with
+    if made is None:
+        raise OptionsError(
+            f"--like: {path} does not say what it was made with; expected a manifest.json of all"
+        )
+    known, own = made.options, typed(chosen)
+    if unknown := sorted(known.keys() - chosen.keys()):
+        raise OptionsError(f"--like: {path} has the option {unknown[0]!r}, which this version does not know")
+    for key in sorted(known.keys() | own.keys()):
+        flag = f"--{key.replace('_', '-')}"
+        if key in own and own[key] != known.get(key):
+            there = f"{flag} {known[key]}" if key in known else f"no {flag}"
+            raise OptionsError(
+                f"--like: that run had {there}, found {flag} {own[key]}; leave it out, or --like"
+            )
+        if known.get(key) == PLACE and key not in own:
+            raise OptionsError(f"--like: that run was given {flag}; name the same file or folder with it")
+    values = {key: tuple(value) if isinstance(value, list) else value for key, value in known.items()}
+    return chosen | {key: value for key, value in values.items() if key not in own}, made
 
 
 def ensure_output(output: Path, suffix: str, *inputs: Path | str) -> None:

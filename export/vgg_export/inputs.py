@@ -8,7 +8,7 @@ from pathlib import Path
 
 from vgg_runtime.board import device
 from vgg_runtime.bundle import builds, manifest
-from vgg_runtime.bundle.manifest import Manifest
+from vgg_runtime.bundle.manifest import MadeWith, Manifest
 from vgg_runtime.bundle.session import Model
 from vgg_runtime.records import Record
 
@@ -24,7 +24,15 @@ from .graphs.model_info import Described, described
 from .network import checkpoint as checkpoints
 from .network import input_size, weights
 from .network.provenance import FILE, PICTURES, Origins, Provenance
-from .options import AUTO, DataOptions, InputOptions, RecipeOptions, RunOptions, WeightsOptions
+from .options import (
+    AUTO,
+    DataOptions,
+    InputOptions,
+    RecipeOptions,
+    RunOptions,
+    WeightsOptions,
+    default_targets,
+)
 
 log = logging.getLogger(__name__)
 
@@ -208,6 +216,29 @@ def splits_for(artifact: cache.Artifact, pictures: DataOptions, folder: Path, pr
     """The three sets of pictures for a checkpoint or an exported model."""
     source, labels = source_and_labels(artifact)
     return resolve(pictures, source.kind, labels, wordnet.ids_for(source), folder, progress)
+
+
+def made_with(given: Given, how: RunOptions) -> MadeWith:
+    """What the run was given, for the manifest.
+
+    Raises:
+        OptionsError: it is to be like another run, and was given something else.
+    """
+    core = default_targets()[0]
+    made = MadeWith(dict(how.typed), core, given.checkpoint.sha256, given.splits.digest())
+    if how.like is None:
+        return made
+    for name, here, there in (
+        ("core of this machine", core, how.like.core),
+        ("checkpoint (--weights, --labels)", made.checkpoint, how.like.checkpoint),
+        ("pictures (--data)", made.pictures, how.like.pictures),
+    ):
+        if here != there:
+            raise OptionsError(
+                f"--like: the {name} must be the same as in that run, {there[:12]}, found {here[:12]}; give"
+                " the same, or leave --like out"
+            )
+    return dataclasses.replace(made, options=how.like.options)
 
 
 @dataclasses.dataclass(frozen=True)

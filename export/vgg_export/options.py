@@ -4,13 +4,14 @@ of an option stand beside its field and nowhere else."""
 import dataclasses
 import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from vgg_runtime.board.targets import TARGETS, here
 from vgg_runtime.bundle import input_spec
 from vgg_runtime.bundle.input_spec import InputSpec
+from vgg_runtime.bundle.manifest import MadeWith
 from vgg_runtime.bundle.outputs import OUTPUTS
 
 from .core.errors import OptionsError
@@ -768,7 +769,8 @@ class RecipeOptions:
 @dataclasses.dataclass(frozen=True)
 class RunOptions:
     """How a run is carried out; none of it changes the result. ``output``: the folder of the result.
-    ``work``: the folder of intermediate files. ``progress``: what is told how far the run is."""
+    ``work``: the folder of intermediate files. ``progress``: what is told how far the run is. ``typed``: the
+    options that were typed and decide the result; ``like``: what the run was given that this one repeats."""
 
     output: Path = asked(
         Path("artifacts"), "--output", "Folder of the bundle; it is replaced as a whole.", folder=True
@@ -777,6 +779,8 @@ class RunOptions:
         None, "--work", "Folder of intermediate files  [default: .OUTPUT.work beside the output]", folder=True
     )
     progress: Progress = dataclasses.field(default_factory=Quiet)
+    typed: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    like: MadeWith | None = None
 
     def __post_init__(self) -> None:
         folder = self.output.resolve()

@@ -34,6 +34,7 @@ def run(options: RecipeOptions, how: RunOptions) -> Manifest:
 
 def _run(recipes: Sequence[Recipe], options: RecipeOptions, how: RunOptions) -> Manifest:
     given, outcome = inputs.read(options, how), None
+    made_with = inputs.made_with(given, how)
     context = _context(given, options, how)
     _ensure_possible(recipes, context)
     if options.budget.asked:
@@ -51,6 +52,7 @@ def _run(recipes: Sequence[Recipe], options: RecipeOptions, how: RunOptions) -> 
         given.checked,
         within_budget.for_the_board(outcome.found, entries) if outcome else None,
         options.budget.sure,
+        made_with,
     )
     made_bundle = writer.run(contents, how.output, how.progress)
     if outcome:

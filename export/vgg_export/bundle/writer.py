@@ -126,6 +126,7 @@ class Contents:
     checked: Checked = dataclasses.field(default_factory=Checked)
     searched: m.Searched | None = None
     sure: bool = False
+    made_with: m.MadeWith | None = None
 
     def __post_init__(self) -> None:
         ids = [entry.id for entry in self.entries]
@@ -263,6 +264,7 @@ def _key(contents: Contents) -> str:
             contents.max_drop,
             contents.searched,
             contents.sure,
+            contents.made_with,
         ],
         dataclasses.asdict(contents.checked),
         [cache.versions(), sources.digest(__name__), *(sha256(path) for path in runtime_files())],
@@ -321,6 +323,7 @@ def _write(folder: Path, contents: Contents, key: str, advance: Callable[[], Non
         network=contents.network,
         searched=contents.searched,
         sure=contents.sure,
+        made_with=contents.made_with,
     )
     write_json(folder / m.FILE_NAME, written.to_json())
     advance()

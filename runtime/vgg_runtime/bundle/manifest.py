@@ -20,11 +20,12 @@ FORMAT = "vgg-export-bundle"
 # 2: variants have builds, weights lie beside the graphs; 3: kinds of output, inputs of one or three channels
 SCHEMA = 3
 OLDEST_SCHEMA = 2  # that is read
-ADDED = ("output", "network", "searched", "sure")  # keys that no manifest in schema 2 has
+ADDED = ("output", "network", "searched", "sure", "made_with")  # keys that no manifest in schema 2 has
 FILE_NAME = "manifest.json"
 MODES = frozenset(("fast", "lean"))  # of memory: a session for each
 # in the names of those of onnxruntime's settings that make it read or write files, also outside the bundle
 _OF_FILES = ("file", "path", "folder", "library")
+PLACE = "FILE"  # in MadeWith, for a file or folder of the user's: its content counts, not its name
 SPLITS_NAME = "splits.json"
 REPORT_NAME = "report.html"  # written after the bundle, by its own runtime; not listed in the manifest
 # likewise not listed; written where a budget was searched for
@@ -156,6 +157,18 @@ class Searched(Record):
 
 
 @dataclasses.dataclass(frozen=True)
+class MadeWith(Record):
+    """What a run was given, so that ``--like`` can repeat it. ``options``: what was typed, by option, with
+    files and folders as PLACE; ``core``: of the machine; ``checkpoint`` and ``pictures``: hashes of what was
+    read."""
+
+    options: dict[str, Any]
+    core: str
+    checkpoint: str
+    pictures: str
+
+
+@dataclasses.dataclass(frozen=True)
 class Manifest(Record):
     """The whole bundle.
 
@@ -172,6 +185,7 @@ class Manifest(Record):
     recommended then. Each is None where it does not apply.
 
     ``searched``: what a search for a budget chose; None where there was none, and in older bundles.
+    ``made_with``: what ``vgg-export all`` was given; None in bundles that it did not make, and in older ones.
     """
 
     created_by: dict[str, str]
@@ -196,6 +210,7 @@ class Manifest(Record):
     searched: Searched | None = None
     # a loss counts with its standard error when a variant is recommended
     sure: bool = False
+    made_with: MadeWith | None = None
     schema: int = SCHEMA
 
     def __post_init__(self) -> None:
