@@ -1,0 +1,127 @@
+"""A folder that is replaced is there before or afterwards, wherever the process dies; two at once wait."""
+
+import errno
+import fcntl
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import command_environment
+
+from vgg_export import terminal
+from vgg_export.core import files
+from vgg_export.core.errors import OutputError
+
+
+def put(place: Path, content: str) -> None:
+    with files.folder_beside(place) as folder:
+        (folder / "file").write_text(content)
+
+
+@pytest.mark.parametrize("can_exchange", [True, False])
+def test_a_folder_takes_the_place_of_another_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, can_exchange: bool
+) -> None:
+    if not can_exchange:
+        monkeypatch.setattr(files, "_exchanged", lambda *_: False)
+    put(tmp_path / "place", "old")
+    put(tmp_path / "place", "new")
+    assert (tmp_path / "place/file").read_text() == "new"
+    assert [path.name for path in tmp_path.iterdir()] == ["place"]
+
+
+def test_folders_are_exchanged_in_one_step(tmp_path: Path) -> None:
+    for name in ("one", "other"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / name).touch()
+    if not files._exchanged(tmp_path / "one", tmp_path / "other"):
+        pytest.skip("this system cannot exchange folders")
+    assert (tmp_path / "one/other").is_file()
+    assert (tmp_path / "other/one").is_file()
+
+
+def test_the_old_folder_stays_where_the_new_one_fails(tmp_path: Path) -> None:
+    put(tmp_path / "place", "old")
+    with (
+        pytest.raises(OutputError, match="the disk is full while writing"),
+        files.folder_beside(tmp_path / "place"),
+    ):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert (tmp_path / "place/file").read_text() == "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["place"]
+
+
+@pytest.mark.parametrize(("there", "expected"), [(False, "old"), (True, "new")])
+def test_what_a_kill_between_two_renames_leaves_is_put_right(
+    tmp_path: Path, there: bool, expected: str
+) -> None:
+    put(tmp_path / ".place.old", "old")
+    put(tmp_path / ".place.abcd1234.partial", "half")
+    put(tmp_path / ".place.b.abcd1234.partial", "of the output place.b")
+    if there:
+        put(tmp_path / "place", "new")
+    with files.exclusive_output(tmp_path / "place"):
+        assert (tmp_path / "place/file").read_text() == expected
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".place.b.abcd1234.partial", "place"]
+
+
+def test_a_work_folder_loses_what_was_unfinished_and_nothing_else(tmp_path: Path) -> None:
+    left = [".a.onnx.abcd1234.partial", "layers/.b.abcd_234.partial", ".scratch.abcd1234/maps"]
+    kept = ["a.onnx", ".a.onnx.0123.parts/layer", "my.partial", ".scratch.mine"]
+    for name in (*left, *kept):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    with files.exclusive(tmp_path):
+        found = {p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*") if p.is_file()}
+    assert found == {*kept, ".lock"}
+
+
+SECOND = """
+import logging, pathlib, sys
+logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
+from vgg_export.core import files
+with files.exclusive_output(pathlib.Path(sys.argv[1])):
+    print("in")
+"""
+
+
+def test_the_second_one_says_that_it_waits_and_then_has_its_turn(tmp_path: Path) -> None:
+    place = tmp_path / "place"
+    command = [sys.executable, "-u", "-c", SECOND, str(place)]
+    with files.exclusive_output(place):
+        other = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=command_environment())
+        assert other.stdout is not None
+        assert other.stdout.readline() == f"another vgg-export works in {place}; waiting until it has ended\n"
+        assert other.poll() is None
+    assert other.communicate(timeout=60)[0] == "in\n"
+    assert other.returncode == 0
+    assert list(tmp_path.iterdir()) == []  # the lock, too, is gone
+
+
+def test_a_file_system_without_locks_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with pytest.raises(OutputError, match="No locks available"), files.exclusive(tmp_path / "work"):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("number", "sentence"),
+    [
+        (errno.ENOSPC, "/a/b: the disk is full"),
+        (errno.EIO, "/a/b: the disk or its connection failed"),
+        (errno.EACCES, "/a/b: this user may not"),
+        (errno.EROFS, "/a/b: the folder is read-only"),
+        (errno.EMFILE, "/a/b: this program may not open so many files"),
+    ],
+)
+def test_what_the_machine_refuses_is_no_surprise(
+    number: int, sentence: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    error = OSError(number, "in other words", "/a/b")
+    assert not terminal.is_a_surprise(error)
+    assert terminal.explain(error) == 1
+    assert sentence in capsys.readouterr().err
