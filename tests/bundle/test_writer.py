@@ -8,7 +8,7 @@ import pytest
 from conftest import ROOT, entries_of
 
 from vgg_export.bundle import evaluate, writer
-from vgg_export.core import cache
+from vgg_export.core import cache, files
 from vgg_export.core.errors import DataError, OutputError
 from vgg_export.core.progress import Quiet
 from vgg_export.data import splits
@@ -95,9 +95,9 @@ def test_whatever_interrupts_leaves_the_old_bundle_whole(
         raise problem
 
     changed = dataclasses.replace(contents, class_ids=("n1",) * 7)
-    for where in ("_write_expected", "sync", "_write_runtime"):
+    for module, where in ((writer, "_write_expected"), (files, "sync"), (writer, "_write_runtime")):
         with monkeypatch.context() as patch:
-            patch.setattr(writer, where, interrupt)
+            patch.setattr(module, where, interrupt)
             with pytest.raises((type(problem), OutputError)):
                 writer.run(changed, bundle_copy, Quiet())
         present = manifest.read(bundle_copy)
