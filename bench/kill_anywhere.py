@@ -29,6 +29,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import faults
+import vgg_runtime  # noqa: F401  sets what keeps onnxruntime quiet before it is imported
 
 NAMES = ("stop", "yield", "parking")
 WITHIN_S = 60.0

@@ -149,8 +149,6 @@ DAMAGE = [
     (at(V, 0, value=[]), "variants[0]: expected an object, found a list of 0"),
     (without(V, 1, "variant"), "variants[1].variant: expected a text, found nothing"),
     (at(V, 2, "p50_ms", value="x"), "variants[2].p50_ms: expected a number or null, found 'x'"),
-    (at(V, 2, "p50_ms", value=float("nan")), "variants[2].p50_ms: expected a number or null, found NaN"),
-    (at(V, 0, "p90_ms", value=10**400), "variants[0].p90_ms: expected a number or null, found 1000"),
     (at(V, 0, "size_bytes", value=False), "variants[0].size_bytes: expected a whole number, found false"),
     (at(V, 0, "marks", value="held"), "variants[0].marks: expected a list, found 'held'"),
     (at(V, 0, "error", value=["x"]), "variants[0].error: expected a text or null, found a list of 1"),

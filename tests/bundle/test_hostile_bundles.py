@@ -64,7 +64,7 @@ Change = Callable[[dict[str, Any]], object]
     ("change", "sentence"),
     [
         (lambda d: d.update(variants=[]), "variants: expected at least one"),
-        (lambda d: d["variants"].append(d["variants"][0]), "variants: expected each with an id of its own"),
+        (lambda d: d["variants"].append(d["variants"][0]), "variants: expected each id once"),
         (lambda d: d["variants"][0].update(builds=[]), "variants[0].builds: expected at least one"),
         (lambda d: d["variants"][0].update(precision="fp8"), "variants[0].precision: expected one of fp32,"),
         (lambda d: _build(d)["sessions"].pop("lean"), "builds[0].sessions: expected entries fast and lean"),

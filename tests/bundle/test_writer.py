@@ -119,6 +119,7 @@ def test_an_interrupted_swap_puts_the_old_bundle_back(
         return rename(self, target)
 
     monkeypatch.setattr(Path, "rename", fail_second)
+    monkeypatch.setattr(files, "_exchanged", lambda *_: False)  # as where the file system cannot
     with pytest.raises(KeyboardInterrupt):
         writer.run(dataclasses.replace(contents, class_ids=("n1",) * 7), bundle_copy, Quiet())
     manifest.verify(bundle_copy, manifest.read(bundle_copy).all_files())

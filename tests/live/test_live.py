@@ -386,7 +386,9 @@ def test_an_mjpeg_server_faster_than_the_model(bundle_folder: Path, tmp_path: Pa
     assert found["ended"] == "seconds"
     assert frames["dropped"] > 0
     assert frames["received"] > frames["classified"] > 10
-    assert frames["broken"] == pytest.approx(frames["received"] / 10, abs=2)
+    # a frame that was cut off is found out where it is decoded, and most are dropped before
+    assert frames["broken"] <= frames["received"] / 10 + 2
+    assert frames["received"] == sum(frames[key] for key in ("classified", "dropped", "broken", "left"))
     assert found["seconds"] > 2.9
     assert frames["left"] <= 2  # one that is decoded already, and the newest: nothing queues up
 
