@@ -15,6 +15,7 @@ from conftest import ROOT
 from launch import compare
 
 from vgg_runtime import Classifier
+from vgg_runtime.board.targets import TARGETS
 from vgg_runtime.bundle import manifest
 from vgg_runtime.classify import ship
 from vgg_runtime.errors import RuntimeInputError
@@ -77,6 +78,23 @@ def test_the_build_is_that_of_the_core(bundle_folder: Path, in_this_process: Run
     assert in_this_process("ship", *named, "--output", "app").returncode == 0
     (build,) = manifest.read(tmp_path / "app").variants[0].builds
     assert build.id == "quantized.pi5"
+
+
+def test_a_core_that_the_bundle_was_not_made_for_is_said(
+    bundle_folder: Path, in_this_process: Run, tmp_path: Path
+) -> None:
+    known = {
+        target
+        for build in manifest.read(bundle_folder).variant("quantized").builds
+        for target in build.targets
+    }
+    other = next(name for name in TARGETS if name not in known)
+    named = ("--bundle", bundle_folder, "--variant", "quantized", "--output", "app")
+    done = in_this_process("ship", *named, "--target", other)
+    assert done.returncode == 0
+    assert f"the bundle has no quantized for {other}; what is shipped was made for" in done.stderr
+    quiet = in_this_process("ship", *named[:-1], "own", "--target", sorted(known)[0])
+    assert "has no quantized" not in quiet.stderr
 
 
 def test_a_zip_file_is_the_same_twice(bundle_folder: Path, in_this_process: Run, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Puts one variant of a bundle into a folder of its own, with the board's packages if that is asked for."""
 
+import logging
 from pathlib import Path
 
 from vgg_export.core.progress import Progress
@@ -14,6 +15,8 @@ from . import wheels
 from .board import Board
 
 REQUIREMENTS = "runtime/requirements-locked.txt"
+log = logging.getLogger(__name__)
+
 GLIBC = (2, 36)  # of Raspberry Pi OS Bookworm, the oldest with Python 3.11
 
 
@@ -33,6 +36,15 @@ def run(options: ShipOptions, progress: Progress) -> Shipped:
         if options.variant
         else choice.recommended(bundle.manifest, target)
     )
+    if chosen.build.targets and target.name not in chosen.build.targets:
+        log.warning(
+            "the bundle has no %s for %s; what is shipped was made for %s, and may be slow there;"
+            " 'all --target %s' makes one",
+            chosen.id,
+            target.name,
+            ", ".join(chosen.build.targets),
+            target.name,
+        )
     extra: dict[str, Path] = {}
     if options.wheels:
         board = Board(target.machine, "", "", (*options.version, 0), GLIBC, venv=True, rsync=False)
