@@ -25,14 +25,13 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from soak import BOUNDARY, LAUNCHER, growth, rss_bytes, verdict
+from soak import LAUNCHER, growth, rss_bytes, serve, verdict
 
 TOPIC = "front/door"
 CAMERA_AWAY_S, BROKER_AWAY_S = 5.0, 10.0
@@ -248,34 +247,11 @@ class Camera:
 
     def _start(self) -> None:
         self._gone = gone = threading.Event()
-        camera = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                self.send_response(200)
-                self.send_header("Content-Type", f"multipart/x-mixed-replace; boundary={BOUNDARY}")
-                self.end_headers()
-                due = time.monotonic()
-                try:
-                    for frame in camera._frames():
-                        if gone.is_set():
-                            return
-                        head = f"--{BOUNDARY}\r\nContent-Type: image/jpeg\r\n"
-                        self.wfile.write(
-                            f"{head}Content-Length: {len(frame)}\r\n\r\n".encode() + frame + b"\r\n"
-                        )
-                        due += 1 / camera._wanted.fps
-                        time.sleep(max(0.0, due - time.monotonic()))
-                except OSError:
-                    return
-
-            def log_message(self, *_: Any) -> None:
-                """Log nothing."""
-
-        ThreadingHTTPServer.allow_reuse_address = True
-        self._server = ThreadingHTTPServer(("127.0.0.1", self._port), Handler)
-        self._server.daemon_threads = True
-        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+        self._server = serve(
+            lambda: itertools.takewhile(lambda _: not gone.is_set(), self._frames()),
+            self._wanted.fps,
+            self._port,
+        )
 
     def _frames(self) -> Iterator[bytes]:
         for k in itertools.count():

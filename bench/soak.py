@@ -20,7 +20,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -222,6 +222,22 @@ def camera(
     """A server of ``multipart/x-mixed-replace`` on loopback that sends ``frames`` over and over, ``limit`` in
     all; its address."""
 
+    def sent() -> Iterator[bytes]:
+        for k, frame in enumerate(itertools.islice(itertools.cycle(frames), limit), 1):
+            yield frame[: len(frame) // 2] if cut_off_every and k % cut_off_every == 0 else frame
+
+    server = serve(sent, fps)
+    try:
+        yield f"http://127.0.0.1:{server.server_address[1]}/"
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def serve(sent: Callable[[], Iterable[bytes]], fps: float, port: int = 0) -> ThreadingHTTPServer:
+    """Start a server of ``multipart/x-mixed-replace`` on loopback that sends whoever asks the frames of
+    ``sent()``. ``port``: 0 for a free one."""
+
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             self.send_response(200)
@@ -229,28 +245,19 @@ def camera(
             self.end_headers()
             due = time.monotonic()
             with contextlib.suppress(OSError):  # the other end has seen enough
-                for k, frame in zip(
-                    itertools.count(1) if limit is None else range(1, limit + 1),
-                    itertools.cycle(frames),
-                    strict=False,
-                ):
-                    sent = frame[: len(frame) // 2] if cut_off_every and k % cut_off_every == 0 else frame
-                    head = f"--{BOUNDARY}\r\nContent-Type: image/jpeg\r\nContent-Length: {len(sent)}\r\n\r\n"
-                    self.wfile.write(head.encode() + sent + b"\r\n")
+                for frame in sent():
+                    head = f"--{BOUNDARY}\r\nContent-Type: image/jpeg\r\nContent-Length: {len(frame)}\r\n\r\n"
+                    self.wfile.write(head.encode() + frame + b"\r\n")
                     due += 1 / fps
                     time.sleep(max(0.0, due - time.monotonic()))
 
         def log_message(self, *_: Any) -> None:
             """Log nothing."""
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
     server.daemon_threads = True
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        yield f"http://127.0.0.1:{server.server_address[1]}/"
-    finally:
-        server.shutdown()
-        server.server_close()
+    return server
 
 
 if __name__ == "__main__":
