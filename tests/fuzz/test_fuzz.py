@@ -65,5 +65,6 @@ def test_what_must_not_happen_is_found(tmp_path: Path, monkeypatch: pytest.Monke
 def test_nothing_is_found_in_a_few_seconds(name: str, tmp_path: Path) -> None:
     command = [sys.executable, fuzzing.__file__, name, "--seconds", "4", "--found", str(tmp_path)]
     done = subprocess.run(command, env=command_environment(), capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
+    found = [path.read_text() for path in sorted(tmp_path.glob("*.txt"))]
+    assert done.returncode == 0, "\n".join((done.stdout, *found)) if found else done.stderr[-5000:]
     assert f"{name}: " in done.stdout
