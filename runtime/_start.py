@@ -1,9 +1,22 @@
 """Starts a program of this folder, or says which Python or package is missing. A Python that is too old must
 read this file, too."""
 
-import importlib
+import os
+import signal
 import sys
-from typing import Any
+
+
+def _interrupted(*_: object) -> None:
+    os.write(2, b"\nInterrupted.\n")
+    os._exit(130)
+
+
+if callable(signal.getsignal(signal.SIGINT)):  # else it is ignored, as in a script's background
+    # what is imported takes seconds on a board, and can be interrupted without harm
+    signal.signal(signal.SIGINT, _interrupted)
+
+import importlib  # noqa: E402
+from typing import Any  # noqa: E402
 
 
 def main_of(module: str, instead: "str | None" = None) -> "Any":
@@ -26,5 +39,3 @@ def main_of(module: str, instead: "str | None" = None) -> "Any":
             sys.exit("Error: a package cannot be imported; compare.py --doctor says which and why")
         remedy = "in a virtual environment run: pip install -r requirements.txt"
         sys.exit("Error: the package %s is missing; %s" % (missing.name, remedy))  # noqa: UP031
-    except KeyboardInterrupt:
-        sys.exit(130)

@@ -192,6 +192,7 @@ def test_in_the_checkout_it_finds_artifacts(bundle_folder: Path, tmp_path: Path)
         (("--threads", "0"), "expected 1 to 1024"),
         (("--budget", "-1"), "expected more than 0"),
         (("--json", "/nowhere/at/all.json"), "cannot be written"),
+        (("--json", "/proc/x.json"), "cannot be written"),  # a folder that only looks writable
         (("--bundle", "nowhere"), "there is no bundle in nowhere"),
     ],
 )
@@ -297,6 +298,24 @@ def test_a_killed_child_is_a_row(bundle_folder: Path, tmp_path: Path) -> None:
     rows = json.loads((tmp_path / "r.json").read_text())["variants"]
     assert "did not fit" in rows[0]["error"]
     assert rows[1]["p50_ms"] > 0
+
+
+def test_ctrl_c_while_it_starts_is_a_word(bundle_folder: Path) -> None:
+    """It is sent while _start.py loads the program: an argument's import there waits for it."""
+    script = (
+        "import sys, os, signal; sys.path.insert(0, sys.argv[1]); import _start, importlib;"
+        "importlib.import_module = lambda name: os.kill(os.getpid(), signal.SIGINT);"
+        "_start.main_of('vgg_runtime.compare')"
+    )
+    command = [sys.executable, "-c", script, str(bundle_folder / "runtime")]
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=60, check=False, preexec_fn=_heeds_ctrl_c
+    )
+    assert (done.returncode, done.stderr) == (130, "\nInterrupted.\n")
+
+
+def _heeds_ctrl_c() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def test_ctrl_c_ends_it_at_once(bundle_folder: Path, tmp_path: Path) -> None:
@@ -455,5 +474,7 @@ def test_nothing_raw_of_what_was_typed_is_printed(typed: str, capsys: pytest.Cap
         with pytest.raises(SystemExit):
             command(["--threads", "x" if command is classify else "0", typed])
         said = capsys.readouterr().err
-        assert "error: " in said
+        assert said.startswith("Error: ")
+        assert said.endswith(f"; {command.__module__.split('.')[1]}.py --help lists the options\n")
+        assert said.count("\n") == 1
         assert all(line.isprintable() for line in said.split("\n"))

@@ -204,7 +204,7 @@ def _run(options: argparse.Namespace) -> int:
 def _compare(options: argparse.Namespace, bundle: Bundle) -> int:
     threads = device.usable_cores() if options.threads is None else options.threads or None
     variants = _chosen(bundle.manifest, options.variants)
-    bundle.check(_needed(options, bundle.manifest, variants), lambda e: console.report(f"checking {e.path}"))
+    bundle.check(_needed(options, bundle.manifest, variants), lambda e: console.glimpse(f"checking {e.path}"))
     images = _images(options, bundle)
     output.check_writable(*filter(None, (options.json, options.html)))
     if options.tune:
@@ -268,7 +268,7 @@ def _doctor(options: argparse.Namespace, folder: Path) -> int:
         folder,
         options.threads or device.usable_cores(),
         options.json,
-        lambda line: console.report(line) if line else console.clear_report(),
+        lambda line: console.glimpse(line) if line else console.clear_report(),
     )
 
 
@@ -300,7 +300,7 @@ def _serve(options: argparse.Namespace, bundle: Bundle) -> int:
 
     listed = bundle.manifest
     models = dict.fromkeys(entry for variant in listed.variants for entry in variant.build.files)
-    bundle.check([listed.labels, listed.expected, *models], lambda e: console.report(f"checking {e.path}"))
+    bundle.check([listed.labels, listed.expected, *models], lambda e: console.glimpse(f"checking {e.path}"))
     console.clear_report()
     port = 8000 if options.port is None else options.port
     threads = options.threads or device.usable_cores()

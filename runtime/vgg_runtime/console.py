@@ -3,6 +3,7 @@
 import argparse
 import io
 import os
+import signal
 import sys
 import warnings
 from collections.abc import Callable
@@ -20,6 +21,8 @@ EXIT_OK, EXIT_FAILED, EXIT_INPUT, EXIT_INTERRUPTED = 0, 1, 2, 130
 def ended(program: Callable[[], int]) -> int:
     """Run a program and return its exit code: 0 all well, 1 a self-check or a model failed, 2 unusable input,
     130 interrupted. Its errors become sentences on standard error."""
+    if callable(signal.getsignal(signal.SIGINT)):  # else it is ignored, as in a script's background
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # _start.py's ended the program at once
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             # a terminal without UTF-8 gets escapes, not a traceback
@@ -89,6 +92,12 @@ def report(line: str) -> None:
         print(line, file=sys.stderr, flush=True)
 
 
+def glimpse(line: str) -> None:
+    """Show progress that is of use only while it lasts, on a terminal alone, which overwrites it."""
+    if sys.stderr.isatty():
+        report(line)
+
+
 def clear_report() -> None:
     """Take the last line of progress away."""
     if sys.stderr.isatty():
@@ -130,10 +139,10 @@ def add_bundle(parser: argparse.ArgumentParser) -> None:
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser that prints nothing raw of what was typed."""
+    """A parser that prints nothing raw of what was typed, and one sentence instead of all options."""
 
     def error(self, message: str) -> NoReturn:
-        super().error(harmless(message))
+        self.exit(EXIT_INPUT, f"Error: {harmless(message)}; {self.prog} --help lists the options\n")
 
 
 def named(typed: str) -> str:

@@ -18,24 +18,40 @@ def check_writable(*paths: Path) -> None:
     if len({path.resolve() for path in paths}) < len(paths):
         raise RuntimeInputError(f"--json and --html both name {paths[0]}; give each its own file")
     for path in paths:
-        writable = os.access(path if path.exists() else path.parent, os.W_OK)
-        if (
-            not path.parent.is_dir()
-            or path.is_dir()
-            or not writable
-            or len(os.fsencode(path.name)) > LONGEST_NAME
-        ):
+        if not _is_writable(path.resolve()):
             raise RuntimeInputError(
                 f"{text.printable(str(path), 80)} cannot be written; name a file in an existing folder"
                 " you may write to"
             )
 
 
+def _is_writable(path: Path) -> bool:
+    """Whether ``write`` can work: a file is made beside the named one and taken away again, because some
+    folders, as /proc, only look writable."""
+    if path.is_dir() or len(os.fsencode(path.name)) > LONGEST_NAME:
+        return False
+    if path.exists() and not os.access(path, os.W_OK):
+        return False
+    if path.exists() and not path.is_file():  # a pipe or a device
+        return True
+    beside = _beside(path)
+    try:
+        beside.touch()
+        beside.unlink()
+    except OSError:
+        return False
+    return True
+
+
+def _beside(path: Path) -> Path:
+    return path.with_name(f".compare-{os.getpid()}.partial")
+
+
 def write(path: Path, text: str) -> None:
     """Replace a file by ``text``; a pipe or a device is written to."""
     path = path.resolve()  # what a link points to is replaced, not the link
     special = path.exists() and not path.is_file()  # a pipe or a device: written to as it is
-    beside = path if special else path.with_name(f".compare-{os.getpid()}.partial")
+    beside = path if special else _beside(path)
     try:
         beside.write_text(text, encoding="utf-8", errors="backslashreplace")
         if not special:

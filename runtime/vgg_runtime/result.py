@@ -104,9 +104,9 @@ class MeasuredDevice(Device):
 class About(Record):
     """The bundle that was measured. ``weights`` says where the checkpoint came from. ``notice``,
     ``figures_absent``, ``unchecked`` and ``problem`` must be shown with every table. ``baseline`` is the id
-    of the variant that the others are compared with. ``output``: softmax, sigmoid (two classes) or
-    multi-label; ``top1_absent`` says why such a network has no accuracy, if so. ``network`` is the exporter's
-    description of the network."""
+    of the variant that the others are compared with; None where the bundle holds one variant. ``output``:
+    softmax, sigmoid (two classes) or multi-label; ``top1_absent`` says why such a network has no accuracy,
+    if so. ``network`` is the exporter's description of the network."""
 
     path: str
     family: str
@@ -118,7 +118,7 @@ class About(Record):
     problem: str | None = None
     assumed: tuple[str, ...] = ()
     created_by: dict[str, Any] = dataclasses.field(default_factory=dict)
-    baseline: str = "baseline"
+    baseline: str | None = "baseline"
     output: str = SOFTMAX
     top1_absent: str | None = None
     network: dict[str, Any] = dataclasses.field(default_factory=dict)

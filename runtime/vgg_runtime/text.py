@@ -1,5 +1,6 @@
 """Figures and tables as text for a terminal."""
 
+import re
 import shutil
 import textwrap
 import unicodedata
@@ -12,6 +13,8 @@ NO_LABEL = "(none)"  # of a picture to which a multi-label network gives no labe
 
 
 GAP = "  "  # between two columns
+_TOGETHER = "\N{NO-BREAK SPACE}"
+_UNIT = re.compile(r"(?<=\d) (?=(?:ms|s|[kMG]i?B|MHz|px|points?|times)\b|%|°C)")
 
 
 def table(
@@ -26,13 +29,17 @@ def table(
     With a ``width`` in characters only as many columns as fit into it. ``order`` are their numbers by
     importance, None: from left to right; they are shown from left to right in any case.
     """
-    lines = [list(header), ["" for _ in header], *[list(row) for row in rows]]
-    widths = [max(printed_width(line[k]) for line in lines) for k in range(len(header))]
-    lines[1] = ["─" * w for w in widths]
-    shown = fitting(widths, range(len(header)) if order is None else order, width)
+    wide = widths(header, rows)
+    lines = [list(header), ["─" * w for w in wide], *[list(row) for row in rows]]
+    shown = fitting(wide, range(len(header)) if order is None else order, width)
     return "\n".join(
-        GAP.join(padded(line[k], widths[k], flush_left=k < left) for k in shown).rstrip() for line in lines
+        GAP.join(padded(line[k], wide[k], flush_left=k < left) for k in shown).rstrip() for line in lines
     )
+
+
+def widths(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[int]:
+    """The characters of each column's widest cell."""
+    return [max(printed_width(line[k]) for line in (header, *rows)) for k in range(len(header))]
 
 
 def fitting(widths: Sequence[int], order: Sequence[int], width: int | None) -> list[int]:
@@ -48,15 +55,17 @@ def fitting(widths: Sequence[int], order: Sequence[int], width: int | None) -> l
 
 
 def folded(words: str, width: int | None, indent: str = "  ") -> str:
-    """Text whose lines have at most ``width`` characters; what a line continues in begins with ``indent``."""
+    """Text whose lines have at most ``width`` characters; what a line continues in begins with ``indent``. A
+    number stays with its unit."""
     if width is None:
         return words
+    kept = _UNIT.sub(_TOGETHER, words)
     return "\n".join(
         textwrap.fill(line, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
         if len(line) > width
         else line
-        for line in words.split("\n")
-    )
+        for line in kept.split("\n")
+    ).replace(_TOGETHER, " ")
 
 
 def printed_width(text: str) -> int:
@@ -83,6 +92,13 @@ def number(value: float | None, unit: str = "", digits: int = 1) -> str:
 
 def megabytes(value: float | None) -> str:
     return ABSENT if value is None else f"{value / 1e6:.1f}" if value < 1e8 else f"{value / 1e6:.0f}"
+
+
+def in_bytes(value: float | None) -> str:
+    """A size with its unit, or a dash when it was not measured: "14.6 kB", "2.0 MB"."""
+    if value is None:
+        return ABSENT
+    return f"{value / 1e3:.1f} kB" if value < 1e5 else f"{megabytes(value)} MB"
 
 
 NARROWEST = 80  # characters of a line, for which every table has a form

@@ -170,7 +170,7 @@ def test_corrupt_and_foreign_files_are_refused(tmp_path: Path) -> None:
     (tmp_path / "text.jpg").write_text("not a picture")
     assert "not a picture this program reads" in refusal(tmp_path / "text.jpg")
     (tmp_path / "empty.jpg").touch()
-    assert "empty.jpg is an empty file; expected a picture" in refusal(tmp_path / "empty.jpg")
+    assert "empty.jpg is empty, expected a picture; copy it again" in refusal(tmp_path / "empty.jpg")
     assert "there is no file" in refusal(tmp_path / "nowhere.jpg")
     (tmp_path / "folder.jpg").mkdir()
     assert "is a folder" in refusal(tmp_path / "folder.jpg")
@@ -983,8 +983,6 @@ FOREIGN = {
     "an archive": b"PK\3\4\x14\0",
     "floating-point pixels": b"#?RADIANCE\n",
     "a DICOM picture": bytes(127) + b"\1DICM",
-    "an empty file": b"",
-    "a file of zeros": bytes(3000),
 }
 
 
@@ -993,3 +991,9 @@ def test_a_file_of_another_kind_is_called_by_its_name(words: str) -> None:
     said = complaint(FOREIGN[words])
     assert words.rstrip(";") in said
     assert "convert it to PNG or JPEG" in said
+
+
+def test_a_file_without_content_is_to_be_copied_again() -> None:
+    assert complaint(b"") == "the file is empty, expected a picture; copy it again"
+    zeros = "the file holds only zeros, as an interrupted copy leaves, expected a picture; copy it again"
+    assert complaint(bytes(3000)) == zeros

@@ -51,6 +51,16 @@ def test_a_line_per_picture(bundle_folder: Path, tmp_path: Path) -> None:
     assert "1 of 2 used: 1 with unknown suffix (.heic)" in done.stderr
 
 
+def test_empty_input_is_called_so(bundle_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "e.jpg").touch()
+    done = classify(bundle_folder, "--variant", "baseline", "-", tmp_path / "e.jpg")
+    assert done.returncode == 2
+    first, second, _ = done.stderr.splitlines()
+    words = "is empty, expected a picture; copy it again"
+    assert first == f"Error: standard input: the file {words}"
+    assert second == f"Error: {tmp_path / 'e.jpg'} {words}"
+
+
 def test_json_lines_are_the_documented_contract(bundle_folder: Path) -> None:
     done = classify(bundle_folder, "--json", "--variant", "baseline", PHOTO, "-", given=PHOTO.read_bytes())
     assert done.returncode == 0

@@ -126,7 +126,11 @@ def test_compare_and_the_doctor_run_in_the_folder(bundle_folder: Path, tmp_path:
     compare("--ship", tmp_path / "app", "--variants", "scaled", bundle=bundle_folder)
     done = compare("--image", PHOTO, "--budget", "0.2", "--rounds", "1", bundle=tmp_path / "app")
     assert done.returncode == 0, done.stderr
-    assert "★" not in done.stdout
+    alone = "None is recommended: this bundle holds one variant, so there is nothing to compare it with.\n"
+    assert done.stdout.startswith(alone)
+    table = next(line for line in done.stdout.split("\n") if line.startswith("scaled  "))
+    assert "1.0x" not in table
+    assert "100.0" not in table  # that it agrees with itself
     told = compare("--doctor", "--json", tmp_path / "d.json", bundle=tmp_path / "app")
     assert "Error" not in told.stderr
     checks = {

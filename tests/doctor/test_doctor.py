@@ -25,6 +25,7 @@ from vgg_runtime.doctor.finding import FAILS, OK, UNKNOWN, WARNING
 from vgg_runtime.measure import remedies
 from vgg_runtime.report import tables
 from vgg_runtime.result import BuildUsed, MeasuredDevice, Row
+from vgg_runtime.text import in_bytes
 
 PI4_CPUINFO = PI5_CPUINFO.replace(" asimddp", "").replace("0xd0b", "0xd08")
 ZERO2_CPUINFO = PI5_CPUINFO.replace(" asimddp", "").replace("0xd0b", "0xd03")
@@ -229,7 +230,7 @@ def test_recorded_peaks_are_compared_with_what_is_available(bundle_copy: Path, t
     roomy = examined(bundle_copy, with_memory(tmp_path / "roomy", 500_000))
     assert roomy["memory"]["mark"] == OK
     assert roomy["memory"]["found"].startswith(
-        f"512 MB available; the largest need is {most} ({peaks[most] / 1e6:.0f} MB, its peak on "
+        f"512 MB available; the largest need is {most} ({in_bytes(peaks[most])}, its peak on "
     )
 
     between = (max(peaks.values()) + sorted(peaks.values())[-2]) // 2 // 1024
@@ -434,7 +435,8 @@ def test_on_this_machine_the_table_and_the_json_say_the_same(bundle_folder: Path
         "power",
         "temperature",
     )
-    assert set(marks) == {*names, "numpy, Pillow", "onnxruntime", "hashes", "memory", "int8 of quantized"}
+    ran = {"numpy, Pillow", "onnxruntime", "telemetry", "hashes", "memory", "int8 of quantized"}
+    assert set(marks) == {*names, *ran}
     assert (marks["64-bit system"], marks["Python"], marks["onnxruntime"], marks["int8 of quantized"]) == (
         OK,
     ) * 4
@@ -446,10 +448,19 @@ def test_a_damaged_bundle_and_none_at_all_are_code_1(bundle_copy: Path, tmp_path
     assert done.returncode == 1
     assert "labels.txt differs from the manifest" in done.stdout
     assert "→ copy the bundle again" in done.stdout
-    assert "1 of 14 checks fail" in done.stdout
+    assert "1 of 15 checks fail" in done.stdout
+    assert done.stderr == ""  # no progress where no terminal overwrites it
     done = compare("--doctor", "--bundle", tmp_path / "nowhere", bundle=bundle_copy)
     assert done.returncode == 1
     assert "there is no bundle in" in done.stdout
+
+
+def test_telemetry_is_looked_at() -> None:
+    assert bundle_checks.telemetry("1").mark == OK
+    set_by_hand = bundle_checks.telemetry("0")
+    assert set_by_hand.mark == WARNING
+    assert set_by_hand.found == "onnxruntime's may be on: ORT_DISABLE_TELEMETRY is '0' in this environment"
+    assert bundle_checks.telemetry(None).mark == WARNING
 
 
 def test_without_the_requirements_it_still_looks_at_the_board(bundle_folder: Path, tmp_path: Path) -> None:

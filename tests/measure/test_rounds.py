@@ -98,7 +98,7 @@ def test_what_drifts_is_not_averaged() -> None:
     row = settled(a_round([10.0] * 9), a_round([15.0] * 9))
     assert row.p50_ms == 15.0
     assert row.marks == (
-        "drifting: the rounds' medians go from 10.0 to 15.0 ms; the figures are those of the last round",
+        "drifting: the rounds' medians lie between 10.0 and 15.0 ms; the figures are those of the last round",
     )
     within = settled(a_round([10.0] * 10 + [12.0] * 5 + [14.0] * 10))
     assert "drifting: 1.40x within a round" in within.marks[0]

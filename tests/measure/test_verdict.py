@@ -64,18 +64,18 @@ def test_pictures_contradict_what_they_exclude_with_95_per_cent(points: float, c
     [
         (
             Loss(1.1, 2.0, 365, 1.0, 1095),
-            "1.1 points lost on 365 test images, at most 4.4 with 95 %; 1,095 more would halve what is not"
-            " sure",
+            "1.1 points lost on 365 test images, at most 4.4 with 95 %; 1,095 more pictures would halve that"
+            " uncertainty",
         ),
         (
             Loss(-0.2, 1.6, 492, 0.4, 900),
-            "0.2 points gained on 492 test images, at most 2.4 lost with 95 %; 900 more would halve what is"
-            " not sure",
+            "0.2 points gained on 492 test images, at most 2.4 lost with 95 %; 900 more pictures would halve"
+            " that uncertainty",
         ),
         (
             Loss(-3.0, 1.0, 1200, 0.4, 3000),
-            "3.0 points gained on 1,200 test images, none lost with 95 %; 3,000 more would halve what is not"
-            " sure",
+            "3.0 points gained on 1,200 test images, none lost with 95 %; 3,000 more pictures would"
+            " halve that uncertainty",
         ),
     ],
 )

@@ -174,7 +174,7 @@ OTHERS: dict[str, tuple[Callable[[], bytes], str]] = {
     ),
     "zip": (
         lambda: zipped(**{"vgg16.pth": "x", "readme.txt": "y"}),
-        "is a zip archive of vgg16.pth, readme.txt; unpack it and give vgg16.pth to --weights",
+        "is a zip archive of vgg16.pth, readme.txt; unpack it and give vgg16.pth instead",
     ),
     "zip_of_nothing": (zipped, "is a zip archive of nothing"),
     "npz": (lambda: saved(lambda f: np.savez(f, a=np.zeros(2))), "is an archive of NumPy arrays (.npz)"),
@@ -267,7 +267,7 @@ def test_a_folder_is_no_missing_file(tmp_path: Path) -> None:
             weights.resolve(WeightsOptions(str(tmp_path / "saved")))
         for name in names:
             (tmp_path / "saved" / name).unlink()
-    with pytest.raises(CheckpointError, match="is a folder; --weights takes a file"):
+    with pytest.raises(CheckpointError, match="is a folder; give the checkpoint's file"):
         weights.resolve(WeightsOptions(str(tmp_path / "saved")))
 
 

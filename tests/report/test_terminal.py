@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from conftest import reseal
 from launch import QUICK, compare
+from PIL import Image
 from rows import a_result, a_row
 
 from vgg_runtime import console, text
@@ -20,12 +21,14 @@ from vgg_runtime.report import diff, tables
 from vgg_runtime.result import (
     BuildUsed,
     Evaluation,
-    Image,
     Prediction,
     Proportion,
     Recommendation,
     Result,
     StepLoss,
+)
+from vgg_runtime.result import (
+    Image as Shown,
 )
 
 NAMES = (
@@ -72,7 +75,7 @@ def full(output: str = outputs.SOFTMAX, *, labelled: bool = True) -> Result:
                 agreement=a_proportion(1.0),
                 accuracy=a_proportion(1.0) if labelled else None,
                 marks=(
-                    "drifting: the rounds' medians go from 1000.0 to 2000.0 ms; the figures are the last's",
+                    "drifting: the rounds' medians lie between 1000.0 and 2000.0 ms; the last ones count",
                 ),
                 built=built,
                 losses=tuple(
@@ -85,11 +88,12 @@ def full(output: str = outputs.SOFTMAX, *, labelled: bool = True) -> Result:
             )
         )
     loss = (
-        "1.1 points lost on 365 test images, at most 4.4 with 95 %; 1,095 more would halve what is not sure"
+        "1.1 points lost on 365 test images, at most 4.4 with 95 %;"
+        " 1,095 more pictures would halve that uncertainty"
     )
     return a_result(
         *rows,
-        images=(Image("a-picture-with-a-very-long-name-indeed.jpg", "an extraordinarily long label"),),
+        images=(Shown("a-picture-with-a-very-long-name-indeed.jpg", "an extraordinarily long label"),),
         recommended=Recommendation(
             "compact-scaled", 1.0, "the search's choice for a loss of at most 1 point", loss
         ),
@@ -146,6 +150,45 @@ def test_the_verdict_is_one_sentence() -> None:
     assert tables.verdict(a_result(a_row("baseline"))) == ""
 
 
+def test_the_verdict_says_that_times_are_not_reliable() -> None:
+    rows = [a_row("baseline", marks=("drifting: …",)), a_row("small"), a_row("other", marks=("held back",))]
+    pick = Recommendation("small", 1.0, "the search's choice")
+    said = tables.verdict(a_result(*rows, recommended=pick)).split("\n")[-1]
+    assert said == "! The times of baseline are not reliable; the lines marked ! below the table say why."
+    sound = tables.verdict(a_result(rows[2], a_row("small"), recommended=pick))
+    assert "not reliable" not in sound
+
+
+def test_the_only_variant_of_a_bundle_is_compared_with_nothing() -> None:
+    about = dataclasses.replace(a_result().bundle, baseline=None)
+    row = a_row("small", p50_ms=0.6, size_bytes=2_000_000, peak_rss_bytes=72_600_000, speedup=None)
+    why = "this bundle holds one variant, so there is nothing to compare it with"
+    result = a_result(row, bundle=about, recommended=Recommendation(None, 1.0, why))
+    assert tables.verdict(result) == (
+        f"None is recommended: {why}.\nsmall: 0.6 ms a picture, 2.0 MB, peak memory 72.6 MB."
+    )
+    assert "baseline" not in tables.whole(result, 80)
+    assert "\n\n\n" not in tables.whole(result, 80)  # no empty line where a remark would be
+
+
+def test_only_columns_that_are_shown_are_explained() -> None:
+    narrow, wide = (tables.comparison(few(), width).split("\n\n")[-1] for width in (80, None))
+    assert "P90" not in narrow
+    assert "agrees: " not in narrow
+    assert "top-1: right on 1 of these 1 pictures, whose class is known." in narrow
+    assert "1 pictures are too few for this figure" in narrow
+    assert "– in P90" in wide
+    assert "agrees: same top-1 as the baseline on these 1 pictures; top-1: right on the 1 of them" in wide
+    assert "too few for these two figures" in wide
+
+
+def few() -> Result:
+    """A result on one picture, of runs that are too few for a P90."""
+    return dataclasses.replace(
+        full(), variants=tuple(dataclasses.replace(row, p90_ms=None) for row in full().variants)
+    )
+
+
 def test_those_who_say_something_else_are_named() -> None:
     said = tables.predictions(full(), top5=False, width=80).split("\n")
     assert "others agree" in said[0]
@@ -176,6 +219,17 @@ def test_columns_are_chosen_by_importance_and_shown_in_order() -> None:
     assert text.fitting([3, 3, 3], (2, 0, 1), None) == [0, 1, 2]
 
 
+def test_a_number_stays_with_its_unit() -> None:
+    assert text.folded("it takes 12 ms, or 98 % of it", 11) == "it takes\n  12 ms, or\n  98 % of\n  it"
+    assert text.folded("12 milliseconds", 10) == "12\n  milliseconds"
+
+
+def test_sizes_have_the_unit_that_shows_them() -> None:
+    assert [text.in_bytes(size) for size in (14_600, 2_000_000, 537_000_000, None)] == [
+        *("14.6 kB", "2.0 MB", "537 MB", text.ABSENT)
+    ]
+
+
 def test_text_is_folded_at_blanks() -> None:
     assert text.folded("→ one two three", 9) == "→ one two\n  three"
     assert text.folded("a-b-c-d e", 5) == "a-b-c-d\n  e"  # never within a name
@@ -189,7 +243,7 @@ def on_a_terminal(bundle: Path, *arguments: str, **environment: str) -> str:
     """What compare.py prints on a terminal."""
     master, slave = pty.openpty()
     kept = {k: v for k, v in os.environ.items() if k not in ("NO_COLOR", "COLUMNS")}
-    command: list[str | Path] = [sys.executable, bundle / "runtime/compare.py", *QUICK, *arguments]
+    command: list[str | Path] = [sys.executable, bundle / "runtime/compare.py", *arguments]
     running = subprocess.Popen(
         command, stdout=slave, stderr=subprocess.DEVNULL, env=kept | {"TERM": "xterm"} | environment
     )
@@ -213,8 +267,8 @@ def test_colours_are_for_terminals_and_not_for_those_who_do_not_want_them(bundle
     named = ("--variants", "baseline,scaled")
     notice = f"\x1b[{console.YELLOW}m!! look here\x1b[0m"
     assert "\x1b[" not in compare(*QUICK, *named, bundle=bundle_copy).stdout
-    assert notice in on_a_terminal(bundle_copy, *named)
-    assert "\x1b[" not in on_a_terminal(bundle_copy, *named, NO_COLOR="1")
+    assert notice in on_a_terminal(bundle_copy, *QUICK, *named)
+    assert "\x1b[" not in on_a_terminal(bundle_copy, *QUICK, *named, NO_COLOR="1")
     coloured = console.in_colours("★ a is recommended\na   1\nab  2\n!! b\n✗ c: d", "a")
     green, yellow, red = (f"\x1b[{code}m" for code in (console.GREEN, console.YELLOW, console.RED))
     assert coloured.split("\n") == [
@@ -234,3 +288,17 @@ def test_a_whole_run_fits(columns: int, bundle_folder: Path, tmp_path: Path) -> 
     wide: Any = compare(*QUICK, "--wide", bundle=bundle_folder, COLUMNS=str(columns))
     assert max(map(len, wide.stdout.split("\n"))) > columns
     assert "anon MB" in wide.stdout
+
+
+def test_a_live_run_fits(bundle_copy: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "a-folder-with-a-name-that-makes-a-line-very-long"
+    folder.mkdir()
+    Image.new("RGB", (64, 64), "red").save(folder / "a.png")
+    reseal(bundle_copy, notice="a notice that is longer than one line of a terminal is folded, too " * 2)
+    given = ("--live", "baseline", "--source", str(folder), "--fps", "20", "--frames", "30", "--every", "0.5")
+    shown = on_a_terminal(bundle_copy, *given, COLUMNS="80").replace("\r", "").split("\n")
+    assert [line for line in shown if text.printed_width(line) > 80] == []
+    status = [line for line in shown if re.match(r"\d\d:\d\d:\d\d  ", line)]
+    assert status
+    assert all(re.search(r" frames/s ", line) and re.search(r" \d+ %", line) for line in status)
+    assert any(line.startswith("Rate ") for line in shown)

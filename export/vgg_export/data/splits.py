@@ -102,7 +102,7 @@ class Splits:
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
     def to_json(self) -> dict[str, Any]:
-        """What ``splits.json`` records: no name of the folder, which differs where the pictures are the same."""
+        """What ``splits.json`` records: not the folder's name, which says nothing of the pictures."""
         return {
             "note": self.note,
             **{name: [_recorded(item) for item in getattr(self, name)] for name in PARTS},

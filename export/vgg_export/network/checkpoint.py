@@ -128,7 +128,7 @@ def read_header(path: Path) -> Header:
     metadata, shapes = _read(path)
     if metadata.get("format") != FORMAT:
         raise CheckpointError(
-            f"{path} is a safetensors file, but not a {FORMAT}; give it to --weights instead"
+            f"{path} is a safetensors file, but not a {FORMAT}; commands that take --weights can read it"
         )
     if not metadata.get("version", "").isdigit() or int(metadata["version"]) > FORMAT_VERSION:
         raise CheckpointError(

@@ -75,10 +75,6 @@ def kind(content: bytes) -> str | None:
 
 def foreign(content: bytes) -> str | None:
     """What a file is that is none of the formats read here, in words; None where that cannot be said."""
-    if not content:
-        return "an empty file"
-    if not any(content[:_HEAD]):
-        return "a file of zeros, such as an interrupted copy leaves"
     head = content[:_HEAD]
     return next((words for begins, words in _FOREIGN if re.match(begins, head, re.DOTALL)), None)
 

@@ -136,6 +136,9 @@ def _open(content: bytes, name: str, spec: InputSpec | None) -> Image.Image:
         image = _decode_whole(content, name, spec)
     except UnidentifiedImageError as error:
         if kind is None:
+            if not any(content):
+                what = "holds only zeros, as an interrupted copy leaves" if content else "is empty"
+                raise ImageError(f"{name} {what}, expected a picture; copy it again") from error
             if words := picture_files.foreign(content):
                 raise ImageError(
                     f"{name} is {words}; expected a picture of {', '.join(FORMATS)}: convert it to PNG or"

@@ -72,7 +72,8 @@ def _run(options: argparse.Namespace) -> int:
         for name, answer in zip(pictures, classifier.answers(sources, top), strict=True):
             if isinstance(answer, ImageError):
                 unread += 1
-                console.say_aside(f"Error: {answer}")
+                whose = "standard input: " if name == STANDARD_INPUT else ""
+                console.say_aside(f"Error: {whose}{answer}")
             if options.json:
                 console.say(json.dumps(_document(name, classifier.variant, answer)))
             elif not isinstance(answer, ImageError):

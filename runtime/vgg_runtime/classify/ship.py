@@ -17,6 +17,7 @@ from vgg_runtime.bundle import manifest as m
 from vgg_runtime.bundle import self_check
 from vgg_runtime.bundle.opened import Bundle
 from vgg_runtime.errors import BundleError, RuntimeInputError
+from vgg_runtime.text import in_bytes
 
 RUNTIME = "runtime/"
 NEEDED = "runtime/classify.py"  # and the requirements with hashes, which came with it
@@ -45,10 +46,10 @@ class Shipped:
 
 def in_words(shipped: Shipped) -> str:
     """What was written, in one line."""
-    packed = "" if shipped.packed_bytes is None else f" in a file of {shipped.packed_bytes / 1e6:.1f} MB"
+    packed = "" if shipped.packed_bytes is None else f" in a file of {in_bytes(shipped.packed_bytes)}"
     return (
-        f"{shipped.path}: variant {shipped.variant}, {shipped.bytes / 1e6:.1f} MB{packed}, of which the model"
-        f" takes {shipped.model_bytes / 1e6:.1f} MB; run classify.py in its folder runtime"
+        f"{shipped.path}: variant {shipped.variant}, {in_bytes(shipped.bytes)}{packed}, of which the model"
+        f" takes {in_bytes(shipped.model_bytes)}; run classify.py in its folder runtime"
     )
 
 
@@ -156,7 +157,7 @@ def _readme(bundle: Bundle, variant: m.Variant, extra: Mapping[str, Path]) -> st
         f"# {bundle.manifest.family}, variant {variant.id}, {len(bundle.labels)} classes\n\n"
         f"    python3 -m venv venv && venv/bin/pip install {wheels}-r runtime/requirements-locked.txt\n"
         "    venv/bin/python runtime/classify.py photo.jpg folder/ --json\n\n"
-        f"Made for {cores}; {variant.build.bytes / 1e6:.1f} MB, {variant.preprocessing.px} px."
+        f"Made for {cores}; {in_bytes(variant.build.bytes)}, {variant.preprocessing.px} px."
         " Needs 64-bit Linux and Python 3.11 to 3.13 (newer ones: requirements.txt, without hashes).\n"
         "In a script, with `PYTHONPATH=runtime`:\n\n"
         '    from vgg_runtime import Classifier\n    Classifier(".").classify("photo.jpg")\n'

@@ -3,6 +3,7 @@ process."""
 
 import contextlib
 import dataclasses
+import os
 import re
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -16,10 +17,12 @@ from vgg_runtime.errors import BundleError
 from vgg_runtime.measure import process
 from vgg_runtime.records import FieldError, parse
 from vgg_runtime.result import Device, Result
+from vgg_runtime.text import in_bytes
 
 from . import probe
 from .finding import FAILS, INSTALL, OK, UNKNOWN, WARNING, Check, Report
 
+TELEMETRY_OFF = "ORT_DISABLE_TELEMETRY"
 IMPORT_SECONDS = 120.0  # a Zero 2 W takes ten seconds from its memory card
 RUN_SECONDS = 600.0
 # as report/page.py writes it
@@ -37,7 +40,7 @@ class Recorded:
 def examine(folder: Path, threads: int, board: Device, report: Report) -> list[Check]:
     """Check onnxruntime, then the bundle in ``folder``."""
     report("importing onnxruntime")
-    checks = [runtime(board)]
+    checks = [runtime(board), telemetry(os.environ.get(TELEMETRY_OFF))]
     runs = checks[0].mark in (OK, WARNING)
     try:
         bundle = Bundle(folder, builds.for_core(manifest.read(folder), of_device(board)))
@@ -76,6 +79,16 @@ def runtime(board: Device) -> Check:
     why = death or events.get("error", {}).get("message", "there was no error message")
     remedy = "venv/bin/pip install --upgrade 'onnxruntime!=1.21.0' in the virtual environment that runs this"
     return Check(name, FAILS, f"{board.onnxruntime} is installed but cannot be imported: {why}", remedy)
+
+
+def telemetry(off: str | None) -> Check:
+    """Whether onnxruntime sends nothing to its vendor. ``off``: what its variable says, which is 1 unless the
+    person has set it."""
+    name = "telemetry"
+    if off == "1":
+        return Check(name, OK, f"onnxruntime's is off ({TELEMETRY_OFF}=1)")
+    found = f"onnxruntime's may be on: {TELEMETRY_OFF} is {off!r} in this environment"
+    return Check(name, WARNING, found, f"unset {TELEMETRY_OFF}, or set it to 1; then nothing is sent")
 
 
 def ask(request: dict[str, Any], seconds: float) -> tuple[dict[str, process.Event], str | None]:
@@ -120,7 +133,7 @@ def hashes(files: Sequence[FileEntry], wrong: dict[str, BundleError]) -> Check:
         return Check(
             "hashes",
             OK,
-            f"{len(files)} files, {sum(e.bytes for e in files) / 1e6:.0f} MB, as they were written",
+            f"{len(files)} files, {in_bytes(sum(e.bytes for e in files))}, as they were written",
         )
     first = _as_check("hashes", next(iter(wrong.values())))
     others = list(wrong)[1:]
@@ -201,7 +214,7 @@ def _needed(variant: Variant, recorded: Recorded) -> tuple[int, bool]:
 def _need(variant: Variant, recorded: Recorded) -> str:
     size, measured = _needed(variant, recorded)
     return (
-        f"{variant.id} ({size / 1e6:.0f} MB,"
+        f"{variant.id} ({in_bytes(size)},"
         f" {f'its peak on {recorded.cpu}' if measured else 'the size of its file'})"
     )
 

@@ -40,16 +40,16 @@ def run(options: argparse.Namespace, bundle: Bundle) -> int:
     source = sources.open_source(options.source or "camera", options.fps, reconnect=options.reconnect)
     output.check_writable(*filter(None, (None if lines else options.json,)))
     needed = [bundle.manifest.labels, bundle.manifest.expected, *variant.build.files]
-    bundle.check(needed, lambda e: console.report(f"checking {e.path}"))
+    bundle.check(needed, lambda e: console.glimpse(f"checking {e.path}"))
     console.clear_report()
     # what a program reads must not mix with what a person reads
     say = console.say_aside if lines else console.say
-    notice = tables.notice(measure.about(bundle))
+    notice = tables.notice(measure.about(bundle), console.width())
     if notice:
         say(notice)
     with _opened(options, variant, lines=lines) as opened:
         result = stream.run(bundle, variant, source, _settings(options), say, opened)
-    say("\n" + "\n\n".join(filter(None, (text.summary(result), notice))))
+    say("\n" + "\n\n".join(filter(None, (text.summary(result, console.width()), notice))))
     if options.json and not lines:
         output.write(options.json, json.dumps(result.to_json(), indent=1, allow_nan=False))
     codes = {"error": console.EXIT_FAILED, "interrupted": console.EXIT_INTERRUPTED}
@@ -63,6 +63,7 @@ def _settings(options: argparse.Namespace) -> stream.Settings:
         frames=options.frames,
         seconds=options.seconds,
         every_s=options.every or (arguments.EVERY_S if watched else arguments.EVERY_S_ALONE),
+        width=console.width() if watched else None,
         memory=options.memory,
         max_fps=options.max_fps,
         region=options.region,

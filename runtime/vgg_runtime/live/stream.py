@@ -74,14 +74,15 @@ class Loaded(NamedTuple):
 @dataclasses.dataclass(frozen=True)
 class Settings:
     """How a stream is classified. It ends after ``frames`` classified frames or ``seconds``, whichever comes
-    first. ``every_s``: seconds between two lines. ``max_fps``: frames that are classified per second at most.
-    ``region``: the part of a frame that is classified: left, top, width and height as shares of it.
-    ``stability``: when another answer counts."""
+    first. ``every_s``: seconds between two lines, which have at most ``width`` characters. ``max_fps``:
+    frames that are classified per second at most. ``region``: the part of a frame that is classified: left,
+    top, width and height as shares of it. ``stability``: when another answer counts."""
 
     threads: int
     frames: int | None = None
     seconds: float | None = None
     every_s: float = 5.0
+    width: int | None = None
     memory: str = builds.AUTO
     max_fps: float | None = None
     region: tuple[float, float, float, float] | None = None
@@ -397,12 +398,12 @@ def run(
         stream = Stream(bundle, variant, settings, interrupt, sinks, notifier)
 
         def on_line(rate: float) -> None:
-            report(line(stream.seen(bundle.labels), rate, bundle.manifest))
+            report(line(stream.seen(bundle.labels), rate, bundle.manifest, settings.width))
 
         try:
             with contextlib.closing(Responder(bundle, variant, settings, interrupt)) as model:
                 if loaded := model.load():
-                    report(title(variant, source.name, settings.threads))
+                    report(title(variant, source.name, settings.threads, settings.width))
                     notifier.ready()
                     with _reading(source, stream.latest):
                         ended = stream.follow(model, on_line)

@@ -17,39 +17,53 @@ ENDINGS = {
     "terminated": "asked to end by SIGTERM or SIGHUP",
     "error": "FAILED",
 }
+# The parts of a line by importance: time, what holds the board back, answer, rate, latencies from the whole
+# to its parts, frames, temperature.
+LINE_ORDER = (0, 7, 8, 1, 4, 3, 5, 6, 2)
 STAGES = ("decode+preprocess", "model", "end to end")
 
 
-def title(variant: Variant, source: str, threads: int) -> str:
-    """The first line: source, variant, its form, and how to end."""
+def title(variant: Variant, source: str, threads: int, width: int | None = None) -> str:
+    """The first line: source, variant, its form, and how to end; folded at ``width`` characters."""
     plural = "" if threads == 1 else "s"
     form = f"{variant.precision}, {variant.preprocessing.px} px, {threads} thread{plural}"
-    return (
-        f"{text.printable(source, 80)} is classified by {variant.id} ({form}); Ctrl-C ends it."
-        " Latencies are P50/P90."
-    )
+    words = f"{text.printable(source, 80)} is classified by {variant.id} ({form}); Ctrl-C ends it."
+    return text.folded(f"{words} Latencies are P50/P90.", width)
 
 
-def line(seen: Seen, rate: float, bundle: Manifest) -> str:
-    """One line on the latest frames; ``rate``: frames per second since the line before."""
+def line(seen: Seen, rate: float, bundle: Manifest, width: int | None = None) -> str:
+    """One line on the latest frames; ``rate``: frames per second since the line before. Within ``width``
+    characters it says the most important that fits."""
     frames, heat = seen.frames, seen.temperature_c.end
-    parts = [time.strftime("%H:%M:%S"), f"{rate:.1f} frames/s"]
     recent = (seen.recent_ms.decode, seen.recent_ms.model, seen.recent_ms.end_to_end)
-    for name, (p50, p90) in zip(STAGES, recent, strict=True):
-        parts.append(f"{name} {text.number(p50)}/{text.number(p90)} ms")
-    parts.append(f"{frames.received} received, {frames.dropped} dropped, {frames.broken} broken")
-    parts.append("temperature unknown" if heat is None else f"{heat:.0f} °C")
-    if seen.throttled:
-        parts.append(f"HELD BACK: {', '.join(seen.throttled)}")
-    if seen.last and not bundle.figures_absent:  # predictions of random weights mean nothing
-        named = [f"{text.printable(one.label)} {100 * one.probability:.0f} %" for one in seen.last_labels]
-        above = "labels above 0.5: " if bundle.output == MULTI_LABEL else ""
-        parts.append(above + (", ".join(named) or text.NO_LABEL))
-    return "  ".join(parts)
+    stages = [
+        f"{name} {text.number(p50)}/{text.number(p90)} ms"
+        for name, (p50, p90) in zip(STAGES, recent, strict=True)
+    ]
+    parts = [
+        *(time.strftime("%H:%M:%S"), f"{rate:.1f} frames/s", *stages),
+        f"{frames.received} received, {frames.dropped} dropped, {frames.broken} broken",
+        "temperature unknown" if heat is None else f"{heat:.0f} °C",
+        f"HELD BACK: {', '.join(seen.throttled)}" if seen.throttled else "",
+        _answer(seen, bundle),
+    ]
+    order = [k for k in LINE_ORDER if parts[k]]
+    shown = text.fitting([text.printed_width(part) for part in parts], order, width)
+    return text.GAP.join(parts[k] for k in shown)
 
 
-def summary(result: LiveResult) -> str:
-    """The summary of the whole run."""
+def _answer(seen: Seen, bundle: Manifest) -> str:
+    """What the latest frame shows; empty where there is none, and for random weights, whose predictions mean
+    nothing."""
+    if not seen.last or bundle.figures_absent:
+        return ""
+    named = [f"{text.printable(one.label)} {100 * one.probability:.0f} %" for one in seen.last_labels]
+    above = "labels above 0.5: " if bundle.output == MULTI_LABEL else ""
+    return above + (", ".join(named) or text.NO_LABEL)
+
+
+def summary(result: LiveResult, width: int | None = None) -> str:
+    """The summary of the whole run; folded at ``width`` characters."""
     live, heat = result.live, result.live.temperature_c
     frames = live.frames
     lines = [
@@ -81,7 +95,7 @@ def summary(result: LiveResult) -> str:
     )
     if live.error:
         lines.append(f"✗ {live.variant}: {live.error}")
-    return "\n".join(lines)
+    return text.folded("\n".join(lines), width, " " * 9)
 
 
 def _degrees(value: float | None) -> str:

@@ -88,7 +88,7 @@ def _drift_words(counted: Sequence[Round]) -> str | None:
     medians = [statistics.median(found.samples_ms) for found in counted]
     within = max((drift(found.samples_ms) for found in counted), default=1.0)
     if medians and _ratio(medians) > DRIFT:
-        return f"the rounds' medians go from {min(medians):.1f} to {max(medians):.1f} ms"
+        return f"the rounds' medians lie between {min(medians):.1f} and {max(medians):.1f} ms"
     return f"{within:.2f}x within a round" if within > DRIFT else None
 
 

@@ -140,7 +140,7 @@ def about(bundle: Bundle) -> About:
         problem=manifest.problem,
         assumed=manifest.assumed,
         created_by=manifest.created_by,
-        baseline=manifest.variants[0].id,
+        baseline=manifest.variants[0].id if len(manifest.variants) > 1 else None,
         output=manifest.output,
         top1_absent=TOP1_ABSENT.get(manifest.output),
         network=manifest.network,

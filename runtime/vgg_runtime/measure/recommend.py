@@ -19,7 +19,7 @@ CLEARLY_FASTER = 1.1  # a variant that the search did not judge takes its choice
 
 def recommend(
     rows: Sequence[Row],
-    baseline: str,
+    baseline: str | None,
     max_loss_points: float | None = None,
     problem: str | None = None,
     output: str = SOFTMAX,
@@ -33,6 +33,7 @@ def recommend(
     multi-label network. Pictures shown on the device do not count, because they are too few.
 
     Args:
+        baseline: the id of the variant that the others are compared with; None: there are no others.
         max_loss_points: the allowed loss; None: it was not asked for, and is MAX_LOSS_POINTS.
         problem: why the checkpoint's figures mean nothing, if so; then nothing is recommended.
         output: the network's, one of ``outputs.OUTPUTS``.
@@ -46,7 +47,10 @@ def recommend(
     reference = next((row for row in rows if row.variant == baseline), None)
     searched = None if sure else searched
     few = _too_few(reference, _points(allowed))
-    why_not = problem or _why_not(reference) or (None if searched else few)
+    alone = "this bundle holds one variant, so there is nothing to compare it with"
+    why_not = (
+        (alone if baseline is None else None) or problem or _why_not(reference) or (None if searched else few)
+    )
     if why_not or reference is None:
         return Recommendation(None, allowed, why_not or "", sure=sure)
     ran = [row for row in rows if row.error is None and row.p50_ms]
@@ -72,7 +76,7 @@ def recommend(
     assert reference.built
     included = ", error included" if sure else ""
     reason = (
-        f"the fastest here{_speed(best)} of those that lose at most {_points(allowed)}{included}:"
+        f"the fastest here of those that lose at most {_points(allowed)}{included}:"
         f" {_words(best.built, reference.built, output)}{passed_over}"
     )
     if best is reference:
@@ -82,10 +86,6 @@ def recommend(
 
 def _points(count: float) -> str:
     return f"{count:g} point{'' if count == 1 else 's'}"
-
-
-def _speed(row: Row) -> str:
-    return "" if row.speedup is None else f" ({row.speedup:.1f} times the baseline's speed)"
 
 
 def _why_not(reference: Row | None) -> str | None:
@@ -146,7 +146,7 @@ def _searched(row: Row, searched: Searched, loss: Loss | None, max_drop: float |
     """The search's choice as a recommendation. What it loses is told from the test images, which had no part
     in choosing it, where there are enough of them."""
     asked = "its targets" if max_drop is None else f"a loss of at most {_points(max_drop)}"
-    reason = f"the search's choice for {asked}{_speed(row)}"
+    reason = f"the search's choice for {asked}"
     told = loss or searched.lost
     unsure = verdict.in_words(told, "test images" if loss else "selection pictures, which chose it")
     if loss and max_drop is not None and not verdict.within(loss, max_drop):
@@ -161,7 +161,7 @@ def near_chance(top1: Proportion | None, chance: float | None, pictures: str = "
     it)."""
     if not top1 or chance is None or better_than_chance(round(top1.rate * top1.n), top1.n, chance):
         return None
-    found = f"the baseline is right on {100 * top1.rate:.1f} % of {top1.n} {pictures}"
+    found = f"the baseline is right on {100 * top1.rate:.1f} % of {top1.n:,} {pictures}"
     if not better_than_chance(top1.n, top1.n, chance):
         return (
             f"{found}, of which {100 * chance:.0f} % are of one class: even 100 % would not be clearly better"
@@ -180,10 +180,10 @@ def _words(built: Evaluation, reference: Evaluation, output: str) -> str:
     if built.top1 and reference.top1:
         return (
             f"{ACCURACY[output]} {100 * built.top1.rate:.1f} % against {100 * reference.top1.rate:.1f} % on"
-            f" {built.n} test images"
+            f" {built.n:,} test images"
         )
     decisions = "the decisions per label on " if output == MULTI_LABEL else ""
     return (
-        f"it agrees with the baseline on {100 * built.agreement.rate:.1f} % of {decisions}{built.n} test"
+        f"it agrees with the baseline on {100 * built.agreement.rate:.1f} % of {decisions}{built.n:,} test"
         " images"
     )

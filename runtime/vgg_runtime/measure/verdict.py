@@ -58,7 +58,7 @@ def contradicts(loss: Loss, allowed: float) -> bool:
 
 def in_words(loss: Loss, pictures: str = "test images") -> str:
     """What is lost and how sure that is: "1.1 points lost on 365 test images, at most 4.4 with 95 %; 1,095
-    more would halve what is not sure"."""
+    more pictures would halve that uncertainty"."""
     change = "gained" if loss.points < -0.05 else "lost"
     most = at_most(loss)
     limit = f"at most {most:.1f} lost with 95 %" if change == "gained" else f"at most {most:.1f} with 95 %"
@@ -66,5 +66,5 @@ def in_words(loss: Loss, pictures: str = "test images") -> str:
         limit = "none lost with 95 %"
     return (
         f"{abs(loss.points):.1f} points {change} on {loss.n:,} {pictures}, {limit};"
-        f" {loss.halved_by:,} more would halve what is not sure"
+        f" {loss.halved_by:,} more pictures would halve that uncertainty"
     )

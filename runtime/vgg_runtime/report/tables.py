@@ -1,6 +1,6 @@
 """Shows a result as aligned text for a terminal."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from pathlib import Path
 
 from vgg_runtime.bundle.outputs import ACCURACY, AGREEMENT, MULTI_LABEL, SIGMOID, SOFTMAX, given
@@ -17,13 +17,16 @@ from vgg_runtime.result import (
 from vgg_runtime.text import (
     ABSENT,
     NO_LABEL,
+    fitting,
     folded,
+    in_bytes,
     in_percent,
     megabytes,
     number,
     printable,
     printed_width,
     table,
+    widths,
 )
 
 MARK = "!"  # behind a figure that a line below the table explains
@@ -114,21 +117,34 @@ def verdict(result: Result, width: int | None = None) -> str:
     if pick is None:
         return ""
     if pick.variant is None:
-        return folded(f"None is recommended: {pick.reason}.", width)
+        return folded("\n".join((f"None is recommended: {pick.reason}.", *_alone(result))), width)
     row = next((row for row in result.variants if row.variant == pick.variant), None)
     gains = _gains(row, result.baseline) if row else ""
     sentence = "; ".join(filter(None, (gains, pick.unsure)))
+    doubtful = [r.variant for r in (row, result.baseline) if r and r.marks]
     lines = [
         f"★ {pick.variant} is recommended{': ' if sentence else ''}{sentence}.",
         f"  It is {pick.reason}.",
     ]
+    if doubtful:
+        lines.append(
+            f"{MARK} The times of {' and '.join(dict.fromkeys(doubtful))} are not reliable; the lines marked"
+            f" {MARK} below the table say why."
+        )
     return folded("\n".join(lines), width)
+
+
+def _alone(result: Result) -> list[str]:
+    """The figures of the only variant of a bundle."""
+    if result.bundle.baseline is not None:
+        return []
+    return [f"{row.variant}: {gains}." for row in result.variants if (gains := _gains(row, None))]
 
 
 def _gains(row: Row, reference: Row | None) -> str:
     """What a variant takes, and how many times less that is than what the baseline takes."""
     base = reference if reference is not row else None
-    size, peak = (f"{megabytes(value)} MB" for value in (row.size_bytes, row.peak_rss_bytes))
+    size, peak = (in_bytes(value) for value in (row.size_bytes, row.peak_rss_bytes))
     figures = (
         (number(row.p50_ms, " ms a picture"), row.p50_ms, base.p50_ms if base else None, "faster"),
         (size, row.size_bytes, base.size_bytes if base else None, "smaller"),
@@ -174,14 +190,16 @@ def comparison(result: Result, width: int | None = None) -> str:
     right = ("top-1 %", "agrees %") if labelled else ("agrees %", "top-1 %")
     order = [COLUMNS.index(name) for name in (*FIRST, *right, *THEN)]
     cells = [_cells(row) for row in result.variants]
-    text = table(headings(COLUMNS, result.bundle.output), cells, width=width, order=order)
+    names = headings(COLUMNS, result.bundle.output)
+    text = table(names, cells, width=width, order=order)
+    shown = {COLUMNS[k] for k in fitting(widths(names, cells), order, width)}
     notes = []
     for row in result.variants:
         notes += [f"{MARK} {row.variant}: {mark}" for mark in row.marks]
         notes += [f"✗ {row.variant}: {row.error}"] if row.error else []
     notes += [f"→ {line}" for line in _builds(result)]
     text += "".join(f"\n{folded(line, width)}" for line in notes)
-    return text + _threads(result) + "\n" + folded(_footnote(result), width)
+    return "\n".join(filter(None, (text + _threads(result), folded(_footnote(result, shown), width))))
 
 
 def headings(columns: Sequence[str], output: str) -> tuple[str, ...]:
@@ -259,7 +277,8 @@ def _threads(result: Result) -> str:
     )
 
 
-def _footnote(result: Result) -> str:
+def _footnote(result: Result, shown: Container[str]) -> str:
+    """What the figures in the columns that are ``shown`` count."""
     counted = [image for image in result.images if not image.fitted]
     n, known = len(counted), sum(image.label is not None for image in counted)
     left_out = len(result.images) - n
@@ -268,30 +287,36 @@ def _footnote(result: Result) -> str:
         lines.append(
             f"{left_out} of the pictures were used to calibrate or fit the models and count for no figure."
         )
-    if n and not result.bundle.figures_absent:
-        lines.append(_figures_explained(result.bundle, n, known))
-    if any(row.p90_ms is None for row in result.variants):
+    told = [name for name in ("agrees %", "top-1 %") if name in shown]
+    told = [] if not n or result.bundle.figures_absent or result.bundle.baseline is None else told
+    if told:
+        lines.append(_figures_explained(result.bundle, n, known, told))
+    if "P90 ms" in shown and any(row.p90_ms is None for row in result.variants):
         lines.append(
             f"{ABSENT} in P90: there were fewer than the 64 runs that it needs; --budget gives more."
         )
-    figures = "this figure" if result.bundle.top1_absent else "these two figures"
-    if n and n < 100 and not result.bundle.figures_absent and any(row.built for row in result.variants):
+    figures = "this figure" if result.bundle.top1_absent or len(told) == 1 else "these two figures"
+    if told and n < 100 and any(row.built for row in result.variants):
         lines.append(f"{n} pictures are too few for {figures}; the table below was measured at build time.")
     return "\n".join(lines)
 
 
-def _figures_explained(bundle: About, n: int, known: int) -> str:
-    """What the figures of the comparison count on ``n`` pictures, ``known`` of them with their class."""
+def _figures_explained(bundle: About, n: int, known: int, told: Sequence[str]) -> str:
+    """What the figures of the columns ``told`` count on ``n`` pictures, ``known`` of them with their
+    class."""
     if bundle.top1_absent:
         return (
             f"{AGREEMENT[bundle.output]}: the share of decisions at 0.5, one per label, that are the"
-            f" baseline's on these {n} pictures; {bundle.top1_absent}."
+            f" baseline's on these {n:,} pictures; {bundle.top1_absent}."
         )
     same = "top-1" if bundle.output == SOFTMAX else "class"
-    return (
-        f"agrees: same {same} as the baseline on these {n} pictures; {ACCURACY[bundle.output]}: right on the"
-        f" {known} of them with a known class."
-    )
+    agrees = f"agrees: same {same} as the baseline on these {n:,} pictures"
+    right = f"{ACCURACY[bundle.output]}: right on "
+    if told == ["top-1 %"]:
+        return f"{right}{known:,} of these {n:,} pictures, whose class is known."
+    if told == ["agrees %"]:
+        return f"{agrees}."
+    return f"{agrees}; {right}the {known:,} of them with a known class."
 
 
 BUILT_COLUMNS = ("variant", "top-1 %", "top-5 %", "agrees %", "KL mean", "KL p95")
@@ -304,7 +329,7 @@ def built(result: Result, width: int | None = None) -> str:
     if not evaluated:
         return ""
     n = evaluated[0][1].n
-    said = f"Measured at build time on {n} test images (none of them used for fitting or calibration)"
+    said = f"Measured at build time on {n:,} test images (none of them used for fitting or calibration)"
     return folded(said, width) + "\n" + figures(evaluated, result.bundle.output, width)
 
 
@@ -336,7 +361,7 @@ def losses(result: Result, width: int | None = None) -> str:
     counts: dict[int, list[str]] = {}
     for step in sorted({(one.step, one.n) for _, lost in steps for one in lost}, key=_place):
         counts.setdefault(step[1], []).append(step[0])
-    pictures = "; ".join(f"{n} for {', '.join(names)}" for n, names in counts.items())
+    pictures = "; ".join(f"{n:,} for {', '.join(names)}" for n, names in counts.items())
     said = (
         f"{agreement} in % and mean KL after each step, on held-out pictures ({pictures}): removed and"
         " repaired against the checkpoint at the variant's input size, tuned against the checkpoint,"

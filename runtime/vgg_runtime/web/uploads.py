@@ -110,7 +110,8 @@ async def _fill(upload: Upload, chunks: AsyncIterator[bytes]) -> None:
     except TimeoutError as error:
         raise Refused(408, f"the upload took more than {BODY_SECONDS:g} seconds; try again") from error
     if upload.bytes < 8:
-        raise Refused(415, f"the request has no picture in its body; expected {', '.join(FORMATS)}")
+        what = "this is not a picture" if upload.bytes else "the file is empty"
+        raise Refused(415, f"{what}; expected {', '.join(FORMATS)}")
 
 
 async def chunks(receive: Receive) -> AsyncIterator[bytes]:

@@ -32,7 +32,7 @@ MOST_MEMBERS = 1000  # of an archive that are looked at
 
 _TO_STATE_DICT = "save the tensors of the trained network in PyTorch: torch.save(model.state_dict(), FILE)"
 _FETCH_AGAIN = "fetch the file itself again"
-_UNPACK = "unpack it and give {} to --weights"
+_UNPACK = "unpack it and give {} instead"
 _TO_KERAS = "load it where it was made, and save the whole model: model.save('model.keras')"
 _TO_ONNX = "convert it: python -m tf2onnx.convert {} --output model.onnx"
 _MATLAB = (
@@ -44,8 +44,8 @@ _CHECKPOINTS = (".pth", ".pt", ".safetensors", ".keras", ".h5", ".hdf5", ".onnx"
 
 _STARTS = (  # first bytes, what the file is, what to do
     (b"\x93NUMPY", "a NumPy array (.npy), not a checkpoint", _TO_STATE_DICT),
-    (b"\x89PNG", "a PNG picture", "give it to --data in a folder, and a checkpoint to --weights"),
-    (b"\xff\xd8\xff", "a JPEG picture", "give it to --data in a folder, and a checkpoint to --weights"),
+    (b"\x89PNG", "a PNG picture", "give the checkpoint instead; pictures go into the folder of --data"),
+    (b"\xff\xd8\xff", "a JPEG picture", "give the checkpoint instead; pictures go into the folder of --data"),
     (b"\x7fELF", "a program or library of Linux (ELF)", _FETCH_AGAIN),
     (b"GGUF", "a GGUF model of llama.cpp", _TO_STATE_DICT),
     (b"Rar!", "a RAR archive", _UNPACK.format("the checkpoint inside")),
@@ -273,7 +273,7 @@ def _text(path: Path, head: bytes, size: int) -> Kind | None:
         return Kind(
             None,
             f"a text file, which begins with {printable(text.splitlines()[0])!r}",
-            "give the checkpoint itself to --weights",
+            "give the checkpoint itself instead",
         )
     return None
 
@@ -325,7 +325,7 @@ def _json(path: Path, encoding: str) -> Kind | None:
         return Kind(None, "the architecture of a Keras model (JSON) without its weights", _TO_KERAS)
     if isinstance(found, dict) and {"error", "message", "detail"} & {str(key).lower() for key in found}:
         return Kind(None, "a server's error message (JSON) instead of the file", _FETCH_AGAIN)
-    return Kind(None, "JSON text without tensors", "class names go to --labels, a checkpoint to --weights")
+    return Kind(None, "JSON text without tensors", "give the checkpoint instead; class names go to --labels")
 
 
 def folder(path: Path) -> str:
@@ -341,7 +341,7 @@ def folder(path: Path) -> str:
         return f"{path} is a Core ML package (.mlpackage); {_SOURCE}"
     if (path / "data.pkl").is_file():
         return f"{path} is an unpacked torch.save archive; give the file as torch.save wrote it"
-    return f"{path} is a folder; --weights takes a file"
+    return f"{path} is a folder; give the checkpoint's file"
 
 
 def _some(names: Iterator[str] | list[str]) -> str:
