@@ -1,6 +1,7 @@
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime as ort
@@ -12,7 +13,7 @@ from vgg_export.core import cache, processes
 from vgg_export.core.errors import DataError
 from vgg_export.core.progress import Quiet
 from vgg_export.data import splits
-from vgg_runtime.bundle import manifest
+from vgg_runtime.bundle import manifest, outputs
 from vgg_runtime.bundle.input_spec import for_input
 from vgg_runtime.bundle.metrics import loss_error_points, wilson_interval
 from vgg_runtime.bundle.preprocess import load
@@ -79,6 +80,57 @@ def test_the_exported_files_are_what_is_evaluated(
     assert (found["quantized"].kl_mean or 0) > 0
     assert bundle.variant("scaled").build.evaluation == found["scaled"]
     assert list(tmp_path.iterdir()) == []  # the prepared pictures are gone
+
+
+def test_an_interrupted_evaluation_goes_on(
+    bundle_folder: Path, splits: splits.Splits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = manifest.read(bundle_folder)
+    subjects = [
+        evaluate.Subject(v.id, cache.of(bundle_folder / v.build.model.path), v.preprocessing)
+        for v in bundle.variants
+    ]
+    items = splits.test[:7]
+    whole = evaluate.evaluate(subjects, items, tmp_path, Quiet())
+    monkeypatch.setattr(evaluate, "CHUNK", 3)
+    assert evaluate.evaluate(subjects, items, tmp_path, Quiet()) == whole
+    asked: list[str] = []
+    ask = evaluate.infer
+
+    def counted(subject: evaluate.Subject, *given: Any) -> Any:
+        asked.append(subject.id)
+        if len(asked) == len(subjects) + 2:  # within the second part of the pictures
+            raise KeyboardInterrupt
+        return ask(subject, *given)
+
+    monkeypatch.setattr(evaluate, "infer", counted)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate.evaluate(subjects, items, tmp_path, Quiet())
+    assert [path.suffix for path in tmp_path.iterdir()] == [".parts"]
+    asked.clear()
+    monkeypatch.setattr(evaluate, "infer", lambda *given: (asked.append(""), ask(*given))[1])
+    assert evaluate.evaluate(subjects, items, tmp_path, Quiet()) == whole
+    assert len(asked) == 2 * len(subjects)  # not the first part
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("output", outputs.OUTPUTS)
+def test_figures_are_the_same_in_blocks(output: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    chance = np.random.default_rng(0)
+    shape = (60, 1 if output == outputs.SIGMOID else 6)
+    baseline = chance.normal(size=shape).astype(np.float32)
+    logits = baseline + chance.normal(size=shape).astype(np.float32) / 3
+    labels = np.where(chance.random(60) < 0.9, chance.integers(0, 2, 60), -1)
+    whole = evaluate.figures(logits, baseline, labels, output)
+    monkeypatch.setattr(outputs, "BLOCK_NUMBERS", 42)  # seven rows of six
+    assert len(outputs.in_blocks(np.arange(60), 6)) == 9
+    found = evaluate.figures(logits, baseline, labels, output)
+    assert (found.top1, found.top5, found.agreement) == (whole.top1, whole.top5, whole.agreement)
+    assert (found.kl_mean, found.kl_p95) == pytest.approx((whole.kl_mean, whole.kl_p95))
+    assert found.loss is not None
+    assert whole.loss is not None
+    assert found.loss.points == pytest.approx(whole.loss.points)
+    assert found.loss.error_points == pytest.approx(whole.loss.error_points)
 
 
 def test_nothing_to_evaluate_is_an_error(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from vgg_export.core import cache, processes
 from vgg_export.core.errors import DataError
-from vgg_export.core.files import reserved_array, scratch_folder
+from vgg_export.core.files import reserved_array, scratch_folder, write_json
 from vgg_export.core.progress import Progress
 from vgg_export.data.splits import Item
 from vgg_runtime.board import device
@@ -30,6 +30,9 @@ from vgg_runtime.records import Record, read
 from vgg_runtime.result import Evaluation
 
 log = logging.getLogger(__name__)
+
+CHUNK = 1000  # pictures that are prepared at once: 600 MB of disk at 224 px
+DONE = "done.json"  # the number of pictures that all subjects were asked about
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,24 +85,20 @@ def run(
 
     The artifact is JSON: figures by subject, as ``evaluate`` returns them.
     """
-    pictures = [(i.sha256, i.label) for i in items]
-    options = {
-        "images": pictures,
-        "subjects": [[s.id, s.preprocessing.to_json(), s.session.to_json(), s.output] for s in subjects],
-    }
 
     def make(path: Path) -> Evaluated:
         found = Evaluated(evaluate(subjects, items, path.parent, progress))
         path.write_text(json.dumps(found.to_json(), indent=1))
         return found
 
-    return cache.produce(STAGE, options, {s.id: s.model for s in subjects}, output, make)
+    return cache.produce(STAGE, _options(subjects, items), {s.id: s.model for s in subjects}, output, make)
 
 
 def evaluate(
     subjects: Sequence[Subject], items: Sequence[Item], work: Path, progress: Progress
 ) -> dict[str, Evaluation]:
-    """The figures of every subject on ``items``, by id.
+    """The figures of every subject on ``items``, by id. Pictures are prepared and asked CHUNK at a time; what
+    was asked is kept below ``work`` until all is done, and an interrupted evaluation goes on from there.
 
     Raises:
         DataError: there are no pictures.
@@ -107,14 +106,73 @@ def evaluate(
     if not items:
         raise DataError("there are no test pictures to evaluate on")
     labels = np.array([-1 if i.label is None else i.label for i in items])
-    logits: dict[str, npt.NDArray[np.float32]] = {}
+    models = {s.id: s.model for s in subjects}
+    with cache.unfinished(STAGE, _options(subjects, items), models, work / "evaluation") as folder:
+        asked = _Asked(folder, len(items))
+        for start in range(asked.done, len(items), CHUNK):
+            _ask(subjects, items, start, asked, progress)
+        logits = {s.id: asked.logits(s.id) for s in subjects}
+        baseline = logits[subjects[0].id]
+        return {s.id: figures(logits[s.id], baseline, labels, s.output) for s in subjects}
+
+
+def _options(subjects: Sequence[Subject], items: Sequence[Item]) -> dict[str, Any]:
+    """What the figures depend on besides the models."""
+    return {
+        "images": [(i.sha256, i.label) for i in items],
+        "subjects": [[s.id, s.preprocessing.to_json(), s.session.to_json(), s.output] for s in subjects],
+    }
+
+
+def _ask(
+    subjects: Sequence[Subject], items: Sequence[Item], start: int, asked: "_Asked", progress: Progress
+) -> None:
+    """Ask all subjects about the CHUNK pictures from ``start`` on."""
+    part = items[start : start + CHUNK]
+    which = f", {start + 1:,} to {start + len(part):,} of {len(items):,}" if len(items) > CHUNK else ""
     for preprocessing in dict.fromkeys(s.preprocessing for s in subjects):
-        with scratch_folder(work) as folder:
-            pictures = prepared(items, preprocessing, folder, progress)
+        with scratch_folder(asked.folder) as folder:
+            pictures = prepared(part, preprocessing, folder, progress, which)
             for subject in (s for s in subjects if s.preprocessing == preprocessing):
-                logits[subject.id] = infer(subject, pictures, progress)
-    baseline = logits[subjects[0].id]
-    return {s.id: figures(logits[s.id], baseline, labels, s.output) for s in subjects}
+                asked.keep(subject.id, start, infer(subject, pictures, progress, which))
+    asked.finish(start + len(part))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Asked:
+    """The logits of ``count`` pictures in files below ``folder``, which take disk and no memory."""
+
+    folder: Path
+    count: int
+
+    @property
+    def done(self) -> int:
+        """How many pictures all subjects were asked about, here or before an interruption."""
+        try:
+            return int(json.loads((self.folder / DONE).read_text()))
+        except (OSError, ValueError):
+            return 0
+
+    def keep(self, name: str, start: int, logits: npt.NDArray[np.float32]) -> None:
+        """Keep the answers [pictures, outputs] from the picture ``start`` on."""
+        path = self._path(name)
+        if start and path.is_file():
+            kept = np.load(path, mmap_mode="r+")
+        else:
+            kept = reserved_array(path, (self.count, logits.shape[1]))
+        kept[start : start + len(logits)] = logits
+        kept.flush()
+
+    def finish(self, done: int) -> None:
+        write_json(self.folder / DONE, done)
+
+    def logits(self, name: str) -> npt.NDArray[np.float32]:
+        """All answers [n, outputs]."""
+        found: npt.NDArray[np.float32] = np.load(self._path(name), mmap_mode="r")
+        return found
+
+    def _path(self, name: str) -> Path:
+        return self.folder / f"{name}.npy"
 
 
 def figures(
@@ -129,7 +187,8 @@ def figures(
     if output == MULTI_LABEL:
         labels = np.full(len(labels), -1)
     known, said = labels >= 0, class_logits(logits, output)
-    hits = top_k(said[known], min(5, said.shape[1])) == labels[known, None]
+    said = said if known.all() else said[known]
+    hits = top_k(said, min(5, said.shape[1])) == labels[known, None]
     return Evaluation(
         n=compared.n,
         top1=metrics.share(hits[:, 0]) if known.any() else None,
@@ -161,28 +220,34 @@ class Prepared:
             yield found[None]
 
 
-def prepared(items: Sequence[Item], preprocessing: InputSpec, folder: Path, progress: Progress) -> Prepared:
-    """All pictures, preprocessed; ``folder`` keeps them."""
+def prepared(
+    items: Sequence[Item], preprocessing: InputSpec, folder: Path, progress: Progress, which: str = ""
+) -> Prepared:
+    """All pictures, preprocessed; ``folder`` keeps them. ``which``: words on them, for the progress."""
     px = preprocessing.px
     path = folder / f"{px}.npy"
     tensors = reserved_array(path, (len(items), *preprocessing.shape))
-    with progress.task(f"preparing test images at {px} px", len(items)) as task:
+    with progress.task(f"preparing test images at {px} px{which}", len(items)) as task:
         for row, item in enumerate(items):
             tensors[row] = load(item.path, preprocessing)
             task.advance()
     return Prepared(items, preprocessing, path)
 
 
-def infer(subject: Subject, pictures: Prepared, progress: Progress) -> npt.NDArray[np.float32]:
+def infer(
+    subject: Subject, pictures: Prepared, progress: Progress, which: str = ""
+) -> npt.NDArray[np.float32]:
     """Raw logits [n, outputs], one picture at a time as on the device. Several processes take a share of the
-    pictures each."""
-    return processes.together(progress, _infer_share, subject, pictures)
+    pictures each. ``which``: words on them, for the progress."""
+    return processes.together(progress, _infer_share, subject, pictures, which)
 
 
-def _infer_share(subject: Subject, pictures: Prepared, progress: Progress) -> npt.NDArray[np.float32]:
+def _infer_share(
+    subject: Subject, pictures: Prepared, which: str, progress: Progress
+) -> npt.NDArray[np.float32]:
     own, rows = processes.share(len(pictures.items)), []
     threads = max(1, device.usable_cores() // processes.local_world())
-    with _model_here(subject) as path, progress.task(f"evaluating {subject.id}", len(own)) as task:
+    with _model_here(subject) as path, progress.task(f"evaluating {subject.id}{which}", len(own)) as task:
         session = Model(path, subject.session, threads)
         for x in pictures.of(own):
             rows.append(session(x))

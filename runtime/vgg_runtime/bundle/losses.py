@@ -7,6 +7,7 @@ and is off where no temperature calibrates a network; so it is weighed against w
 """
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +15,7 @@ import numpy.typing as npt
 from vgg_runtime.result import Loss
 
 from .metrics import loss_error_points
-from .outputs import MULTI_LABEL, class_logits, log_softmax
+from .outputs import MULTI_LABEL, class_logits, in_blocks, log_softmax
 
 LEAST = 20  # pictures; fewer cannot calibrate
 FOLDS = 5
@@ -27,19 +28,30 @@ LEAST_BIAS_POINTS, BIAS_POINTS = 0.7, 0.2
 Logits = npt.NDArray[np.floating]
 
 
-def sharpness(logits: Logits, classes: npt.NDArray[np.int64], start: float | None = None) -> float:
+def sharpness(
+    logits: Logits,
+    classes: npt.NDArray[np.int64],
+    start: float | None = None,
+    rows: npt.NDArray[np.int64] | None = None,
+) -> float:
     """The factor of ``logits`` [n, classes] under which their softmax makes the ``classes`` [n] most likely:
     the inverse of the temperature. The likelihood has one maximum; Newton's method finds it, in logarithms,
-    from ``start``."""
-    spread = float(logits.std()) or 1.0
-    z = logits.astype(np.float64) / spread
-    told, (low, high) = _told(z, classes), RANGE
+    from ``start``. ``rows``: the pictures that count, None: all."""
+    rows = np.arange(len(logits)) if rows is None else rows
+    parts = in_blocks(rows, logits.shape[1])
+    spread = _spread(logits, parts)
+    told = [_told(logits[part].astype(np.float64) / spread, classes[part], len(rows)) for part in parts]
+    low, high = RANGE
     factor = 1.0 if start is None else min(max(start * spread, low), high)
     for _ in range(STEPS):
-        p = np.exp(log_softmax(factor * z))
-        mean = (p * z).sum(axis=1)
-        slope = float((mean - told).mean())
-        curve = float(((p * z**2).sum(axis=1) - mean**2).mean())
+        slopes = curves = 0.0
+        for part, own in zip(parts, told, strict=True):
+            z = logits[part].astype(np.float64) / spread
+            p = np.exp(log_softmax(factor * z))
+            mean = (p * z).sum(axis=1)
+            slopes += float((mean - own).sum())
+            curves += float(((p * z**2).sum(axis=1) - mean**2).sum())
+        slope, curve = slopes / len(rows), curves / len(rows)
         low, high = (factor, high) if slope < 0 else (low, factor)
         step = factor * math.exp(np.clip(-slope / max(factor * curve + slope, 1e-12), -2, 2))
         before, factor = factor, step if low < step < high else math.sqrt(low * high)
@@ -48,10 +60,18 @@ def sharpness(logits: Logits, classes: npt.NDArray[np.int64], start: float | Non
     return factor / spread
 
 
-def _told(z: npt.NDArray[np.float64], classes: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
-    """The logit of each right class [n]; a share of 1 / (n + 2) goes to all classes, so that a network that
-    is never wrong here gets a finite sharpness (Platt 1999)."""
-    other = 1 / (len(z) + 2)
+def _spread(logits: Logits, parts: Sequence[npt.NDArray[np.int64]]) -> float:
+    """The standard deviation of the logits in ``parts``; 1 where they are all the same."""
+    count = sum(map(len, parts)) * logits.shape[1]
+    mean = sum(float(logits[part].astype(np.float64).sum()) for part in parts) / count
+    squares = sum(float(((logits[part].astype(np.float64) - mean) ** 2).sum()) for part in parts)
+    return math.sqrt(squares / count) or 1.0
+
+
+def _told(z: npt.NDArray[np.float64], classes: npt.NDArray[np.int64], n: int) -> npt.NDArray[np.float64]:
+    """The logit of each right class; a share of 1 / (n + 2) goes to all classes, so that a network that is
+    never wrong on the ``n`` pictures gets a finite sharpness (Platt 1999)."""
+    other = 1 / (n + 2)
     own = np.take_along_axis(z, classes[:, None], axis=1)[:, 0]
     found: npt.NDArray[np.float64] = (1 - other) * own + other * z.mean(axis=1)
     return found
@@ -72,18 +92,22 @@ def confidence(logits: Logits, classes: npt.NDArray[np.int64]) -> npt.NDArray[np
     The temperature for a picture's probability comes from the other folds. The second part makes the
     variance of the result that of the whole estimate (the influence function of the temperature).
     """
-    z = logits.astype(np.float64)
-    factor = sharpness(z, classes)
-    fold, sure = folds(len(z)), np.empty(len(z))
+    n, classes_each = logits.shape
+    factor = sharpness(logits, classes)
+    fold, sure = folds(n), np.empty(n)
     for k in range(FOLDS):
-        own, others = fold == k, fold != k
-        by_others = sharpness(z[others], classes[others], factor)
-        sure[own] = np.exp(log_softmax(by_others * z[own])).max(axis=1)
-    p = np.exp(log_softmax(factor * z))
-    mean = (p * z).sum(axis=1)
-    pull = factor * (mean - _told(z, classes))
-    curve = factor**2 * ((p * z**2).sum(axis=1) - mean**2)
-    moved = factor * p.max(axis=1) * (z.max(axis=1) - mean)
+        by_others = sharpness(logits, classes, factor, np.flatnonzero(fold != k))
+        for part in in_blocks(np.flatnonzero(fold == k), classes_each):
+            z = logits[part].astype(np.float64)
+            sure[part] = np.exp(log_softmax(by_others * z)).max(axis=1)
+    pull, curve, moved = np.empty((3, n))
+    for part in in_blocks(np.arange(n), classes_each):
+        z = logits[part].astype(np.float64)
+        p = np.exp(log_softmax(factor * z))
+        mean = (p * z).sum(axis=1)
+        pull[part] = factor * (mean - _told(z, classes[part], n))
+        curve[part] = factor**2 * ((p * z**2).sum(axis=1) - mean**2)
+        moved[part] = factor * p.max(axis=1) * (z.max(axis=1) - mean)
     shift = float(moved.mean()) / max(float((pull + curve).mean()), 1e-12)
     found: npt.NDArray[np.float64] = sure - shift * (pull - pull.mean())
     return found
@@ -147,6 +171,6 @@ def estimated(
         points, squares = float(counted.sum()), float((counted**2).sum())
         return Loss(100 * points / n, loss_error_points(points, squares, n), n, 1.0, 3 * n)
     right = labels[known]
-    told, said = (class_logits(z[known], output) for z in (reference, logits))
+    told, said = (class_logits(z if known.all() else z[known], output) for z in (reference, logits))
     temperature = 1 / min(sharpness(told, right), sharpness(said, right))
     return estimate(counted, confidence(told, right) - confidence(said, right), bias_points(temperature))

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from vgg_runtime.result import Proportion
 
-from .outputs import MULTI_LABEL, SOFTMAX, against_zero, class_logits, decisions, log_softmax
+from .outputs import MULTI_LABEL, SOFTMAX, against_zero, by_blocks, class_logits, decisions, log_softmax
 
 Z95 = 1.959963984540054
 CHANCE_LEVEL = 0.01  # significance level of the tests against chance
@@ -93,9 +93,27 @@ def kl_divergence(
     reference: npt.NDArray[np.float32], other: npt.NDArray[np.float32]
 ) -> npt.NDArray[np.float64]:
     """KL(reference || other) of the softmax of two logit arrays [..., classes], in nats: [...]."""
+    return (
+        by_blocks(_kl_divergence, reference, other)
+        if reference.ndim > 1
+        else _kl_divergence(reference, other)
+    )
+
+
+def _kl_divergence(
+    reference: npt.NDArray[np.float32], other: npt.NDArray[np.float32]
+) -> npt.NDArray[np.float64]:
     p, q = log_softmax(reference), log_softmax(other)
     result: npt.NDArray[np.float64] = (np.exp(p) * (p - q)).sum(axis=-1)
     return result
+
+
+def _kl_of_labels(
+    reference: npt.NDArray[np.float32], other: npt.NDArray[np.float32]
+) -> npt.NDArray[np.float64]:
+    """The mean over the labels of a multi-label network, logits [n, labels]: [n]."""
+    found: npt.NDArray[np.float64] = kl_divergence(against_zero(reference), against_zero(other)).mean(axis=1)
+    return found
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,8 +172,9 @@ def compare(
     [n] are -1 where unknown. A multi-label network is never right or wrong, because a picture has one of
     them. The divergence is computed in float64."""
     if output == MULTI_LABEL:
-        divergence = kl_divergence(against_zero(reference), against_zero(logits)).mean(axis=1)
-        return Comparison(decisions(logits) == decisions(reference), divergence, np.zeros(0, np.int64))
+        divergence = by_blocks(_kl_of_labels, reference, logits)
+        same = by_blocks(decisions, logits) == by_blocks(decisions, reference)
+        return Comparison(same, divergence, np.zeros(0, np.int64))
     logits, reference = class_logits(logits, output), class_logits(reference, output)
     said, wanted = logits.argmax(axis=1), reference.argmax(axis=1)
     known = np.zeros(len(said), bool) if labels is None else labels >= 0

@@ -3,7 +3,8 @@
 A graph always gives raw logits. Here they become classes, probabilities and decisions.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +14,7 @@ import numpy.typing as npt
 from vgg_runtime.result import MULTI_LABEL, OUTPUTS, SIGMOID, SOFTMAX
 
 __all__ = ["MULTI_LABEL", "OUTPUTS", "SIGMOID", "SOFTMAX"]
+BLOCK_NUMBERS = 1 << 21  # 16 MB in float64
 THRESHOLD = 0.5  # a label is given to a picture if its probability is larger
 
 # What the figures are called in tables.
@@ -45,6 +47,24 @@ def against_zero(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
     return np.stack([np.zeros_like(logits), logits], axis=-1)
 
 
+def in_blocks(rows: npt.NDArray[np.int64], width: int) -> list[npt.NDArray[np.int64]]:
+    """``rows`` in parts that hold BLOCK_NUMBERS numbers each, where a row has ``width``: what is computed of
+    many rows in float64 then takes no more memory than of a few."""
+    each = max(1, BLOCK_NUMBERS // max(1, width))
+    return [rows[start : start + each] for start in range(0, len(rows), each)]
+
+
+def by_blocks(
+    function: Callable[..., npt.NDArray[Any]], *arrays: npt.NDArray[np.floating]
+) -> npt.NDArray[Any]:
+    """``function`` of arrays [n, …], which says something of each row [n, …], computed block by block."""
+    first = arrays[0]
+    parts = in_blocks(np.arange(len(first)), first[:1].size)
+    if len(parts) < 2:
+        return function(*arrays)
+    return np.concatenate([function(*(array[part] for array in arrays)) for part in parts])
+
+
 def log_softmax(logits: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:
     """Natural logarithm of the probabilities along the last axis, in float64."""
     shifted = logits.astype(np.float64) - logits.max(axis=-1, keepdims=True)
@@ -61,7 +81,11 @@ def softmax(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
 def top_k(logits: npt.NDArray[np.float32], k: int) -> npt.NDArray[np.int64]:
     """Indices of the ``k`` largest logits, largest first: [n, k]. Equal logits keep the order of the
     classes."""
-    return np.argsort(-logits, axis=-1, kind="stable")[..., :k]
+
+    def largest(z: npt.NDArray[np.float32]) -> npt.NDArray[np.int64]:
+        return np.argsort(-z, axis=-1, kind="stable")[..., :k]
+
+    return by_blocks(largest, logits) if logits.ndim > 1 else largest(logits)
 
 
 def probabilities(logits: npt.NDArray[np.float32], kind: str) -> npt.NDArray[np.float64]:
