@@ -1,4 +1,5 @@
 import dataclasses
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -6,6 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import ROOT, entries_of
+from cyclonedx.schema import SchemaVersion
+from cyclonedx.validation.json import JsonStrictValidator
 
 from vgg_export.bundle import evaluate, writer
 from vgg_export.core import cache, files
@@ -51,6 +54,28 @@ def test_it_holds_what_the_manifest_says_and_nothing_else(bundle_folder: Path) -
     }
     for name, path in sources.items():
         assert (bundle_folder / name).read_bytes() == path.read_bytes()
+
+
+def test_the_bill_of_materials_is_cyclonedx_and_names_what_is_there(bundle_folder: Path) -> None:
+    text = (bundle_folder / "sbom.cdx.json").read_text()
+    assert JsonStrictValidator(SchemaVersion.V1_5).validate_str(text) is None
+    broken = json.loads(text) | {"bomFormat": "other"}
+    assert JsonStrictValidator(SchemaVersion.V1_5).validate_str(json.dumps(broken)) is not None
+    components = json.loads(text)["components"]
+    packages = {c["name"]: c["version"] for c in components if c.get("purl")}
+    locked = (ROOT / "runtime/requirements-locked.txt").read_text()
+    assert {"numpy", "onnxruntime", "pillow"} <= packages.keys()
+    assert all(f"{name}=={version} " in locked for name, version in packages.items())
+    models = [c for c in components if c["type"] == "machine-learning-model"]
+    assert [model["name"] for model in models] == [
+        build.id for variant in manifest.read(bundle_folder).variants for build in variant.builds
+    ]
+    for model in models:
+        graph = (bundle_folder / f"models/{model['name']}.onnx").read_bytes()
+        assert model["hashes"] == [{"alg": "SHA-256", "content": hashlib.sha256(graph).hexdigest()}]
+        for part in model["components"]:
+            content = (bundle_folder / part["name"]).read_bytes()
+            assert part["hashes"][0]["content"] == hashlib.sha256(content).hexdigest()
 
 
 def test_the_variants_carry_their_facts(bundle_folder: Path) -> None:

@@ -31,7 +31,7 @@ from vgg_export.graphs.model_info import Described, ModelInfo
 from vgg_export.network.chain import Chain
 from vgg_runtime.board import device
 from vgg_runtime.board.targets import TARGETS
-from vgg_runtime.bundle import builds, self_check
+from vgg_runtime.bundle import bill, builds, self_check
 from vgg_runtime.bundle import manifest as m
 from vgg_runtime.bundle.input_spec import InputSpec
 from vgg_runtime.bundle.preprocess import load
@@ -298,6 +298,8 @@ def _write(folder: Path, contents: Contents, key: str, advance: Callable[[], Non
     _write_runtime(folder / "runtime")
     write_json(folder / m.SPLITS_NAME, contents.splits.to_json() | {"fitted": contents.fitted()})
     (folder / "README.md").write_text(_readme(contents.entries), encoding="utf-8")
+    locked = (folder / "runtime" / "requirements-locked.txt").read_text(encoding="utf-8")
+    write_json(folder / bill.BILL_NAME, bill.of(info.chain.family, variants, locked))
     source = info.provenance
     models = {entry.path for variant in variants for build in variant.builds for entry in build.files}
     listed = {"labels.txt", "expected.npz", *models, *(s.file.path for s in samples)}

@@ -13,13 +13,14 @@ from pathlib import Path
 
 import numpy as np
 
+from vgg_runtime.bundle import bill, self_check
 from vgg_runtime.bundle import manifest as m
-from vgg_runtime.bundle import self_check
 from vgg_runtime.bundle.opened import Bundle
 from vgg_runtime.errors import BundleError, RuntimeInputError
 from vgg_runtime.text import in_bytes
 
 RUNTIME = "runtime/"
+LOCKED = "runtime/requirements-locked.txt"
 NEEDED = "runtime/classify.py"  # and the requirements with hashes, which came with it
 ZIP = ".zip"
 FOUND_IN_A_ZIP = (
@@ -79,6 +80,9 @@ def ship(
             _copy(bundle.folder / entry.path, folder / entry.path)
         for path, source in (extra or {}).items():
             _copy(source, folder / path)
+        alone = dataclasses.replace(variant, builds=(variant.build,))
+        materials = bill.of(bundle.manifest.family, [alone], _locked(bundle.folder))
+        (folder / bill.BILL_NAME).write_text(json.dumps(materials, indent=1) + "\n", encoding="utf-8")
         _write_expected(bundle, variant, folder)
         fitted = sorted(m.read_fitted(bundle.folder))
         (folder / m.SPLITS_NAME).write_text(json.dumps({"fitted": fitted}), encoding="utf-8")
@@ -88,6 +92,12 @@ def ship(
         total = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
         packed = _zipped(folder) if output.suffix == ZIP else None
     return Shipped(output, variant.id, total, variant.build.bytes, packed)
+
+
+def _locked(folder: Path) -> str:
+    """The requirements with versions; empty in a bundle of an older vgg-export."""
+    path = folder / LOCKED
+    return path.read_text(encoding="utf-8") if path.is_file() else ""
 
 
 def _ensure_free(output: Path) -> None:
