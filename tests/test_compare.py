@@ -192,6 +192,8 @@ def test_in_the_checkout_it_finds_artifacts(bundle_folder: Path, tmp_path: Path)
         (("--threads", "0"), "expected 1 to 1024"),
         (("--budget", "-1"), "expected more than 0"),
         (("--json", "/nowhere/at/all.json"), "cannot be written"),
+        (("--json", f"/tmp/{'x' * 300}/r.json"), "cannot be written"),
+        (("--bundle", f"/tmp/{'x' * 300}"), "cannot be read"),
         (("--json", "/proc/x.json"), "cannot be written"),  # a folder that only looks writable
         (("--bundle", "nowhere"), "there is no bundle in nowhere"),
     ],
@@ -298,6 +300,37 @@ def test_a_killed_child_is_a_row(bundle_folder: Path, tmp_path: Path) -> None:
     rows = json.loads((tmp_path / "r.json").read_text())["variants"]
     assert "did not fit" in rows[0]["error"]
     assert rows[1]["p50_ms"] > 0
+
+
+def test_a_full_disk_behind_what_is_printed_loses_no_measurement(bundle_folder: Path, tmp_path: Path) -> None:
+    command = [sys.executable, str(bundle_folder / "runtime/compare.py"), *QUICK, "--variants", "scaled"]
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [*command, "--json", str(tmp_path / "r.json")],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert done.returncode == 1
+    last = done.stderr.splitlines()[-1]
+    assert last == "Error: what is printed cannot be written (No space left on device)"
+    assert json.loads((tmp_path / "r.json").read_text())["variants"][0]["p50_ms"] > 0
+
+
+@pytest.mark.parametrize("piped", [True, False])
+def test_a_result_can_go_where_the_table_goes(piped: bool, bundle_folder: Path, tmp_path: Path) -> None:
+    given = (*QUICK, "--variants", "scaled", "--json", "/dev/stdout")
+    command = [sys.executable, str(bundle_folder / "runtime/compare.py"), *given]
+    if piped:
+        shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    else:
+        with (tmp_path / "out.txt").open("w") as file:
+            subprocess.run(command, stdout=file, stderr=subprocess.DEVNULL, check=True)
+        shown = (tmp_path / "out.txt").read_text()
+    table, _, document = shown.partition("\n{")
+    assert "scaled  " in table
+    assert json.loads("{" + document)["variants"][0]["variant"] == "scaled"
 
 
 def test_ctrl_c_while_it_starts_is_a_word(bundle_folder: Path) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, command_environment
+from conftest import ROOT, command_environment, reseal
 
 import faults
 import kill_anywhere
@@ -76,3 +76,20 @@ def test_like_repeats_a_run_byte_by_byte_in_another_folder(
     done = vgg_export(*again, *given)
     assert done.returncode == 2
     assert "--like: the pictures (--data) must be the same as in that run" in done.stderr
+
+
+def test_what_a_stranger_s_manifest_asks_for_is_refused(
+    bundle_copy: Path, in_this_process: Callable[..., subprocess.CompletedProcess[str]]
+) -> None:
+    for asked, sentence in (
+        ({"output": "/elsewhere"}, "has the option 'output', which this version does not know"),
+        ({"weights": "/etc/passwd"}, "has a --weights that no run writes there"),
+        ({"seed": "many"}, "'many' is not a valid integer"),
+    ):
+        made = {"options": asked, "core": "pi5", "checkpoint": "c", "pictures": "p"}
+        reseal(bundle_copy, made_with=made)
+        done = in_this_process("all", "--like", bundle_copy / "manifest.json")
+        assert done.returncode == 2
+        assert sentence in done.stderr
+    done = in_this_process("all", "--like", bundle_copy / "splits.json")
+    assert "--like takes the manifest.json of a bundle" in done.stderr

@@ -376,9 +376,9 @@ def evaluate(bundle: Path, record: bool, json_file: Path | None, **chosen: Any) 
         bundle, pictures, TerminalProgress(), record=record, accept=chosen["accept_accuracy"]
     )
     for notice in notices:
-        click.echo(f"!! {notice}")
-    click.echo(f"{n} test images, none of them used for fitting or calibration")
-    click.echo(tables.figures(list(figures.items()), output, console.width()))
+        click.echo(console.harmless(f"!! {notice}"))
+    click.echo(f"{n:,} test images, none of them used for fitting or calibration")
+    click.echo(console.harmless(tables.figures(list(figures.items()), output, console.width())))
     if reason := outputs.TOP1_ABSENT.get(output):
         click.echo(f"{reason}.")
     if json_file:

@@ -188,13 +188,16 @@ def like(chosen: Chosen, path: Path) -> tuple[Chosen, MadeWith]:
             the run was given is missing.
         BundleError: there is no such manifest, or it is damaged.
     """
-    made = manifest.read(path if path.is_dir() else path.parent).made_with
+    folder = path if path.is_dir() else path.parent
+    if not (path.is_dir() or path.name == manifest.FILE_NAME) or not (folder / manifest.FILE_NAME).is_file():
+        raise OptionsError(f"--like takes the {manifest.FILE_NAME} of a bundle, found {path}")
+    made = manifest.read(folder).made_with
     if made is None:
         raise OptionsError(
             f"--like: {path} does not say what it was made with; expected a manifest.json of all"
         )
     known, own = made.options, typed(chosen)
-    if unknown := sorted(known.keys() - chosen.keys()):
+    if unknown := sorted((known.keys() - chosen.keys()) | (known.keys() & set(_NO_MATTER))):
         raise OptionsError(f"--like: {path} has the option {unknown[0]!r}, which this version does not know")
     for key in sorted(known.keys() | own.keys()):
         flag = f"--{key.replace('_', '-')}"
@@ -203,10 +206,25 @@ def like(chosen: Chosen, path: Path) -> tuple[Chosen, MadeWith]:
             raise OptionsError(
                 f"--like: that run had {there}, found {flag} {own[key]}; leave it out, or --like"
             )
+        if key in _PLACES and key in known and known[key] not in (PLACE, *BUILT_IN):
+            raise OptionsError(f"--like: {path} has a {flag} that no run writes there")
         if known.get(key) == PLACE and key not in own:
             raise OptionsError(f"--like: that run was given {flag}; name the same file or folder with it")
-    values = {key: tuple(value) if isinstance(value, list) else value for key, value in known.items()}
-    return chosen | {key: value for key, value in values.items() if key not in own}, made
+    return chosen | {key: _taken(key, value) for key, value in known.items() if key not in own}, made
+
+
+def _taken(key: str, value: Any) -> Any:
+    """A value from a manifest as the command line would have taken it.
+
+    Raises:
+        click.BadParameter: it would have refused it.
+    """
+    context = click.get_current_context(silent=True)
+    parameters = context.command.params if context else ()
+    option = next((one for one in parameters if one.name == key), None)
+    if context is None or option is None:
+        return tuple(value) if isinstance(value, list) else value
+    return option.type_cast_value(context, value)
 
 
 def ensure_output(output: Path, suffix: str, *inputs: Path | str) -> None:

@@ -253,6 +253,11 @@ class GivenBundle:
     work: Path
 
 
+def work_of(folder: Path) -> Path:
+    """The folder for intermediate files of a bundle."""
+    return folder.resolve().parent / f".{folder.resolve().name}.work"
+
+
 def read_bundle(folder: Path, pictures: DataOptions, progress: Progress) -> GivenBundle:
     """A verified bundle, and pictures that were not used to make it.
 
@@ -265,7 +270,7 @@ def read_bundle(folder: Path, pictures: DataOptions, progress: Progress) -> Give
         raise DataError(f"nothing to evaluate: {present.figures_absent}")
     labels = manifest.read_labels(folder, present)
     fitted = manifest.read_fitted(folder)
-    work = folder.resolve().parent / f".{folder.resolve().name}.work"
+    work = work_of(folder)
     items = unseen(pictures, present.weights["weights"], labels, present.class_ids, fitted, work, progress)
     subjects = [
         evaluate.Subject(

@@ -12,7 +12,7 @@ from vgg_runtime.result import Evaluation
 
 from . import inputs
 from .bundle import evaluate, writer
-from .core.errors import NothingToGainError, OptionsError, OtherInputError
+from .core.errors import DataError, NothingToGainError, OptionsError, OtherInputError
 from .core.files import exclusive, exclusive_output, write_json
 from .core.progress import Progress
 from .data import wordnet
@@ -149,10 +149,24 @@ def evaluate_bundle(
         AccuracyError: the baseline is not clearly better than chance on them, unless that is to be
             ``accept``-ed.
     """
+    with exclusive_output(folder), exclusive(inputs.work_of(folder)):
+        return _evaluate_bundle(folder, pictures, progress, record=record, accept=accept)
+
+
+def _evaluate_bundle(
+    folder: Path, pictures: DataOptions, progress: Progress, *, record: bool, accept: bool
+) -> tuple[dict[str, Evaluation], int, tuple[str, ...], str]:
     given = inputs.read_bundle(folder, pictures, progress)
+    present = given.manifest
+    alone = "this bundle holds one variant: agreement and KL are those with itself"
+    alone = alone if len(present.variants) == 1 else ""
+    if record and alone:
+        raise DataError(
+            "this bundle holds one variant, so there is nothing to compare it with, and its recorded figures"
+            " stay; leave --record out"
+        )
     checked = inputs.ensure_bundle_understood(given, progress, accept=accept)
     figures = evaluate.evaluate(given.subjects, given.items, given.work, progress)
-    present = given.manifest
     if record:
         variants = tuple(_with_figures(v, figures) for v in present.variants)
         # so that 'all' writes its own figures again
@@ -168,7 +182,7 @@ def evaluate_bundle(
     return (
         figures,
         len(given.items),
-        tuple(filter(None, (present.notice, checked.unchecked, checked.problem))),
+        tuple(filter(None, (present.notice, checked.unchecked, checked.problem, alone))),
         present.output,
     )
 

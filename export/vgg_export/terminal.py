@@ -46,7 +46,9 @@ def explain(error: BaseException) -> int:
         )
         return EXIT_INTERRUPTED
     sentence, code = _sentence(error)
-    click.secho(f"Error: {sentence}", fg="red", err=True)
+    from vgg_runtime import console
+
+    click.secho(f"Error: {console.harmless(sentence)}", fg="red", err=True)
     return code
 
 

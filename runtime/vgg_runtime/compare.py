@@ -205,6 +205,7 @@ def _compare(options: argparse.Namespace, bundle: Bundle) -> int:
     threads = device.usable_cores() if options.threads is None else options.threads or None
     variants = _chosen(bundle.manifest, options.variants)
     bundle.check(_needed(options, bundle.manifest, variants), lambda e: console.glimpse(f"checking {e.path}"))
+    console.clear_report()
     images = _images(options, bundle)
     output.check_writable(*filter(None, (options.json, options.html)))
     if options.tune:
@@ -222,13 +223,15 @@ def _compare(options: argparse.Namespace, bundle: Bundle) -> int:
     )
     result = measure.compare(bundle, variants, images, settings, console.report)
     console.clear_report()
-    _print(result, top5=options.top5, wide=options.wide)  # first: a full disk must not lose the measurement
-    if options.json:
-        output.write(options.json, json.dumps(result.to_json(), indent=1, allow_nan=False))
-    if options.html:
-        from .report import page
+    try:  # a full disk behind one of them must not lose the measurement
+        _print(result, top5=options.top5, wide=options.wide)
+    finally:
+        if options.json:
+            output.write(options.json, json.dumps(result.to_json(), indent=1, allow_nan=False))
+        if options.html:
+            from .report import page
 
-        output.write(options.html, page.report(result, [image.path for image in images]))
+            output.write(options.html, page.report(result, [image.path for image in images]))
     return console.EXIT_FAILED if any(row.error for row in result.variants) else console.EXIT_OK
 
 

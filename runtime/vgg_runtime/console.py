@@ -37,9 +37,13 @@ def ended(program: Callable[[], int]) -> int:
         say_aside(f"Error: {error}")
         return EXIT_FAILED
     except BrokenPipeError:
-        # the program that read our output has ended
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _print_no_more()  # the program that read our output has ended
         return EXIT_INPUT
+    except OSError as error:
+        _print_no_more()
+        what = f"{error.filename} cannot be used" if error.filename else "what is printed cannot be written"
+        say_aside(f"Error: {what} ({error.strerror or error})")
+        return EXIT_FAILED
     except KeyboardInterrupt:
         print("\nInterrupted.", file=sys.stderr)
         return EXIT_INTERRUPTED
@@ -52,6 +56,11 @@ def ended(program: Callable[[], int]) -> int:
         return EXIT_FAILED
 
 
+def _print_no_more() -> None:
+    """What is left to print could not be written when Python ends, either."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def width(*, wide: bool = False) -> int | None:
     """The characters of a line on the terminal; None, no limit, with ``wide``."""
     return None if wide else text.terminal_width()
@@ -62,7 +71,7 @@ def shown(words: str, recommended: str | None = None) -> None:
     variant's are coloured."""
     coloured = sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
     words = harmless(words)
-    print(in_colours(words, recommended) if coloured else words)
+    print(in_colours(words, recommended) if coloured else words, flush=True)
 
 
 def harmless(words: str) -> str:
@@ -106,11 +115,13 @@ def clear_report() -> None:
 
 def say(line: str) -> None:
     """Print a line at once."""
+    clear_report()
     print(harmless(line), flush=True)
 
 
 def say_aside(line: str) -> None:
     """Print a line on standard error at once, where it does not mix with what a program reads."""
+    clear_report()
     print(harmless(line), file=sys.stderr, flush=True)
 
 

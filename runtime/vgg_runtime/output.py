@@ -6,6 +6,7 @@ from pathlib import Path
 from . import text
 from .errors import RuntimeInputError
 
+_OPEN = ("/dev/stdout", "/dev/stderr", "/dev/fd/", "/proc/self/fd/")
 LONGEST_NAME = 255  # bytes of a file name on Linux's file systems
 
 
@@ -18,7 +19,7 @@ def check_writable(*paths: Path) -> None:
     if len({path.resolve() for path in paths}) < len(paths):
         raise RuntimeInputError(f"--json and --html both name {paths[0]}; give each its own file")
     for path in paths:
-        if not _is_writable(path.resolve()):
+        if not _is_writable(path):
             raise RuntimeInputError(
                 f"{text.printable(str(path), 80)} cannot be written; name a file in an existing folder"
                 " you may write to"
@@ -28,19 +29,24 @@ def check_writable(*paths: Path) -> None:
 def _is_writable(path: Path) -> bool:
     """Whether ``write`` can work: a file is made beside the named one and taken away again, because some
     folders, as /proc, only look writable."""
-    if path.is_dir() or len(os.fsencode(path.name)) > LONGEST_NAME:
-        return False
-    if path.exists() and not os.access(path, os.W_OK):
-        return False
-    if path.exists() and not path.is_file():  # a pipe or a device
-        return True
-    beside = _beside(path)
     try:
-        beside.touch()
-        beside.unlink()
+        if path.is_dir() or (path.exists() and not os.access(path, os.W_OK)):
+            return False
+        if _is_special(path):
+            return True
+        path = path.resolve()
+        if len(os.fsencode(path.name)) > LONGEST_NAME:
+            return False
+        _beside(path).touch()
+        _beside(path).unlink()
     except OSError:
         return False
     return True
+
+
+def _is_special(path: Path) -> bool:
+    """Whether it is written to as it is: a pipe, a device, or what a program already has open."""
+    return (path.exists() and not path.is_file()) or str(path).startswith(_OPEN)
 
 
 def _beside(path: Path) -> Path:
@@ -49,11 +55,12 @@ def _beside(path: Path) -> Path:
 
 def write(path: Path, text: str) -> None:
     """Replace a file by ``text``; a pipe or a device is written to."""
-    path = path.resolve()  # what a link points to is replaced, not the link
-    special = path.exists() and not path.is_file()  # a pipe or a device: written to as it is
+    special = _is_special(path)
+    path = path if special else path.resolve()  # what a link points to is replaced, not the link
     beside = path if special else _beside(path)
     try:
-        beside.write_text(text, encoding="utf-8", errors="backslashreplace")
+        with beside.open("a" if special else "w", encoding="utf-8", errors="backslashreplace") as file:
+            file.write(text)
         if not special:
             beside.replace(path)
     except OSError as error:

@@ -107,6 +107,12 @@ def test_an_interrupted_evaluation_goes_on(
     with pytest.raises(KeyboardInterrupt):
         evaluate.evaluate(subjects, items, tmp_path, Quiet())
     assert [path.suffix for path in tmp_path.iterdir()] == [".parts"]
+    left = next(tmp_path.iterdir())
+    lost = left / "1.npy"
+    kept = lost.read_bytes()
+    lost.write_bytes(kept[:100])  # as a full disk leaves it
+    assert evaluate._Asked(left, len(items), ["a", "b"]).done == 0
+    lost.write_bytes(kept)
     asked.clear()
     before = len(subjects) + 2
     monkeypatch.setattr(evaluate, "infer", counted)

@@ -171,6 +171,17 @@ def test_the_only_variant_of_a_bundle_is_compared_with_nothing() -> None:
     assert "\n\n\n" not in tables.whole(result, 80)  # no empty line where a remark would be
 
 
+@pytest.mark.parametrize("width", [80, None])
+def test_a_baseline_that_died_among_the_pictures_is_shown_as_far_as_it_came(width: int | None) -> None:
+    said = Prediction((0, 1), (0.9, 0.1), ("cat", "dog"))
+    rows = [a_row("baseline", predictions=(said,), error="killed"), a_row("small", predictions=(said, said))]
+    result = a_result(*rows, images=(*(Shown(f"{name}.jpg", None) for name in "abc"),))
+    lines = tables.predictions(result, top5=False, width=width).split("\n")
+    assert any("b.jpg" in line and text.ABSENT in line for line in lines)
+    assert any("cat 90 %" in line for line in lines if "b.jpg" in line)
+    assert "c.jpg\n  no variant lived to classify it" in tables.predictions(result, top5=True, width=width)
+
+
 def test_only_columns_that_are_shown_are_explained() -> None:
     narrow, wide = (tables.comparison(few(), width).split("\n\n")[-1] for width in (80, None))
     assert "P90" not in narrow

@@ -368,7 +368,10 @@ def with_test(figures_of: dict[str, Evaluation], budget: Budget) -> tuple[points
     return within_budget.with_test_figures(found, entries, known, budget), entries
 
 
-LOST_HALF = "0.5 points lost on 1,000 test pictures, at most 0.8 with 95 %; 3,000 more would halve what is"
+LOST_HALF = (
+    "0.5 points lost on 1,000 test pictures, at most 0.8 with 95 %;"
+    " 3,000 more pictures would halve that uncertainty"
+)
 
 
 @pytest.mark.parametrize(
@@ -384,7 +387,7 @@ LOST_HALF = "0.5 points lost on 1,000 test pictures, at most 0.8 with 95 %; 3,00
 )
 def test_the_reason_says_what_the_test_pictures_say_of_the_budget(budget: Budget, said: str) -> None:
     told, _ = with_test({"a": figures(0.795, error=0.2)}, budget)
-    assert told.reason == f"because; as variant-a in the bundle, {LOST_HALF} not sure{said}"
+    assert told.reason == f"because; as variant-a in the bundle, {LOST_HALF}{said}"
     assert told.recommended is not None
     assert told.recommended.test == figures(0.795, error=0.2)
 

@@ -108,7 +108,7 @@ def evaluate(
     labels = np.array([-1 if i.label is None else i.label for i in items])
     models = {s.id: s.model for s in subjects}
     with cache.unfinished(STAGE, _options(subjects, items), models, work / "evaluation") as folder:
-        asked = _Asked(folder, len(items))
+        asked = _Asked(folder, len(items), [s.id for s in subjects])
         for start in range(asked.done, len(items), CHUNK):
             _ask(subjects, items, start, asked, progress)
         logits = {s.id: asked.logits(s.id) for s in subjects}
@@ -140,26 +140,28 @@ def _ask(
 
 @dataclasses.dataclass(frozen=True)
 class _Asked:
-    """The logits of ``count`` pictures in files below ``folder``, which take disk and no memory."""
+    """The logits of ``count`` pictures in files below ``folder``, which take disk and no memory. ``names``:
+    of the subjects; a file is called by its place among them."""
 
     folder: Path
     count: int
+    names: Sequence[str]
 
     @property
     def done(self) -> int:
-        """How many pictures all subjects were asked about, here or before an interruption."""
+        """How many pictures all subjects were asked about, here or before an interruption; none where not all
+        answers are there."""
         try:
-            return int(json.loads((self.folder / DONE).read_text()))
+            found = int(json.loads((self.folder / DONE).read_text()))
+            whole = all(len(self.logits(name)) == self.count for name in self.names)
         except (OSError, ValueError):
             return 0
+        return found if whole else 0
 
     def keep(self, name: str, start: int, logits: npt.NDArray[np.float32]) -> None:
         """Keep the answers [pictures, outputs] from the picture ``start`` on."""
-        path = self._path(name)
-        if start and path.is_file():
-            kept = np.load(path, mmap_mode="r+")
-        else:
-            kept = reserved_array(path, (self.count, logits.shape[1]))
+        path, shape = self._path(name), (self.count, logits.shape[1])
+        kept: Any = np.load(path, mmap_mode="r+") if start else reserved_array(path, shape)
         kept[start : start + len(logits)] = logits
         kept.flush()
 
@@ -172,7 +174,7 @@ class _Asked:
         return found
 
     def _path(self, name: str) -> Path:
-        return self.folder / f"{name}.npy"
+        return self.folder / f"{self.names.index(name)}.npy"
 
 
 def figures(

@@ -14,10 +14,10 @@ from vgg_export.core.errors import CheckFailedError
 from vgg_export.core.progress import Progress
 from vgg_export.graphs.model_info import Described
 from vgg_runtime.board import device
-from vgg_runtime.board.targets import TARGETS
+from vgg_runtime.board.targets import TARGETS, here
 from vgg_runtime.bundle import self_check
 from vgg_runtime.bundle.manifest import SessionSettings
-from vgg_runtime.bundle.session import Model
+from vgg_runtime.bundle.session import Model, exact
 
 from . import qdq
 from .measured import Quantized, Retyped
@@ -56,7 +56,9 @@ def ensure_same(before: cache.Artifact, path: Path) -> float:
     """
     spec = before.read(Described).model.preprocessing
     x = np.random.default_rng(0).standard_normal((3, *spec.shape), np.float32)
-    expected, found = (Model(p, SessionSettings(), device.usable_cores())(x) for p in (before.path, path))
+    # without overflow where this machine's kernels have one and the target's have none
+    settings = exact(SessionSettings(), here(), (before.read(Quantized).target,))
+    expected, found = (Model(p, settings, device.usable_cores())(x) for p in (before.path, path))
     apart = self_check.deviation(found, expected)
     if not apart <= TOLERANCE:
         raise CheckFailedError(

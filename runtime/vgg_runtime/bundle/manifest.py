@@ -10,6 +10,7 @@ from typing import Any, Self
 
 from vgg_runtime.errors import BundleError
 from vgg_runtime.records import FieldError, Record, parse
+from vgg_runtime.records import read as read_as
 from vgg_runtime.result import Evaluation, Loss, StepLoss
 
 from .input_spec import InputSpec
@@ -81,6 +82,8 @@ class Build(Record):
     evaluation_absent: str | None = None
 
     def __post_init__(self) -> None:
+        if not self.id.isprintable() or not self.id.strip(".") or {"/", "\\"} & set(self.id):
+            raise FieldError("id", "a name that a file can have", self.id)
         if not self.sessions.keys() >= MODES:
             raise FieldError("sessions", f"entries {' and '.join(sorted(MODES))}", sorted(self.sessions))
         if self.weights and PurePosixPath(self.weights.path).parent != PurePosixPath(self.model.path).parent:
@@ -221,6 +224,9 @@ class Manifest(Record):
         ids = [variant.id for variant in self.variants]
         if twice := next((name for name in ids if ids.count(name) > 1), None):
             raise FieldError("variants", "each id once", twice)
+        built = [build.id for variant in self.variants for build in variant.builds]
+        if twice := next((name for name in built if built.count(name) > 1), None):
+            raise FieldError("variants", "each build's id once", twice)
         if self.searched and self.searched.variant not in ids:
             raise FieldError("searched.variant", f"one of {', '.join(ids)}", self.searched.variant)
 
@@ -286,9 +292,9 @@ def read(folder: Path) -> Manifest:
         BundleError: there is no bundle, or it cannot be read, is damaged, or has another schema.
     """
     path = folder / FILE_NAME
-    if path.exists() and not path.is_file():
-        raise BundleError(f"{path} is a folder, a pipe or a device, not a file; copy the bundle again")
     try:
+        if path.exists() and not path.is_file():
+            raise BundleError(f"{path} is a folder, a pipe or a device, not a file; copy the bundle again")
         data = parse(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError) as error:
         raise BundleError(
@@ -359,7 +365,8 @@ def read_fitted(folder: Path) -> frozenset[str]:
         BundleError: splits.json cannot be read.
     """
     try:
-        return frozenset(parse((folder / SPLITS_NAME).read_text(encoding="utf-8"))["fitted"])
+        fitted = parse((folder / SPLITS_NAME).read_text(encoding="utf-8"))["fitted"]
+        return frozenset(read_as(tuple[str, ...], fitted, "fitted"))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise BundleError(
             f"{folder / SPLITS_NAME} cannot be read ({error!r}); copy the bundle again"

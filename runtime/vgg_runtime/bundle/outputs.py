@@ -83,7 +83,7 @@ def top_k(logits: npt.NDArray[np.float32], k: int) -> npt.NDArray[np.int64]:
     classes."""
 
     def largest(z: npt.NDArray[np.float32]) -> npt.NDArray[np.int64]:
-        return np.argsort(-z, axis=-1, kind="stable")[..., :k]
+        return np.argsort(-z, axis=-1, kind="stable")[..., :k].copy()  # a view would keep all of it
 
     return by_blocks(largest, logits) if logits.ndim > 1 else largest(logits)
 

@@ -5,6 +5,7 @@ import contextlib
 import dataclasses
 import hashlib
 import json
+import os
 import shutil
 import tempfile
 import zipfile
@@ -119,6 +120,10 @@ def _written_beside(output: Path) -> Iterator[Path]:
             folder = Path(new) / "app"
             folder.mkdir()
             yield folder
+            for path in folder.parent.rglob("*"):  # a board that loses power keeps it whole or not at all
+                if path.is_file():
+                    with path.open("rb") as file:
+                        os.fsync(file.fileno())
             (folder.with_suffix(ZIP) if output.suffix == ZIP else folder).replace(output)
     except OSError as error:
         raise RuntimeInputError(
@@ -182,5 +187,7 @@ def _zipped(folder: Path) -> int:
             info = zipfile.ZipInfo(file.relative_to(folder).as_posix(), FOUND_IN_A_ZIP)
             info.compress_type = zipfile.ZIP_DEFLATED
             info.external_attr = 0o644 << 16
-            packed.writestr(info, file.read_bytes())
+            info.file_size = file.stat().st_size
+            with file.open("rb") as source, packed.open(info, "w") as place:
+                shutil.copyfileobj(source, place)
     return path.stat().st_size

@@ -76,7 +76,8 @@ def _network(bundle: About) -> str:
     """The numbers of layers with weights and of classes, and the kind of output where it is not softmax;
     empty where none of it is known."""
     layers, classes = (bundle.network.get(name) for name in ("layers", "classes"))
-    types = [layer.get("type") for layer in layers or () if isinstance(layer, dict)]
+    listed = layers if isinstance(layers, list | tuple) else ()
+    types = [layer.get("type") for layer in listed if isinstance(layer, dict)]
     counts = {"convolutional": types.count("conv"), "fully connected": types.count("linear")}
     kinds = {SIGMOID: "one sigmoid unit for two classes", MULTI_LABEL: "multi-label: a sigmoid per label"}
     layered = " and ".join(f"{count} {name}" for name, count in counts.items() if count)
@@ -413,7 +414,8 @@ def _label(row: Row, reference: Row, k: int, output: str) -> str:
     """What a variant says about picture ``k``; = where that is what the baseline says."""
     if k >= len(row.predictions):
         return ABSENT
-    return _said(row.predictions[k], None if row is reference else reference.predictions[k], output)
+    told = row is not reference and k < len(reference.predictions)  # it may have died before
+    return _said(row.predictions[k], reference.predictions[k] if told else None, output)
 
 
 def _side_by_side(titles: Sequence[str], shown: Sequence[Row], said: Sequence[Sequence[str]]) -> str:
@@ -465,9 +467,12 @@ def _top5(result: Result, shown: Sequence[Row], k: int, width: int | None) -> st
             named = zip(said.labels[:5], said.probabilities[:5], strict=True)
             words = (f"{printable(label, 20)} {100 * share:.1f} %" for label, share in named)
             rows.append([row.variant, *words])
+    title = printable(result.images[k].file, 80)
+    if not rows:
+        return f"{title}\n  no variant lived to classify it"
     ranks = max(len(row) for row in rows) - 1
     shown_as = table(("variant", *(f"{r}." for r in range(1, ranks + 1))), rows, left=ranks + 1)
     if width is not None and any(printed_width(line) > width for line in shown_as.split("\n")):
         lines = (f"  {name}: {', '.join(words)}" for name, *words in rows)
         shown_as = "\n".join(folded(line, width, "    ") for line in lines)
-    return f"{printable(result.images[k].file, 80)}\n{shown_as}"
+    return f"{title}\n{shown_as}"
