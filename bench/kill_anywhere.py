@@ -24,6 +24,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import traceback
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -35,6 +36,8 @@ NAMES = ("stop", "yield", "parking")
 WITHIN_S = 60.0
 STEPS = 4  # a run is killed within this part of its calls or its time
 FINISHED = 5  # every fifth run with a fault is begun again
+# what a run that ended by itself should have removed
+_LEFT = re.compile(r"(^|/)\.[^/]*\.(partial|old|parts)(/|$)|/\.scratch\.|^\.artifacts\.lock$")
 SHOWN = 1500  # characters of what a command printed
 ARGUMENTS = (
     *("all", "--weights", "tiny.safetensors", "--data", "pictures", "--accept-accuracy", "--no-compare"),
@@ -109,7 +112,10 @@ def run(
     os.close(writing)
     while not os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT):
         if time.monotonic() - start >= kill_s:
-            os.killpg(child, signal.SIGKILL)
+            try:
+                os.killpg(child, signal.SIGKILL)
+            except ProcessLookupError:  # it has no group of its own yet
+                os.kill(child, signal.SIGKILL)
             break
         time.sleep(0.002)
     _, status = os.waitpid(child, 0)
@@ -154,6 +160,8 @@ def _as_child(folder: Path, arguments: Sequence[str], fault: Fault, said: Path, 
         code = main(list(arguments))
         sys.stdout.flush()
         sys.stderr.flush()
+    except BaseException:
+        traceback.print_exc()
     finally:
         os.write(writing, str(faults.count()).encode())
         os._exit(code)
@@ -182,7 +190,7 @@ def state(folder: Path) -> str:
 def left_over(folder: Path) -> list[str]:
     """What a run that ended by itself should have removed."""
     places = {p.relative_to(folder).as_posix() for p in folder.rglob("*")}
-    return sorted(p for p in places if re.search(r"(^|/)\.[^/]*\.(partial|old)(/|$)|/\.scratch\.", p))
+    return sorted(p for p in places if _LEFT.search(p))
 
 
 class Bench:
@@ -221,14 +229,15 @@ class Bench:
         shutil.copytree(self.old / "artifacts", folder / "artifacts")
         return folder
 
-    def check_bundle(self, folder: Path, what: str) -> None:
-        """Note it where neither the old nor the new bundle is there as a whole."""
+    def check_bundle(self, folder: Path, what: str) -> str:
+        """Note it where neither the old nor the new bundle is there as a whole; returns which it is."""
         try:
             found = state(folder)
         except Exception as error:
             found = f"a damaged one ({error})"
         if found not in (self.old_key, self.new_key):
             self.wrong.append(f"{what}: the bundle is {found}")
+        return found
 
     def finish(self, folder: Path, what: str) -> None:
         """Run once more, undisturbed, and compare the models."""
@@ -239,7 +248,8 @@ class Bench:
             self.wrong.append(f"{what}: a rerun made other files")
         elif left := left_over(folder):
             self.wrong.append(f"{what}: left over after a rerun: {left[:3]}")
-        self.counts["reruns with the same bytes"] += 1
+        else:
+            self.counts["reruns with the same bytes"] += 1
 
     def kills(self, wanted: int) -> None:
         """Kill runs until they were ``wanted``: each goes on in the folder of the last, until one ends."""
@@ -255,6 +265,8 @@ class Bench:
                     done, what = run(folder, ARGUMENTS, kill_s=seconds), f"killed after {seconds:.3f} s"
                 self.check_bundle(folder, what)
                 code = done.code
+                if code != -signal.SIGKILL and (problem := unfit(done) or (done.said if code else None)):
+                    self.wrong.append(f"{what}: a rerun that was not killed: {problem[-SHOWN:]}")
                 if code == -signal.SIGKILL:
                     killed += 1
                     self.counts[f"killed {'at a call' if 'call' in what else 'at a moment'}"] += 1
@@ -284,7 +296,9 @@ class Bench:
             if problem := unfit(done):
                 self.wrong.append(f"{what}: {problem}")
             say(f"{number + 1} faults, {len(self.wrong)} wrong")
-            self.check_bundle(folder, what)
+            found = self.check_bundle(folder, what)
+            if not done.code and found != self.new_key:
+                self.wrong.append(f"{what}: exit code 0 without the new bundle")
             if number % FINISHED == 0:
                 self.finish(folder, what)
 
