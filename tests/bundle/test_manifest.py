@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -162,3 +163,12 @@ def test_a_wrong_field_is_named(
         manifest.read(bundle_copy)
     assert f"manifest.json is damaged ({sentence}" in str(caught.value)
     assert str(caught.value).endswith("); copy the bundle again")
+
+
+def test_a_variant_is_found_in_every_unicode_form(bundle_copy: Path) -> None:
+    found = manifest.read(bundle_copy)
+    named = dataclasses.replace(found.variants[0], id=unicodedata.normalize("NFD", "groß-é"))
+    found = dataclasses.replace(found, variants=(named, *found.variants[1:]))
+    assert found.variant(unicodedata.normalize("NFC", "groß-é")) is named
+    with pytest.raises(BundleError, match="there is no variant 'gross-é'"):
+        found.variant("gross-é")

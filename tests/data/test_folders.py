@@ -246,6 +246,36 @@ def test_names_are_the_same_in_every_unicode_form(forms: tuple[Form, Form], tmp_
     assert data_classes(root, known) == {0: 8, 1: 8, 2: 8}
 
 
+# Letters that Unicode writes in two ways, of a dozen scripts; İ and ΐ also change their form by folding case.
+TWO_FORMS = (
+    *(
+        "Nguyễn",
+        "한국어",
+        "がぎぐ",
+        "\u0958लम",
+        "Ώρα",
+        "Йод",
+        "\ufb2aלום",
+        "أحمد",
+        "Å",
+        "ệ",
+        "ḍ\u0307",
+        "ñandú",
+    ),
+    *("İzmir", "ΐώ", "ǆ\u030c\u0323", "\u0f69"),
+)
+
+
+@pytest.mark.parametrize("name", TWO_FORMS)
+def test_letters_of_every_script_are_the_same_in_all_forms(name: str, tmp_path: Path) -> None:
+    nfc, nfd = (unicodedata.normalize(form, name) for form in ("NFC", "NFD"))
+    forms = list(dict.fromkeys((nfc, nfd, name)))
+    assert len(forms) > 1
+    for k, (on_disk, known) in enumerate([(nfc, forms[1]), (forms[1], nfc), (nfd.upper(), nfc)]):
+        root = laid_out(tmp_path / str(k), [f"{on_disk}/*4", "other/*4"])
+        assert data_classes(root, ("other", known)) == {0: 4, 1: 4}
+
+
 def data_classes(root: Path, labels: Sequence[str]) -> dict[int, int]:
     """The number of pictures of each class index."""
     found = folders.read(root, labels)

@@ -4,6 +4,7 @@ writes it with these classes, and the device reads it with them.
 
 import dataclasses
 import json
+import unicodedata
 from collections.abc import Callable, Iterable
 from pathlib import Path, PurePosixPath
 from typing import Any, Self
@@ -231,8 +232,13 @@ class Manifest(Record):
             raise FieldError("searched.variant", f"one of {', '.join(ids)}", self.searched.variant)
 
     def variant(self, wanted: str) -> Variant:
+        """The variant of this name, in whichever form of Unicode it is typed.
+
+        Raises:
+            BundleError: the bundle has no such variant.
+        """
         for variant in self.variants:
-            if variant.id == wanted:
+            if unicodedata.normalize("NFC", variant.id) == unicodedata.normalize("NFC", wanted):
                 return variant
         raise BundleError(
             f"there is no variant {wanted!r}; this bundle has {', '.join(v.id for v in self.variants)}"
