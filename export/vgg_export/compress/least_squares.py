@@ -269,8 +269,8 @@ def in_two_by_picture(
         # both parts of the covariance are multiplied out once, not once per prior
         of_seen, of_uncorrelated = (said @ root).T @ (said @ root), root.T @ uncorrelated @ root
         for prior in PRIORS:
-            weighted = of_seen * ((1 - prior) / float(said.square().sum())) + of_uncorrelated * (
-                prior / float(uncorrelated.trace())
+            weighted = of_seen * ((1 - prior) / max(float(said.square().sum()), 1e-30)) + of_uncorrelated * (
+                prior / max(float(uncorrelated.trace()), 1e-30)
             )
             torch.manual_seed(0)  # the randomised method starts from random directions
             directions, *_ = torch.svd_lowrank(weighted, q=min(rank + 32, len(weighted)), niter=4)

@@ -91,7 +91,10 @@ class Splits:
                         " the sets must not share pictures"
                     )
         if not self.fit:
-            raise DataError(f"{self.origin} holds no pictures to calibrate with")
+            found = f"; it holds {len(seen)} different pictures, of which copies count once" if seen else ""
+            raise DataError(
+                f"{self.origin} holds no pictures to calibrate with{found}; give more with --data"
+            )
 
     def digest(self, *parts: str) -> str:
         """Hash of the contents of some sets (all by default). Names and places of the files do not matter."""

@@ -198,13 +198,18 @@ def ensure_parity(checkpoint: checkpoints.Checkpoint, path: Path) -> float:
     three.
 
     Raises:
-        CheckFailedError: the difference is larger than TOLERANCE.
+        CheckFailedError: the difference is larger than TOLERANCE, or the network overflows.
     """
     import torch
 
     x = torch.randn(3, *checkpoint.chain.input.shape, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         expected = checkpoint.model()(x).numpy()
+    if not np.isfinite(expected).all():
+        raise CheckFailedError(
+            "the network's answer to noise is not a finite number: its numbers overflow between its layers;"
+            " give another checkpoint"
+        )
     session = Model(path, SessionSettings(), torch.get_num_threads())
     found = np.concatenate([session(x[:1].numpy()), session(x.numpy())])
     difference = float(

@@ -163,7 +163,26 @@ def load(path: Path) -> Checkpoint:
         tensors = {name: t.float() for name, t in load_file(path).items()}
     except Exception as error:  # a damaged file can fail in any way
         raise _damaged(path, error) from error
+    ensure_finite(path, tensors)
     return Checkpoint(header.chain, tensors, header.labels, header.provenance)
+
+
+def ensure_finite(path: Path, tensors: Mapping[str, "torch.Tensor"]) -> None:
+    """Make sure that all numbers of a file are finite.
+
+    Raises:
+        CheckpointError: one is not; training that diverged leaves such files.
+    """
+    import torch
+
+    wrong = {name: int((~torch.isfinite(tensor)).sum()) for name, tensor in tensors.items()}
+    if bad := [name for name, count in wrong.items() if count]:
+        more = f", and of {len(bad) - 1} more tensors" if len(bad) > 1 else ""
+        raise CheckpointError(
+            f"{path}: {wrong[bad[0]]:,} of {tensors[bad[0]].numel():,} numbers of {bad[0]} are not finite"
+            f" (NaN or infinity){more}: its training diverged, or it is damaged; take a checkpoint of an earlier"
+            " epoch"
+        )
 
 
 def _damaged(path: Path, error: Exception) -> CheckpointError:

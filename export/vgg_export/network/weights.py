@@ -236,6 +236,7 @@ def _file(path: Path, labels: Path | None, folders: Folders, told: InputOptions)
         made = specify.specify(found, told)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
+    checkpoints.ensure_finite(path, made.tensors)
     what = f"{made.chain.family} of {made.chain.classes} classes from {path.name}"
     source = Provenance("file", what, sha256(path), origins=made.origins, assumed=made.assumed)
     names, source = _named(path, made.chain.classes, given, found, folders, source)
