@@ -180,8 +180,8 @@ def ensure_finite(path: Path, tensors: Mapping[str, "torch.Tensor"]) -> None:
         more = f", and of {len(bad) - 1} more tensors" if len(bad) > 1 else ""
         raise CheckpointError(
             f"{path}: {wrong[bad[0]]:,} of {tensors[bad[0]].numel():,} numbers of {bad[0]} are not finite"
-            f" (NaN or infinity){more}: its training diverged, or it is damaged; take a checkpoint of an earlier"
-            " epoch"
+            f" (NaN or infinity){more}: its training diverged, or it is damaged; take a checkpoint of an"
+            " earlier epoch"
         )
 
 
