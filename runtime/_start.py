@@ -37,5 +37,9 @@ def main_of(module: str, instead: "str | None" = None) -> "Any":
         # it is there, and a shared library of its own is not
         if not isinstance(missing, ModuleNotFoundError):
             sys.exit("Error: a package cannot be imported; compare.py --doctor says which and why")
-        remedy = "in a virtual environment run: pip install -r requirements.txt"
+        needed = os.path.join(os.path.dirname(os.path.abspath(__file__)), "requirements.txt")  # noqa: PTH100, PTH118, PTH120
+        pip, then = sys.executable + " -m pip", ""
+        if sys.prefix == sys.base_prefix:  # systems refuse to install beside their own packages
+            pip, then = "python3 -m venv venv && venv/bin/pip", ", then use venv/bin/python"
+        remedy = "run: %s install -r %s%s" % (pip, needed, then)  # noqa: UP031
         sys.exit("Error: the package %s is missing; %s" % (missing.name, remedy))  # noqa: UP031

@@ -490,3 +490,16 @@ def test_evaluate_leaves_out_what_the_models_were_made_with(
     done = in_this_process("evaluate", "--bundle", "out", "--data", flat, "--json", "figures.json")
     assert done.returncode == 0, done.stderr
     assert json.loads((tmp_path / "figures.json").read_text())["int8"]["n"] == 49 - len(seen)
+
+
+def test_ctrl_c_while_it_starts_is_a_word() -> None:
+    """It is sent while the command line is loaded."""
+    script = (
+        "import os, signal, sys; from vgg_export import launch;"
+        "find = type('', (), {'find_spec': lambda *_: os.kill(os.getpid(), signal.SIGINT)});"
+        "sys.meta_path.insert(0, find); launch.main()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False, **interruptible()
+    )
+    assert (done.returncode, done.stderr) == (130, "\nInterrupted.\n")

@@ -265,7 +265,9 @@ def _doctor(options: argparse.Namespace, folder: Path) -> int:
         *("image", "images", "html", "variants", "top5", "serve", "host", "port", "name", "target", "tune"),
         *("strict", "ship"),
     )
-    _refuse(options, ("memory", "sure"), "does not go with --doctor, which measures nothing")
+    unmeasured = ("memory", "sure", "budget", "rounds", "cool_down", "silence", "wide")
+    _refuse(options, unmeasured, "does not go with --doctor, which measures nothing")
+    _refuse(options, ("live", *arguments.NAMES), "does not go with --doctor")
     _refuse(options, names, "does not go with --doctor, which looks at the board and the whole bundle")
     return diagnosis.command(
         folder,
@@ -278,7 +280,7 @@ def _doctor(options: argparse.Namespace, folder: Path) -> int:
 def _ship(options: argparse.Namespace, bundle: Bundle) -> int:
     names = (
         *("image", "images", "json", "html", "tune", "serve", "host", "port", "name", "top5", "memory"),
-        *("sure", "wide", "strict"),
+        *("sure", "wide", "strict", "budget", "rounds", "cool_down", "silence", "threads"),
     )
     _refuse(options, names, "does not go with --ship, which measures nothing")
     from .classify import choice, ship
@@ -324,6 +326,11 @@ def _live(options: argparse.Namespace, bundle: Bundle) -> int:
     _refuse(options, COMPARED, "does not go with --live")
     from .live import command
 
+    if options.live == arguments.RECOMMENDED:
+        from .classify import choice
+
+        core = builds.target_named(options.target) if options.target else None
+        options.live = choice.recommended(bundle.manifest, core).id
     return command.run(options, bundle)
 
 

@@ -3,6 +3,7 @@
 import argparse
 import io
 import os
+import shlex
 import signal
 import sys
 import warnings
@@ -95,21 +96,26 @@ def in_colours(words: str, recommended: str | None) -> str:
 def report(line: str) -> None:
     """Show progress on standard error; a terminal overwrites the line before."""
     line = harmless(line)
-    if sys.stderr.isatty():
+    if _watched():
         print(f"\r\x1b[K{line}", end="", file=sys.stderr, flush=True)
-    else:
+    elif sys.stderr is not None:
         print(line, file=sys.stderr, flush=True)
 
 
 def glimpse(line: str) -> None:
     """Show progress that is of use only while it lasts, on a terminal alone, which overwrites it."""
-    if sys.stderr.isatty():
+    if _watched():
         report(line)
+
+
+def _watched() -> bool:
+    """Whether a person sees standard error; it may be closed."""
+    return sys.stderr is not None and sys.stderr.isatty()
 
 
 def clear_report() -> None:
     """Take the last line of progress away."""
-    if sys.stderr.isatty():
+    if _watched():
         print("\r\x1b[K", end="", file=sys.stderr, flush=True)
 
 
@@ -122,7 +128,18 @@ def say(line: str) -> None:
 def say_aside(line: str) -> None:
     """Print a line on standard error at once, where it does not mix with what a program reads."""
     clear_report()
-    print(harmless(line), file=sys.stderr, flush=True)
+    if sys.stderr is not None:  # None would mean standard output
+        print(harmless(line), file=sys.stderr, flush=True)
+
+
+def install(requirements: str) -> str:
+    """The command that installs a file of requirements of this runtime, to be pasted."""
+    own = Path(__file__).resolve().parent
+    path = next(
+        (p for p in (own.parent / requirements, own / "launcher" / requirements) if p.is_file()),
+        Path("runtime") / requirements,
+    )
+    return f"{shlex.quote(sys.executable)} -m pip install -r {shlex.quote(str(path))}"
 
 
 def default_bundle() -> Path:

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import CLASSES, ROOT
+from conftest import CLASSES, ROOT, reseal
 
 PHOTO = ROOT / "calibration/images/cat.jpg"
 
@@ -49,6 +49,22 @@ def test_a_line_per_picture(bundle_folder: Path, tmp_path: Path) -> None:
     assert name in CLASSES
     assert 0 < float(share) <= 100
     assert "1 of 2 used: 1 with unknown suffix (.heic)" in done.stderr
+
+
+def test_the_notices_of_a_bundle_are_said(bundle_copy: Path) -> None:
+    reseal(bundle_copy, notice="DEMO WEIGHTS", problem="does not understand its pictures")
+    done = classify(bundle_copy, "--variant", "baseline", PHOTO, "--json")
+    said = [line for line in done.stderr.splitlines() if line.startswith("!! ")]
+    assert said[:1] == ["!! DEMO WEIGHTS"]
+    assert "!! does not understand its pictures" in said
+    assert len(lines(done)) == 1
+
+
+def test_a_closed_standard_error_loses_no_answer(bundle_folder: Path) -> None:
+    script = f"{sys.executable} {bundle_folder}/runtime/classify.py --variant baseline {PHOTO} 2>&-"
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 0
+    assert done.stdout.startswith(f"{PHOTO}: ")
 
 
 def test_empty_input_is_called_so(bundle_folder: Path, tmp_path: Path) -> None:

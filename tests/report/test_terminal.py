@@ -191,6 +191,10 @@ def test_only_columns_that_are_shown_are_explained() -> None:
     assert "– in P90" in wide
     assert "agrees: same top-1 as the baseline on these 1 pictures; top-1: right on the 1 of them" in wide
     assert "too few for these two figures" in wide
+    unknown = dataclasses.replace(few(), images=(Shown("a.jpg", None),))
+    told = tables.comparison(unknown, None).split("\n\n")[-1]
+    assert "known class" not in told
+    assert "1 pictures are too few for this figure" in told
 
 
 def few() -> Result:

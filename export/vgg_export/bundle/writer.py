@@ -458,7 +458,11 @@ def _readme(entries: Sequence[Entry]) -> str:
     return (
         "# A VGG in several sizes, to be compared on this board\n\n"
         "    python3 -m venv venv && venv/bin/pip install -r runtime/requirements.txt\n"
-        "    venv/bin/python runtime/compare.py\n\n"
+        "    venv/bin/python runtime/compare.py\n"
+        "    venv/bin/python runtime/classify.py photo.jpg folder/\n\n"
+        "The first compares all variants and says which to use; the second uses it, and in a script"
+        " `from vgg_runtime import Classifier`\nwith `PYTHONPATH=runtime` does. `compare.py --live` classifies"
+        " a camera, `compare.py --ship app` writes a folder with one model.\n"
         "Needs 64-bit Linux and Python 3.11 or newer; `--doctor` says what this board lacks, `--image"
         " FILE` classifies your own picture,\n"
         "`--help` lists the rest.\n"

@@ -231,6 +231,11 @@ class Manifest(Record):
         if self.searched and self.searched.variant not in ids:
             raise FieldError("searched.variant", f"one of {', '.join(ids)}", self.searched.variant)
 
+    @property
+    def notices(self) -> list[str]:
+        """The notices that must be shown with every answer."""
+        return list(filter(None, (self.notice, self.figures_absent, self.unchecked, self.problem)))
+
     def variant(self, wanted: str) -> Variant:
         """The variant of this name, in whichever form of Unicode it is typed.
 

@@ -109,7 +109,7 @@ def _explained(name: str) -> Iterator[None]:
     except FileNotFoundError as error:
         raise ImageError(f"there is no file {name}") from error
     except IsADirectoryError as error:
-        raise ImageError(f"{name} is a folder, expected a picture; use --images for folders") from error
+        raise ImageError(f"{name} is a folder, expected a picture") from error
     except UnidentifiedImageError as error:
         raise ImageError(f"{name} is not a picture this program reads ({', '.join(FORMATS)})") from error
     except MemoryError as error:

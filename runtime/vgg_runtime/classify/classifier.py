@@ -88,6 +88,7 @@ class Classifier:
         chosen = choice.recommended(opened.manifest) if variant is None else opened.manifest.variant(variant)
         opened.check([opened.manifest.labels, opened.manifest.expected, *chosen.build.files])
         self.bundle, self.variant = folder, chosen.id
+        self.notices = opened.manifest.notices
         self.labels, self.input_px = opened.labels, chosen.preprocessing.px
         self.output, self._input = opened.manifest.output, chosen.preprocessing
         self._model: Model | None = _loaded(opened, chosen, threads or device.usable_cores(), memory)

@@ -67,6 +67,8 @@ def _run(options: argparse.Namespace) -> int:
     with Classifier(folder, options.variant, options.threads, options.memory) as classifier:
         if not options.variant:
             console.say_aside(f"variant {classifier.variant}, {classifier.input_px} px")
+        for notice in classifier.notices:
+            console.say_aside(f"!! {notice}")
         unread = 0
         sources = [sys.stdin.buffer.read() if name == STANDARD_INPUT else name for name in pictures]
         for name, answer in zip(pictures, classifier.answers(sources, top), strict=True):

@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 import zipfile
@@ -20,6 +21,7 @@ from vgg_runtime.bundle.opened import Bundle
 from vgg_runtime.errors import BundleError, RuntimeInputError
 from vgg_runtime.text import in_bytes
 
+_BUILT_FOR = re.compile(r"^wheels/.*-cp3(\d+)-cp3\d+-\w+?_(aarch64|x86_64)\.whl$")
 RUNTIME = "runtime/"
 LOCKED = "runtime/requirements-locked.txt"
 NEEDED = "runtime/classify.py"  # and the requirements with hashes, which came with it
@@ -37,20 +39,23 @@ FOUND_IN_A_ZIP = (
 @dataclasses.dataclass(frozen=True)
 class Shipped:
     """What was written: ``path`` is a folder or a zip file, ``bytes`` the size of the folder (unpacked),
-    ``model_bytes`` that of the model in it, ``packed_bytes`` that of the zip file; None: it is a folder."""
+    ``model_bytes`` that of the model in it, ``packed_bytes`` that of the zip file; None: it is a folder.
+    ``made_for``: the cores that the model was made for; empty: any."""
 
     path: Path
     variant: str
     bytes: int
     model_bytes: int
     packed_bytes: int | None = None
+    made_for: tuple[str, ...] = ()
 
 
 def in_words(shipped: Shipped) -> str:
     """What was written, in one line."""
     packed = "" if shipped.packed_bytes is None else f" in a file of {in_bytes(shipped.packed_bytes)}"
     return (
-        f"{shipped.path}: variant {shipped.variant}, {in_bytes(shipped.bytes)}{packed}, of which the model"
+        f"{shipped.path}: variant {shipped.variant}, made for {', '.join(shipped.made_for) or 'any core'},"
+        f" {in_bytes(shipped.bytes)}{packed}, of which the model"
         f" takes {in_bytes(shipped.model_bytes)}; run classify.py in its folder runtime"
     )
 
@@ -92,7 +97,7 @@ def ship(
         (folder / m.FILE_NAME).write_text(json.dumps(described.to_json(), indent=1), encoding="utf-8")
         total = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
         packed = _zipped(folder) if output.suffix == ZIP else None
-    return Shipped(output, variant.id, total, variant.build.bytes, packed)
+    return Shipped(output, variant.id, total, variant.build.bytes, packed, variant.build.targets)
 
 
 def _locked(folder: Path) -> str:
@@ -166,14 +171,18 @@ def _entry(folder: Path, path: str) -> m.FileEntry:
 
 
 def _readme(bundle: Bundle, variant: m.Variant, extra: Mapping[str, Path]) -> str:
-    wheels = "--no-index -f wheels " if any(path.startswith("wheels/") for path in extra) else ""
+    packed = next(filter(None, map(_BUILT_FOR.search, extra)), None)  # one of the packages says for what
+    wheels = "--no-index -f wheels " if packed else ""
+    needs = "64-bit Linux and Python 3.11 to 3.13 (newer ones: requirements.txt, without hashes)"
+    if packed:
+        needs = f"Python 3.{packed[1]} on 64-bit Linux ({packed[2]}); for others leave out `{wheels.strip()}`"
     cores = ", ".join(variant.build.targets) or "any core"
     return (
         f"# {bundle.manifest.family}, variant {variant.id}, {len(bundle.labels)} classes\n\n"
         f"    python3 -m venv venv && venv/bin/pip install {wheels}-r runtime/requirements-locked.txt\n"
         "    venv/bin/python runtime/classify.py photo.jpg folder/ --json\n\n"
         f"Made for {cores}; {in_bytes(variant.build.bytes)}, {variant.preprocessing.px} px."
-        " Needs 64-bit Linux and Python 3.11 to 3.13 (newer ones: requirements.txt, without hashes).\n"
+        f" Needs {needs}.\n"
         "In a script, with `PYTHONPATH=runtime`:\n\n"
         '    from vgg_runtime import Classifier\n    Classifier(".").classify("photo.jpg")\n'
     )

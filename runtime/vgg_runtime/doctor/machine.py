@@ -136,7 +136,10 @@ def dot_product(board: Device) -> Check:
         return Check(
             name, OK, ", ".join(feature for feature in device.DOT_PRODUCT if feature in board.features)
         )
-    remedy = "for speed use float variants with less arithmetic (compact-fp32, compact-scaled-fp32)"
+    remedy = (
+        "compare.py says which variant is the fastest here; it can be a float one with less arithmetic"
+        " (compact-fp32, compact-scaled-fp32)"
+    )
     return Check(name, WARNING, remedies.missing_dot_product(board.features), remedy)
 
 

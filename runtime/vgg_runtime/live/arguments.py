@@ -14,6 +14,7 @@ from .answers import Stability
 LOG_BYTES = 10_000_000
 EVERY_S, EVERY_S_ALONE = 5.0, 60.0  # between two lines: on a terminal, and where nobody watches
 # the options that belong to --live alone
+RECOMMENDED = ""  # in the place of a variant's name
 NAMES = (
     *("source", "fps", "frames", "seconds", "every", "max_fps", "region", "change", "stable"),
     *("min_probability", "log", "log_bytes", "on_change", "mqtt", "mqtt_login", "reconnect"),
@@ -28,7 +29,10 @@ def add(group: Group) -> None:
     option(
         "--live",
         metavar="VARIANT",
-        help="classify the newest frame of a stream with this variant, again and again until Ctrl-C",
+        nargs="?",
+        const=RECOMMENDED,
+        help="classify the newest frame of a stream with this variant (default: the recommended one), again"
+        " and again until Ctrl-C",
     )
     option(
         "--source",

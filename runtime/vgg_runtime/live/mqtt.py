@@ -14,7 +14,7 @@ import urllib.parse
 from pathlib import Path
 from typing import Any
 
-from vgg_runtime import __version__, text
+from vgg_runtime import __version__, console, text
 from vgg_runtime.errors import RuntimeInputError
 
 from .answers import Answer
@@ -137,7 +137,7 @@ class Mqtt:
             import paho.mqtt.client as paho
         except ImportError as error:
             raise RuntimeInputError(
-                "--mqtt needs paho-mqtt: pip install -r requirements-mqtt.txt in this folder's runtime"
+                f"--mqtt needs paho-mqtt: {console.install('requirements-mqtt.txt')}"
             ) from error
         self._to, self._variant = to, variant
         self._lock = threading.Lock()

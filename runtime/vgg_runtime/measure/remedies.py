@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from vgg_runtime.board.device import has_dot_product
 from vgg_runtime.result import Device, Result, Row
 
-NO_DOT_PRODUCT = "this core has no dot product{missing}: int8 saves memory here, not time"
+NO_DOT_PRODUCT = "this core has no dot product{missing}: int8 saves memory here, and little time or none"
 
 
 WORTH_IT = 1.5  # an int8 variant is expected to be this many times as fast as its float form
@@ -139,8 +139,11 @@ def _little_to_gain(tiny: Pairs) -> str:
 
 
 def _for_time(rows: Sequence[Row]) -> str:
-    """What to use for speed where int8 brings none: the fastest float row, if it has less arithmetic than
-    another."""
+    """What to use for speed where int8 brings little: what is the fastest here, or the fastest float row, if
+    it has less arithmetic than another."""
+    fastest = min(rows, key=_ms)
+    if fastest.precision != "fp32":
+        return f"the fastest here is {fastest.variant} ({fastest.input_px} px, {_ms(fastest):.1f} ms)"
     floats = [row for row in rows if row.precision == "fp32"]
     light = min(floats, key=_ms)
     heavy = max(row.macs for row in floats)

@@ -288,7 +288,7 @@ def _footnote(result: Result, shown: Container[str]) -> str:
         lines.append(
             f"{left_out} of the pictures were used to calibrate or fit the models and count for no figure."
         )
-    told = [name for name in ("agrees %", "top-1 %") if name in shown]
+    told = [name for name in ("agrees %", *(("top-1 %",) if known else ())) if name in shown]
     told = [] if not n or result.bundle.figures_absent or result.bundle.baseline is None else told
     if told:
         lines.append(_figures_explained(result.bundle, n, known, told))

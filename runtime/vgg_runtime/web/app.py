@@ -14,6 +14,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from vgg_runtime import console
 from vgg_runtime.bundle import builds
 from vgg_runtime.bundle.manifest import Variant
 from vgg_runtime.bundle.opened import Bundle
@@ -322,7 +323,7 @@ def run(
         serving = http_server.server(application := server(names), application.stop, HEADER_SECONDS)
     except ImportError as error:
         raise RuntimeInputError(
-            "the page needs uvicorn: pip install -r requirements-web.txt (beside this compare.py)"
+            f"the page needs uvicorn: {console.install('requirements-web.txt')}"
         ) from error
     try:
         listening = listen(host, port)
