@@ -54,6 +54,7 @@ FLOORS = {
         {"pipeline", "by_hand", "command_options"},
         {"demo_commands"},
         {"cli"},
+        {"launch"},
         {"__main__"},
     ),
 }
@@ -266,7 +267,9 @@ def test_what_gives_no_artifact_is_no_step(source: str) -> None:
     assert not is_step(source)
 
 
-COMMAND_LINE = {f"vgg_export.{name}" for name in ("cli", "command_options", "demo_commands", "terminal")}
+COMMAND_LINE = {
+    f"vgg_export.{name}" for name in ("cli", "command_options", "demo_commands", "launch", "terminal")
+}
 
 
 @pytest.mark.parametrize("name", of("vgg_export"))

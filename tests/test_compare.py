@@ -426,7 +426,8 @@ def test_missing_requirements_are_one_sentence(bundle_folder: Path) -> None:
         check=False,
     )
     assert done.returncode == 1
-    assert "is missing; in a virtual environment run: pip install -r requirements.txt" in done.stderr
+    assert "is missing; run: " in done.stderr
+    assert f"pip install -r {bundle_folder}/runtime/requirements.txt" in done.stderr
     assert "Traceback" not in done.stderr
 
 

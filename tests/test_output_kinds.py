@@ -191,7 +191,7 @@ def test_softmax_says_what_it_said(drawn: dict[str, Drawn], tmp_path: Path) -> N
     assert result["bundle"]["output"] == SOFTMAX
     heading = next(line for line in printed.splitlines() if line.startswith("variant  ") and "GMACs" in line)
     assert heading.split()[-4:] == ["agrees", "%", "top-1", "%"]
-    assert "agrees: same top-1 as the baseline on these 12 pictures; top-1: right on the 0 of" in printed
+    assert "agrees: same top-1 as the baseline on these 12 pictures." in printed  # no class of them is known
 
 
 def test_a_stream_counts_every_label_of_a_frame(drawn: dict[str, Drawn], tmp_path: Path) -> None:

@@ -98,8 +98,8 @@ def test_a_core_without_dot_product_is_a_warning(cpuinfo: str, model: str, core:
     assert check.mark == WARNING
     assert (
         check.found
-        == "this core has no dot product (asimddp is missing in /proc/cpuinfo): int8 saves memory here,"
-        " not time"
+        == "this core has no dot product (asimddp is missing in /proc/cpuinfo): int8 saves memory here, and"
+        " little time or none"
     )
     assert "compact-fp32" in (check.remedy or "")
     assert [name for name, other in found.items() if other.mark != OK] == ["int8 instructions"]

@@ -253,6 +253,6 @@ def test_without_paho_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -
 
     monkeypatch.setitem(sys.modules, "paho.mqtt.client", None)
     with pytest.raises(
-        RuntimeInputError, match=r"--mqtt needs paho-mqtt: pip install -r requirements-mqtt\.txt"
+        RuntimeInputError, match=r"--mqtt needs paho-mqtt: \S+ -m pip install -r \S+/requirements-mqtt\.txt"
     ):
         sink(1)

@@ -509,7 +509,8 @@ def test_without_uvicorn_there_is_one_sentence(bundle_folder: Path, tmp_path: Pa
         timeout=60,
     )
     assert done.returncode == 2
-    assert "pip install -r requirements-web.txt" in done.stderr
+    install = f"{sys.executable} -m pip install -r {bundle_folder}/runtime/requirements-web.txt\n"
+    assert done.stderr == f"Error: the page needs uvicorn: {install}"
 
 
 def test_the_report_is_the_same_page_with_the_result_in_it(bundle_copy: Path, tmp_path: Path) -> None:

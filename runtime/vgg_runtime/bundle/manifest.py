@@ -225,9 +225,6 @@ class Manifest(Record):
         ids = [variant.id for variant in self.variants]
         if twice := next((name for name in ids if ids.count(name) > 1), None):
             raise FieldError("variants", "each id once", twice)
-        built = [build.id for variant in self.variants for build in variant.builds]
-        if twice := next((name for name in built if built.count(name) > 1), None):
-            raise FieldError("variants", "each build's id once", twice)
         if self.searched and self.searched.variant not in ids:
             raise FieldError("searched.variant", f"one of {', '.join(ids)}", self.searched.variant)
 
