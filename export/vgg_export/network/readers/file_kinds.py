@@ -97,11 +97,19 @@ def recognise(path: Path) -> Kind:
         return Kind(None, "empty (0 bytes): it is truncated, or was never written", _FETCH_AGAIN)
     if _is_safetensors(head, size):
         return Kind(SAFETENSORS)
-    if zipfile.is_zipfile(path) and head.startswith(b"PK"):
+    if head.startswith(b"PK") and is_zip(path):
         return _zip(path)
     if head.startswith(b"%PDF"):  # its beginning may be text
         return Kind(None, "a PDF document", _FETCH_AGAIN)
     return _text(path, head, size) or _binary(path, head, size) or _raw(path, head) or Kind(PICKLE)
+
+
+def is_zip(path: Path) -> bool:
+    """Whether a file ends like a zip archive, also like a damaged one."""
+    try:
+        return zipfile.is_zipfile(path)
+    except (zipfile.BadZipFile, ValueError, struct.error):  # of several disks, say
+        return True
 
 
 def _is_safetensors(head: bytes, size: int) -> bool:

@@ -3,7 +3,6 @@ needed, and no code in a file is run."""
 
 import dataclasses
 import re
-import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from vgg_export.network.assemble import Assembled
 from vgg_export.network.provenance import ASSUMED, CONVENTION, FILE, Origins
 from vgg_runtime.text import printable
 
-from . import keras_config, keras_store, tracked
+from . import file_kinds, keras_config, keras_store, tracked
 from .found import Found
 from .keras_config import Step
 from .keras_layers import Layers
@@ -31,7 +30,7 @@ def read(path: Path) -> Found:
         CheckpointError: the file is damaged, has no layers beside its weights, or is no chain of layers that
             this program knows; the message names the first that is not. h5py is not installed.
     """
-    kind = "a Keras model (.keras)" if zipfile.is_zipfile(path) else "an HDF5 file"
+    kind = "a Keras model (.keras)" if file_kinds.is_zip(path) else "an HDF5 file"
     try:
         with keras_store.opened(path) as store:
             return _found(store)

@@ -17,6 +17,8 @@ import numpy as np
 from vgg_export.core.errors import CheckpointError
 from vgg_runtime.text import printable
 
+from . import file_kinds
+
 if TYPE_CHECKING:
     import h5py
 
@@ -162,7 +164,7 @@ def opened(path: Path) -> Iterator[Store]:
         CheckpointError: it is damaged, or holds no model.
     """
     h5py = _h5py()
-    if zipfile.is_zipfile(path):
+    if file_kinds.is_zip(path):
         with zipfile.ZipFile(path) as archive, tempfile.TemporaryFile() as file:
             config = _json(archive, CONFIG, path)
             metadata = _json(archive, METADATA, path)
