@@ -699,3 +699,19 @@ def test_an_archive_of_tensorflow_2_13(tmp_path: Path) -> None:
         for name, content in (members | {keras_store.WEIGHTS: old.read_bytes()}).items():
             archive.writestr(name, content)
     assert_same(keras_files.read(tmp_path / "old.keras"), *said(made, UNIT, 20, 3))
+
+
+@pytest.mark.parametrize(
+    ("probe", "said"),
+    [("while True: pass", "did not read it to its end in 1 s"), ("import os; os.abort()", "crashes")],
+)
+def test_a_file_in_which_the_library_hangs_or_crashes_is_refused(
+    probe: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """tests/fuzz found one in which HDF5 2.0 never ends; another version may end."""
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file.attrs["model_config"] = "{}"
+    monkeypatch.setattr(keras_store, "_PROBE", probe)
+    monkeypatch.setattr(keras_store, "LEAST_S", 1.0)
+    with pytest.raises(CheckpointError, match=f"the HDF5 library {said}"):
+        keras_files.read(tmp_path / "a.h5")

@@ -5,6 +5,8 @@ import dataclasses
 import json
 import math
 import re
+import subprocess
+import sys
 import tempfile
 import zipfile
 from collections.abc import Iterator
@@ -165,15 +167,54 @@ def opened(path: Path) -> Iterator[Store]:
     """
     h5py = _h5py()
     if file_kinds.is_zip(path):
-        with zipfile.ZipFile(path) as archive, tempfile.TemporaryFile() as file:
+        with zipfile.ZipFile(path) as archive, tempfile.NamedTemporaryFile() as file:
             config = _json(archive, CONFIG, path)
             metadata = _json(archive, METADATA, path)
             _extract(archive, file, path)
+            file.flush()
+            _ensure_it_ends(Path(file.name))
             with h5py.File(file, "r") as weights:
                 yield Store(weights, config, str(metadata.get("keras_version", "")), archived=True)
         return
+    _ensure_it_ends(path)
     with h5py.File(path, "r") as weights:
         yield Store(weights, _config(weights), _text(weights.attrs.get("keras_version", "")), archived=False)
+
+
+# Reads all of a file that it can hold; what is wrong in it is told by the one that reads it then.
+_PROBE = """
+import os, sys, h5py
+size = os.path.getsize(sys.argv[1])
+def read(name, thing):
+    list(thing.attrs.items())
+    if isinstance(thing, h5py.Dataset) and thing.nbytes <= size:
+        for rows in thing.iter_chunks() if thing.chunks else (...,):
+            thing[rows]
+with h5py.File(sys.argv[1], "r") as file:
+    read("", file)
+    file.visititems(read)
+"""
+LEAST_S, BYTES_PER_S = 30.0, 5e6  # in which a whole file is read, also from a slow disk
+
+
+def _ensure_it_ends(path: Path) -> None:
+    """Let another process read a whole HDF5 file first: the library (2.0) goes round in circles in some that
+    are damaged, and crashes in others.
+
+    Raises:
+        CheckpointError: it does not come back, or was killed.
+    """
+    limit = max(LEAST_S, path.stat().st_size / BYTES_PER_S)
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", _PROBE, str(path)], capture_output=True, timeout=limit, check=False
+        )
+    except subprocess.TimeoutExpired:
+        raise CheckpointError(
+            f"it is damaged: the HDF5 library did not read it to its end in {limit:.0f} s; fetch it again"
+        ) from None
+    if done.returncode < 0:
+        raise CheckpointError("it is damaged: the HDF5 library crashes when it reads it; fetch it again")
 
 
 def _h5py() -> Any:
