@@ -181,7 +181,9 @@ def test_the_boards_packages_come_along(bundle_folder: Path, in_this_process: Ru
     names = sorted(path.name for path in (tmp_path / "app/wheels").iterdir())
     for package in ("numpy", "onnxruntime", "pillow"):
         assert any(name.startswith(package) and "cp313" in name and "aarch64" in name for name in names)
-    assert "--no-index -f wheels" in (tmp_path / "app/README.md").read_text()
+    told = (tmp_path / "app/README.md").read_text()
+    assert "--no-index -f wheels -r runtime/requirements-locked.txt" in told
+    assert "Needs Python 3.13 on 64-bit Linux (aarch64); for others leave out" in told
 
 
 def test_a_folder_that_is_there_and_empty_is_filled(bundle_folder: Path, tmp_path: Path) -> None:
