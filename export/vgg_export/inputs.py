@@ -15,7 +15,7 @@ from vgg_runtime.records import Record
 from .bundle import evaluate
 from .core import cache
 from .core.errors import DataError, OptionsError
-from .core.files import explain_write_errors
+from .core.files import explain_write_errors, work_folder
 from .core.progress import Progress
 from .data import sanity, tensors, wordnet
 from .data.splits import Item, Splits, class_folders, resolve, unseen
@@ -253,11 +253,6 @@ class GivenBundle:
     work: Path
 
 
-def work_of(folder: Path) -> Path:
-    """The folder for intermediate files of a bundle."""
-    return folder.resolve().parent / f".{folder.resolve().name}.work"
-
-
 def read_bundle(folder: Path, pictures: DataOptions, progress: Progress) -> GivenBundle:
     """A verified bundle, and pictures that were not used to make it.
 
@@ -270,7 +265,7 @@ def read_bundle(folder: Path, pictures: DataOptions, progress: Progress) -> Give
         raise DataError(f"nothing to evaluate: {present.figures_absent}")
     labels = manifest.read_labels(folder, present)
     fitted = manifest.read_fitted(folder)
-    work = work_of(folder)
+    work = work_folder(folder)
     items = unseen(pictures, present.weights["weights"], labels, present.class_ids, fitted, work, progress)
     subjects = [
         evaluate.Subject(

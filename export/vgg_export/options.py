@@ -15,6 +15,7 @@ from vgg_runtime.bundle.manifest import MadeWith
 from vgg_runtime.bundle.outputs import OUTPUTS
 
 from .core.errors import OptionsError
+from .core.files import work_folder
 from .core.option import Option, asked, asked_as
 from .core.progress import Progress, Quiet
 
@@ -796,7 +797,7 @@ class RunOptions:
     @property
     def work_folder(self) -> Path:
         """The folder where intermediate files stay, so that a second run skips what is up to date."""
-        return self.work or self.output.resolve().parent / f".{self.output.resolve().name}.work"
+        return self.work or work_folder(self.output)
 
 
 @dataclasses.dataclass(frozen=True)

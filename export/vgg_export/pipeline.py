@@ -13,7 +13,7 @@ from vgg_runtime.result import Evaluation
 from . import inputs
 from .bundle import evaluate, writer
 from .core.errors import DataError, NothingToGainError, OptionsError, OtherInputError
-from .core.files import exclusive, exclusive_output, write_json
+from .core.files import exclusive, exclusive_output, work_folder, write_json
 from .core.progress import Progress
 from .data import wordnet
 from .graphs.model_info import Described
@@ -127,11 +127,14 @@ def bundle_files(models: Sequence[Path], pictures: DataOptions, output: Path, pr
         else:
             entry = writer.Entry(name, name, "; ".join(steps) or BASELINE.description, (), artifact)
         entries.append(entry)
-    splits = inputs.splits_for(artifacts[0], pictures, output.parent / f".{output.name}.work", progress)
+    splits = inputs.splits_for(artifacts[0], pictures, work_folder(output), progress)
     absent = source.figures_absent or "not evaluated; run 'vgg-export evaluate --record'"
     return writer.run(
         writer.Contents(tuple(entries), splits, wordnet.ids_for(source), None, absent), output, progress
     )
+
+
+ALONE = "this bundle holds one variant: agreement and KL are those with itself"
 
 
 def evaluate_bundle(
@@ -149,7 +152,7 @@ def evaluate_bundle(
         AccuracyError: the baseline is not clearly better than chance on them, unless that is to be
             ``accept``-ed.
     """
-    with exclusive_output(folder), exclusive(inputs.work_of(folder)):
+    with exclusive_output(folder), exclusive(work_folder(folder)):
         return _evaluate_bundle(folder, pictures, progress, record=record, accept=accept)
 
 
@@ -158,8 +161,7 @@ def _evaluate_bundle(
 ) -> tuple[dict[str, Evaluation], int, tuple[str, ...], str]:
     given = inputs.read_bundle(folder, pictures, progress)
     present = given.manifest
-    alone = "this bundle holds one variant: agreement and KL are those with itself"
-    alone = alone if len(present.variants) == 1 else ""
+    alone = len(present.variants) == 1
     if record and alone:
         raise DataError(
             "this bundle holds one variant, so there is nothing to compare it with, and its recorded figures"
@@ -182,7 +184,7 @@ def _evaluate_bundle(
     return (
         figures,
         len(given.items),
-        tuple(filter(None, (present.notice, checked.unchecked, checked.problem, alone))),
+        tuple(filter(None, (present.notice, checked.unchecked, checked.problem, ALONE if alone else None))),
         present.output,
     )
 

@@ -298,7 +298,7 @@ def _write(folder: Path, contents: Contents, key: str, advance: Callable[[], Non
     _write_runtime(folder / "runtime")
     write_json(folder / m.SPLITS_NAME, contents.splits.to_json() | {"fitted": contents.fitted()})
     (folder / "README.md").write_text(_readme(contents.entries), encoding="utf-8")
-    locked = (folder / "runtime" / "requirements-locked.txt").read_text(encoding="utf-8")
+    locked = (folder / bill.LOCKED).read_text(encoding="utf-8")
     write_json(folder / bill.BILL_NAME, bill.of(info.chain.family, variants, locked))
     source = info.provenance
     models = {entry.path for variant in variants for build in variant.builds for entry in build.files}

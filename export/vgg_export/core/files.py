@@ -78,6 +78,12 @@ def reserved_array(path: Path, shape: tuple[int, ...]) -> npt.NDArray[np.float32
     return array
 
 
+def work_folder(output: Path) -> Path:
+    """The folder beside an output for its intermediate files."""
+    output = output.resolve()
+    return output.parent / f".{output.name}.work"
+
+
 @contextlib.contextmanager
 def scratch_folder(folder: Path) -> Iterator[Path]:
     """A folder in ``folder`` for what is not to stay. Where the process is killed, the next one that holds

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from vgg_export.core.errors import BoardError, DeployError
-from vgg_export.core.files import atomic_file, explain_write_errors, sha256, write_json
+from vgg_export.core.files import atomic_file, explain_write_errors, sha256, work_folder, write_json
 from vgg_export.core.progress import Progress
 from vgg_export.options import DeployOptions
 from vgg_runtime.bundle import manifest as m
@@ -239,7 +239,7 @@ def _install(place: Place, board: Board, options: DeployOptions, progress: Progr
 def _bring_wheels(place: Place, board: Board, options: DeployOptions, progress: Progress) -> str:
     """Copy the wheels to the board; returns their folder there, relative to the bundle."""
     bundle = options.bundle.resolve()
-    cache = bundle.parent / f".{bundle.name}.work" / "wheels"
+    cache = work_folder(bundle) / "wheels"
     paths = wheels.fetch(board, [bundle / name for name in _requirements(options)], cache, progress)
     folder = f"{on_board.OWN}/wheels"
     bring(place, [local(f"{folder}/{path.name}", path) for path in paths], None, ENVIRONMENT_BYTES, progress)

@@ -3,10 +3,12 @@
 import logging
 from pathlib import Path
 
+from vgg_export.core.files import work_folder
 from vgg_export.core.progress import Progress
 from vgg_export.options import ShipOptions
 from vgg_runtime.board.targets import here
 from vgg_runtime.bundle import builds
+from vgg_runtime.bundle.bill import LOCKED
 from vgg_runtime.bundle.opened import Bundle
 from vgg_runtime.classify import choice
 from vgg_runtime.classify.ship import Shipped, ship
@@ -14,7 +16,6 @@ from vgg_runtime.classify.ship import Shipped, ship
 from . import wheels
 from .board import Board
 
-REQUIREMENTS = "runtime/requirements-locked.txt"
 log = logging.getLogger(__name__)
 
 GLIBC = (2, 36)  # of Raspberry Pi OS Bookworm, the oldest with Python 3.11
@@ -48,8 +49,7 @@ def run(options: ShipOptions, progress: Progress) -> Shipped:
     extra: dict[str, Path] = {}
     if options.wheels:
         board = Board(target.machine, "", "", (*options.version, 0), GLIBC, venv=True, rsync=False)
-        whole = options.bundle.resolve()
-        cache = whole.parent / f".{whole.name}.work" / "wheels"
-        paths = wheels.fetch(board, [options.bundle / REQUIREMENTS], cache, progress)
+        cache = work_folder(options.bundle) / "wheels"
+        paths = wheels.fetch(board, [options.bundle / LOCKED], cache, progress)
         extra = {f"wheels/{path.name}": path for path in paths}
     return ship(bundle, chosen, options.output, extra)

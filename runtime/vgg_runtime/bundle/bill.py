@@ -13,6 +13,7 @@ from vgg_runtime import __version__
 from .manifest import Variant
 
 BILL_NAME = "sbom.cdx.json"
+LOCKED = "runtime/requirements-locked.txt"  # of a bundle: the packages with versions and hashes
 _LOCKED = re.compile(r"^([A-Za-z0-9._-]+)==(\S+)", re.MULTILINE)
 
 

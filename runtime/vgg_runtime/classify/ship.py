@@ -23,7 +23,6 @@ from vgg_runtime.text import in_bytes
 
 _BUILT_FOR = re.compile(r"^wheels/.*-cp3(\d+)-cp3\d+-\w+?_(aarch64|x86_64)\.whl$")
 RUNTIME = "runtime/"
-LOCKED = "runtime/requirements-locked.txt"
 NEEDED = "runtime/classify.py"  # and the requirements with hashes, which came with it
 ZIP = ".zip"
 FOUND_IN_A_ZIP = (
@@ -102,7 +101,7 @@ def ship(
 
 def _locked(folder: Path) -> str:
     """The requirements with versions; empty in a bundle of an older vgg-export."""
-    path = folder / LOCKED
+    path = folder / bill.LOCKED
     return path.read_text(encoding="utf-8") if path.is_file() else ""
 
 
@@ -179,7 +178,7 @@ def _readme(bundle: Bundle, variant: m.Variant, extra: Mapping[str, Path]) -> st
     cores = ", ".join(variant.build.targets) or "any core"
     return (
         f"# {bundle.manifest.family}, variant {variant.id}, {len(bundle.labels)} classes\n\n"
-        f"    python3 -m venv venv && venv/bin/pip install {wheels}-r runtime/requirements-locked.txt\n"
+        f"    python3 -m venv venv && venv/bin/pip install {wheels}-r {bill.LOCKED}\n"
         "    venv/bin/python runtime/classify.py photo.jpg folder/ --json\n\n"
         f"Made for {cores}; {in_bytes(variant.build.bytes)}, {variant.preprocessing.px} px."
         f" Needs {needs}.\n"

@@ -44,13 +44,13 @@ def recommend(
         The variant, or None when none can be recommended, and the reason.
     """
     allowed = MAX_LOSS_POINTS if max_loss_points is None else max_loss_points
+    if baseline is None:
+        alone = "this bundle holds one variant, so there is nothing to compare it with"
+        return Recommendation(None, allowed, alone, sure=sure)
     reference = next((row for row in rows if row.variant == baseline), None)
     searched = None if sure else searched
     few = _too_few(reference, _points(allowed))
-    alone = "this bundle holds one variant, so there is nothing to compare it with"
-    why_not = (
-        (alone if baseline is None else None) or problem or _why_not(reference) or (None if searched else few)
-    )
+    why_not = problem or _why_not(reference) or (None if searched else few)
     if why_not or reference is None:
         return Recommendation(None, allowed, why_not or "", sure=sure)
     ran = [row for row in rows if row.error is None and row.p50_ms]
