@@ -35,6 +35,7 @@ import vgg_runtime  # noqa: F401  sets what keeps onnxruntime quiet before it is
 NAMES = ("stop", "yield", "parking")
 WITHIN_S = 60.0
 STEPS = 4  # a run is killed within this part of its calls or its time
+TRIES = 10  # until a fork comes to its end
 FINISHED = 5  # every fifth run with a fault is begun again
 # what a run that ended by itself should have removed
 _LEFT = re.compile(r"(^|/)\.[^/]*\.(partial|old|parts)(/|$)|/\.scratch\.|^\.artifacts\.lock$")
@@ -276,10 +277,7 @@ class Bench:
 
     def faults(self, wanted: int) -> None:
         """Let calls fail, spread over the whole run, the errors in turn."""
-        calls = {
-            error: run(self.fresh("counted"), ARGUMENTS, Fault(0, error)).calls
-            for error in (list(faults.ERRORS.values()) if wanted else [])
-        }
+        calls = {error: self._counted(error) for error in (list(faults.ERRORS.values()) if wanted else [])}
         for number in range(wanted):
             name, error = list(faults.ERRORS.items())[number % len(faults.ERRORS)]
             stays = self.random.random() < 0.5
@@ -301,6 +299,20 @@ class Bench:
                 self.wrong.append(f"{what}: exit code 0 without the new bundle")
             if number % FINISHED == 0:
                 self.finish(folder, what)
+
+    def _counted(self, error: int) -> int:
+        """How many calls of an undisturbed run can end with ``error``.
+
+        Raises:
+            RuntimeError: no fork came to its end.
+        """
+        for _ in range(TRIES):
+            done = run(self.fresh("counted"), ARGUMENTS, Fault(0, error))
+            if done.calls:
+                return done.calls
+        raise RuntimeError(
+            f"a fork that counts calls ended {TRIES} times with {done.code}: {done.said[-500:]}"
+        )
 
 
 def say(line: str) -> None:
@@ -347,9 +359,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _with_layer(Path(folder), sys.argv[1:] if arguments is None else list(arguments))
         _load()
         bench = Bench(Path(folder).resolve(), wanted.seed)
-        bench.kills(wanted.kills)
-        bench.faults(wanted.faults)
-    print("\n".join(lines(bench)))
+        try:
+            bench.kills(wanted.kills)
+            bench.faults(wanted.faults)
+        finally:  # what an hour has shown is not lost by what ends it
+            print("\n".join(lines(bench)), flush=True)
     return 1 if bench.wrong else 0
 
 

@@ -31,7 +31,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from soak import LAUNCHER, growth, rss_bytes, serve, verdict
+from readings import Reading, child_of, growth, reading, verdict
+from soak import LAUNCHER, serve
 
 TOPIC = "front/door"
 CAMERA_AWAY_S, BROKER_AWAY_S = 5.0, 10.0
@@ -83,7 +84,7 @@ class Found:
     discovery: list[dict[str, Any]]
     availability: list[str]
     cpu_s: dict[str, float]
-    memory_bytes: dict[str, list[int]]
+    held: dict[str, list[Reading]]
     latency_ms: dict[str, float | None]
 
     @property
@@ -99,9 +100,7 @@ class Found:
             return f"{len(self.lost)} of {len(self.changes)} stable answers did not arrive: {self.lost}"
         if not self.discovery:
             return "no discovery message came"
-        return verdict(
-            self.code, {name: growth(each) for name, each in self.memory_bytes.items()}, limit_bytes
-        )
+        return verdict(self.code, {name: growth(each) for name, each in self.held.items()}, limit_bytes)
 
 
 def told(found: Found) -> str:
@@ -115,7 +114,7 @@ def told(found: Found) -> str:
         f"latency in ms: {found.latency_ms}",
     ]
     for name, seconds in found.cpu_s.items():
-        one = growth(found.memory_bytes[name])
+        one = growth(found.held[name])
         lines.append(
             f"{name}: {1e3 * seconds / classified:.2f} ms of CPU per frame;"
             f" {one.start_bytes / 1e6:.1f} MB after the first tenth, then {one.grown_bytes / 1e6:+.1f} MB"
@@ -150,14 +149,14 @@ class Day:
             + [(share * seconds, broker.away) for share in (0.2, 0.7)],
             key=lambda event: event[0],
         )
-        memory: dict[str, list[int]] = {"compare.py": [], "model": []}
-        cpu = dict.fromkeys(memory, 0.0)
+        held: dict[str, list[Reading]] = {"compare.py": [], "model": []}
+        cpu = dict.fromkeys(held, 0.0)
         begun = time.monotonic()
         try:
             while running.poll() is None:
                 if events and time.monotonic() - begun > events[0][0]:
                     threading.Thread(target=events.pop(0)[1], daemon=True).start()
-                sample(running.pid, memory, cpu)
+                sample(running.pid, held, cpu)
                 time.sleep(1.0)
         finally:
             running.terminate()
@@ -177,22 +176,21 @@ class Day:
             subscriber.discovery,
             subscriber.availability,
             cpu,
-            memory,
+            held,
             {name: live[f"{name}_ms"]["p50"] for name in ("decode", "model", "end_to_end")},
         )
 
 
-def sample(pid: int, memory: dict[str, list[int]], cpu: dict[str, float]) -> None:
-    """Add the resident memory of compare.py and its model, and note the CPU seconds that they took."""
+def sample(pid: int, held: dict[str, list[Reading]], cpu: dict[str, float]) -> None:
+    """Add a reading of compare.py and of its model, and note the CPU seconds that they took."""
     try:
-        child = int(Path(f"/proc/{pid}/task/{pid}/children").read_text().split()[0])
-        found = {"compare.py": pid, "model": child}
-        sizes = [rss_bytes(one) for one in found.values()]
+        found = {"compare.py": pid, "model": child_of(pid)}
+        readings = [reading(one) for one in found.values()]
         spent = [cpu_s(one) for one in found.values()]
     except (OSError, IndexError):  # it has not begun, or has ended
         return
-    for (name, samples), size, seconds in zip(memory.items(), sizes, spent, strict=True):
-        samples.append(size)
+    for (name, samples), one, seconds in zip(held.items(), readings, spent, strict=True):
+        samples.append(one)
         cpu[name] = seconds
 
 

@@ -1,11 +1,12 @@
 """Shows in minutes whether ``compare.py --live`` would grow in hours: it gets a generated MJPEG camera on
-loopback, and the memory of its processes is watched from outside.
+loopback, and what its processes hold is watched from outside.
 
     python bench/soak.py --bundle artifacts --variant compact-scaled --minutes 10
 
 The camera sends pictures faster than the model answers. They differ, and every fiftieth is cut off. Each
-second the resident memory of compare.py and of the model's process is read from /proc. The exit code is 1
-when either grew by more than --limit-mb between the first tenth of the run and its end, or compare.py failed.
+second the resident memory, the open descriptors and the threads of compare.py and of the model's process are
+read from /proc. The exit code is 1 when the memory of either grew by more than --limit-mb between the first
+tenth of the run and its end, when either holds more descriptors or threads then, or when compare.py failed.
 """
 
 import argparse
@@ -14,7 +15,6 @@ import dataclasses
 import io
 import itertools
 import json
-import re
 import subprocess
 import sys
 import tempfile
@@ -27,6 +27,8 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
+
+from readings import Reading, child_of, growth, reading, verdict
 
 LAUNCHER = Path(__file__).resolve().parent.parent / "runtime" / "compare.py"
 CUT_OFF_EVERY = 50
@@ -49,25 +51,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as folder, camera(pictures(), wanted.fps) as url:
         document = Path(folder) / "live.json"
         command += ["--source", url, "--seconds", str(60 * wanted.minutes), "--json", str(document)]
-        code, memory = watch(command, wanted.sample_s)
+        code, held = watch(command, wanted.sample_s)
         result = json.loads(document.read_text()) if document.exists() else None
     try:
-        found = {} if code else {name: growth(samples) for name, samples in memory.items()}
+        found = {} if code else {name: growth(samples) for name, samples in held.items()}
     except ValueError as error:
         print(f"FAILED: {error}")
         return 1
     for name, one in found.items():
-        mb = [f"{value / 1e6:.1f}" for value in dataclasses.astuple(one)]
-        print(
-            f"{name}: {mb[0]} MB after the first tenth, {mb[1]} at the end, at most {mb[2]}; grew by"
-            f" {one.grown_bytes / 1e6:+.1f} MB"
-        )
+        print(f"{name}: {one}")
     if wanted.json:
-        wanted.json.write_text(json.dumps({"memory_bytes": memory, "result": result}, indent=1))
+        readings = {name: [dataclasses.asdict(one) for one in samples] for name, samples in held.items()}
+        wanted.json.write_text(json.dumps({"readings": readings, "result": result}, indent=1))
     if failure := verdict(code, found, wanted.limit_mb * 1e6):
         print(f"FAILED: {failure}")
         return 1
-    print(f"flat: neither grew by more than {wanted.limit_mb:g} MB")
+    print(f"flat: neither grew by more than {wanted.limit_mb:g} MB, in descriptors or in threads")
     return 0
 
 
@@ -98,7 +97,7 @@ def _parser() -> argparse.ArgumentParser:
         type=float,
         default=1.0,
         metavar="SECONDS",
-        help="time between two samples of the memory (default: %(default)s)",
+        help="time between two readings (default: %(default)s)",
     )
     add(
         "--limit-mb",
@@ -107,60 +106,18 @@ def _parser() -> argparse.ArgumentParser:
         metavar="MB",
         help="how much each process may grow (default: %(default)s)",
     )
-    add("--json", type=Path, metavar="FILE", help="write every sample and the result of compare.py")
+    add("--json", type=Path, metavar="FILE", help="write every reading and the result of compare.py")
     return parser
 
 
-@dataclasses.dataclass(frozen=True)
-class Memory:
-    """Resident memory of a process in bytes: the mean over the second tenth of the run (the first warms up),
-    the mean over the last tenth, and the maximum."""
+def watch(command: Sequence[str], sample_s: float) -> tuple[int, dict[str, list[Reading]]]:
+    """Run ``command``; returns its exit code, and readings of it and of its child process.
 
-    start_bytes: int
-    end_bytes: int
-    most_bytes: int
-
-    @property
-    def grown_bytes(self) -> int:
-        return self.end_bytes - self.start_bytes
-
-
-def growth(samples: Sequence[int]) -> Memory:
-    """How memory grew over ``samples`` in bytes, evenly spaced.
-
-    Raises:
-        ValueError: there are fewer than twenty samples.
-    """
-    if len(samples) < 20:
-        raise ValueError(
-            f"{len(samples)} samples of the memory are too few to see growth; expected at least 20: let it"
-            " run for longer"
-        )
-    tenth = len(samples) // 10
-    return Memory(int(np.mean(samples[tenth : 2 * tenth])), int(np.mean(samples[-tenth:])), max(samples))
-
-
-def verdict(code: int, found: dict[str, Memory], limit_bytes: float) -> str | None:
-    """What went wrong, or None."""
-    if code:
-        return f"compare.py ended with code {code}"
-    grown = [
-        f"{name} grew by {one.grown_bytes / 1e6:.1f} MB"
-        for name, one in found.items()
-        if one.grown_bytes > limit_bytes
-    ]
-    return "; ".join(grown) or None
-
-
-def watch(command: Sequence[str], sample_s: float) -> tuple[int, dict[str, list[int]]]:
-    """Run ``command``; returns its exit code, and samples of the resident memory in bytes of it and of its
-    child process.
-
-    A sample is taken every ``sample_s`` while both live, from the first line that it prints on: then the
+    A reading is taken every ``sample_s`` while both live, from the first line that it prints on: then the
     model is loaded, however busy the machine is.
     """
     running = subprocess.Popen(list(command), stdout=subprocess.PIPE)
-    memory: dict[str, list[int]] = {"compare.py": [], "model": []}
+    held: dict[str, list[Reading]] = {"compare.py": [], "model": []}
     begun = threading.Event()
     shown = threading.Thread(target=_pass_on, args=(running, begun), daemon=True)
     shown.start()
@@ -170,15 +127,14 @@ def watch(command: Sequence[str], sample_s: float) -> tuple[int, dict[str, list[
             if not begun.is_set():
                 continue
             with contextlib.suppress(OSError, IndexError):  # it has not begun, or has ended between two looks
-                child = int(Path(f"/proc/{running.pid}/task/{running.pid}/children").read_text().split()[0])
-                sizes = rss_bytes(running.pid), rss_bytes(child)
-                for samples, size in zip(memory.values(), sizes, strict=True):
-                    samples.append(size)
+                both = reading(running.pid), reading(child_of(running.pid))
+                for samples, one in zip(held.values(), both, strict=True):
+                    samples.append(one)
     finally:
         running.terminate()
         running.wait()
         shown.join()
-    return running.returncode, memory
+    return running.returncode, held
 
 
 def _pass_on(running: "subprocess.Popen[bytes]", begun: threading.Event) -> None:
@@ -188,14 +144,6 @@ def _pass_on(running: "subprocess.Popen[bytes]", begun: threading.Event) -> None
             begun.set()
             sys.stdout.write(line.decode(errors="replace"))
             sys.stdout.flush()
-
-
-def rss_bytes(pid: int) -> int:
-    """Resident memory of a process now."""
-    found = re.search(r"^VmRSS:\s*(\d+) kB", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
-    if not found:
-        raise ProcessLookupError(f"process {pid} has ended")
-    return int(found[1]) * 1024
 
 
 def pictures(count: int = 40, size_px: tuple[int, int] = (640, 480)) -> list[bytes]:

@@ -169,6 +169,14 @@ DAMAGE = [
         at(V, 0, "predictions", 3, "labels", 0, value=None),
         "variants[0].predictions[3].labels[0]: expected a text, found null",
     ),
+    (
+        at(V, 0, "predictions", 3, "labels", value=["cat"]),
+        "variants[0].predictions[3].labels: expected 5 texts, as many as classes, found a list of 1",
+    ),
+    (
+        at(V, 0, "predictions", 3, "probabilities", value=[]),
+        "variants[0].predictions[3].probabilities: expected 5 numbers, as many as classes, found a list of 0",
+    ),
     (at(V, 0, "built", "n", value="42"), "variants[0].built.n: expected a whole number, found '42'"),
     (
         at("recommended", "max_loss_points", value=None),

@@ -146,11 +146,25 @@ class Image(Record):
 @dataclasses.dataclass(frozen=True)
 class Prediction(Record):
     """The most probable classes of a picture, most probable first: indices, probabilities and names. Those
-    of a multi-label network hold every label above 0.5."""
+    of a multi-label network hold every label above 0.5. ``labels``: empty where the names are not known."""
 
     classes: tuple[int, ...]
     probabilities: tuple[float, ...]
     labels: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        count = len(self.classes)
+        if len(self.probabilities) != count:
+            raise FieldError(
+                "probabilities", f"{count} numbers, as many as classes", list(self.probabilities)
+            )
+        if self.labels and len(self.labels) != count:
+            raise FieldError("labels", f"{count} texts, as many as classes", [*self.labels])
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The labels; the numbers of the classes where the names are not known."""
+        return self.labels or tuple(f"class {k}" for k in self.classes)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,6 +2,7 @@
 its own."""
 
 import collections
+import contextlib
 import http.server
 import io
 import json
@@ -26,6 +27,7 @@ from damage import rewrite
 from launch import compare
 from PIL import Image
 
+import readings
 import soak
 from vgg_runtime.board import device
 from vgg_runtime.bundle import self_check
@@ -859,22 +861,49 @@ def test_some_hundred_frames_leave_the_memory_flat(bundle_folder: Path, tmp_path
             "1",
         ]
         command += ["--every", "0.2", "--frames", "1500", "--json", str(tmp_path / "r.json")]
-        code, memory = soak.watch(command, 0.1)
+        code, held = soak.watch(command, 0.1)
     assert code == 0
     assert live_json(tmp_path / "r.json")["frames"]["classified"] == 1500
-    found = {name: soak.growth(samples) for name, samples in memory.items()}
-    assert soak.verdict(0, found, 3e6) is None, found
+    found = {name: readings.growth(samples) for name, samples in held.items()}
+    assert readings.verdict(0, found, 3e6) is None, found
     assert all(10e6 < one.most_bytes < 300e6 for one in found.values()), found
 
 
 def test_the_soak_sees_growth_and_failure() -> None:
-    flat, growing = [100_000_000] * 60, [100_000_000 + 100_000 * k for k in range(60)]
-    grown = {"compare.py": soak.growth(flat), "model": soak.growth(growing)}
-    assert soak.verdict(0, {"model": soak.growth(flat)}, 4e6) is None
-    assert soak.verdict(0, grown, 4e6) == "model grew by 4.8 MB"
-    assert soak.verdict(1, {}, 4e6) == "compare.py ended with code 1"
+    flat = [readings.Reading(100_000_000, 12, 3)] * 60
+    growing = [readings.Reading(100_000_000 + 100_000 * k, 12, 3) for k in range(60)]
+    grown = {"compare.py": readings.growth(flat), "model": readings.growth(growing)}
+    assert readings.verdict(0, {"model": readings.growth(flat)}, 4e6) is None
+    assert readings.verdict(0, grown, 4e6) == "model grew by 4.8 MB"
+    assert readings.verdict(1, {}, 4e6) == "compare.py ended with code 1"
     with pytest.raises(ValueError, match="too few"):
-        soak.growth(flat[:10])
+        readings.growth(flat[:10])
+
+
+@pytest.mark.parametrize(
+    ("held", "said"),
+    [
+        (readings.Reading(10**8, 13, 3), "model holds 13 descriptors, 12 after the first tenth"),
+        (readings.Reading(10**8, 12, 5), "model holds 5 threads, 3 after the first tenth"),
+    ],
+)
+def test_the_soak_sees_descriptors_and_threads(held: readings.Reading, said: str) -> None:
+    grown = readings.growth([readings.Reading(10**8, 12, 3)] * 50 + [held] * 10)
+    assert readings.verdict(0, {"model": grown}, 4e6) == said
+
+
+def test_a_reading_is_what_the_process_holds(tmp_path: Path) -> None:
+    before = readings.reading(os.getpid())
+    with contextlib.ExitStack() as open_files:
+        for k in range(5):
+            open_files.enter_context((tmp_path / str(k)).open("w"))
+        assert readings.reading(os.getpid()).descriptors == before.descriptors + 5
+    assert readings.reading(os.getpid()).descriptors == before.descriptors
+    ended = subprocess.Popen(["true"])
+    time.sleep(0.2)
+    with pytest.raises(ProcessLookupError, match="has ended"):
+        readings.reading(ended.pid)
+    ended.wait()
 
 
 def test_a_process_that_leaks_is_noticed_from_outside(tmp_path: Path) -> None:
@@ -884,7 +913,7 @@ def test_a_process_that_leaks_is_noticed_from_outside(tmp_path: Path) -> None:
         " time.sleep(0.02)"
     )
     (tmp_path / "leak.py").write_text(child)
-    code, memory = soak.watch(
+    code, held = soak.watch(
         [
             sys.executable,
             "-c",
@@ -893,7 +922,8 @@ def test_a_process_that_leaks_is_noticed_from_outside(tmp_path: Path) -> None:
         0.02,
     )
     assert code == 0
-    assert "model grew by" in (soak.verdict(code, {k: soak.growth(v) for k, v in memory.items()}, 4e6) or "")
+    found = {name: readings.growth(samples) for name, samples in held.items()}
+    assert "model grew by" in (readings.verdict(code, found, 4e6) or "")
 
 
 def test_the_soak_runs(bundle_folder: Path, tmp_path: Path) -> None:
@@ -913,7 +943,7 @@ def test_the_soak_runs(bundle_folder: Path, tmp_path: Path) -> None:
     assert "flat: neither grew" in done.stdout
     found = json.loads((tmp_path / "soak.json").read_text())
     assert found["result"]["live"]["ended"] == "seconds"
-    assert len(found["memory_bytes"]["model"]) >= 20
+    assert len(found["readings"]["model"]) >= 20
 
 
 @pytest.mark.parametrize(

@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 
 import service_day
+from readings import Reading
 
 MOSQUITTO = shutil.which("mosquitto", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
-FLAT = {"compare.py": [50_000_000] * 20, "model": [60_000_000] * 20}
+FLAT = {"compare.py": [Reading(50_000_000, 9, 3)] * 20, "model": [Reading(60_000_000, 8, 2)] * 20}
 GOOD = service_day.Found(
     code=0,
     frames={"classified": 9},
@@ -22,7 +23,7 @@ GOOD = service_day.Found(
     discovery=[{"name": "x"}],
     availability=["online"],
     cpu_s={"compare.py": 0.09, "model": 0.018},
-    memory_bytes=FLAT,
+    held=FLAT,
     latency_ms={"decode": 1.0},
 )
 
@@ -36,7 +37,7 @@ GOOD = service_day.Found(
         ({"discovery": []}, "no discovery message came"),
         ({"code": 1}, "compare.py ended with code 1"),
         (
-            {"memory_bytes": FLAT | {"model": [10_000_000 * (1 + k) for k in range(20)]}},
+            {"held": FLAT | {"model": [Reading(10_000_000 * (1 + k), 8, 2) for k in range(20)]}},
             "model grew by 160.0 MB",
         ),
     ],

@@ -26,6 +26,7 @@ from vgg_runtime.result import (
     Recommendation,
     Result,
     StepLoss,
+    ThreadTrial,
 )
 from vgg_runtime.result import (
     Image as Shown,
@@ -180,6 +181,26 @@ def test_a_baseline_that_died_among_the_pictures_is_shown_as_far_as_it_came(widt
     assert any("b.jpg" in line and text.ABSENT in line for line in lines)
     assert any("cat 90 %" in line for line in lines if "b.jpg" in line)
     assert "c.jpg\n  no variant lived to classify it" in tables.predictions(result, top5=True, width=width)
+
+
+def test_classes_without_names_are_shown_by_their_numbers() -> None:
+    result = a_result(
+        a_row("baseline", predictions=(Prediction((7, 1), (0.9, 0.1)),)), images=(Shown("a.jpg", None),)
+    )
+    for top5 in (False, True):
+        assert "class 7 90" in tables.predictions(result, top5=top5, width=80)
+
+
+def test_variants_that_tried_other_numbers_of_threads_stand_in_one_table() -> None:
+    one, two, four = (ThreadTrial(n, 40.0 / n, None, 5, None) for n in (1, 2, 4))
+    rows = [a_row("baseline", thread_sweep=(one, two)), a_row("small", thread_sweep=(four, one))]
+    shown = tables.comparison(a_result(*rows), None)
+    lines = [line.split() for line in shown[shown.index("by threads") :].split("\n")[1:5]]
+    assert lines[0] == ["variant", "1", "thread", "2", "threads", "4", "threads", "used"]
+    assert [line[:4] for line in lines[2:]] == [
+        ["baseline", "40.0", "20.0", text.ABSENT],
+        ["small", "40.0", text.ABSENT, "10.0"],
+    ]
 
 
 def test_only_columns_that_are_shown_are_explained() -> None:

@@ -268,11 +268,11 @@ def _threads(result: Result) -> str:
     swept = [row for row in result.variants if row.thread_sweep]
     if not swept:
         return ""
-    counts = [tried.threads for tried in swept[0].thread_sweep]
+    counts = sorted({tried.threads for row in swept for tried in row.thread_sweep})
     rows = []
     for row in swept:
-        figures = [tried.p90_ms or tried.p50_ms for tried in row.thread_sweep]
-        rows.append([row.variant, *(number(ms) for ms in figures), str(row.threads)])
+        figures = {tried.threads: tried.p90_ms or tried.p50_ms for tried in row.thread_sweep}
+        rows.append([row.variant, *(number(figures.get(n)) for n in counts), str(row.threads)])
     return "\n\nMilliseconds (P90; P50 where fewer than 64 runs were made) by threads\n" + table(
         ("variant", *(f"{n} thread{'s' if n > 1 else ''}" for n in counts), "used"), rows
     )
@@ -455,7 +455,7 @@ def _said(said: Prediction, of: Prediction | None, output: str) -> str:
     more = [f"{count - MOST_NAMED} more"] if count > MOST_NAMED else []
     if of and set(said.classes[:count]) == set(of.classes[: given(of.probabilities, output)]):
         return f"= {', '.join([*shares, *more]) or NO_LABEL}"
-    named = [f"{printable(label, 18)} {share}" for label, share in zip(said.labels, shares, strict=False)]
+    named = [f"{printable(label, 18)} {share}" for label, share in zip(said.names, shares, strict=False)]
     return ", ".join([*named, *more]) or NO_LABEL
 
 
@@ -464,7 +464,7 @@ def _top5(result: Result, shown: Sequence[Row], k: int, width: int | None) -> st
     for row in shown:
         if k < len(row.predictions):
             said = row.predictions[k]
-            named = zip(said.labels[:5], said.probabilities[:5], strict=True)
+            named = zip(said.names[:5], said.probabilities[:5], strict=True)
             words = (f"{printable(label, 20)} {100 * share:.1f} %" for label, share in named)
             rows.append([row.variant, *words])
     title = printable(result.images[k].file, 80)
