@@ -271,7 +271,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     else:
         print(f"the server: {found.grown()}")
     if wanted.json:
-        wanted.json.write_text(json.dumps(dataclasses.asdict(found), indent=1))
+        counts = {"visits": dict(found.visits), "wrong": dict(found.wrong), "left": found.left}
+        readings = [dataclasses.asdict(one) for one in found.readings]
+        wanted.json.write_text(json.dumps(counts | {"readings": readings}, indent=1))
     print(f"FAILED: {failure}" if failure else f"flat, after {found.visits.total()} visits")
     return 1 if failure else 0
 

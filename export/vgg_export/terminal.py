@@ -4,6 +4,7 @@ import contextlib
 import errno
 import logging
 import os
+import re
 import sys
 import time
 import warnings
@@ -92,12 +93,18 @@ _REFUSED = {
 }
 
 
+# how onnxruntime tells the number of such an error
+_ONNXRUNTIMES = re.compile(r"system error number (\d{1,3})\b|SystemError : (\d{1,3})\b")
+
+
 def _of_the_machine(error: BaseException) -> str | None:
     """A sentence for an error that is none of this program or its inputs, but of the machine; else None."""
     cause: BaseException | None = error
     while cause is not None:
+        told = _ONNXRUNTIMES.search(str(cause))  # one of its two groups has the number
         for number, remedy in _REFUSED.items():
-            if getattr(cause, "errno", None) == number or os.strerror(number) in str(cause):
+            own = (getattr(cause, "errno", None), int(told[1] or told[2]) if told else None)
+            if number in own or os.strerror(number) in str(cause):
                 where = getattr(cause, "filename", None)
                 return f"{where}: {remedy}" if where else remedy
         cause = cause.__cause__ or cause.__context__

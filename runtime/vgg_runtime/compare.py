@@ -226,12 +226,14 @@ def _compare(options: argparse.Namespace, bundle: Bundle) -> int:
     try:  # a full disk behind one of them must not lose the measurement
         _print(result, top5=options.top5, wide=options.wide)
     finally:
-        if options.json:
-            output.write(options.json, json.dumps(result.to_json(), indent=1, allow_nan=False))
-        if options.html:
-            from .report import page
+        try:
+            if options.json:
+                output.write(options.json, json.dumps(result.to_json(), indent=1, allow_nan=False))
+        finally:
+            if options.html:
+                from .report import page
 
-            output.write(options.html, page.report(result, [image.path for image in images]))
+                output.write(options.html, page.report(result, [image.path for image in images]))
     return console.EXIT_FAILED if any(row.error for row in result.variants) else console.EXIT_OK
 
 

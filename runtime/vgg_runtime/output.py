@@ -1,13 +1,21 @@
 """Writes results into files of the user's choice, as a whole or not at all."""
 
+import contextlib
+import errno
 import os
+import re
+import shutil
+import time
 from pathlib import Path
 
 from . import text
 from .errors import RuntimeInputError
 
 _OPEN = ("/dev/stdout", "/dev/stderr", "/dev/fd/", "/proc/self/fd/")
+_PREFIX = ".compare-"
 LONGEST_NAME = 255  # bytes of a file name on Linux's file systems
+# Age of a file that a killed process left. A number of another container's process seems to be free here.
+ABANDONED_S = 600.0
 
 
 def check_writable(*paths: Path) -> None:
@@ -50,7 +58,37 @@ def _is_special(path: Path) -> bool:
 
 
 def _beside(path: Path) -> Path:
-    return path.with_name(f".compare-{os.getpid()}.partial")
+    return path.with_name(f"{_PREFIX}{os.getpid()}.partial")
+
+
+def remove_abandoned(folder: Path, prefix: str) -> None:
+    """Remove what killed processes left in ``folder``, as far as that is possible: files and folders whose
+    name is ``prefix``, the number of a process that has ended, and a dot with the rest."""
+    with contextlib.suppress(OSError):
+        for path in list(folder.iterdir()):
+            found = re.match(rf"{re.escape(prefix)}(\d{{1,9}})\.", path.name)
+            if found and not _lives(int(found[1])) and time.time() - path.stat().st_mtime > ABANDONED_S:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def _to_disk(descriptor: int) -> None:
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some file systems cannot do it
+            raise
+
+
+def _lives(pid: int) -> bool:
+    if os.name != "posix":
+        return True  # there os.kill would end it
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True  # it is somebody else's
+    return True
 
 
 def write(path: Path, text: str) -> None:
@@ -58,9 +96,14 @@ def write(path: Path, text: str) -> None:
     special = _is_special(path)
     path = path if special else path.resolve()  # what a link points to is replaced, not the link
     beside = path if special else _beside(path)
+    if not special:
+        remove_abandoned(path.parent, _PREFIX)
     try:
         with beside.open("a" if special else "w", encoding="utf-8", errors="backslashreplace") as file:
             file.write(text)
+            if not special:  # a board that loses power keeps the old file or the new one
+                file.flush()
+                _to_disk(file.fileno())
         if not special:
             beside.replace(path)
     except OSError as error:

@@ -11,7 +11,7 @@ from conftest import command_environment
 
 from vgg_export import terminal
 from vgg_export.core import files
-from vgg_export.core.errors import OutputError
+from vgg_export.core.errors import OpeningError, OutputError
 
 
 def put(place: Path, content: str) -> None:
@@ -125,3 +125,56 @@ def test_what_the_machine_refuses_is_no_surprise(
     assert not terminal.is_a_surprise(error)
     assert terminal.explain(error) == 1
     assert sentence in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "[ONNXRuntimeError] : 1 : FAIL : Load model from a.onnx failed:system error number 24",
+        "Exception during initialization: initializer.cc:79 Initializer(const Graph&) SystemError : 24",
+    ],
+)
+def test_what_onnxruntime_tells_of_the_machine_is_no_surprise(
+    said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert terminal.explain(RuntimeError(said)) == 1
+    assert "Error: this program may not open so many files" in capsys.readouterr().err
+    assert terminal.is_a_surprise(RuntimeError(said.replace("24", "999")))
+
+
+def test_a_file_that_a_library_cannot_open_is_not_called_missing(tmp_path: Path) -> None:
+    path = tmp_path / "there"
+    path.write_bytes(b"x")
+    expected = pytest.raises(
+        OpeningError, match="there could not be opened, although it is there; run the same"
+    )
+    with expected, files.opened_by_library(path):
+        raise FileNotFoundError("No such file or directory: there")
+    for missing in (tmp_path / "missing", tmp_path / "there/below"):
+        with pytest.raises(OSError, match=r"No such file|Not a directory"), files.opened_by_library(missing):
+            missing.open("rb")
+
+
+def test_a_checkpoint_among_too_many_open_files(tmp_path: Path) -> None:
+    """The library calls it missing."""
+    program = (
+        "import pathlib, resource, sys\n"
+        "from vgg_export import terminal\n"
+        "from vgg_export.network import checkpoint\n"
+        "import safetensors.torch\n"
+        "path = pathlib.Path(sys.argv[1])\n"
+        "safetensors.torch.save_file({'a': safetensors.torch.torch.zeros(2)}, path)\n"
+        "checkpoint.is_checkpoint(path)\n"
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))\n"
+        "held = []\n"
+        "try:\n    while True: held.append(open('/dev/null'))\n"
+        "except OSError: pass\n"
+        "try: checkpoint.is_checkpoint(path)\n"
+        "except Exception as error: found = error\n"
+        "held.clear()\n"
+        "sys.exit(terminal.explain(found))\n"
+    )
+    command = [sys.executable, "-c", program, str(tmp_path / "a.safetensors")]
+    done = subprocess.run(command, env=command_environment(), capture_output=True, text=True, check=False)
+    assert done.returncode == 1, done.stderr
+    assert "a.safetensors: this program may not open so many files" in done.stderr

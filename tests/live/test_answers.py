@@ -257,3 +257,16 @@ def test_a_terminal_that_is_closed_does_not_end_what_nohup_protects(bundle_folde
     _, errors = running.communicate(timeout=60)
     assert running.returncode == 0
     assert "as long as was asked for" in errors
+
+
+def test_a_log_that_was_torn_within_a_line_goes_on_with_a_line_of_its_own(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    path.write_bytes(b'{"frame": 1}\n{"fra')
+    log = sinks.Log(path, 10_000)
+    log.give(an_answer())
+    log.close()
+    lines = path.read_text().splitlines()
+    assert lines[:2] == ['{"frame": 1}', '{"fra']
+    assert json.loads(lines[2])["label"]
+    sinks.Log(path, 10_000).close()
+    assert path.read_text().splitlines() == lines  # no empty line where it is whole

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from vgg_export.core import processes
 from vgg_export.core.devices import here
-from vgg_export.core.files import atomic_file
+from vgg_export.core.files import atomic_file, opened_by_library
 from vgg_export.network import checkpoint as checkpoints
 from vgg_export.network.chain import Chain, Conv, Factor, Site
 
@@ -154,7 +154,8 @@ def read(path: Path, shares: Table) -> Solved:
     """The forms that ``write`` kept, with their table."""
     from safetensors.torch import load_file
 
-    return Solved(shares, load_file(path))
+    with opened_by_library(path):
+        return Solved(shares, load_file(path))
 
 
 def disk_bytes(chain: Chain) -> int:

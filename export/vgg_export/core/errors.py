@@ -62,6 +62,10 @@ class CheckFailedError(VggExportError):
     """A transformation's own check (parity, audit) found a wrong result; nothing was written."""
 
 
+class OpeningError(VggExportError):
+    """A file that is there could not be opened."""
+
+
 class ProcessLostError(VggExportError):
     """A process that computes together with this one has ended."""
 

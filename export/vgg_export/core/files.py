@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .errors import OutputError
+from .errors import OpeningError, OutputError
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +39,27 @@ def explain_write_errors(path: Path) -> Iterator[None]:
             ) from error
         raise OutputError(
             f"{path} cannot be written ({error.strerror or error}); choose a folder you may write to"
+        ) from error
+
+
+@contextlib.contextmanager
+def opened_by_library(path: Path) -> Iterator[None]:
+    """For a block in which a library of another language opens a file: such a library calls every file that
+    it cannot open missing, so Python opens it first and tells the system's own reason.
+
+    Raises:
+        OSError: the system refuses to open it.
+        OpeningError: the library could not open it, although it is there.
+    """
+    with contextlib.suppress(FileNotFoundError, IsADirectoryError):
+        path.open("rb").close()
+    try:
+        yield
+    except FileNotFoundError as error:
+        if not path.exists():
+            raise
+        raise OpeningError(
+            f"{path} could not be opened, although it is there; run the same command again"
         ) from error
 
 

@@ -272,7 +272,10 @@ class Connection:
 
         def take_line(line: str) -> None:
             if line.startswith(on_board.MARK):
-                answers.append(json.loads(line.removeprefix(on_board.MARK)))
+                try:
+                    answers.append(json.loads(line.removeprefix(on_board.MARK)))
+                except ValueError:
+                    return  # the connection broke within the line, which is told where the step ends
                 if on_answer:
                     on_answer(answers[-1])
 

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vgg_export.core.errors import CheckpointError
-from vgg_export.core.files import atomic_file
+from vgg_export.core.errors import CheckpointError, OpeningError
+from vgg_export.core.files import atomic_file, opened_by_library
 
 from .chain import Chain
 from .modules import build
@@ -160,7 +160,10 @@ def load(path: Path) -> Checkpoint:
 
     header = read_header(path)
     try:
-        tensors = {name: t.float() for name, t in load_file(path).items()}
+        with opened_by_library(path):
+            tensors = {name: t.float() for name, t in load_file(path).items()}
+    except (OSError, OpeningError):
+        raise
     except Exception as error:  # a damaged file can fail in any way
         raise _damaged(path, error) from error
     ensure_finite(path, tensors)
@@ -191,14 +194,22 @@ def _damaged(path: Path, error: Exception) -> CheckpointError:
 
 def _read(path: Path) -> tuple[dict[str, str], dict[str, tuple[int, ...]]]:
     """The metadata of a safetensors file and the shapes of its tensors, in order."""
+    try:
+        with opened_by_library(path):
+            return _read_opened(path)
+    except FileNotFoundError as error:
+        raise CheckpointError(f"there is no file {path}") from error
+
+
+def _read_opened(path: Path) -> tuple[dict[str, str], dict[str, tuple[int, ...]]]:
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(path, framework="np") as file:
             shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
             return dict(file.metadata() or {}), shapes
-    except FileNotFoundError as error:
-        raise CheckpointError(f"there is no file {path}") from error
+    except FileNotFoundError:
+        raise
     except (SafetensorError, OSError) as error:
         raise CheckpointError(
             f"{path} is not a readable safetensors file ({error}); it may be truncated: fetch it again"

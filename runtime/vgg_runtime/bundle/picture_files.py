@@ -17,6 +17,10 @@ _SIGNATURES = {
     **dict.fromkeys((b"II*\0", b"II\0*", b"II+\0", b"MM\0*", b"MM*\0", b"MM\0+"), TIFF),
 }
 
+# Of the other formats that are decoded only little is known by which a file begins.
+_OTHERS = re.compile(rb"RIFF.{4}WEBP|GIF8[79]a|BM|P[1-6]\s", re.DOTALL)
+HEAD_BYTES = 12  # as many as ``may_be_one`` looks at
+
 # What other files begin like, in the first bytes or behind the length of an ISO media file's first box.
 _FOREIGN = (
     (rb"....ftyp(hei[cxms]|hev[cxms]|mif1|msf1)", "a HEIC picture, as iPhones take"),
@@ -71,6 +75,11 @@ ENOUGH_ROWS = 0.95
 def kind(content: bytes) -> str | None:
     """The format that a file begins like, None for others than these."""
     return next((name for signature, name in _SIGNATURES.items() if content.startswith(signature)), None)
+
+
+def may_be_one(content: bytes) -> bool:
+    """Whether a file begins like a picture of any format that is decoded here."""
+    return kind(content) is not None or _OTHERS.match(content) is not None
 
 
 def foreign(content: bytes) -> str | None:

@@ -19,6 +19,7 @@ from vgg_runtime.bundle import bill, self_check
 from vgg_runtime.bundle import manifest as m
 from vgg_runtime.bundle.opened import Bundle
 from vgg_runtime.errors import BundleError, RuntimeInputError
+from vgg_runtime.output import remove_abandoned
 from vgg_runtime.text import in_bytes
 
 _BUILT_FOR = re.compile(r"^wheels/.*-cp3(\d+)-cp3\d+-\w+?_(aarch64|x86_64)\.whl$")
@@ -119,8 +120,9 @@ def _written_beside(output: Path) -> Iterator[Path]:
     """A new folder; what it holds, or the zip file beside it, takes the place of ``output`` when the block
     ends well."""
     output = output.absolute()
+    remove_abandoned(output.parent, prefix := f".{output.name}.")
     try:
-        with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as new:
+        with tempfile.TemporaryDirectory(prefix=f"{prefix}{os.getpid()}.", dir=output.parent) as new:
             folder = Path(new) / "app"
             folder.mkdir()
             yield folder

@@ -5,6 +5,8 @@ import re
 
 from vgg_runtime.errors import ImageError
 
+from . import attachments
+
 # enough for a photograph of 50 megapixels; a stream that never ends a picture must not fill the memory
 MAX_FRAME_BYTES = 12_000_000
 _START = b"\xff\xd8\xff"
@@ -14,7 +16,7 @@ _MARKER = re.compile(rb"\xff[\xc0-\xcf\xd8-\xfe]")
 # half an end marker, and what a multipart server sends before the next picture
 _BETWEEN = re.compile(rb"\xff?\r\n--[ -~\r\n]*\Z")
 _BETWEEN_BYTES = 2000  # at most
-_SOI, _EOI, _SOS = 0xD8, 0xD9, 0xDA
+_SOI, _EOI, _SOS, _APP2 = 0xD8, 0xD9, 0xDA, 0xE2
 _WITHOUT_LENGTH = frozenset((0x01, *range(0xD0, 0xD8)))
 
 
@@ -23,7 +25,8 @@ class Splitter:
 
     Segments are skipped by their lengths, because the thumbnail inside a camera's EXIF block ends with the
     same two bytes as the picture. A picture without these two bytes ends where the next one begins, or with
-    the stream; whether enough of its pixels are there, its decoder finds out.
+    the stream; whether enough of its pixels are there, its decoder finds out. What a picture's own index
+    calls its attachment is no frame, where it begins exactly there.
     """
 
     def __init__(self) -> None:
@@ -33,19 +36,27 @@ class Splitter:
         self._compressed = False  # whether ``_at`` lies in compressed data
         self._has_pixels = False  # whether any were before it
         self.without_ends = False  # whether a picture was ended by the next one
+        self._dropped = 0  # bytes of the stream before the buffer
+        self._indices: list[int] = []  # where segments begin that may hold an index of attachments
+        self._attached: list[int] = []  # where the last picture's attachments begin in the stream
+        self._is_attachment = False  # whether the picture that has begun is one
 
     def feed(self, piece: bytes) -> list[bytes | ImageError]:
         """The pictures that end in ``piece``, in order; one that arrived damaged is an ``ImageError``."""
         self._buffer += piece
         found: list[bytes | ImageError] = []
         while (item := self._next()) is not None:
-            found.append(item)
+            if not self._is_attachment:
+                found.append(item)
         return found
 
     def end(self, *, broke_off: bool = False) -> list[bytes | ImageError]:
         """End the stream: what there is of a picture without its end, or an ``ImageError`` where that is
         nothing to decode, or where the stream ``broke_off`` and its pictures have ends; nothing where none
         was begun."""
+        if self._at and self._is_attachment:
+            self._drop(len(self._buffer))
+            self._at = 0
         if self._at and self._compressed and (self.without_ends or not broke_off):
             return [self._take(len(self._buffer))]
         return [self._give_up("the stream ended in the middle of it")] if self._at else []
@@ -78,8 +89,9 @@ class Splitter:
     def _begin(self) -> bool:
         """Drop everything before the next picture; False when none has begun."""
         start = self._buffer.find(_START)
-        del self._buffer[: start if start >= 0 else max(0, len(self._buffer) - len(_START) + 1)]
+        self._drop(start if start >= 0 else max(0, len(self._buffer) - len(_START) + 1))
         self._at, self._compressed, self._has_pixels = (2 if start >= 0 else 0), False, False
+        self._indices, self._is_attachment = [], start >= 0 and self._dropped in self._attached
         return start >= 0
 
     def _skip_compressed(self) -> bool:
@@ -96,6 +108,8 @@ class Splitter:
             return True
         if self._at + 4 > len(self._buffer):
             return False
+        if code == _APP2:
+            self._indices.append(self._at)
         self._at += 2 + int.from_bytes(self._buffer[self._at + 2 : self._at + 4], "big")
         self._compressed = code == _SOS
         self._has_pixels |= self._compressed
@@ -103,12 +117,24 @@ class Splitter:
 
     def _take(self, end: int) -> bytes:
         picture = bytes(self._buffer[:end])
-        del self._buffer[:end]
+        if not self._is_attachment:
+            self._attached = [self._dropped + start for at in self._indices for start in _starts(picture, at)]
+        self._drop(end)
         self._at = 0
         return picture
 
+    def _drop(self, count: int) -> None:
+        del self._buffer[:count]
+        self._dropped += count
+
     def _give_up(self, reason: str) -> ImageError:
         """Drop the parsed bytes of the picture; the search for the next one starts behind them."""
-        del self._buffer[: self._at]
+        self._drop(self._at)
         self._at = 0
         return ImageError(f"a frame is damaged: {reason}")
+
+
+def _starts(picture: bytes, at: int) -> list[int]:
+    """Where the attachments begin that the APP2 segment at ``at`` names."""
+    length = int.from_bytes(picture[at + 2 : at + 4], "big")
+    return attachments.starts(picture[at + 4 : at + 2 + length], at + 4)

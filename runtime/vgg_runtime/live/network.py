@@ -4,20 +4,22 @@ Passwords and tokens in an address are used and never shown.
 """
 
 import http.client
+import itertools
 import re
 import shutil
 import threading
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import Any
 
+from vgg_runtime.bundle import picture_files
 from vgg_runtime.errors import RuntimeInputError
 from vgg_runtime.text import printable
 
 from .frames import CHUNK_BYTES, HIDDEN, Item, Program, Source, hidden, pictures_in, ticks
-from .mjpeg import MAX_FRAME_BYTES
+from .mjpeg import MAX_FRAME_BYTES, Splitter
 
 # schemes, one within the other as in ffmpeg:async:rtsp://…; host; path; what is asked
 _PARTS = re.compile(r"((?:[a-zA-Z][\w+.-]*:)*//)?([^/?#]*)([^?#]*)(.*)", re.DOTALL)
@@ -88,7 +90,9 @@ def _through_ffmpeg(address: str, fps: float | None) -> Program:
 
 
 class Http:
-    """A server that sends ``multipart/x-mixed-replace``, as network cameras do, or one JPEG at a time."""
+    """A server that sends one JPEG after the other, as network cameras do, or one picture at a time. What it
+    calls its answer decides only where the content does not: an answer of several parts is a stream, whatever
+    comes; any other is one until its end, and a snapshot if it held one picture."""
 
     def __init__(self, address: str, fps: float | None) -> None:
         self.name = without_secrets(address)
@@ -122,22 +126,70 @@ class Http:
     def _read(self, stopped: threading.Event) -> Iterator[Item]:
         with self._connect() as response:
             kind = response.headers.get_content_type()
-            if not kind.startswith("image/"):
-                if self._fps is not None:
-                    raise RuntimeInputError(
-                        f"--fps is for snapshots; {self.name} is a stream, which sends at its own pace"
-                    )
-                if kind.startswith("text/"):
-                    raise RuntimeInputError(
-                        f"{self.name} answers with {printable(kind)}; expected multipart/x-mixed-replace, as"
-                        " MJPEG cameras do, or a JPEG"
-                    )
+            if kind.startswith("multipart/"):
+                self._refuse_pace()
                 yield from pictures_in(_pieces(response, stopped), cut_off=f"{self.name} broke off")
                 return
-            yield response.read(MAX_FRAME_BYTES)
+            if (yield from self._pictures(response, kind, stopped)) != 1:
+                return
         for _ in ticks(self._fps or SNAPSHOTS_PER_S, stopped, at_once=False):
             with self._connect() as response:
                 yield response.read(MAX_FRAME_BYTES)
+
+    def _refuse_pace(self) -> None:
+        if self._fps is not None:
+            raise RuntimeInputError(
+                f"--fps is for snapshots; {self.name} is a stream, which sends at its own pace"
+            )
+
+    def _pictures(self, response: Any, kind: str, stopped: threading.Event) -> Generator[Item, None, int]:
+        """The pictures of an answer that does not call itself a stream; returns how many there were."""
+        if kind.startswith("image/") and response.length is not None and response.length <= MAX_FRAME_BYTES:
+            content = response.read(MAX_FRAME_BYTES)  # whatever lies behind the picture
+            if not picture_files.may_be_one(content):
+                raise self._no_picture(kind, content)
+            yield content
+            return 1
+        pieces = _pieces(response, stopped)
+        head = b""
+        while len(head) < picture_files.HEAD_BYTES and (piece := next(pieces, b"")):
+            head += piece
+        if picture_files.may_be_one(head) and picture_files.kind(head) != picture_files.JPEG:
+            yield head + b"".join(_at_most(MAX_FRAME_BYTES - len(head), pieces))
+            return 1
+        return (yield from self._jpegs(itertools.chain([head], pieces), kind, stopped))
+
+    def _jpegs(
+        self, pieces: Iterator[bytes], kind: str, stopped: threading.Event
+    ) -> Generator[Item, None, int]:
+        """JPEGs of which there may be one or a stream; returns how many there were."""
+        splitter, count, begun = Splitter(), 0, 0
+        head = b""
+        for piece in pieces:
+            head, begun = head or piece, begun + len(piece)
+            for item in splitter.feed(piece):
+                count += 1
+                if count == 2:
+                    self._refuse_pace()
+                yield item
+            if not count and begun > MAX_FRAME_BYTES:
+                break
+        # a snapshot may lack its end, and its decoder finds out how much is missing; a stream broke off
+        if rest := splitter.end(broke_off=count > 0):
+            yield from rest
+            if count and not splitter.without_ends and not stopped.is_set():
+                raise RuntimeInputError(f"{self.name} broke off in the middle of a picture")
+            count += 1
+        if not count and not stopped.is_set():
+            raise self._no_picture(kind, head)
+        return count
+
+    def _no_picture(self, kind: str, content: bytes) -> RuntimeInputError:
+        found = picture_files.foreign(content) or printable(kind, 60)
+        return RuntimeInputError(
+            f"{self.name} answers with {found}; expected JPEGs one after the other, as MJPEG cameras send"
+            " them (multipart/x-mixed-replace), or a picture"
+        )
 
     def _connect(self) -> Any:
         # A camera is in the local network, so the proxy of the environment is not used.
@@ -148,6 +200,14 @@ class Http:
             handlers.append(urllib.request.HTTPDigestAuthHandler(passwords))
             handlers.append(urllib.request.HTTPBasicAuthHandler(passwords))
         return urllib.request.build_opener(*handlers).open(self._address, timeout=SILENCE_S)
+
+
+def _at_most(count: int, pieces: Iterator[bytes]) -> Iterator[bytes]:
+    """Pieces until they have so many bytes or more."""
+    for piece in pieces:
+        yield piece
+        if (count := count - len(piece)) <= 0:
+            return
 
 
 def _pieces(response: Any, stopped: threading.Event) -> Iterator[bytes]:

@@ -5,6 +5,7 @@ A sink that fails does not end the stream: the failure is counted, and the summa
 
 import contextlib
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -56,6 +57,15 @@ class Lines:
         """Standard output stays open."""
 
 
+def _ends_within_a_line(path: Path) -> bool:
+    """Whether a file is not empty and does not end with a line end."""
+    if not path.is_file() or not path.stat().st_size:
+        return False
+    with path.open("rb") as file:
+        file.seek(-1, os.SEEK_END)
+        return file.read() != b"\n"
+
+
 class Log:
     """JSON lines in a file. When it would grow beyond ``limit_bytes`` it becomes FILE.1, and a new one
     begins."""
@@ -63,7 +73,10 @@ class Log:
     def __init__(self, path: Path, limit_bytes: int) -> None:
         self._path, self._limit = path, limit_bytes
         try:
+            torn = _ends_within_a_line(path)
             self._file: IO[bytes] = path.open("ab")
+            if torn:  # by a full disk or a loss of power; the next line stands alone
+                self._file.write(b"\n")
             self._bytes = self._file.tell() if self._file.seekable() else 0
         except OSError as error:
             raise RuntimeInputError(

@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
+from vgg_runtime.bundle import picture_files
 from vgg_runtime.bundle.preprocess import FORMATS
 
 Message = dict[str, Any]
@@ -17,16 +18,6 @@ HELD_BYTES = MAX_UPLOAD_BYTES
 RECEIVING = 16  # uploads at a time
 DRAINED_BYTES = 60_000_000  # most bytes of a refused upload that are read and discarded
 BODY_SECONDS = 15.0  # within which a whole upload must arrive
-_SIGNATURES = (
-    b"\xff\xd8\xff",
-    b"\x89PNG\r\n\x1a\n",
-    b"RIFF",
-    b"BM",
-    b"GIF8",
-    b"II*\x00",
-    b"MM\x00*",
-    *(b"P%d" % k for k in range(1, 7)),
-)
 
 
 class Refused(Exception):  # noqa: N818  it is an answer, not a fault
@@ -60,7 +51,8 @@ class Upload:
         self.pieces.append(piece)
         self.bytes += len(piece)
         self._intake.held_bytes += len(piece)
-        if self.bytes >= 8 > self.bytes - len(piece) and not b"".join(self.pieces).startswith(_SIGNATURES):
+        is_known = self.bytes >= picture_files.HEAD_BYTES > self.bytes - len(piece)
+        if is_known and not picture_files.may_be_one(b"".join(self.pieces)):
             raise Refused(415, f"this is not a picture; expected {', '.join(FORMATS)}")
 
     def close(self) -> None:
@@ -109,7 +101,7 @@ async def _fill(upload: Upload, chunks: AsyncIterator[bytes]) -> None:
                 upload.take(chunk)
     except TimeoutError as error:
         raise Refused(408, f"the upload took more than {BODY_SECONDS:g} seconds; try again") from error
-    if upload.bytes < 8:
+    if upload.bytes < picture_files.HEAD_BYTES and not picture_files.may_be_one(b"".join(upload.pieces)):
         what = "this is not a picture" if upload.bytes else "the file is empty"
         raise Refused(415, f"{what}; expected {', '.join(FORMATS)}")
 

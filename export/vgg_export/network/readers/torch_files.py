@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vgg_export.core.errors import CheckpointError
+from vgg_export.core.files import opened_by_library
 from vgg_export.network.activations import NONE
 from vgg_export.network.chain import Linear
 from vgg_export.network.provenance import FILE
@@ -109,16 +110,19 @@ def _read_safetensors(path: Path) -> "tuple[dict[str, torch.Tensor], dict[str, A
     from safetensors.torch import load_file
 
     metadata: dict[str, Any] = {}
-    try:
-        with safe_open(path, framework="np") as file:
-            for key, text in (file.metadata() or {}).items():
-                with contextlib.suppress(ValueError, RecursionError):  # most of it is no JSON
-                    metadata[key] = json.loads(text)
-        return load_file(path), metadata
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(
-            f"{path} is not a readable safetensors file ({error}); it may be truncated: fetch it again"
-        ) from error
+    with opened_by_library(path):
+        try:
+            with safe_open(path, framework="np") as file:
+                for key, text in (file.metadata() or {}).items():
+                    with contextlib.suppress(ValueError, RecursionError):  # most of it is no JSON
+                        metadata[key] = json.loads(text)
+            return load_file(path), metadata
+        except FileNotFoundError:
+            raise
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(
+                f"{path} is not a readable safetensors file ({error}); it may be truncated: fetch it again"
+            ) from error
 
 
 def _network(
