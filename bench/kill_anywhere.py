@@ -253,12 +253,18 @@ class Bench:
         done = self.undisturbed(folder)
         if done.code:
             self.note(f"{what}: a rerun failed: {done.said[-300:]}")
-        elif state(folder) != self.new_key or models(folder / "artifacts") != self.models:
-            self.note(f"{what}: a rerun made other files")
+        elif other := self._other_files(folder):
+            self.note(f"{what}: a rerun made other files: {', '.join(other)}")
         elif left := left_over(folder):
             self.note(f"{what}: left over after a rerun: {left[:3]}")
         else:
             self.counts["reruns with the same bytes"] += 1
+
+    def _other_files(self, folder: Path) -> list[str]:
+        """What of a bundle is not as the undisturbed run made it."""
+        found = models(folder / "artifacts")
+        names = {name for name in found | self.models if found.get(name) != self.models.get(name)}
+        return sorted(names) or ([] if state(folder) == self.new_key else ["the manifest"])
 
     def kills(self, wanted: int) -> None:
         """Kill runs until they were ``wanted``: each goes on in the folder of the last, until one ends."""

@@ -20,11 +20,11 @@ needs_compiler = pytest.mark.skipif(not faults.compiler(), reason="no C compiler
 def test_what_a_board_writes_is_whole_wherever_it_is_killed(bundle_folder: Path) -> None:
     command = [sys.executable, str(ROOT / "bench/kill_device.py"), "--bundle", str(bundle_folder)]
     done = subprocess.run(
-        [*command, "--every", "40"], env=command_environment(), capture_output=True, text=True, check=False
+        [*command, "--every", "25"], env=command_environment(), capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "0 wrong" in done.stdout
-    for name in ("compare", "live", "ship"):
+    for name in ("compare", "tune", "live", "ship"):
         assert f"{name}: SIGKILL" in done.stdout
 
 
@@ -45,6 +45,7 @@ def test_what_is_half_there_is_seen(name: str, content: str, said: str, tmp_path
     for path, text in (whole | {"cache/vgg-export/tuned.json": "{}"}).items():
         (tmp_path / path).write_text(text)
     check = kill_device.stream if name.startswith("l") else kill_device.documents
+    check = kill_device.tuned if "tuned" in name else check
     assert check(tmp_path) is None
     (tmp_path / name).write_text(content)
     assert (check(tmp_path) or "").startswith(said)

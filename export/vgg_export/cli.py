@@ -421,9 +421,11 @@ def deploy(host: str, **chosen: Any) -> int:
     Example: vgg-export deploy pi@raspberrypi.local --bundle artifacts --wheels
     """
     wanted = build(options.DeployOptions, chosen, host=host)
+    from vgg_runtime import console
+
     from .deploy import deploy
 
-    done = deploy.run(wanted, click.echo, TerminalProgress())
+    done = deploy.run(wanted, lambda line: click.echo(console.harmless(line)), TerminalProgress())
     for path in done.written:
         click.echo(f"wrote {path}", err=True)
     if not wanted.asked_of_service:

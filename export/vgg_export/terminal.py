@@ -13,6 +13,7 @@ from typing import Any
 
 import click
 
+from vgg_runtime import console
 from vgg_runtime.errors import RuntimeInputError
 
 from .core.errors import VggExportError
@@ -24,6 +25,8 @@ SECONDS_BETWEEN_LINES = 10.0
 def show_what_matters() -> None:
     """Send the logs of this program to standard error, and only errors of the libraries."""
     logging.basicConfig(format="%(message)s", stream=sys.stderr, force=True)
+    for handler in logging.getLogger().handlers:
+        handler.setFormatter(_Harmless("%(message)s"))
     for name in ("vgg_export", "vgg_calibration"):
         logging.getLogger(name).setLevel(logging.INFO)
     for name in ("torch", "onnxscript", "onnx_ir", "onnxruntime"):
@@ -31,6 +34,13 @@ def show_what_matters() -> None:
     logging.getLogger().setLevel(logging.ERROR)
     # warnings of libraries are for programmers; what a user must know is an error or a log line
     warnings.simplefilter("ignore")
+
+
+class _Harmless(logging.Formatter):
+    """Log lines without control characters: names of files and what a board says may hold any."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return console.harmless(super().format(record))
 
 
 def explain(error: BaseException) -> int:
@@ -47,8 +57,6 @@ def explain(error: BaseException) -> int:
         )
         return EXIT_INTERRUPTED
     sentence, code = _sentence(error)
-    from vgg_runtime import console
-
     click.secho(f"Error: {console.harmless(sentence)}", fg="red", err=True)
     return code
 

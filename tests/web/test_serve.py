@@ -120,6 +120,13 @@ def test_the_page_carries_a_strict_policy_that_fits_it(port: int) -> None:
     assert policy.startswith("default-src 'none'; script-src 'sha256-")
     assert "unsafe" not in policy
     assert "frame-ancestors 'none'" in policy
+    for path in ("/", "/api/bundle", "/nothing"):
+        _, _, told = ask(port, "GET", path)
+        assert told["cross-origin-resource-policy"] == "same-origin"
+        assert told["x-content-type-options"] == "nosniff"
+        assert (told["referrer-policy"], told["cache-control"]) == ("no-referrer", "no-store")
+        assert "server" not in told  # which program answers is nobody's business
+        assert not [name for name in told if name.startswith("access-control-")]
     assert b"<!--data-->" not in content
     assert not re.search(rb"""(?:src|href)=["']https?:""", content)
 

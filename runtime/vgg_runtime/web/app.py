@@ -300,6 +300,7 @@ def _headers(
         (b"cache-control", b"no-store"),
         (b"x-content-type-options", b"nosniff"),
         (b"referrer-policy", b"no-referrer"),
+        (b"cross-origin-resource-policy", b"same-origin"),
         (b"content-security-policy", (policy or "default-src 'none'; frame-ancestors 'none'").encode()),
     ]
 
