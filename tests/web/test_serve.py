@@ -366,6 +366,23 @@ def test_an_interrupt_ends_the_running_variant_and_says_so(bundle_folder: Path, 
         ("192.0.2.7.evil.example", False),
         ("1.2.3", False),
         ("", False),
+        ("[::ffff:192.0.2.7]:8000", True),  # an IPv4 address as IPv6 has it
+        ("[2001:db8::7]", True),
+        ("[::1", True),  # as it is meant
+        ("127.0.0.1:8000", True),
+        ("10.0.2.2:8000", True),  # the host, seen from a virtual machine
+        ("172.17.0.1:8000", True),  # the host, seen from a container
+        ("100.64.0.1:8000", True),  # behind a carrier's address translation
+        ("board.local:8000", False),  # a name that was not told
+        ("board.lan.evil.example:8000", False),
+        ("evil.example#board.lan", False),
+        ("evil.example@board.lan", False),
+        ("0x7f.1", False),
+        ("2130706433", False),  # 127.0.0.1 as one number; browsers write it out
+        ("127.1", False),
+        ("localhost.evil.example", False),
+        ("xn--bard-5qa.lan", False),
+        ("BOARD.LAN:8000", True),
     ],
 )
 def test_an_address_in_numbers_and_a_told_name_are_right(host: str, right: bool) -> None:
@@ -377,6 +394,34 @@ def test_an_address_in_numbers_and_a_told_name_are_right(host: str, right: bool)
     with pytest.raises(uploads.Refused, match="use localhost, or start it with --name") as error:
         app.check_origin(scope, names)
     assert error.value.status == 400
+
+
+@pytest.mark.parametrize(
+    ("origin", "right"),
+    [
+        (None, True),  # no page of a browser asks
+        ("http://board.lan:8000", True),
+        ("https://board.lan:8000", True),  # behind a server that adds TLS
+        ("http://board.lan", False),  # another port is another site
+        ("http://board.lan:8001", False),
+        ("http://localhost:8000", False),
+        ("http://evil.example", False),
+        ("null", False),  # a file, or a frame in a sandbox
+        ("file://", False),
+        ("", False),
+        ("http://board.lan:8000.evil.example", False),
+        ("http://evil.example/board.lan:8000", False),
+        ("chrome-extension://abc", False),
+    ],
+)
+def test_only_the_page_itself_may_send_pictures(origin: str | None, right: bool) -> None:
+    headers = [(b"host", b"board.lan:8000")] + ([(b"origin", origin.encode())] if origin is not None else [])
+    if right:
+        app.check_origin({"headers": headers}, ("board.lan",))
+        return
+    with pytest.raises(uploads.Refused, match="pages of other sites may not use this server") as error:
+        app.check_origin({"headers": headers}, ("board.lan",))
+    assert error.value.status == 403
 
 
 @pytest.mark.parametrize(
