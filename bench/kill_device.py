@@ -38,12 +38,13 @@ _BESIDE = re.compile(r"(^|/)\.(compare-|app\.)")
 
 @dataclasses.dataclass(frozen=True)
 class Scenario:
-    """A command in a folder. ``check``: says what is not whole in the folder, or None. ``old``: it begins
-    with the results of an earlier run."""
+    """A command in a folder. ``check``: says what is not whole in the folder, or None. ``made``: what there
+    is after a run that ended with exit code 0. ``old``: it begins with the results of an earlier run."""
 
     name: str
     arguments: tuple[str, ...]
     check: Callable[[Path], str | None]
+    made: tuple[str, ...]
     old: bool = True
 
 
@@ -53,9 +54,11 @@ def documents(folder: Path) -> str | None:
         diff.read(folder / "r.json")
     except RuntimeInputError as error:
         return f"r.json: {error}"
-    if not (folder / "r.html").read_text().rstrip().endswith("</html>"):
-        return "r.html is not whole"
-    return None
+    try:
+        whole = (folder / "r.html").read_text().rstrip().endswith("</html>")
+    except OSError as error:
+        return f"r.html: {error}"
+    return None if whole else "r.html is not whole"
 
 
 def tuned(folder: Path) -> str | None:
@@ -100,10 +103,10 @@ def scenarios(variant: str) -> tuple[Scenario, ...]:
     live = ("--live", variant, "--source", "clip.mjpeg", "--fps", "60", "--threads", "1", "--every", "60")
     logged = ("--log", "l.jsonl", "--log-bytes", "600", "--json", "live.json")
     return (
-        Scenario("compare", (*quick, *written), documents),
-        Scenario("tune", ("--tune", *quick), tuned),
-        Scenario("live", (*live, *logged), stream),
-        Scenario("ship", ("--ship", "app", "--variants", variant), shipped, old=False),
+        Scenario("compare", (*quick, *written), documents, ("r.json", "r.html")),
+        Scenario("tune", ("--tune", *quick), tuned, ()),  # it says where it cannot be saved
+        Scenario("live", (*live, *logged), stream, ("live.json",)),
+        Scenario("ship", ("--ship", "app", "--variants", variant), shipped, ("app",), old=False),
     )
 
 
@@ -158,6 +161,8 @@ class Bench:
                 raise RuntimeError(f"an undisturbed run failed: {done.err[-500:]}")
         shutil.rmtree(folder, ignore_errors=True)
         shutil.copytree(template, folder)
+        for name in scenario.made if scenario.old else ():
+            os.utime(folder / name, times=(time.time() - HOUR_S,) * 2)
         return folder
 
     def calls(self, scenario: Scenario, error: int) -> int:
@@ -190,6 +195,10 @@ class Bench:
             self.note(f"{what}: {problem}")
         if problem := scenario.check(folder):
             self.note(f"{what}: {problem}")
+        for place in scenario.made if done.code == 0 else ():
+            path = folder / place
+            if not path.exists() or time.time() - path.stat().st_mtime > HOUR_S / 2:
+                self.note(f"{what}: exit code 0 without a new {place}")
         for path in folder.rglob(".*"):  # as if it had happened long ago
             os.utime(path, times=(time.time() - HOUR_S,) * 2)
         if not scenario.old:
@@ -215,7 +224,8 @@ def unfit(done: Ended, *, killed: bool) -> str | None:
         return f"exit code {done.code}: {said[-500:]}"
     if "Traceback" in said or "unexpected" in said:
         return f"a traceback or a surprise: {said[-1000:]}"
-    if done.code == 2 and done.err.count("Error: ") != 1:
+    told = len(re.findall(r"^Error: ", done.err, re.MULTILINE))
+    if told > 1 or (done.code and not told and not (done.code == 1 and "✗" in done.out)):
         return f"not one sentence: {done.err[-500:]}"
     return None
 

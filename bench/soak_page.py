@@ -155,8 +155,11 @@ def _is_complete(answer: tuple[int, bytes]) -> bool:
     status, content = answer
     if status != 200:
         return False
-    last = json.loads(content.splitlines()[-1])
-    return last["event"] == "end" and all(row["error"] is None for row in last["result"]["variants"])
+    try:
+        last = json.loads(content.splitlines()[-1])
+        return last["event"] == "end" and all(row["error"] is None for row in last["result"]["variants"])
+    except (ValueError, LookupError, TypeError):
+        return False  # it is no answer of this page
 
 
 @dataclasses.dataclass

@@ -65,5 +65,7 @@ def test_how_a_command_may_end() -> None:
     assert "instead of being killed" in (kill_device.unfit(ended(0, "", ""), killed=True) or "")
     assert kill_device.unfit(ended(2, "", "Error: no"), killed=False) is None
     assert "not one sentence" in (kill_device.unfit(ended(2, "", ""), killed=False) or "")
+    assert "not one sentence" in (kill_device.unfit(ended(1, "", ""), killed=False) or "")
+    assert kill_device.unfit(ended(1, "✗ scaled: it died", ""), killed=False) is None
     assert "a traceback" in (kill_device.unfit(ended(1, "Traceback (most", ""), killed=False) or "")
     assert "exit code -11" in (kill_device.unfit(ended(-11, "", ""), killed=False) or "")

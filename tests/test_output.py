@@ -12,6 +12,7 @@ from vgg_runtime import output
 from vgg_runtime.errors import RuntimeInputError
 
 HOUR_S = 3600.0
+OTHERS = (".app.20251128.tar", ".app.20240101.bak", ".compare-999999999.partial.txt", ".scratch.20251128.zip")
 
 
 def ended() -> int:
@@ -35,16 +36,18 @@ def test_what_killed_processes_left_is_removed_and_nothing_else(tmp_path: Path) 
         left_by(ended(), tmp_path, age_s=5.0),  # perhaps another container's
         left_by(ended(), tmp_path).rename(tmp_path / ".compare-x.partial"),
         left_by(ended(), tmp_path).rename(tmp_path / "mine.partial"),
+        *(left_by(ended(), tmp_path).rename(tmp_path / name) for name in OTHERS),
     ]
     output.write(tmp_path / "r.json", "{}")
     assert (tmp_path / "r.json").read_text() == "{}"
     assert not gone.exists()
     assert all(path.exists() for path in kept)
-    folder = tmp_path / f".app.{ended()}.abc"
+    folder = tmp_path / f".app.shipping-{ended()}.abcd_123"
     (folder / "app").mkdir(parents=True)
     os.utime(folder, times=(time.time() - HOUR_S,) * 2)
-    output.remove_abandoned(tmp_path, ".app.")
+    output.remove_abandoned(tmp_path, ".app.shipping-")
     assert not folder.exists()
+    assert all(path.exists() for path in kept)
 
 
 def test_a_folder_that_cannot_be_listed_stands_in_no_way(tmp_path: Path) -> None:

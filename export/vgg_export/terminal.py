@@ -57,7 +57,7 @@ def explain(error: BaseException) -> int:
         )
         return EXIT_INTERRUPTED
     sentence, code = _sentence(error)
-    click.secho(f"Error: {console.harmless(sentence)}", fg="red", err=True)
+    click.secho(f"Error: {console.in_one(sentence)}", fg="red", err=True)
     return code
 
 

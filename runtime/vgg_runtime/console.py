@@ -32,10 +32,10 @@ def ended(program: Callable[[], int]) -> int:
     try:
         return program()
     except RuntimeInputError as error:
-        say_aside(f"Error: {error}")
+        say_aside(f"Error: {in_one(str(error))}")
         return EXIT_INPUT
     except ModelError as error:
-        say_aside(f"Error: {error}")
+        say_aside(f"Error: {in_one(str(error))}")
         return EXIT_FAILED
     except BrokenPipeError:
         _print_no_more()  # the program that read our output has ended
@@ -79,6 +79,12 @@ def harmless(words: str) -> str:
     """Text without control characters but the ends of lines: a name in a bundle, a file or a message may hold
     any, and would steer the terminal."""
     return "\n".join(text.printable(line, len(line)) for line in words.split("\n"))
+
+
+def in_one(sentence: str) -> str:
+    """An error as ``harmless`` gives it. What follows the end of a line, which a name may hold, is indented:
+    it does not look like a line of its own."""
+    return "\n  ".join(harmless(sentence).split("\n"))
 
 
 def in_colours(words: str, recommended: str | None) -> str:
@@ -170,7 +176,7 @@ class Parser(argparse.ArgumentParser):
     """A parser that prints nothing raw of what was typed, and one sentence instead of all options."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(EXIT_INPUT, f"Error: {harmless(message)}; {self.prog} --help lists the options\n")
+        self.exit(EXIT_INPUT, f"Error: {in_one(message)}; {self.prog} --help lists the options\n")
 
 
 def named(typed: str) -> str:

@@ -16,6 +16,7 @@ _PREFIX = ".compare-"
 LONGEST_NAME = 255  # bytes of a file name on Linux's file systems
 # Age of a file that a killed process left. A number of another container's process seems to be free here.
 ABANDONED_S = 600.0
+RANDOM = "[a-z0-9_]{8}"  # what tempfile adds to a name
 
 
 def check_writable(*paths: Path) -> None:
@@ -61,14 +62,21 @@ def _beside(path: Path) -> Path:
     return path.with_name(f"{_PREFIX}{os.getpid()}.partial")
 
 
-def remove_abandoned(folder: Path, prefix: str) -> None:
+def remove_abandoned(folder: Path, prefix: str, rest: str = RANDOM) -> None:
     """Remove what killed processes left in ``folder``, as far as that is possible: files and folders whose
-    name is ``prefix``, the number of a process that has ended, and a dot with the rest."""
+    name is ``prefix``, the number of a process that has ended, a dot, and what fits ``rest``. A prefix that
+    nobody else uses keeps the files of others."""
     with contextlib.suppress(OSError):
         for path in list(folder.iterdir()):
-            found = re.match(rf"{re.escape(prefix)}(\d{{1,9}})\.", path.name)
-            if found and not _lives(int(found[1])) and time.time() - path.stat().st_mtime > ABANDONED_S:
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
+            found = re.fullmatch(rf"{re.escape(prefix)}(\d{{1,9}})\.{rest}", path.name)
+            if found and not _lives(int(found[1])):
+                _remove_old(path)
+
+
+def _remove_old(path: Path) -> None:
+    with contextlib.suppress(OSError):
+        if time.time() - path.stat().st_mtime > ABANDONED_S:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def _to_disk(descriptor: int) -> None:
@@ -97,7 +105,7 @@ def write(path: Path, text: str) -> None:
     path = path if special else path.resolve()  # what a link points to is replaced, not the link
     beside = path if special else _beside(path)
     if not special:
-        remove_abandoned(path.parent, _PREFIX)
+        remove_abandoned(path.parent, _PREFIX, "partial")
     try:
         with beside.open("a" if special else "w", encoding="utf-8", errors="backslashreplace") as file:
             file.write(text)

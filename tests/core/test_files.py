@@ -2,8 +2,10 @@
 
 import errno
 import fcntl
+import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -178,3 +180,23 @@ def test_a_checkpoint_among_too_many_open_files(tmp_path: Path) -> None:
     done = subprocess.run(command, env=command_environment(), capture_output=True, text=True, check=False)
     assert done.returncode == 1, done.stderr
     assert "a.safetensors: this program may not open so many files" in done.stderr
+
+
+def test_scratch_of_a_killed_process_is_removed_by_the_next(tmp_path: Path) -> None:
+    program = (
+        "import os, pathlib, signal, sys\n"
+        "from vgg_export.core import files\n"
+        "with files.scratch_folder(pathlib.Path(sys.argv[1])) as folder:\n"
+        "    (folder / 'maps').write_bytes(b'x')\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    command = [sys.executable, "-c", program, str(tmp_path)]
+    subprocess.run(command, env=command_environment(), check=False)
+    (left,) = tmp_path.iterdir()
+    with files.scratch_folder(tmp_path) as own:
+        assert left.exists()  # it may be another container's, of the same moment
+        assert own.exists()
+    os.utime(left, times=(time.time() - 3600,) * 2)
+    with files.scratch_folder(tmp_path) as own, files.scratch_folder(tmp_path) as other:
+        assert sorted(tmp_path.iterdir()) == sorted([own, other])
+    assert list(tmp_path.iterdir()) == []

@@ -6,6 +6,7 @@ import itertools
 import socket
 import struct
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -40,8 +41,9 @@ def answer(kind: str | None, body: bytes, *, length: int | None = None, reason: 
 
 
 @contextlib.contextmanager
-def server(*answers: bytes) -> Iterator[str]:
-    """The address of a server that gives one answer after the other, the last one again and again."""
+def server(*answers: bytes, then: bytes | None = None) -> Iterator[str]:
+    """The address of a server that gives one answer after the other, the last one again and again. ``then``:
+    what it sends behind the last one ten times a second, None: it hangs up."""
     listening = socket.create_server(("127.0.0.1", 0))
 
     def serve() -> None:
@@ -51,6 +53,9 @@ def server(*answers: bytes) -> Iterator[str]:
                 with connection, contextlib.suppress(OSError):
                     connection.recv(65536)
                     connection.sendall(answers[min(number, len(answers) - 1)])
+                    while then is not None and number >= len(answers) - 1:
+                        time.sleep(0.1)
+                        connection.sendall(then)
 
     threading.Thread(target=serve, daemon=True).start()
     try:
@@ -123,13 +128,51 @@ def test_what_holds_no_picture_is_refused_by_its_name(
     assert "\x1b" not in str(error.value)
 
 
-def test_a_text_that_never_ends_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(network, "MAX_FRAME_BYTES", 100_000)
+@pytest.mark.parametrize(
+    ("kind", "body", "then", "found"),
+    [
+        ("text/html", PAGE, b" ", "a web page, not the picture"),
+        ("image/jpeg", PAGE, b"", "a web page, not the picture"),
+        ("text/event-stream", b"data: x\n\n", b"data: y\n\n", "text/event-stream"),
+        ("text/plain", b"x" * 20_000, b"x" * 20_000, "text/plain"),
+        ("application/octet-stream", bytes(50), b"", "application/octet-stream"),
+    ],
+)
+def test_what_never_ends_and_holds_no_picture_is_left(
+    kind: str, body: bytes, then: bytes, found: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(network, "SILENCE_S", 1.0)
+    begun_s = time.monotonic()
     with (
-        server(answer("text/plain", b"x" * 1_000_000)) as address,
-        pytest.raises(RuntimeInputError, match="answers with text/plain; expected JPEGs"),
+        server(answer(kind, body), then=then) as address,
+        pytest.raises(RuntimeInputError, match=f"answers with {found}.*; expected JPEGs"),
     ):
         first(address, 1)
+    assert time.monotonic() - begun_s < 30
+
+
+@pytest.mark.parametrize("kind", ["application/octet-stream", "image/jpeg", "video/x-motion-jpeg", None])
+def test_a_stream_that_ended_after_one_picture_goes_on_as_a_stream(kind: str | None) -> None:
+    short, endless = answer(kind, PICTURES[0]), answer(kind, PICTURES[1] + PICTURES[2])
+    with server(short, endless, then=PICTURES[0]) as address:
+        assert first(address, 5, fps=None) == [*PICTURES, PICTURES[0], PICTURES[0]]
+
+
+@pytest.mark.parametrize("length", [True, False])
+def test_a_preview_behind_a_snapshot_makes_no_stream(length: bool) -> None:
+    body = PICTURES[0] + SMALL
+    with server(answer("image/jpeg", body, length=len(body) if length else None)) as address:
+        found = first(address, 3, fps=50.0)
+    assert len(found) == 3
+    assert all(isinstance(one, bytes) and one.startswith(PICTURES[0]) for one in found)
+
+
+def test_a_snapshot_that_fails_later_is_a_damaged_frame() -> None:
+    good, empty, page = (answer("image/jpeg", body) for body in (PICTURES[0], b"", PAGE))
+    with server(good, empty, page, good) as address:
+        found = first(address, 4, fps=50.0)
+    assert [isinstance(one, ImageError) for one in found] == [False, True, True, False]
+    assert "a web page" in str(found[2])
 
 
 CUT = PICTURES[0][:-200]
@@ -140,6 +183,8 @@ BROKEN_OFF = (
     ("application/octet-stream", b"".join(PICTURES)[:-200], 2),
     (None, STREAM[:-200], 2),
     ("text/plain", b"".join(PICTURES)[:-5], 2),
+    ("application/octet-stream", PICTURES[0][:-200], 0),
+    (None, STREAM[: len(PICTURES[0]) - 200], 0),
 )
 
 
@@ -229,7 +274,9 @@ PHONES = {
     "padding": with_attachments(PICTURES[0], [SMALL, SMALLER], padding=100),
     "of another size": with_attachments(PICTURES[0], [picture(13, size=(400, 300))]),
     "one that is not there": with_attachments(PICTURES[0], [SMALL], extra=[4_000_000_000]),
-    "with an index of its own": with_attachments(PICTURES[0], [with_attachments(SMALL, [])]),
+    "with attributes of its own": with_attachments(
+        PICTURES[0], [with_attachments(SMALL, []).replace(b"\xb0\x02", b"\xb1\x01")]
+    ),
 }
 
 
@@ -270,21 +317,23 @@ def test_pillow_sees_the_same_attachments() -> None:
         with_attachments(PICTURES[0], [SMALL], shift=-30),
         with_attachments(PICTURES[0], []) + SMALL,
         PICTURES[0] + SMALL,
+        # the attachment was cut off, and the next one's main picture begins where it was
+        with_attachments(PICTURES[0], [SMALL])[: -len(SMALL)] + SMALL[:2] + with_attachments(SMALL, [])[2:],
         PHONES["two"].replace(b"MM\0*", b"XX\0*"),
         PHONES["big-endian"].replace(b"\xb0\x02", b"\xb0\x03"),
     ],
-    ids=["one byte off", "too early", "not listed", "no index", "no byte order", "another tag"],
+    ids=["one off", "too early", "not listed", "no index", "cut off", "no byte order", "another tag"],
 )
 def test_what_no_index_names_is_a_frame(data: bytes) -> None:
     found = split(data, 1000)
     assert len(found) > 1
-    assert found[1] == SMALL
+    assert found[1] in (SMALL, with_attachments(SMALL, []))
 
 
 @pytest.mark.parametrize("cut", range(4, 60, 5))
 def test_an_index_that_is_cut_names_nothing_or_what_is_there(cut: int) -> None:
     segment = PHONES["two"][6 : 6 + cut]
-    assert all(start > 0 for start in attachments.starts(segment, 6))
+    assert all(start >= 0 for start in attachments.starts(segment, 6))
     assert attachments.starts(b"", 6) == attachments.starts(b"MPF\0", 6) == []
 
 
@@ -298,3 +347,13 @@ def test_a_phones_pictures_in_a_file_and_from_a_server(bundle_folder: Path, tmp_
     for kind in ("image/jpeg", "application/octet-stream"):
         with server(answer(kind, PHONES["two"])) as address:
             assert len(first(address, 3, fps=50.0)) == 3  # snapshots, again and again
+
+
+def test_many_indices_cost_little() -> None:
+    """A hostile picture of a hundred thousand segments."""
+    segment = PHONES["big-endian"][2 : PHONES["big-endian"].index(b"MPF") + 200]
+    length = 2 + int.from_bytes(segment[2:4], "big")
+    hostile = PICTURES[0][:2] + segment[:length] * 20_000 + PICTURES[0][2:]
+    begun_s = time.process_time()
+    assert split(hostile * 2, 100_000) == [hostile] * 2
+    assert time.process_time() - begun_s < 20

@@ -33,6 +33,7 @@ from conftest import (
 from PIL import Image
 from rows import a_result, a_row
 
+from vgg_runtime.bundle.opened import Bundle
 from vgg_runtime.measure import recommend
 from vgg_runtime.report import page
 from vgg_runtime.result import Evaluation, Proportion, Row
@@ -211,6 +212,34 @@ def test_a_slow_upload_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
         asyncio.run(intake.read({"headers": []}, uploads.chunks(trickle)))
     assert error.value.status == 408
     assert (intake.held_bytes, intake.receiving) == (0, 0)
+
+
+def test_who_has_left_is_told_nothing(bundle_folder: Path, photo: bytes) -> None:
+    """The picture waits for its turn when its client leaves; the server's library takes no answer then."""
+    import asyncio
+
+    server = app.Server(Bundle.read(bundle_folder), 1, app.LOOPBACK)
+    messages: list[dict[str, Any]] = [
+        {"type": "http.request", "body": photo, "more_body": False},
+        {"type": "http.disconnect"},
+    ]
+    scope = {"type": "http", "method": "POST", "path": "/api/compare", "query_string": b""}
+    sent: list[dict[str, Any]] = []
+
+    async def receive() -> dict[str, Any]:
+        await asyncio.sleep(0.01)
+        return messages.pop(0)
+
+    async def send(message: dict[str, Any]) -> None:
+        sent.append(message)
+
+    async def visit() -> None:
+        async with server.busy:  # another picture's turn
+            await server(scope | {"headers": [(b"host", b"localhost")]}, receive, send)
+
+    asyncio.run(visit())
+    assert sent == []
+    assert (server.intake.held_bytes, len(server.work)) == (0, 0)
 
 
 def begun_upload(port: int, content: bytes = b"\xff\xd8\xff", length: int = 1000) -> socket.socket:

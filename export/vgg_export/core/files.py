@@ -17,11 +17,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from vgg_runtime.output import remove_abandoned
+
 from .errors import OpeningError, OutputError
 
 log = logging.getLogger(__name__)
 
 _SCRATCH = ".scratch."
+# there is no such file: what reads it says so in its own words
+_NO_FILE = (errno.ENOENT, errno.EISDIR, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)
 # what tempfile makes of the names in ``atomic_file``, ``folder_beside`` and ``scratch_folder``
 _UNFINISHED = re.compile(r"\.(?P<name>.+)\.[a-z0-9_]{8}\.partial|\.scratch\.[a-z0-9_]{8}")
 _AT_WORKING_FOLDER, _EXCHANGE = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of Linux
@@ -51,8 +55,11 @@ def opened_by_library(path: Path) -> Iterator[None]:
         OSError: the system refuses to open it.
         OpeningError: the library could not open it, although it is there.
     """
-    with contextlib.suppress(FileNotFoundError, IsADirectoryError):
+    try:
         path.open("rb").close()
+    except OSError as error:
+        if error.errno not in _NO_FILE:
+            raise
     try:
         yield
     except FileNotFoundError as error:
@@ -108,8 +115,11 @@ def work_folder(output: Path) -> Path:
 @contextlib.contextmanager
 def scratch_folder(folder: Path) -> Iterator[Path]:
     """A folder in ``folder`` for what is not to stay. Where the process is killed, the next one that holds
-    ``folder`` in ``exclusive`` removes it."""
-    with tempfile.TemporaryDirectory(prefix=_SCRATCH, dir=folder, ignore_cleanup_errors=True) as name:
+    ``folder`` in ``exclusive`` removes it, or the next one after some minutes that needs such a folder there.
+    """
+    remove_abandoned(folder, _SCRATCH)
+    prefix = f"{_SCRATCH}{os.getpid()}."
+    with tempfile.TemporaryDirectory(prefix=prefix, dir=folder, ignore_cleanup_errors=True) as name:
         yield Path(name)
 
 

@@ -137,7 +137,12 @@ class Connection:
         self.options, self.folder = options, folder
         socket = str(folder / "s").replace("%", "%%")
         # these override what ~/.ssh/config may say
-        forward = ("ClearAllForwardings=yes", "ForwardAgent=no", "ForwardX11=no")  # the board needs none
+        forward = (
+            "ClearAllForwardings=yes",
+            "Tunnel=no",
+            "ForwardAgent=no",
+            "ForwardX11=no",
+        )  # the board needs none
         own = ("RemoteCommand=none", *forward, f"ControlPath={socket}")
         self._shared = ["ssh", "-T", *(argument for option in own for argument in ("-o", option))]
 

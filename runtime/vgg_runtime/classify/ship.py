@@ -120,7 +120,7 @@ def _written_beside(output: Path) -> Iterator[Path]:
     """A new folder; what it holds, or the zip file beside it, takes the place of ``output`` when the block
     ends well."""
     output = output.absolute()
-    remove_abandoned(output.parent, prefix := f".{output.name}.")
+    remove_abandoned(output.parent, prefix := f".{output.name}.shipping-")
     try:
         with tempfile.TemporaryDirectory(prefix=f"{prefix}{os.getpid()}.", dir=output.parent) as new:
             folder = Path(new) / "app"

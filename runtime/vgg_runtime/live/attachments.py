@@ -11,8 +11,8 @@ MOST = 100  # pictures of one file
 
 
 def starts(segment: bytes, at: int) -> list[int]:
-    """Where the attached pictures begin, in bytes from the beginning of the first one; empty where the index
-    cannot be read.
+    """Where the pictures of the file begin, in bytes from the beginning of this one, which is 0; empty where
+    there is no index or none that can be read. Only the first picture of a file has one.
 
     Args:
         segment: an APP2 segment without its marker and length.
@@ -30,7 +30,7 @@ def starts(segment: bytes, at: int) -> list[int]:
         ]
     except struct.error:  # it ends too early
         return []
-    return [base + offset for offset in offsets if offset]  # the first picture's own is 0
+    return [base + offset if offset else 0 for offset in offsets]
 
 
 def _entries_of(index: bytes, order: str) -> range:

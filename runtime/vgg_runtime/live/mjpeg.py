@@ -17,6 +17,7 @@ _MARKER = re.compile(rb"\xff[\xc0-\xcf\xd8-\xfe]")
 _BETWEEN = re.compile(rb"\xff?\r\n--[ -~\r\n]*\Z")
 _BETWEEN_BYTES = 2000  # at most
 _SOI, _EOI, _SOS, _APP2 = 0xD8, 0xD9, 0xDA, 0xE2
+_MOST_INDICES = 100  # APP2 segments of a picture in which an index is looked for
 _WITHOUT_LENGTH = frozenset((0x01, *range(0xD0, 0xD8)))
 
 
@@ -36,10 +37,16 @@ class Splitter:
         self._compressed = False  # whether ``_at`` lies in compressed data
         self._has_pixels = False  # whether any were before it
         self.without_ends = False  # whether a picture was ended by the next one
+        self._has_taken = False  # whether one has ended
         self._dropped = 0  # bytes of the stream before the buffer
         self._indices: list[int] = []  # where segments begin that may hold an index of attachments
-        self._attached: list[int] = []  # where the last picture's attachments begin in the stream
+        self._attached: set[int] = set()  # where the last picture's attachments begin in the stream
         self._is_attachment = False  # whether the picture that has begun is one
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether a picture has begun."""
+        return self._at > 0 or self._has_taken
 
     def feed(self, piece: bytes) -> list[bytes | ImageError]:
         """The pictures that end in ``piece``, in order; one that arrived damaged is an ``ImageError``."""
@@ -117,10 +124,13 @@ class Splitter:
 
     def _take(self, end: int) -> bytes:
         picture = bytes(self._buffer[:end])
+        starts = [start for at in self._indices[:_MOST_INDICES] for start in _starts(picture, at)]
+        if 0 in starts:  # it is the first one of a file, whatever the index before it says
+            self._is_attachment = False
         if not self._is_attachment:
-            self._attached = [self._dropped + start for at in self._indices for start in _starts(picture, at)]
+            self._attached = {self._dropped + start for start in starts if start}
         self._drop(end)
-        self._at = 0
+        self._at, self._has_taken = 0, True
         return picture
 
     def _drop(self, count: int) -> None:
@@ -130,7 +140,7 @@ class Splitter:
     def _give_up(self, reason: str) -> ImageError:
         """Drop the parsed bytes of the picture; the search for the next one starts behind them."""
         self._drop(self._at)
-        self._at = 0
+        self._at, self._has_taken = 0, True
         return ImageError(f"a frame is damaged: {reason}")
 
 

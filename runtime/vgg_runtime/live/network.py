@@ -8,6 +8,7 @@ import itertools
 import re
 import shutil
 import threading
+import time
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -15,7 +16,7 @@ from collections.abc import Generator, Iterator
 from typing import Any
 
 from vgg_runtime.bundle import picture_files
-from vgg_runtime.errors import RuntimeInputError
+from vgg_runtime.errors import ImageError, RuntimeInputError
 from vgg_runtime.text import printable
 
 from .frames import CHUNK_BYTES, HIDDEN, Item, Program, Source, hidden, pictures_in, ticks
@@ -26,6 +27,7 @@ _PARTS = re.compile(r"((?:[a-zA-Z][\w+.-]*:)*//)?([^/?#]*)([^?#]*)(.*)", re.DOTA
 FFMPEG = "ffmpeg:"  # in front of anything that ffmpeg reads
 SILENCE_S = 10.0  # an address that sends nothing for longer counts as gone
 SNAPSHOTS_PER_S = 1.0
+WITHOUT_BYTES = 100_000  # an answer with so much before its first JPEG holds none
 BACKOFF_S = (1.0, 2.0, 4.0, 8.0, 15.0, 30.0)  # between two attempts, the last one again and again
 
 
@@ -89,10 +91,17 @@ def _through_ffmpeg(address: str, fps: float | None) -> Program:
     return Program(without_secrets(address), (*command, *writing), _secrets(address), SILENCE_S)
 
 
+class NoPicture(RuntimeInputError):  # noqa: N818  it is an answer, not a fault
+    """An answer holds no picture."""
+
+
 class Http:
-    """A server that sends one JPEG after the other, as network cameras do, or one picture at a time. What it
-    calls its answer decides only where the content does not: an answer of several parts is a stream, whatever
-    comes; any other is one until its end, and a snapshot if it held one picture."""
+    """A server that sends one JPEG after the other, as network cameras do, or one picture at a time.
+
+    An answer of several parts is a stream, and one that calls itself an image and says its length is a
+    snapshot. What any other is its content decides: it is a snapshot where it ends after one picture, and
+    asked for again.
+    """
 
     def __init__(self, address: str, fps: float | None) -> None:
         self.name = without_secrets(address)
@@ -124,17 +133,28 @@ class Http:
         """The connection ends with the thread that reads it."""
 
     def _read(self, stopped: threading.Event) -> Iterator[Item]:
+        if (yield from self._answer(stopped, is_first=True)) != 1:
+            return
+        for _ in ticks(self._fps or SNAPSHOTS_PER_S, stopped, at_once=False):
+            if (yield from self._answer(stopped, is_first=False)) != 1:
+                return  # it was a stream that had broken off
+
+    def _answer(self, stopped: threading.Event, *, is_first: bool) -> Generator[Item, None, int]:
+        """The pictures of one answer; returns how many there were: one is a snapshot, and what is none counts
+        as one, unless it is the first."""
         with self._connect() as response:
             kind = response.headers.get_content_type()
             if kind.startswith("multipart/"):
                 self._refuse_pace()
                 yield from pictures_in(_pieces(response, stopped), cut_off=f"{self.name} broke off")
-                return
-            if (yield from self._pictures(response, kind, stopped)) != 1:
-                return
-        for _ in ticks(self._fps or SNAPSHOTS_PER_S, stopped, at_once=False):
-            with self._connect() as response:
-                yield response.read(MAX_FRAME_BYTES)
+                return 0
+            try:
+                return (yield from self._pictures(response, kind, stopped))
+            except NoPicture as error:
+                if is_first:
+                    raise
+                yield ImageError(f"a frame is damaged: {error}")
+                return 1
 
     def _refuse_pace(self) -> None:
         if self._fps is not None:
@@ -144,7 +164,8 @@ class Http:
 
     def _pictures(self, response: Any, kind: str, stopped: threading.Event) -> Generator[Item, None, int]:
         """The pictures of an answer that does not call itself a stream; returns how many there were."""
-        if kind.startswith("image/") and response.length is not None and response.length <= MAX_FRAME_BYTES:
+        is_image = kind.startswith("image/")
+        if is_image and response.length is not None and response.length <= MAX_FRAME_BYTES:
             content = response.read(MAX_FRAME_BYTES)  # whatever lies behind the picture
             if not picture_files.may_be_one(content):
                 raise self._no_picture(kind, content)
@@ -157,36 +178,73 @@ class Http:
         if picture_files.may_be_one(head) and picture_files.kind(head) != picture_files.JPEG:
             yield head + b"".join(_at_most(MAX_FRAME_BYTES - len(head), pieces))
             return 1
-        return (yield from self._jpegs(itertools.chain([head], pieces), kind, stopped))
+        # a snapshot may lack its end, and its decoder finds out how much is missing
+        may_lack_end = is_image or response.length is not None
+        items = self._items(itertools.chain([head], pieces), kind, stopped, may_lack_end=may_lack_end)
+        return (yield from self._counted(items, is_image=is_image))
 
-    def _jpegs(
-        self, pieces: Iterator[bytes], kind: str, stopped: threading.Event
-    ) -> Generator[Item, None, int]:
-        """JPEGs of which there may be one or a stream; returns how many there were."""
-        splitter, count, begun = Splitter(), 0, 0
-        head = b""
-        for piece in pieces:
-            head, begun = head or piece, begun + len(piece)
+    def _items(
+        self, pieces: Iterator[bytes], kind: str, stopped: threading.Event, *, may_lack_end: bool
+    ) -> Iterator[Item]:
+        """The JPEGs of an answer, and what its end left of one.
+
+        Raises:
+            NoPicture: none begins in ``WITHOUT_BYTES`` and some seconds.
+            RuntimeInputError: the answer broke off.
+        """
+        splitter, count = Splitter(), 0
+        for piece in self._until_a_picture(pieces, kind, splitter, stopped):
             for item in splitter.feed(piece):
                 count += 1
-                if count == 2:
-                    self._refuse_pace()
                 yield item
-            if not count and begun > MAX_FRAME_BYTES:
-                break
-        # a snapshot may lack its end, and its decoder finds out how much is missing; a stream broke off
-        if rest := splitter.end(broke_off=count > 0):
+        is_broken = count > 0 or not may_lack_end
+        if rest := splitter.end(broke_off=is_broken):
             yield from rest
-            if count and not splitter.without_ends and not stopped.is_set():
+            if is_broken and not splitter.without_ends and not stopped.is_set():
                 raise RuntimeInputError(f"{self.name} broke off in the middle of a picture")
-            count += 1
-        if not count and not stopped.is_set():
-            raise self._no_picture(kind, head)
-        return count
 
-    def _no_picture(self, kind: str, content: bytes) -> RuntimeInputError:
+    def _until_a_picture(
+        self, pieces: Iterator[bytes], kind: str, splitter: Splitter, stopped: threading.Event
+    ) -> Iterator[bytes]:
+        """The pieces. It raises NoPicture where no picture has begun when there should be one."""
+        head, begun_s = b"", time.monotonic()
+        try:
+            for piece in pieces:
+                yield piece
+                if splitter.has_begun:
+                    yield from pieces
+                    return
+                head += piece
+                is_late = len(head) > WITHOUT_BYTES or time.monotonic() - begun_s > SILENCE_S
+                if is_late or picture_files.foreign(head):
+                    raise self._no_picture(kind, head)
+        except TimeoutError as error:
+            if splitter.has_begun or not head:
+                raise
+            raise self._no_picture(kind, head) from error
+        if not stopped.is_set():
+            raise self._no_picture(kind, head)
+
+    def _counted(self, items: Iterator[Item], *, is_image: bool) -> Generator[Item, None, int]:
+        """The items; returns how many there were. The second one of an answer that calls itself one picture
+        is held until a third comes: it may be a preview behind the picture, which makes no stream."""
+        count, held = 0, None
+        for item in items:
+            count += 1
+            if count == 2 and is_image:
+                held = item
+                continue
+            if count > 1:
+                self._refuse_pace()
+            if held is not None:
+                yield held
+                held = None
+            yield item
+        return 1 if held is not None else count
+
+    def _no_picture(self, kind: str, content: bytes) -> "NoPicture":
         found = picture_files.foreign(content) or printable(kind, 60)
-        return RuntimeInputError(
+        return NoPicture(
             f"{self.name} answers with {found}; expected JPEGs one after the other, as MJPEG cameras send"
             " them (multipart/x-mixed-replace), or a picture"
         )

@@ -59,11 +59,12 @@ class Lines:
 
 def _ends_within_a_line(path: Path) -> bool:
     """Whether a file is not empty and does not end with a line end."""
-    if not path.is_file() or not path.stat().st_size:
-        return False
-    with path.open("rb") as file:
-        file.seek(-1, os.SEEK_END)
-        return file.read() != b"\n"
+    with contextlib.suppress(OSError):  # one may write to it, but not read it
+        if path.is_file() and path.stat().st_size:
+            with path.open("rb") as file:
+                file.seek(-1, os.SEEK_END)
+                return file.read() != b"\n"
+    return False
 
 
 class Log:

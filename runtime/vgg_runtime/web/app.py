@@ -120,10 +120,13 @@ class Server:
             try:
                 await asyncio.wait({work, gone}, return_when=asyncio.FIRST_COMPLETED)
             finally:
+                has_left = gone.done()
                 work.cancel()  # if it is not done, its client has gone: the next picture's turn
                 gone.cancel()
             await asyncio.wait({work})
         if work.cancelled():
+            if has_left:
+                return  # nobody is there to be told
             raise Refused(503, STOPPED)
         work.result()
 
