@@ -242,6 +242,41 @@ def test_who_has_left_is_told_nothing(bundle_folder: Path, photo: bytes) -> None
     assert (server.intake.held_bytes, len(server.work)) == (0, 0)
 
 
+def own_children() -> set[str]:
+    listed = Path(f"/proc/{os.getpid()}/task").glob("*/children")
+    return {child for path in listed for child in path.read_text().split()}
+
+
+class Late(concurrent.futures.ThreadPoolExecutor):
+    """Threads of which the first one that is asked for never comes to its turn."""
+
+    asked = 0
+
+    def submit(self, *arguments: Any, **named: Any) -> "concurrent.futures.Future[Any]":
+        self.asked += 1
+        if self.asked == 1:
+            return concurrent.futures.Future()
+        return super().submit(*arguments, **named)
+
+
+def test_a_picture_whose_client_has_left_leaves_no_process(bundle_folder: Path, photo: bytes) -> None:
+    """Not even one that has ended and is not waited for."""
+    import asyncio
+
+    variants, before = Bundle.read(bundle_folder).manifest.variants, own_children()
+
+    async def leave() -> None:
+        asyncio.get_running_loop().set_default_executor(Late())
+        work = asyncio.create_task(app.decode([photo], variants))
+        await asyncio.sleep(0)
+        work.cancel()
+        await asyncio.wait({work})
+        assert work.cancelled()
+
+    asyncio.run(leave())
+    assert own_children() <= before
+
+
 def begun_upload(port: int, content: bytes = b"\xff\xd8\xff", length: int = 1000) -> socket.socket:
     """A connection that has sent the beginning of a picture and no more."""
     connection = socket.create_connection(("127.0.0.1", port))

@@ -111,3 +111,9 @@ def test_visitors_of_all_kinds_leave_nothing_behind(
     assert set(found["visits"]) == {visit.__name__ for visit in soak_page.VISITS}
     assert found["wrong"] == {}
     assert found["left"] == 0
+
+
+def test_a_connection_that_is_about_to_close_is_not_held(monkeypatch: pytest.MonkeyPatch) -> None:
+    held = iter([Reading(1, 8, 4), Reading(1, 8, 4), Reading(2, 7, 4), Reading(3, 7, 4)])
+    monkeypatch.setattr(soak_page, "reading", lambda _: next(held))
+    assert soak_page.at_rest(1) == Reading(2, 7, 4)

@@ -130,10 +130,14 @@ class Child:
         """Kill the process. A thread that reads its events then finds no more."""
         self._process.kill()
 
-    def close(self) -> None:
-        """Kill the process, wait for its end, and close its files."""
+    def reap(self) -> None:
+        """Kill the process and wait for its end. Its files are left to the thread that reads them."""
         self._process.kill()
         self._process.wait()
+
+    def close(self) -> None:
+        """Kill the process, wait for its end, and close its files."""
+        self.reap()
         for stream in (self._process.stdin, self._process.stdout, self._complaints):
             with contextlib.suppress(OSError):  # bytes that were not written yet have no reader
                 if stream:

@@ -248,8 +248,8 @@ async def decode(pieces: Sequence[bytes], variants: Sequence[Variant]) -> Pictur
     child = Child("vgg_runtime.web.decode")
     try:
         answer, content = await asyncio.to_thread(_converse, child, request, pieces)
-    finally:
-        child.kill()
+    finally:  # a client that left may have ended this before the thread began, which would close it
+        await asyncio.to_thread(child.reap)
     if answer is None:
         raise ImageError("the picture cannot be decoded: it is damaged, or too large for this device")
     if answer["event"] == "error":
