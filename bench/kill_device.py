@@ -33,6 +33,7 @@ from vgg_runtime.report import diff
 KILLED = -9
 PATIENCE_S = 120.0
 HOUR_S = 3600.0
+KINDS = {"SIGKILL": faults.KILL, **faults.ERRORS}
 _BESIDE = re.compile(r"(^|/)\.(compare-|app\.)")
 
 
@@ -175,13 +176,15 @@ class Bench:
             raise RuntimeError(f"an undisturbed run failed: {done.err[-500:]}")
         return max(int(line) for line in report.read_text().split())
 
-    def disturb(self, scenario: Scenario, every: int) -> None:
+    def disturb(self, scenario: Scenario, every: int, kinds: Sequence[str]) -> None:
         """Kill it, and let it fail, at every ``every``-th call, each kind beginning with another one."""
         number = 0
-        for name, error in {"SIGKILL": faults.KILL, **faults.ERRORS}.items():
+        for name in kinds:
+            error = KINDS[name]
+            calls = self.calls(scenario, error)
             for stays in (False, True) if error else (False,):
                 number += 1
-                for at in range(1 + number % every, self.calls(scenario, error) + 1, every):
+                for at in range(1 + number % every, calls + 1, every):
                     what = f"{scenario.name}, {name} at call {at}{' and later' if stays else ''}"
                     self._disturb(scenario, what, name, faults_at=(at, error, stays))
                 say(f"{scenario.name}: {name}, {self.counts.total()} runs, {len(self.wrong)} wrong")
@@ -251,13 +254,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("--bundle", type=Path, default=Path("artifacts"), metavar="DIR", help="default: %(default)s")
     add("--variant", metavar="NAME", help="default: the last of the bundle")
     add("--every", type=int, default=1, metavar="N", help="every N-th call only (default: %(default)s)")
+    add("--kinds", default=",".join(KINDS), metavar="LIST", help="what happens (default: %(default)s)")
     wanted = parser.parse_args(arguments)
+    if unknown := set(wanted.kinds.split(",")) - set(KINDS):
+        parser.error(f"--kinds has {', '.join(sorted(unknown))}; expected some of {', '.join(KINDS)}")
     variant = wanted.variant or manifest.read(wanted.bundle).variants[-1].id
     with tempfile.TemporaryDirectory(prefix="kill-device-") as folder:
         bench = Bench(Path(folder).resolve(), wanted.bundle)
         try:
             for scenario in scenarios(variant):
-                bench.disturb(scenario, wanted.every)
+                bench.disturb(scenario, wanted.every, wanted.kinds.split(","))
         finally:
             print("\n".join(lines(bench)), flush=True)
     return 1 if bench.wrong else 0

@@ -17,10 +17,15 @@ needs_compiler = pytest.mark.skipif(not faults.compiler(), reason="no C compiler
 
 @needs_compiler
 @pytest.mark.release
+@pytest.mark.timeout(1500)
 def test_what_a_board_writes_is_whole_wherever_it_is_killed(bundle_folder: Path) -> None:
     command = [sys.executable, str(ROOT / "bench/kill_device.py"), "--bundle", str(bundle_folder)]
     done = subprocess.run(
-        [*command, "--every", "25"], env=command_environment(), capture_output=True, text=True, check=False
+        [*command, "--every", "15", "--kinds", "SIGKILL,ENOSPC"],
+        env=command_environment(),
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "0 wrong" in done.stdout

@@ -136,6 +136,7 @@ def old(bundle_folder: Path, tmp_path: Path) -> Path:
 
 @needs_sshd
 @pytest.mark.release
+@pytest.mark.timeout(1500 + 200 * CUTS)
 def test_a_connection_that_breaks_anywhere_loses_nothing(
     there: Loopback, bundle_folder: Path, old: Path, tmp_path: Path
 ) -> None:

@@ -91,6 +91,7 @@ def test_a_child_that_stays_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.release
+@pytest.mark.timeout(1500)
 def test_visitors_of_all_kinds_leave_nothing_behind(
     bundle_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
