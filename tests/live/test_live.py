@@ -471,7 +471,7 @@ def wrong() -> Iterator[str]:
 @pytest.mark.parametrize(
     ("path", "sentence"),
     [
-        ("/page", "answers with text/html; expected multipart/x-mixed-replace"),
+        ("/page", "answers with text/html; expected JPEGs one after the other, as MJPEG cameras send"),
         ("/missing", "answers 404"),
         ("/empty", "ended"),
         ("/silent", "has sent nothing for 0 s"),
