@@ -182,6 +182,16 @@ def test_a_checkpoint_among_too_many_open_files(tmp_path: Path) -> None:
     assert "a.safetensors: this program may not open so many files" in done.stderr
 
 
+def test_a_scratch_folder_is_known_as_one(tmp_path: Path) -> None:
+    with files.scratch_folder(tmp_path) as folder:
+        assert files.is_unfinished(folder.name)
+    with files.exclusive(tmp_path / "work"), files.scratch_folder(tmp_path / "work") as folder:
+        kept = folder.rename(folder.with_name(".scratch.123456.abcdefgh"))
+        folder.mkdir()
+    with files.exclusive(tmp_path / "work"):
+        assert not kept.exists()
+
+
 def test_scratch_of_a_killed_process_is_removed_by_the_next(tmp_path: Path) -> None:
     program = (
         "import os, pathlib, signal, sys\n"

@@ -27,7 +27,7 @@ _SCRATCH = ".scratch."
 # there is no such file: what reads it says so in its own words
 _NO_FILE = (errno.ENOENT, errno.EISDIR, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)
 # what tempfile makes of the names in ``atomic_file``, ``folder_beside`` and ``scratch_folder``
-_UNFINISHED = re.compile(r"\.(?P<name>.+)\.[a-z0-9_]{8}\.partial|\.scratch\.[a-z0-9_]{8}")
+_UNFINISHED = re.compile(r"\.(?P<name>.+)\.[a-z0-9_]{8}\.partial|\.scratch\.(\d+\.)?[a-z0-9_]{8}")
 _AT_WORKING_FOLDER, _EXCHANGE = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of Linux
 
 
