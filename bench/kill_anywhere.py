@@ -25,12 +25,12 @@ import sys
 import tempfile
 import time
 import traceback
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import faults
 import vgg_runtime  # noqa: F401  sets what keeps onnxruntime quiet before it is imported
+from findings import Findings, say
 
 NAMES = ("stop", "yield", "parking")
 WITHIN_S = 60.0
@@ -195,12 +195,12 @@ def left_over(folder: Path) -> list[str]:
     return sorted(p for p in places if _LEFT.search(p))
 
 
-class Bench:
+class Bench(Findings):
     """The inputs, an undisturbed run, and what was found wrong."""
 
     def __init__(self, root: Path, seed: int) -> None:
-        self.root, self.random, self.wrong = root, random.Random(seed), list[str]()
-        self.counts: Counter[str] = Counter()
+        super().__init__()
+        self.root, self.random = root, random.Random(seed)
         inputs = root / "inputs"
         inputs.mkdir()
         make_inputs(inputs)
@@ -209,11 +209,6 @@ class Bench:
         self.new = self._made("new")
         self.old_key, self.new_key = state(self.old), state(self.new)
         self.models = models(self.new / "artifacts")
-
-    def note(self, wrong: str) -> None:
-        """Remember what is wrong, and say it at once: a run takes an hour."""
-        self.wrong.append(wrong)
-        say(f"WRONG: {wrong}")
 
     def _made(self, name: str, *more: str) -> Path:
         folder = self.root / name
@@ -265,6 +260,11 @@ class Bench:
         found = models(folder / "artifacts")
         names = {name for name in found | self.models if found.get(name) != self.models.get(name)}
         return sorted(names) or ([] if state(folder) == self.new_key else ["the manifest"])
+
+    def lines(self) -> Iterator[str]:
+        """What was done and what was found."""
+        yield f"an undisturbed run: {self.seconds:.1f} s, {self.calls} calls below its folder"
+        yield from super().lines()
 
     def kills(self, wanted: int) -> None:
         """Kill runs until they were ``wanted``: each goes on in the folder of the last, until one ends."""
@@ -329,11 +329,6 @@ class Bench:
         )
 
 
-def say(line: str) -> None:
-    """How far it is, on standard error."""
-    print(line, file=sys.stderr, flush=True)
-
-
 def unfit(done: Ended) -> str | None:
     """What is wrong with how a command ended, or None."""
     end = done.said[-SHOWN:]
@@ -349,15 +344,6 @@ def unfit(done: Ended) -> str | None:
 def _stage(said: str) -> str:
     lines = [line for line in said.splitlines() if line.strip()]
     return re.sub(r"[\d.]+.*", "", lines[-1])[:40] if lines else "the beginning"
-
-
-def lines(bench: Bench) -> Iterator[str]:
-    """What was done and what was found."""
-    yield f"an undisturbed run: {bench.seconds:.1f} s, {bench.calls} calls below its folder"
-    for name, count in sorted(bench.counts.items()):
-        yield f"{count:5} {name}"
-    yield from (f"WRONG: {wrong}" for wrong in bench.wrong)
-    yield f"{len(bench.wrong)} wrong"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -377,7 +363,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             bench.kills(wanted.kills)
             bench.faults(wanted.faults)
         finally:  # what an hour has shown is not lost by what ends it
-            print("\n".join(lines(bench)), flush=True)
+            print("\n".join(bench.lines()), flush=True)
     return 1 if bench.wrong else 0
 
 

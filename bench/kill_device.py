@@ -20,11 +20,11 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import faults
+from findings import Findings, say
 from soak import LAUNCHER, pictures
 from vgg_runtime.bundle import manifest
 from vgg_runtime.errors import RuntimeInputError
@@ -118,23 +118,18 @@ class Ended:
     err: str
 
 
-class Bench:
+class Bench(Findings):
     """The bundle, and what was found wrong."""
 
     def __init__(self, root: Path, bundle: Path) -> None:
-        self.root, self.bundle, self.wrong = root, bundle.resolve(), list[str]()
-        self.counts: Counter[str] = Counter()
+        super().__init__()
+        self.root, self.bundle = root, bundle.resolve()
         self.library = faults.build(root)
         self.inputs = root / "inputs"
         self.inputs.mkdir()
         frames = pictures(6, (320, 240))
         (self.inputs / "a.jpg").write_bytes(frames[0])
         (self.inputs / "clip.mjpeg").write_bytes(b"".join(frames))
-
-    def note(self, wrong: str) -> None:
-        """Remember what is wrong, and say it at once: a run takes an hour."""
-        self.wrong.append(wrong)
-        say(f"WRONG: {wrong}")
 
     def run(self, folder: Path, scenario: Scenario, **variables: str) -> Ended:
         """The command in ``folder``, with what the layer is told."""
@@ -233,19 +228,6 @@ def unfit(done: Ended, *, killed: bool) -> str | None:
     return None
 
 
-def say(line: str) -> None:
-    """How far it is, on standard error."""
-    print(line, file=sys.stderr, flush=True)
-
-
-def lines(bench: Bench) -> Iterator[str]:
-    """What was done and what was found."""
-    for name, count in sorted(bench.counts.items()):
-        yield f"{count:5} {name}"
-    yield from (f"WRONG: {wrong}" for wrong in bench.wrong)
-    yield f"{len(bench.wrong)} wrong"
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="kill_device.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -265,7 +247,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             for scenario in scenarios(variant):
                 bench.disturb(scenario, wanted.every, wanted.kinds.split(","))
         finally:
-            print("\n".join(lines(bench)), flush=True)
+            print("\n".join(bench.lines()), flush=True)
     return 1 if bench.wrong else 0
 
 

@@ -155,9 +155,7 @@ class Prediction(Record):
     def __post_init__(self) -> None:
         count = len(self.classes)
         if len(self.probabilities) != count:
-            raise FieldError(
-                "probabilities", f"{count} numbers, as many as classes", list(self.probabilities)
-            )
+            raise FieldError("probabilities", f"{count} numbers, as many as classes", [*self.probabilities])
         if self.labels and len(self.labels) != count:
             raise FieldError("labels", f"{count} texts, as many as classes", [*self.labels])
 

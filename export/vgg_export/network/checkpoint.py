@@ -12,6 +12,7 @@ from vgg_export.core.files import atomic_file, opened_by_library
 from .chain import Chain
 from .modules import build
 from .provenance import Provenance
+from .safetensors_files import reading
 
 if TYPE_CHECKING:
     import torch
@@ -194,23 +195,11 @@ def _damaged(path: Path, error: Exception) -> CheckpointError:
 
 def _read(path: Path) -> tuple[dict[str, str], dict[str, tuple[int, ...]]]:
     """The metadata of a safetensors file and the shapes of its tensors, in order."""
-    try:
-        with opened_by_library(path):
-            return _read_opened(path)
-    except FileNotFoundError as error:
-        raise CheckpointError(f"there is no file {path}") from error
-
-
-def _read_opened(path: Path) -> tuple[dict[str, str], dict[str, tuple[int, ...]]]:
-    from safetensors import SafetensorError, safe_open
+    from safetensors import safe_open
 
     try:
-        with safe_open(path, framework="np") as file:
+        with reading(path), safe_open(path, framework="np") as file:
             shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
             return dict(file.metadata() or {}), shapes
-    except FileNotFoundError:
-        raise
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(
-            f"{path} is not a readable safetensors file ({error}); it may be truncated: fetch it again"
-        ) from error
+    except FileNotFoundError as error:
+        raise CheckpointError(f"there is no file {path}") from error

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vgg_export.core.errors import CheckpointError
-from vgg_export.core.files import opened_by_library
 from vgg_export.network.activations import NONE
 from vgg_export.network.chain import Linear
 from vgg_export.network.provenance import FILE
+from vgg_export.network.safetensors_files import reading
 from vgg_runtime.text import printable
 
 from . import class_names, file_kinds, layer_names, module_trees, state_dicts, unpickle
@@ -106,23 +106,16 @@ def read(path: Path) -> Found:
 
 def _read_safetensors(path: Path) -> "tuple[dict[str, torch.Tensor], dict[str, Any]]":
     """The tensors, and what the file's metadata says, as far as that is JSON."""
-    from safetensors import SafetensorError, safe_open
+    from safetensors import safe_open
     from safetensors.torch import load_file
 
     metadata: dict[str, Any] = {}
-    with opened_by_library(path):
-        try:
-            with safe_open(path, framework="np") as file:
-                for key, text in (file.metadata() or {}).items():
-                    with contextlib.suppress(ValueError, RecursionError):  # most of it is no JSON
-                        metadata[key] = json.loads(text)
-            return load_file(path), metadata
-        except FileNotFoundError:
-            raise
-        except (SafetensorError, OSError) as error:
-            raise CheckpointError(
-                f"{path} is not a readable safetensors file ({error}); it may be truncated: fetch it again"
-            ) from error
+    with reading(path):
+        with safe_open(path, framework="np") as file:
+            for key, text in (file.metadata() or {}).items():
+                with contextlib.suppress(ValueError, RecursionError):  # most of it is no JSON
+                    metadata[key] = json.loads(text)
+        return load_file(path), metadata
 
 
 def _network(
