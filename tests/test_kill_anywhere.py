@@ -11,6 +11,7 @@ from conftest import ROOT, command_environment, reseal
 
 import faults
 import kill_anywhere
+from vgg_runtime.bundle import manifest
 
 needs_compiler = pytest.mark.skipif(not faults.compiler(), reason="no C compiler: install gcc")
 
@@ -62,6 +63,9 @@ def test_like_repeats_a_run_byte_by_byte_in_another_folder(
     assert len(files) > 20
     for name, path in files.items():
         assert (other / "artifacts" / name).read_bytes() == path.read_bytes(), name
+    made = manifest.read(one / "artifacts").made_with
+    assert made
+    assert made.device == "cpu"
     for more, sentence in (
         (("--seed", "4"), "--like: that run had --seed 3, found --seed 4"),
         (("--prune-widths", "sensitivity"), "--like: that run had no --prune-widths"),
@@ -76,6 +80,11 @@ def test_like_repeats_a_run_byte_by_byte_in_another_folder(
     done = vgg_export(*again, *given)
     assert done.returncode == 2
     assert "--like: the pictures (--data) must be the same as in that run" in done.stderr
+    reseal(one / "artifacts", made_with=made.to_json() | {"device": "NVIDIA H100"})
+    done = vgg_export(*again, *given)
+    assert done.returncode == 2
+    where = "--like: the device where torch computes (--device) must be the same as in that run"
+    assert f"{where}, NVIDIA H100, found cpu" in done.stderr
 
 
 def test_what_a_stranger_s_manifest_asks_for_is_refused(

@@ -13,7 +13,7 @@ from vgg_runtime.bundle.session import Model
 from vgg_runtime.records import Record
 
 from .bundle import evaluate
-from .core import cache
+from .core import cache, devices
 from .core.errors import DataError, OptionsError
 from .core.files import explain_write_errors, work_folder
 from .core.progress import Progress
@@ -225,17 +225,19 @@ def made_with(given: Given, how: RunOptions) -> MadeWith:
         OptionsError: it is to be like another run, and was given something else.
     """
     core = default_targets()[0]
-    made = MadeWith(dict(how.typed), core, given.checkpoint.sha256, given.splits.digest())
+    checkpoint, pictures, at = given.checkpoint.sha256, given.splits.digest(), devices.name()
+    made = MadeWith(dict(how.typed), core, checkpoint, pictures, at)
     if how.like is None:
         return made
     for name, here, there in (
         ("core of this machine", core, how.like.core),
-        ("checkpoint (--weights, --labels)", made.checkpoint, how.like.checkpoint),
-        ("pictures (--data)", made.pictures, how.like.pictures),
+        ("device where torch computes (--device)", at, how.like.device or at),
+        ("checkpoint (--weights, --labels)", checkpoint[:12], how.like.checkpoint[:12]),
+        ("pictures (--data)", pictures[:12], how.like.pictures[:12]),
     ):
         if here != there:
             raise OptionsError(
-                f"--like: the {name} must be the same as in that run, {there[:12]}, found {here[:12]}; give"
+                f"--like: the {name} must be the same as in that run, {there}, found {here}; give"
                 " the same, or leave --like out"
             )
     return dataclasses.replace(made, options=how.like.options)

@@ -1,5 +1,5 @@
 """Where torch computes: on the CPU, or on a CUDA device. Results of both differ by rounding alone, so neither
-their files nor what they are named after say which one it was."""
+their files nor what they are named after say which one it was. The manifest's ``made_with`` does."""
 
 import functools
 import logging
@@ -58,6 +58,14 @@ def _device() -> "torch.device":
     found = torch.device(CUDA, int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
     log.info("computing on %s (else --device cpu)", torch.cuda.get_device_name(found))
     return found
+
+
+def name() -> str:
+    """What computes: "cpu", or what the CUDA device is called."""
+    import torch
+
+    found = device()
+    return CPU if found.type == CPU else torch.cuda.get_device_name(found)
 
 
 def here(tensor: "torch.Tensor") -> "torch.Tensor":

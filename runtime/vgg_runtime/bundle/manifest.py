@@ -164,12 +164,13 @@ class Searched(Record):
 class MadeWith(Record):
     """What a run was given, so that ``--like`` can repeat it. ``options``: what was typed, by option, with
     files and folders as PLACE; ``core``: of the machine; ``checkpoint`` and ``pictures``: hashes of what was
-    read."""
+    read; ``device``: "cpu" or the name of the CUDA device where torch computed, None in older bundles."""
 
     options: dict[str, Any]
     core: str
     checkpoint: str
     pictures: str
+    device: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
