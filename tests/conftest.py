@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -121,6 +121,12 @@ def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path],
             make(growing)
             growing.rename(folder)  # whole or not there
     return folder
+
+
+def first(count: int, cases: Iterable[Any]) -> list[Any]:
+    """Cases for ``parametrize``: the first ``count`` in every run, the others as ``release``."""
+    found = list(cases)
+    return [*found[:count], *(pytest.param(case, marks=pytest.mark.release) for case in found[count:])]
 
 
 NARROW = {64: 16, 128: 16, 256: 32, 512: 32}  # the widths of small VGGs

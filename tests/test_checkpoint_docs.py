@@ -19,6 +19,7 @@ def without_versions(text: str) -> str:
     return re.sub(r"Keras [0-9.]+|version [0-9]+", "VERSION", text)
 
 
+@pytest.mark.release
 @pytest.mark.parametrize(("code", "file", "said"), EXAMPLES, ids=[file for _, file, _ in EXAMPLES])
 def test_inspect_prints_what_the_docs_show(code: str, file: str, said: str, tmp_path: Path) -> None:
     making = [

@@ -52,13 +52,14 @@ def refused(done: subprocess.CompletedProcess[str], sentence: str, code: int = 2
     assert done.stderr.count("Error: ") == 1
 
 
-def test_every_command_has_help_with_an_example(vgg_export: Run) -> None:
+def test_every_command_has_help_with_an_example(in_this_process: Run) -> None:
     for name in cli.commands:
-        done = vgg_export(name, "--help")
+        done = in_this_process(name, "--help")
         assert done.returncode == 0
         assert f"Example: vgg-export {name}" in " ".join(done.stdout.split()), name
 
 
+@pytest.mark.release
 def test_one_stage_after_the_other_by_hand(
     in_this_process: Run, weights: Path, signs_folder: Path, tmp_path: Path
 ) -> None:
@@ -180,6 +181,7 @@ def test_all_from_a_state_dict_and_class_folders(
     assert again.stderr.count("up to date") == 15
 
 
+@pytest.mark.release
 def test_unlabelled_photographs_give_agreement_and_no_accuracy(
     in_this_process: Run, weights: Path, signs_folder: Path, tmp_path: Path
 ) -> None:
@@ -338,6 +340,7 @@ def test_a_variant_asked_for_by_name_that_the_network_cannot_have_fails_early(
     assert "exporting" not in done.stderr
 
 
+@pytest.mark.release
 def test_ctrl_c_leaves_nothing_half_and_the_same_command_goes_on(
     weights: Path, signs_folder: Path, tmp_path: Path
 ) -> None:
@@ -426,6 +429,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", folder], check=False)
 
 
+@pytest.mark.release
 @pytest.mark.parametrize("free_mb", [2, 8, 14, 20])
 def test_a_full_disk_is_one_sentence_and_leaves_nothing_half(
     free_mb: int, vgg_export: Run, small_disk: Path, signs_folder: Path, tmp_path: Path
@@ -468,6 +472,7 @@ def test_a_stage_does_not_overwrite_its_input(vgg_export: Run, weights: Path, tm
     assert weights.read_bytes() == before
 
 
+@pytest.mark.release
 def test_evaluate_leaves_out_what_the_models_were_made_with(
     in_this_process: Run, signs_folder: Path, tmp_path: Path
 ) -> None:

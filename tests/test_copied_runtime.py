@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, ask, served, status_field
 
+pytestmark = pytest.mark.release
+
 
 @pytest.fixture(scope="module")
 def device_python(bundle_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:

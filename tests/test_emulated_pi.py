@@ -21,6 +21,7 @@ import instructions
 from emulated import BOARDS, Count, EmulationError, Pi
 from vgg_runtime.bundle import manifest, self_check
 
+pytestmark = pytest.mark.release
 PHOTO = ROOT / "calibration/images/cat.jpg"
 
 

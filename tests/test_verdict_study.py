@@ -86,6 +86,7 @@ def test_a_summary_counts_what_exceeds_and_means_the_speed(answers: study.Answer
     assert study.summary(["half"], answers, true, 0.5) == ["0 %", "–", "2.0x"]
 
 
+@pytest.mark.release
 def test_the_command_prints_both_tables_of_answers_that_are_there(
     answers: study.Answers, tmp_path: Path
 ) -> None:

@@ -29,6 +29,7 @@ def in_schema_2(document: dict[str, Any]) -> dict[str, Any]:
     return sealed
 
 
+@pytest.mark.release
 def test_a_bundle_of_schema_2_is_read_measured_and_written_back(bundle_copy: Path, tmp_path: Path) -> None:
     path, found = bundle_copy / manifest.FILE_NAME, {}
     newer = manifest.read(bundle_copy)

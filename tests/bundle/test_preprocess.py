@@ -907,6 +907,7 @@ def test_the_largest_value_of_a_ppm_is_white(most: int) -> None:
 PHONE = (8192, 6144)
 
 
+@pytest.mark.release
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "RGBA"])
 def test_a_phones_fifty_megapixels_fit_into_the_memory_of_a_decoder(kind: str) -> None:
     block = exif("<", turning("<"))

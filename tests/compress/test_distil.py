@@ -161,6 +161,7 @@ def test_the_teachers_answers_are_its_own_whether_or_not_the_first_blocks_are_sh
         assert torch.allclose(torch.from_numpy(cached.features[:]), frozen(x), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.release
 def test_answers_that_are_given_are_not_asked_for_again_and_change_nothing(
     pair: tuple[cache.Artifact, cache.Artifact], splits: Splits, tmp_path: Path
 ) -> None:
@@ -374,6 +375,7 @@ def test_what_is_lost_is_counted_in_top_1_where_there_are_labels_and_else_in_agr
     assert made.measured["points_lost"] == pytest.approx(expected)
 
 
+@pytest.mark.release
 @pytest.mark.parametrize(
     ("budget", "up_to", "levels"),
     [

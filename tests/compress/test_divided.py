@@ -50,6 +50,7 @@ def test_two_processes_factorise_as_one(original: Path, signs_folder: Path, tmp_
     assert shared["mean_probability"] == pytest.approx(own["mean_probability"], rel=1e-4)
 
 
+@pytest.mark.release
 def test_an_error_of_the_first_process_ends_all_and_is_said_once(original: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     arguments = ["factorise", "--weights", original, "--data", tmp_path / "empty"]

@@ -127,6 +127,7 @@ def test_it_halves_the_arithmetic_and_still_agrees(splits: Splits, tmp_path: Pat
     assert not checkpoints.load(original.path).chain.factorised
 
 
+@pytest.mark.release
 def test_later_stages_need_no_special_case(
     made: tuple[cache.Artifact, cache.Artifact], splits: Splits, tmp_path: Path
 ) -> None:
@@ -192,6 +193,7 @@ def test_what_chooses_the_strength_is_never_fitted_on(splits: Splits) -> None:
         assert not {i.source for i in (*fit, *held)} & {i.source for i in splits.test}
 
 
+@pytest.mark.release
 def test_the_sensitivity_table_is_measured_once_for_every_share(
     made: tuple[cache.Artifact, cache.Artifact],
     splits: Splits,

@@ -256,6 +256,7 @@ class Interrupted(Quiet):
             raise KeyboardInterrupt
 
 
+@pytest.mark.release
 @pytest.mark.parametrize("which", ["prune", "factorise"])
 def test_interrupted_work_goes_on_behind_the_last_finished_layer(
     which: str, splits: splits.Splits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

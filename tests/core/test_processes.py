@@ -4,6 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from conftest import command_environment
 from divided import TORCHRUN
 
@@ -31,6 +32,7 @@ def test_a_share_of_one_process_is_all() -> None:
     assert (processes.total(2.5), processes.least(4), processes.from_all("a")) == (2.5, 4, ["a"])
 
 
+@pytest.mark.release
 def test_two_processes_add_up_and_go_the_way_of_the_first_also_after_its_errors() -> None:
     ends = ["2 is too little", "4 will do, says process 0"]
     alone, divided = lines(SCRIPT), lines(*TORCHRUN, SCRIPT)
@@ -45,6 +47,7 @@ def test_two_processes_add_up_and_go_the_way_of_the_first_also_after_its_errors(
     assert divided == [f"(31.0, 2, [2, 3], {rows}, {added})", *ends, few, "0 1"]
 
 
+@pytest.mark.release
 def test_the_first_process_says_that_another_has_ended() -> None:
     # torchrun looks late, so that it does not end the first process before that has spoken
     (said,) = lines(*TORCHRUN, "--monitor-interval", "3", SCRIPT, "lost")

@@ -52,6 +52,7 @@ def test_the_cards_accuracy_is_reproduced_on_part_of_the_signs() -> None:
     assert right / n >= 0.97  # 98.9 % of 2,000; three standard errors below at n = 400
 
 
+@pytest.mark.release
 def test_training_leaves_a_checkpoint_and_its_card(tmp_path: Path) -> None:
     """The real training for two steps. What it learns in an hour is on the card, and reproduced above."""
     options = demo_training.DemoTrainOptions(

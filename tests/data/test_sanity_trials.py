@@ -147,6 +147,7 @@ def equal(rate: float, seed: int) -> trials.Ask:
     return answer
 
 
+@pytest.mark.release
 @pytest.mark.parametrize("rate", [0.7, 0.95])
 def test_the_best_of_many_equal_inputs_does_not_win_by_luck(rate: float, tmp_path: Path) -> None:
     """60 networks for which every normalisation is as good as the assumed one, though on other pictures. A

@@ -152,6 +152,7 @@ def test_the_second_time_nothing_is_copied_or_installed(
     assert {p: p.stat().st_mtime_ns for p in before} == before
 
 
+@pytest.mark.release
 @needs_sshd
 @pytest.mark.parametrize("rsync", [True, False])
 def test_a_changed_file_goes_alone(
@@ -178,6 +179,7 @@ def hide_rsync(there: Loopback) -> None:
         there.login(PATH=str(there.bin))
 
 
+@pytest.mark.release
 @needs_sshd
 @pytest.mark.parametrize("rsync", [True, False])
 def test_a_file_that_was_damaged_there_is_noticed_and_copied_again(
@@ -195,6 +197,7 @@ def test_a_file_that_was_damaged_there_is_noticed_and_copied_again(
     manifest.verify(root, manifest.read(bundle_folder).all_files())
 
 
+@pytest.mark.release
 @needs_sshd
 def test_only_the_chosen_variants_are_needed_there(
     root: Path, bundle_copy: Path, to_board: Deploy, tmp_path: Path
@@ -227,6 +230,7 @@ def test_only_the_chosen_variants_are_needed_there(
     assert (root / "mine.txt").read_text() == "a note"
 
 
+@pytest.mark.release
 @needs_sshd
 def test_what_the_report_recorded_is_there_for_the_doctor(
     root: Path, bundle_copy: Path, to_board: Deploy
@@ -266,6 +270,7 @@ def test_a_board_without_internet_gets_its_wheels(
     assert "the virtual environment is up to date" in again.stderr
 
 
+@pytest.mark.release
 @needs_sshd
 def test_a_failed_self_check_is_brought_back_with_exit_code_1(
     root: Path, bundle_copy: Path, to_board: Deploy, tmp_path: Path
@@ -280,6 +285,7 @@ def test_a_failed_self_check_is_brought_back_with_exit_code_1(
     assert all(row["error"] for row in rows)
 
 
+@pytest.mark.release
 @needs_sshd
 def test_a_doctor_is_asked_where_there_is_one(
     root: Path, bundle_copy: Path, to_board: Deploy, tmp_path: Path
@@ -299,6 +305,7 @@ def test_a_doctor_is_asked_where_there_is_one(
     assert (tmp_path / "results/127.0.0.1/result.json").is_file()
 
 
+@pytest.mark.release
 @needs_sshd
 def test_a_comparison_that_cannot_be_made_is_one_sentence(
     root: Path, bundle_copy: Path, to_board: Deploy, tmp_path: Path
@@ -317,6 +324,7 @@ def test_a_comparison_that_cannot_be_made_is_one_sentence(
     assert {p.name for p in (tmp_path / "results/127.0.0.1").iterdir()} == {"doctor.txt", "doctor.json"}
 
 
+@pytest.mark.release
 @needs_sshd
 def test_ctrl_c_here_stops_what_runs_there(
     root: Path, bundle_folder: Path, there: Loopback, tmp_path: Path
@@ -334,6 +342,7 @@ def test_ctrl_c_here_stops_what_runs_there(
     wait_until(lambda: not there.sessions())
 
 
+@pytest.mark.release
 @needs_sshd
 def test_a_broken_connection_is_one_sentence(
     root: Path, bundle_folder: Path, there: Loopback, tmp_path: Path
@@ -360,6 +369,7 @@ def wait_until(true: Callable[[], bool], seconds: float = 60) -> None:
         time.sleep(0.1)
 
 
+@pytest.mark.release
 @needs_sshd
 def test_a_login_script_that_talks_does_no_harm(
     root: Path, bundle_copy: Path, there: Loopback, to_board: Deploy
@@ -379,6 +389,7 @@ def in_process(there: Loopback, bundle: Path, monkeypatch: pytest.MonkeyPatch) -
     return deploy.run(options, lambda line: None, Quiet())
 
 
+@pytest.mark.release
 @needs_sshd
 @pytest.mark.parametrize("times", [1, 2])
 def test_what_the_network_damages_is_sent_again_once(
@@ -416,6 +427,7 @@ def test_what_the_network_damages_is_sent_again_once(
     manifest.verify(root, manifest.read(root).all_files())
 
 
+@pytest.mark.release
 @needs_sshd
 def test_an_interrupted_copy_goes_on(
     root: Path, bundle_copy: Path, there: Loopback, monkeypatch: pytest.MonkeyPatch
@@ -462,6 +474,7 @@ def small_disk(there: Loopback) -> Iterator[Path]:
     subprocess.run(["umount", folder], check=True)
 
 
+@pytest.mark.release
 @needs_sshd
 @pytest.mark.parametrize("rsync", [True, False])
 def test_a_full_disk_there_is_one_sentence(
@@ -547,6 +560,7 @@ def test_an_unsuitable_board_is_one_sentence(
     assert case == "no venv" or not (there.home / "unsuitable").exists()
 
 
+@pytest.mark.release
 @needs_sshd
 def test_a_folder_that_holds_something_else_is_left_alone(
     there: Loopback, bundle_folder: Path, to_board: Deploy
@@ -602,6 +616,7 @@ def test_no_connection_is_one_sentence(there: Loopback, bundle_folder: Path, to_
         known.write_text(right)
 
 
+@pytest.mark.release
 @needs_sshd
 def test_a_secret_is_asked_for_once(root: Path, bundle_copy: Path, there: Loopback, tmp_path: Path) -> None:
     """This holds for any number of files and sessions, and for rsync. The secret is the passphrase of a key,

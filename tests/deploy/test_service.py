@@ -145,6 +145,7 @@ def test_a_service_is_installed_asked_and_stopped(
         assert said in (machine.home / "asked").read_text()
 
 
+@pytest.mark.release
 @needs_sshd
 def test_a_service_that_does_not_start_says_why(
     machine: Loopback, to_board: Deploy, bundle_folder: Path

@@ -6,7 +6,7 @@ import onnx
 import onnxruntime as ort
 import pytest
 import torch
-from conftest import small_checkpoint, small_torchvision_vgg
+from conftest import first, small_checkpoint, small_torchvision_vgg
 
 from vgg_export.core import cache
 from vgg_export.core.errors import CheckFailedError
@@ -16,8 +16,8 @@ from vgg_export.network import chain, input_size
 from vgg_export.network import checkpoint as checkpoints
 
 
-@pytest.mark.parametrize("px", [160, 224])
-@pytest.mark.parametrize("family", list(chain.CONVS_PER_STAGE))
+@pytest.mark.parametrize("px", first(1, [160, 224]))
+@pytest.mark.parametrize("family", first(1, chain.CONVS_PER_STAGE))
 def test_the_exported_graph_is_torchvisions_network(family: str, px: int, tmp_path: Path) -> None:
     original = small_torchvision_vgg(family, False)
     checkpoint = input_size.fold(small_checkpoint(family), px)

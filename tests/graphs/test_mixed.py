@@ -377,6 +377,7 @@ def test_a_table_of_another_version_is_refused(tmp_path: Path, monkeypatch: pyte
     mixed_cost.table.cache_clear()
 
 
+@pytest.mark.release
 def test_the_predicted_instructions_are_executed_on_an_emulated_pi_4(
     exported: cache.Artifact, quantized: cache.Artifact, tmp_path: Path
 ) -> None:
@@ -391,6 +392,7 @@ def test_the_predicted_instructions_are_executed_on_an_emulated_pi_4(
     assert after < (1 - mixed_precision.LEAST_GAIN) * before
 
 
+@pytest.mark.release
 def test_counts_are_those_of_the_kernels_that_the_table_names() -> None:
     pi = boards()[CORE]
     piece = mixed_counts.conv_piece(square("layer", 64, 64, (3, 3), 14), INT8)
@@ -403,6 +405,7 @@ def test_counts_are_those_of_the_kernels_that_the_table_names() -> None:
     assert mixed_cost.predicted(table, pool.name, pool.features) == pytest.approx(count, rel=0.25)
 
 
+@pytest.mark.release
 def test_cores_that_do_not_do_the_same_are_noticed() -> None:
     pis = boards()
     others = {**pis, "cortex-a53": pis["cortex-a76"]}

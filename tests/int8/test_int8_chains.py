@@ -14,6 +14,7 @@ import pytest
 import torch
 from boards import boards
 from chains import CHAINS
+from conftest import first
 from networks import undecided
 from onnx import numpy_helper
 
@@ -90,7 +91,7 @@ def error(bench: Bench, trial: Trial) -> float:
     return float(np.sqrt(((found - bench.expected) ** 2).mean()) / bench.expected.std())
 
 
-@pytest.mark.parametrize("name", CHAINS)
+@pytest.mark.parametrize("name", first(5, CHAINS))
 def test_every_layer_is_int8_and_the_logits_stay_close(name: str, bench: Callable[[str], Bench]) -> None:
     tried, ops = bench(name), CHAINS[name].ops
     floats = audit.staying_float(tried.layers)
@@ -175,6 +176,7 @@ def test_signed_activations_say_the_same(
     assert signed.measured.get("float_ops") == made.measured.get("float_ops")
 
 
+@pytest.mark.release
 def test_they_fuse_on_an_emulated_pi_5_too(bench: Callable[[str], Bench], tmp_path: Path) -> None:
     tried = bench("silu")
     loaded = onnx.load(tried.make(PLAIN).path)

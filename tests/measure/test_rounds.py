@@ -178,6 +178,7 @@ def test_decoding_and_the_model_are_apart(bundle_folder: Path, tmp_path: Path) -
     assert "total ms" in done.stdout
 
 
+@pytest.mark.release
 def test_a_thread_sweep_takes_what_is_fastest(bundle_folder: Path, tmp_path: Path) -> None:
     arguments = (
         "--threads",

@@ -227,6 +227,7 @@ def test_a_numpy_array_of_names_is_read(kind: type, tmp_path: Path) -> None:
     assert resolved(saved(tmp_path, classes=np.array(accented, dtype=kind))).labels == accented
 
 
+@pytest.mark.release
 def test_an_array_of_another_kind_is_said_not_to_be_read(tmp_path: Path) -> None:
     raw = np.array([name.encode() for name in TRAINED])
     with pytest.raises(CheckpointError, match=r"labels in mine\.pth is a NumPy array of .* save it as list"):

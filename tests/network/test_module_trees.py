@@ -698,6 +698,7 @@ JUNK: tuple[Any, ...] = (
 )
 
 
+@pytest.mark.release
 def test_odd_attributes_never_give_another_kind_of_error(tmp_path: Path) -> None:
     network = small(nn.BatchNorm2d(6), nn.ELU(), nn.MaxPool2d(2))
     torch.save(Tail(features=network, head=nn.Linear(3, 2)), tmp_path / "n.pth")

@@ -207,6 +207,7 @@ def any_loss_port(tested: Callable[[float | None], Path]) -> Iterator[int]:
         yield number
 
 
+@pytest.mark.release
 def test_the_recommended_card_is_marked_when_all_have_answered(page: Page, any_loss_port: int) -> None:
     """With any loss allowed it is the fastest variant. No card is marked while the variants run."""
     live(page, any_loss_port)
@@ -231,6 +232,7 @@ def test_the_recommended_card_is_marked_when_all_have_answered(page: Page, any_l
     page.picture("recommended")
 
 
+@pytest.mark.release
 def test_a_report_marks_the_variant_that_loses_no_more_than_a_point(
     page: Page, tested: Callable[[float | None], Path], tmp_path: Path
 ) -> None:
@@ -247,6 +249,7 @@ def test_a_report_marks_the_variant_that_loses_no_more_than_a_point(
     assert "the fastest here of those that lose at most" in page.one("#card-baseline").text
 
 
+@pytest.mark.release
 def test_what_is_shown_is_what_the_server_sent(page: Page, port: int) -> None:
     """The document that the figures were checked against is the last line of the answer itself."""
     live(page, port)
@@ -287,6 +290,7 @@ def test_a_picture_can_be_dropped_and_pasted(page: Page, port: int) -> None:
     assert page.one("#status").text == "That was not a file; save the picture first, then drop the file."
 
 
+@pytest.mark.release
 def test_variants_are_chosen_and_the_history_comes_back(page: Page, port: int) -> None:
     live(page, port)
     page.one("#boxes input[value=quantized]").click()
@@ -315,6 +319,7 @@ def test_variants_are_chosen_and_the_history_comes_back(page: Page, port: int) -
     assert page.one("#status").text == "Choose at least one variant."
 
 
+@pytest.mark.release
 def test_a_point_of_the_scatter_finds_its_card(page: Page, port: int) -> None:
     live(page, port, prefers_reduced_motion="reduce")  # a smooth scroll would move what is to be clicked
     page.upload(PHOTO)
@@ -343,6 +348,7 @@ def test_a_point_of_the_scatter_finds_its_card(page: Page, port: int) -> None:
     assert places()[0] == "quantized"
 
 
+@pytest.mark.release
 def test_while_it_runs_what_was_found_stays_and_a_second_picture_waits(page: Page, port: int) -> None:
     live(page, port, prefers_reduced_motion="reduce")
     page.upload(ROOT / "calibration/images/coffee.jpg")
@@ -372,6 +378,7 @@ def test_a_server_that_is_stopped_says_so(page: Page, bundle_folder: Path) -> No
         assert page.one("#card-baseline .says").text  # what was told stays
 
 
+@pytest.mark.release
 def test_what_is_refused_says_so_and_leaves_the_page_alive(page: Page, port: int, tmp_path: Path) -> None:
     live(page, port)
     (tmp_path / "notes.jpg").write_text("this is no picture, whatever its name says")
@@ -393,6 +400,7 @@ def test_what_is_refused_says_so_and_leaves_the_page_alive(page: Page, port: int
     assert len(page.all("#cards .card")) == 3
 
 
+@pytest.mark.release
 def test_a_variant_that_dies_is_a_card(page: Page, bundle_copy: Path) -> None:
     with served(bundle_copy) as (number, _):
         (bundle_copy / "models/quantized.onnx").write_bytes(b"damaged after the start")
@@ -417,6 +425,7 @@ def test_when_the_device_goes_away_the_page_says_so(page: Page, bundle_folder: P
     assert all("ERR_CONNECTION" in complaint for complaint in page.complaints())
 
 
+@pytest.mark.release
 def test_on_a_phone_nothing_is_cut_off(page: Page, port: int) -> None:
     live(page, port, NARROW_PX)
     page.upload(PHOTO)
@@ -572,6 +581,7 @@ def test_the_policy_stops_what_is_not_the_pages_own(page: Page, port: int) -> No
 # What Lighthouse looks at, looked at here: names, contrast, the order of the focus, motion.
 
 
+@pytest.mark.release
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_every_text_has_contrast(scheme: str, page: Page, port: int) -> None:
     live(page, port, prefers_color_scheme=scheme)
@@ -619,6 +629,7 @@ def unnamed(page: Page) -> list[dict[str, Any]]:
     ]
 
 
+@pytest.mark.release
 def test_everything_has_a_name(page: Page, port: int) -> None:
     live(page, port)
     page.upload(PHOTO)
@@ -635,6 +646,7 @@ def test_everything_has_a_name(page: Page, port: int) -> None:
     assert [n["role"] for n in unnamed(page)] == ["button"]  # the check can fail
 
 
+@pytest.mark.release
 def test_the_keyboard_reaches_everything_in_reading_order(page: Page, port: int) -> None:
     live(page, port)
     page.upload(PHOTO)
@@ -669,6 +681,7 @@ def test_the_keyboard_reaches_everything_in_reading_order(page: Page, port: int)
     assert not page.js("return [...document.querySelectorAll('[tabindex]')].some(n => n.tabIndex > 0)")
 
 
+@pytest.mark.release
 @pytest.mark.parametrize("motion", ["reduce", "no-preference"])
 def test_nothing_moves_for_those_who_asked_for_that(motion: str, page: Page, port: int) -> None:
     live(page, port, prefers_reduced_motion=motion)
@@ -708,6 +721,7 @@ def chances(z: np.ndarray[Any, Any]) -> dict[str, float]:
     return dict(zip(drawn_bundles.NAMES[outputs.MULTI_LABEL], 1 / (1 + np.exp(-z)), strict=True))
 
 
+@pytest.mark.release
 @pytest.mark.parametrize("colour", [(127, 127, 127), (208, 166, 233), (19, 4, 44)])
 def test_the_labels_above_a_half_are_on_the_cards(
     colour: tuple[int, int, int], page: Page, kinds: dict[str, drawn_bundles.Drawn], tmp_path: Path
@@ -749,6 +763,7 @@ def test_the_labels_above_a_half_are_on_the_cards(
         page.picture("multi-label")
 
 
+@pytest.mark.release
 def test_a_report_of_two_classes_says_accuracy(
     page: Page, kinds: dict[str, drawn_bundles.Drawn], tmp_path: Path
 ) -> None:
@@ -874,6 +889,7 @@ def test_without_a_recommendation_the_chart_has_the_place_alone(
 # Photographs of phones
 
 
+@pytest.mark.release
 def test_a_picture_above_the_limit_is_made_smaller_in_the_browser(
     page: Page, port: int, tmp_path: Path
 ) -> None:

@@ -298,6 +298,7 @@ def on_a_terminal(bundle: Path, *arguments: str, **environment: str) -> str:
     return found.decode()
 
 
+@pytest.mark.release
 def test_colours_are_for_terminals_and_not_for_those_who_do_not_want_them(bundle_copy: Path) -> None:
     reseal(bundle_copy, notice="look here")
     named = ("--variants", "baseline,scaled")
@@ -316,6 +317,7 @@ def test_colours_are_for_terminals_and_not_for_those_who_do_not_want_them(bundle
     ]
 
 
+@pytest.mark.release
 @pytest.mark.parametrize("columns", [80, 120])
 def test_a_whole_run_fits(columns: int, bundle_folder: Path, tmp_path: Path) -> None:
     done = compare(*QUICK, bundle=bundle_folder, COLUMNS=str(columns))

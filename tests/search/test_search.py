@@ -575,6 +575,7 @@ def test_a_ratio_that_removes_nothing_is_refused_before_a_sweep_begins(
         search.sweep(made, SweepOptions(ratios=(0.5, 0.001)))
 
 
+@pytest.mark.release
 def test_with_an_allowed_drop_all_layers_of_a_compact_model_are_int8(
     searching: Callable[[], search.Search], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -598,6 +599,7 @@ def test_with_an_allowed_drop_all_layers_of_a_compact_model_are_int8(
     assert asked == [(False, 0.98), (True, 0.98), (False, 0.98), (True, 0.0)]
 
 
+@pytest.mark.release
 def test_all_with_a_budget_brings_the_recommended_variant_and_can_be_run_again(
     signs_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
