@@ -33,6 +33,7 @@ from vgg_runtime.report import diff
 KILLED = -9
 PATIENCE_S = 120.0
 HOUR_S = 3600.0
+SCENARIOS = ("compare", "tune", "live", "ship")
 KINDS = {"SIGKILL": faults.KILL, **faults.ERRORS}
 _BESIDE = re.compile(r"(^|/)\.(compare-|app\.)")
 
@@ -236,15 +237,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("--bundle", type=Path, default=Path("artifacts"), metavar="DIR", help="default: %(default)s")
     add("--variant", metavar="NAME", help="default: the last of the bundle")
     add("--every", type=int, default=1, metavar="N", help="every N-th call only (default: %(default)s)")
+    add("--only", default=",".join(SCENARIOS), metavar="LIST", help="what runs (default: %(default)s)")
     add("--kinds", default=",".join(KINDS), metavar="LIST", help="what happens (default: %(default)s)")
     wanted = parser.parse_args(arguments)
-    if unknown := set(wanted.kinds.split(",")) - set(KINDS):
-        parser.error(f"--kinds has {', '.join(sorted(unknown))}; expected some of {', '.join(KINDS)}")
+    for option, given, known in (("--kinds", wanted.kinds, KINDS), ("--only", wanted.only, SCENARIOS)):
+        if unknown := set(given.split(",")) - set(known):
+            parser.error(f"{option} has {', '.join(sorted(unknown))}; expected some of {', '.join(known)}")
     variant = wanted.variant or manifest.read(wanted.bundle).variants[-1].id
     with tempfile.TemporaryDirectory(prefix="kill-device-") as folder:
         bench = Bench(Path(folder).resolve(), wanted.bundle)
         try:
-            for scenario in scenarios(variant):
+            chosen = (one for one in scenarios(variant) if one.name in wanted.only.split(","))
+            for scenario in chosen:
                 bench.disturb(scenario, wanted.every, wanted.kinds.split(","))
         finally:
             print("\n".join(bench.lines()), flush=True)

@@ -74,3 +74,15 @@ def test_how_a_command_may_end() -> None:
     assert kill_device.unfit(ended(1, "✗ scaled: it died", ""), killed=False) is None
     assert "a traceback" in (kill_device.unfit(ended(1, "Traceback (most", ""), killed=False) or "")
     assert "exit code -11" in (kill_device.unfit(ended(-11, "", ""), killed=False) or "")
+
+
+@pytest.mark.parametrize("option", ["--kinds", "--only"])
+def test_what_it_does_not_know_is_refused(option: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        kill_device.main([option, "nothing"])
+    assert ended.value.code == 2
+    assert f"{option} has nothing; expected some of " in capsys.readouterr().err
+
+
+def test_each_name_is_a_scenario() -> None:
+    assert tuple(one.name for one in kill_device.scenarios("quantized")) == kill_device.SCENARIOS
