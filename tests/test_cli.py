@@ -242,6 +242,13 @@ BAD = [
     (("all", "--weights", "nowhere.pth"), "there is no file nowhere.pth"),
     (("all", "--weights", "text.pth"), r"text\.pth"),
     (("all", "--weights", "mine.pth", "--data", "nowhere"), "there is no folder nowhere"),
+    # nothing is read or drawn before: half a gigabyte takes its time
+    (("all", "--weights", "gone.pth", "--data", "nowhere"), "there is no folder nowhere"),
+    (
+        ("prune", "--weights", "gone.pth", "--data", "nowhere", "--output", "p.safetensors"),
+        "no folder nowhere",
+    ),
+    (("all", "--weights", "gone.pth", "--labels", "nowhere.txt"), "nowhere.txt"),
     (("all", "--weights", "mine.pth", "--data", "empty"), "holds no pictures"),
     (("all", "--weights", "mine.pth", "--data", "three"), "has 7 classes, the data has 3 class folders"),
     (

@@ -18,7 +18,7 @@ from .core.errors import DataError, OptionsError
 from .core.files import explain_write_errors, work_folder
 from .core.progress import Progress
 from .data import sanity, tensors, wordnet
-from .data.splits import Item, Splits, class_folders, resolve, unseen
+from .data.splits import Item, Splits, class_folders, ensure_there, resolve, unseen
 from .data.trials import Settled
 from .graphs.model_info import Described, described
 from .network import checkpoint as checkpoints
@@ -169,7 +169,13 @@ def checkpoint_file(
     name: str = "checkpoint",
 ) -> cache.Artifact:
     """The checkpoint of ``--weights`` as a file in our own format: the given file, or one converted into
-    ``folder``."""
+    ``folder``.
+
+    Raises:
+        DataError: ``pictures`` names no folder.
+    """
+    if pictures:
+        ensure_there(pictures)
     given = Path(wanted.spec)
     as_it_is = not wanted.labels and wanted.input in (InputOptions(), InputOptions(normalize=AUTO))
     if as_it_is and wanted.spec not in weights.WORDS and weights.is_own(given):

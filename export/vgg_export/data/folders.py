@@ -64,6 +64,21 @@ def read(root: Path, classes: Sequence[str] = ()) -> Layout:
         DataError: there is no such folder, it holds no pictures, its folders could be parts as well as
             classes (then the message names both readings), or a table of labels contradicts itself.
     """
+    ensure_folder(root)
+    try:
+        return _Reading(root, classes).layout()
+    except RuntimeInputError as error:
+        raise DataError(str(error)) from error
+    except OSError as error:
+        raise DataError(f"{error.filename or root} cannot be read ({error.strerror})") from error
+
+
+def ensure_folder(root: Path) -> None:
+    """Make sure that there is a folder ``root``.
+
+    Raises:
+        DataError: there is none.
+    """
     if root.is_file():
         raise DataError(
             f"{root} is a file; --data takes a folder: unpack an archive first, and give the folder of the"
@@ -74,12 +89,6 @@ def read(root: Path, classes: Sequence[str] = ()) -> Layout:
             f"there is no folder {root}; --data takes imagenette, none, or a folder of pictures or class"
             " folders"
         )
-    try:
-        return _Reading(root, classes).layout()
-    except RuntimeInputError as error:
-        raise DataError(str(error)) from error
-    except OSError as error:
-        raise DataError(f"{error.filename or root} cannot be read ({error.strerror})") from error
 
 
 class _Reading:

@@ -141,10 +141,23 @@ def _recorded(item: Item) -> dict[str, Any]:
     return {"file": printable(item.path.name, 80), "label": item.label, "sha256": item.sha256}
 
 
+BUILT_IN = (None, "none", "imagenette")
+
+
+def ensure_there(options: DataOptions) -> None:
+    """Make sure that ``--data`` names a folder or what is built in, before anything takes time.
+
+    Raises:
+        DataError: it names neither.
+    """
+    if options.spec not in BUILT_IN:
+        folders.ensure_folder(Path(str(options.spec)))
+
+
 def class_folders(options: DataOptions) -> tuple[str, ...] | None:
     """Names of the classes of a ``--data`` folder, from its class folders or a table; None for anything
     else."""
-    if options.spec in (None, "none", "imagenette"):
+    if options.spec in BUILT_IN:
         return None
     return folders.read(Path(str(options.spec))).class_names() or None
 
@@ -209,7 +222,7 @@ def unseen(
     They are the test part of ``--data``, else its val part, else all pictures of a folder without parts.
     Those whose short hash, or whose source's, is in ``fitted`` are left out.
     """
-    if options.spec is None or options.spec in ("none", "imagenette"):
+    if options.spec in BUILT_IN:
         items = list(resolve(options, weights, labels, ids, cache, progress).test)
     else:
         layout = _read(Path(options.spec), labels, ids)

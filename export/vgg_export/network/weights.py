@@ -85,6 +85,7 @@ def find(options: WeightsOptions, folders: Folders = no_folders) -> Resolved:
         CheckpointError: the file or its class names cannot be used.
         HubError: ImageNet's weights cannot be downloaded or checked.
     """
+    names = class_names.read(options.labels) if options.labels else None  # what cannot be used fails first
     match options.spec:
         case "auto":
             checkpoint, container = _auto(), "what was at hand"
@@ -95,10 +96,10 @@ def find(options: WeightsOptions, folders: Folders = no_folders) -> Resolved:
         case "random":
             checkpoint, container = _random(options.seed), "random numbers"
         case _:
-            return _file(Path(options.spec), options.labels, folders, options.input)
+            return _file(Path(options.spec), names, folders, options.input)
     checkpoint = _retold(checkpoint, options.input)
-    if options.labels:
-        checkpoint = _renamed(checkpoint, class_names.read(options.labels))
+    if names:
+        checkpoint = _renamed(checkpoint, names)
     return Resolved(checkpoint, container)
 
 
@@ -224,8 +225,7 @@ def _random(seed: int) -> checkpoints.Checkpoint:
 ALPHABET = "the classes in the order of the alphabet of the folders"
 
 
-def _file(path: Path, labels: Path | None, folders: Folders, told: InputOptions) -> Resolved:
-    given = class_names.read(labels) if labels else None
+def _file(path: Path, given: ClassNames | None, folders: Folders, told: InputOptions) -> Resolved:
     if is_own(path):
         checkpoint = _retold(checkpoints.load(path), told)
         if given:
