@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
+from conftest import ROOT
 
 from vgg_runtime import output
 from vgg_runtime.errors import RuntimeInputError
@@ -74,3 +75,27 @@ def test_a_file_system_without_sync_is_enough_and_a_disk_that_fails_is_not(
         output.write(path, "new")
         assert path.read_text() == "new"
     assert [one.name for one in tmp_path.iterdir()] == ["r.json"]
+
+
+def test_a_temporary_folder_goes_and_where_it_cannot_it_stays_in_silence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with output.temporary_folder("x-", tmp_path) as folder:
+        (folder / "file").write_text("x")
+        assert folder.name.startswith("x-")
+        assert folder.parent == tmp_path
+    assert not folder.exists()
+
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    with output.temporary_folder(place=tmp_path) as folder:
+        monkeypatch.setattr(os, "rmdir", refuse)
+    assert folder.is_dir()
+
+
+def test_no_temporary_folder_goes_round_in_circles_when_it_cannot_be_removed() -> None:
+    sources = [path for part in ("export", "runtime", "calibration") for path in (ROOT / part).rglob("*.py")]
+    assert len(sources) > 100
+    using = [path.name for path in sources if "TemporaryDirectory(" in path.read_text(encoding="utf-8")]
+    assert using == []

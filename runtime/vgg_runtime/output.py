@@ -5,7 +5,9 @@ import errno
 import os
 import re
 import shutil
+import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from . import text
@@ -60,6 +62,22 @@ def _is_special(path: Path) -> bool:
 
 def _beside(path: Path) -> Path:
     return path.with_name(f"{_PREFIX}{os.getpid()}.partial")
+
+
+@contextlib.contextmanager
+def temporary_folder(prefix: str = "vgg-", place: Path | str | None = None) -> Iterator[Path]:
+    """A folder for what is not to stay: in ``place``, or where temporary files go. What cannot be removed
+    stays there; ``tempfile.TemporaryDirectory`` goes round in circles over it until the stack is full
+    (github.com/python/cpython/issues/135812).
+
+    Raises:
+        OSError: none can be made.
+    """
+    folder = Path(tempfile.mkdtemp(prefix=prefix, dir=place))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def remove_abandoned(folder: Path, prefix: str, rest: str = RANDOM) -> None:

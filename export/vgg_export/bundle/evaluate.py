@@ -5,7 +5,6 @@ import contextlib
 import dataclasses
 import json
 import logging
-import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -26,6 +25,7 @@ from vgg_runtime.bundle.manifest import SessionSettings
 from vgg_runtime.bundle.outputs import MULTI_LABEL, SOFTMAX, class_logits, top_k
 from vgg_runtime.bundle.preprocess import load
 from vgg_runtime.bundle.session import Model, exact
+from vgg_runtime.output import temporary_folder
 from vgg_runtime.records import Record, read
 from vgg_runtime.result import Evaluation
 
@@ -265,7 +265,7 @@ def _model_here(subject: Subject) -> Iterator[Path]:
         yield path
         return
     content = processes.from_first(path.read_bytes)
-    with tempfile.TemporaryDirectory() as folder:
-        sent = Path(folder) / path.name
+    with temporary_folder() as folder:
+        sent = folder / path.name
         sent.write_bytes(content)
         yield sent

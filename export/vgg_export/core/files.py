@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from vgg_runtime.output import remove_abandoned
+from vgg_runtime.output import remove_abandoned, temporary_folder
 
 from .errors import OpeningError, OutputError
 
@@ -118,9 +118,8 @@ def scratch_folder(folder: Path) -> Iterator[Path]:
     ``folder`` in ``exclusive`` removes it, or the next one after some minutes that needs such a folder there.
     """
     remove_abandoned(folder, _SCRATCH)
-    prefix = f"{_SCRATCH}{os.getpid()}."
-    with tempfile.TemporaryDirectory(prefix=prefix, dir=folder, ignore_cleanup_errors=True) as name:
-        yield Path(name)
+    with temporary_folder(f"{_SCRATCH}{os.getpid()}.", folder) as made:
+        yield made
 
 
 @contextlib.contextmanager

@@ -21,6 +21,7 @@ from typing import IO, Any, Self
 
 from vgg_export.core.errors import BoardError, DeployError
 from vgg_export.options import DeployOptions
+from vgg_runtime.output import temporary_folder
 
 from . import on_board
 
@@ -114,8 +115,8 @@ def connect(options: DeployOptions) -> Iterator["Connection"]:
     """
     if not shutil.which("ssh"):
         raise BoardError("this computer has no ssh; install it (Debian: sudo apt install openssh-client)")
-    with tempfile.TemporaryDirectory(prefix="vgg-", dir=_short_folder()) as folder:
-        connection = Connection(options, Path(folder))
+    with temporary_folder(place=_short_folder()) as folder:
+        connection = Connection(options, folder)
         try:
             yield connection.open()
         finally:

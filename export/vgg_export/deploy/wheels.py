@@ -7,13 +7,13 @@ import re
 import shutil
 import subprocess
 import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 from vgg_export.core.errors import BoardError, DeployError, HubError
 from vgg_export.core.files import explain_write_errors
 from vgg_export.core.progress import Progress
+from vgg_runtime.output import temporary_folder
 
 from .board import Board
 from .ssh import last_line
@@ -96,7 +96,7 @@ def fetch(board: Board, requirements: Sequence[Path], cache: Path, progress: Pro
 
 def _download(arguments: Sequence[str], requirements: Sequence[Path], folder: Path) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".fetching.", dir=folder.parent) as new:
+    with temporary_folder(".fetching.", folder.parent) as new:
         command = [
             sys.executable,
             "-m",
@@ -109,7 +109,7 @@ def _download(arguments: Sequence[str], requirements: Sequence[Path], folder: Pa
             "2",
             *arguments,
         ]
-        command += ["-d", new, *(argument for path in requirements for argument in ("-r", str(path)))]
+        command += ["-d", str(new), *(argument for path in requirements for argument in ("-r", str(path)))]
         done = subprocess.run(
             command, capture_output=True, text=True, errors="replace", stdin=subprocess.DEVNULL, check=False
         )

@@ -1,13 +1,13 @@
 """Counts the operators of an ONNX graph, and checks that they are those of its chain."""
 
 import collections
-import tempfile
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vgg_calibration.chain import ACTIVATIONS, Layer
 from vgg_export.core.errors import CheckFailedError
+from vgg_runtime.output import temporary_folder
 
 if TYPE_CHECKING:
     import onnx
@@ -139,10 +139,10 @@ def optimized(path: Path) -> "onnx.ModelProto":
     import onnx
     import onnxruntime as ort
 
-    with tempfile.TemporaryDirectory() as folder:
+    with temporary_folder() as folder:
         options: Any = ort.SessionOptions()
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
-        options.optimized_model_filepath = str(Path(folder) / "optimized.onnx")
+        options.optimized_model_filepath = str(folder / "optimized.onnx")
         # Only the operators are read. Weights beside the graph need no second copy of half a gigabyte in
         # protobuf.
         options.add_session_config_entry(
@@ -153,4 +153,4 @@ def optimized(path: Path) -> "onnx.ModelProto":
         )
         options.log_severity_level = 3
         ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        return onnx.load(Path(folder) / "optimized.onnx", load_external_data=False)
+        return onnx.load(folder / "optimized.onnx", load_external_data=False)

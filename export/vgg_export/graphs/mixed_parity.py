@@ -6,9 +6,7 @@ network may differ from its float one by a fifth of the spread of the logits, an
 wrong weights.
 """
 
-import tempfile
 from collections.abc import Collection, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,6 +17,7 @@ from vgg_calibration.chain import Layer
 from vgg_export.core.errors import CheckFailedError
 from vgg_runtime.bundle.manifest import SessionSettings
 from vgg_runtime.bundle.session import session_options
+from vgg_runtime.output import temporary_folder
 
 from .mixed import PAIR
 from .mixed_cost import FP32, INT8
@@ -144,8 +143,8 @@ def _run(
     shown.CopyFrom(model)
     del shown.graph.output[:]
     shown.graph.output.extend(onnx.ValueInfoProto(name=name) for name in wanted)
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "model.onnx"
+    with temporary_folder() as folder:
+        path = folder / "model.onnx"
         onnx.save(shown, path)
         del shown
         session: Any = ort.InferenceSession(

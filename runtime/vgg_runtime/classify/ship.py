@@ -8,7 +8,6 @@ import json
 import os
 import re
 import shutil
-import tempfile
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -19,7 +18,7 @@ from vgg_runtime.bundle import bill, self_check
 from vgg_runtime.bundle import manifest as m
 from vgg_runtime.bundle.opened import Bundle
 from vgg_runtime.errors import BundleError, RuntimeInputError
-from vgg_runtime.output import remove_abandoned
+from vgg_runtime.output import remove_abandoned, temporary_folder
 from vgg_runtime.text import in_bytes
 
 _BUILT_FOR = re.compile(r"^wheels/.*-cp3(\d+)-cp3\d+-\w+?_(aarch64|x86_64)\.whl$")
@@ -122,8 +121,8 @@ def _written_beside(output: Path) -> Iterator[Path]:
     output = output.absolute()
     remove_abandoned(output.parent, prefix := f".{output.name}.shipping-")
     try:
-        with tempfile.TemporaryDirectory(prefix=f"{prefix}{os.getpid()}.", dir=output.parent) as new:
-            folder = Path(new) / "app"
+        with temporary_folder(f"{prefix}{os.getpid()}.", output.parent) as new:
+            folder = new / "app"
             folder.mkdir()
             yield folder
             for path in folder.parent.rglob("*"):  # a board that loses power keeps it whole or not at all

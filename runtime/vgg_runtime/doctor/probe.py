@@ -11,7 +11,6 @@ import collections
 import contextlib
 import json
 import sys
-import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
@@ -22,6 +21,7 @@ from vgg_runtime.board import device
 from vgg_runtime.bundle.manifest import SessionSettings
 from vgg_runtime.bundle.session import session_options
 from vgg_runtime.measure.answers import in_words, say
+from vgg_runtime.output import temporary_folder
 
 # Layers that multiply, under the names that onnxruntime's optimizers give them. A ReLU in a profile is one
 # that was not folded into its layer.
@@ -63,14 +63,18 @@ class NoFolderError(Exception):
     """No temporary folder can be written."""
 
 
-def _scratch() -> tempfile.TemporaryDirectory[str]:
+@contextlib.contextmanager
+def _scratch() -> Iterator[Path]:
     """A temporary folder; in memory (``/dev/shm``) where none on the card can be written."""
-    for place in (None, "/dev/shm"):
-        with contextlib.suppress(OSError):
-            folder = tempfile.TemporaryDirectory(dir=place)
-            (Path(folder.name) / "tried").write_bytes(b"x")  # a full card still takes folders
-            return folder
-    raise NoFolderError
+    with contextlib.ExitStack() as entered:
+        for place in (None, "/dev/shm"):
+            with contextlib.suppress(OSError):
+                folder = entered.enter_context(temporary_folder(place=place))
+                (folder / "tried").write_bytes(b"x")  # a full card still takes folders
+                break
+        else:
+            raise NoFolderError
+        yield folder
 
 
 def executed_ops(
@@ -82,7 +86,7 @@ def executed_ops(
     with _scratch() as folder:
         options = session_options(settings, threads)
         options.enable_profiling = True
-        options.profile_file_prefix = str(Path(folder) / "profile")
+        options.profile_file_prefix = str(folder / "profile")
         session: Any = ort.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
         session.run(None, {session.get_inputs()[0].name: np.zeros((1, *shape), np.float32)})
         events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
