@@ -316,6 +316,23 @@ def test_frames_are_paced(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None
     assert waited == pytest.approx([0.0, *[0.02] * 10, 0.0, 0.0, 0.02])
 
 
+def test_what_a_folder_holds_besides_pictures_is_counted_by_reason(folder: Path) -> None:
+    assert sources.Folder(folder, 30.0).left_out() is None
+    for name in ("a.heic", "b.HEIC", "notes.txt", "Thumbs.db", ".DS_Store", ".hidden.jpg"):
+        (folder / name).write_text("x")
+    for name in ("later", "earlier", "@eaDir"):
+        (folder / name).mkdir()
+    words = sources.Folder(folder, 30.0).left_out()
+    assert words == "5 of 14 used: 2 folders, 3 with unknown suffix (.heic, .txt), 4 left by the system"
+
+
+def test_it_is_said_before_the_stream_begins(folder: Path, bundle_folder: Path) -> None:
+    (folder / "later").mkdir()
+    done = compare("--live", "scaled", "--source", folder, "--frames", "2", bundle=bundle_folder)
+    assert done.returncode == 0, done.stderr
+    assert f"{folder}: 5 of 6 used: 1 folder\n" in done.stderr
+
+
 def test_a_folder_is_classified_as_onnxruntime_does(
     folder: Path, bundle_folder: Path, tmp_path: Path
 ) -> None:

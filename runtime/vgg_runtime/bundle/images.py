@@ -36,6 +36,7 @@ COMPANIONS = frozenset(
     )
 )
 STRAY_SHARE = 0.05  # of the pictures in class folders: so many beside them were left there by mistake
+BY_SYSTEM = "left by the system"
 SHOWN_SUFFIXES = 4
 UNREADABLE_SHARE = 0.05  # of pictures: so many that cannot be decoded, or a single one, are left out
 
@@ -258,18 +259,22 @@ def unused(folder: Folder, stray: Sequence[Path], read: Sequence[Path] = ()) -> 
     beside = {path.parent for path in stray}
     below = [one for one in folder.below() if one.path not in beside and (one.pictures or not one.folders)]
     others = [path for one in below for path in one.others if path not in read]
-    suffixes = collections.Counter(path.suffix.lower() or "none" for path in others)
-    shown = ", ".join(sorted(suffixes, key=lambda s: (-suffixes[s], s))[:SHOWN_SUFFIXES])
-    more = ", …" if len(suffixes) > SHOWN_SUFFIXES else ""
     companions = [one for each in folder.below() for one in each.companions]
     names = ", ".join(sorted({one.name for one in companions}))
     return collections.Counter(
         {
             f"in {names} beside images": sum(len(one.all_pictures) for one in companions),
-            f"with unknown suffix ({shown}{more})": len(others),
-            "left by the system": sum(one.system for one in below),
+            with_unknown_suffix(others): len(others),
+            BY_SYSTEM: sum(one.system for one in below),
         }
     )
+
+
+def with_unknown_suffix(paths: Sequence[Path]) -> str:
+    """The reason why these files are not used; it names the most frequent suffixes."""
+    suffixes = collections.Counter(path.suffix.lower() or "none" for path in paths)
+    shown = ", ".join(sorted(suffixes, key=lambda s: (-suffixes[s], s))[:SHOWN_SUFFIXES])
+    return f"with unknown suffix ({shown}{', …' if len(suffixes) > SHOWN_SUFFIXES else ''})"
 
 
 def _reasons(left_out: collections.Counter[str]) -> str:

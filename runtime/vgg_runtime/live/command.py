@@ -47,6 +47,8 @@ def run(options: argparse.Namespace, bundle: Bundle) -> int:
     notice = tables.notice(measure.about(bundle), console.width())
     if notice:
         say(notice)
+    if isinstance(source, sources.Folder) and (words := source.left_out()):
+        console.say_aside(f"{source.name}: {words}")
     with _opened(options, variant, lines=lines) as opened:
         result = stream.run(bundle, variant, source, _settings(options), say, opened)
     say("\n" + "\n\n".join(filter(None, (text.summary(result, console.width()), notice))))

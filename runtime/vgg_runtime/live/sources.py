@@ -16,6 +16,7 @@ from typing import Any
 
 from PIL import Image
 
+from vgg_runtime.bundle.images import BY_SYSTEM, counted, is_system, with_unknown_suffix
 from vgg_runtime.bundle.preprocess import SUFFIXES
 from vgg_runtime.errors import RuntimeInputError
 from vgg_runtime.text import printable
@@ -92,6 +93,23 @@ class Folder:
             raise RuntimeInputError(
                 f"{root} holds no pictures ({', '.join(SUFFIXES)}); expected at least one"
             )
+
+    def left_out(self) -> str | None:
+        """How many of the files and folders there are used, and why others are not; None where all are."""
+        used, system, folders, others = frozenset(self._list()), 0, 0, []
+        for path in self._root.iterdir():
+            is_folder = path.is_dir()
+            system += is_system(path.name, folder=is_folder)
+            if path.name in used or is_system(path.name, folder=is_folder):
+                continue
+            folders += is_folder
+            others += [] if is_folder else [path]
+        reasons = {
+            "folder" if folders == 1 else "folders": folders,
+            with_unknown_suffix(others): len(others),
+            BY_SYSTEM: system,
+        }
+        return counted(len(used), collections.Counter(reasons))
 
     def frames(self, stopped: threading.Event) -> Iterator[Item]:
         known: set[str] = set()
