@@ -3,11 +3,13 @@
     python bench/kill_device.py --bundle artifacts
 
 ``compare.py`` with ``--json`` and ``--html``, with ``--tune``, a live stream with ``--log``, and ``--ship``,
-each as the real command with its real calls (``faults.c``). Call by call it is killed (SIGKILL), and ends
-with ENOSPC, EIO, EACCES, EROFS and EMFILE, once and from that call on. Afterwards every document is the old
-one or the new one as a whole, the log has whole lines, the tuning cache can be read, and the shipped folder
-is there with all its hashes or not at all; what ended by itself did so with one sentence and without a
-traceback; a rerun ends well and leaves nothing beside. The exit code is 1 where any of this is not so.
+each as the real command with its real calls (``faults.c``). ``--only`` takes some of them.
+
+Call by call it is killed (SIGKILL), and ends with ENOSPC, EIO, EACCES, EROFS and EMFILE, once and from that
+call on. Afterwards every document is the old one or the new one as a whole, the log has whole lines, the
+tuning cache can be read, and the shipped folder is there with all its hashes or not at all; what ended by
+itself did so with one sentence and without a traceback; a rerun ends well and leaves nothing beside. The exit
+code is 1 where any of this is not so.
 """
 
 import argparse

@@ -7,8 +7,8 @@ The visitors look at the page, send pictures, damaged pictures and what is none,
 the middle of their upload or of the answer, come several at once, or send half a header and wait. After each
 the resident memory, the open descriptors, the threads and the child processes of the server are read from
 /proc. The exit code is 1 when an answer was not the one that is due, when the memory grew by more than
---limit-mb between the first tenth of the run and its end, when more descriptors or threads are held then, or
-when a child process is left.
+--limit-mb between the first tenth of the run and its end, when more descriptors are held then, or more
+threads than asyncio's pool may have, or when a child process is left.
 
 Needs uvicorn (``requirements-web.txt``).
 """
@@ -21,6 +21,7 @@ import http.client
 import io
 import itertools
 import json
+import os
 import re
 import socket
 import subprocess
@@ -39,6 +40,8 @@ PATIENCE_S = 120.0
 IDLE_S = 20.0  # within which the work of a visitor who left must be over
 REST_S = 0.4
 AT_ONCE = 3
+OWN_THREADS = 2
+POOL = min(32, (os.cpu_count() or 1) + 4)  # threads at most of asyncio.to_thread; they are kept
 
 
 @dataclasses.dataclass(frozen=True)
@@ -182,7 +185,7 @@ class Soaked:
         found = [f"{name}: {count} wrong answers" for name, count in sorted(self.wrong.items())]
         if self.left:
             found.append(f"{self.left} times a child process was left")
-        found.append(verdict(code, {"the server": self.grown()}, limit_bytes) or "")
+        found.append(verdict(code, {"the server": self.grown()}, limit_bytes, OWN_THREADS + POOL) or "")
         return "; ".join(filter(None, found)) or None
 
     def grown(self) -> Growth:

@@ -248,7 +248,8 @@ BAD = [
         ("prune", "--weights", "gone.pth", "--data", "nowhere", "--output", "p.safetensors"),
         "no folder nowhere",
     ),
-    (("all", "--weights", "gone.pth", "--labels", "nowhere.txt"), "nowhere.txt"),
+    (("quantize", "--model", "gone.onnx", "--data", "nowhere", "--output", "q.onnx"), "no folder nowhere"),
+    (("bundle", "gone.onnx", "--data", "nowhere", "--output", "b"), "no folder nowhere"),
     (("all", "--weights", "mine.pth", "--data", "empty"), "holds no pictures"),
     (("all", "--weights", "mine.pth", "--data", "three"), "has 7 classes, the data has 3 class folders"),
     (

@@ -21,7 +21,6 @@ import instructions
 from emulated import BOARDS, Count, EmulationError, Pi
 from vgg_runtime.bundle import manifest, self_check
 
-pytestmark = pytest.mark.release
 PHOTO = ROOT / "calibration/images/cat.jpg"
 
 
@@ -44,6 +43,7 @@ def compare(
     return done, json.loads(result.read_text())
 
 
+@pytest.mark.release
 @pytest.mark.parametrize(
     ("core", "board", "name", "features", "variants"),
     [
@@ -54,21 +54,19 @@ def compare(
             ["asimd"],
             "quantized",
         ),
-        pytest.param(
+        (
             "cortex-a72",
             "Raspberry Pi 4 Model B Rev 1.4",
             "Cortex-A72",
             ["asimd"],
             "baseline,scaled",
-            marks=pytest.mark.release,
         ),
-        pytest.param(
+        (
             "cortex-a76",
             "Raspberry Pi 5 Model B Rev 1.0",
             "Cortex-A76",
             ["asimd", "asimddp"],
             "quantized,scaled",
-            marks=pytest.mark.release,
         ),
     ],
 )
@@ -104,6 +102,7 @@ def test_a_copied_bundle_says_on_an_emulated_pi_what_it_says_here(
         assert by_class == pytest.approx(expected, abs=1e-5 if row["precision"] == "fp32" else 0.02)
 
 
+@pytest.mark.release
 def test_the_doctor_on_a_pi_4_lists_the_board_and_what_it_lacks(
     pis: dict[str, Pi], bundle_copy: Path, tmp_path: Path
 ) -> None:
@@ -149,10 +148,11 @@ def task(bundle: Path, variant: str, pi: Pi) -> instructions.Task:
     return instructions.Task(bundle, read, read.variant(variant), pi)
 
 
+@pytest.mark.release
 def test_a_table_of_one_variant(
     pis: dict[str, Pi], bundle_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A small version of the release test below: int8 uses dot products where the core has them."""
+    """A small version of the test below: int8 uses dot products where the core has them."""
     files = ("--json", str(tmp_path / "i.json"), "--markdown", str(tmp_path / "i.md"))
     assert instructions.main(["--bundle", str(bundle_folder), "--variants", "quantized", *files]) == 0
     counts = json.loads((tmp_path / "i.json").read_text())["counts"]
@@ -242,6 +242,7 @@ mark(9)
 """
 
 
+@pytest.mark.release
 def test_the_plugin_counts_between_marks(pis: dict[str, Pi]) -> None:
     said, counts = pis["cortex-a72"].count("-c", ADDITIONS + "print('done')")
     assert said == "done\n"
@@ -252,6 +253,7 @@ def test_the_plugin_counts_between_marks(pis: dict[str, Pi]) -> None:
     assert counts[0] == Count(nothing, 0)
 
 
+@pytest.mark.release
 def test_other_threads_are_not_counted(pis: dict[str, Pi]) -> None:
     beside = (
         "import threading\nthread = threading.Thread(target=work,"
@@ -262,6 +264,7 @@ def test_other_threads_are_not_counted(pis: dict[str, Pi]) -> None:
     assert counts[-1].instructions < 5 * once  # fifty times as much was done meanwhile
 
 
+@pytest.mark.release
 def test_what_goes_wrong_on_the_board_is_one_sentence(
     pis: dict[str, Pi],
     bundle_copy: Path,
@@ -289,6 +292,7 @@ def test_what_goes_wrong_on_the_board_is_one_sentence(
         dataclasses.replace(pi, patience_s=1).run("-c", "import time; time.sleep(60)")
 
 
+@pytest.mark.release
 def test_children_are_started_on_the_board_too(pis: dict[str, Pi]) -> None:
     code = (
         "import platform, subprocess, sys; print(platform.machine(), sys.executable, sys.argv[1:],"
@@ -301,6 +305,7 @@ def test_children_are_started_on_the_board_too(pis: dict[str, Pi]) -> None:
     assert done.stdout == f"aarch64 {pi.python} []\naarch64 {pi.python} ['a b', '*']\n"
 
 
+@pytest.mark.release
 def test_nothing_of_this_machine_is_on_the_board(pis: dict[str, Pi], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", str(ROOT / "export"))
     for name in ("torch", "vgg_export", "pytest"):
@@ -378,6 +383,7 @@ def test_what_cannot_be_fetched_leaves_nothing_behind(
     assert [path.name for path in (tmp_path / "cache").iterdir()] == [".lock"]
 
 
+@pytest.mark.release
 def test_what_was_fetched_is_fetched_once(pis: dict[str, Pi], monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> None:
         raise AssertionError("fetched again")
@@ -386,6 +392,7 @@ def test_what_was_fetched_is_fetched_once(pis: dict[str, Pi], monkeypatch: pytes
     assert emulated.prepare() == pis
 
 
+@pytest.mark.release
 def test_a_cache_folder_with_odd_characters(pis: dict[str, Pi], tmp_path: Path) -> None:
     """Spaces and commas reach a shell script and QEMU's options."""
     odd = tmp_path / "a, b"

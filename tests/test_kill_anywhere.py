@@ -54,9 +54,10 @@ def test_like_repeats_a_run_byte_by_byte_in_another_folder(
         shutil.copy(path, place)
     typed = [word.replace("tiny.s", "one/tiny.s") for word in kill_anywhere.ARGUMENTS]
     typed[typed.index("pictures")] = "one/pictures"
+    typed += ["--device", "cpu"]
     assert vgg_export(*typed, "--seed", "3", "--output", "one/artifacts").returncode == 0
     again = ("all", "--like", "one/artifacts/manifest.json", "--no-compare", "--output", "other/artifacts")
-    given = ("--weights", "other/renamed.safetensors", "--data", "other/others")
+    given = ("--device", "cpu", "--weights", "other/renamed.safetensors", "--data", "other/others")
     done = vgg_export(*again, *given)
     assert done.returncode == 0, done.stderr
     files = {path.relative_to(one / "artifacts"): path for path in (one / "artifacts").rglob("*.*")}
@@ -83,7 +84,7 @@ def test_like_repeats_a_run_byte_by_byte_in_another_folder(
     reseal(one / "artifacts", made_with=made.to_json() | {"device": "NVIDIA H100"})
     done = vgg_export(*again, *given)
     assert done.returncode == 2
-    where = "--like: the device where torch computes (--device) must be the same as in that run"
+    where = "--like: the device where torch computes must be the same as in that run"
     assert f"{where}, NVIDIA H100, found cpu" in done.stderr
 
 

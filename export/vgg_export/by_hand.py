@@ -5,6 +5,7 @@ from pathlib import Path
 from . import inputs
 from .compress import distil, factorise, prune
 from .core.progress import Progress
+from .data.splits import ensure_there
 from .graphs import export
 from .int8 import quantize
 from .options import (
@@ -110,6 +111,7 @@ def run_quantize(
     model: Path, pictures: DataOptions, options: QuantizeOptions, output: Path, progress: Progress
 ) -> None:
     """Quantize an exported model."""
+    ensure_there(pictures)
     exported = inputs.model_file(model)
     splits = inputs.splits_for(exported, pictures, _work(output), progress)
     quantize.run(exported, splits, pictures.calibration_images, output, options, progress, pictures.seed)

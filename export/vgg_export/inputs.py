@@ -224,29 +224,43 @@ def splits_for(artifact: cache.Artifact, pictures: DataOptions, folder: Path, pr
     return resolve(pictures, source.kind, labels, wordnet.ids_for(source), folder, progress)
 
 
+def ensure_machine(like: MadeWith) -> None:
+    """Make sure, before anything is read, that this machine computes as the one of a run that is to be
+    repeated.
+
+    Raises:
+        OptionsError: its core is another, or torch computes elsewhere.
+    """
+    _ensure_like("core of this machine", default_targets()[0], like.core, "use such a machine")
+    if like.device is not None:
+        advice = "add --device cpu" if like.device == devices.CPU else "use a machine that has it"
+        _ensure_like("device where torch computes", devices.name(), like.device, advice)
+
+
 def made_with(given: Given, how: RunOptions) -> MadeWith:
     """What the run was given, for the manifest.
 
     Raises:
         OptionsError: it is to be like another run, and was given something else.
     """
-    core = default_targets()[0]
-    checkpoint, pictures, at = given.checkpoint.sha256, given.splits.digest(), devices.name()
-    made = MadeWith(dict(how.typed), core, checkpoint, pictures, at)
+    checkpoint, pictures = given.checkpoint.sha256, given.splits.digest()
+    made = MadeWith(dict(how.typed), default_targets()[0], checkpoint, pictures, devices.name())
     if how.like is None:
         return made
     for name, here, there in (
-        ("core of this machine", core, how.like.core),
-        ("device where torch computes (--device)", at, how.like.device or at),
-        ("checkpoint (--weights, --labels)", checkpoint[:12], how.like.checkpoint[:12]),
-        ("pictures (--data)", pictures[:12], how.like.pictures[:12]),
+        ("checkpoint (--weights, --labels)", checkpoint, how.like.checkpoint),
+        ("pictures (--data)", pictures, how.like.pictures),
     ):
-        if here != there:
-            raise OptionsError(
-                f"--like: the {name} must be the same as in that run, {there}, found {here}; give"
-                " the same, or leave --like out"
-            )
+        _ensure_like(name, here[:12], there[:12], "give the same")
     return dataclasses.replace(made, options=how.like.options)
+
+
+def _ensure_like(name: str, here: str, there: str, advice: str) -> None:
+    if here != there:
+        raise OptionsError(
+            f"--like: the {name} must be the same as in that run, {there}, found {here}; {advice}, or leave"
+            " --like out"
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -268,6 +282,7 @@ def read_bundle(folder: Path, pictures: DataOptions, progress: Progress) -> Give
         DataError: the weights are random, or no pictures are left.
     """
     present = manifest.read(folder)
+    ensure_there(pictures)
     manifest.verify(folder, present.all_files())
     if present.figures_absent:
         raise DataError(f"nothing to evaluate: {present.figures_absent}")

@@ -16,6 +16,7 @@ from .core.errors import DataError, NothingToGainError, OptionsError, OtherInput
 from .core.files import exclusive, exclusive_output, work_folder, write_json
 from .core.progress import Progress
 from .data import wordnet
+from .data.splits import ensure_there
 from .graphs.model_info import Described
 from .options import Budget, DataOptions, RecipeOptions, RunOptions, SweepOptions
 from .recipes import BASELINE, RECIPES, Context, Recipe, Steps, chosen_recipes, names, not_worth_it
@@ -33,6 +34,8 @@ def run(options: RecipeOptions, how: RunOptions) -> Manifest:
 
 
 def _run(recipes: Sequence[Recipe], options: RecipeOptions, how: RunOptions) -> Manifest:
+    if how.like:
+        inputs.ensure_machine(how.like)
     given, outcome = inputs.read(options, how), None
     made_with = inputs.made_with(given, how)
     context = _context(given, options, how)
@@ -115,6 +118,7 @@ def run_sweep(options: RecipeOptions, wanted: SweepOptions, how: RunOptions) -> 
 
 def bundle_files(models: Sequence[Path], pictures: DataOptions, output: Path, progress: Progress) -> Manifest:
     """Make a bundle of model files without evaluating it. Each variant is named after its file."""
+    ensure_there(pictures)
     artifacts = [inputs.model_file(path) for path in models]
     source, _ = inputs.source_and_labels(artifacts[0])
     known = {recipe.id: recipe for recipe in RECIPES}

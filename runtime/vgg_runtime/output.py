@@ -67,8 +67,8 @@ def _beside(path: Path) -> Path:
 @contextlib.contextmanager
 def temporary_folder(prefix: str = "vgg-", place: Path | str | None = None) -> Iterator[Path]:
     """A folder for what is not to stay: in ``place``, or where temporary files go. What cannot be removed
-    stays there; ``tempfile.TemporaryDirectory`` goes round in circles over it until the stack is full
-    (github.com/python/cpython/issues/135812).
+    stays there; ``tempfile.TemporaryDirectory`` ends with its error, or goes round in circles until the stack
+    is full (github.com/python/cpython/issues/135812 and 79325, the latter in Python 3.11 up to 3.11.7).
 
     Raises:
         OSError: none can be made.

@@ -30,8 +30,10 @@ def test_the_cpu_is_used_where_it_is_asked_for_or_alone() -> None:
     assert devices.device() == torch.device("cpu")
     tensor = torch.ones(3)
     assert devices.here(tensor) is tensor
+    assert devices.name() == "cpu"
     devices.use(devices.AUTO)
     assert devices.device().type == ("cuda" if HAS_CUDA else "cpu")
+    assert devices.name() == (torch.cuda.get_device_name(devices.device()) if HAS_CUDA else "cpu")
 
 
 @pytest.mark.skipif(HAS_CUDA, reason="torch finds a CUDA device on this machine")

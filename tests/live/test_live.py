@@ -322,15 +322,36 @@ def test_what_a_folder_holds_besides_pictures_is_counted_by_reason(folder: Path)
         (folder / name).write_text("x")
     for name in ("later", "earlier", "@eaDir"):
         (folder / name).mkdir()
+    (folder / "gone.jpg").symlink_to(folder / "nothing")
     words = sources.Folder(folder, 30.0).left_out()
-    assert words == "5 of 14 used: 2 folders, 3 with unknown suffix (.heic, .txt), 4 left by the system"
+    assert words is not None
+    assert words.startswith("5 of 15 used: 3 with unknown suffix (.heic, .txt), ")
+    assert set(words.split(": ")[1].split("), ")[1].split(", ")) == {
+        "4 left by the system",
+        "2 in the form of a folder",
+        "1 without a file behind the name",
+    }
 
 
-def test_it_is_said_before_the_stream_begins(folder: Path, bundle_folder: Path) -> None:
+def test_what_cannot_be_looked_at_ends_no_stream(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source, scan = sources.Folder(folder, 30.0), os.scandir
+
+    def once(path: Path) -> Any:
+        monkeypatch.setattr(os, "scandir", refuse)
+        return scan(path)
+
+    def refuse(path: Path) -> Any:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(os, "scandir", once)
+    assert source.left_out() is None
+
+
+def test_what_is_left_out_is_said(folder: Path, bundle_folder: Path) -> None:
     (folder / "later").mkdir()
     done = compare("--live", "scaled", "--source", folder, "--frames", "2", bundle=bundle_folder)
     assert done.returncode == 0, done.stderr
-    assert f"{folder}: 5 of 6 used: 1 folder\n" in done.stderr
+    assert f"{folder}: 5 of 6 used: 1 in the form of a folder\n" in done.stderr
 
 
 def test_a_folder_is_classified_as_onnxruntime_does(
@@ -909,6 +930,12 @@ def test_the_soak_sees_growth_and_failure() -> None:
 def test_the_soak_sees_descriptors_and_threads(held: readings.Reading, said: str) -> None:
     grown = readings.growth([readings.Reading(10**8, 12, 3)] * 50 + [held] * 10)
     assert readings.verdict(0, {"model": grown}, 4e6) == said
+
+
+def test_threads_of_a_pool_may_begin_late() -> None:
+    found = {"model": readings.Growth(10, 10, 10, (3, 3), (3, 5))}
+    assert readings.verdict(0, found, 4e6, 5) is None
+    assert readings.verdict(0, found, 4e6, 4) == "model holds 5 threads, 3 after the first tenth"
 
 
 def test_a_reading_is_what_the_process_holds(tmp_path: Path) -> None:

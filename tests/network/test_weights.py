@@ -20,6 +20,12 @@ from vgg_export.network import checkpoint as checkpoints
 from vgg_export.options import WeightsOptions
 
 
+def test_labels_that_cannot_be_read_are_said_before_weights_are_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(weights, "_random", lambda _: pytest.fail("weights were drawn"))
+    with pytest.raises(CheckpointError, match=r"nowhere\.txt"):
+        weights.find(WeightsOptions("random", Path("nowhere.txt")))
+
+
 @contextlib.contextmanager
 def server(folder: Path) -> Iterator[str]:
     """A real HTTP server on loopback; yields its address."""

@@ -535,7 +535,7 @@ def test_the_address_that_is_told_works(
 
 
 @pytest.mark.release
-@pytest.mark.parametrize("uploaded", [48, pytest.param(200, marks=pytest.mark.release)])
+@pytest.mark.parametrize("uploaded", [48, 200])
 def test_uploads_from_eight_clients_half_of_them_hostile(
     uploaded: int, bundle_folder: Path, photo: bytes
 ) -> None:

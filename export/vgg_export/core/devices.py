@@ -1,5 +1,6 @@
 """Where torch computes: on the CPU, or on a CUDA device. Results of both differ by rounding alone, so neither
-their files nor what they are named after say which one it was. The manifest's ``made_with`` does."""
+their files nor what they are named after say which one it was. The manifest's ``made_with`` says it of the
+run that wrote it; what that took over from an earlier one may have been computed elsewhere."""
 
 import functools
 import logging

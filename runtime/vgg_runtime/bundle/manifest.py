@@ -164,7 +164,8 @@ class Searched(Record):
 class MadeWith(Record):
     """What a run was given, so that ``--like`` can repeat it. ``options``: what was typed, by option, with
     files and folders as PLACE; ``core``: of the machine; ``checkpoint`` and ``pictures``: hashes of what was
-    read; ``device``: "cpu" or the name of the CUDA device where torch computed, None in older bundles."""
+    read; ``device``: "cpu" or the name of the CUDA device where torch computed in the run that wrote the
+    manifest, of several processes the first one's; None in older bundles."""
 
     options: dict[str, Any]
     core: str

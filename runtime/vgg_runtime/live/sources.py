@@ -96,20 +96,21 @@ class Folder:
 
     def left_out(self) -> str | None:
         """How many of the files and folders there are used, and why others are not; None where all are."""
-        used, system, folders, others = frozenset(self._list()), 0, 0, []
-        for path in self._root.iterdir():
-            is_folder = path.is_dir()
-            system += is_system(path.name, folder=is_folder)
-            if path.name in used or is_system(path.name, folder=is_folder):
-                continue
-            folders += is_folder
-            others += [] if is_folder else [path]
-        reasons = {
-            "folder" if folders == 1 else "folders": folders,
-            with_unknown_suffix(others): len(others),
-            BY_SYSTEM: system,
-        }
-        return counted(len(used), collections.Counter(reasons))
+        used, reasons, others = frozenset(self._list()), collections.Counter[str](), []
+        with contextlib.suppress(OSError), os.scandir(self._root) as entries:
+            for entry in entries:
+                is_folder = False
+                with contextlib.suppress(OSError):  # a link to where nobody may look
+                    is_folder = entry.is_dir()
+                if is_system(entry.name, folder=is_folder):
+                    reasons[BY_SYSTEM] += 1
+                elif is_folder:
+                    reasons["in the form of a folder"] += 1
+                elif entry.name.lower().endswith(SUFFIXES):
+                    reasons["without a file behind the name"] += entry.name not in used
+                else:
+                    others.append(Path(entry.name))
+        return counted(len(used), collections.Counter({with_unknown_suffix(others): len(others)}) + reasons)
 
     def frames(self, stopped: threading.Event) -> Iterator[Item]:
         known: set[str] = set()
