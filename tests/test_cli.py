@@ -23,6 +23,7 @@ from conftest import (
 )
 from PIL import Image
 
+import kill_anywhere
 from vgg_export import cli as command_line
 from vgg_export.cli import cli
 from vgg_export.network import checkpoint as checkpoints
@@ -57,6 +58,36 @@ def test_every_command_has_help_with_an_example(in_this_process: Run) -> None:
         done = in_this_process(name, "--help")
         assert done.returncode == 0
         assert f"Example: vgg-export {name}" in " ".join(done.stdout.split()), name
+
+
+def test_the_stages_of_a_tiny_network_by_hand(in_this_process: Run, tmp_path: Path) -> None:
+    kill_anywhere.make_inputs(tmp_path)
+    tiny, data = ("--weights", "tiny.safetensors"), ("--data", "pictures")
+    pruned, factorised = ("--weights", "pruned.safetensors"), ("--weights", "compact.safetensors")
+    steps = [
+        ("prune", *tiny, *data, *ANY, "--prune-ratio", "0.3", "--repair-images", "12", "--output", pruned[1]),
+        ("factorise", *tiny, *data, *ANY, "--conv-share", "0.5", "--output", factorised[1]),
+        ("export", *tiny, "--output", "baseline.onnx"),
+        ("export", *pruned, "--output", "pruned.onnx"),
+        ("export", *factorised, "--output", "compact-fp32.onnx"),
+        ("quantize", "--model", "pruned.onnx", *data, "--calibration-images", "8", "--output", "small.onnx"),
+        ("bundle", "baseline.onnx", "compact-fp32.onnx", "small.onnx", *data, "--output", "mine"),
+        ("evaluate", "--bundle", "mine", *data, *ANY, "--record"),
+    ]
+    for step in steps:
+        done = in_this_process(*step)
+        assert done.returncode == 0, (step, done.stderr)
+    macs = {
+        name: checkpoints.read_header(tmp_path / f"{name}.safetensors").chain.macs()
+        for name in ("tiny", "pruned", "compact")
+    }
+    assert max(macs["pruned"], macs["compact"]) < 0.8 * macs["tiny"]
+    made = manifest.read(tmp_path / "mine")
+    manifest.verify(tmp_path / "mine", made.all_files())
+    assert [v.id for v in made.variants] == ["baseline", "compact-fp32", "small"]
+    assert [v.build.evaluation.n for v in made.variants if v.build.evaluation] == [12, 12, 12]
+    sizes = [v.build.bytes for v in made.variants]
+    assert sizes == sorted(sizes, reverse=True)
 
 
 @pytest.mark.release
