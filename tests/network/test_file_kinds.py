@@ -283,3 +283,23 @@ def test_a_file_whose_description_lies_beside_it(tmp_path: Path) -> None:
     part = tmp_path / "model.ckpt-3.data-00000-of-00001"
     part.write_bytes(np.random.default_rng(0).bytes(5000))
     assert file_kinds.recognise(part).what.startswith("a part of a TensorFlow checkpoint")
+
+
+@pytest.mark.parametrize(("mode", "name"), [("w:gz", "gzip"), ("w:bz2", "bzip2"), ("w:xz", "xz")])
+def test_a_compressed_archive_that_breaks_off_anywhere_is_said_to_be_one(
+    mode: str, name: str, tmp_path: Path
+) -> None:
+    whole, path = tar("weights.pth", mode), tmp_path / "c.pth"
+    said = set()
+    for size in range(16, len(whole), max(1, len(whole) // 60)):
+        path.write_bytes(whole[:size])
+        with pytest.raises(CheckpointError) as refused:
+            weights.find(WeightsOptions(str(path)))
+        said.add("archive" if "is a tar archive" in str(refused.value) else "file")
+        assert "is a tar archive" in str(refused.value) or f"a file compressed with {name}" in str(
+            refused.value
+        )
+    assert "file" in said
+    path.write_bytes(whole)
+    with pytest.raises(CheckpointError, match=r"is a tar archive of .*weights\.pth"):
+        weights.find(WeightsOptions(str(path)))

@@ -609,3 +609,56 @@ def test_every_step_of_pickle_is_known_or_refused() -> None:
     assert {opcode.name for opcode in pickletools.opcodes} - known == {
         *("EXT1", "EXT2", "EXT4", "NEXT_BUFFER", "READONLY_BUFFER")
     }
+
+
+MAGIC = 0x1950A86A20F9469CFC6C
+HEAD = (1001, {"little_endian": True})
+
+
+def pickles(path: Path, *values: object) -> Path:
+    """The old format's pickles, one after the other, with values of one's own."""
+    path.write_bytes(b"".join(pickle.dumps(value, 2) for value in values))
+    return path
+
+
+@pytest.mark.parametrize("first", [torch.ones(2), torch.ones(()), "text", [], 5, True, None], ids=str)
+def test_the_head_of_the_old_format_is_a_number_and_nothing_else(first: object, tmp_path: Path) -> None:
+    """A tensor cannot even be compared with the magic number."""
+    path = tmp_path / "c.pth"
+    torch.save(first, path, _use_new_zipfile_serialization=False)
+    whole = path.read_bytes()
+    path.write_bytes(whole[whole.index(b"\x80\x02", whole.index(b"little_endian")) :])
+    assert "is a pickle that torch.save did not write" in refusal(path)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        (MAGIC, torch.Size([1001]), HEAD[1], {}, []),
+        (MAGIC, 1001.5, HEAD[1], {}, []),
+        (MAGIC, *HEAD, {}, [[]]),
+        (MAGIC, *HEAD, {}, [{}]),
+        (MAGIC, *HEAD, {}, [1]),
+        (MAGIC, *HEAD, {}, {"0": 1}),
+        (MAGIC, *HEAD, {}, None),
+        (MAGIC, 1001, {"little_endian": False}, {}, []),
+        (MAGIC, 1001, [], {}, []),
+    ],
+    ids=repr,
+)
+def test_odd_values_between_the_pickles_are_refused(values: tuple[object, ...], tmp_path: Path) -> None:
+    refusal(pickles(tmp_path / "c.pth", *values))
+
+
+def test_an_empty_file_of_the_old_format_is_read(tmp_path: Path) -> None:
+    assert unpickle.load(pickles(tmp_path / "c.pth", MAGIC, *HEAD, {"a": 1}, [])) == {"a": 1}
+
+
+@pytest.mark.parametrize("old", [False, True])
+@pytest.mark.parametrize("shape", [(), (0,), (2_100_000,)], ids=str)
+def test_a_tensor_alone_is_read(shape: tuple[int, ...], old: bool, tmp_path: Path) -> None:
+    """A loss that somebody saved; its length is no number of values that hold others."""
+    tensor = torch.zeros(shape, dtype=torch.uint8)
+    found = unpickle.load(saved(tensor, tmp_path / "c.pth", old=old))
+    assert found.shape == tensor.shape
+    assert torch.equal(found, tensor)

@@ -174,7 +174,7 @@ def _binary(path: Path, head: bytes, size: int) -> Kind | None:
 
 
 def _archive(path: Path, head: bytes) -> Kind | None:
-    if tarfile.is_tarfile(path):
+    if _is_tar(path):
         names = list(itertools.islice(_tar_members(path), MOST_MEMBERS))
         return Kind(None, f"a tar archive of {_some(names)}", _unpack(names))
     for start, (name, opened) in _COMPRESSED.items():
@@ -251,11 +251,19 @@ def _is_hdf5(path: Path, head: bytes) -> bool:
     return any(head[place : place + 8] == signature for place in (0, 512, 1024, 2048))
 
 
+def _is_tar(path: Path) -> bool:
+    """Whether it is a tar archive, maybe a compressed one; not where a compressed one breaks off at once."""
+    try:
+        return tarfile.is_tarfile(path)
+    except (OSError, EOFError, lzma.LZMAError, zlib.error):
+        return False
+
+
 def _tar_members(path: Path) -> Iterator[str]:
     try:
         with tarfile.open(path) as archive:
             yield from (member.name for member in archive)
-    except (tarfile.TarError, OSError, EOFError):
+    except (tarfile.TarError, OSError, EOFError, lzma.LZMAError, zlib.error):
         # the rest is damaged; what was seen is enough to say what it is
         return
 

@@ -406,7 +406,10 @@ def _ensure_modest(root: Any) -> None:
         trail.pop()
         open_ids.discard(id(value))
         depth = 1 + max((below for below, _ in found), default=0)
-        width = len(value) if isinstance(value, Sized) else 1
+        is_sized = isinstance(value, _CONTAINERS) and isinstance(
+            value, Sized
+        )  # a tensor need not have a length
+        width = len(value) if is_sized else 1
         total = 1 + width + sum(count for _, count in found)
         if depth > MOST_DEPTH or total > MOST_VALUES:
             raise PickleError(f"it unfolds to more than {MOST_VALUES} values, or lies {MOST_DEPTH} deep")

@@ -189,23 +189,29 @@ def _load_old(path: Path, names: set[Global]) -> Any:
         def run() -> Any:
             return _run(Machine(_builders(), storages.of), file, names, path)
 
-        if run() != _MAGIC:
+        if not _is(run(), _MAGIC):
             raise CheckpointError(
                 f"{path} is a pickle that torch.save did not write; expected what torch.save(model, FILE) or"
                 " torch.save(model.state_dict(), FILE) writes"
             )
         if (
-            run() != _PROTOCOL
+            not _is(run(), _PROTOCOL)
             or not isinstance(system := run(), dict)
             or not system.get("little_endian", True)
         ):
             raise PickleError("its head is not that of a file of torch.save with little-endian numbers")
         value, keys = run(), run()
-        if not isinstance(keys, list) or set(keys) != set(storages.known):
+        named = isinstance(keys, list) and all(isinstance(key, str) for key in keys)
+        if not named or set(keys) != set(storages.known):
             raise PickleError("its list of storages is not that of its tensors")
         for key in keys:
             _fill(file, storages.known[key].numbers)
         return value
+
+
+def _is(value: Any, expected: int) -> bool:
+    """Whether it is this number; a tensor cannot be compared with a large one."""
+    return type(value) is int and value == expected
 
 
 def _fill(file: "_Bounded", numbers: "torch.Tensor") -> None:
