@@ -224,6 +224,7 @@ def waiting(trace: Path, home: Path, code: str, *arguments: str | Path) -> Itera
             assert running.wait(timeout=60) == 0
 
 
+@pytest.mark.release
 @needs_strace
 def test_a_loaded_model_looks_nothing_up_for_as_long_as_onnxruntime_alone_takes_to(
     bundle_folder: Path, tmp_path: Path

@@ -124,6 +124,7 @@ def repeated(original: checkpoints.Checkpoint, layer: str) -> None:
         tensor[len(tensor) // 2 :] = tensor[: len(tensor) // 2]
 
 
+@pytest.mark.release
 @pytest.mark.parametrize(("layer", "share"), [("conv3_1", 0.3), ("conv4_2", 1.0), ("conv5_2", 1.1)])
 def test_a_layer_made_redundant_loses_more_filters(layer: str, share: float, tmp_path: Path) -> None:
     """``share``: of what uniform widths lose. Eight drawn networks lose 0.02 to 0.10, 0.62 to 0.85 and 0.74

@@ -157,6 +157,7 @@ def test_a_file_that_a_library_cannot_open_is_not_called_missing(tmp_path: Path)
             missing.open("rb")
 
 
+@pytest.mark.release
 def test_a_checkpoint_among_too_many_open_files(tmp_path: Path) -> None:
     """The library calls it missing."""
     program = (

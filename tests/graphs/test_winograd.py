@@ -418,6 +418,7 @@ def test_fewer_instructions_on_an_emulated_pi_4(tmp_path: Path) -> None:
         )
 
 
+@pytest.mark.release
 def test_cores_that_do_not_do_the_same_are_noticed() -> None:
     pi = boards()["cortex-a72"]
     grid = [winograd_counts.Task(LAYER, None, pi)] * 2

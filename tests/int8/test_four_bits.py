@@ -117,6 +117,7 @@ def test_inputs_that_are_always_zero_and_weights_of_zero_are_no_trouble() -> Non
     assert not shift.any()
 
 
+@pytest.mark.release
 @pytest.mark.usefixtures("small")
 def test_large_layers_in_four_bits_make_the_file_smaller_at_little_loss(
     exported: cache.Artifact, splits: Splits, tmp_path: Path, caplog: pytest.LogCaptureFixture
