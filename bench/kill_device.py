@@ -35,7 +35,6 @@ from vgg_runtime.report import diff
 KILLED = -9
 PATIENCE_S = 120.0
 HOUR_S = 3600.0
-SCENARIOS = ("compare", "tune", "live", "ship")
 KINDS = {"SIGKILL": faults.KILL, **faults.ERRORS}
 _BESIDE = re.compile(r"(^|/)\.(compare-|app\.)")
 
@@ -112,6 +111,9 @@ def scenarios(variant: str) -> tuple[Scenario, ...]:
         Scenario("live", (*live, *logged), stream, ("live.json",)),
         Scenario("ship", ("--ship", "app", "--variants", variant), shipped, ("app",), old=False),
     )
+
+
+SCENARIOS = tuple(one.name for one in scenarios(""))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -249,9 +251,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory(prefix="kill-device-") as folder:
         bench = Bench(Path(folder).resolve(), wanted.bundle)
         try:
-            chosen = (one for one in scenarios(variant) if one.name in wanted.only.split(","))
-            for scenario in chosen:
-                bench.disturb(scenario, wanted.every, wanted.kinds.split(","))
+            for scenario in scenarios(variant):
+                if scenario.name in wanted.only.split(","):
+                    bench.disturb(scenario, wanted.every, wanted.kinds.split(","))
         finally:
             print("\n".join(bench.lines()), flush=True)
     return 1 if bench.wrong else 0

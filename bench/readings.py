@@ -98,7 +98,10 @@ def verdict(code: int, found: Mapping[str, Growth], limit_bytes: float, pool: in
     for name, one in found.items():
         if one.grown_bytes > limit_bytes:
             grown.append(f"{name} grew by {one.grown_bytes / 1e6:.1f} MB")
-        for what, (before, after) in (("descriptors", one.descriptors), ("threads", one.threads)):
-            if after > before and not (what == "threads" and after <= pool):
+        for what, (before, after), known in (
+            ("descriptors", one.descriptors, 0),
+            ("threads", one.threads, pool),
+        ):
+            if after > max(before, known):
                 grown.append(f"{name} holds {after} {what}, {before} after the first tenth")
     return "; ".join(grown) or None

@@ -40,7 +40,6 @@ PATIENCE_S = 120.0
 IDLE_S = 20.0  # within which the work of a visitor who left must be over
 REST_S = 0.4
 AT_ONCE = 3
-OWN_THREADS = 2
 POOL = min(32, (os.cpu_count() or 1) + 4)  # threads at most of asyncio.to_thread; they are kept
 
 
@@ -185,7 +184,8 @@ class Soaked:
         found = [f"{name}: {count} wrong answers" for name, count in sorted(self.wrong.items())]
         if self.left:
             found.append(f"{self.left} times a child process was left")
-        found.append(verdict(code, {"the server": self.grown()}, limit_bytes, OWN_THREADS + POOL) or "")
+        grown = {"the server": self.grown()}
+        found.append(verdict(code, grown, limit_bytes, self.readings[0].threads + POOL) or "")
         return "; ".join(filter(None, found)) or None
 
     def grown(self) -> Growth:

@@ -85,4 +85,5 @@ def test_what_it_does_not_know_is_refused(option: str, capsys: pytest.CaptureFix
 
 
 def test_each_name_is_a_scenario() -> None:
+    assert kill_device.SCENARIOS == ("compare", "tune", "live", "ship")
     assert tuple(one.name for one in kill_device.scenarios("quantized")) == kill_device.SCENARIOS

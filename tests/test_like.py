@@ -80,3 +80,9 @@ def test_another_input_is_refused(name: str) -> None:
         OptionsError, match=rf"the {name} .* in that run, {there}, found {name[0] * 12}; give"
     ):
         inputs.made_with(given(), how(like(**{name: there + "cdef"})))
+
+
+@pytest.mark.parametrize("name", ["checkpoint", "pictures"])
+def test_the_whole_hash_decides_though_its_beginning_is_shown(name: str) -> None:
+    with pytest.raises(OptionsError, match="must be the same"):
+        inputs.made_with(given(), how(like(**{name: name[0] * 63 + "0"})))

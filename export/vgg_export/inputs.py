@@ -231,10 +231,12 @@ def ensure_machine(like: MadeWith) -> None:
     Raises:
         OptionsError: its core is another, or torch computes elsewhere.
     """
-    _ensure_like("core of this machine", default_targets()[0], like.core, "use such a machine")
-    if like.device is not None:
+    core = default_targets()[0]
+    if core != like.core:
+        raise _unlike("core of this machine", core, like.core, "use such a machine")
+    if like.device is not None and (at := devices.name()) != like.device:
         advice = "add --device cpu" if like.device == devices.CPU else "use a machine that has it"
-        _ensure_like("device where torch computes", devices.name(), like.device, advice)
+        raise _unlike("device where torch computes", at, like.device, advice)
 
 
 def made_with(given: Given, how: RunOptions) -> MadeWith:
@@ -251,16 +253,16 @@ def made_with(given: Given, how: RunOptions) -> MadeWith:
         ("checkpoint (--weights, --labels)", checkpoint, how.like.checkpoint),
         ("pictures (--data)", pictures, how.like.pictures),
     ):
-        _ensure_like(name, here[:12], there[:12], "give the same")
+        if here != there:
+            raise _unlike(name, here[:12], there[:12], "give the same")
     return dataclasses.replace(made, options=how.like.options)
 
 
-def _ensure_like(name: str, here: str, there: str, advice: str) -> None:
-    if here != there:
-        raise OptionsError(
-            f"--like: the {name} must be the same as in that run, {there}, found {here}; {advice}, or leave"
-            " --like out"
-        )
+def _unlike(name: str, here: str, there: str, advice: str) -> OptionsError:
+    return OptionsError(
+        f"--like: the {name} must be the same as in that run, {there}, found {here}; {advice}, or leave"
+        " --like out"
+    )
 
 
 @dataclasses.dataclass(frozen=True)

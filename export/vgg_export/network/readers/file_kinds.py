@@ -220,6 +220,7 @@ def _pickle(head: bytes) -> Kind | None:
     )
 
 
+_DAMAGED = (OSError, EOFError, lzma.LZMAError, zlib.error)  # what reading a compressed file can end with
 _COMPRESSED: dict[bytes, tuple[str, Callable[..., Any]]] = {
     b"\x1f\x8b": ("gzip", gzip.open),
     b"BZh": ("bzip2", bz2.open),
@@ -232,7 +233,7 @@ def _inside(path: Path, opened: Callable[..., Any]) -> str:
     try:
         with opened(path) as file:
             head = file.read(HEAD_BYTES)
-    except (OSError, EOFError, lzma.LZMAError, zlib.error):
+    except _DAMAGED:
         return ", which is damaged"
     if head.startswith(b"PK") or _TORCH_MAGIC in head:
         return ", most likely a PyTorch checkpoint"
@@ -255,7 +256,7 @@ def _is_tar(path: Path) -> bool:
     """Whether it is a tar archive, maybe a compressed one; not where a compressed one breaks off at once."""
     try:
         return tarfile.is_tarfile(path)
-    except (OSError, EOFError, lzma.LZMAError, zlib.error):
+    except _DAMAGED:
         return False
 
 
@@ -263,7 +264,7 @@ def _tar_members(path: Path) -> Iterator[str]:
     try:
         with tarfile.open(path) as archive:
             yield from (member.name for member in archive)
-    except (tarfile.TarError, OSError, EOFError, lzma.LZMAError, zlib.error):
+    except (tarfile.TarError, *_DAMAGED):
         # the rest is damaged; what was seen is enough to say what it is
         return
 
