@@ -1,10 +1,11 @@
 """Kills ``vgg-export all`` anywhere, and lets its calls to the system fail anywhere, on a tiny network:
 
-    python bench/kill_anywhere.py --kills 200 --faults 100
+    python bench/kill_anywhere.py --kills 200 --faults 100 --evaluations 50
 
 Kills (SIGKILL) fall at random moments of a run, and at random calls that open, write, rename or sync a file.
 After each the bundle that was there is whole, or the new one is (every hash of its manifest); a rerun ends
-well, and its model files have the same bytes as those of a run that nothing disturbed. With a fault (ENOSPC,
+well, and its model files have the same bytes as those of a run that nothing disturbed. ``evaluate --record``
+is killed likewise: its rerun finds the same figures and writes the same manifest. With a fault (ENOSPC,
 EIO, EACCES, EROFS, EMFILE; once, or from that call on) the command ends with one sentence and exit code 1 or
 2, or does without what failed, and nothing is half there. The exit code is 1 where any of this is not so.
 
@@ -47,6 +48,11 @@ ARGUMENTS = (
     *("--repair-images", "12", "--finetune-images", "12", "--prune-ratio", "0.3", "--conv-share", "0.5"),
     *("--finetune-epochs", "1"),
 )
+EVALUATE = (
+    *("evaluate", "--bundle", "artifacts", "--data", "pictures", "--accept-accuracy"),
+    *("--record", "--json", "figures.json"),
+)
+PART = 3  # pictures that are evaluated at a time, of 12
 
 
 @dataclasses.dataclass(frozen=True)
@@ -189,6 +195,12 @@ def state(folder: Path) -> str:
     return found.created_by["key"]
 
 
+def _figures(folder: Path) -> tuple[bytes, bytes | None]:
+    """The manifest and, where there are any, the figures of an evaluation."""
+    found = folder / "figures.json"
+    return (folder / "artifacts/manifest.json").read_bytes(), found.read_bytes() if found.exists() else None
+
+
 def left_over(folder: Path) -> list[str]:
     """What a run that ended by itself should have removed."""
     places = {p.relative_to(folder).as_posix() for p in folder.rglob("*")}
@@ -289,6 +301,50 @@ class Bench(Findings):
                 say(f"{killed} kills, {len(self.wrong)} wrong")
             self.finish(folder, what)
 
+    def evaluations(self, wanted: int) -> None:
+        """Kill evaluations until they were ``wanted``; each goes on with what the last one left."""
+        if not wanted:
+            return
+        from vgg_export.bundle import evaluate
+
+        evaluate.CHUNK = PART  # of the forks
+        folder = self._evaluated()
+        done = run(folder, EVALUATE)
+        right = _figures(folder)
+        if done.code or None in right:
+            raise RuntimeError(f"an undisturbed evaluation failed: {done.said[-500:]}")
+        allowed = right[0], _figures(self.new)[0]
+        folder = self._evaluated()
+        for number in range(wanted):
+            at = Fault(self.random.randint(1, max(1, done.calls))) if number % 2 else Fault(0)
+            seconds = WITHIN_S if at.at else self.random.uniform(0, done.seconds)
+            what = f"evaluate, killed {f'at call {at.at}' if at.at else f'after {seconds:.3f} s'}"
+            found = run(folder, EVALUATE, at, seconds)
+            self.counts[f"evaluate: {'killed' if found.code == -signal.SIGKILL else 'ended before'}"] += 1
+            try:
+                state(folder)
+            except Exception as error:
+                self.note(f"{what}: the bundle is damaged ({error})")
+            written, told = _figures(folder)
+            if written not in allowed or told not in (right[1], None):
+                self.note(f"{what}: the manifest or the figures are neither the old ones nor the new ones")
+            if number % FINISHED == FINISHED - 1:
+                for young in folder.glob(".*.partial"):  # what is young may be a living process's
+                    os.utime(young, (0, 0))
+                again = run(folder, EVALUATE)
+                if again.code or _figures(folder) != right:
+                    self.note(f"{what}: a rerun found other figures: {again.said[-SHOWN:]}")
+                elif left := left_over(folder):
+                    self.note(f"{what}: left over after a rerun: {left[:3]}")
+                folder = self._evaluated()
+            say(f"{number + 1} evaluations, {len(self.wrong)} wrong")
+
+    def _evaluated(self) -> Path:
+        """A folder with the inputs and the new bundle."""
+        folder = self.root / "evaluated"
+        shutil.rmtree(folder, ignore_errors=True)
+        return shutil.copytree(self.new, folder)
+
     def faults(self, wanted: int) -> None:
         """Let calls fail, spread over the whole run, the errors in turn."""
         calls = {error: self._counted(error) for error in (list(faults.ERRORS.values()) if wanted else [])}
@@ -352,6 +408,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--kills", type=int, default=200, metavar="N", help="default: %(default)s")
     parser.add_argument("--faults", type=int, default=100, metavar="N", help="default: %(default)s")
+    parser.add_argument("--evaluations", type=int, default=50, metavar="N", help="default: %(default)s")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of what is hit (default: 0)")
     wanted = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory(prefix="kill-anywhere-") as folder:
@@ -361,6 +418,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         bench = Bench(Path(folder).resolve(), wanted.seed)
         try:
             bench.kills(wanted.kills)
+            bench.evaluations(wanted.evaluations)
             bench.faults(wanted.faults)
         finally:  # what an hour has shown is not lost by what ends it
             print("\n".join(bench.lines()), flush=True)

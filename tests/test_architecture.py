@@ -31,7 +31,7 @@ FLOORS = {
         {"", "errors", "records"},
         {"result"},
         {"text"},
-        {"output"},
+        {"addresses", "output"},
         {"board"},
         {"bundle"},
         {"console"},
@@ -61,7 +61,12 @@ FLOORS = {
 TORCH = {"torch", "torchvision"}
 # Where torch is imported, within functions or for types; nowhere else in the exporter.
 WITH_TORCH = ("network", "data", "compress")
-AND_HERE = {"vgg_export.graphs.export", "vgg_export.core.devices", "vgg_export.core.processes"}
+AND_HERE = {
+    "vgg_export.graphs.export",
+    "vgg_export.core.devices",
+    "vgg_export.core.processes",
+    "vgg_export.core.threads",
+}
 # What scripts import from a package itself, which loads it when it is asked for.
 FACE = {"vgg_runtime": {"vgg_runtime.classify.classifier"}}
 OPTIONAL = {

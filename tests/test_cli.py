@@ -304,7 +304,7 @@ BAD = [
         ("all", "--weights", "mine.pth", "--labels", "names.txt", "--max-drop", "1"),
         "a search needs selection pictures, which nothing is fitted on",
     ),
-    (("all", "--weights", "mine.pth", "--max-drop", "-1"), "--max-drop must be at least 0"),
+    (("all", "--weights", "mine.pth", "--max-drop", "-1"), "--max-drop must be above 0, found -1"),
     (("all", "--weights", "mine.pth", "--target-size", "9MB", "--sure"), "give --max-drop, too"),
     (("all", "--weights", "mine.pth", "--sure"), "give --max-drop, too"),
     (("all", "--weights", "mine.pth", "--max-drop", "1", "--conv-share", "0.4"), "give one or the other"),

@@ -19,10 +19,14 @@ needs_compiler = pytest.mark.skipif(not faults.compiler(), reason="no C compiler
 @needs_compiler
 @pytest.mark.release
 def test_kills_and_faults_leave_a_whole_bundle() -> None:
-    command = [sys.executable, str(ROOT / "bench/kill_anywhere.py"), "--kills", "8", "--faults", "5"]
+    command = [sys.executable, str(ROOT / "bench/kill_anywhere.py")]
+    command += ["--kills", "3", "--faults", "2", "--evaluations", "3"]
     done = subprocess.run(command, env=command_environment(), capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "0 wrong" in done.stdout
+    assert "\n0 wrong" in done.stdout
+    assert "3 kills, 0 wrong" in done.stderr
+    assert "2 faults, 0 wrong" in done.stderr
+    assert "3 evaluations, 0 wrong" in done.stderr
 
 
 @needs_compiler
@@ -94,9 +98,19 @@ def test_what_a_stranger_s_manifest_asks_for_is_refused(
     for asked, sentence in (
         ({"output": "/elsewhere"}, "has the option 'output', which this version does not know"),
         ({"weights": "/etc/passwd"}, "has a --weights that no run writes there"),
-        ({"seed": "many"}, "'many' is not a valid integer"),
+        ({"seed": "many"}, '--seed must be a whole number, found "many"; this manifest is no run'),
+        ({"seed": [1]}, "--seed must be a whole number, found [1]"),
+        ({"seed": 1.5}, "--seed must be a whole number, found 1.5"),
+        ({"seed": True}, "--seed must be a whole number, found true"),
+        ({"seed": 10**30}, "'--seed': 1000000000000000000000000000000 is not in the range"),
+        ({"calibration_images": 1e308}, "--calibration-images must be a whole number, found 1e+308"),
+        ({"accept_accuracy": [1]}, "--accept-accuracy must be true or false, found [1]"),
+        ({"conv_share": None}, "--conv-share must be a number, found null"),
+        ({"target": "pi5"}, '--target must be a list of words, found "pi5"'),
+        ({"effort": {}}, "--effort must be a text, found {}"),
+        ({"effort": "hasty"}, "'--effort': 'hasty' is not one of"),
     ):
-        made = {"options": asked, "core": "pi5", "checkpoint": "c", "pictures": "p"}
+        made: dict[str, object] = {"options": asked, "core": "pi5", "checkpoint": "c", "pictures": "p"}
         reseal(bundle_copy, made_with=made)
         done = in_this_process("all", "--like", bundle_copy / "manifest.json")
         assert done.returncode == 2

@@ -4,9 +4,10 @@ import types
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 
-from vgg_export import inputs
+from vgg_export import cli, command_options, inputs
 from vgg_export.core import devices
 from vgg_export.core.errors import OptionsError
 from vgg_export.core.progress import Quiet
@@ -86,3 +87,55 @@ def test_another_input_is_refused(name: str) -> None:
 def test_the_whole_hash_decides_though_its_beginning_is_shown(name: str) -> None:
     with pytest.raises(OptionsError, match="must be the same"):
         inputs.made_with(given(), how(like(**{name: name[0] * 63 + "0"})))
+
+
+OPTIONS = {one.name: one for one in cli.all_.params if isinstance(one, click.Option) and one.name}
+KINDS: dict[str, Any] = {
+    "word": "1",
+    "int": 1,
+    "float": 1.5,
+    "bool": True,
+    "list": ["1"],
+    "null": None,
+    "object": {},
+}
+RIGHT = {"integer": {"int"}, "integer range": {"int"}, "float": {"int", "float"}, "boolean": {"bool"}}
+
+
+@pytest.mark.parametrize("key", OPTIONS)
+def test_an_option_is_taken_only_in_the_type_in_which_a_run_writes_it(key: str) -> None:
+    """click itself takes 1.5 and true for 1, and fails on a list with a TypeError."""
+    option = OPTIONS[key]
+    right = {"list"} if option.multiple else RIGHT.get(option.type.name, {"word"})
+    with click.Context(cli.all_):
+        for kind, value in KINDS.items():
+            if kind in right:
+                continue
+            with pytest.raises(OptionsError, match=f"^--like: that run's --{key.replace('_', '-')} must be "):
+                command_options._taken(key, value)
+
+
+def test_what_a_run_writes_is_taken_as_it_was_typed() -> None:
+    with click.Context(cli.all_):
+        for key, value, taken in (
+            ("seed", 3, 3),
+            ("conv_share", 0.25, 0.25),
+            ("conv_share", 1, 1.0),  # JSON has one type of numbers
+            ("no_repair", True, True),
+            ("target", ["pi4", "pi5"], ("pi4", "pi5")),
+            ("channels", "3", "3"),
+            ("target_size", "20MB", "20MB"),
+        ):
+            found = command_options._taken(key, value)
+            assert (found, type(found)) == (taken, type(taken))
+
+
+@pytest.mark.parametrize("value", [10**400, float("inf"), float("nan")])
+def test_a_number_that_is_none_is_refused(value: float) -> None:
+    with click.Context(cli.all_), pytest.raises(OptionsError, match="--conv-share must be a number, found "):
+        command_options._taken("conv_share", value)
+
+
+def test_a_list_holds_words() -> None:
+    with click.Context(cli.all_), pytest.raises(OptionsError, match=r"a list of words, found \[\[\]\]"):
+        command_options._taken("target", [[]])

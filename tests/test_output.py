@@ -1,5 +1,8 @@
-"""Documents are written as a whole or not at all, and what killed processes left is removed."""
+"""Documents are written as a whole or not at all, also where nothing can be printed; what killed processes
+left is removed."""
 
+import errno
+import json
 import os
 import subprocess
 import sys
@@ -8,8 +11,10 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT
+from launch import QUICK
+from PIL import Image
 
-from vgg_runtime import output
+from vgg_runtime import console, output
 from vgg_runtime.errors import RuntimeInputError
 
 HOUR_S = 3600.0
@@ -99,3 +104,64 @@ def test_no_temporary_folder_goes_round_in_circles_when_it_cannot_be_removed() -
     assert len(sources) > 100
     using = [path.name for path in sources if "TemporaryDirectory(" in path.read_text(encoding="utf-8")]
     assert using == []
+
+
+# Where standard output is closed, as with ``>&-``.
+
+
+def unheard(bundle: Path, *arguments: str | Path) -> tuple[int, list[str]]:
+    """The exit code of ``compare.py``, and what it said on standard error."""
+    command = [sys.executable, str(bundle / "runtime/compare.py"), *map(str, arguments)]
+    done = subprocess.run(
+        ["bash", "-c", 'exec "$@" >&-', "bash", *command],
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=300,
+        check=False,
+        env={k: v for k, v in os.environ.items() if k != "PYTHONPATH"},
+    )
+    return done.returncode, done.stderr.splitlines()
+
+
+NOT_PRINTED = "Error: what is printed cannot be written (Bad file descriptor)"
+
+
+def test_a_closed_standard_output_loses_no_comparison(bundle_folder: Path, tmp_path: Path) -> None:
+    result, page = tmp_path / "r.json", tmp_path / "r.html"
+    asked = (*QUICK, "--variants", "scaled", "--json", result, "--html", page)
+    code, said = unheard(bundle_folder, *asked)
+    assert (code, said[-1]) == (1, NOT_PRINTED)
+    assert json.loads(result.read_text())["variants"][0]["p50_ms"] > 0
+    assert page.read_text().endswith("</html>\n")
+    assert unheard(bundle_folder, "--diff", result, result) == (1, [NOT_PRINTED])
+
+
+def test_a_closed_standard_output_ends_no_stream_unless_the_answers_go_there(
+    bundle_folder: Path, tmp_path: Path
+) -> None:
+    frames = tmp_path / "frames"
+    frames.mkdir()
+    Image.new("RGB", (64, 64)).save(frames / "a.png")
+    asked = ("--live", "scaled", "--source", frames, "--frames", "2", "--json")
+    assert unheard(bundle_folder, *asked, tmp_path / "r.json") == (0, [])
+    assert json.loads((tmp_path / "r.json").read_text())["live"]["frames"]["classified"] == 2
+    code, said = unheard(bundle_folder, *asked, "-")
+    assert (code, said[-1]) == (1, NOT_PRINTED)
+
+
+@pytest.mark.parametrize(
+    ("error", "sentence"),
+    [
+        (
+            OSError(errno.ENOSPC, "No space left on device"),
+            "what is printed cannot be written (No space left",
+        ),
+        (OSError(errno.EACCES, "Permission denied", "/a"), "/a cannot be used (Permission denied)"),
+        (OSError(errno.EMFILE, "x"), "this program may not open so many files; allow more, e.g. with ulimit"),
+        (OSError(errno.EMFILE, "x", "/a"), "this program may not open so many files; allow more, e.g. with"),
+        (OSError(errno.ENFILE, "x"), "the system has too many open files; close other programs"),
+        (OSError(errno.ENOMEM, "x"), "the system has too little memory left; close other programs"),
+    ],
+)
+def test_an_error_of_the_system_is_told_as_what_it_is(error: OSError, sentence: str) -> None:
+    assert console._told(error).startswith(sentence)

@@ -3,12 +3,14 @@
 import copy
 import dataclasses
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import reseal
+from fuzz import documents
 from launch import compare
 from rows import ABOUT, a_result, a_row
 
@@ -19,6 +21,7 @@ from vgg_runtime.compare import main as compare_py
 from vgg_runtime.errors import BundleError
 from vgg_runtime.live.document import Frames, Live, Running, Seen
 from vgg_runtime.records import FieldError, Record
+from vgg_runtime.report import diff
 from vgg_runtime.result import Evaluation, Proportion, Result
 
 
@@ -40,6 +43,16 @@ def test_a_real_document_comes_back_as_it_was(document: dict[str, Any]) -> None:
     assert Result.from_json(again) == Result.from_json(document)
     for row in document["variants"]:
         assert all(row[key] for key in ("thread_sweep", "rounds", "predictions", "built", "samples_ms"))
+
+
+def test_a_document_in_pieces_is_the_one_as_a_whole(document: dict[str, Any]) -> None:
+    found = Result.from_json(document)
+    pieces = list(found.pieces())
+    assert "".join(pieces) == json.dumps(document, indent=1)
+    assert max(map(len, pieces)) < 500
+    wrong = dataclasses.replace(found.variants[0], speedup=float("nan"))
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        list(dataclasses.replace(found, variants=(wrong,)).pieces())
 
 
 def test_keys_stand_where_they_stood_before(document: dict[str, Any]) -> None:
@@ -132,6 +145,7 @@ DAMAGE = [
     ),
     (at("schema", value="1"), "schema: expected a whole number, found '1'"),
     (at("schema", value=True), "schema: expected a whole number, found true"),
+    (at("schema", value=-1), "schema: expected a number from 1 to 1, found -1"),
     (at("measured_at", value=5), "measured_at: expected a text, found 5"),
     (at("device", value={}), "device.board: expected a text, found nothing"),
     (at("device", value=[]), "device: expected an object, found a list of 0"),
@@ -149,6 +163,16 @@ DAMAGE = [
     (at(V, 0, value=[]), "variants[0]: expected an object, found a list of 0"),
     (without(V, 1, "variant"), "variants[1].variant: expected a text, found nothing"),
     (at(V, 2, "p50_ms", value="x"), "variants[2].p50_ms: expected a number or null, found 'x'"),
+    (
+        at(V, 2, "p50_ms", value=-0.5),
+        "variants[2].p50_ms: expected a number that is not negative, found -0.5",
+    ),
+    (at(V, 0, "threads", value=-4), "variants[0].threads: expected a number that is not negative, found -4"),
+    (
+        at(V, 0, "size_bytes", value=2**63),
+        "variants[0].size_bytes: expected a whole number below 2**63, found 9223372036854775808",
+    ),
+    (at(V, 2, "variant", value="baseline"), "variants: expected each variant once, found 'baseline'"),
     (at(V, 0, "size_bytes", value=False), "variants[0].size_bytes: expected a whole number, found false"),
     (at(V, 0, "marks", value="held"), "variants[0].marks: expected a list, found 'held'"),
     (at(V, 0, "error", value=["x"]), "variants[0].error: expected a text or null, found a list of 1"),
@@ -275,3 +299,57 @@ def test_a_long_value_is_cut_in_the_sentence() -> None:
     with pytest.raises(FieldError) as caught:
         Proportion.from_json({"rate": "x" * 100, "n": 1, "interval95": [0, 1]}, "a.b")
     assert str(caught.value) == f"a.b.rate: expected a number, found '{'x' * 38}…"
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "expected"),
+    [
+        ("variants.0.p50_ms", -5.0, "a number that is not negative"),
+        ("variants.0.samples_ms", [1.0, -1.0], "a number that is not negative"),
+        ("variants.0.size_bytes", -1, "a number that is not negative"),
+        ("variants.0.threads", -3, "a number that is not negative"),
+        ("device.cores", -1, "a number that is not negative"),
+        ("variants.0.accuracy", {"rate": 5, "n": 9, "interval95": [0, 1]}, "a share between 0 and 1"),
+        ("variants.0.accuracy", {"rate": 0.5, "n": 0, "interval95": [0, 1]}, "a number of pictures bet"),
+        ("variants.0.accuracy", {"rate": 0.5, "n": 10**12, "interval95": [0, 1]}, "a number of pictures bet"),
+        ("variants.0.accuracy", {"rate": 0.5, "n": 9, "interval95": [1, 0]}, "two ascending shares"),
+        ("variants.0.accuracy", {"rate": 0.5, "n": 9, "interval95": [-1, 2]}, "two ascending shares"),
+        ("variants.0.built.chance", 2, "a share between 0 and 1"),
+        ("variants.0.built.chance", -1, "a share between 0 and 1"),
+        ("schema", -1, "a number from 1 to 1"),
+        ("schema", 0, "a number from 1 to 1"),
+    ],
+)
+def test_a_figure_that_cannot_be_is_refused_with_its_path(path: str, value: object, expected: str) -> None:
+    document = documents.measured()
+    *way, last = path.split(".")
+    place: Any = document
+    for step in way:
+        place = place[int(step)] if step.isdigit() else place[step]
+        if place is None:
+            pytest.fail(f"{path}: the document has none")
+    place[last] = value
+    where = re.sub(r"\.(\d+)", r"[\1]", path)
+    with pytest.raises(FieldError, match=rf"^{re.escape(where)}.*expected {expected}"):
+        Result.from_json(document)
+
+
+def test_a_variant_twice_is_refused_however_its_accents_are_written() -> None:
+    document = documents.measured()
+    for one, other in (("a", "a"), ("\u00e9", "e\u0301")):
+        rows = [dict(document["variants"][0], variant=name) for name in (one, other)]
+        with pytest.raises(FieldError, match="each variant once"):
+            Result.from_json(document | {"variants": rows})
+
+
+def test_both_sides_of_a_comparison_have_one_line_for_a_variant() -> None:
+    sides = []
+    for name in ("caf\u00e9", "cafe\u0301"):
+        document = documents.measured()
+        document["variants"][0]["variant"] = name
+        document["variants"][1]["variant"] = "a\nb\x1b[31m"
+        sides.append(Result.from_json(document))
+    for shown in (diff.diff(sides[0], sides[1]), diff.boards(sides)):
+        lines = [line for line in shown.splitlines() if line.startswith(("caf", "a·b"))]
+        assert [line.split()[0] for line in lines] == ["caf\u00e9", "a·b·[31m"]
+        assert all(line.split().count("10.0") == 4 for line in lines)  # P50 and peak of both

@@ -1,5 +1,7 @@
 """Makes command-line options of the fields of options dataclasses, and the dataclasses of what was typed."""
 
+import json
+import sys
 import types
 import typing
 from collections.abc import Callable
@@ -217,14 +219,38 @@ def _taken(key: str, value: Any) -> Any:
     """A value from a manifest as the command line would have taken it.
 
     Raises:
-        click.BadParameter: it would have refused it.
+        OptionsError: it is of a type that ``typed`` writes for no such option.
+        click.BadParameter: the command line would have refused it.
     """
     context = click.get_current_context(silent=True)
     parameters = context.command.params if context else ()
     option = next((one for one in parameters if one.name == key), None)
     if context is None or option is None:
         return tuple(value) if isinstance(value, list) else value
+    if wanted := _unlike(value, option):
+        raise OptionsError(
+            f"--like: that run's --{key.replace('_', '-')} must be {wanted}, found {json.dumps(value)[:80]};"
+            " this manifest is no run's"
+        )
     return option.type_cast_value(context, value)
+
+
+def _unlike(value: Any, option: click.Parameter) -> str:
+    """What ``value`` should be, in words, where its JSON type is not that of the option; else "".
+
+    click's own conversion is no check: it takes 1.5 and true for 1, and fails on lists with a TypeError.
+    """
+    if isinstance(option, click.Option) and option.multiple:
+        inner = "a list of words"
+        return "" if isinstance(value, list) and all(isinstance(one, str) for one in value) else inner
+    if isinstance(option.type, click.types.BoolParamType):
+        return "" if isinstance(value, bool) else "true or false"
+    if isinstance(option.type, click.types.IntParamType):
+        return "" if type(value) is int else "a whole number"
+    if isinstance(option.type, click.types.FloatParamType):  # JSON has one type of numbers: 1 is 1.0, too
+        fits = type(value) in (int, float) and abs(value) <= sys.float_info.max
+        return "" if fits else "a number"
+    return "" if isinstance(value, str) else "a text"
 
 
 def ensure_output(output: Path, suffix: str, *inputs: Path | str) -> None:

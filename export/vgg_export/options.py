@@ -348,6 +348,10 @@ class FinetuneOptions:
         else:
             _ensure_stage("--train-from", self.train_from)
 
+    def shown(self, pictures: int) -> int:
+        """The pictures of an epoch where there are so many different ones; crops count."""
+        return min(self.images, self.crops * pictures)
+
 
 # The levels of recovery from the cheapest to the most expensive: the classifier on features that are computed
 # once, the deeper stages with it on inputs that are computed once, the whole network.
@@ -593,8 +597,12 @@ class Budget:
     def __post_init__(self) -> None:
         if self.sure and self.max_drop is None:
             raise OptionsError("--sure is about the loss that --max-drop allows; give --max-drop, too")
+        if self.max_drop is not None and not 0 < self.max_drop < float("inf"):
+            raise OptionsError(
+                f"--max-drop must be above 0, found {self.max_drop:g}; no number of pictures shows that"
+                " nothing at all is lost"
+            )
         for flag, value, low in (
-            ("--max-drop", self.max_drop, 0),
             ("--target-size", self.size_bytes, 1),
             ("--target-speedup", self.speedup, 1),
         ):
@@ -624,8 +632,8 @@ EFFORTS = (QUICK, NORMAL, THOROUGH)
 
 @dataclasses.dataclass(frozen=True)
 class SearchOptions:
-    """How long a search for a budget goes on. ``effort``: one of EFFORTS; None: normal. ``max_minutes``:
-    after this time no other point is begun, and the best so far becomes the bundle."""
+    """How long a search for a budget goes on. ``effort``: one of EFFORTS; None: normal. ``max_minutes``: no
+    point is begun that is expected to end later, and the best so far becomes the bundle."""
 
     effort: str | None = asked(
         None,
@@ -637,8 +645,8 @@ class SearchOptions:
     max_minutes: float | None = asked(
         None,
         "--max-minutes",
-        "Minutes of trying points, after which a search begins no other; the best so far becomes the bundle,"
-        " which takes some minutes more.",
+        "Minutes of trying points: a search begins none that is expected to end later (one is always made)."
+        " The best so far becomes the bundle, which takes some minutes more.",
         metavar="N",
     )
 
@@ -720,7 +728,8 @@ class RecipeOptions:
     scaled_px: int | None = asked(
         None,
         "--scaled-px",
-        "Side of the smaller input in pixels  [default: about 5/7 of the network's own, 160 of 224]",
+        "Side of the smaller input in pixels  [default: what a search finds, else about 5/7 of the network's"
+        " own, 160 of 224]",
     )
     # None: all variants; the baseline is always made
     variants: tuple[str, ...] | None = asked(

@@ -3,7 +3,6 @@
 import argparse
 import dataclasses
 import hashlib
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,6 +17,7 @@ from .doctor import diagnosis
 from .errors import ImageError, RuntimeInputError
 from .live import arguments
 from .measure import measure, tuning
+from .measure.kept import Store
 from .measure.running import Options
 from .report import tables
 from .result import Result
@@ -221,20 +221,33 @@ def _compare(options: argparse.Namespace, bundle: Bundle) -> int:
         memory=options.memory,
         root=options.root,
     )
-    result = measure.compare(bundle, variants, images, settings, console.report)
-    console.clear_report()
+    with Store([image.digest for image in images], options.root, console.say_aside) as store:
+        try:
+            result = measure.compare(bundle, variants, images, settings, console.report, store)
+        except KeyboardInterrupt:
+            if store.keeps:
+                console.say_aside("The answers so far are kept; the same command goes on from there.")
+            raise
+        console.clear_report()
+        _write(result, images, options)
+        if all(len(row.predictions) == len(images) for row in result.variants):  # none died among them
+            store.clear()
+    return console.EXIT_FAILED if any(row.error for row in result.variants) else console.EXIT_OK
+
+
+def _write(result: Result, images: Sequence[measure.Shown], options: argparse.Namespace) -> None:
+    """Print the result, and write the documents that were asked for."""
     try:  # a full disk behind one of them must not lose the measurement
         _print(result, top5=options.top5, wide=options.wide)
     finally:
         try:
             if options.json:
-                output.write(options.json, json.dumps(result.to_json(), indent=1, allow_nan=False))
+                output.write(options.json, result.pieces())
         finally:
             if options.html:
                 from .report import page
 
                 output.write(options.html, page.report(result, [image.path for image in images]))
-    return console.EXIT_FAILED if any(row.error for row in result.variants) else console.EXIT_OK
 
 
 def _needed(
@@ -369,7 +382,8 @@ def _images(options: argparse.Namespace, bundle: Bundle) -> list[measure.Shown]:
     else:
         images = [measure.Shown(path) for path in options.image]
     fitted = manifest.read_fitted(bundle.folder)
-    images = [dataclasses.replace(image, fitted=_short_hash(image.path) in fitted) for image in images]
+    images = [dataclasses.replace(image, digest=_short_hash(image.path)) for image in images]
+    images = [dataclasses.replace(image, fitted=image.digest in fitted) for image in images]
     if not images:
         images = [
             measure.Shown(bundle.folder / sample.file.path, sample.label, sample.fitted)

@@ -1,6 +1,11 @@
-"""What the device's command lines share: types of options, progress on a terminal, exit codes."""
+"""What the device's command lines share: types of options, progress on a terminal, exit codes.
+
+It can be imported without numpy, as the doctor needs it.
+"""
 
 import argparse
+import contextlib
+import errno
 import io
 import os
 import shlex
@@ -11,12 +16,25 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
-from . import text
-from .bundle import builds, manifest
+from . import addresses, text
 from .errors import ModelError, RuntimeInputError
 
 RED, GREEN, YELLOW = "31", "32", "33"
 EXIT_OK, EXIT_FAILED, EXIT_INPUT, EXIT_INTERRUPTED = 0, 1, 2, 130
+# What the system may refuse anywhere, and what to do then.
+_REFUSED = {
+    errno.EMFILE: "this program may not open so many files; allow more, e.g. with ulimit -n 1024",
+    errno.ENFILE: "the system has too many open files; close other programs",
+    errno.ENOMEM: "the system has too little memory left; close other programs",
+}
+
+
+class _Closed(io.StringIO):
+    """Stands for a standard output that was closed before this program began. What has to be written there
+    fails, as on a full disk."""
+
+    def write(self, _: str) -> int:
+        raise OSError(errno.EBADF, os.strerror(errno.EBADF))
 
 
 def ended(program: Callable[[], int]) -> int:
@@ -24,10 +42,7 @@ def ended(program: Callable[[], int]) -> int:
     130 interrupted. Its errors become sentences on standard error."""
     if callable(signal.getsignal(signal.SIGINT)):  # else it is ignored, as in a script's background
         signal.signal(signal.SIGINT, signal.default_int_handler)  # _start.py's ended the program at once
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            # a terminal without UTF-8 gets escapes, not a traceback
-            stream.reconfigure(errors="backslashreplace")
+    _prepare_streams()
     warnings.simplefilter("ignore")  # Pillow warns of damaged EXIF; what matters raises an error
     try:
         return program()
@@ -42,24 +57,51 @@ def ended(program: Callable[[], int]) -> int:
         return EXIT_INPUT
     except OSError as error:
         _print_no_more()
-        what = f"{error.filename} cannot be used" if error.filename else "what is printed cannot be written"
-        say_aside(f"Error: {what} ({error.strerror or error})")
+        say_aside(f"Error: {in_one(_told(error))}")
         return EXIT_FAILED
     except KeyboardInterrupt:
-        print("\nInterrupted.", file=sys.stderr)
+        _complain("\nInterrupted.")
         return EXIT_INTERRUPTED
     except MemoryError:
-        print(
+        _complain(
             "Error: this program itself did not fit into memory; close other programs, or take one variant at"
-            " a time",
-            file=sys.stderr,
+            " a time"
         )
         return EXIT_FAILED
 
 
+def _complain(words: str) -> None:
+    """Print a line on standard error with little ado, as memory may be short."""
+    if sys.stderr is not None:  # None would mean standard output
+        print(words, file=sys.stderr)
+
+
+def _prepare_streams() -> None:
+    """What is printed must not end in a traceback where standard output is closed or knows few characters."""
+    if sys.stdout is None:
+        sys.stdout = _Closed()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # a terminal without UTF-8 gets escapes
+            stream.reconfigure(errors="backslashreplace")
+
+
+def refused(error: OSError) -> str | None:
+    """A sentence for an error that is none of a file or of this program, but of the system; else None."""
+    return _REFUSED.get(error.errno or 0)
+
+
+def _told(error: OSError) -> str:
+    if found := refused(error):
+        return found
+    what = f"{error.filename} cannot be used" if error.filename else "what is printed cannot be written"
+    return f"{what} ({error.strerror or error})"
+
+
 def _print_no_more() -> None:
     """What is left to print could not be written when Python ends, either."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    with contextlib.suppress(OSError):  # closed, or there is no file left to open
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def width(*, wide: bool = False) -> int | None:
@@ -82,9 +124,9 @@ def harmless(words: str) -> str:
 
 
 def in_one(sentence: str) -> str:
-    """An error as ``harmless`` gives it. What follows the end of a line, which a name may hold, is indented:
-    it does not look like a line of its own."""
-    return "\n  ".join(harmless(sentence).split("\n"))
+    """An error as ``harmless`` gives it, without the passwords of addresses that were typed. What follows the
+    end of a line, which a name may hold, is indented: it does not look like a line of its own."""
+    return "\n  ".join(harmless(addresses.hidden_in(sentence)).split("\n"))
 
 
 def in_colours(words: str, recommended: str | None) -> str:
@@ -126,9 +168,10 @@ def clear_report() -> None:
 
 
 def say(line: str) -> None:
-    """Print a line at once."""
+    """Print a line at once, for a person: where standard output is closed, there is none."""
     clear_report()
-    print(harmless(line), flush=True)
+    if not isinstance(sys.stdout, _Closed):
+        print(harmless(line), flush=True)
 
 
 def say_aside(line: str) -> None:
@@ -150,12 +193,16 @@ def install(requirements: str) -> str:
 
 def default_bundle() -> Path:
     """The folder of the bundle that holds this copy of the runtime, else ./artifacts."""
+    from .bundle import manifest  # it needs numpy
+
     own = Path(__file__).resolve().parents[2]
     return own if (own / manifest.FILE_NAME).is_file() else Path("artifacts")
 
 
 def add_bundle(parser: argparse.ArgumentParser) -> None:
     """The options that say which bundle, and how its models are run."""
+    from .bundle import builds  # it needs numpy
+
     parser.add_argument(
         "--bundle",
         type=path,

@@ -7,7 +7,7 @@ import re
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from . import text
@@ -80,6 +80,19 @@ def temporary_folder(prefix: str = "vgg-", place: Path | str | None = None) -> I
         shutil.rmtree(folder, ignore_errors=True)
 
 
+def cache_folder() -> Path:
+    """The user's folder for what can be made again.
+
+    Raises:
+        RuntimeInputError: this user has no home folder.
+    """
+    folder = os.environ.get("XDG_CACHE_HOME")
+    try:
+        return Path(folder or Path.home() / ".cache") / "vgg-export"
+    except RuntimeError as error:
+        raise RuntimeInputError("this user has no home folder") from error
+
+
 def remove_abandoned(folder: Path, prefix: str, rest: str = RANDOM) -> None:
     """Remove what killed processes left in ``folder``, as far as that is possible: files and folders whose
     name is ``prefix``, the number of a process that has ended, a dot, and what fits ``rest``. A prefix that
@@ -117,8 +130,8 @@ def _lives(pid: int) -> bool:
     return True
 
 
-def write(path: Path, text: str) -> None:
-    """Replace a file by ``text``; a pipe or a device is written to."""
+def write(path: Path, text: str | Iterable[str]) -> None:
+    """Replace a file by ``text``, which may come in pieces; a pipe or a device is written to."""
     special = _is_special(path)
     path = path if special else path.resolve()  # what a link points to is replaced, not the link
     beside = path if special else _beside(path)
@@ -126,7 +139,7 @@ def write(path: Path, text: str) -> None:
         remove_abandoned(path.parent, _PREFIX, "partial")
     try:
         with beside.open("a" if special else "w", encoding="utf-8", errors="backslashreplace") as file:
-            file.write(text)
+            file.writelines((text,) if isinstance(text, str) else text)
             if not special:  # a board that loses power keeps the old file or the new one
                 file.flush()
                 _to_disk(file.fileno())

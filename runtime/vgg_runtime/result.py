@@ -5,7 +5,10 @@ default were added later or are filled in during the measurement, so older docum
 """
 
 import dataclasses
-from typing import Any
+import unicodedata
+from array import array
+from collections.abc import Iterable, Sequence
+from typing import Any, Self, overload
 
 from .records import FieldError, Record
 
@@ -13,6 +16,9 @@ SCHEMA = 1
 # what the outputs of a network mean, see bundle/outputs.py
 SOFTMAX, SIGMOID, MULTI_LABEL = "softmax", "sigmoid", "multi-label"
 OUTPUTS = (SOFTMAX, SIGMOID, MULTI_LABEL)
+
+MOST_PICTURES = 10**9  # of a figure; a person has some thousands
+ROUNDED = 1e-9  # so far an interval may be beyond 0 or 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,6 +28,14 @@ class Proportion(Record):
     rate: float
     n: int
     interval95: tuple[float, float]
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.rate <= 1:
+            raise FieldError("rate", "a share between 0 and 1", self.rate)
+        if not 1 <= self.n <= MOST_PICTURES:
+            raise FieldError("n", f"a number of pictures between 1 and {MOST_PICTURES}", self.n)
+        if not -ROUNDED <= self.interval95[0] <= self.interval95[1] <= 1 + ROUNDED:
+            raise FieldError("interval95", "two ascending shares between 0 and 1", [*self.interval95])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,6 +71,10 @@ class Evaluation(Record):
     kl_mean: float | None = None
     kl_p95: float | None = None
     loss: Loss | None = None
+
+    def __post_init__(self) -> None:
+        if self.chance is not None and not 0 <= self.chance <= 1:
+            raise FieldError("chance", "a share between 0 and 1", self.chance)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -165,6 +183,60 @@ class Prediction(Record):
         return self.labels or tuple(f"class {k}" for k in self.classes)
 
 
+class Predictions(Sequence[Prediction]):
+    """The predictions for many pictures in little memory: some 70 bytes each, where a Prediction takes 600.
+    ``labels``: the names of the classes; empty where they are not known."""
+
+    def __init__(self, found: Iterable[Prediction] = (), labels: Sequence[str] = ()) -> None:
+        self._classes, self._probabilities, self._ends = array("i"), array("d"), array("q", [0])
+        self._labels = labels
+        for one in found:
+            self.add(one.classes, one.probabilities)
+
+    def add(self, classes: Iterable[int], probabilities: Iterable[float]) -> None:
+        """Append the prediction for a picture."""
+        self._classes.extend(classes)
+        self._probabilities.extend(probabilities)
+        self._ends.append(len(self._classes))
+
+    def named(self, labels: Sequence[str]) -> Self:
+        """The same ones with the names of their classes."""
+        same = type(self)(labels=labels)
+        same._ends, same._classes, same._probabilities = self._ends, self._classes, self._probabilities
+        return same
+
+    def first(self, count: int) -> Self:
+        """A copy of the first ``count``."""
+        copy = type(self)(labels=self._labels)
+        copy._ends = self._ends[: count + 1]
+        copy._classes = self._classes[: copy._ends[-1]]
+        copy._probabilities = self._probabilities[: copy._ends[-1]]
+        return copy
+
+    def __len__(self) -> int:
+        return len(self._ends) - 1
+
+    @overload
+    def __getitem__(self, k: int) -> Prediction: ...
+    @overload
+    def __getitem__(self, k: slice) -> tuple[Prediction, ...]: ...
+    def __getitem__(self, k: int | slice) -> Prediction | tuple[Prediction, ...]:
+        if isinstance(k, slice):
+            return tuple(self[one] for one in range(*k.indices(len(self))))
+        k = range(len(self))[k]  # IndexError where there is none
+        here = slice(self._ends[k], self._ends[k + 1])
+        classes = tuple(self._classes[here])
+        labels = tuple(self._labels[one] for one in classes) if self._labels else ()
+        return Prediction(classes, tuple(self._probabilities[here]), labels)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Sequence):
+            return NotImplemented
+        return len(self) == len(other) and all(a == b for a, b in zip(self, other, strict=True))
+
+    __hash__ = None  # type: ignore[assignment]  # it grows
+
+
 @dataclasses.dataclass(frozen=True)
 class State(Record):
     """The state of a board at one moment; unknown values are None."""
@@ -253,7 +325,7 @@ class Row(Record):
     self_check_deviation: float | None = None
     accuracy: Proportion | None = None
     agreement: Proportion | None = None
-    predictions: tuple[Prediction, ...] = ()
+    predictions: Sequence[Prediction] = ()
     built: Evaluation | None = None
     losses: tuple[StepLoss, ...] = ()
     error: str | None = None
@@ -284,6 +356,13 @@ class Result(Record):
     variants: tuple[Row, ...]
     recommended: Recommendation | None = None
     explanations: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        names = [unicodedata.normalize("NFC", row.variant) for row in self.variants]
+        if twice := next((name for name in names if names.count(name) > 1), None):
+            raise FieldError("variants", "each variant once", twice)
+        if self.schema < 1:
+            raise FieldError("schema", f"a number from 1 to {SCHEMA}", self.schema)
 
     @property
     def baseline(self) -> Row | None:

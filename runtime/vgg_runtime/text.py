@@ -101,6 +101,14 @@ def in_bytes(value: float | None) -> str:
     return f"{value / 1e3:.1f} kB" if value < 1e5 else f"{megabytes(value)} MB"
 
 
+def duration(seconds: float) -> str:
+    """A time as one says it: "40 s", "12 min", "3 h 05 min"."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    hours, minutes = divmod(round(seconds / 60), 60)
+    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min"
+
+
 NARROWEST = 80  # characters of a line, for which every table has a form
 
 

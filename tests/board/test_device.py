@@ -73,11 +73,62 @@ def test_what_the_firmware_holds_back(bits: str, expected: tuple[str, ...], tmp_
     assert tables.state(device.describe(1, tmp_path)).endswith("HELD BACK: " + ", ".join(expected))
 
 
-@pytest.mark.parametrize("rubbish", ["", "n/a", "-"])
+@pytest.mark.parametrize("rubbish", ["", "n/a", "-", "²", "٣", "9" * 5000])
 def test_a_sensor_that_says_rubbish_says_nothing(rubbish: str, tmp_path: Path) -> None:
     put(tmp_path, cpu_zone="cpu-thermal", cpu_temp=rubbish, clock0=rubbish, throttled=rubbish)
     found = device.describe(1, tmp_path)
     assert (found.temperature_c, found.clock_mhz, found.throttled) == (None, None, None)
+
+
+@pytest.mark.parametrize("rubbish", ["²", "9" * 5000])
+def test_odd_digits_of_the_memory_are_none(rubbish: str, tmp_path: Path) -> None:
+    put(tmp_path, meminfo=f"MemTotal: {rubbish} kB\nMemAvailable: {rubbish} kB\n")
+    found = device.describe(1, tmp_path)
+    assert (found.ram_bytes, found.available_bytes) == (None, None)
+    (tmp_path / "status").write_text(f"VmHWM: {rubbish} kB\n")
+    assert device.peak_rss_bytes(tmp_path / "status") is None
+
+
+@pytest.mark.parametrize(
+    ("governors", "drivers", "expected"),
+    [
+        (["ondemand"] * 4, [""] * 4, "ondemand"),
+        (["performance", "powersave"], [""] * 2, "performance, powersave"),
+        (["powersave", "performance"], [""] * 2, "powersave, performance"),
+        (["powersave"] * 2, ["intel_pstate"] * 2, "powersave (intel_pstate)"),
+        (["", "ondemand"], [""] * 2, "ondemand"),
+        ([""], ["cpufreq-dt"], None),
+    ],
+)
+def test_the_governors_of_all_cores_are_named(
+    governors: list[str], drivers: list[str], expected: str | None, tmp_path: Path
+) -> None:
+    for core, (name, driver) in enumerate(zip(governors, drivers, strict=True)):
+        folder = tmp_path / f"sys/devices/system/cpu/cpu{core}/cpufreq"
+        folder.mkdir(parents=True)
+        (folder / "scaling_governor").write_text(f"{name}\n")
+        (folder / "scaling_driver").write_text(f"{driver}\n")
+    assert device.governor(tmp_path) == expected
+
+
+@pytest.mark.parametrize(
+    ("model", "part", "cpu"),
+    [
+        ("ARMv8 Processor rev 4 (v8l)", "0xd03", "Cortex-A53"),
+        ("ARMv7 Processor rev 3 (v7l)", "0xd08", "Cortex-A72"),
+        ("AArch64 Processor rev 4 (aarch64)", "0xd03", "Cortex-A53"),
+        ("ARMv8 Processor rev 4 (v8l)", None, "ARMv8 Processor rev 4 (v8l)"),
+        ("Snapdragon 8cx", "0x803", "Snapdragon 8cx"),
+        ("AMD EPYC Processor", None, "AMD EPYC Processor"),
+        ("", "0xd0b", "Cortex-A76"),
+    ],
+)
+def test_a_model_name_of_every_arm_names_no_core(
+    model: str, part: str | None, cpu: str, tmp_path: Path
+) -> None:
+    core = f"CPU part\t: {part}\n" if part else ""
+    put(tmp_path, cpuinfo=f"processor\t: 0\nmodel name\t: {model}\n{core}")
+    assert device.describe(1, tmp_path).cpu == cpu
 
 
 def zones(root: Path, **celsius: int) -> None:

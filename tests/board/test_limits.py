@@ -1,9 +1,12 @@
 """Limits of control groups, of both versions, laid out below another root; and those of this process for
 real."""
 
+import contextlib
 import os
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -101,13 +104,135 @@ def test_a_container_sees_its_own_group_at_the_top(tmp_path: Path) -> None:
     assert limits.free_memory_bytes(tmp_path) == 4 * MB
 
 
-@pytest.mark.parametrize("rubbish", ["", "x\n", "-5\n", "\xff", "1 2 3\n"])
+def test_version_1_counts_the_pages_of_the_groups_inside_apart(tmp_path: Path) -> None:
+    """The usage of a group holds that of the groups in it, and ``inactive_file`` is its own alone."""
+    write(
+        tmp_path,
+        {
+            "proc/self/cgroup": "5:memory:/parent/child\n",
+            "sys/fs/cgroup/memory/parent/memory.limit_in_bytes": f"{1 << 30}",
+            "sys/fs/cgroup/memory/parent/memory.usage_in_bytes": f"{(1 << 30) - 10}",
+            "sys/fs/cgroup/memory/parent/memory.stat": (
+                f"inactive_file 0\nactive_file 3\ntotal_inactive_file {512 << 20}\n"
+            ),
+        },
+    )
+    assert limits.free_memory_bytes(tmp_path) == (512 << 20) + 10
+
+
+@pytest.mark.parametrize(
+    ("most", "high", "limit", "free"),
+    [
+        ("max", "256000000", 256 * MB, 156 * MB),
+        ("300000000", "256000000", 256 * MB, 156 * MB),
+        ("200000000", "256000000", 200 * MB, 100 * MB),
+        ("200000000", "max", 200 * MB, 100 * MB),
+        ("max", "max", None, None),
+    ],
+)
+def test_the_memory_above_which_a_service_is_slowed_down_is_a_limit(
+    most: str, high: str, limit: int | None, free: int | None, tmp_path: Path
+) -> None:
+    second(tmp_path, "/", memory_max=most, memory_high=high, memory_current=f"{100 * MB}")
+    assert (limits.memory_bytes(tmp_path), limits.free_memory_bytes(tmp_path)) == (limit, free)
+
+
+def test_controllers_that_share_a_folder_may_be_named_in_any_order(tmp_path: Path) -> None:
+    write(
+        tmp_path,
+        {
+            "proc/self/cgroup": "4:cpuacct,cpu:/a\n",
+            "sys/fs/cgroup/cpu,cpuacct/a/cpu.cfs_quota_us": "150000",
+            "sys/fs/cgroup/cpu,cpuacct/a/cpu.cfs_period_us": "100000",
+        },
+    )
+    assert limits.cores(tmp_path) == 1.5
+
+
+def test_groups_are_found_where_they_are_mounted(tmp_path: Path) -> None:
+    write(
+        tmp_path,
+        {
+            "proc/self/cgroup": "5:memory:/a\n0::/b\n",
+            "proc/self/mountinfo": (
+                "rubbish\n"
+                "31 23 0:28 / /sys/fs/cgroup rw - tmpfs tmpfs rw\n"
+                "35 31 0:32 / /mnt/groups rw shared:3 - cgroup cgroup rw,memory\n"
+                "36 31 0:33 / /mnt/others rw - cgroup cgroup rw,pids\n"
+                "41 31 0:38 / /sys/fs/cgroup/unified rw,relatime - cgroup2 cgroup2 rw\n"
+            ),
+            "mnt/groups/a/memory.limit_in_bytes": f"{64 * MB}",
+            "mnt/others/a/memory.limit_in_bytes": f"{1 * MB}",
+            "sys/fs/cgroup/unified/b/cpu.max": "50000 100000",
+        },
+    )
+    assert (limits.memory_bytes(tmp_path), limits.cores(tmp_path)) == (64 * MB, 0.5)
+
+
+@contextlib.contextmanager
+def nobody() -> Iterator[None]:
+    """What follows is done by a user who may not do everything."""
+    mine = os.geteuid()
+    if mine == 0:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(mine)
+
+
+@pytest.fixture
+def for_all() -> Iterator[Path]:
+    """A folder that every user may search, which pytest's is not."""
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o755)
+        yield Path(folder)
+
+
+@pytest.mark.parametrize("closed", ["sys/fs/cgroup", "sys/fs/cgroup/memory", "proc/self", "sys", "proc"])
+def test_what_may_not_be_searched_says_nothing(closed: str, for_all: Path) -> None:
+    """As with a hardened service or in a sandbox: Path.is_dir raises PermissionError there."""
+    write(for_all, {"proc/self/cgroup": "5:memory:/a\n4:cpuacct,cpu:/a\n0::/b\n"})
+    for name in ("memory/a", "cpu/a", "b"):
+        (for_all / "sys/fs/cgroup" / name).mkdir(parents=True)
+    write(for_all, {"sys/fs/cgroup/memory/a/memory.limit_in_bytes": f"{64 * MB}"})
+    write(for_all, {"sys/devices/system/cpu/cpu0/cpufreq/scaling_governor": "ondemand\n"})
+    assert limits.memory_bytes(for_all) == 64 * MB
+    (for_all / closed).chmod(0)
+    try:
+        with nobody():
+            found = limits.memory_bytes(for_all), limits.free_memory_bytes(for_all), limits.cores(for_all)
+            board, check = device.describe(1, for_all), machine.allowed(for_all)
+    finally:
+        (for_all / closed).chmod(0o755)
+    assert found == (None, None, None)
+    assert (board.ram_bytes, board.available_bytes) == (None, None)
+    assert check.mark == ("unknown" if closed.startswith("proc") else "ok")
+
+
+NO_NUMBERS = ["²", "٣", "9" * 5000]  # isdigit says that the first is one, and int refuses the last
+
+
+@pytest.mark.parametrize("rubbish", ["", "x\n", "-5\n", "\xff", "1 2 3\n", *NO_NUMBERS])
 def test_rubbish_is_no_limit(rubbish: str, tmp_path: Path) -> None:
     second(tmp_path, "/", memory_current=rubbish, cpu_max=rubbish)
     assert limits.free_memory_bytes(tmp_path) is None
     assert limits.cores(tmp_path) is None
     write(tmp_path, {"proc/self/cgroup": f"{rubbish}:{rubbish}:/../../etc\n"})
     assert limits.memory_bytes(tmp_path) is None
+
+
+@pytest.mark.parametrize("rubbish", NO_NUMBERS)
+def test_odd_digits_are_no_number(rubbish: str, tmp_path: Path) -> None:
+    pages = f"inactive_file {rubbish}\n"
+    second(tmp_path, "/", memory_max=rubbish, memory_high=f"{9 * MB}", memory_stat=pages, memory_current="5")
+    assert (limits.memory_bytes(tmp_path), limits.free_memory_bytes(tmp_path)) == (9 * MB, 9 * MB - 5)
+    second(tmp_path, "/", cpu_max=f"{rubbish} 100000")
+    assert limits.cores(tmp_path) is None
+    second(tmp_path, "/", cpu_max=f"100000 {rubbish}")
+    assert limits.cores(tmp_path) is None
+    own(tmp_path, rubbish, rubbish)
+    assert limits.process_memory_bytes(tmp_path) is None
 
 
 def test_the_device_is_no_larger_than_the_group(tmp_path: Path) -> None:

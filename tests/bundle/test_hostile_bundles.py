@@ -22,7 +22,8 @@ from vgg_runtime.bundle.opened import Bundle
 from vgg_runtime.classify.classifier import Classifier
 from vgg_runtime.doctor import bundle_checks
 from vgg_runtime.doctor.finding import FAILS
-from vgg_runtime.errors import BundleError
+from vgg_runtime.errors import BundleError, RuntimeInputError
+from vgg_runtime.report import diff
 
 
 @pytest.mark.parametrize(
@@ -30,6 +31,11 @@ from vgg_runtime.errors import BundleError
     [
         ("[" * 100_000, "nested too deeply"),
         ('{"a":' * 100_000, "nested too deeply"),
+        ("[" * 101 + "]" * 101, "nested too deeply, more than 100 within each other"),
+        ('{"a":' * 900 + "1" + "}" * 900, "nested too deeply, more than 100 within each other"),
+        ('["\\ud800"]', r"\[0\]: expected a text in Unicode, found '\\ud800'"),
+        ('{"a": [1, {"b": "x\\udfffy"}]}', r"a\[1\]\.b: expected a text in Unicode, found 'x\\udfffy'"),
+        ('{"a": {"\\ud900": 1}}', r"a: expected keys in Unicode, found '\\ud900'"),
         ("[1" + "0" * 400 + "]", "a number has 401 digits"),
         ("[1" + "0" * 9000 + "]", "a number has 9001 digits"),
         ("[1e999]", "1e999 is no number of JSON"),
@@ -55,6 +61,25 @@ def test_json_is_read_as_it_is() -> None:
         "a": [1, -2.5, 1e308, None, True, "x"],
         "b": {},
     }
+    assert records.parse('["\\ud83d\\ude00é"]') == ["😀é"]
+    deepest = records.parse("[" * records.DEEPEST + "]" * records.DEEPEST)
+    assert json.dumps(deepest).count("[") == 100
+
+
+def test_a_document_without_end_is_refused(bundle_copy: Path) -> None:
+    files = [bundle_copy / name for name in ("manifest.json", "splits.json", "labels.txt")]
+    listed = manifest.read(bundle_copy)
+    readers: list[Callable[[], object]] = [
+        lambda: manifest.read(bundle_copy),
+        lambda: manifest.read_fitted(bundle_copy),
+        lambda: manifest.read_labels(bundle_copy, listed),
+        lambda: diff.read(bundle_copy / "manifest.json"),
+    ]
+    for path in files:
+        os.truncate(path, 3_000_000_000)  # sparse
+    for path, read in zip([*files, files[0]], readers, strict=True):
+        with pytest.raises((BundleError, RuntimeInputError), match=rf"{path.name} cannot be read .*64 MB"):
+            read()
 
 
 Change = Callable[[dict[str, Any]], object]
@@ -76,8 +101,16 @@ Change = Callable[[dict[str, Any]], object]
         ),
         (lambda d: _build(d)["weights"].update(path="other/w"), "weights.path: expected a file beside"),
         (lambda d: d["labels"].update(path="la\0bels"), "labels.path: expected a name without control"),
-        (lambda d: d["labels"].update(path="la\ud800bels"), "labels.path: expected a name without control"),
+        (lambda d: d["labels"].update(path="la\ud800bels"), "labels.path: expected a text in Unicode"),
+        (lambda d: d.update(family="evil\ud800"), r"family: expected a text in Unicode, found 'evil\ud800'"),
+        (lambda d: d["variants"][0].update(title="\udc00"), "variants[0].title: expected a text in Unicode"),
         (lambda d: d["labels"].update(bytes=-1), "labels.bytes: expected a number of bytes"),
+        (lambda d: d["labels"].update(bytes=2**63), "labels.bytes: expected a whole number below 2**63"),
+        (
+            lambda d: _build(d)["model"].update(bytes=15 * 10**307),
+            "builds[0].model.bytes: expected a whole number below 2**63",
+        ),
+        (lambda d: d["labels"].update(path="//etc/hostname"), "names '//etc/hostname', which is not inside"),
         (lambda d: _spec(d).update(resize_px=10**8, px=10**8), "resize_px: expected at most 8192"),
         (lambda d: _spec(d).update(std=[1e-300] * 3), "mean and std: expected numbers between"),
         (lambda d: _spec(d).update(mean=[1e300] * 3), "mean and std: expected numbers between"),
@@ -104,7 +137,9 @@ def _spec(document: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-@pytest.mark.parametrize("path", ["../x", "/etc/passwd", "a/../../x", "..\\x", "C:x", ""])
+@pytest.mark.parametrize(
+    "path", ["../x", "/etc/passwd", "//etc/hostname", "///x", "a/../../x", "..\\x", "C:x", ""]
+)
 def test_a_path_out_of_the_bundle_is_refused(path: str) -> None:
     with pytest.raises(BundleError, match="not inside the bundle; do not use this bundle"):
         FileEntry(path, "0", 0)
@@ -124,6 +159,36 @@ def test_a_pipe_a_device_or_a_folder_is_not_waited_for(name: str, bundle_copy: P
         with pytest.raises(BundleError, match=f"{name} is a folder, a pipe or a device, not a file"):
             Bundle.read(bundle_copy).check(manifest.read(bundle_copy).all_files())
         path.rmdir() if path.is_dir() else path.unlink()
+
+
+def test_a_link_out_of_the_bundle_is_refused_and_one_within_is_followed(
+    bundle_copy: Path, tmp_path: Path
+) -> None:
+    for name in ("labels.txt", "samples"):
+        moved = (bundle_copy / name).rename(tmp_path / name)
+        (bundle_copy / name).symlink_to(moved)
+        with pytest.raises(BundleError, match=rf"{name}.* is a link that leads out of the bundle; do not"):
+            manifest.verify(bundle_copy, manifest.read(bundle_copy).all_files())
+        (bundle_copy / name).unlink()
+        (bundle_copy / name).symlink_to(moved.rename(bundle_copy / f"{name}.here"))
+        manifest.verify(bundle_copy, manifest.read(bundle_copy).all_files())
+    (tmp_path / "linked").symlink_to(bundle_copy)
+    manifest.verify(tmp_path / "linked", manifest.read(bundle_copy).all_files())
+    (bundle_copy / "labels.txt").unlink()
+    (bundle_copy / "labels.txt").symlink_to("labels.txt")
+    with pytest.raises(BundleError, match=r"labels\.txt cannot be read"):
+        manifest.verify(bundle_copy, manifest.read(bundle_copy).all_files())
+
+
+def test_a_file_of_another_size_is_not_hashed(bundle_copy: Path) -> None:
+    entry = manifest.read(bundle_copy).labels
+    os.truncate(bundle_copy / entry.path, 2**42)  # sparse; hashing it would take an hour
+    sentence = rf"labels.txt differs from the manifest \({2**42} bytes, expected {entry.bytes}\); copy"
+    with pytest.raises(BundleError, match=sentence):
+        manifest.verify(bundle_copy, [entry])
+    (bundle_copy / entry.path).write_bytes(bytes(entry.bytes))
+    with pytest.raises(BundleError, match=rf"{entry.bytes} bytes, expected {entry.bytes}; sha256 "):
+        manifest.verify(bundle_copy, [entry])
 
 
 @pytest.mark.parametrize("text", ["", "one\ntwo\n"])
@@ -207,3 +272,41 @@ def test_damaged_recorded_answers_are_refused(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(self_check, "MOST_BYTES", 1999)
     with pytest.raises(BundleError, match="input_8 has 2000 bytes, at most 1999 are read"):
         self_check.load_expected(path, "a", 8)
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA, zipfile.ZIP_DEFLATED])
+def test_recorded_answers_packed_otherwise_are_refused(method: int, tmp_path: Path) -> None:
+    path = tmp_path / "expected.npz"
+    with zipfile.ZipFile(path, "w", method) as made:
+        for name, array in (("input_8", INPUTS), ("logits_a", LOGITS)):
+            with made.open(f"{name}.npy", "w") as file:
+                np.lib.format.write_array(file, array)
+    if method == zipfile.ZIP_DEFLATED:
+        assert np.array_equal(self_check.load_expected(path, "a", 8)[0], INPUTS)
+    whole = path.read_bytes()
+    for k in range(150):
+        path.write_bytes(whole[:k] + bytes([whole[k] ^ 1]) + whole[k + 1 :])
+        with contextlib.suppress(BundleError):
+            self_check.load_expected(path, "a", 8)
+    path.write_bytes(whole)
+    if method != zipfile.ZIP_DEFLATED:
+        with pytest.raises(BundleError, match=f"input_8 is packed with method {method} of zip, which numpy"):
+            self_check.load_expected(path, "a", 8)
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        "{'descr': (",
+        "{'descr': '<f4', 'fortran_order': False, 'shape': (2, " + str(2**70) + ")}",
+        "{'descr': '<f4', 'fortran_order': False, 'shape': (-1, 3)}",
+        "{'descr': [], 'fortran_order': False, 'shape': (1, 3)}",
+        "(" * 5000,
+    ],
+)
+def test_a_header_that_numpy_does_not_understand_is_refused(header: str, tmp_path: Path) -> None:
+    content = b"\x93NUMPY\x01\0" + len(header).to_bytes(2, "little") + header.encode() + bytes(96)
+    with zipfile.ZipFile(tmp_path / "expected.npz", "w") as made:
+        made.writestr("input_8.npy", content)
+    with pytest.raises(BundleError, match=r"has no self-check for a \(.*copy the bundle again"):
+        self_check.load_expected(tmp_path / "expected.npz", "a", 8)

@@ -958,6 +958,22 @@ def test_sensors_of_108_megapixels_are_decoded_at_a_part_of_their_size(
         preprocess.open_image(buffer.getvalue(), spec)
 
 
+SENSORS = (
+    *((8064, 6048), (8160, 6144), (6144, 8160), (9248, 6936), (9280, 6944), (11648, 8736)),
+    *((12_032, 9024), (9024, 12_032), (16_320, 12_240), (16_384, 12_288)),
+)
+
+
+@pytest.mark.release
+@pytest.mark.parametrize("size", SENSORS)
+def test_pictures_of_todays_sensors_are_read(size: tuple[int, int]) -> None:
+    buffer = io.BytesIO()
+    Image.new("L", size, 90).save(buffer, "JPEG")
+    found = preprocess.open_image(buffer.getvalue(), input_spec.for_input(160))
+    assert found.size == (-(-size[0] // 8), -(-size[1] // 8))
+    assert np.allclose(np.asarray(found)[::50, ::50], 90, atol=2)
+
+
 def test_a_name_is_found_in_the_form_it_has(tmp_path: Path) -> None:
     for form in ("NFC", "NFD"):
         path = tmp_path / (unicodedata.normalize(form, "\u00e9") + ".png")

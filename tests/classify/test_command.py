@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -117,6 +118,24 @@ def test_without_pictures_it_takes_the_samples(bundle_folder: Path) -> None:
     done = classify(bundle_folder, "--json", "--variant", "scaled")
     assert done.returncode == 0
     assert len(lines(done)) == 8
+
+
+def test_samples_that_are_not_the_manifests_are_refused(bundle_copy: Path) -> None:
+    sample = next(iter(sorted((bundle_copy / "samples").iterdir())))
+    size = sample.stat().st_size
+    damages: list[tuple[Callable[[], object], str]] = [
+        (
+            lambda: sample.write_bytes(bytes(size)),
+            f"differs from the manifest ({size} bytes, expected {size};",
+        ),
+        (lambda: os.mkfifo(sample), "is a folder, a pipe or a device, not a file; copy the bundle again"),
+    ]
+    for damage, said in damages:
+        sample.unlink()
+        damage()
+        done = classify(bundle_copy, "--variant", "scaled")
+        assert (done.returncode, done.stdout) == (2, "")
+        assert f"{sample} {said}" in done.stderr
 
 
 @pytest.mark.parametrize(

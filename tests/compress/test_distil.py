@@ -380,12 +380,12 @@ def test_what_is_lost_is_counted_in_top_1_where_there_are_labels_and_else_in_agr
     ("budget", "up_to", "levels"),
     [
         (options.Budget(), "auto", ["classifier"]),
-        (options.Budget(max_drop=0.0), "auto", ["blocks"]),
+        (options.Budget(max_drop=0.001), "auto", ["blocks"]),
         (options.Budget(speedup=25.0), "auto", ["blocks"]),
-        (options.Budget(max_drop=0.0), "classifier", ["classifier"]),
+        (options.Budget(max_drop=0.001), "classifier", ["classifier"]),
         (options.Budget(max_drop=100.0), "network", ["blocks"]),
-        (options.Budget(max_drop=0.0), "network", ["blocks", "network"]),
-        (options.Budget(max_drop=0.0), "none", []),
+        (options.Budget(max_drop=0.001), "network", ["blocks", "network"]),
+        (options.Budget(max_drop=0.001), "none", []),
     ],
 )
 def test_distilling_goes_as_deep_as_a_budget_takes(

@@ -1,9 +1,12 @@
 """Run under torchrun: the first process divides work, and prints what came of it. ``lost`` as an argument:
-the second process ends in the middle."""
+the second process ends in the middle; ``threads``: it prints with how many threads each computes."""
 
+import contextlib
 import os
 import sys
 
+import numpy as np  # noqa: F401  its threads are counted
+import threadpoolctl
 import torch
 
 from vgg_export.core import processes
@@ -35,6 +38,19 @@ def few(count: int, _: Progress) -> None:
     processes.from_first(lambda: processes.ensure_enough(count, "drawn"))
 
 
+def threads() -> list[int]:
+    """Those of torch and of numpy's library, one number where they are the same."""
+    pools = threadpoolctl.threadpool_info()
+    found = {pool["num_threads"] for pool in pools if pool["user_api"] == "blas"}
+    return sorted({torch.get_num_threads()} | found)
+
+
+def counted(_: Progress) -> object:
+    """The threads of each process in divided work, of the first one while it decides, and again."""
+    before = processes.from_all(threads())
+    return before, processes.from_first(threads), processes.from_all(threads())
+
+
 def lost(_: Progress) -> float:
     if processes.rank() == 1:
         os._exit(3)
@@ -47,6 +63,12 @@ def command() -> int:
             processes.together(Quiet(), lost)
         except VggExportError as error:
             print(error)
+        return 0
+    if "threads" in sys.argv:
+        print(threads(), processes.together(Quiet(), counted), threads())
+        with contextlib.suppress(NothingToGainError):
+            processes.together(Quiet(), in_vain, 2)
+        print(threads(), processes.together(Quiet(), counted), threads())
         return 0
     print(processes.together(Quiet(), summed, [1.0, 2.0, 4.0, 8.0, 16.0]))
     for limit in (2, 4):

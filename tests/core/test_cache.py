@@ -147,3 +147,17 @@ def test_an_array_on_disk_has_its_space(tmp_path: Path) -> None:
     with pytest.raises(OSError, match=r".") as error:
         files.reserved_array(tmp_path / "b.npy", (1 << 20, 1 << 24))
     assert error.value.errno in (errno.ENOSPC, errno.EFBIG, errno.ENOMEM, errno.EINVAL)  # by file system
+
+
+def test_the_seconds_of_a_folder_are_those_of_its_artifacts(tmp_path: Path) -> None:
+    assert cache.seconds_spent(tmp_path / "missing") == 0.0
+    for name, content in (
+        ("a.onnx.json", {"seconds": 1.5}),
+        ("b.onnx.json", {"seconds": 2}),
+        ("costs.json", {"kl": 0.1}),
+        ("odd.json", {"seconds": "3"}),
+        ("huge.json", {"seconds": float("inf")}),
+    ):
+        (tmp_path / name).write_text(json.dumps(content))
+    (tmp_path / "broken.json").write_text("{")
+    assert cache.seconds_spent(tmp_path) == 3.5

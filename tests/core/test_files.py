@@ -54,6 +54,28 @@ def test_the_old_folder_stays_where_the_new_one_fails(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["place"]
 
 
+def test_a_file_that_a_killed_process_began_is_removed_by_the_next(tmp_path: Path) -> None:
+    program = (
+        "import os, pathlib, sys\nfrom vgg_export.core import files\n"
+        "with files.atomic_file(pathlib.Path(sys.argv[1])) as path:\n"
+        "    path.write_text('half')\n    os.kill(os.getpid(), 9)\n"
+    )
+    for name in ("figures.json", "figures.json.b"):
+        command = [sys.executable, "-c", program, str(tmp_path / name)]
+        assert subprocess.run(command, env=command_environment(), check=False).returncode == -9
+    one, other = sorted(tmp_path.iterdir(), key=lambda path: len(path.name))
+    assert files.is_unfinished(one.name)
+    with files.atomic_file(tmp_path / "figures.json") as path:
+        path.write_text("{}")
+    assert one.exists()  # it is young: perhaps a process of another container writes it
+    for path in (one, other):
+        os.utime(path, (0, 0))
+    with files.atomic_file(tmp_path / "figures.json") as path:
+        path.write_text("[]")
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([other.name, "figures.json"])
+    assert (tmp_path / "figures.json").read_text() == "[]"
+
+
 @pytest.mark.parametrize(("there", "expected"), [(False, "old"), (True, "new")])
 def test_what_a_kill_between_two_renames_leaves_is_put_right(
     tmp_path: Path, there: bool, expected: str
@@ -69,7 +91,12 @@ def test_what_a_kill_between_two_renames_leaves_is_put_right(
 
 
 def test_a_work_folder_loses_what_was_unfinished_and_nothing_else(tmp_path: Path) -> None:
-    left = [".a.onnx.abcd1234.partial", "layers/.b.abcd_234.partial", ".scratch.abcd1234/maps"]
+    left = [
+        ".a.onnx.abcd1234.partial",
+        ".c.onnx.by-17.abcd1234.partial",
+        "layers/.b.abcd_234.partial",
+        ".scratch.abcd1234/maps",
+    ]
     kept = ["a.onnx", ".a.onnx.0123.parts/layer", "my.partial", ".scratch.mine"]
     for name in (*left, *kept):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)

@@ -1,5 +1,6 @@
 """Folders of pictures as people have them."""
 
+import os
 import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
@@ -315,6 +316,36 @@ def test_a_part_without_classes_is_said(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("files", "said"),
+    [
+        (["cat/*5", "dog/*5", *(f"IMG_{k}.heic" for k in range(30))], "10 of 40 used: 30 with"),
+        (["cat/day/*5", "dog/*5", *(f"cat/{k}.HEIC" for k in range(30))], "10 of 40 used: 30 with"),
+        (
+            ["cat/*40", "dog/*40", "stray.jpg", "a.avif", "b.DNG"],
+            "80 of 83 used: 1 beside the class folders, 2",
+        ),
+        (["train/cat/*4", "test/cat/*4", "train/x.heic", "y.cr2", "README.md"], "8 of 10 used: 2 with"),
+    ],
+)
+def test_pictures_of_other_formats_are_counted_wherever_they_lie(
+    files: list[str], said: str, tmp_path: Path
+) -> None:
+    root = laid_out(tmp_path / "d", files)
+    notes = " ".join(folders.read(root).notes)
+    assert said in notes
+    assert "README" not in notes
+
+
+def test_a_pipe_with_a_picture_s_name_is_no_unknown_suffix(tmp_path: Path) -> None:
+    root = laid_out(tmp_path / "d", ["*3", "a.heic"])
+    os.mkfifo(root / "pipe.png")
+    (root / "nowhere.jpeg").symlink_to(root / "gone")
+    words = "3 of 6 used: 1 with unknown suffix (.heic), 2 without a file behind the name"
+    assert folders.read(root).notes == (f"{root}: {words}",)
+    assert images.find(root).in_words() == words
+
+
 def test_links_are_followed_once(tmp_path: Path) -> None:
     root = laid_out(tmp_path / "d", ["cat/*4"])
     laid_out(tmp_path / "elsewhere", ["*3"])
@@ -323,7 +354,7 @@ def test_links_are_followed_once(tmp_path: Path) -> None:
     (root / "cat" / "broken.jpg").symlink_to(root / "nothing.jpg")
     layout = folders.read(root)
     assert classes_of(layout) == {"": {"cat": 4, "dog": 3}}
-    assert layout.notes == (f"{root}: 7 of 8 used: 1 with unknown suffix (.jpg)",)
+    assert layout.notes == (f"{root}: 7 of 8 used: 1 without a file behind the name",)
 
 
 def test_a_folder_of_other_files_is_refused_with_what_was_found(tmp_path: Path) -> None:

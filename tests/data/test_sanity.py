@@ -75,6 +75,10 @@ def test_the_binomial_test_of_many_pictures_and_of_nonsense() -> None:
     # two standard deviations above
     assert metrics.binomial_tail(2600, 50_000, 0.05) == pytest.approx(0.0208, rel=0.02)
     assert metrics.binomial_tail(5, 10, 1.0) == 1.0
+    # a billion pictures, a thousandth of a point above chance: 1.45 standard deviations
+    assert metrics.binomial_tail(50_010_000, 10**9, 0.05) == pytest.approx(0.0734, rel=0.01)
+    assert metrics.binomial_tail(1, 10**9, 0.5) == pytest.approx(1.0)
+    assert metrics.binomial_tail(10**9, 10**9, 0.5) == 0.0
     for wrong in ((11, 10, 0.5), (0, 0, 0.5), (1, 2, 1.5)):
         with pytest.raises(ValueError, match="a binomial test needs"):
             metrics.binomial_tail(*wrong)

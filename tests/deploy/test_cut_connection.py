@@ -21,7 +21,7 @@ from loopback import MISSING, TOOLS, Loopback, loopback
 
 from vgg_runtime.bundle import manifest
 
-CUTS = int(os.environ.get("VGG_EXPORT_CUTS", "4"))
+CUTS = int(os.environ.get("VGG_EXPORT_CUTS", "2"))
 PATIENCE_S = 60.0
 
 needs_sshd = pytest.mark.skipif(not TOOLS and not os.environ.get("VGG_EXPORT_REQUIRE_SSHD"), reason=MISSING)

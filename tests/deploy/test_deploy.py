@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import fcntl
 import hashlib
 import json
 import os
@@ -23,6 +24,7 @@ from vgg_export.core.progress import Quiet
 from vgg_export.deploy import board, deploy, on_board, ssh, transfer, wheels
 from vgg_export.options import DeployOptions
 from vgg_runtime.bundle import manifest
+from vgg_runtime.errors import BundleError
 
 HOSTILE = 'it\'s "a" $(touch pwned) `touch pwned` & *; path\\'
 QUICK = ("--budget", "0.1")
@@ -325,19 +327,22 @@ def test_a_comparison_that_cannot_be_made_is_one_sentence(
 
 
 @pytest.mark.release
+@pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGHUP])
 @needs_sshd
 def test_ctrl_c_here_stops_what_runs_there(
-    root: Path, bundle_folder: Path, there: Loopback, tmp_path: Path
+    end: signal.Signals, root: Path, bundle_folder: Path, there: Loopback, tmp_path: Path
 ) -> None:
+    """As closing the terminal does."""
     running = start(there, tmp_path, "--bundle", bundle_folder, "--path", HOSTILE, "--budget", "300")
     assert running.stderr
     for line in running.stderr:
         if "1/3 baseline" in line:
             break
-    os.killpg(running.pid, signal.SIGINT)
+    os.killpg(running.pid, end)
     done = finish(running)
     assert done.returncode == 130
     assert "Interrupted" in done.stderr
+    assert "may still run" not in done.stderr
     wait_until(lambda: not there.running())
     wait_until(lambda: not there.sessions())
 
@@ -459,6 +464,50 @@ def test_an_interrupted_copy_goes_on(
     assert [file.path for file in sent] == models[2:]  # the first two had arrived
     assert len(done.copied) == len(models) == 7
     manifest.verify(root, manifest.read(bundle_copy).all_files())
+
+
+@needs_sshd
+def test_two_at_once_take_turns(
+    root: Path, bundle_folder: Path, bundle_copy: Path, there: Loopback, tmp_path: Path
+) -> None:
+    """Neither disturbs what the other one measures, and the board has one of the two bundles as a whole. Both
+    begin while a third one is at work."""
+    change(bundle_copy, "README.md", b"# of the other one\n")
+    given = ("--path", HOSTILE, *QUICK, "--variants")
+    with locked(root):
+        both = {
+            "scaled": start(there, tmp_path, "--bundle", bundle_folder, *given, "scaled"),
+            "quantized": start(
+                there, tmp_path, "--bundle", bundle_copy, *given, "quantized", "--output", "other"
+            ),
+        }
+        said = {name: until_it_waits(running) for name, running in both.items()}
+    done = {name: finish(running) for name, running in both.items()}
+    assert [one.returncode for one in done.values()] == [0, 0], [one.stderr for one in done.values()]
+    assert all(f"another deployment works in {root} on 127.0.0.1" in line for line in said.values()), said
+    for name, output in (("scaled", "results/127.0.0.1"), ("quantized", "other")):
+        rows = json.loads((tmp_path / output / "result.json").read_text())["variants"]
+        assert [(row["variant"], row["error"]) for row in rows] == [("baseline", None), (name, None)]
+    there_now = manifest.read(root)
+    assert there_now.variants[1].id in both
+    manifest.verify(root, there_now.all_files())
+
+
+@contextlib.contextmanager
+def locked(root: Path) -> Iterator[None]:
+    """The folder as another deployment has it."""
+    descriptor = os.open(root, os.O_RDONLY)
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    try:
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def until_it_waits(running: subprocess.Popen[str]) -> str:
+    """The line in which it says so."""
+    assert running.stderr
+    return next(line for line in running.stderr if "waiting until it has ended" in line)
 
 
 @pytest.fixture
@@ -674,6 +723,60 @@ def test_a_damaged_bundle_is_not_copied(bundle_copy: Path, vgg_export: Deploy) -
         vgg_export("deploy", "pi@board.invalid", "--bundle", bundle_copy, "--variants", "tiny"),
         "there is no variant 'tiny'",
     )
+
+
+def sent(bundle: Path, folder: Path) -> set[str]:
+    """The paths of the files that a deployment would send."""
+    whole = manifest.read(bundle)
+    return {file.path for file in deploy._files(bundle, whole, whole, folder)}
+
+
+def test_only_files_of_the_bundle_s_own_are_sent(
+    bundle_copy: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A report is listed nowhere, so a stranger's may be a link to a file of this computer."""
+    report, own = bundle_copy / manifest.REPORT_NAME, bundle_copy / "another.html"
+    report.unlink(missing_ok=True)
+    usual = {*(entry.path for entry in manifest.read(bundle_copy).all_files()), manifest.FILE_NAME}
+    assert sent(bundle_copy, tmp_path) == usual
+    own.write_text("<!DOCTYPE html>")
+    report.symlink_to(own.name)
+    assert sent(bundle_copy, tmp_path) == {*usual, manifest.REPORT_NAME}
+    assert caplog.text == ""
+    report.unlink()
+    (tmp_path / "secret").write_text("mine")
+    odd: list[Callable[[], object]] = [
+        lambda: report.symlink_to(tmp_path / "secret"),
+        lambda: report.symlink_to("../secret"),
+        lambda: os.mkfifo(report),
+        report.mkdir,
+    ]
+    for make in odd:
+        make()
+        assert sent(bundle_copy, tmp_path) == usual
+        assert f"{report} is not sent: it leads out of the bundle, or is no regular file" in caplog.text
+        caplog.clear()
+        report.rmdir() if report.is_dir() else report.unlink()
+
+
+@pytest.mark.parametrize("name", [manifest.FILE_NAME, "labels.txt"])
+def test_a_link_out_of_the_bundle_is_refused_before_the_board_is_asked(
+    name: str, bundle_copy: Path, tmp_path: Path
+) -> None:
+    (bundle_copy / name).rename(tmp_path / name)
+    (bundle_copy / name).symlink_to(tmp_path / name)
+    with pytest.raises(BundleError, match=f"{name} is a link that leads out of the bundle; do not use"):
+        deploy.run(DeployOptions("pi@board.invalid", bundle_copy, run=False), lambda line: None, Quiet())
+
+
+def test_what_the_board_refuses_is_one_sentence(tmp_path: Path) -> None:
+    connection = ssh.Connection(DeployOptions("pi@board"), tmp_path)
+    with pytest.raises(BoardError, match=r"^on board, '//x' is no path inside the bundle's folder; do not"):
+        connection.raise_for(
+            {"do": "look"},
+            [{"refused": "'//x' is no path inside the bundle's folder; do not use this bundle"}],
+            ssh.Answer(0, "", ""),
+        )
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 it."""
 
 import dataclasses
+import errno
 import json
 import os
 import subprocess
@@ -176,6 +177,16 @@ def test_a_governor_that_stays_at_the_lowest_clock_is_a_warning(tmp_path: Path) 
     assert (own.mark, own.found) == (OK, "powersave (intel_pstate), 2400 MHz now")
 
 
+def test_a_governor_that_slows_only_some_cores_is_a_warning_too(tmp_path: Path) -> None:
+    other = GOVERNOR_FILE.replace("cpu0", "cpu4")
+    check = checks(lay_out(tmp_path, {GOVERNOR_FILE: "performance\n", other: "powersave\n"}))["governor"]
+    assert (check.mark, check.found, check.remedy) == (
+        WARNING,
+        "performance, powersave: the clock of some cores stays at its lowest, 2400 MHz now",
+        remedies.GOVERNOR,
+    )
+
+
 def test_python_and_its_environment(tmp_path: Path) -> None:
     assert machine.python((3, 11, 0)).mark == machine.python((3, 14, 1)).mark == OK
     old = machine.python((3, 9, 2))
@@ -259,6 +270,21 @@ def test_a_report_of_another_bundle_records_nothing(bundle_copy: Path) -> None:
     ):
         (bundle_copy / manifest.REPORT_NAME).write_text(text)
         assert bundle_checks.recorded_peaks(Bundle.read(bundle_copy)).peaks == {}
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device", "folder", "large"])
+def test_a_report_that_has_no_end_records_nothing(kind: str, bundle_copy: Path) -> None:
+    report = bundle_copy / manifest.REPORT_NAME
+    if kind == "pipe":
+        os.mkfifo(report)
+    elif kind == "device":
+        report.symlink_to("/dev/zero")
+    elif kind == "folder":
+        report.mkdir()
+    else:
+        with report.open("wb") as file:
+            file.truncate(1 << 40)  # sparse
+    assert bundle_checks.recorded_peaks(Bundle.read(bundle_copy)) == bundle_checks.Recorded({}, "unknown")
 
 
 def test_without_a_record_the_file_is_the_least(bundle_folder: Path, tmp_path: Path) -> None:
@@ -507,6 +533,45 @@ def test_a_package_whose_libraries_are_missing_is_a_failing_line(bundle_copy: Pa
     )
 
 
+WAYS = {
+    "full": ('"$@" >/dev/full', 1, "Error: what is printed cannot be written (No space left on device)\n"),
+    "closed": ('"$@" >&-', 1, "Error: what is printed cannot be written (Bad file descriptor)\n"),
+    "nobody reads": ('("$@"; echo $? >&3) 3>&2 | true; exit 2', 2, "2\n"),
+    "few characters": ('PYTHONIOENCODING=ascii "$@"', 1, ""),
+}
+
+
+@pytest.mark.parametrize("packages", ["there", "missing"])
+@pytest.mark.parametrize("way", WAYS)
+def test_wherever_it_prints_to_there_is_no_traceback_and_the_document_is_written(
+    way: str, packages: str, tmp_path: Path
+) -> None:
+    script, code, said = WAYS[way]
+    launcher = str(ROOT / "runtime/compare.py")
+    python = [sys.executable, *(["-S"] if packages == "missing" else [])]
+    document = tmp_path / "d.json"
+    asked = [launcher, "--doctor", "--bundle", str(tmp_path), "--json", str(document)]
+    done = subprocess.run(
+        ["bash", "-c", script, "bash", *python, *asked],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={k: v for k, v in os.environ.items() if k != "PYTHONPATH"},
+    )
+    assert (done.returncode, done.stderr) == (code, said)
+    assert json.loads(document.read_text())["fails"] == 1
+    if way == "few characters":
+        assert "\n                              \\u2192 " in done.stdout
+        assert done.stdout.isascii()
+
+
+def test_without_the_requirements_an_unusable_option_is_a_sentence() -> None:
+    command = [sys.executable, "-S", "-E", str(ROOT / "runtime/compare.py"), "--doctor", "--json", ""]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("Error: argument --json: expected a name, found an empty text; ")
+
+
 @pytest.mark.parametrize(
     "arguments",
     [("--image", "a.jpg"), ("--serve",), ("--sure",), ("--variants", "baseline"), ("--html", "r.html")],
@@ -688,6 +753,42 @@ def test_the_launcher_and_its_doctor_need_no_requirements_at_import() -> None:
     """The launcher falls back to the doctor, which must not import the missing packages."""
     code = "import sys; sys.modules['numpy'] = sys.modules['PIL'] = None; import vgg_runtime.doctor.diagnosis"
     subprocess.run([sys.executable, "-c", code], env={"PYTHONPATH": str(ROOT / "runtime")}, check=True)
+
+
+def test_where_no_process_can_be_started_the_rest_is_still_looked_at(bundle_folder: Path) -> None:
+    """Only so many files may be open as Python itself needs to start."""
+    launcher = str(bundle_folder / "runtime/compare.py")
+    script = 'ulimit -n 6; exec "$@"'
+    done = subprocess.run(
+        ["bash", "-c", script, "bash", sys.executable, launcher, "--doctor"],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | {"COLUMNS": "1000"},
+    )
+    assert (done.returncode, done.stderr) == (1, "")
+    found = "it could not be tried, no process can be started: this program may not open so many files\n"
+    assert f"fails    onnxruntime          {found}" in done.stdout
+    assert "→ allow more, e.g. with ulimit -n 1024\n" in done.stdout
+    assert "ok       hashes " in done.stdout
+    assert "1 of 15 checks fail" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("number", "found", "remedy"),
+    [
+        ("EMFILE", "this program may not open so many files", "allow more, e.g. with ulimit -n 1024"),
+        ("ENOMEM", "the system has too little memory left", "close other programs"),
+        ("EAGAIN", "Resource temporarily unavailable", "close other programs"),
+    ],
+)
+def test_a_process_that_cannot_be_started_says_nothing_of_a_model(
+    number: str, found: str, remedy: str
+) -> None:
+    error = OSError(getattr(errno, number), os.strerror(getattr(errno, number)))
+    check = bundle_checks.unstarted("int8 of x", error)
+    assert check.found == f"it could not be tried, no process can be started: {found}"
+    assert (check.mark, check.remedy) == (FAILS, remedy)
 
 
 NOWHERE_TO_WRITE = """

@@ -89,6 +89,20 @@ def test_a_log_of_lines_is_turned_over_when_it_is_full(tmp_path: Path) -> None:
     assert (frames("log.1"), frames("log")) == ([7, 8, 9], [10])
 
 
+def test_a_line_holds_nothing_that_steers_a_terminal(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    answer = an_answer(label="x\x9b31m\u202e\xfc")
+    sinks.Lines().give(answer)
+    log = sinks.Log(tmp_path / "log", 10_000)
+    log.give(answer)
+    log.close()
+    line = capsys.readouterr().out
+    assert line.isascii()
+    assert json.loads(line)["label"] == "x\x9b31m\u202e\xfc"
+    assert (tmp_path / "log").read_text() == line
+
+
 def test_a_log_that_cannot_be_written_is_a_failure_that_is_counted(tmp_path: Path) -> None:
     log = sinks.Log(Path("/dev/full"), 1000)
     with pytest.raises(sinks.SinkError, match=r"/dev/full cannot be written .No space left on device"):

@@ -30,7 +30,7 @@ from PIL import Image
 import readings
 import soak
 from vgg_runtime.board import device
-from vgg_runtime.bundle import self_check
+from vgg_runtime.bundle import images, self_check
 from vgg_runtime.bundle.input_spec import for_input
 from vgg_runtime.bundle.opened import Bundle
 from vgg_runtime.bundle.preprocess import open_image, to_tensor
@@ -121,7 +121,7 @@ def test_damaged_frames_are_told_and_the_next_one_is_found() -> None:
 @pytest.mark.parametrize("cut", [1, 2])
 def test_a_picture_without_its_end_ends_where_the_next_one_begins(between: bytes, cut: int) -> None:
     stream = b"".join(between + picture[:-cut] for picture in PICTURES)
-    found = list(frames.pictures_in(iter(stream[k : k + 100] for k in range(0, len(stream), 100)), "x"))
+    found = list(frames.pictures_in(iter(stream[k : k + 100] for k in range(0, len(stream), 100))))
     assert len(found) == len(PICTURES)
     for item, whole in zip(found, PICTURES, strict=True):
         assert isinstance(item, bytes)
@@ -331,6 +331,19 @@ def test_what_a_folder_holds_besides_pictures_is_counted_by_reason(folder: Path)
         "2 in the form of a folder",
         "1 without a file behind the name",
     }
+
+
+def test_a_folder_without_pictures_says_what_is_there(tmp_path: Path) -> None:
+    for name in ("a.heic", "b.HEIC", "Thumbs.db"):
+        (tmp_path / name).write_text("x")
+    with pytest.raises(RuntimeInputError) as error:
+        sources.Folder(tmp_path, 30.0)
+    with pytest.raises(ImageError) as of_images:
+        images.look(tmp_path)
+    assert str(error.value) == str(of_images.value)
+    assert str(error.value).endswith(
+        "; found 2 files with unknown suffix (.heic), 1 files left by the system"
+    )
 
 
 def test_what_cannot_be_looked_at_ends_no_stream(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import threading
+import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,7 +20,8 @@ import pytest
 from launch import compare
 from PIL import Image
 
-from vgg_runtime.errors import RuntimeInputError
+from vgg_runtime import addresses, console
+from vgg_runtime.errors import ModelError, RuntimeInputError
 from vgg_runtime.live import frames as of_frames
 from vgg_runtime.live import network, sources
 
@@ -153,7 +155,7 @@ def test_a_stream_that_ends_in_the_middle_of_a_picture_broke_off(camera: str, bu
 @pytest.mark.parametrize(
     ("address", "shown"),
     [
-        ("http:/u:secret@h/x", "…"),
+        ("http:/u:secret@h/x", "http:/…@h/x"),
         ("u:secret@127.0.0.1:9/x", "…@127.0.0.1:9/x"),
         ("HTTP://u:secret@h:9/x", "HTTP://…@h:9/x"),
         ("/u:secret@h", "…"),
@@ -166,6 +168,25 @@ def test_a_stream_that_ends_in_the_middle_of_a_picture_broke_off(camera: str, bu
         ("http:u:secret@h:9", "…@h:9"),
         ("rtsp://secret@h", "rtsp://…@h"),
         ("ffmpeg:async:rtsp://u:secret@h/1?secret", "ffmpeg:async:rtsp://…@h/1?…"),
+        ("http://u%3Asecret%40h/x", "http://…"),
+        ("http%3A%2F%2Fu%3Asecret%40h/x", "…"),
+        ("u%3Asecret%40h", "…"),
+        ("u%253Asecret%2540h", "…"),
+        ("http://u:secret%40h/x", "http://…"),
+        ("http://u\uff1asecret\uff20h/x", "http://…"),
+        ("http://h/@u:secret@h", "http://…"),
+        ("http://u:p@ss/secret@h/x", "http://…"),
+        ("http://u:secret;h/x", "http://…"),
+        ("http:/u:secret;h/x", "http:/…"),
+        ("http://u:99999/x", "http://…"),
+        ("rtsp://h/user=admin&password=secret&channel=1", "rtsp://h/user=admin&password=…"),
+        ("rtsp://h/user=admin_password=secret_channel=1.sdp", "rtsp://h/user=admin_password=…"),
+        ("http://h/snap;pwd=secret", "http://h/snap;pwd=…"),
+        ("http://h/snap;pwd%3Dsecret", "http://…"),
+        ("http://h/a;PASSWD=secret", "http://h/a;PASSWD=…"),
+        ("http://h/access_token=secret/b?x", "http://h/access_token=…"),
+        ("http://[::1]:8080/x", "http://[::1]:8080/x"),
+        ("http://kamera-b\xfcro.local/x", "http://kamera-b\xfcro.local/x"),
         ("concat:http://a|http://u:secret@h/x", "concat:http://…"),
         ("http://h/a@b", "http://h/a@b"),
         ("photos/a@2x.jpg", "photos/a@2x.jpg"),
@@ -173,7 +194,56 @@ def test_a_stream_that_ends_in_the_middle_of_a_picture_broke_off(camera: str, bu
     ],
 )
 def test_no_secret_of_an_address_is_shown(address: str, shown: str) -> None:
-    assert network.without_secrets(address) == shown
+    assert addresses.without_secrets(address) == shown
+    assert addresses.without_secrets(shown) == shown
+
+
+@pytest.mark.parametrize(
+    ("sentence", "shown"),
+    [
+        ("unrecognized arguments: a http://u:secret@h/x b", "unrecognized arguments: a http://…@h/x b"),
+        ("there is no file http:/u:secret@h/x.jpg.", "there is no file http:/…@h/x.jpg."),
+        ("there is no variant 'http://u:my secret@h/x'; a", "there is no variant 'http://…@h/x'; a"),
+        ("no arguments: --src=rtsp://h/pwd=secret, u:secret@h", "no arguments: --src=rtsp://h/pwd=…, …@h"),
+        ("found 'http%3A%2F%2Fu%3Asecret%40h'", "found '…'"),
+        ("found 'u\uff1asecret\uff20h' (none)", "found '…' (none)"),
+        ("found http://h/?secret; no", "found http://h/?…; no"),
+        ("pi@board:/x, expected mqtt://HOST[:PORT]/TOPIC or mqtts://…", None),
+        ("open http://127.0.0.1:8000/ (or http://[::1]:8000/). 3:4 a@b /a/b:c", None),
+    ],
+)
+def test_no_secret_of_an_address_in_a_sentence_is_shown(sentence: str, shown: str | None) -> None:
+    assert addresses.hidden_in(sentence) == (shown or sentence)
+
+
+def test_no_error_of_a_command_line_shows_a_password(capsys: pytest.CaptureFixture[str]) -> None:
+    address = "http://u:secret@h/x"
+    parser = console.Parser(prog="compare.py")
+    parser.add_argument("--fps", type=console.rate)
+    for arguments in ([address], ["--fps", address]):
+        with pytest.raises(SystemExit):
+            parser.parse_args(arguments)
+        assert "http://…@h/x" in (said := capsys.readouterr().err)
+        assert "secret" not in said
+    for error, code in (
+        (RuntimeInputError(f"there is no file {Path(address)}"), 2),
+        (ModelError(f"there is no file {Path(address)}"), 1),
+        (FileNotFoundError(2, "there is none", str(Path(address))), 1),
+    ):
+
+        def fail(error: Exception = error) -> int:
+            raise error
+
+        assert console.ended(fail) == code
+        assert "http:/…@h/x" in (said := capsys.readouterr().err)
+        assert "secret" not in said
+
+
+def test_a_long_sentence_is_looked_through_soon() -> None:
+    begun_s = time.process_time()
+    for word in ("a", "a:", "pass", "x:/", "a:b@", "http://u:"):
+        addresses.hidden_in(word * 20_000)
+    assert time.process_time() - begun_s < 20
 
 
 @pytest.mark.parametrize(
@@ -184,12 +254,23 @@ def test_no_secret_of_an_address_is_shown(address: str, shown: str) -> None:
         "http://u:secret@[::1/",
         "http://u:secret/@h/",
         "http://h:secret/",
+        "http://u%3Asecret%40127.0.0.1/x",
+        "http://u%3Asecret/x",
+        "http://u:secret%40h/x",
+        "http://u:secret;h/x",
+        "http://u\uff1asecret\uff20h/x",
     ],
 )
 def test_an_address_that_is_none_is_refused_without_its_secrets(address: str) -> None:
     with pytest.raises(RuntimeInputError, match=r"cannot be (used|read)") as error:
         sources.open_source(address, None)
-    assert "secret" not in str(error.value).replace("http://h:secret/", "")
+    assert "secret" not in str(error.value)
+
+
+def test_an_address_that_cannot_be_asked_is_told_without_its_secrets() -> None:
+    with pytest.raises(RuntimeInputError, match="cannot be read") as error:
+        first(sources.open_source("http://h/a b?token=secret", None), 1)
+    assert "secret" not in str(error.value)
 
 
 def test_fps_is_for_snapshots(camera: str) -> None:
@@ -245,11 +326,14 @@ def test_what_a_person_may_not_see_of_an_address() -> None:
         "async:rtsp://u:p@cam/x?k=v": "async:rtsp://…@cam/x?…",
         "clips/a.mkv": "clips/a.mkv",
     }
-    assert {address: network.without_secrets(address) for address in shown} == shown
-    secrets = network._secrets("rtsp://u:p%40ss@cam/live?key=b")
+    assert {address: addresses.without_secrets(address) for address in shown} == shown
+    secrets = addresses.secrets("rtsp://u:p%40ss@cam/live?key=b")
     assert of_frames.hidden("cannot open rtsp://u:p%40ss@cam/live?key=b with p@ss", secrets) == (
         "cannot open … with …"
     )
+    secrets = addresses.secrets("http://u:p%40ss@cam/user=a_pwd=p1234_x=1?token=t%201234&fps=15")
+    said = "15 t%201234, t 1234, p1234, dTpwQHNz at http://x:y@other/"
+    assert of_frames.hidden(said, secrets) == "15 …, …, …, … at http://…@other/"
 
 
 @needs_ffmpeg

@@ -151,6 +151,78 @@ def test_what_never_ends_and_holds_no_picture_is_left(
     assert time.monotonic() - begun_s < 30
 
 
+def part(kind: str, body: bytes) -> bytes:
+    return b"--b\r\nContent-Type: %s\r\n\r\n%s\r\n" % (kind.encode(), body)
+
+
+PARTS = "multipart/x-mixed-replace; boundary=b"
+
+
+@pytest.mark.parametrize("then", [None, True])
+@pytest.mark.parametrize(
+    ("body", "found"),
+    [
+        (part("image/png", PNG), "multipart/x-mixed-replace of image/png"),
+        (part("text/plain", b"busy"), "multipart/x-mixed-replace of text/plain"),
+        (part("text/html", PAGE), "a web page, not the picture that it shows"),
+        (b"\r\n" + part("image/jpeg", PAGE), "a web page, not the picture that it shows"),
+        (PAGE, "a web page, not the picture that it shows"),
+        (b"--b\n\nbusy", "multipart/x-mixed-replace"),
+    ],
+    ids=["PNG", "text", "page", "page called a picture", "page alone", "without a kind"],
+)
+def test_parts_without_a_jpeg_are_refused_by_their_name(
+    body: bytes, found: str, then: bool | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(network, "SILENCE_S", 0.5)
+    with (
+        server(answer(PARTS, body), then=body if then else None) as address,
+        pytest.raises(RuntimeInputError, match=f"answers with {found}; expected JPEGs"),
+    ):
+        first(address, 1)
+
+
+def test_parts_without_a_jpeg_before_the_first_one_are_passed_over() -> None:
+    with server(answer(PARTS, part("text/html", PAGE) + STREAM)) as address:
+        assert first(address, 9) == PICTURES
+
+
+def test_a_picture_above_the_limit_is_called_too_large(monkeypatch: pytest.MonkeyPatch) -> None:
+    said = "larger than 12 MB, the most that is read of a frame"
+    small = picture(3, "BMP")
+    monkeypatch.setattr(network, "MAX_FRAME_BYTES", len(small))
+    with server(answer("image/bmp", small), answer("image/bmp", small + b"x")) as address:
+        found = first(address, 2, fps=50.0)
+    assert found[0] == small
+    assert isinstance(found[1], ImageError)
+    assert said in str(found[1])
+
+
+SECRETS = ("hunter2", "hunter3", "hunter4")
+
+
+@pytest.mark.parametrize(
+    ("raw", "said"),
+    [
+        (b"HTTP/1.1 302 Found\r\nLocation: http://u:hunter4@h/x\r\n\r\n", "answers 302 .* not followed"),
+        (b"HTTP/1.1 308 Found\r\nLocation: http://[u:hunter4@h/x\r\n\r\n", "answers 308 .* not followed"),
+        (b"HTTP/1.1 302 Found\r\nLocation: u%3Ahunter4%40h\r\n\r\n", "answers 302 .* not followed"),
+        (b"HTTP/1.1 302 Found\r\nLocation: file://h/?hunter4\r\n\r\n", "file://h/.…' is not allowed"),
+        (b"HTTP/1.1 403 no hunter2, hunter3\r\n\r\n", "answers 403 no …, …; check the address and the pass"),
+        (b"HTTP/1.1 500 at http://u:hunter4@h/x\r\n\r\n", "answers 500 at http://…@h/x; check"),
+        (b"GET /?token=hunter2 HTTP\r\n\r\n", "cannot be read"),
+        (b"HTTP/1.1 hunter2 x hunter3\r\n\r\n", "cannot be read"),
+    ],
+)
+def test_what_a_server_says_is_shown_without_secrets(raw: bytes, said: str) -> None:
+    with (
+        server(raw) as address,
+        pytest.raises(RuntimeInputError, match=said) as error,
+    ):
+        first(address.replace("//", "//me:hunter3@") + "?token=hunter2&x=1", 1)
+    assert not [word for word in SECRETS if word in str(error.value)]
+
+
 @pytest.mark.parametrize("kind", ["application/octet-stream", "image/jpeg", "video/x-motion-jpeg", None])
 def test_a_stream_that_ended_after_one_picture_goes_on_as_a_stream(kind: str | None) -> None:
     short, endless = answer(kind, PICTURES[0]), answer(kind, PICTURES[1] + PICTURES[2])

@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import itertools
 import json
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -505,7 +506,13 @@ def test_the_report_names_the_class_and_counts_what_it_leaves_out(
     for row in result["variants"]:
         row["accuracy"] = {"rate": 0.5, "n": 4, "interval95": [0.15, 0.85]}
     monkeypatch.setattr(template, "MAX_PICTURES", 2)
-    (tmp_path / "r.html").write_text(template.report(Result.from_json(result), [PHOTO] * n))
+    text = template.report(Result.from_json(result), [PHOTO] * n)
+    held = re.search(r'id="result">(.*?)</script>', text)
+    assert held
+    data = json.loads(held[1])
+    assert (len(data["images"]), data["image_count"]) == (2, n)
+    assert [len(row["predictions"]) for row in data["variants"]] == [2] * len(data["variants"])
+    (tmp_path / "r.html").write_text(text)
     page.open((tmp_path / "r.html").as_uri())
     assert page.one("#picker-title").text == f"Pictures: 2 of {n} shown, all counted"
     assert "of class tabby, used in fitting" in page.one("#shown").text

@@ -340,3 +340,14 @@ def test_a_live_run_fits(bundle_copy: Path, tmp_path: Path) -> None:
     assert status
     assert all(re.search(r" frames/s ", line) and re.search(r" \d+ %", line) for line in status)
     assert any(line.startswith("Rate ") for line in shown)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"),
+    [
+        *((0.2, "0 s"), (89, "89 s"), (90, "2 min"), (719, "12 min"), (3569, "59 min"), (3571, "1 h 00 min")),
+        (11_100, "3 h 05 min"),
+    ],
+)
+def test_a_time_is_said_as_one_says_it(seconds: float, said: str) -> None:
+    assert text.duration(seconds) == said

@@ -43,7 +43,17 @@ from vgg_export.options import (
     WeightsOptions,
     default_targets,
 )
-from vgg_export.search import conclusion, front, pareto, points, prediction, search, within_budget
+from vgg_export.search import (
+    conclusion,
+    front,
+    front_page,
+    lines,
+    pareto,
+    points,
+    prediction,
+    search,
+    within_budget,
+)
 from vgg_runtime.bundle import manifest
 from vgg_runtime.bundle.input_spec import for_input
 from vgg_runtime.result import Evaluation, Loss
@@ -67,6 +77,7 @@ class Scripted:
         self.error, self.options, self.cost = error, RecipeOptions(), cost
         self.rungs, self.least = rungs, least
         self.asked: list[tuple[int, float]] = []
+        self.earlier_s = 0.0
 
     def baseline(self) -> points.Point:
         return BASE
@@ -76,6 +87,9 @@ class Scripted:
 
     def alone(self) -> list[points.Point]:
         return [point("int8", 0.95, 4, 4, "int8 alone", error=self.error)]
+
+    def spent_on_s(self, _: points.Rung) -> float:
+        return self.earlier_s
 
     def candidates(self, _: search.Effort) -> list[prediction.Candidate]:
         return [
@@ -103,9 +117,13 @@ class Scripted:
 RUNGS = {0.7: (0.0, 8.0, 30.0), 0.5: (0.2, 12.0, 35.0), 0.35: (0.8, 16.0, 40.0), 0.25: (3.0, 20.0, 50.0)}
 
 
-def run(scripted: Scripted, budget: Budget, **how: Any) -> points.Found:
+def with_options(scripted: Scripted, budget: Budget, **how: Any) -> Any:
     scripted.options = RecipeOptions(budget=budget, search=SearchOptions(**how))
-    return search.run(scripted)  # type: ignore[arg-type]
+    return scripted
+
+
+def run(scripted: Scripted, budget: Budget, **how: Any) -> points.Found:
+    return search.run(with_options(scripted, budget, **how))
 
 
 def test_it_finds_the_fastest_rung_that_holds_and_learns_from_what_it_tried() -> None:
@@ -167,6 +185,28 @@ def test_the_estimate_of_the_loss_goes_before_what_was_counted() -> None:
     assert conclusion.too_much([lucky], BASE, Budget(max_drop=0.5, sure=True))
     assert conclusion.lost_in_words(lucky, BASE) == "+0.4 ± 0.5 points lost"
     assert conclusion.lost_in_words(lucky, BASE, sure=True) == "+3.0 ± 1.5 points lost"
+
+
+def test_with_sure_what_is_shown_is_what_decides(tmp_path: Path) -> None:
+    estimated = dataclasses.replace(figures(0.92, error=1.5), loss=Loss(0.4, 0.5, N, 0.3, 900))
+    lucky = dataclasses.replace(point("lucky", 0.92, 30, 60), select=estimated)
+    found = points.Found((lucky,), BASE, None, "none", points.Rung(0.5, 1.0, 160))
+    for budget, shown, cells in (
+        (Budget(1.0), "+0.4 ± 0.5", "0.4,0.5"),
+        (Budget(1.0, sure=True), "+3.0 ± 1.5", "3.0,1.5"),
+    ):
+        assert shown in lines.line(lucky, BASE, best=False, sure=budget.sure)
+        view = front_page.View((lucky,), BASE, budget, None, "", "Finished.", finished=True)
+        assert f">{shown}<" in front_page.render(view)
+        pareto.write(tmp_path, found, budget)
+        assert f",{cells}," in (tmp_path / "front.csv").read_text()
+    # of two points as fast, the estimate and the count may find another one better
+    steady = dataclasses.replace(point("steady", 0.94, 30, 60), select=figures(0.94, error=0.5))
+    pair = [lucky, steady]
+    assert [p.name for p in front.pareto(pair, BASE, lambda p: -p.speedup)] == ["lucky"]
+    assert [p.name for p in front.pareto(pair, BASE, lambda p: -p.speedup, sure=True)] == ["steady"]
+    experience = prediction.Experience(BASE, lucky)
+    assert (experience.error(sure=False), experience.error(sure=True)) == (0.5, 1.5)
 
 
 def test_to_be_sure_a_loss_counts_with_its_standard_error() -> None:
@@ -244,6 +284,34 @@ def test_effort_bounds_the_points_and_time_ends_the_search_with_the_best_so_far(
     assert len(scripted.asked) == 1  # a bundle needs one point
 
 
+def test_a_point_of_an_interrupted_search_tells_how_long_the_next_takes(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """What is taken over took no time in this run."""
+    rungs = {share: (10.0 - share, 10 / share, 10 / share) for share in (0.5, 0.4, 0.3, 0.2)}
+    scripted = Scripted(rungs)
+    scripted.earlier_s = 200.0
+    with caplog.at_level(logging.INFO):
+        found = run(scripted, Budget(max_drop=1.0), max_minutes=3)
+    assert len(scripted.asked) == 1
+    assert "as --max-minutes asks" in found.reason
+    scripted = Scripted(rungs)
+    scripted.earlier_s = 200.0
+    trials = search.Trials(with_options(scripted, Budget(max_drop=1.0), effort="thorough"))
+    for most in (7, 6):  # of the rungs of both sizes one is left out once it is made
+        with caplog.at_level(logging.INFO):
+            candidate = trials.next()
+        assert candidate
+        trials.make(candidate)
+        assert trials.most_s() == pytest.approx(most * 200, abs=1)
+    assert "point 2 of at most 8, about 4 min" in caplog.text
+    bounded = search.Trials(with_options(scripted, Budget(max_drop=1.0), max_minutes=5))
+    candidate = bounded.next()
+    assert candidate
+    bounded.make(candidate)
+    assert bounded.most_s() == pytest.approx(300, abs=2)
+
+
 @dataclasses.dataclass(frozen=True)
 class Given:
     """What an effort changes of a context."""
@@ -265,13 +333,19 @@ def test_a_quick_search_takes_fewer_pictures_and_forms_and_says_so(caplog: pytes
     assert not quick.options.quantize.every_form
     assert [record.message for record in caplog.records] == [
         "400 of 500 selection pictures are used, as --effort quick asks",
-        "600 pictures distil, as --effort quick asks",
+        "600 parts of pictures distil, as --effort quick asks",
     ]
     caplog.clear()
     assert within_budget._within(given, search.BY_EFFORT["normal"]) == given
     few = dataclasses.replace(given, options=RecipeOptions(distil=DistilOptions(images=50)))
     assert within_budget._within(few, search.BY_EFFORT["quick"]).options.distil.images == 50
+    # 150 pictures are shown in four parts each, which are no more than 600
+    small = dataclasses.replace(given, splits=splits.Splits("photos", fit[:150], select[:400], ()))
+    assert within_budget._within(small, search.BY_EFFORT["quick"]).options.distil == given.options.distil
     assert "distil" not in caplog.text
+    some = dataclasses.replace(given, splits=splits.Splits("photos", fit[:151], select[:400], ()))
+    distil = within_budget._within(some, search.BY_EFFORT["quick"]).options.distil
+    assert (distil.images, distil.epochs) == (600, 8)
 
 
 def test_every_finer_share_lies_between_two_others() -> None:
@@ -349,6 +423,38 @@ def test_a_loss_that_so_few_pictures_cannot_show_is_refused_before_anything_take
         OptionsError, match=rf"{n} selection pictures cannot show a loss of at most 0\.5 points: .* \d"
     ):
         within_budget.found_for(context)
+
+
+def test_where_the_effort_leaves_too_few_pictures_the_refusal_says_so() -> None:
+    some = tuple(splits.Item(Path(f"{k}.jpg"), 0, f"{k:064d}", f"select {k}") for k in range(500))
+    fit = (splits.Item(Path("fit.jpg"), 0, "f" * 64, "fit"),)
+    asked = RecipeOptions(budget=Budget(max_drop=0.2), search=SearchOptions("quick"))
+    given = splits.Splits("photos", fit, some, ())
+    context = recipes.Context(None, given, asked, Quiet(), Path(), Path())  # type: ignore[arg-type]
+    with pytest.raises(
+        OptionsError, match=r"400 selection .* or choose another --effort than quick, .* 400 of 500$"
+    ):
+        within_budget.found_for(context)
+
+
+def test_the_page_of_a_search_that_ended_with_an_error_says_which(tmp_path: Path) -> None:
+    page = tmp_path / "front.html"
+    too_narrow = Scripted(RUNGS, least=0.9)
+    with pytest.raises(OptionsError, match="too narrow"):
+        search.run(with_options(too_narrow, Budget(max_drop=1.0)), page)
+    assert "Ended with an error: this network is too narrow to be factorised" in page.read_text()
+
+
+def test_the_baseline_loses_nothing_against_itself_in_the_table_either() -> None:
+    found = points.Found((), BASE, None, "none", points.Rung(0.5, 1.0, 160))
+    (row,) = csv.DictReader(io.StringIO(pareto.table(found, set(), sure=True)))
+    assert (row["select_drop_points"], row["select_loss_error_points"]) == ("0.0", "0.0")
+
+
+def test_to_lose_nothing_cannot_be_asked_for() -> None:
+    for points_ in (0.0, -1.0, math.inf, math.nan):
+        with pytest.raises(OptionsError, match=rf"--max-drop must be above 0, found {points_:g}; no number"):
+            Budget(max_drop=points_)
 
 
 def test_without_labels_the_loss_is_disagreement() -> None:
@@ -429,9 +535,7 @@ def test_a_budget_wants_both_that_may_be_recommended_in_the_bundle(variants: tup
     recipes.chosen_recipes(RecipeOptions(budget=Budget(1.0), variants=("compact-scaled", "compact")))
 
 
-@pytest.mark.parametrize(
-    ("field", "value"), [("max_drop", -1.0), ("size_bytes", 0), ("speedup", 0.5), ("max_drop", float("nan"))]
-)
+@pytest.mark.parametrize(("field", "value"), [("size_bytes", 0), ("speedup", 0.5), ("speedup", float("nan"))])
 def test_impossible_budgets_are_refused(field: str, value: float) -> None:
     with pytest.raises(OptionsError, match="must be at least"):
         Budget(**{field: value})  # type: ignore[arg-type]

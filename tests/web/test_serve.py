@@ -34,11 +34,12 @@ from PIL import Image
 from rows import a_result, a_row
 
 from vgg_runtime.bundle.opened import Bundle
+from vgg_runtime.errors import RuntimeInputError
 from vgg_runtime.measure import recommend
 from vgg_runtime.report import page
 from vgg_runtime.result import Evaluation, Proportion, Row
 from vgg_runtime.result import Image as ImageOfResult
-from vgg_runtime.web import app, uploads
+from vgg_runtime.web import app, hosts, uploads
 
 pytest.importorskip("uvicorn")
 
@@ -432,7 +433,28 @@ def test_an_interrupt_ends_the_running_variant_and_says_so(bundle_folder: Path, 
         ("", False),
         ("[::ffff:192.0.2.7]:8000", True),  # an IPv4 address as IPv6 has it
         ("[2001:db8::7]", True),
-        ("[::1", True),  # as it is meant
+        ("[::1", False),
+        ("[::1]:", True),
+        ("::1", False),  # only in brackets
+        ("[::1].evil.example", False),
+        ("[::1]evil.example:80", False),
+        ("[::1]:80evil.example", False),
+        ("[::1]:80:80", False),
+        ("[127.0.0.1]", False),
+        ("[localhost]", False),
+        ("[::1%lo]", False),  # a zone belongs to a link
+        ("[2001:db8::7%eth0]", False),
+        ("[fe80::1%]", False),
+        ("[fe80::1%eth0/evil.example]", False),
+        ("[fe80::1%eth0%evil.example]", False),
+        ("[fe80::1%wlan0.1_a-b]", True),
+        ("1.2.3.4%evil.example", False),
+        ("1.2.3.4%evil.example:8000", False),
+        ("127.0.0.1:evil.example", False),
+        ("board.lan:evil.example", False),
+        ("board.lan:8000:8000", False),
+        ("board.lan:", True),
+        (":8000", False),
         ("127.0.0.1:8000", True),
         ("10.0.2.2:8000", True),  # the host, seen from a virtual machine
         ("172.17.0.1:8000", True),  # the host, seen from a container
@@ -455,9 +477,115 @@ def test_an_address_in_numbers_and_a_told_name_are_right(host: str, right: bool)
     if right:
         app.check_origin(scope, names)
         return
-    with pytest.raises(uploads.Refused, match="use localhost, or start it with --name") as error:
+    advice = "use localhost, or start it with --name and the name alone, without a port"
+    with pytest.raises(uploads.Refused, match=advice) as error:
         app.check_origin(scope, names)
     assert error.value.status == 400
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        "",
+        " ",
+        "board lan",
+        "board.lan:8000",
+        "http://board.lan",
+        "board.lan/",
+        "a..b",
+        ".",
+        "[::1]",
+        "::1%lo",
+        "user@board.lan",
+        "-board",
+        "board\n",
+        "1.2.3.4%eth0",
+        "münchen.local:8000",
+        "\udc80.lan",
+        "ü" * 64,
+    ],
+)
+@pytest.mark.parametrize("flag", ["--name", "--host"])
+def test_only_a_host_alone_is_taken_as_a_name(flag: str, given: str) -> None:
+    sentence = f"^{flag} takes a host's name or address alone, .* port goes into --port$"
+    with pytest.raises(RuntimeInputError, match=sentence) as error:
+        hosts.alone(flag, given)
+    assert f"found {given!r};" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("given", "taken"),
+    [
+        ("board.lan", "board.lan"),
+        ("Board.lan.", "Board.lan."),
+        ("my_board-2", "my_board-2"),
+        ("münchen.local", "xn--mnchen-3ya.local"),
+        ("MÜNCHEN.local", "xn--mnchen-3ya.local"),
+        ("xn--mnchen-3ya.local", "xn--mnchen-3ya.local"),
+        ("192.0.2.7", "192.0.2.7"),
+        ("fe80::1%eth0", "fe80::1%eth0"),
+    ],
+)
+def test_a_name_is_taken_as_browsers_send_it(given: str, taken: str) -> None:
+    assert hosts.alone("--name", given) == taken
+
+
+def listening_names(host: str, *others: str) -> tuple[str, ...]:
+    """The names that a server for ``host`` would answer to."""
+    told: list[tuple[str, ...]] = []
+
+    def server(names: tuple[str, ...]) -> app.Server:
+        told.append(names)
+        raise ImportError
+
+    with pytest.raises(RuntimeInputError, match="the page needs uvicorn"):
+        app.run(server, host, 0, print, others)
+    return told[0]
+
+
+def test_a_told_name_that_is_not_ascii_is_answered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(socket, "gethostname", lambda: "zürich")
+    names = listening_names("0.0.0.0", "münchen.local")
+    for name in ("xn--mnchen-3ya.local", "xn--zrich-kva", "xn--zrich-kva.local", "localhost"):
+        app.check_origin({"headers": [(b"host", f"{name}:8000".encode())]}, names)
+    assert listening_names("127.0.0.1") == app.LOOPBACK
+
+
+@pytest.mark.parametrize(
+    ("host", "remedy"),
+    [
+        ("203.0.113.5", "use --host 0.0.0.0 --name 203.0.113.5"),
+        ("2001:db8::7", "use --host :: --name 2001:db8::7"),
+        ("nowhere.invalid", "use --host 0.0.0.0 --name nowhere.invalid"),
+    ],
+)
+def test_a_host_that_is_not_this_machine_s_says_how_to_be_reached_by_it(host: str, remedy: str) -> None:
+    with pytest.raises(RuntimeInputError, match=f"cannot listen on {host} port 0 .* {remedy}$"):
+        hosts.listen(host, 0)
+
+
+def test_a_taken_port_asks_for_another() -> None:
+    with (
+        socket.create_server(("127.0.0.1", 0)) as taken,
+        pytest.raises(RuntimeInputError, match=r"Address already in use\); choose another --port$"),
+    ):
+        hosts.listen("127.0.0.1", taken.getsockname()[1])
+
+
+def test_half_a_character_is_answered_as_json_has_it() -> None:
+    """No form of UTF-8 has it; the names of files and of a bundle's classes may."""
+    import asyncio
+
+    sent: list[dict[str, Any]] = []
+
+    async def send(message: dict[str, Any]) -> None:
+        sent.append(message)
+
+    asyncio.run(app._line(send, {"label": "caf\udce9 ü"}))
+    asyncio.run(app._answer(send, 422, {"error": "caf\udce9 ü"}))
+    bodies = [message["body"] for message in sent if "body" in message]
+    assert bodies == [b'{"label": "caf\\udce9 \xc3\xbc"}\n', b'{"error": "caf\\udce9 \xc3\xbc"}\n']
+    assert json.loads(bodies[0]) == {"label": "caf\udce9 ü"}
 
 
 @pytest.mark.parametrize(
@@ -595,7 +723,14 @@ def test_a_variant_that_dies_is_a_row(bundle_copy: Path, photo: bytes) -> None:
     [
         (("--serve", "--json", "x.json"), "--json does not go with --serve"),
         (("--port", "1"), "--port, --host and --name belong to --serve"),
-        (("--serve", "--host", "not-an-address-of-this-machine.invalid"), "cannot listen on"),
+        (
+            ("--serve", "--host", "not-of-this-machine.invalid"),
+            "if others reach it by that one, use --host 0.0.0.0 --name not-of-this-machine.invalid",
+        ),
+        (
+            ("--serve", "--host", "0.0.0.0", "--name", "board.lan:8000"),
+            "--name takes a host's name or address",
+        ),
         (("--serve", "--port", "70000"), "expected 0 to 65535"),
     ],
 )

@@ -19,7 +19,7 @@ import numpy.typing as npt
 from vgg_export.core import processes
 from vgg_export.core.devices import here
 from vgg_export.core.losses import Loss
-from vgg_export.core.progress import Progress, Quiet, Task
+from vgg_export.core.progress import Progress, Task
 from vgg_export.options import FinetuneOptions
 from vgg_runtime.bundle.metrics import compare, loss_error_points
 from vgg_runtime.bundle.outputs import MULTI_LABEL
@@ -99,18 +99,17 @@ def _tested_rate(
     before = selection_loss(trained, selection, options, TEST_PICTURES)
     steps = min(TEST_STEPS, _batches(fitting, options))
     gains: list[float] = []
-    with progress.task("testing learning rates", None):
-        for rate in RATES:
-            schedule = _Schedule(trained, rate, steps)
-            train_epoch(trained, fitting, options, 1, schedule, Quiet(), steps)
+    found = RATES[-1]
+    for count, rate in enumerate(RATES, 1):
+        schedule = _Schedule(trained, rate, steps)
+        with progress.task(f"testing learning rates, {count} of at most {len(RATES)}", steps) as task:
+            train_epoch(trained, fitting, options, 1, schedule, task, steps)
             loss = selection_loss(trained, selection, options, TEST_PICTURES)
-            gains.append(before - loss if math.isfinite(loss) else -math.inf)
-            trained.load_state_dict(start)
-            if len(gains) > 1 and 0 < gains[-2] >= MOST_OF_THE_GAIN * gains[-1]:
-                found = RATES[len(gains) - 2]
-                break
-        else:
-            found = RATES[-1]
+        gains.append(before - loss if math.isfinite(loss) else -math.inf)
+        trained.load_state_dict(start)
+        if len(gains) > 1 and 0 < gains[-2] >= MOST_OF_THE_GAIN * gains[-1]:
+            found = RATES[len(gains) - 2]
+            break
     log.info("learning rate %.1e, from %d short tests", found, len(gains))
     return found
 

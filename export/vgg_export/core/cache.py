@@ -12,6 +12,7 @@ import hashlib
 import importlib.metadata
 import json
 import logging
+import math
 import platform
 import shutil
 import time
@@ -164,6 +165,13 @@ def _key(stage: Stage[R], options: dict[str, Any], inputs: dict[str, Artifact]) 
             [stage.name, options, hashes, versions(), sources.digest(stage.module)], sort_keys=True
         ).encode()
     ).hexdigest()
+
+
+def seconds_spent(folder: Path) -> float:
+    """The seconds that making the artifacts of a folder took, whoever made them; 0 where there are none."""
+    found = (_read(path) for path in folder.glob("*.json"))
+    seconds = [sidecar.get("seconds") for sidecar in found if sidecar]
+    return float(sum(one for one in seconds if isinstance(one, int | float) and 0 <= one < math.inf))
 
 
 def digest(module: str, *of: object) -> str:

@@ -17,17 +17,20 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from vgg_runtime.output import remove_abandoned, temporary_folder
+from vgg_runtime.output import RANDOM, remove_abandoned, temporary_folder
 
 from .errors import OpeningError, OutputError
 
 log = logging.getLogger(__name__)
 
 _SCRATCH = ".scratch."
+_BY = ".by-"  # the number of the process that writes a file follows
 # there is no such file: what reads it says so in its own words
 _NO_FILE = (errno.ENOENT, errno.EISDIR, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)
 # what tempfile makes of the names in ``atomic_file``, ``folder_beside`` and ``scratch_folder``
-_UNFINISHED = re.compile(r"\.(?P<name>.+)\.[a-z0-9_]{8}\.partial|\.scratch\.(\d+\.)?[a-z0-9_]{8}")
+_UNFINISHED = re.compile(
+    rf"\.(?P<name>.+?)({re.escape(_BY)}\d{{1,9}})?\.{RANDOM}\.partial|\.scratch\.(\d+\.)?{RANDOM}"
+)
 _AT_WORKING_FOLDER, _EXCHANGE = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of Linux
 
 
@@ -73,13 +76,16 @@ def opened_by_library(path: Path) -> Iterator[None]:
 @contextlib.contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
     """A temporary path beside ``path``. It replaces ``path`` when the block succeeds, else it is deleted.
+    What killed processes left there of this file is removed.
 
     Raises:
         OutputError: the file cannot be written.
     """
     with explain_write_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent)
+        prefix = f".{path.name}{_BY}"
+        remove_abandoned(path.parent, prefix, rf"{RANDOM}\.partial")
+        handle, name = tempfile.mkstemp(prefix=f"{prefix}{os.getpid()}.", suffix=".partial", dir=path.parent)
         os.close(handle)
         temporary = Path(name)
         try:

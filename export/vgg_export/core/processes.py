@@ -3,7 +3,8 @@
 The first process does everything; the others wait until it has work that can be divided (``together``), take
 their share of the pictures, and wait again. So what is decided, timed, exported and written is so once, by
 the first process, and all others go its way. Sums over the shares are reduced over all processes with gloo.
-Outside such work, and without torchrun, a process is alone.
+Outside such work, and without torchrun, a process is alone. While the others of its machine wait, the first
+one computes with their threads, too.
 """
 
 import contextlib
@@ -15,7 +16,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
-from . import devices
+from . import devices, threads
 from .errors import DataError, ProcessLostError, VggExportError
 from .progress import Progress, Quiet
 
@@ -34,9 +35,11 @@ class _EndedAlikeError(Exception):
 
 class _State:
     """``dividing``: all processes are within ``together``. ``alike``: the error that ended it ends it for
-    all. ``broken``: the processes are no longer at the same place."""
+    all. ``broken``: the processes are no longer at the same place. ``threads``: those that the first
+    process was given."""
 
     dividing = alike = broken = False
+    threads = threads.Threads(1, 1)
 
 
 def led(command: Callable[[], int]) -> int:  # noqa: RET503  it ends with _leave
@@ -54,8 +57,10 @@ def led(command: Callable[[], int]) -> int:  # noqa: RET503  it ends with _leave
     if _number() > 0:
         _help()
         _leave(0)
+    _State.threads = threads.own()
     try:
-        code = command()
+        with _others_wait():
+            code = command()
     finally:
         if not _State.broken:
             _send(None)
@@ -96,7 +101,7 @@ def together(progress: Progress, function: Callable[..., T], *given: Any) -> T:
     _send((function, given, devices.asked()))
     _State.alike = False
     try:
-        with _dividing():
+        with _dividing(), threads.using(_State.threads):
             made = function(*given, progress)
             _barrier()
     except BaseException:
@@ -112,6 +117,11 @@ def _dividing() -> Iterator[None]:
         yield
     finally:
         _State.dividing = False
+
+
+def _others_wait() -> contextlib.AbstractContextManager[None]:
+    """Compute with the threads of this machine's other processes, too."""
+    return threads.using(threads.of_machine(_State.threads))
 
 
 def rank() -> int:
@@ -250,7 +260,8 @@ def from_first(make: Callable[[], T]) -> T:
         made: T = said[0]
         return made
     try:
-        made = make()
+        with _others_wait():
+            made = make()
     except VggExportError:
         _send(None)
         _State.alike = True

@@ -17,9 +17,10 @@ from vgg_export.core.files import atomic_file, explain_write_errors, sha256, wor
 from vgg_export.core.progress import Progress
 from vgg_export.options import DeployOptions
 from vgg_runtime.bundle import manifest as m
+from vgg_runtime.errors import BundleError
 
 from . import board as boards
-from . import on_board, service, ssh, wheels
+from . import holding, on_board, service, ssh, wheels
 from .board import Board
 from .transfer import Local, Place, bring
 
@@ -74,22 +75,23 @@ def run(options: DeployOptions, show: Show, progress: Progress) -> Deployed:
     with ssh.connect(options) as connection:
         board = boards.survey(connection)
         log.info("%s: %s", options.name, board.in_words())
-        files = _files(options.bundle, whole, chosen, connection.folder)
-        place = Place(connection, board.python, options.root, board.rsync)
-        environment = place.ask("environment", packages=_packages(options))[-1]
-        ready = environment["works"] and environment["stamp"] == _stamp(options, board)
-        keep = sorted({*(entry.path for entry in whole.all_files()), *(file.path for file in files)})
-        place, copied = bring(place, files, keep, 0 if ready else ENVIRONMENT_BYTES, progress)
-        _log_copied(copied, files)
-        if ready:
-            log.info("the virtual environment is up to date")
-        else:
-            _install(place, board, options, progress, works=environment["works"])
-        code, written = EXIT_OK, tuple[Path, ...]()
-        if options.service:
-            _start_service(place, chosen, options)
-        elif options.run:
-            code, written = _measure(place, chosen, options, show)
+        with holding.held(connection, board.python, options.root):
+            files = _files(options.bundle, whole, chosen, connection.folder)
+            place = Place(connection, board.python, options.root, board.rsync)
+            environment = place.ask("environment", packages=_packages(options))[-1]
+            ready = environment["works"] and environment["stamp"] == _stamp(options, board)
+            keep = sorted({*(entry.path for entry in whole.all_files()), *(file.path for file in files)})
+            place, copied = bring(place, files, keep, 0 if ready else ENVIRONMENT_BYTES, progress)
+            _log_copied(copied, files)
+            if ready:
+                log.info("the virtual environment is up to date")
+            else:
+                _install(place, board, options, progress, works=environment["works"])
+            code, written = EXIT_OK, tuple[Path, ...]()
+            if options.service:
+                _start_service(place, chosen, options)
+            elif options.run:
+                code, written = _measure(place, chosen, options, show)
     return Deployed(place.root, tuple(file.path for file in copied), code, written)
 
 
@@ -118,7 +120,12 @@ def _chosen(whole: m.Manifest, wanted: str | None) -> m.Manifest:
 
 
 def _verify(bundle: Path, chosen: m.Manifest, progress: Progress) -> None:
-    """Check the files here first, so that damage on this computer is not blamed on the network."""
+    """Check the files here first, so that damage on this computer is not blamed on the network.
+
+    Raises:
+        BundleError: one is missing or damaged, is no regular file, or is a link that leads out of the bundle.
+    """
+    m.ensure_file_inside(bundle, bundle / m.FILE_NAME)  # the manifest lists itself nowhere
     entries = chosen.all_files()
     with progress.task("checking the bundle", len(entries)) as task:
         m.verify(bundle, entries, lambda _: task.advance())
@@ -137,8 +144,12 @@ def _files(bundle: Path, whole: m.Manifest, chosen: m.Manifest, folder: Path) ->
         path = folder / m.FILE_NAME
         write_json(path, chosen.to_json())
     # the doctor compares the board's memory with the peaks in the report
-    if (report := bundle / m.REPORT_NAME).is_file():
-        files.append(local(m.REPORT_NAME, report))
+    if (report := bundle / m.REPORT_NAME).exists():
+        try:
+            m.ensure_file_inside(bundle, report)
+            files.append(local(m.REPORT_NAME, report))
+        except BundleError:
+            log.warning("%s is not sent: it leads out of the bundle, or is no regular file", report)
     return [*files, local(m.FILE_NAME, path)]
 
 

@@ -12,6 +12,7 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import tempfile
 import threading
@@ -32,7 +33,6 @@ CONNECT_S = 15
 IDLE_S = 1800
 SOCKET_BYTES = 90  # a socket's path may have about 108; ssh appends 17 while it makes the socket
 LOST = 255  # ssh's own exit code
-PID = f"{on_board.OWN}/pid"
 
 OnLine = Callable[[str], None]
 
@@ -115,12 +115,26 @@ def connect(options: DeployOptions) -> Iterator["Connection"]:
     """
     if not shutil.which("ssh"):
         raise BoardError("this computer has no ssh; install it (Debian: sudo apt install openssh-client)")
-    with temporary_folder(place=_short_folder()) as folder:
+    with temporary_folder(place=_short_folder()) as folder, _every_end_as_ctrl_c():
         connection = Connection(options, folder)
         try:
             yield connection.open()
         finally:
             connection.close()
+
+
+@contextlib.contextmanager
+def _every_end_as_ctrl_c() -> Iterator[None]:
+    """A closed terminal (SIGHUP) and SIGTERM interrupt the block as Ctrl-C does, unless they are ignored:
+    what was started on the board would go on."""
+    ends = [end for end in (signal.SIGHUP, signal.SIGTERM) if signal.getsignal(end) is signal.SIG_DFL]
+    for end in ends:
+        signal.signal(end, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        for end in ends:
+            signal.signal(end, signal.SIG_DFL)
 
 
 def _short_folder() -> str | None:
@@ -145,6 +159,7 @@ class Connection:
             "ForwardX11=no",
         )  # the board needs none
         own = ("RemoteCommand=none", *forward, f"ControlPath={socket}")
+        self.holder: subprocess.Popen[bytes] | None = None  # while it runs, the folder there is ours
         self._shared = ["ssh", "-T", *(argument for option in own for argument in ("-o", option))]
 
     def open(self) -> Self:
@@ -183,7 +198,22 @@ class Connection:
 
     def command(self) -> list[str]:
         """ssh's command line for the shared connection, without host and remote command. It asks nothing."""
-        return [*self._shared, "-o", "ControlMaster=no", "-o", "BatchMode=yes"]
+        # where the board refuses another session ssh would connect anew, without this port and key
+        never_anew = ("-o", "ProxyCommand=false")
+        return [*self._shared, "-o", "ControlMaster=no", "-o", "BatchMode=yes", *never_anew]
+
+    def start(self, script: str, errors: IO[bytes] | int) -> subprocess.Popen[bytes]:
+        """Start a script with the board's sh, whatever the login shell is. ``errors`` takes what it prints on
+        standard error.
+
+        A terminal sends Ctrl-C to all processes of the program's group. This ssh is in another, so that it
+        ends when this program ends it: after what it holds or stops on the board. It has no terminal either,
+        so that nothing in ~/.ssh/config can wait for one.
+        """
+        command = [*self.command(), "--", self.options.host, f"sh -c {shlex.quote(script)}"]
+        return subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, start_new_session=True
+        )
 
     def run(
         self,
@@ -205,10 +235,8 @@ class Connection:
         Raises:
             DeployError: the connection broke.
         """
-        command = [*self.command(), "--", self.options.host, f"sh -c {shlex.quote(script)}"]
-        running = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-        )
+        self.ensure_held()
+        running = self.start(script, subprocess.PIPE)
         assert running.stdin
         assert running.stdout
         assert running.stderr
@@ -219,10 +247,10 @@ class Connection:
         lines: list[str] = []
         try:
             reader.start()
-            # a program that stops reading says why in its output
-            with contextlib.suppress(BrokenPipeError), running.stdin as stdin:
+            with contextlib.suppress(BrokenPipeError):  # a program that stops reading says why in its output
                 for block in feed:
-                    stdin.write(block)
+                    running.stdin.write(block)
+                running.stdin.close()
             _collect(running.stdout, lines, on_line)
             code = running.wait()
             reader.join()
@@ -230,13 +258,56 @@ class Connection:
             running.kill()
             running.wait()
             if stop:
-                self.run(stop)
+                self._stop(stop)
             raise
+        finally:
+            with contextlib.suppress(BrokenPipeError):  # now that nothing waits for the rest to be read
+                running.stdin.close()
+        self.ensure_there(code)
+        return Answer(code, "\n".join(lines), "\n".join(complaints))
+
+    def _stop(self, script: str) -> None:
+        """Run the script that stops a program on the board. What ended the program here stays what is told
+        in the end; that the other may go on is told besides."""
+        try:
+            answer = self.run(script)
+            why = "it could not be stopped" if answer.code else ""
+        except DeployError as error:
+            why = str(error)
+        if why:
+            log.warning("what was started on %s may still run there: %s", self.options.name, why)
+
+    def ensure_held(self) -> None:
+        """Check that the folder on the board is still ours, where it was taken.
+
+        Raises:
+            DeployError: it is not: this program was stopped for a while, or the board ended its part.
+        """
+        if self.holder and (code := self.holder.poll()) is not None:
+            self.ensure_there(code)
+            raise DeployError(
+                f"{self.options.name} does not keep the folder for this command any more, and another one may"
+                " work there; run the same command again"
+            )
+
+    def takes_another(self) -> bool:
+        """Whether the board lets a further session run beside one that runs (``MaxSessions`` of its sshd)."""
+        command = [*self.command(), "--", self.options.host, "true"]
+        return (
+            subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=False).returncode
+            == 0
+        )
+
+    def ensure_there(self, code: int) -> None:
+        """Check that the connection did not break, after a command that ended with ``code``.
+
+        Raises:
+            DeployError: it broke.
+        """
         if code == LOST and not self.alive():
             raise DeployError(
                 f"the connection to {self.options.name} broke; run the same command again to resume"
             )
-        return Answer(code, "\n".join(lines), "\n".join(complaints))
 
     def alive(self) -> bool:
         check = [*self._shared, "-O", "check", "--", self.options.host]
@@ -249,12 +320,18 @@ class Connection:
         on_line: OnLine | None = None,
         on_complaint: OnLine | None = None,
     ) -> Answer:
-        """Run a program in a folder of the board. When this call is interrupted, so is the program there."""
+        """Run a program in a folder of the board. When this call is interrupted, so is the program there.
+
+        It keeps a lock (see ``on_board.program_runs``), so that it is noticed where the connection breaks and
+        it goes on: pip would change what the next deployment's pip changes.
+        """
         folder = shlex.quote(root)
-        script = f"cd {folder} && echo $$ > {PID} && export LC_ALL=C.UTF-8 && exec {shlex.join(arguments)}"
+        lock = f"exec 9< {on_board.OWN}; flock -n 9 2> /dev/null"  # a board may have no flock(1)
+        program = f"export LC_ALL=C.UTF-8; exec {shlex.join(arguments)}"
+        script = f"cd {folder} && echo $$ > {on_board.PID} && {{ {lock}; {program}; }}"
         # the process number may belong to another process by now
         ours = '[ "$(readlink "/proc/$p/cwd")" = "$(pwd -P)" ]'
-        stop = f"cd {folder} && p=$(cat {PID}) && {ours} && kill -INT $p"
+        stop = f"cd {folder} && p=$(cat {on_board.PID}) && {ours} && kill -INT $p"
         return self.run(script, on_line=on_line, on_complaint=on_complaint, stop=stop)
 
     def ask(
@@ -271,31 +348,31 @@ class Connection:
             on_answer: called with each answer as it arrives.
 
         Raises:
-            BoardError: the board's disk is full, or a file there cannot be written or read.
+            BoardError: the board's disk is full, a file there cannot be written or read, or a path leads out
+                of the bundle's folder.
             DeployError: ``on_board`` failed or did not answer.
         """
-        source = Path(on_board.__file__).read_text(encoding="utf-8")
         answers: list[dict[str, Any]] = []
 
         def take_line(line: str) -> None:
-            if line.startswith(on_board.MARK):
-                try:
-                    answers.append(json.loads(line.removeprefix(on_board.MARK)))
-                except ValueError:
-                    return  # the connection broke within the line, which is told where the step ends
+            if (answer := answer_in(line)) is not None:
+                answers.append(answer)
                 if on_answer:
-                    on_answer(answers[-1])
+                    on_answer(answer)
 
         def content() -> Iterator[bytes]:
-            yield json.dumps(request).encode() + b"\n"
+            yield as_line(request)
             yield from feed
 
-        done = self.run(f"exec {shlex.join([python, '-c', source])}", content(), take_line)
-        self._raise_for(request, answers, done)
+        done = self.run(as_script(python), content(), take_line)
+        self.raise_for(request, answers, done)
         return answers
 
-    def _raise_for(self, request: dict[str, Any], answers: Sequence[dict[str, Any]], done: Answer) -> None:
+    def raise_for(self, request: dict[str, Any], answers: Sequence[dict[str, Any]], done: Answer) -> None:
+        """Raise what ``ask`` raises, where the answers, or how the program ended, call for it."""
         for answer in answers:
+            if "refused" in answer:
+                raise BoardError(f"on {self.options.name}, {answer['refused']}")
             if answer.get("full"):
                 raise disk_full(self.options.name)
             if "error" in answer:
@@ -308,6 +385,29 @@ class Connection:
                 f"{self.options.name} did not finish the step '{request['do']}'"
                 f" ({last_line(done.err) or f'exit code {done.code}'}); run the same command again"
             )
+
+
+def as_script(python: str) -> str:
+    """The script that runs ``on_board``; a request follows on its standard input."""
+    source = Path(on_board.__file__).read_text(encoding="utf-8")
+    return f"exec {shlex.join([python, '-c', source])}"
+
+
+def as_line(request: dict[str, Any]) -> bytes:
+    """A request as ``on_board`` reads it."""
+    return json.dumps(request).encode() + b"\n"
+
+
+def answer_in(line: str) -> dict[str, Any] | None:
+    """The answer of ``on_board`` that a line holds; None where it holds none, or the connection broke within
+    it, which is told where the step ends."""
+    if not line.startswith(on_board.MARK):
+        return None
+    try:
+        found: dict[str, Any] = json.loads(line.removeprefix(on_board.MARK))
+    except ValueError:
+        return None
+    return found
 
 
 def disk_full(name: str) -> BoardError:

@@ -31,15 +31,15 @@ def lost(point: Point, baseline: Point, which: str = "select", *, sure: bool = F
     return verdict.lost(point.figures(which), baseline.figures(which), sure=sure)
 
 
-def drop(point: Point, baseline: Point, which: str = "select") -> float:
-    """The estimate of ``lost`` in points."""
-    return lost(point, baseline, which).points
+def drop(point: Point, baseline: Point, which: str = "select", *, sure: bool = False) -> float:
+    """``lost`` in points. ``sure``: as it is counted, not as it is estimated."""
+    return lost(point, baseline, which, sure=sure).points
 
 
-def error(point: Point, baseline: Point, which: str = "select") -> float:
+def error(point: Point, baseline: Point, which: str = "select", *, sure: bool = False) -> float:
     """The standard error of ``drop``. On other pictures, about one network in six loses more than the drop
     and its error together."""
-    return lost(point, baseline, which).error_points
+    return lost(point, baseline, which, sure=sure).error_points
 
 
 def shortfall(point: Point, budget: Budget) -> float:

@@ -23,13 +23,20 @@ WORDS = {"top1": "top-1", "agreement": "agreement with the baseline"}
 PICTURES = {"select": "selection pictures", "test": "test pictures"}
 
 
-def pareto(points: Sequence[Point], baseline: Point, cost: Callable[[Point], float]) -> list[Point]:
+def pareto(
+    points: Sequence[Point], baseline: Point, cost: Callable[[Point], float], *, sure: bool = False
+) -> list[Point]:
     """The points that no other beats both in ``cost`` (less is better) and in points lost, ordered by cost.
-    The loss is that on the test pictures if all points have one, else that on the selection pictures."""
+    The loss is that on the test pictures if all points have one, else that on the selection pictures; as
+    --sure counts it where ``sure`` is set."""
     which = judged_on(points)
+
+    def loses(point: Point) -> float:
+        return drop(point, baseline, which, sure=sure)
+
     found: list[Point] = []
-    for point in sorted(points, key=lambda p: (cost(p), drop(p, baseline, which))):
-        if not found or drop(point, baseline, which) < drop(found[-1], baseline, which) - 1e-9:
+    for point in sorted(points, key=lambda p: (cost(p), loses(p))):
+        if not found or loses(point) < loses(found[-1]) - 1e-9:
             found.append(point)
     return found
 
@@ -44,12 +51,12 @@ def counted_in(baseline: Point, which: str) -> str:
     return "top1" if baseline.figures(which).top1 else "agreement"
 
 
-def lost(point: Point, baseline: Point, which: str) -> tuple[float, float] | None:
+def lost(point: Point, baseline: Point, which: str, *, sure: bool = False) -> tuple[float, float] | None:
     """The points lost on the "select" or the "test" pictures and their standard error; None if the point was
-    not judged on them. The baseline loses nothing against itself."""
+    not judged on them. The baseline loses nothing against itself. ``sure``: as --sure counts them."""
     figures = [p.test if which == "test" else p.select for p in (point, baseline)]
     if not all(figures):
         return None
     if point.sha256 == baseline.sha256:
         return 0.0, 0.0
-    return drop(point, baseline, which), error(point, baseline, which)
+    return drop(point, baseline, which, sure=sure), error(point, baseline, which, sure=sure)

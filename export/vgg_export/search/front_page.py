@@ -141,7 +141,7 @@ def _tiles(best: Point, view: View) -> Iterator[str]:
     for value, words in (
         (faster(best), "the baseline's speed"),
         (f"{megabytes(best.bytes)} MB", f"file, {smaller(best, base)} of the baseline's"),
-        (loss(best, base, view.which), lost_of),
+        (loss(best, base, view.which, sure=view.budget.sure), lost_of),
     ):
         yield f"<li><strong>{_safe(value)}</strong> {_safe(words)}</li>"
     yield "</ul>"
@@ -223,7 +223,7 @@ def _dots(
     """The judged points and the forecasts."""
     found = []
     for k, p in enumerate(view.all):
-        if figures := lost(p, view.baseline, view.which):
+        if figures := lost(p, view.baseline, view.which, sure=view.budget.sure):
             tag, ringed = str(k) if k else "", p == view.recommended
             found.append(plot.Dot(cost(p), *figures, tag, p.name, _look(p.family), ringed=ringed))
     found += [
@@ -233,7 +233,7 @@ def _dots(
 
 
 def _beaten_by_none(view: View, cost: Callable[[Point], float]) -> tuple[int, ...]:
-    front = pareto(view.judged, view.baseline, cost)
+    front = pareto(view.judged, view.baseline, cost, sure=view.budget.sure)
     return tuple(k for k, p in enumerate(view.judged) if p in front)
 
 
@@ -281,7 +281,10 @@ def _cells(p: Point, view: View, *, both: bool) -> list[str]:
     cells += [smaller(p, base), faster(p)]
     for which in (view.which, "test") if both else (view.which,):
         figures = p.test if which == "test" else p.select
-        cells += [loss(p, base, which), number(figures.n if figures else None, digits=0)]
+        cells += [
+            loss(p, base, which, sure=view.budget.sure),
+            number(figures.n if figures else None, digits=0),
+        ]
     return cells
 
 

@@ -25,16 +25,17 @@ def header() -> str:
     return _columns(HEADER, "")
 
 
-def line(point: Point, baseline: Point, *, best: bool) -> str:
+def line(point: Point, baseline: Point, *, best: bool, sure: bool = False) -> str:
     """A point with its input size, strength, file size, that and the speed relative to the baseline, and the
-    points lost on the selection pictures with their standard error. ``best``: it is the best one so far."""
+    points lost on the selection pictures with their standard error. ``best``: it is the best one so far;
+    ``sure``: the loss is as --sure counts it."""
     cells = (
         f"{point.input_px} px",
         strength(point),
         f"{megabytes(point.bytes)} MB",
         smaller(point, baseline),
         faster(point),
-        loss(point, baseline),
+        loss(point, baseline, sure=sure),
     )
     return _columns(cells, BEST if best else SHORT.get(point.family, ""))
 
@@ -60,9 +61,9 @@ def faster(point: Point) -> str:
     return f"{point.speedup:.1f}x"
 
 
-def loss(point: Point, baseline: Point, which: str = "select") -> str:
+def loss(point: Point, baseline: Point, which: str = "select", *, sure: bool = False) -> str:
     """The points lost and their standard error: "-0.2 ± 1.6"; a dash without figures on those pictures."""
-    found = lost(point, baseline, which)
+    found = lost(point, baseline, which, sure=sure)
     return ABSENT if found is None else f"{found[0]:+.1f} ± {found[1]:.1f}"
 
 

@@ -5,6 +5,7 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
+from vgg_export.core.errors import VggExportError
 from vgg_export.options import Budget
 
 from . import front_page, lines
@@ -26,7 +27,7 @@ class News:
         log.info("how the search goes: %s", self._page)
         log.info("%s", lines.header())
         for point in alone:
-            log.info("%s", lines.line(point, self._baseline, best=False))
+            log.info("%s", lines.line(point, self._baseline, best=False, sure=self._budget.sure))
         state, points = "Running: no rung is tried yet.", tuple(alone)
         self._write(front_page.View(points, self._baseline, self._budget, None, "", state, finished=False))
 
@@ -35,7 +36,8 @@ class News:
     ) -> None:
         """Show a new point. ``left``: what may be tried yet, for which ``most_s`` seconds are needed at
         most."""
-        log.info("%s", lines.line(point, self._baseline, best=point == found.recommended))
+        best, sure = point == found.recommended, self._budget.sure
+        log.info("%s", lines.line(point, self._baseline, best=best, sure=sure))
         count, minutes = len(experience.tried), max(1, round(most_s / 60))
         tried = f"{count} point{'s' * (count != 1)} tried"
         forecast = tuple(_forecast(one, experience) for one in left)
@@ -45,10 +47,12 @@ class News:
         """Show the result."""
         self._show(found, f"Finished after {minutes:.0f} min.", forecast=(), finished=True)
 
-    def interrupted(self) -> None:
-        """Say on the page that nothing comes in any more."""
+    def ended(self, error: BaseException) -> None:
+        """Say on the page that nothing comes in any more, and why."""
         if self._last and not self._last.finished:
             words = "Interrupted; run the same command again to go on from here."
+            if isinstance(error, VggExportError):
+                words = f"Ended with an error: {error}."
             self._write(dataclasses.replace(self._last, state=words, forecast=(), finished=True))
 
     def _show(

@@ -14,8 +14,7 @@ from vgg_export.options import Budget
 from vgg_runtime.bundle.manifest import FRONT_NAMES
 
 from . import front_page
-from .conclusion import drop, error
-from .front import LOOKS, PICTURES, UNKNOWN_LOOK, WORDS, counted_in, judged_on, pareto
+from .front import LOOKS, PICTURES, UNKNOWN_LOOK, WORDS, counted_in, judged_on, lost, pareto
 from .points import Found, Point
 
 if TYPE_CHECKING:
@@ -51,9 +50,9 @@ COLUMNS = (
 def write(folder: Path, found: Found, budget: Budget | None = None, state: str = "Finished.") -> list[Path]:
     """The files of FRONT_NAMES in a folder. ``budget``: what was asked for, None: nothing; ``state``: how the
     search ended, as a sentence for the page."""
-    points = [found.baseline, *found.points]
-    fastest = pareto(points, found.baseline, lambda p: -p.speedup)
-    smallest = pareto(points, found.baseline, lambda p: p.bytes)
+    points, sure = [found.baseline, *found.points], bool(budget and budget.sure)
+    fastest = pareto(points, found.baseline, lambda p: -p.speedup, sure=sure)
+    smallest = pareto(points, found.baseline, lambda p: p.bytes, sure=sure)
     content = {
         "judged_on": judged_on(points),
         "reason": found.reason,
@@ -65,7 +64,7 @@ def write(folder: Path, found: Found, budget: Budget | None = None, state: str =
     folder.mkdir(parents=True, exist_ok=True)
     paths = {name.rpartition(".")[2]: folder / name for name in FRONT_NAMES}
     _write(paths["json"], (json.dumps(content, indent=1, allow_nan=False) + "\n").encode())
-    _write(paths["csv"], table(found, {id(p) for p in (*fastest, *smallest)}).encode())
+    _write(paths["csv"], table(found, {id(p) for p in (*fastest, *smallest)}, sure=sure).encode())
     for kind in ("svg", "png"):
         _write(paths[kind], picture(found, fastest, smallest, kind))
     front_page.write(paths["html"], _finished(found, budget or Budget(), state))
@@ -84,20 +83,17 @@ def _write(path: Path, content: bytes) -> None:
         temporary.write_bytes(content)
 
 
-def table(found: Found, front: set[int]) -> str:
-    """All points as CSV. An absent figure is an empty cell."""
+def table(found: Found, front: set[int], *, sure: bool = False) -> str:
+    """All points as CSV. An absent figure is an empty cell. ``sure``: losses are as --sure counts them."""
     text = io.StringIO()
     rows = csv.DictWriter(text, COLUMNS, lineterminator="\n")
     rows.writeheader()
     for p in (found.baseline, *found.points):
         own: dict[str, Any] = {name: getattr(p, name) for name in COLUMNS[: COLUMNS.index("select_n")]}
         for which, figures in (("select", p.select), ("test", p.test)):
-            if figures:
-                own |= {
-                    f"{which}_n": figures.n,
-                    f"{which}_drop_points": round(drop(p, found.baseline, which), 4),
-                }
-                own[f"{which}_loss_error_points"] = round(error(p, found.baseline, which), 4)
+            if figures and (loss := lost(p, found.baseline, which, sure=sure)):
+                own[f"{which}_n"] = figures.n
+                own[f"{which}_drop_points"], own[f"{which}_loss_error_points"] = (round(x, 4) for x in loss)
         if p.test:
             own["test_agreement"] = p.test.agreement.rate
             if top1 := p.test.top1:

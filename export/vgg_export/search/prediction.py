@@ -68,10 +68,11 @@ class Experience:
         spread, row = np.linalg.inv(precision), _row(candidate)
         return float(row @ spread @ told), math.sqrt(float(row @ spread @ row) + MODEL_SD**2)
 
-    def error(self) -> float:
-        """The standard error of a point's loss as predicted: as large as those of the points so far."""
+    def error(self, *, sure: bool) -> float:
+        """The standard error of a point's loss as predicted: as large as those of the points so far.
+        ``sure``: of the loss as --sure counts it."""
         points = [one.point for one in self.tried] or [self.alone]
-        return statistics.fmean(error(point, self.baseline) for point in points)
+        return statistics.fmean(error(point, self.baseline, sure=sure) for point in points)
 
     def speedup(self, candidate: Candidate) -> float:
         """The speed as predicted. Between two points the time changes evenly with the arithmetic, and beyond
@@ -158,6 +159,6 @@ def _excess(candidate: Candidate, experience: Experience, budget: Budget, hope: 
     found = missing(experience.bytes(candidate), experience.speedup(candidate), budget)
     if budget.max_drop is not None:
         lost, sd = experience.drop(candidate)
-        unsure = experience.error() if budget.sure else 0.0
+        unsure = experience.error(sure=True) if budget.sure else 0.0
         found += max(0.0, lost + unsure - hope * sd - budget.max_drop)
     return found

@@ -54,6 +54,7 @@ from vgg_export.recipes import (
     names,
     smaller_px,
 )
+from vgg_runtime.board.targets import here
 
 from . import duration, lines
 from .conclusion import conclude
@@ -147,6 +148,10 @@ class Search:
         (point,) = self.points("compact", rung.name, (steps,), self.at(rung), dataclasses.asdict(rung))
         return point
 
+    def spent_on_s(self, rung: Rung) -> float:
+        """The seconds that the files of a rung's point took, in this run or an earlier one."""
+        return cache.seconds_spent(self.at(rung).folder)
+
     def folded(self, px: int) -> cache.Artifact:
         """The checkpoint for an input size, made once for all rungs."""
         if px == self.own_px:
@@ -161,28 +166,33 @@ class Search:
         px = context.options.scaled_px
         return Steps(context, {(FOLD,): self.folded(px)} if px else {})
 
-    def expected(self, variants: int) -> str:
-        """How long all will take, as a sentence. ``variants``: how many are made."""
+    def expected(self) -> str:
+        """How long all will take, as a sentence."""
         effort, options = effort_of(self.options), self.options
+        variants = chosen_recipes(options)
+        pruned = [recipe for recipe in variants if PRUNE in recipe.steps]
         chain, splits = checkpoints.read_header(self.context.checkpoint.path).chain, self.context.splits
         sizes = self.sizes()
-        finetune = next(iter(options.distil.levels(options.budget).values()), None)
-        crops = min(finetune.images, finetune.crops * len(splits.fit)) if finetune else 0
+        level = next(iter(options.distil.levels(options.budget).values()), None)
         work = duration.Work(
             sizes,
             px=min(sizes),
             walked=min(effort.walked, effort.sizes, len(sizes)),
             shares=effort.shares,
             selected=len(splits.select),
-            crops=crops,
+            crops=level.shown(len(splits.fit)) if level else 0,
             tested=len(splits.test),
-            variants=variants,
+            variants=len(variants),
+            pruned=sum(QUANTIZE in recipe.steps for recipe in pruned) if pruned else None,
+            tuned=options.finetune.shown(len(splits.fit)),
             again=len(sizes) > 1 and options.search.effort == THOROUGH,
-            every_form=options.quantize.every_form,
+            int8=duration.int8_cost(here(), options.built_for),
+            every_form=options.quantize.every_form or not here().dot_product,
         )
         tries = (min(LIKELY_TRIES, effort.tries), effort.tries if effort.tries < MANY else MANY_TRIES)
         pace = duration.Pace(*seconds_per_picture(checkpoints.load(self.context.checkpoint.path)))
-        return duration.in_words(*(duration.expected_s(chain, work, pace, count) for count in tries))
+        likely_s, most_s = (duration.expected_s(chain, work, pace, count) for count in tries)
+        return duration.in_words(likely_s, most_s, None if effort.tries < MANY else tries)
 
     def forget(self) -> None:
         """Delete what was kept of the original. After an interruption it serves the search that goes on."""
@@ -345,9 +355,9 @@ def run(search: Search, page: Path | None = None) -> Found:
             if (point := trials.make(candidate)) and news:
                 news.tell(point, trials.found(), trials.offered, trials.experience, trials.most_s())
         found = trials.found()
-    except BaseException:
+    except BaseException as error:
         if news:
-            news.interrupted()
+            news.ended(error)
         raise
     if news:
         news.end(found, trials.spent_s() / 60)
@@ -374,13 +384,13 @@ class Trials:
         if count == self._effort.tries:
             return None
         candidate = choose(self.offered, self.experience, options.budget, self._effort.hope)
-        limit_s = 60 * (options.search.max_minutes or math.inf)
-        if candidate and count and self.spent_s() + self._longest_s() > limit_s:
+        if candidate and count and self._longest_s() > self._left_s():
             words = "it ended after {:.0f} min, as --max-minutes asks, before all was tried"
             self._stopped = f"; {words.format(self.spent_s() / 60)}"
             return None
         if candidate:
-            log.info("point %d of at most %d%s", count + 1, self._effort.tries, self._expected(candidate))
+            most = count + self._left()
+            log.info("point %d of at most %d%s", count + 1, most, self._expected(candidate))
         return candidate
 
     def make(self, candidate: Candidate) -> Point | None:
@@ -392,7 +402,9 @@ class Trials:
         except NothingToGainError as error:
             log.info("it cannot be made: %s", error)
             return None
-        self.experience.tried.append(Tried(candidate, point, time.monotonic() - began))
+        # an interrupted search may have made it
+        took_s = max(time.monotonic() - began, self._search.spent_on_s(candidate.rung))
+        self.experience.tried.append(Tried(candidate, point, took_s))
         return point
 
     def found(self) -> Found:
@@ -417,7 +429,15 @@ class Trials:
 
     def most_s(self) -> float:
         """Seconds for the points that may be tried yet, at most."""
-        return (self._effort.tries - len(self.experience.tried)) * self._longest_s()
+        return max(0.0, min(self._left() * self._longest_s(), self._left_s()))
+
+    def _left(self) -> int:
+        """The number of points that may be tried yet."""
+        return min(self._effort.tries - len(self.experience.tried), len(self.offered))
+
+    def _left_s(self) -> float:
+        """Seconds until ``--max-minutes`` is over."""
+        return 60 * (self._search.options.search.max_minutes or math.inf) - self.spent_s()
 
     def _longest_s(self) -> float:
         return max((one.took_s for one in self.experience.tried), default=0.0)

@@ -10,8 +10,8 @@ from vgg_export.bundle import writer
 from vgg_export.core.errors import OptionsError, OtherInputError
 from vgg_export.data.sanity import Checked
 from vgg_export.inputs import source_and_labels
-from vgg_export.options import THOROUGH, Budget
-from vgg_export.recipes import BASELINE, FOLD, Context, Recipe, Steps, chosen_recipes
+from vgg_export.options import THOROUGH, Budget, FinetuneOptions
+from vgg_export.recipes import BASELINE, FOLD, Context, Recipe, Steps
 from vgg_runtime.bundle import manifest
 from vgg_runtime.bundle.metrics import loss_error_points
 from vgg_runtime.measure import verdict
@@ -58,16 +58,20 @@ def found_for(context: Context) -> Outcome:
     Raises:
         OptionsError: there are too few selection pictures to show the allowed drop.
     """
+    given = len(context.splits.select)
     context = _within(context, search.effort_of(context.options))
     allowed, n = context.options.budget.max_drop, len(context.splits.select)
     if allowed is not None and n and (least := loss_error_points(0, 0, n)) > allowed:
+        more = "give more pictures (class folders in val/)"
+        if n < given:
+            effort = context.options.search.effort
+            more = f"choose another --effort than {effort}, which looks at {n} of {given}"
         raise OptionsError(
             f"{n} selection pictures cannot show a loss of at most {allowed:g} points: even no loss has a"
-            f" standard error of {least:.2g} points on them; allow a larger --max-drop, or give more pictures"
-            " (class folders in val/)"
+            f" standard error of {least:.2g} points on them; allow a larger --max-drop, or {more}"
         )
     with opened(context, ("select",)) as tried:
-        log.info("%s", tried.expected(len(chosen_recipes(context.options))))
+        log.info("%s", tried.expected())
         return _outcome(tried, search.run(tried, context.folder / PAGE))
 
 
@@ -82,8 +86,8 @@ def _within(context: Context, effort: search.Effort) -> Context:
         chosen = choose.limit(splits.select, sources, effort.select, options.data.seed)
         splits = dataclasses.replace(splits, select=tuple(chosen))
     distil = options.distil
-    if min(distil.images, len(splits.fit)) > effort.crops:
-        log.info("%d pictures distil, as --effort quick asks", effort.crops)
+    if FinetuneOptions(images=distil.images).shown(len(splits.fit)) > effort.crops:
+        log.info("%d parts of pictures distil, as --effort quick asks", effort.crops)
         distil = dataclasses.replace(distil, images=effort.crops, epochs=effort.epochs)
     options = dataclasses.replace(
         options,

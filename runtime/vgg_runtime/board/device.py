@@ -62,25 +62,26 @@ _PLAUSIBLE_C = (-40.0, 150.0)
 UNKNOWN_BOARD = "unknown board"
 _OWN_CHOICE = ("intel_pstate", "amd-pstate-epp")
 SINCE_BOOT = " since boot"
+# What 64-bit kernels call every ARM processor, as if it were a model.
+_ANY_ARM = re.compile(r"(ARMv[0-9]+|AArch64) Processor\b", re.IGNORECASE)
 _THROTTLE_FILES = "sys/devices/platform/soc*/soc*:firmware/get_throttled"
 
 
 def describe(threads: int, root: Path = Path("/")) -> Device:
     """The machine this runs on."""
     cpuinfo = _text(root / "proc/cpuinfo")
-    flags = set((_first(r"^(?:flags|Features)\s*:\s*(.*)$", cpuinfo) or "").split())
-    cpu = _first(r"^model name\s*:\s*(.*)$", cpuinfo) or _arm_core(cpuinfo)
+    flags = set((_first(r"^(?:flags|Features)\s*:[ \t]*(.*)$", cpuinfo) or "").split())
     board = (
         _text(root / "proc/device-tree/model").strip("\0 \n")
-        or _first(r"^Model\s*:\s*(.*)$", cpuinfo)
+        or _first(r"^Model\s*:[ \t]*(.*)$", cpuinfo)
         or _text(root / "sys/devices/virtual/dmi/id/product_name").strip()
         or UNKNOWN_BOARD
     )
-    memory = _first(r"^MemTotal:\s*(\d+) kB", _text(root / "proc/meminfo"))
+    memory = _first(r"^MemTotal:\s*([0-9]{1,15}) kB", _text(root / "proc/meminfo"))
     return Device(
         board=board,
         machine=platform.machine(),
-        cpu=cpu,
+        cpu=_processor(cpuinfo),
         features=tuple(f for f in _FEATURES if f in flags),
         cores=len(re.findall(r"^processor\s*:", cpuinfo, re.MULTILINE)) or os.cpu_count() or 1,
         threads=threads,
@@ -110,16 +111,16 @@ def state(root: Path = Path("/")) -> dict[str, Any]:
 def temperature_c(root: Path = Path("/")) -> float | None:
     """Temperature of the hottest processor sensor, in degrees Celsius; None without a sensor. Boards with
     several kinds of core have a sensor for each."""
-    zones = ((zone / "type", zone / "temp") for zone in root.glob("sys/class/thermal/thermal_zone*"))
+    zones = ((zone / "type", zone / "temp") for zone in _found(root, "sys/class/thermal/thermal_zone*"))
     chips = (
         (chip / "name", value)
-        for chip in root.glob("sys/class/hwmon/hwmon*")
-        for value in chip.glob("temp*_input")
+        for chip in _found(root, "sys/class/hwmon/hwmon*")
+        for value in _found(chip, "temp*_input")
     )
     found = [
         int(degrees) / 1000
         for kind, value in (*zones, *chips)
-        if _of_processor(_text(kind)) and re.fullmatch(r"-?[0-9]+", degrees := _text(value).strip())
+        if _of_processor(_text(kind)) and re.fullmatch(r"-?[0-9]{1,15}", degrees := _text(value).strip())
     ]
     low, high = _PLAUSIBLE_C
     return max((degrees for degrees in found if low <= degrees <= high), default=None)
@@ -132,17 +133,16 @@ def _of_processor(kind: str) -> bool:
 
 def clock_mhz(root: Path = Path("/")) -> float | None:
     """Clock of the fastest core now, in MHz; None where it is unknown."""
-    values = [
-        _text(path).strip() for path in root.glob("sys/devices/system/cpu/cpu[0-9]*/cpufreq/scaling_cur_freq")
-    ]
-    return max((int(v) / 1000 for v in values if v.isdigit()), default=None)
+    paths = _found(root, "sys/devices/system/cpu/cpu[0-9]*/cpufreq/scaling_cur_freq")
+    values = [limits.whole(_text(path)) for path in paths]
+    return max((kilohertz / 1000 for kilohertz in values if kilohertz is not None), default=None)
 
 
 def throttled(root: Path = Path("/")) -> tuple[str, ...] | None:
     """The limits that a Raspberry Pi's firmware sets now or has set since boot; None where it cannot be
     asked."""
-    values = [_text(path).strip() for path in sorted(root.glob(_THROTTLE_FILES))]
-    bits = next((int(v, 16) for v in values if re.fullmatch(r"(0x)?[0-9a-fA-F]+", v)), None)
+    values = [_text(path).strip() for path in _found(root, _THROTTLE_FILES)]
+    bits = next((int(v, 16) for v in values if re.fullmatch(r"(0x)?[0-9a-fA-F]{1,16}", v)), None)
     if bits is None:
         return None
     now = [name for k, name in enumerate(_THROTTLE_BITS) if bits >> k & 1]
@@ -155,23 +155,23 @@ def throttled(root: Path = Path("/")) -> tuple[str, ...] | None:
 
 
 def governor(root: Path = Path("/")) -> str | None:
-    """The governor that chooses the clock of the first core; None where it is unknown.
+    """The governors that choose the clock, each once, e.g. "performance, powersave" where some cores have
+    another one; None where they are unknown.
 
     Where the driver chooses the clock itself, its name follows: "powersave" of intel_pstate and of
     amd-pstate-epp goes up to the highest clock, while that of a Raspberry Pi stays at the lowest.
     """
-    folders = sorted(root.glob("sys/devices/system/cpu/cpu[0-9]*/cpufreq"))
-    names = [_text(folder / "scaling_governor").strip() for folder in folders]
-    drivers = [_text(folder / "scaling_driver").strip() for folder in folders]
-    found = next(((name, driver) for name, driver in zip(names, drivers, strict=True) if name), None)
-    if found is None:
-        return None
-    return f"{found[0]} ({found[1]})" if found[1] in _OWN_CHOICE else found[0]
+    found = []
+    for folder in _found(root, "sys/devices/system/cpu/cpu[0-9]*/cpufreq"):
+        name, driver = (_text(folder / f"scaling_{kind}").strip() for kind in ("governor", "driver"))
+        if name:
+            found.append(f"{name} ({driver})" if driver in _OWN_CHOICE else name)
+    return ", ".join(dict.fromkeys(found)) or None
 
 
 def available_bytes(root: Path = Path("/")) -> int | None:
     """Bytes of memory that programs can still get without swapping; None where they are unknown."""
-    kilobytes = _first(r"^MemAvailable:\s*(\d+) kB", _text(root / "proc/meminfo"))
+    kilobytes = _first(r"^MemAvailable:\s*([0-9]{1,15}) kB", _text(root / "proc/meminfo"))
     return _least(
         int(kilobytes) * 1024 if kilobytes else None,
         limits.free_memory_bytes(root),
@@ -198,8 +198,14 @@ def peak_rss_bytes(status: Path = Path("/proc/self/status")) -> int | None:
 
     ``ru_maxrss`` would not do: it inherits the parent's peak.
     """
-    kilobytes = _first(r"^VmHWM:\s*(\d+) kB", _text(status))
+    kilobytes = _first(r"^VmHWM:\s*([0-9]{1,15}) kB", _text(status))
     return int(kilobytes) * 1024 if kilobytes else None
+
+
+def _processor(cpuinfo: str) -> str | None:
+    """The name of the processor: the model's, unless that says no more than that it is an ARM."""
+    named, core = _first(r"^model name\s*:[ \t]*(.*)$", cpuinfo), _arm_core(cpuinfo)
+    return core if core and (not named or _ANY_ARM.match(named)) else named
 
 
 def _arm_core(cpuinfo: str) -> str | None:
@@ -218,6 +224,14 @@ def _installed(package: str) -> str | None:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return None
+
+
+def _found(root: Path, pattern: str) -> list[Path]:
+    """The files of a pattern below ``root``, by name; none where the folders may not be listed."""
+    try:
+        return sorted(root.glob(pattern))
+    except OSError:
+        return []
 
 
 def _text(path: Path) -> str:

@@ -98,7 +98,9 @@ _CORES = {"Cortex-A53": "pi3", "Cortex-A72": "pi4", "Cortex-A76": "pi5"}
 
 def of_device(device: Device) -> Target:
     """The target of a device, or the nearest one."""
-    if "zero 2" in device.board.lower():
+    board = device.board.lower()
+    # others have a "Zero 2" too, with faster cores
+    if "zero 2" in board and ("raspberry pi" in board or _CORES.get(device.cpu or "") == "pi3"):
         return TARGETS["zero2"]
     if device.cpu in _CORES:
         return TARGETS[_CORES[device.cpu]]

@@ -35,8 +35,17 @@ COMPANIONS = frozenset(
         *("ground truth", "groundtruth", "gt", "heatmaps", "thumbnails", "thumbs", "previews"),
     )
 )
+# Suffixes of pictures that are not read: of phones, browsers, cameras and scanners.
+OTHER_PICTURES = frozenset(
+    (
+        *(".heic", ".heif", ".hif", ".avif", ".jxl", ".jxr", ".jp2", ".j2k", ".jpx", ".svg", ".psd", ".tga"),
+        *(".dng", ".cr2", ".cr3", ".nef", ".arw", ".raf", ".orf", ".rw2", ".pef", ".srw", ".raw", ".exr"),
+    )
+)
+_OF_PICTURES = OTHER_PICTURES | frozenset(SUFFIXES)
 STRAY_SHARE = 0.05  # of the pictures in class folders: so many beside them were left there by mistake
 BY_SYSTEM = "left by the system"
+WITHOUT_FILE = "without a file behind the name"  # a link that leads nowhere, a pipe
 SHOWN_SUFFIXES = 4
 UNREADABLE_SHARE = 0.05  # of pictures: so many that cannot be decoded, or a single one, are left out
 
@@ -250,21 +259,31 @@ def by_class(folder: Folder) -> tuple[list[Found], tuple[Path, ...]]:
 
 def unused(folder: Folder, stray: Sequence[Path], read: Sequence[Path] = ()) -> collections.Counter[str]:
     """The number of files by the reason why they are not used. Files beside parts and class folders, such as
-    a README, are not counted.
+    a README, are not counted, unless they are pictures of a format that is not read.
 
     Args:
         stray: pictures beside parts or class folders.
         read: files that were read, though they are no pictures.
     """
     beside = {path.parent for path in stray}
-    below = [one for one in folder.below() if one.path not in beside and (one.pictures or not one.folders)]
-    others = [path for one in below for path in one.others if path not in read]
-    companions = [one for each in folder.below() for one in each.companions]
+    every = list(folder.below())
+    below = [one for one in every if one.path not in beside and (one.pictures or not one.folders)]
+    counted_here = {one.path for one in below}
+    others = [
+        path
+        for one in every
+        for path in one.others
+        if path not in read and (one.path in counted_here or path.suffix.lower() in _OF_PICTURES)
+    ]
+    nothing = [path for path in others if path.suffix.lower() in SUFFIXES]
+    others = [path for path in others if path.suffix.lower() not in SUFFIXES]
+    companions = [one for each in every for one in each.companions]
     names = ", ".join(sorted({one.name for one in companions}))
     return collections.Counter(
         {
             f"in {names} beside images": sum(len(one.all_pictures) for one in companions),
             with_unknown_suffix(others): len(others),
+            WITHOUT_FILE: len(nothing),
             BY_SYSTEM: sum(one.system for one in below),
         }
     )

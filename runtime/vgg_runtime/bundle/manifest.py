@@ -4,13 +4,14 @@ writes it with these classes, and the device reads it with them.
 
 import dataclasses
 import json
+import os
 import unicodedata
 from collections.abc import Callable, Iterable
 from pathlib import Path, PurePosixPath
 from typing import Any, Self
 
 from vgg_runtime.errors import BundleError
-from vgg_runtime.records import FieldError, Record, parse
+from vgg_runtime.records import FieldError, Record, parse, text_of
 from vgg_runtime.records import read as read_as
 from vgg_runtime.result import Evaluation, Loss, StepLoss
 
@@ -44,8 +45,8 @@ class FileEntry(Record):
     bytes: int
 
     def __post_init__(self) -> None:
-        parts = PurePosixPath(self.path).parts
-        if not parts or parts[0] == "/" or ".." in parts or "\\" in self.path or ":" in self.path:
+        parts, absolute = PurePosixPath(self.path).parts, self.path.startswith("/")  # also "//", a root too
+        if not parts or absolute or ".." in parts or "\\" in self.path or ":" in self.path:
             raise BundleError(
                 f"the manifest names {self.path!r}, which is not inside the bundle; do not use this bundle"
             )
@@ -305,7 +306,7 @@ def read(folder: Path) -> Manifest:
     try:
         if path.exists() and not path.is_file():
             raise BundleError(f"{path} is a folder, a pipe or a device, not a file; copy the bundle again")
-        data = parse(path.read_text(encoding="utf-8"))
+        data = parse(text_of(path))
     except (FileNotFoundError, NotADirectoryError) as error:
         raise BundleError(
             f"there is no bundle in {folder} (no {FILE_NAME}); make one with 'vgg-export all', or name"
@@ -339,10 +340,10 @@ def read(folder: Path) -> Manifest:
 def verify(
     folder: Path, entries: Iterable[FileEntry], on_file: Callable[[FileEntry], None] | None = None
 ) -> None:
-    """Compare the sha256 of files with the manifest; ``on_file`` is called before each.
+    """Compare the size and the sha256 of files with the manifest; ``on_file`` is called before each.
 
     Raises:
-        BundleError: a file cannot be read or differs; the first one is named.
+        BundleError: a file cannot be read, differs or is a link out of the bundle; the first one is named.
     """
     import hashlib
 
@@ -351,20 +352,32 @@ def verify(
             on_file(entry)
         path = folder / entry.path
         try:
-            if path.exists() and not path.is_file():
-                raise BundleError(
-                    f"{path} is a folder, a pipe or a device, not a file; copy the bundle again"
-                )
+            ensure_file_inside(folder, path)
             with path.open("rb") as file:
-                digest = hashlib.file_digest(file, "sha256").hexdigest()
+                size, digest = os.fstat(file.fileno()).st_size, ""
+                if size == entry.bytes:  # else it may be without end, or nearly so
+                    digest = hashlib.file_digest(file, "sha256").hexdigest()
         except OSError as error:
             raise BundleError(f"{path} cannot be read ({error.strerror}); copy the bundle again") from error
         if digest != entry.sha256:
-            size = path.stat().st_size
+            hashes = f"; sha256 {digest[:12]}…, expected {entry.sha256[:12]}…" if digest else ""
             raise BundleError(
-                f"{path} differs from the manifest ({size} bytes, expected {entry.bytes};"
-                f" sha256 {digest[:12]}…, expected {entry.sha256[:12]}…); copy the bundle again"
+                f"{path} differs from the manifest ({size} bytes, expected {entry.bytes}{hashes});"
+                " copy the bundle again"
             )
+
+
+def ensure_file_inside(folder: Path, path: Path) -> None:
+    """Make sure that ``path`` in the bundle ``folder`` is a file, where it is there, and no link out of it.
+
+    Raises:
+        BundleError: it is a folder, a pipe or a device, or a link leads it out of the bundle.
+    """
+    if path.exists() and not path.is_file():
+        raise BundleError(f"{path} is a folder, a pipe or a device, not a file; copy the bundle again")
+    # links within the bundle are fine: its files are all listed; realpath raises for no loop of links
+    if not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder)):
+        raise BundleError(f"{path} is a link that leads out of the bundle; do not use this bundle")
 
 
 def read_fitted(folder: Path) -> frozenset[str]:
@@ -375,7 +388,7 @@ def read_fitted(folder: Path) -> frozenset[str]:
         BundleError: splits.json cannot be read.
     """
     try:
-        fitted = parse((folder / SPLITS_NAME).read_text(encoding="utf-8"))["fitted"]
+        fitted = parse(text_of(folder / SPLITS_NAME))["fitted"]
         return frozenset(read_as(tuple[str, ...], fitted, "fitted"))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise BundleError(
@@ -404,8 +417,8 @@ def read_labels(folder: Path, manifest: Manifest) -> tuple[str, ...]:
     """
     path = folder / manifest.labels.path
     try:
-        found = tuple(path.read_text(encoding="utf-8").splitlines())
-    except (OSError, UnicodeDecodeError) as error:
+        found = tuple(text_of(path).splitlines())
+    except (OSError, ValueError) as error:
         raise BundleError(f"{path} cannot be read ({error}); copy the bundle again") from error
     ids, spoken_of = manifest.class_ids, [s.label for s in manifest.samples if s.label is not None]
     if not found or (ids and len(ids) != len(found)) or not all(0 <= k < len(found) for k in spoken_of):

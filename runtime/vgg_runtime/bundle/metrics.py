@@ -61,6 +61,9 @@ def binomial_tail(right: int, n: int, p: float) -> float:
         return 1.0
     if p == 0:
         return 0.0
+    # Far from the most probable number terms add nothing, and a document may claim a billion pictures.
+    likely, reach = int((n + 1) * p), 100 + int(12 * math.sqrt(n * p * (1 - p)))
+    first, last = max(right, likely - reach), min(n, max(right, likely) + reach)
     # in logarithms: with 1000 pictures some terms are smaller than the smallest float
     logs = [
         math.lgamma(n + 1)
@@ -68,7 +71,7 @@ def binomial_tail(right: int, n: int, p: float) -> float:
         - math.lgamma(n - k + 1)
         + k * math.log(p)
         + (n - k) * math.log1p(-p)
-        for k in range(right, n + 1)
+        for k in range(first, last + 1)
     ]
     largest = max(logs)
     return min(1.0, math.exp(largest) * math.fsum(math.exp(value - largest) for value in logs))

@@ -104,7 +104,13 @@ def decisions(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_]:
 
 def predictions(logits: npt.NDArray[np.float32], kind: str, k: int) -> list[tuple[int, float]]:
     """The ``k`` most probable labels of one picture, most probable first, each with its probability. More
-    than ``k`` where a multi-label network gives the picture more. ``logits`` [outputs]."""
+    than ``k`` where a multi-label network gives the picture more. ``logits`` [outputs].
+
+    Raises:
+        ValueError: a logit is no number; nothing is the most probable one then.
+    """
+    if not np.isfinite(logits).all():
+        raise ValueError("the network answers with values that are no numbers (NaN or infinity)")
     found = probabilities(logits, kind)
     count = max(k, int((found > THRESHOLD).sum()))
     return [(int(label), float(found[label])) for label in top_k(class_logits(logits, kind), count)]

@@ -1,6 +1,6 @@
 """Reduces a picture's file to the parts that a decoder needs for its pixels. An odd value in the other parts
 makes decoders refuse or misread a picture; only the orientation is read from them. This module knows JPEG,
-PNG and TIFF, and decodes nothing.
+PNG, TIFF and WebP, and decodes nothing.
 """
 
 import hashlib
@@ -19,39 +19,55 @@ _SIGNATURES = {
 
 # Of the other formats that are decoded only little is known by which a file begins.
 _OTHERS = re.compile(rb"RIFF.{4}WEBP|GIF8[79]a|BM|P[1-6]\s", re.DOTALL)
+_WEBP = re.compile(rb"RIFF.{4}WEBP", re.DOTALL)
 HEAD_BYTES = 12  # as many as ``may_be_one`` looks at
 
+_MARKUP = rb"(?i)(\xef\xbb\xbf)?\s*(<\?xml[^>]*>\s*)?(<!--.*?-->\s*)*"  # what may stand before the first tag
 # What other files begin like, in the first bytes or behind the length of an ISO media file's first box.
 _FOREIGN = (
-    (rb"....ftyp(hei[cxms]|hev[cxms]|mif1|msf1)", "a HEIC picture, as iPhones take"),
-    (rb"....ftyp(avif|avis)", "an AVIF picture"),
+    # a brand that says only "a picture" or "pictures"; the brands behind it tell the coding
+    (rb"....ftyp(avi[fs]|(miaf|mif[12]|msf1)....(....){0,12}?avi[fs])", "an AVIF picture"),
+    (rb"....ftyp(hei[cxms]|hev[cxms]|mif[12]|msf1)", "a HEIC picture, as iPhones take"),
+    (rb"....ftypM4[ABP]\x20", "a sound recording"),
     (rb"....ftypcrx |FUJIFILMCCD-RAW|IIRO|IIRS|IIU\x00", "a camera's raw picture"),
     (rb"....ftyp|\x1aE\xdf\xa3|RIFF....AVI\x20|\x00\x00\x01[\xb3\xba]", "a video"),
     (rb"\xff\x0a|\x00\x00\x00\x0cJXL \r\n\x87\n", "a JPEG XL picture"),
     (rb"\x00\x00\x00\x0cjP  \r\n\x87\n|\xff\x4f\xff\x51", "a JPEG 2000 picture"),
     (rb"8BPS", "a Photoshop file"),
     (rb"%PDF-", "a PDF document"),
-    (rb"\x00\x00[\x01\x02]\x00", "an icon"),
+    (rb"%!PS|\xc5\xd0\xd3\xc6", "a PostScript drawing"),
+    (rb"\x00\x00[\x02\x03\x0a\x0b]\x00{5}|\x00\x01[\x01\x09]\x00\x00..[\x18\x20]", "a TGA picture"),
+    (rb"\x00\x00[\x01\x02]\x00(?!\x00\x00)", "an icon"),
     (rb"qoif", "a QOI picture"),
     (rb"\x76\x2f\x31\x01|#\?R(ADIANCE|GBE)|PF\n|Pf\n", "a picture of floating-point pixels"),
     (rb"SIMPLE  =", "a FITS picture"),
     (rb".{128}DICM", "a DICOM picture"),
-    (
-        rb"(?i)(\xef\xbb\xbf)?\s*(<\?xml[^>]*>\s*)?(<!--.*?-->\s*)*(<!doctype svg[^>]*>\s*)?<svg",
-        "an SVG drawing",
-    ),
-    (rb"(?i)(\xef\xbb\xbf)?\s*<(!doctype html|html|head|body)", "a web page, not the picture that it shows"),
+    (_MARKUP + rb"<(!doctype svg|svg)", "an SVG drawing"),
+    (_MARKUP + rb"<(!doctype html|html|head|body)", "a web page, not the picture that it shows"),
     (rb"version https://git-lfs", "a note of Git LFS in place of the picture; run git lfs pull"),
     (rb"PK\x03\x04|\x1f\x8b|7z\xbc\xaf|Rar!", "an archive; unpack it"),
 )
 
 _APP0, _APP1, _APP14, _APP15, _COM = 0xE0, 0xE1, 0xEE, 0xEF, 0xFE
-_SCAN, _END = 0xDA, 0xD9
+_SCAN, _END, _HUFFMAN, _ARITHMETIC = 0xDA, 0xD9, 0xC4, (0xC9, 0xCA, 0xCB, 0xCD, 0xCE, 0xCF)
 _ALONE = frozenset((0x00, 0x01, *range(0xD0, 0xD9)))  # markers without a length
 # Stands for rows that may be missing. A decoder takes zeros for missing data; these bits differ from zeros,
 # the first of them certainly.
 _HEAD = 512  # bytes by which a foreign file is known
 _BITS = b"\xaa" + hashlib.shake_128(b"rows").digest(2048).replace(b"\xff", b"\x7f")
+
+# What an interrupted copy did not write is often zeros. They are looked for in runs of this length: the
+# smallest that is lost is a sector of 512 bytes, and this many hold more than two blocks of a JPEG whose
+# tables make each block of zeros 63 waves of equal strength, which no picture has.
+_ZEROS = bytes(64)
+NEEDED = 16  # bytes of zeros that are at least one group of plain blocks
+_AFTER_SCAN = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]", re.DOTALL)
+# The symbols whose codes are zeros, in the tables of JPEG's Annex K: of brightness, for which a decoder takes
+# them where a file has no tables, as in MJPEG, and of colour
+_ZERO_SYMBOLS = {0x00: 0, 0x10: 1, 0x01: 0, 0x11: 0}
+
+_WEBP_PIXELS = (b"VP8 ", b"VP8L", b"ANMF")
+_WEBP_KEPT = (b"VP8X", b"ANIM", b"ALPH", *_WEBP_PIXELS)
 
 _PROFILE = b"Raw profile type exif\0"  # ImageMagick's way to put EXIF into a PNG, as hexadecimal digits
 _PROFILE_BYTES = 1_000_000
@@ -60,6 +76,8 @@ _INFLATED_AT_ONCE = 1 << 14  # bytes, each of which may become a thousand
 _PASSES = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
 _CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # of a PNG's colour types
 
+_RAW, _DEFLATED, _JPEG_IN_TIFF = 1, (8, 32946), 7  # compressions of a TIFF
+_DEPTH, _COLOURS, _INK, _LARGEST, _DOT_RANGE = 258, 262, 5, 281, 336
 _ORIENTATION, _SAMPLES, _PLANAR = 0x112, 277, 284
 # Size, depth, compression, colours and places of the pixels; 512 to 521 are the old kind of JPEG in a TIFF.
 _PIXEL_TAGS = frozenset((
@@ -92,9 +110,12 @@ def without_metadata(content: bytes) -> tuple[bytes, int]:
     """The file as a decoder should see it, and its EXIF orientation, 1 where none can be read.
 
     Raises:
-        ValueError: a part of a PNG that its pixels depend on is damaged or missing.
+        ValueError: a part of a PNG that its pixels depend on is damaged or missing, or a TIFF has a scale
+            of its own.
     """
     parts = {JPEG: _jpeg, PNG: _png, TIFF: _tiff}.get(kind(content) or "")
+    if _WEBP.match(content):
+        parts = _webp
     found, orientation = parts(content) if parts else (content, 0)
     return found, orientation or 1
 
@@ -144,6 +165,7 @@ def _tiff(content: bytes) -> tuple[bytes, int]:
     # With one sample, separate planes mean nothing, yet for them Pillow decodes as if there were 8 bits: to a
     # negative, or to nothing.
     tags = _PIXEL_TAGS - {_PLANAR} if samples == 1 else _PIXEL_TAGS
+    _refuse_scales({_tag(entry, order): _integer(entry, order) for entry in entries})
     kept = [entry for entry in entries if _tag(entry, order) in tags]
     if not kept:
         return content, 0
@@ -155,9 +177,47 @@ def _tiff(content: bytes) -> tuple[bytes, int]:
     )
 
 
-def _segments(content: bytes) -> Iterator[tuple[int, int, bytes]]:
-    """Marker, place and payload of a JPEG's segments up to the first scan."""
-    place = 2
+def _refuse_scales(tags: Mapping[int, int]) -> None:
+    """Pillow takes 0 for no ink and the largest number of 16 bits for white, whatever these tags say."""
+    if tags.get(_COLOURS) == _INK and tags.get(_DOT_RANGE, 0) > 127:
+        raise ValueError("its tag 336, DotRange, makes it a negative; save it again as a PNG or JPEG")
+    if tags.get(_DEPTH) == 16 and 0 < tags.get(_LARGEST, 0) < 1 << 15:
+        raise ValueError(
+            f"its tag 281, MaxSampleValue, makes {tags[_LARGEST]} the largest of 16 bits; save it again as a"
+            " PNG or JPEG"
+        )
+
+
+def ends_early(strip: memoryview, compression: int, tables: bytes) -> bool:
+    """Whether a strip or tile of a TIFF, in the compression that its tag 259 says, surely lacks its end:
+    libtiff then shows rows wrong with a warning at most.
+
+    Args:
+        tables: the JPEG (tag 347) with the tables of all strips, empty without.
+    """
+    if compression == _RAW:
+        return False
+    if compression in _DEFLATED:
+        return not _is_inflated_whole(strip)
+    if compression == _JPEG_IN_TIFF:
+        alone = bytes(strip)
+        zeros = zeros_in_scan(tables.removesuffix(b"\xff\xd9") + alone[2:] if tables else alone)
+        return b"\xff\xd9" not in alone or (zeros is not None and zeros[2])
+    return bytes(strip[-len(_ZEROS) :]) == _ZEROS
+
+
+def _is_inflated_whole(data: memoryview) -> bool:
+    inflater = zlib.decompressobj()
+    try:
+        for place in range(0, len(data), _INFLATED_AT_ONCE):
+            inflater.decompress(data[place : place + _INFLATED_AT_ONCE])
+    except zlib.error:
+        return False
+    return inflater.eof
+
+
+def _segments(content: bytes, place: int = 2) -> Iterator[tuple[int, int, bytes]]:
+    """Marker, place and payload of a JPEG's segments from a place up to the next scan."""
     while 0 <= (place := content.find(b"\xff", place)) < len(content) - 3:
         marker = content[place + 1]
         if marker == 0xFF:  # a filling byte
@@ -207,6 +267,102 @@ def with_other_endings(content: bytes) -> tuple[bytes, bytes]:
     _, last = max((pixels.rfind(b"\xff%c" % marker, scan), marker) for marker in range(0xD0, 0xD8))
     rows = b"".join(b"\xff%c%b" % (0xD0 + (last + k) % 8, _BITS) for k in range(1, 9))
     return pixels + b"\xff\xd9", b"".join([pixels, _BITS, rows, b"\xff\xd9"])
+
+
+def _webp(content: bytes) -> tuple[bytes, int]:
+    """Keep the chunks up to the pixels, of an animation those of the first frame."""
+    kept: list[tuple[bytes, bytes]] = []
+    is_whole, upright = False, 0
+    for name, data, is_there in _webp_chunks(content):
+        if name == b"EXIF":
+            upright = upright or orientation(data)
+        elif is_there and not is_whole and name in _WEBP_KEPT:
+            # the flags of a profile, EXIF and XMP, which are left out
+            kept.append((name, bytes([data[0] & ~0x2C]) + data[1:] if name == b"VP8X" and data else data))
+            is_whole = name in _WEBP_PIXELS
+    return _as_webp(kept) if is_whole else content, upright
+
+
+def _webp_chunks(content: bytes) -> Iterator[tuple[bytes, bytes, bool]]:
+    """Name and data of a WebP's chunks, and whether the file holds all of it."""
+    place = 12
+    while place + 8 <= len(content):
+        size = int.from_bytes(content[place + 4 : place + 8], "little")
+        data = content[place + 8 : place + 8 + size]
+        yield content[place : place + 4], data, len(data) == size
+        place += 8 + size + size % 2
+
+
+def _as_webp(chunks: list[tuple[bytes, bytes]]) -> bytes:
+    parts = [name + struct.pack("<L", len(data)) + data + bytes(len(data) % 2) for name, data in chunks]
+    body = b"".join([b"WEBP", *parts])
+    return b"".join([b"RIFF", struct.pack("<L", len(body)), body])
+
+
+def with_fewer_zeros(content: bytes) -> bytes | None:
+    """A WebP, as ``without_metadata`` gives it, with its pixels cut by some of the zeros that they end in;
+    None where these are few. If it can be decoded, the zeros stood in place of pixels: those of a plain area
+    are all needed.
+    """
+    chunks = [(name, data) for name, data, _ in _webp_chunks(content)]
+    if not chunks or chunks[-1][0] not in (b"VP8 ", b"VP8L"):
+        return None
+    name, data = chunks.pop()
+    # A decoder reads some bytes ahead, but not as many as a half of these.
+    return _as_webp([*chunks, (name, data[: -len(_ZEROS) // 2])]) if data.endswith(_ZEROS) else None
+
+
+def zeros_in_scan(content: bytes) -> tuple[int, int, bool] | None:
+    """Where a JPEG may hold zeros in place of pixels: the place of the first and behind the last, and whether
+    that is certain. In optimised tables zeros are often the code of a plain block, so that they may be a
+    plain area; then only those at the end are told, which are wrong if the picture does not need the last
+    NEEDED of them.
+    """
+    if _ZEROS not in content:
+        return None
+    for start, end, are_plain, is_part in _scans(content):
+        if not (are_plain or is_part) and (place := content.find(_ZEROS, start, end)) >= 0:
+            return place, end, True
+        place = start + len(content[start:end].rstrip(b"\0"))
+        if end - place >= len(_ZEROS) and content[end + 1 : end + 2] in (b"\xd9", b""):
+            return place, end, not are_plain
+    return None
+
+
+def _scans(content: bytes) -> Iterator[tuple[int, int, bool, bool]]:
+    """Start and end of the data of a JPEG's scans, whether zeros in them make plain blocks, and whether a
+    scan has only some waves or only some bits of them, which may be equal in many blocks of a shade."""
+    symbols, end, is_more = dict(_ZERO_SYMBOLS), 2, True
+    while is_more:
+        is_more = False
+        for marker, place, payload in _segments(content, end):
+            if marker in _ARITHMETIC:
+                return  # there zeros may be anything
+            if marker == _HUFFMAN:
+                symbols |= _zero_symbols(payload)
+            elif marker == _SCAN:
+                start = place + 4 + len(payload)
+                found = _AFTER_SCAN.search(content, start)
+                end, is_more = found.start() if found else len(content), True
+                is_part = payload[-2:-1] != b"\x3f" or payload[-1] >= 16
+                yield start, end, _are_zeros_plain(payload, symbols), is_part
+
+
+def _zero_symbols(tables: bytes) -> Iterator[tuple[int, int]]:
+    """Class and number of Huffman tables, and the symbol of each whose code is all zeros: the first."""
+    place = 0
+    while place + 17 < len(tables):
+        yield tables[place], tables[place + 17]
+        place += 17 + sum(tables[place + 1 : place + 17])
+
+
+def _are_zeros_plain(scan: bytes, symbols: Mapping[int, int]) -> bool:
+    """Whether zeros say that no wave follows in a block (a symbol without bits of a value), or lie in a scan
+    of a progressive JPEG that has no waves."""
+    if len(scan) < 4 or scan[-2] == 0:
+        return True
+    used = (0x10 | scan[k] & 0x0F for k in range(2, len(scan) - 3, 2))
+    return all(symbols.get(table, 0) & 0x0F == 0 for table in used)
 
 
 def _chunks(content: bytes) -> Iterator[tuple[bytes, memoryview, bool | None]]:
@@ -311,18 +467,19 @@ def with_all_rows(content: bytes) -> bytes | None:
     """
     header = content[16:29]
     needed, last_pass, row = _inflated_bytes(header)
-    packed, found = zlib.compressobj(1), 0
-    made = []
-    for rows in _inflated(content):
-        made.append(packed.compress(rows))
-        found += len(rows)
+    found = sum(map(len, _inflated(content)))
     if found >= needed:
         return content
-    if found < max(ENOUGH_ROWS * needed, needed - last_pass):
+    # Of a row that is there in part the rest would be black, so that it counts as missing.
+    kept = found - (last_pass - needed + found) % row
+    if kept < max(ENOUGH_ROWS * needed, needed - last_pass):
         return None
-    missing = needed - found
-    made.append(packed.compress(bytes(missing % row)))
-    made += [packed.compress(b"\2" + bytes(row - 1)) for _ in range(missing // row)]  # filter 2: as above
+    packed, above = zlib.compressobj(1), b"\2" + bytes(row - 1)  # filter 2: as above
+    made, left = [], kept
+    for rows in _inflated(content):
+        made.append(packed.compress(rows[:left]))
+        left -= min(left, len(rows))
+    made += [packed.compress(above) for _ in range((needed - kept) // row)]
     pixels = b"".join([*made, packed.flush()])
     return b"".join([content[: content.index(b"IDAT") - 4], _chunk(b"IDAT", pixels), _chunk(b"IEND", b"")])
 

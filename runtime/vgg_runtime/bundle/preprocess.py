@@ -54,7 +54,8 @@ _UPRIGHT = {
 }
 # TIFF's tags
 _BITS, _COMPRESSION, _PHOTOMETRIC, _SAMPLES, _PLANAR = 258, 259, 262, 277, 284
-_COLORMAP, _SAMPLE_FORMAT, _SUBSAMPLING = 320, 339, 530
+_COLORMAP, _EXTRA, _SAMPLE_FORMAT, _TABLES, _SUBSAMPLING = 320, 338, 339, 347, 530
+_STRIPS, _TILES = (273, 279), (324, 325)  # the places and sizes of the pixels
 
 
 def open_image(source: Path | bytes, spec: InputSpec | None = None) -> Image.Image:
@@ -81,11 +82,9 @@ def open_image(source: Path | bytes, spec: InputSpec | None = None) -> Image.Ima
 
 def size_px(content: bytes) -> tuple[int, int]:
     """Width and height of a picture that ``open_image`` reads, upright. Nothing is decoded."""
-    content, orientation = picture_files.without_metadata(content)
     with _explained("the file"):
+        content, orientation = picture_files.without_metadata(content)
         image = Image.open(io.BytesIO(content), formats=FORMATS)
-        if image.format == "WEBP":
-            orientation = picture_files.orientation(image.info.get("exif", b""))
         width, height = image.size
     return (height, width) if orientation >= 5 else (width, height)
 
@@ -147,8 +146,6 @@ def _open(content: bytes, name: str, spec: InputSpec | None) -> Image.Image:
             raise
         reason = f"begins like a {kind} file, but cannot be decoded: it is damaged or of a rare kind"
         raise ImageError(f"{name} {reason}; save it again as a PNG or JPEG of 8 bits a channel") from error
-    if image.format == "WEBP":
-        orientation = picture_files.orientation(image.info.get("exif", b""))
     kind = image.format
     image = _upright(_to_rgb(image, name), orientation)
     image.format = kind
@@ -163,9 +160,23 @@ def _decode_whole(content: bytes, name: str, spec: InputSpec | None) -> Image.Im
     """Decode, and make sure that no rows are missing where the decoder does not check that."""
     kind = picture_files.kind(content)
     if kind == picture_files.JPEG:
-        found = _decode_jpeg(content, name, spec)
-        return found if found is not None else _decode_with_end(content, name, spec)
-    return _decode_png(content, name, spec) if kind == picture_files.PNG else _decode(content, name, spec)
+        return _decode_jpeg(content, name, spec)
+    if kind == picture_files.PNG:
+        return _decode_png(content, name, spec)
+    # Zeros at the end of raw pixels (BMP, PPM, some TIFF) are not looked for: black is nothing else.
+    image = _decode(content, name, spec)
+    shorter = picture_files.with_fewer_zeros(content) if image.format == "WEBP" else None
+    if shorter is not None and _can_be_decoded(shorter, name):
+        raise OSError(_ROWS_MISSING)
+    return image
+
+
+def _can_be_decoded(content: bytes, name: str) -> bool:
+    try:
+        _decode(content, name, None)
+    except OSError:
+        return False
+    return True
 
 
 def _decode_png(content: bytes, name: str, spec: InputSpec | None) -> Image.Image:
@@ -183,15 +194,20 @@ def _decode_png(content: bytes, name: str, spec: InputSpec | None) -> Image.Imag
     return image if image is not None and whole is content else _decode(whole, name, spec)
 
 
-def _decode_jpeg(content: bytes, name: str, spec: InputSpec | None) -> Image.Image | None:
-    """The decoded JPEG; None where its end marker or rows may be missing."""
+def _decode_jpeg(content: bytes, name: str, spec: InputSpec | None) -> Image.Image:
+    zeros = picture_files.zeros_in_scan(content)
+    if zeros is not None:
+        first, end, is_certain = zeros
+        if is_certain or _are_alike(content[: end - picture_files.NEEDED], name, spec):
+            return _decode_with_end(content[:first], name, spec)
     try:
         image = _decode(content, name, spec)
     except UnidentifiedImageError:
         raise
     except OSError:
-        return None
-    return None if _ends_in_filling_grey(image) else image
+        return _decode_with_end(content, name, spec)
+    # the end marker or rows may be missing
+    return _decode_with_end(content, name, spec) if _ends_in_filling_grey(image) else image
 
 
 def _decode(content: bytes, name: str, spec: InputSpec | None) -> Image.Image:
@@ -213,6 +229,8 @@ def _decode(content: bytes, name: str, spec: InputSpec | None) -> Image.Image:
                 f"{name} is a TIFF with {problem}, which this program does not read: convert it to PNG or"
                 " JPEG"
             )
+        if _lacks_rows(image, content):
+            raise OSError(_ROWS_MISSING)
     image.load()
     return image
 
@@ -224,7 +242,21 @@ def _decode_with_end(content: bytes, name: str, spec: InputSpec | None) -> Image
     """
     ended, followed = picture_files.with_other_endings(content)
     other = _fingerprints(_decode(followed, name, spec))
-    image = _decode(ended, name, spec)
+    return _without_differing(_decode(ended, name, spec), other)
+
+
+def _are_alike(content: bytes, name: str, spec: InputSpec | None) -> bool:
+    """Whether a JPEG is the same picture with two different endings, and so needs nothing behind it."""
+    ended, followed = picture_files.with_other_endings(content)
+    return _fingerprints(_decode(ended, name, spec)) == _fingerprints(_decode(followed, name, spec))
+
+
+def _without_differing(image: Image.Image, other: list[int]) -> Image.Image:
+    """The picture; where it differs from the fingerprints ``other``, its last row before is repeated.
+
+    Raises:
+        OSError: that is more than the rows that may be missing.
+    """
     same = (one == two for one, two in zip(_fingerprints(image), other, strict=True))
     differing = next((k for k, alike in enumerate(same) if not alike), None)
     if differing is None:
@@ -279,6 +311,18 @@ def _misread(image: TiffImagePlugin.TiffImageFile) -> str | None:
     return next((problem for problem, found in problems.items() if found), None)
 
 
+def _lacks_rows(image: TiffImagePlugin.TiffImageFile, content: bytes) -> bool:
+    """Whether the pixels of a compressed TIFF end early where libtiff does not refuse that."""
+    tags, everything = image.tag_v2, memoryview(content)
+    places, sizes = _STRIPS if _STRIPS[0] in tags else _TILES
+    return any(
+        picture_files.ends_early(
+            everything[place : place + size], tags.get(_COMPRESSION, 1), tags.get(_TABLES, b"")
+        )
+        for place, size in zip(tags.get(places, ()), tags.get(sizes, ()), strict=False)
+    )
+
+
 def _to_rgb(image: Image.Image, name: str) -> Image.Image:
     if image.mode.startswith("I;16"):
         image = _eight_bits(image)
@@ -298,11 +342,18 @@ def _to_rgb(image: Image.Image, name: str) -> Image.Image:
         image = ImageChops.invert(image)  # Pillow takes every CMYK JPEG for a negative, as Adobe writes them
     elif isinstance(image, TiffImagePlugin.TiffImageFile) and image.mode in ("P", "PA"):
         _mend_palette(image)
+    if isinstance(image, TiffImagePlugin.TiffImageFile) and _says_no_alpha(image):
+        image = image.convert("RGB")
     if image.has_transparency_data:
         return _over_white(image)
     # A copy takes memory that a small board lacks. Only a WEBP is copied: it would keep its decoder, which is
     # larger.
     return image if image.mode == "RGB" and image.format != "WEBP" else image.convert("RGB")
+
+
+def _says_no_alpha(image: TiffImagePlugin.TiffImageFile) -> bool:
+    """Whether Pillow takes a channel for alpha of which the file does not say what it is."""
+    return image.mode == "RGBA" and image.tag_v2.get(_EXTRA, (0,))[0] not in (1, 2)
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:

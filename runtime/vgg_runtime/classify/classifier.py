@@ -162,10 +162,10 @@ class Classifier:
         start = time.perf_counter()
         try:
             logits = model(tensor)[0]
+            model_ms = (time.perf_counter() - start) * 1e3
+            found = outputs.predictions(logits, self.output, top)
         except Exception as error:  # whatever onnxruntime raises, with its message
             raise ModelError(f"{self.variant}: {failure(error)}") from error
-        model_ms = (time.perf_counter() - start) * 1e3
-        found = outputs.predictions(logits, self.output, top)
         said = [Prediction(self.labels[index], probability, index) for index, probability in found]
         return Answer(said, prepare_ms, model_ms)
 
@@ -186,6 +186,7 @@ def _loaded(bundle: Bundle, variant: Variant, threads: int, memory: str) -> Mode
     try:
         model = Model(bundle.folder / build.model.path, builds.session_here(build, mode), threads)
         replayed = np.concatenate([model(inputs[k : k + 1]) for k in range(len(inputs))])
+        self_check.ensure_classes(replayed, bundle.manifest.output, len(bundle.labels))
     except Exception as error:  # whatever onnxruntime raises, with its message
         raise ModelError(f"{variant.id}: {failure(error)}") from error
     if wrong := self_check.refusal(self_check.deviation(replayed, expected), variant.precision):

@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from vgg_runtime import __version__, console, text
-from vgg_runtime.bundle import images, outputs
-from vgg_runtime.bundle.opened import Bundle
+from vgg_runtime.bundle import images, manifest, outputs
 from vgg_runtime.errors import ImageError, RuntimeInputError
 
 from .classifier import TOP, Answer, Classifier
@@ -75,7 +74,7 @@ def _run(options: argparse.Namespace) -> int:
             if isinstance(answer, ImageError):
                 unread += 1
                 whose = "standard input: " if name == STANDARD_INPUT else ""
-                console.say_aside(f"Error: {whose}{answer}")
+                console.say_aside(f"Error: {whose}{console.in_one(str(answer))}")
             if options.json:
                 console.say(json.dumps(_document(name, classifier.variant, answer)))
             elif not isinstance(answer, ImageError):
@@ -86,18 +85,21 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _pictures(named: Sequence[str], folder: Path) -> list[str]:
-    """The pictures to classify, as paths, in the order in which they were named.
+    """The pictures to classify, as paths, in the order in which they were named; without any, the samples,
+    whose files are compared with the manifest.
 
     Raises:
+        BundleError: a sample cannot be read or differs.
         RuntimeInputError: a folder holds none, or standard input is a terminal.
     """
     if not named:
-        samples = Bundle.read(folder).manifest.samples
+        samples = [sample.file for sample in manifest.read(folder).samples]
         if not samples:
             raise RuntimeInputError(
                 "this bundle has no samples; name pictures, folders, or - for standard input"
             )
-        return [str(folder / sample.file.path) for sample in samples]
+        manifest.verify(folder, samples)
+        return [str(folder / sample.path) for sample in samples]
     if STANDARD_INPUT in named and (sys.stdin is None or os.isatty(0)):
         raise RuntimeInputError("- expects a picture on standard input, which is a terminal here; pipe one")
     if list(named).count(STANDARD_INPUT) > 1:

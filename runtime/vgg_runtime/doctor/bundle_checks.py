@@ -9,13 +9,14 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from vgg_runtime import console
 from vgg_runtime.board.targets import of_device
 from vgg_runtime.bundle import builds, manifest
 from vgg_runtime.bundle.manifest import FileEntry, Variant
 from vgg_runtime.bundle.opened import Bundle
 from vgg_runtime.errors import BundleError
 from vgg_runtime.measure import process
-from vgg_runtime.records import FieldError, parse
+from vgg_runtime.records import FieldError, parse, text_of
 from vgg_runtime.result import Device, Result
 from vgg_runtime.text import in_bytes
 
@@ -47,7 +48,7 @@ def examine(folder: Path, threads: int, board: Device, report: Report) -> list[C
     except BundleError as error:
         return [*checks, _as_check("bundle", error)]
     files, variants = bundle.manifest.all_files(), bundle.manifest.variants
-    wrong = differing(folder, files, report)
+    wrong = differing(bundle, files, report)
     checks.append(hashes(files, wrong))
     checks += _labels(bundle, wrong)
     recorded = recorded_peaks(bundle)
@@ -73,12 +74,22 @@ def runtime(board: Device) -> Check:
     name = "onnxruntime"
     if board.onnxruntime is None:
         return Check(name, FAILS, "the package is not installed", INSTALL)
-    events, death = ask({}, IMPORT_SECONDS)
+    try:
+        events, death = ask({}, IMPORT_SECONDS)
+    except OSError as error:
+        return unstarted(name, error)
     if "imported" in events:
         return Check(name, OK, f"{events['imported']['version']} can be imported")
     why = death or events.get("error", {}).get("message", "there was no error message")
     remedy = "venv/bin/pip install --upgrade 'onnxruntime!=1.21.0' in the virtual environment that runs this"
     return Check(name, FAILS, f"{board.onnxruntime} is installed but cannot be imported: {why}", remedy)
+
+
+def unstarted(name: str, error: OSError) -> Check:
+    """What is said where the system starts no process, which tells nothing of onnxruntime or of a model."""
+    why = console.refused(error) or f"{error.strerror or error}; close other programs"
+    found, _, remedy = why.rpartition("; ")
+    return Check(name, FAILS, f"it could not be tried, no process can be started: {found}", remedy)
 
 
 def telemetry(off: str | None) -> Check:
@@ -92,7 +103,11 @@ def telemetry(off: str | None) -> Check:
 
 
 def ask(request: dict[str, Any], seconds: float) -> tuple[dict[str, process.Event], str | None]:
-    """The events with which ``probe.py`` answers a request, by name, and how it died, if it did."""
+    """The events with which ``probe.py`` answers a request, by name, and how it died, if it did.
+
+    Raises:
+        OSError: the process cannot be started.
+    """
     events = {}
     with contextlib.closing(process.Child("vgg_runtime.doctor.probe")) as child:
         with child.within(seconds):
@@ -105,13 +120,14 @@ def ask(request: dict[str, Any], seconds: float) -> tuple[dict[str, process.Even
         return events, death
 
 
-def differing(folder: Path, files: Sequence[FileEntry], report: Report) -> dict[str, BundleError]:
-    """The errors of all files that are missing or have changed, by path."""
+def differing(bundle: Bundle, files: Sequence[FileEntry], report: Report) -> dict[str, BundleError]:
+    """The errors of all files that are missing, have changed or are graphs that read others, by path."""
     wrong = {}
     for entry in files:
         report(f"checking {entry.path}")
         try:
-            manifest.verify(folder, [entry])
+            manifest.verify(bundle.folder, [entry])
+            bundle.ensure_reads_only(entry, files)
         except BundleError as error:
             wrong[entry.path] = error
     return wrong
@@ -148,9 +164,9 @@ def recorded_peaks(bundle: Bundle) -> Recorded:
     The manifest has no hash of the report, so a peak is used only if the report's model has the same size.
     """
     sizes = {variant.id: {build.bytes for build in variant.builds} for variant in bundle.manifest.variants}
+    path = bundle.folder / manifest.REPORT_NAME
     try:
-        page = (bundle.folder / manifest.REPORT_NAME).read_text(encoding="utf-8")
-        found = _RESULT.search(page)
+        found = _RESULT.search(text_of(path) if path.is_file() else "")  # a pipe would be waited for
         result = Result.from_json(parse(found[1] if found else ""))
     except (OSError, ValueError, FieldError):
         return Recorded({}, "unknown")
@@ -261,7 +277,10 @@ def fused(bundle: Bundle, variant: Variant, threads: int) -> Check:
         "threads": threads,
         "shape": variant.preprocessing.shape,
     }
-    events, death = ask(request, RUN_SECONDS)
+    try:
+        events, death = ask(request, RUN_SECONDS)
+    except OSError as error:
+        return unstarted(name, error)
     if "executed" not in events:
         return unjudged(name, events, death, variant.build.model.path)
     ran = events["executed"]

@@ -5,17 +5,14 @@ cannot be installed (a 32-bit system has no onnxruntime). Every file is read bel
 can lay out another board.
 """
 
-import argparse
 import dataclasses
 import json
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from vgg_runtime import output, text
+from vgg_runtime import console, output, text
 from vgg_runtime.board import device
-from vgg_runtime.errors import RuntimeInputError
 from vgg_runtime.records import Record
 from vgg_runtime.result import Device
 
@@ -23,9 +20,6 @@ from .finding import FAILS, INSTALL, OK, Check, Report, table
 from .machine import machine
 
 SCHEMA = 1
-
-
-EXIT_OK, EXIT_FAILS, EXIT_INPUT = 0, 1, 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,21 +73,23 @@ def command(folder: Path, threads: int, json_path: Path | None, report: Report) 
         output.check_writable(json_path)
     found = examine(folder, threads, report)
     report("")
-    sys.stdout.write(table(found.checks, text.terminal_width()) + "\n")
-    if json_path:
-        output.write(json_path, json.dumps(found.to_json(), indent=1, allow_nan=False))
-    return EXIT_FAILS if found.fails else EXIT_OK
+    try:  # a full disk behind what is printed must not lose the document
+        console.shown(table(found.checks, text.terminal_width()))
+    finally:
+        if json_path:
+            output.write(json_path, json.dumps(found.to_json(), indent=1, allow_nan=False))
+    return console.EXIT_FAILED if found.fails else console.EXIT_OK
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the doctor where ``compare.py`` cannot be imported because numpy or Pillow is missing."""
-    parser = argparse.ArgumentParser(prog="compare.py", allow_abbrev=False)
+    parser = console.Parser(prog="compare.py", allow_abbrev=False)
     parser.add_argument("--doctor", action="store_true")
-    parser.add_argument("--bundle", type=Path, default=Path())
-    parser.add_argument("--json", type=Path)
-    options, _ = parser.parse_known_args(arguments)
-    try:
+    parser.add_argument("--bundle", type=console.path, default=Path())
+    parser.add_argument("--json", type=console.path)
+
+    def run() -> int:
+        options, _ = parser.parse_known_args(arguments)
         return command(options.bundle, device.usable_cores(), options.json, lambda line: None)
-    except RuntimeInputError as error:
-        sys.stderr.write(f"Error: {error}\n")
-        return EXIT_INPUT
+
+    return console.ended(run)

@@ -110,7 +110,7 @@ def allowed(root: Path) -> Check:
     """Whether this process may have all of the machine: a container or a service may not."""
     name, memory, cores = "limits", limits.memory_bytes(root), limits.cores(root)
     own = limits.process_memory_bytes(root)
-    if own is None and not (root / limits.OWN_GROUPS).is_file():
+    if own is None and not limits.groups_are_told(root):
         return Check(
             name, UNKNOWN, f"{root / limits.OWN_GROUPS} does not say in which control groups this is"
         )
@@ -147,10 +147,9 @@ def governor(board: Device) -> Check:
     clock = "" if board.clock_mhz is None else f", {board.clock_mhz:.0f} MHz now"
     if board.governor is None:
         return Check("governor", UNKNOWN, f"this system does not say which governor sets the clock{clock}")
-    if remedies.is_slow(board.governor):
-        return Check(
-            "governor", WARNING, f"{board.governor}: the clock stays at its lowest{clock}", remedies.GOVERNOR
-        )
+    if whose := remedies.slowed(board.governor):
+        found = f"{board.governor}: {whose} stays at its lowest{clock}"
+        return Check("governor", WARNING, found, remedies.GOVERNOR)
     return Check("governor", OK, board.governor + clock)
 
 

@@ -13,6 +13,7 @@ from typing import Protocol
 
 from PIL import Image
 
+from vgg_runtime.addresses import HIDDEN, hidden_in
 from vgg_runtime.errors import ImageError, RuntimeInputError
 from vgg_runtime.text import printable
 
@@ -22,7 +23,6 @@ Frame = bytes | Path | Image.Image
 Item = Frame | ImageError  # an ImageError is a frame that arrived damaged
 
 CHUNK_BYTES = 1 << 16
-HIDDEN = "…"  # stands for what must not be shown
 
 
 class Source(Protocol):
@@ -92,10 +92,10 @@ class Program:
 
 
 def hidden(words: str, secrets: Sequence[str]) -> str:
-    """A message of somebody else without these secrets in it."""
+    """A message of somebody else without these secrets in it, nor others in the addresses that it names."""
     for secret in secrets:
         words = words.replace(secret, HIDDEN)
-    return printable(words, 200)
+    return printable(hidden_in(words), 200)
 
 
 def pieces_of(descriptor: int, stopped: threading.Event, silence_s: float | None = None) -> Iterator[bytes]:
@@ -116,20 +116,12 @@ def pieces_of(descriptor: int, stopped: threading.Event, silence_s: float | None
             raise TimeoutError
 
 
-def pictures_in(pieces: Iterator[bytes], cut_off: str | None = None) -> Iterator[bytes | ImageError]:
-    """The pictures in a stream of bytes. ``cut_off``: whose failure it is where the stream ends within one.
-
-    Raises:
-        RuntimeInputError: with ``cut_off`` the stream ended in the middle of a picture, and it is none whose
-            pictures lack their end.
-    """
+def pictures_in(pieces: Iterator[bytes]) -> Iterator[bytes | ImageError]:
+    """The pictures in a stream of bytes, and what its end left of one."""
     splitter = Splitter()
     for piece in pieces:
         yield from splitter.feed(piece)
-    if rest := splitter.end(broke_off=cut_off is not None):
-        yield from rest
-        if cut_off and not splitter.without_ends:
-            raise RuntimeInputError(f"{cut_off} in the middle of a picture")
+    yield from splitter.end()
 
 
 def paced(

@@ -9,6 +9,7 @@ from . import attachments
 
 # enough for a photograph of 50 megapixels; a stream that never ends a picture must not fill the memory
 MAX_FRAME_BYTES = 12_000_000
+TOO_LARGE = f"it is larger than {MAX_FRAME_BYTES // 1_000_000} MB, the most that is read of a frame"
 _START = b"\xff\xd8\xff"
 # a marker that ends compressed data: neither a stuffed 0xFF, nor a restart marker, nor a code that means
 # nothing, which is half of a lost end marker and what follows
@@ -90,7 +91,7 @@ class Splitter:
                 break
         if len(self._buffer) > MAX_FRAME_BYTES:
             self._at = len(self._buffer)
-            return self._give_up(f"it is larger than {MAX_FRAME_BYTES // 1_000_000} MB")
+            return self._give_up(TOO_LARGE)
         return None
 
     def _begin(self) -> bool:

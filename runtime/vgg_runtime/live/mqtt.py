@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from vgg_runtime import __version__, console, text
+from vgg_runtime.addresses import without_secrets
 from vgg_runtime.errors import RuntimeInputError
 
 from .answers import Answer
-from .network import without_secrets
 from .sinks import SinkError
 
 PORTS = {"mqtt": 1883, "mqtts": 8883}

@@ -15,19 +15,22 @@ import urllib.request
 from collections.abc import Generator, Iterator
 from typing import Any
 
+from vgg_runtime import addresses
+from vgg_runtime.addresses import without_secrets
 from vgg_runtime.bundle import picture_files
 from vgg_runtime.errors import ImageError, RuntimeInputError
 from vgg_runtime.text import printable
 
-from .frames import CHUNK_BYTES, HIDDEN, Item, Program, Source, hidden, pictures_in, ticks
-from .mjpeg import MAX_FRAME_BYTES, Splitter
+from .frames import CHUNK_BYTES, Item, Program, Source, hidden, ticks
+from .mjpeg import MAX_FRAME_BYTES, TOO_LARGE, Splitter
 
-# schemes, one within the other as in ffmpeg:async:rtsp://…; host; path; what is asked
-_PARTS = re.compile(r"((?:[a-zA-Z][\w+.-]*:)*//)?([^/?#]*)([^?#]*)(.*)", re.DOTALL)
 FFMPEG = "ffmpeg:"  # in front of anything that ffmpeg reads
 SILENCE_S = 10.0  # an address that sends nothing for longer counts as gone
 SNAPSHOTS_PER_S = 1.0
 WITHOUT_BYTES = 100_000  # an answer with so much before its first JPEG holds none
+# what begins an answer of several parts: the head of the first one
+_PART = re.compile(rb"\s*--[^\r\n]*\r?\n((?:[^\r\n]+\r?\n)*)\r?\n")
+_KIND = re.compile(rb"(?i)(?:^|\n)content-type:[ \t]*([\w.+/-]+)")
 BACKOFF_S = (1.0, 2.0, 4.0, 8.0, 15.0, 30.0)  # between two attempts, the last one again and again
 
 
@@ -39,7 +42,10 @@ def open_address(address: str, fps: float | None, *, reconnect: bool) -> Source:
     """
     scheme = address.partition(":")[0].lower()
     try:
-        _ = urllib.parse.urlsplit(address.removeprefix(FFMPEG)).port
+        found = urllib.parse.urlsplit(address.removeprefix(FFMPEG))
+        _ = found.port
+        if "%" in found.netloc.rpartition("@")[2].partition("[")[0]:
+            raise ValueError("a host whose : and @ are encoded; they are decoded when it is asked")
     except ValueError as error:
         # the error may hold a part of a password
         why = "its port is none" if "port" in str(error).lower() else "its host is none"
@@ -49,31 +55,6 @@ def open_address(address: str, fps: float | None, *, reconnect: bool) -> Source:
         ) from error
     source: Source = Http(address, fps) if scheme in ("http", "https") else _through_ffmpeg(address, fps)
     return Reconnecting(source) if reconnect else source
-
-
-def without_secrets(address: str) -> str:
-    """An address as it may be shown: without user, password and what comes behind a question mark or hash.
-    Of what is meant as one but is none, such as a password with a slash in it, only the beginning is shown.
-    """
-    parts = _PARTS.fullmatch(address)
-    assert parts  # it fits any text
-    scheme, host, path, asked = (part or "" for part in parts.groups())
-    behind = path + asked
-    # user:password@host, where the password ends the host or there is no scheme with two slashes
-    if "@" in behind and "@" not in host and (":" in host or (not scheme and ":" in path)):
-        return printable(f"{scheme}{HIDDEN}", 80)
-    if not scheme and ":" in host and "@" in host:
-        host = f"{HIDDEN}@{host.rpartition('@')[2]}"
-    shown = re.sub(r"//[^/]*@", f"//{HIDDEN}@", f"{scheme}{host}{path}")
-    return printable(shown + (f"{asked[0]}{HIDDEN}" if asked else ""), 80)
-
-
-def _secrets(address: str) -> tuple[str, ...]:
-    """What must not be shown of an address, the longest first, as it is written and as it is meant."""
-    found = urllib.parse.urlsplit(address[max(0, address.find("//")) :])
-    parts = {address, found.netloc.rpartition("@")[0], found.password or "", found.query}
-    parts |= {urllib.parse.unquote(part) for part in parts}
-    return tuple(sorted(filter(None, parts), key=len, reverse=True))
 
 
 def _through_ffmpeg(address: str, fps: float | None) -> Program:
@@ -88,7 +69,7 @@ def _through_ffmpeg(address: str, fps: float | None) -> Program:
     transport = ("-rtsp_transport", "tcp") if address.lower().startswith("rtsp") else ()
     command = ("ffmpeg", "-nostdin", "-loglevel", "error", *transport, "-i", address)
     writing = ("-an", "-c:v", "mjpeg", "-q:v", "3", "-f", "mjpeg", "-")
-    return Program(without_secrets(address), (*command, *writing), _secrets(address), SILENCE_S)
+    return Program(without_secrets(address), (*command, *writing), addresses.secrets(address), SILENCE_S)
 
 
 class NoPicture(RuntimeInputError):  # noqa: N818  it is an answer, not a fault
@@ -109,7 +90,7 @@ class Http:
         netloc = found.netloc.rpartition("@")[2]
         self._address = urllib.parse.urlunsplit(found._replace(scheme=found.scheme.lower(), netloc=netloc))
         self._login = (urllib.parse.unquote(found.username or ""), urllib.parse.unquote(found.password or ""))
-        self._secrets = _secrets(address)
+        self._secrets = addresses.secrets(address)
         self._fps = fps
 
     def frames(self, stopped: threading.Event) -> Iterator[Item]:
@@ -117,8 +98,9 @@ class Http:
         try:
             yield from self._read(stopped)
         except urllib.error.HTTPError as error:
+            reason = hidden(str(error.reason), self._secrets)
             raise RuntimeInputError(
-                f"{self.name} answers {error.code} {printable(str(error.reason))}; check the address"
+                f"{self.name} answers {error.code} {reason}; check the address"
                 + (" and the password" if error.code in (401, 403) else "")
             ) from error
         except TimeoutError as error:
@@ -146,7 +128,7 @@ class Http:
             kind = response.headers.get_content_type()
             if kind.startswith("multipart/"):
                 self._refuse_pace()
-                yield from pictures_in(_pieces(response, stopped), cut_off=f"{self.name} broke off")
+                yield from self._items(_pieces(response, stopped), kind, stopped, may_lack_end=False)
                 return 0
             try:
                 return (yield from self._pictures(response, kind, stopped))
@@ -176,7 +158,9 @@ class Http:
         while len(head) < picture_files.HEAD_BYTES and (piece := next(pieces, b"")):
             head += piece
         if picture_files.may_be_one(head) and picture_files.kind(head) != picture_files.JPEG:
-            yield head + b"".join(_at_most(MAX_FRAME_BYTES - len(head), pieces))
+            content = head + b"".join(_at_most(MAX_FRAME_BYTES + 1 - len(head), pieces))
+            is_whole = len(content) <= MAX_FRAME_BYTES
+            yield content if is_whole else ImageError(f"a frame cannot be used: {TOO_LARGE}")
             return 1
         # a snapshot may lack its end, and its decoder finds out how much is missing
         may_lack_end = is_image or response.length is not None
@@ -216,13 +200,14 @@ class Http:
                     return
                 head += piece
                 is_late = len(head) > WITHOUT_BYTES or time.monotonic() - begun_s > SILENCE_S
-                if is_late or picture_files.foreign(head):
+                if is_late or (picture_files.foreign(head) and not kind.startswith("multipart/")):
                     raise self._no_picture(kind, head)
         except TimeoutError as error:
             if splitter.has_begun or not head:
                 raise
             raise self._no_picture(kind, head) from error
-        if not stopped.is_set():
+        # a stream that ends before its first part has sent nothing wrong
+        if not stopped.is_set() and (head.strip() or not kind.startswith("multipart/")):
             raise self._no_picture(kind, head)
 
     def _counted(self, items: Iterator[Item], *, is_image: bool) -> Generator[Item, None, int]:
@@ -243,7 +228,11 @@ class Http:
         return 1 if held is not None else count
 
     def _no_picture(self, kind: str, content: bytes) -> "NoPicture":
-        found = picture_files.foreign(content) or printable(kind, 60)
+        if part := _PART.match(content) if kind.startswith("multipart/") else None:
+            named = _KIND.search(part[1])
+            kind += f" of {named[1].decode('latin-1')}" if named else ""
+            content = content[part.end() :]
+        found = picture_files.foreign(content) or printable(kind, 100)
         return NoPicture(
             f"{self.name} answers with {found}; expected JPEGs one after the other, as MJPEG cameras send"
             " them (multipart/x-mixed-replace), or a picture"
@@ -251,13 +240,26 @@ class Http:
 
     def _connect(self) -> Any:
         # A camera is in the local network, so the proxy of the environment is not used.
-        handlers: list[urllib.request.BaseHandler] = [urllib.request.ProxyHandler({})]
+        handlers: list[urllib.request.BaseHandler] = [urllib.request.ProxyHandler({}), _Redirects()]
         if any(self._login):
             passwords = urllib.request.HTTPPasswordMgrWithDefaultRealm()
             passwords.add_password(None, self._address, *self._login)
             handlers.append(urllib.request.HTTPDigestAuthHandler(passwords))
             handlers.append(urllib.request.HTTPBasicAuthHandler(passwords))
         return urllib.request.build_opener(*handlers).open(self._address, timeout=SILENCE_S)
+
+
+class _Redirects(urllib.request.HTTPRedirectHandler):
+    """Follows a server to another address, unless that one holds a user or password: these are not used by
+    urllib, and would be in its errors."""
+
+    def http_error_302(self, req: Any, fp: Any, code: int, msg: str, headers: Any) -> Any:
+        if addresses.holds_login(headers.get("Location") or headers.get("URI") or ""):
+            reason = "and sends on to an address with a user or password, which is not followed"
+            raise urllib.error.HTTPError(req.full_url, code, reason, headers, fp)
+        return super().http_error_302(req, fp, code, msg, headers)
+
+    http_error_301 = http_error_303 = http_error_307 = http_error_308 = http_error_302
 
 
 def _at_most(count: int, pieces: Iterator[bytes]) -> Iterator[bytes]:

@@ -38,8 +38,8 @@ class Sink(Protocol):
 
 
 def as_line(answer: Answer) -> str:
-    """An answer as one line of JSON."""
-    return json.dumps(answer.to_json(), ensure_ascii=False, allow_nan=False)
+    """An answer as one line of JSON, in ASCII: a label may hold what would steer a terminal."""
+    return json.dumps(answer.to_json(), allow_nan=False)
 
 
 class Lines:

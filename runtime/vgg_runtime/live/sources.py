@@ -16,7 +16,8 @@ from typing import Any
 
 from PIL import Image
 
-from vgg_runtime.bundle.images import BY_SYSTEM, counted, is_system, with_unknown_suffix
+from vgg_runtime.addresses import without_secrets
+from vgg_runtime.bundle.images import BY_SYSTEM, WITHOUT_FILE, counted, is_system, with_unknown_suffix
 from vgg_runtime.bundle.preprocess import SUFFIXES
 from vgg_runtime.errors import RuntimeInputError
 from vgg_runtime.text import printable
@@ -27,6 +28,7 @@ from .frames import Item, Program, Source, paced, pictures_in, pieces_of, ticks
 DEFAULT_FPS = 30.0
 CAMERA_PX = (640, 480)  # few networks take more than 480 px; more pixels cost time
 RESCAN_S = 1.0
+A_FOLDER = "in the form of a folder"
 PIPE_EXAMPLE = (
     "ffmpeg -i INPUT -an -c:v mjpeg -q:v 3 -f mjpeg - | python compare.py --live VARIANT --source -"
 )
@@ -43,8 +45,7 @@ def open_source(wanted: str, fps: float | None, *, reconnect: bool = False) -> S
     own_pace = wanted == "-" or path.is_fifo()
     if own_pace and fps is not None:
         raise RuntimeInputError(
-            f"--fps is for a folder, a file or a camera; {network.without_secrets(wanted)} sends at its own"
-            " pace"
+            f"--fps is for a folder, a file or a camera; {without_secrets(wanted)} sends at its own pace"
         )
     pace = fps or DEFAULT_FPS
     if wanted == "camera":
@@ -52,7 +53,7 @@ def open_source(wanted: str, fps: float | None, *, reconnect: bool = False) -> S
     if "://" in wanted or wanted.startswith(network.FFMPEG):
         return network.open_address(wanted, fps, reconnect=reconnect)
     if reconnect:
-        raise RuntimeInputError(f"--reconnect is for addresses; {network.without_secrets(wanted)} is none")
+        raise RuntimeInputError(f"--reconnect is for addresses; {without_secrets(wanted)} is none")
     if wanted == "-":
         return _standard_input()
     return _of_path(path, pace, own_pace=own_pace)
@@ -72,7 +73,7 @@ def _of_path(path: Path, fps: float, *, own_pace: bool) -> Source:
         mode = path.stat().st_mode
     except OSError as error:
         raise RuntimeInputError(
-            f"{network.without_secrets(str(path))} cannot be used ({error.strerror}); --source takes"
+            f"{without_secrets(str(path))} cannot be used ({error.strerror}); --source takes"
             " a folder, a file or pipe of JPEG pictures, - for standard input, an http address, a video"
             " device such as /dev/video0, or camera"
         ) from error
@@ -90,13 +91,23 @@ class Folder:
         self.name = str(root)
         self._root, self._fps = root, fps
         if not self._list():
+            there = [
+                f"{count} {reason}" if reason == A_FOLDER else f"{count} files {reason}"
+                for reason, count in self._unused(frozenset()).items()
+            ]
             raise RuntimeInputError(
                 f"{root} holds no pictures ({', '.join(SUFFIXES)}); expected at least one"
+                + (f"; found {', '.join(there)}" if there else "")
             )
 
     def left_out(self) -> str | None:
         """How many of the files and folders there are used, and why others are not; None where all are."""
-        used, reasons, others = frozenset(self._list()), collections.Counter[str](), []
+        used = frozenset(self._list())
+        return counted(len(used), self._unused(used))
+
+    def _unused(self, used: frozenset[str]) -> collections.Counter[str]:
+        """The number of files and folders by the reason why they are not used."""
+        reasons, others = collections.Counter[str](), []
         with contextlib.suppress(OSError), os.scandir(self._root) as entries:
             for entry in entries:
                 is_folder = False
@@ -105,12 +116,12 @@ class Folder:
                 if is_system(entry.name, folder=is_folder):
                     reasons[BY_SYSTEM] += 1
                 elif is_folder:
-                    reasons["in the form of a folder"] += 1
+                    reasons[A_FOLDER] += 1
                 elif entry.name.lower().endswith(SUFFIXES):
-                    reasons["without a file behind the name"] += entry.name not in used
+                    reasons[WITHOUT_FILE] += entry.name not in used
                 else:
                     others.append(Path(entry.name))
-        return counted(len(used), collections.Counter({with_unknown_suffix(others): len(others)}) + reasons)
+        return collections.Counter({with_unknown_suffix(others): len(others)}) + reasons  # none is 0
 
     def frames(self, stopped: threading.Event) -> Iterator[Item]:
         known: set[str] = set()

@@ -47,7 +47,9 @@ def answer(questions: io.BufferedReader) -> None:
     model = Model(Path(request["model"]), settings, request["threads"], spinning=False)
     loaded = time.perf_counter()
     first = model(inputs[:1])
-    say("loaded", load_ms=(loaded - start) * 1e3, first_ms=(time.perf_counter() - loaded) * 1e3)
+    first_ms = (time.perf_counter() - loaded) * 1e3
+    self_check.ensure_classes(first, request["output"], request["classes"])
+    say("loaded", load_ms=(loaded - start) * 1e3, first_ms=first_ms)
     replayed = np.concatenate([first, *(model(inputs[i : i + 1]) for i in range(1, len(inputs)))])
     say("checked", deviation=min(self_check.deviation(replayed, expected), 1e9))
     tensor = np.empty_like(inputs[:1])  # one for all frames

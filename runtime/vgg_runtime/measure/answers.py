@@ -5,6 +5,7 @@ import json
 import sys
 from typing import Any
 
+TIMED_PICTURES = 64  # the first ones that a process is asked; as many as a P90 needs
 NO_MEMORY = "did not fit: out of memory"
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from vgg_runtime.board import device, monitor, targets
+from vgg_runtime.bundle import builds
 from vgg_runtime.bundle.manifest import Variant
 from vgg_runtime.bundle.metrics import chance, proportion
 from vgg_runtime.bundle.opened import Bundle
@@ -22,12 +23,14 @@ from vgg_runtime.result import (
     Image,
     MeasuredDevice,
     Prediction,
+    Predictions,
     Result,
     Row,
     ThreadTrial,
 )
 
 from . import aggregate, remedies
+from .kept import Kept, Store
 from .recommend import LEAST_LABELLED, near_chance, recommend
 from .running import Options, Pictures, Report, empty_row, measure
 
@@ -37,11 +40,13 @@ SWEPT_THREADS = (1, 2, 4)
 @dataclasses.dataclass(frozen=True)
 class Shown:
     """A picture to classify, with its class index where that is known. ``fitted``: the models of the bundle
-    were fitted or calibrated on it, so it counts for no figure."""
+    were fitted or calibrated on it, so it counts for no figure. ``digest``: the beginning of its sha256,
+    if it was read."""
 
     path: Path
     label: int | None = None
     fitted: bool = False
+    digest: str | None = None
 
 
 def compare(
@@ -50,12 +55,14 @@ def compare(
     images: Sequence[Shown],
     options: Options,
     report: Report,
+    store: Store | None = None,
 ) -> Result:
-    """Measure ``variants`` on ``images`` in rounds."""
+    """Measure ``variants`` on ``images`` in rounds. ``store`` keeps their answers, and has those of an
+    interrupted comparison."""
     begun = skeleton(bundle, images, options)
     start = monitor.state_now(options.root)
     rows = [empty_row(variant) for variant in variants]
-    pictures = Pictures([image.path for image in images])
+    paths = [image.path for image in images]
     for turn in range(options.rounds):
         for number, k in enumerate(aggregate.order(len(variants), turn), 1):
             variant = variants[k]
@@ -66,11 +73,25 @@ def compare(
                 rows[k] = _with_threads(bundle, variant, rows[k], options, report)
             monitor.cool_down(start, options.cool_down_s, options.root)
             share = options.of_a_round(rows[k].threads or device.usable_cores())
-            asked = pictures if not turn else Pictures()
+            # what is kept belongs to a memory mode, so that it must not change until the model is loaded
+            share = dataclasses.replace(share, memory=_mode(variant, options))
+            asked = Pictures() if turn else Pictures(paths, kept=_kept(store, bundle, variant, share))
             rows[k] = _with_round(rows[k], measure(bundle, variant, asked, share, report))
     clocks = [found.state.during.clock_mhz for row in rows for found in row.rounds]
     highest = max((mhz for mhz in clocks if mhz), default=None)
     return finish(begun, [aggregate.settled(row, highest) for row in rows], bundle, images, options.root)
+
+
+def _mode(variant: Variant, options: Options) -> str:
+    """The memory mode that a variant is run in now."""
+    return builds.mode(variant.build, options.memory, device.available_bytes(options.root))
+
+
+def _kept(store: Store | None, bundle: Bundle, variant: Variant, options: Options) -> Kept | None:
+    """Where the answers of a variant are kept, if anywhere."""
+    if store is None:
+        return None
+    return store.of(variant, options.memory, bundle.manifest.output, len(bundle.labels))
 
 
 def _with_round(row: Row, found: Row) -> Row:
@@ -200,8 +221,7 @@ def _related(row: Row, baseline: Row | None, images: Sequence[Shown], bundle: Bu
     if bundle.manifest.figures_absent or len(said) != len(images) or not counted:
         return row
     if baseline and len(baseline.predictions) == len(images):
-        pairs = [(said[k], baseline.predictions[k]) for k in counted]
-        differing = sum(_differing(one, other, output) for one, other in pairs)
+        differing = sum(_differing(said[k], baseline.predictions[k], output) for k in counted)
         decisions = len(bundle.labels) if output == MULTI_LABEL else 1  # per picture
         same = len(counted) - differing / decisions
         row = dataclasses.replace(row, agreement=proportion(same, len(counted)))
@@ -220,10 +240,5 @@ def _differing(one: Prediction, other: Prediction, output: str) -> int:
 
 def _named(row: Row, labels: Sequence[str]) -> Row:
     """The row with the names of the classes in its predictions."""
-    return dataclasses.replace(
-        row,
-        predictions=tuple(
-            dataclasses.replace(said, labels=tuple(labels[k] for k in said.classes))
-            for said in row.predictions
-        ),
-    )
+    said = row.predictions if isinstance(row.predictions, Predictions) else Predictions(row.predictions)
+    return dataclasses.replace(row, predictions=said.named(labels))

@@ -60,8 +60,9 @@ class Child:
     def within(self, seconds: float) -> Iterator[None]:
         """Kill the process if the ``with`` block takes longer than ``seconds``."""
         timer = threading.Timer(seconds, self._give_up)
-        timer.start()
+        timer.daemon = True  # an interrupt may come while it starts; a program that ends does not wait for it
         try:
+            timer.start()
             yield
         finally:
             timer.cancel()
@@ -73,7 +74,7 @@ class Child:
     def event_unless(self, interrupted: Callable[[], bool], silence_s: float) -> Event | None:
         """The next event; None when there are no more, or when ``interrupted`` has become true. The process
         is killed after ``silence_s`` without an event. There is no timer thread as in ``within``: starting
-        one would delay every frame of a stream."""
+        one would delay every frame of a stream and every picture."""
         late = time.monotonic() + silence_s
 
         def has_spoken(output: int) -> bool:
@@ -104,11 +105,7 @@ class Child:
 
     def events(self, silence_s: float) -> Iterator[Event]:
         """All events. The process is killed after ``silence_s`` without one."""
-        while True:
-            with self.within(silence_s):
-                event = self.event()
-            if event is None:
-                return
+        while (event := self.event_unless(lambda: False, silence_s)) is not None:
             yield event
 
     def rest(self) -> bytes:

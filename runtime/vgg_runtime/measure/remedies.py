@@ -58,9 +58,13 @@ def power_remedy(held: Sequence[str]) -> str:
     return "; ".join([SUPPLY] * under_voltage + [COOLING] * hot)
 
 
-def is_slow(governor: str | None) -> bool:
-    """Whether the governor keeps the clock at its lowest."""
-    return governor == "powersave"
+def slowed(governor: str | None) -> str | None:
+    """Whose clock is kept at its lowest, in words; None where nobody's is. ``governor`` has all governors, as
+    ``device.governor`` gives them."""
+    each = (governor or "").split(", ")
+    if "powersave" not in each:
+        return None
+    return "the clock" if each == ["powersave"] else "the clock of some cores"
 
 
 def explanations(result: Result) -> list[str]:
@@ -173,11 +177,12 @@ def _power(device: Device) -> str | None:
 
 
 def _clock(device: Device) -> str | None:
-    if not is_slow(device.governor):
+    if not (whose := slowed(device.governor)):
         return None
+    rows = "every row" if whose == "the clock" else "a row that meets them"
     clock = "" if device.clock_mhz is None else f" ({device.clock_mhz:.0f} MHz)"
     return (
-        f"the governor powersave keeps the clock at its lowest{clock}, so every row is slower than it"
+        f"the governor powersave keeps {whose} at its lowest{clock}, so {rows} is slower than it"
         f" could be: {GOVERNOR}"
     )
 

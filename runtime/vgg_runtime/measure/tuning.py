@@ -6,7 +6,6 @@ user's cache, for this board, this onnxruntime and these models.
 
 import hashlib
 import json
-import os
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -93,11 +92,7 @@ def cache_file() -> Path:
     Raises:
         RuntimeInputError: this user has no home folder.
     """
-    folder = os.environ.get("XDG_CACHE_HOME")
-    try:
-        return Path(folder or Path.home() / ".cache") / "vgg-export" / "tuned.json"
-    except RuntimeError as error:
-        raise RuntimeInputError("this user has no home folder") from error
+    return output.cache_folder() / "tuned.json"
 
 
 def remembered(bundle: Manifest, board: Device) -> dict[str, str]:

@@ -1,16 +1,19 @@
 """Runs a variant in its own process: load, self-check, time, predict. ``python -m
 vgg_runtime.measure.worker`` reads one JSON request line from standard input and writes one JSON event per
-line to standard output, which ``running.py`` reads. A picture comes as a path, or as a float32 tensor of
-``tensor_bytes`` bytes behind the request line (the page's pictures are never written to disk).
+line to standard output, which ``running.py`` reads. A picture comes as a path, as JSON in a line of its own
+behind the request (they may be thousands), or as a float32 tensor of ``tensor_bytes`` bytes there (the page's
+pictures are never written to disk).
 
 The order matters. The peak memory is read before any picture is decoded, so that it is that of the model and
 not of a photograph. A tensor is classified before the check and the timing: it needs no decoding, and
 somebody is waiting for its answer.
 """
 
+import itertools
 import json
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +29,11 @@ from vgg_runtime.bundle.outputs import predictions
 from vgg_runtime.bundle.preprocess import load
 from vgg_runtime.bundle.session import Model
 
-from .answers import failure, say
+from .answers import TIMED_PICTURES, failure, say
 
 WARM_UP_RUNS = 2
 LEAST_RUNS = 5
 TOP = 5
-TIMED_PICTURES = 64  # as many as a P90 needs
 
 
 def main() -> int:
@@ -57,6 +59,7 @@ def serve(request: dict[str, Any]) -> None:
     loaded = time.perf_counter()
     first = model(inputs[:1])
     first_ms = (time.perf_counter() - loaded) * 1e3
+    self_check.ensure_classes(first, output, request["classes"])
     say("loaded", load_ms=(loaded - start) * 1e3, first_ms=first_ms)
     if request["tensor_bytes"]:
         say("predicted", index=0, **_prediction(model(_tensor(request, preprocessing))[0], output))
@@ -64,27 +67,28 @@ def serve(request: dict[str, Any]) -> None:
     say("checked", deviation=min(self_check.deviation(replayed, expected), 1e9))
     samples_ms = _timed(model, inputs[:1], request["budget_s"], request["max_runs"])
     say("timed", samples_ms=samples_ms, peak_rss_bytes=device.peak_rss_bytes())
-    _answer(model, [Path(path) for path in request["images"]], preprocessing, output)
+    paths = (Path(json.loads(line)) for line in sys.stdin.buffer)
+    _answer(model, paths, request["first"], preprocessing, output)
 
 
-def _answer(model: Model, paths: list[Path], preprocessing: InputSpec, output: str) -> None:
-    """Classify pictures. The event answered has, for each of the first ones, the time of decoding and
-    preprocessing and the time with the model added, in ms. The others are decoded while the model runs, which
-    would make both longer."""
+def _answer(model: Model, paths: Iterator[Path], first: int, preprocessing: InputSpec, output: str) -> None:
+    """Classify pictures, which are numbered from ``first`` on. The event answered has, for each of the first
+    ones, the time of decoding and preprocessing and the time with the model added, in ms. The others are
+    decoded while the model runs, which would make both longer."""
     prepare_ms, end_to_end_ms = list[float](), list[float]()
-    for index, path in enumerate(paths[:TIMED_PICTURES]):
+    for path in itertools.islice(paths, TIMED_PICTURES):
         start = time.perf_counter()
         batch = load(path, preprocessing)[None]
         prepared = time.perf_counter()
         logits = model(batch)[0]
         end_to_end_ms.append((time.perf_counter() - start) * 1e3)
         prepare_ms.append((prepared - start) * 1e3)
-        say("predicted", index=index, **_prediction(logits, output))
-    if paths:
+        say("predicted", index=first + len(prepare_ms) - 1, **_prediction(logits, output))
+    if prepare_ms:
         say("answered", prepare_ms=prepare_ms, end_to_end_ms=end_to_end_ms)
-    if others := paths[TIMED_PICTURES:]:
-        decoded = ahead(lambda path: load(path, preprocessing)[None], others)
-        for index, tensor in enumerate(decoded, TIMED_PICTURES):
+    if len(prepare_ms) == TIMED_PICTURES:
+        decoded = ahead(lambda path: load(path, preprocessing)[None], paths)
+        for index, tensor in enumerate(decoded, first + TIMED_PICTURES):
             say("predicted", index=index, **_prediction(model(tensor())[0], output))
 
 

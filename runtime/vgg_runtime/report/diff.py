@@ -1,10 +1,11 @@
 """Compares the results of several runs or boards, and names the device of every figure."""
 
+import unicodedata
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from vgg_runtime.errors import RuntimeInputError
-from vgg_runtime.records import FieldError, parse
+from vgg_runtime.records import FieldError, parse, text_of
 from vgg_runtime.result import SCHEMA, Result, Row
 from vgg_runtime.text import ABSENT, folded, megabytes, number, percent, printable, table
 
@@ -23,9 +24,13 @@ def read(path: Path) -> Result:
             has a newer schema.
     """
     try:
-        found = parse(path.read_text(encoding="utf-8"))
+        found = parse(text_of(path))
     except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else f"it holds no JSON text: {error}"
+        reason = (
+            error.strerror
+            if isinstance(error, OSError)
+            else f"it holds no JSON text that is read here: {error}"
+        )
         raise RuntimeInputError(f"{path} cannot be read ({reason}); {EXPECTED}") from error
     if (newer := _schema(found)) > SCHEMA:
         raise RuntimeInputError(
@@ -92,7 +97,7 @@ def _cells(name: str, a: Row | None, b: Row | None) -> list[str]:
     peaks = [row.peak_rss_bytes if row else None for row in (a, b)]
     sizes = [row.size_bytes if row else None for row in (a, b)]
     return [
-        name,
+        printable(name, LONGEST_LINE),
         _latency(a),
         _latency(b),
         change(*latencies),
@@ -142,8 +147,8 @@ def boards(results: Sequence[Result], width: int | None = None) -> str:
     heads = [f"{k}  {device_words(result)}" for k, result in enumerate(results, 1)]
     found = [_by_variant(result) for result in results]
     rows = []
-    for name in dict.fromkeys(row.variant for result in results for row in result.variants):
-        cells = [name]
+    for name in dict.fromkeys(name for rows_of_one in found for name in rows_of_one):
+        cells = [printable(name, LONGEST_LINE)]
         for row in (rows_of_one.get(name) for rows_of_one in found):
             speedup, peak = (row.speedup, row.peak_rss_bytes) if row else (None, None)
             cells += [_latency(row), number(speedup, "x"), megabytes(peak)]
@@ -169,7 +174,8 @@ def boards(results: Sequence[Result], width: int | None = None) -> str:
 
 
 def _by_variant(result: Result) -> Mapping[str, Row]:
-    return {row.variant: row for row in result.variants}
+    """The rows by the name of the variant, in Unicode NFC: both sides may have written it otherwise."""
+    return {unicodedata.normalize("NFC", row.variant): row for row in result.variants}
 
 
 def _latency(row: Row | None) -> str:

@@ -2,6 +2,7 @@
 ``page.html``."""
 
 import base64
+import dataclasses
 import hashlib
 import io
 import json
@@ -48,13 +49,16 @@ def live() -> tuple[bytes, str]:
 
 
 def report(result: Result, pictures: list[Path]) -> str:
-    """The page with a result and thumbnails of its pictures in it. It needs no server and no network."""
+    """The page with a result and thumbnails of its first pictures in it. It needs no server and no
+    network."""
     template = TEMPLATE.read_text(encoding="utf-8")
-    shown, named = result.to_json(), zip(result.images, pictures, strict=True)
+    rows = (dataclasses.replace(row, predictions=row.predictions[:MAX_PICTURES]) for row in result.variants)
+    shown = dataclasses.replace(result, images=(), variants=tuple(rows)).to_json()
     shown["images"] = [
-        image.to_json() | {"thumbnail": thumbnail(path) if k < MAX_PICTURES else None}
-        for k, (image, path) in enumerate(named)
+        image.to_json() | {"thumbnail": thumbnail(path)}
+        for image, path in list(zip(result.images, pictures, strict=True))[:MAX_PICTURES]
     ]
+    shown["image_count"] = len(result.images)
     # "</script>" or "<!--" in a label or a file name must not end the data
     text = json.dumps(shown, ensure_ascii=False).replace("<", "\\u003c")
     data = f'<script type="application/json" id="result">{text}</script>'

@@ -8,11 +8,9 @@ crash is shown on a card and the page goes on.
 import asyncio
 import contextlib
 import dataclasses
-import ipaddress
 import json
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 from vgg_runtime import console
 from vgg_runtime.bundle import builds
@@ -26,7 +24,7 @@ from vgg_runtime.measure.running import Options, Pictures, Running
 from vgg_runtime.report import page
 from vgg_runtime.result import Row
 
-from . import http_server, uploads
+from . import hosts, http_server, uploads
 from .uploads import Message, Receive, Refused
 
 Send = Callable[[Message], Awaitable[None]]
@@ -198,7 +196,7 @@ def _described(v: Variant) -> Message:
     }
 
 
-def check_origin(scope: Message, hosts: Sequence[str]) -> None:
+def check_origin(scope: Message, names: Sequence[str]) -> None:
     """Refuse requests for another host name (DNS rebinding) and from pages of other sites. An address in
     numbers is allowed, whatever it is: behind address translation it is not this machine's own, and only a
     name can be made to lead elsewhere.
@@ -208,32 +206,16 @@ def check_origin(scope: Message, hosts: Sequence[str]) -> None:
     """
     headers = dict(scope["headers"])
     host = headers.get(b"host", b"").decode("latin-1")
-    name = _name_of(host).lower().removesuffix(".")  # the dot of a full name
-    if name not in {known.lower().removesuffix(".") for known in hosts} and not _is_address(name):
+    name = hosts.same(hosts.in_header(host))
+    if name not in {hosts.same(known) for known in names} and not hosts.is_address(name):
         raise Refused(
             400,
-            f"this server does not answer to {host[:80]!r}; use {hosts[0]}, or start it with --name and that"
-            " name",
+            f"this server does not answer to {host[:80]!r}; use {names[0]}, or start it with --name and the"
+            " name alone, without a port",
         )
     origin = headers.get(b"origin")
     if origin is not None and origin.decode("latin-1") not in (f"http://{host}", f"https://{host}"):
         raise Refused(403, "pages of other sites may not use this server")
-
-
-def _name_of(host: str) -> str:
-    """The name in a Host header, without port and brackets."""
-    if host.startswith("["):
-        return host[1:].partition("]")[0]
-    return host.rpartition(":")[0] if ":" in host else host
-
-
-def _is_address(name: str) -> bool:
-    """Whether a name is an IP address; one of IPv6 may have a zone (``fe80::1%eth0``)."""
-    try:
-        ipaddress.ip_address(name.partition("%")[0])
-    except ValueError:
-        return False
-    return True
 
 
 async def decode(pieces: Sequence[bytes], variants: Sequence[Variant]) -> Pictures:
@@ -271,15 +253,21 @@ def _converse(child: Child, request: Message, pieces: Sequence[bytes]) -> tuple[
 
 
 async def _line(send: Send, event: Message) -> None:
-    body = json.dumps(event, ensure_ascii=False, allow_nan=False).encode() + b"\n"
+    body = _json(event) + b"\n"
     await send({"type": "http.response.body", "body": body, "more_body": True})
+
+
+def _json(data: Message) -> bytes:
+    """JSON in UTF-8. Half a character, as odd names of files and classes have them, is escaped: UTF-8 has no
+    form for it, and the escape that Python writes is also that of JSON."""
+    return json.dumps(data, ensure_ascii=False, allow_nan=False).encode(errors="backslashreplace")
 
 
 async def _answer(send: Send, status: int, data: Message, more: dict[str, str] | None = None) -> None:
     await _send(
         send,
         status,
-        json.dumps(data, ensure_ascii=False).encode() + b"\n",
+        _json(data) + b"\n",
         _headers("application/json", more=more),
     )
 
@@ -319,69 +307,22 @@ def run(
     ``others``: names of this machine that it does not know itself.
 
     Raises:
-        RuntimeInputError: uvicorn is not installed, or the port is taken.
+        RuntimeInputError: uvicorn is not installed, a name is no host's alone, ``host`` is not this
+            machine, or the port is taken.
     """
-    own = LOOPBACK if _is_loopback(host) else (*own_names(host), *LOOPBACK)
-    names = (*own, *others)
+    host, others = hosts.alone("--host", host), [hosts.alone("--name", other) for other in others]
+    local = hosts.is_loopback(host)
+    names = (*(() if local else hosts.own_names(host)), *LOOPBACK, *others)
     try:
         serving = http_server.server(application := server(names), application.stop, HEADER_SECONDS)
     except ImportError as error:
         raise RuntimeInputError(
             f"the page needs uvicorn: {console.install('requirements-web.txt')}"
         ) from error
-    try:
-        listening = listen(host, port)
-    except OSError as error:
-        raise RuntimeInputError(
-            f"cannot listen on {host} port {port} ({error.strerror}); choose another --port"
-        ) from error
-    shown = host if _is_loopback(host) and host != LOOPBACK[1] else names[0]
-    report(f"The page is at http://{bracketed(shown)}:{listening.getsockname()[1]}/ (Ctrl-C ends it)")
-    if not _is_loopback(host):
+    listening = hosts.listen(host, port)
+    shown = host if local and host != LOOPBACK[1] else names[0]
+    report(f"The page is at http://{hosts.bracketed(shown)}:{listening.getsockname()[1]}/ (Ctrl-C ends it)")
+    if not local:
         report("Everybody in this network can open it, because --host is set.")
     with contextlib.suppress(KeyboardInterrupt):  # uvicorn raises it again after an orderly end
         serving.run(sockets=[listening])
-
-
-def bracketed(name: str) -> str:
-    """A host as a URL has it: IPv6 in brackets."""
-    return f"[{name}]" if ":" in name else name
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
-
-
-def listen(host: str, port: int) -> "Any":
-    """A TCP socket that listens on ``host`` and ``port``.
-
-    Raises:
-        OSError: the port is taken, or the host is not this machine.
-    """
-    import socket
-
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listening = socket.socket(family, socket.SOCK_STREAM)
-    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    listening.bind((host, port))
-    listening.listen(64)
-    return listening
-
-
-def own_names(host: str) -> tuple[str, ...]:
-    """The host names and addresses at which others reach this machine when the page is open to the
-    network."""
-    import socket
-
-    name = socket.gethostname()
-    names = [name, f"{name}.local"]
-    if host not in ("0.0.0.0", "::"):
-        return (host, *names)
-    with contextlib.suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        # no packet is sent; the system only chooses the address that it would use
-        probe.connect(("192.0.2.1", 9))
-        names.insert(0, probe.getsockname()[0])
-    return tuple(names)

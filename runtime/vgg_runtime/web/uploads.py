@@ -53,7 +53,7 @@ class Upload:
         self._intake.held_bytes += len(piece)
         is_known = self.bytes >= picture_files.HEAD_BYTES > self.bytes - len(piece)
         if is_known and not picture_files.may_be_one(b"".join(self.pieces)):
-            raise Refused(415, f"this is not a picture; expected {', '.join(FORMATS)}")
+            raise _no_picture(b"".join(self.pieces))
 
     def close(self) -> None:
         self._intake.held_bytes -= self.bytes
@@ -102,8 +102,15 @@ async def _fill(upload: Upload, chunks: AsyncIterator[bytes]) -> None:
     except TimeoutError as error:
         raise Refused(408, f"the upload took more than {BODY_SECONDS:g} seconds; try again") from error
     if upload.bytes < picture_files.HEAD_BYTES and not picture_files.may_be_one(b"".join(upload.pieces)):
-        what = "this is not a picture" if upload.bytes else "the file is empty"
-        raise Refused(415, f"{what}; expected {', '.join(FORMATS)}")
+        raise _no_picture(b"".join(upload.pieces))
+
+
+def _no_picture(content: bytes) -> Refused:
+    """The refusal of a file that begins so; it says what the file is, where that is known."""
+    formats = ", ".join(FORMATS)
+    if words := picture_files.foreign(content):
+        return Refused(415, f"this is {words}; expected {formats}: convert it to PNG or JPEG")
+    return Refused(415, f"{'this is not a picture' if content else 'the file is empty'}; expected {formats}")
 
 
 async def chunks(receive: Receive) -> AsyncIterator[bytes]:
