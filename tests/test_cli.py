@@ -547,3 +547,39 @@ def test_ctrl_c_while_it_starts_is_a_word() -> None:
         [sys.executable, "-c", script], capture_output=True, text=True, check=False, **interruptible()
     )
     assert (done.returncode, done.stderr) == (130, "\nInterrupted.\n")
+
+
+SIGNALS_ITSELF = """
+import os, signal
+from vgg_export import cli, launch
+def command(*_, **__):
+    try:
+        os.kill(os.getpid(), {number})
+    finally:
+        os.kill(os.getpid(), {number})
+        print("tidied up", flush=True)
+    print("went on")
+cli.cli.main = command
+{before}
+raise SystemExit(launch.main())
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGTERM])
+def test_a_closed_terminal_and_sigterm_end_a_command_as_ctrl_c_does(number: signal.Signals) -> None:
+    """A shell sends the second SIGHUP, which must not stop what is done at the end."""
+    script = SIGNALS_ITSELF.format(number=int(number), before="")
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False, **interruptible()
+    )
+    assert (done.returncode, done.stdout) == (130, "tidied up\n"), done.stderr
+    assert "Interrupted. Finished work is kept" in done.stderr
+
+
+def test_what_nohup_ignores_stays_ignored() -> None:
+    ignored = f"signal.signal({int(signal.SIGHUP)}, signal.SIG_IGN)"
+    script = SIGNALS_ITSELF.format(number=int(signal.SIGHUP), before=ignored)
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False, **interruptible()
+    )
+    assert (done.returncode, done.stdout) == (0, "tidied up\nwent on\n"), done.stderr

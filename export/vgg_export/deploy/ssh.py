@@ -12,7 +12,6 @@ import os
 import re
 import shlex
 import shutil
-import signal
 import subprocess
 import tempfile
 import threading
@@ -115,26 +114,12 @@ def connect(options: DeployOptions) -> Iterator["Connection"]:
     """
     if not shutil.which("ssh"):
         raise BoardError("this computer has no ssh; install it (Debian: sudo apt install openssh-client)")
-    with temporary_folder(place=_short_folder()) as folder, _every_end_as_ctrl_c():
+    with temporary_folder(place=_short_folder()) as folder:
         connection = Connection(options, folder)
         try:
             yield connection.open()
         finally:
             connection.close()
-
-
-@contextlib.contextmanager
-def _every_end_as_ctrl_c() -> Iterator[None]:
-    """A closed terminal (SIGHUP) and SIGTERM interrupt the block as Ctrl-C does, unless they are ignored:
-    what was started on the board would go on."""
-    ends = [end for end in (signal.SIGHUP, signal.SIGTERM) if signal.getsignal(end) is signal.SIG_DFL]
-    for end in ends:
-        signal.signal(end, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        for end in ends:
-            signal.signal(end, signal.SIG_DFL)
 
 
 def _short_folder() -> str | None:
