@@ -3,7 +3,7 @@ pictures of it."""
 
 from collections.abc import Callable, Sequence
 
-from .conclusion import drop, error
+from . import conclusion
 from .points import Point
 
 # The colour and marker of each family of points, by its legend. The colours are Okabe and Ito's, which
@@ -32,7 +32,7 @@ def pareto(
     which = judged_on(points)
 
     def loses(point: Point) -> float:
-        return drop(point, baseline, which, sure=sure)
+        return conclusion.drop(point, baseline, which, sure=sure)
 
     found: list[Point] = []
     for point in sorted(points, key=lambda p: (cost(p), loses(p))):
@@ -59,4 +59,5 @@ def lost(point: Point, baseline: Point, which: str, *, sure: bool = False) -> tu
         return None
     if point.sha256 == baseline.sha256:
         return 0.0, 0.0
-    return drop(point, baseline, which, sure=sure), error(point, baseline, which, sure=sure)
+    loss = conclusion.lost(point, baseline, which, sure=sure)
+    return loss.points, loss.error_points
