@@ -28,7 +28,7 @@ from .command_options import (
     typed,
     weights_options,
 )
-from .core import devices, processes
+from .core import devices, memory, processes
 from .core.errors import OptionsError
 from .demo_commands import COMMANDS as DEMO_COMMANDS
 from .options import default_targets
@@ -57,6 +57,7 @@ def cli() -> None:
     Example: vgg-export all --weights my_vgg16.pth --data photos/ --output artifacts
     """
     terminal.show_what_matters()
+    memory.keep_freed()
 
 
 _FILE = click.Path(path_type=Path, dir_okay=False)

@@ -96,6 +96,29 @@ def test_ridge_is_anchored_and_its_strength_is_what_does_best_on_other_samples()
     assert strength is None
 
 
+@pytest.mark.parametrize("samples", [24, 40, 100, 1000])
+@pytest.mark.parametrize("noise", [0.1, 1.0, 3.0])
+def test_the_strength_is_the_best_of_all_from_wherever_the_looking_starts(samples: int, noise: float) -> None:
+    """Strengths are tried from the usual one on, as long as that helps. It finds what trying all finds."""
+    generator = torch.Generator().manual_seed(samples)
+
+    def drawn(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator)
+
+    true, x, other = drawn(3, 20), drawn(samples, 20), drawn(400, 20)
+    start = (true + 0.5 * drawn(3, 20)).double()
+    fitting = moments(x, x @ true.T + noise * drawn(samples, 3))
+    held = moments(other, other @ true.T + noise * drawn(400, 3))
+    errors: dict[float | None, float] = {None: held.error(start)}
+    for strength in least_squares.STRENGTHS:
+        damped = fitting.xx + strength * float(fitting.xx.diagonal().mean()) * torch.eye(20).double()
+        change = torch.linalg.solve(damped, (fitting.yx - start @ fitting.xx).T).T
+        errors[strength] = held.error(start + change)
+    weight, found = least_squares.ridge(start, fitting, held)
+    assert found == min(errors, key=errors.__getitem__)
+    assert held.error(weight) == pytest.approx(errors[found])
+
+
 def test_the_dual_form_is_the_primal_one() -> None:
     torch.manual_seed(0)
     start, x, y = torch.randn(3, 40), torch.randn(30, 40), torch.randn(30, 3)
@@ -237,6 +260,19 @@ def test_a_thin_layer_keeps_what_the_logits_need_rather_than_what_varies_most() 
         weight, inputs, least_squares.important(original, "fc1", said[:80]), n, cost
     )
     assert torch.allclose(whole[1] @ whole[0], weight, atol=1e-2)  # at full rank nothing changes
+
+
+@pytest.mark.parametrize("rank", [1, 8, 30, 200])
+def test_the_main_directions_of_a_product_are_those_of_the_matrix(rank: int) -> None:
+    """The eigenvalues fall as those of features do, by a third from one to the tenth that follows it."""
+    generator = torch.Generator().manual_seed(4)
+    basis = torch.linalg.qr(torch.randn(200, 200, generator=generator)).Q
+    covariance = basis * 0.96 ** torch.arange(200) @ basis.T
+    found = least_squares.main_directions_of(lambda v: covariance @ v, 200, rank)
+    assert found.T @ found == pytest.approx(torch.eye(rank), abs=1e-4)
+    kept = float((found.T @ covariance @ found).trace())
+    wanted = least_squares.main_directions(covariance, rank)
+    assert kept == pytest.approx(float((wanted.T @ covariance @ wanted).trace()), rel=1e-3)
 
 
 class Interrupted(Quiet):

@@ -1,8 +1,9 @@
 """Layers fitted in closed form: ridge regression on second moments, or on pictures in the dual form."""
 
 import dataclasses
+import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from vgg_export.core import processes
@@ -19,12 +20,15 @@ if TYPE_CHECKING:
 
 
 STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0)  # lambda, as a share of the mean variance of an input
+USUAL_STRENGTH = 1e-1  # what is tried first: the best of most layers
 # lambda where there are fewer pictures than inputs, as a share of the mean eigenvalue
 STRENGTHS_BY_PICTURE = (1e-3, 1e-2, 1e-1, 1.0)
 # share of uncorrelated inputs in the covariance that chooses a fully connected layer's directions
 PRIORS = (0.0, 0.1, 0.5)
 DAMPINGS = (0.01, 0.1, 1.0)  # weight of all directions, added to those that the logits are sensitive to
+USUAL_DAMPING = 0.1
 COMBINATIONS = 16  # random combinations of the logits per picture; their gradients stand for all
+SPARE_DIRECTIONS, ITERATIONS = 32, 5  # of the subspace iteration
 BLOCK = 768  # inputs at a time whose second moments are summed
 
 
@@ -93,24 +97,37 @@ class Sums:
 
 def ridge(start: "torch.Tensor", fitting: Moments, held: Moments) -> "tuple[torch.Tensor, float | None]":
     """The weight [k, d] fitted with the lambda that has the least error on the held-out samples, and that
-    lambda; ``start`` and None if no fit is better than ``start``. The strengths are tried from the least on,
-    as long as that helps."""
+    lambda; ``start`` and None if no fit is better than ``start``."""
     import torch
 
     missing = (fitting.yx - start @ fitting.xx).T
+    mean = float(fitting.xx.diagonal().mean())
     best: tuple[float, torch.Tensor, float | None] = (held.error(start), start, None)
-    last = math.inf
-    for strength in STRENGTHS:
+
+    def error(strength: float) -> float:
+        nonlocal best
         damped = fitting.xx.clone()
-        damped.diagonal().add_(strength * float(fitting.xx.diagonal().mean()) + 1e-12)
+        damped.diagonal().add_(strength * mean + 1e-12)
         weight = start + torch.cholesky_solve(missing, torch.linalg.cholesky(damped)).T
-        error = held.error(weight)
-        if error < best[0]:
-            best = (error, weight, strength)
-        if error > last:
-            break  # the error has one minimum: from here on it only grows towards that of ``start``
-        last = error
+        found = held.error(weight)
+        if found < best[0]:
+            best = (found, weight, strength)
+        return found
+
+    _go_down(error, STRENGTHS, STRENGTHS.index(USUAL_STRENGTH))
     return best[1], best[2]
+
+
+def _go_down(error: Callable[[float], float], values: Sequence[float], start: int) -> None:
+    """Ask for the error at values from place ``start`` on, to either side as long as that helps: the error
+    has one minimum, and far from it grows towards that of no fit."""
+    first = error(values[start])
+    for way in (1, -1):
+        last, place = first, start + way
+        while 0 <= place < len(values) and (found := error(values[place])) < last:
+            last, place = found, place + way
+        if last < first:
+            return
 
 
 def main_directions(covariance: "torch.Tensor", rank: int) -> "torch.Tensor":
@@ -119,6 +136,23 @@ def main_directions(covariance: "torch.Tensor", rank: int) -> "torch.Tensor":
 
     vectors: torch.Tensor = torch.linalg.eigh(covariance).eigenvectors
     return vectors[:, -rank:]
+
+
+def main_directions_of(
+    times: "Callable[[torch.Tensor], torch.Tensor]", size: int, rank: int
+) -> "torch.Tensor":
+    """About the eigenvectors [size, rank] of the largest eigenvalues of a covariance that is known by what it
+    makes of vectors [size, k]: subspace iteration from random directions, some more than are wanted (Halko,
+    Martinsson and Tropp 2011, section 5.1)."""
+    import torch
+
+    generator = torch.Generator().manual_seed(0)
+    basis = here(torch.randn(size, min(rank + SPARE_DIRECTIONS, size), generator=generator))
+    for _ in range(ITERATIONS):
+        basis = torch.linalg.qr(times(basis)).Q
+    vectors = torch.linalg.eigh(basis.T @ times(basis)).eigenvectors
+    directions: torch.Tensor = basis @ vectors.flip(1)[:, :rank]
+    return directions
 
 
 def in_two_by_directions(
@@ -241,6 +275,26 @@ def _with_slope(
     return made.detach(), slope
 
 
+@dataclasses.dataclass(frozen=True)
+class _Covariance:
+    """That of a layer's outputs, as its two parts, of trace 1 each. ``said`` [N, n]: the outputs.
+    ``uncorrelated`` [n, n]: what uncorrelated inputs would make of it."""
+
+    said: "torch.Tensor"
+    uncorrelated: "torch.Tensor"
+
+    @classmethod
+    def of(cls, said: "torch.Tensor", uncorrelated: "torch.Tensor") -> "_Covariance":
+        """The parts, of which each is made one of trace 1."""
+        return cls(said / said.norm().clamp_min(1e-15), uncorrelated / uncorrelated.trace().clamp_min(1e-30))
+
+    def weighted_times(self, root: "torch.Tensor", prior: float, v: "torch.Tensor") -> "torch.Tensor":
+        """root^T C root times v [n, k], where ``prior`` is the share of the second part in C. Multiplied out,
+        that matrix would take several times as long."""
+        v = root @ v
+        return root.T @ (self.said.T @ (self.said @ v) * (1 - prior) + self.uncorrelated @ v * prior)
+
+
 def in_two_by_picture(
     weight: "torch.Tensor",
     x: Centred,
@@ -260,25 +314,20 @@ def in_two_by_picture(
     import torch
 
     said = x.fit @ weight.T
-    uncorrelated = (weight * x.fit.square().mean(0)) @ weight.T
+    covariance = _Covariance.of(said, (weight * x.fit.square().mean(0)) @ weight.T)
     sensitive = rows.T @ rows
     sensitive /= sensitive.diagonal().mean().clamp_min(1e-30)
-    best_cost, best = math.inf, None
-    for damping in DAMPINGS:
+    best_cost, best, best_prior = math.inf, None, 0.0
+    # one after the other: all priors at the usual damping, and the best of them at the others
+    for damping in (USUAL_DAMPING, *(each for each in DAMPINGS if each != USUAL_DAMPING)):
         root = torch.linalg.cholesky(sensitive + damping * here(torch.eye(len(sensitive))))
-        # both parts of the covariance are multiplied out once, not once per prior
-        of_seen, of_uncorrelated = (said @ root).T @ (said @ root), root.T @ uncorrelated @ root
-        for prior in PRIORS:
-            weighted = of_seen * ((1 - prior) / max(float(said.square().sum()), 1e-30)) + of_uncorrelated * (
-                prior / max(float(uncorrelated.trace()), 1e-30)
-            )
-            torch.manual_seed(0)  # the randomised method starts from random directions
-            directions, *_ = torch.svd_lowrank(weighted, q=min(rank + 32, len(weighted)), niter=4)
-            directions = directions[:, :rank]
+        for prior in PRIORS if damping == USUAL_DAMPING else (best_prior,):
+            times = functools.partial(covariance.weighted_times, root, prior)
+            directions = main_directions_of(times, len(root), rank)
             first = directions.T @ root.T @ weight
             second = torch.linalg.solve_triangular(root.T, directions, upper=True)
             found = cost(first, second)
             if found < best_cost:
-                best_cost, best = found, (first, second)
+                best_cost, best, best_prior = found, (first, second), prior
     assert best is not None  # there are candidates
     return best[0].contiguous(), best[1].contiguous()
