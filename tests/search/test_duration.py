@@ -45,7 +45,8 @@ def test_more_work_takes_longer_and_a_slower_machine_as_well() -> None:
 
 
 def test_it_is_what_was_measured_on_a_vgg16() -> None:
-    """From the end of the check to the end of the bundle; within the factor of 1.5 that is promised."""
+    """From the end of the check to the end of the bundle; within the factor of 1.5 that is promised. All but
+    the last were measured before torch kept freed memory, when a picture took a sixth longer."""
     shares = (0.5, 0.35, 0.25, 0.18, 0.125, 0.09, 0.065, 0.045)
     sizes = (224, 192, 160, 128, 96)
     # two cores of a Zen 5 with AVX512-VNNI
@@ -55,16 +56,22 @@ def test_it_is_what_was_measured_on_a_vgg16() -> None:
     assert 1 / 1.5 < expected(normal) / 800 < 1.5
     # one core of a Zen 3 with AVX2, a quick search that makes builds for itself and a Pi 5
     quick = (0.25, 0.15, 0.09)
-    slow = duration.Work(sizes, 96, 1, quick, 400, 600, 600, 4, again=False, int8=(0.5, 1.0))
+    slow = duration.Work(
+        sizes, 96, 1, quick, 400, 600, 600, 4, again=False,
+        int8=(duration.IN_INT8_SLOW, duration.IN_INT8_EXACT),
+    )  # fmt: skip
     assert 1 / 1.5 < expected(slow, picture_s=0.49) / 4508 < 1.5
+    # two cores of a Zen 4 with AVX512-VNNI
+    fast = duration.Work(sizes, 96, 1, quick, 400, 600, 600, 5, again=False, every_form=False)
+    assert 1 / 1.5 < expected(fast, picture_s=0.147) / 841 < 1.5
 
 
 def test_each_kind_of_int8_weights_costs_its_own() -> None:
     vnni, avx2 = TARGETS["x86-vnni"], TARGETS["x86-avx2"]
-    assert duration.int8_cost(vnni, ("x86-vnni", "pi5")) == (0.25,)  # the same weights
-    assert duration.int8_cost(avx2, ("x86-avx2", "pi5", "pi4")) == (0.5, 1.0)
-    assert duration.int8_cost(avx2, ("pi5", "x86-avx2")) == (1.0, 0.5)
-    assert duration.int8_cost(TARGETS["pi4"], ("pi4",)) == (0.5,)
+    assert duration.int8_cost(vnni, ("x86-vnni", "pi5")) == (0.3,)  # the same weights
+    assert duration.int8_cost(avx2, ("x86-avx2", "pi5", "pi4")) == (0.6, 1.2)
+    assert duration.int8_cost(avx2, ("pi5", "x86-avx2")) == (1.2, 0.6)
+    assert duration.int8_cost(TARGETS["pi4"], ("pi4",)) == (0.6,)
 
 
 def test_a_network_is_timed() -> None:
@@ -76,7 +83,7 @@ def test_a_fast_device_leaves_what_the_cpu_computes() -> None:
     on_device, nowhere = (
         duration.expected_s(VGG16, WORK, duration.Pace(in_torch_s, 0.09), 2) for in_torch_s in (0.001, 0.0)
     )
-    on_cpu_s = (650 + 600 * 0.25 + 900 * (0.85 + 0.25) + 600 * (0.85 + 0.25)) * 0.09
+    on_cpu_s = (650 + 600 * 0.3 + 900 * (1.0 + 0.3) + 600 * (1.0 + 0.3)) * 0.09
     assert nowhere == pytest.approx(expected(picture_s=0.0) + on_cpu_s)
     assert nowhere < on_device < both
 
