@@ -39,6 +39,7 @@ COMPARE_BUDGET_S = 3.0
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code. Users see a sentence instead of a traceback."""
+    memory.keep_freed()  # in every process, also those that only help the first one
     try:
         return processes.led(
             lambda: int(cli.main(arguments, prog_name="vgg-export", standalone_mode=False) or 0)
@@ -57,7 +58,6 @@ def cli() -> None:
     Example: vgg-export all --weights my_vgg16.pth --data photos/ --output artifacts
     """
     terminal.show_what_matters()
-    memory.keep_freed()
 
 
 _FILE = click.Path(path_type=Path, dir_okay=False)

@@ -78,7 +78,6 @@ class Scripted:
         self.rungs, self.least = rungs, least
         self.asked: list[tuple[int, float]] = []
         self.earlier_s = 0.0
-        self.finished: set[tuple[int, float]] = set()  # whose point an earlier run finished
 
     def baseline(self) -> points.Point:
         return BASE
@@ -91,9 +90,6 @@ class Scripted:
 
     def spent_on_s(self, _: points.Rung) -> float:
         return self.earlier_s
-
-    def is_finished(self, rung: points.Rung) -> bool:
-        return (rung.px, rung.conv_share) in self.finished
 
     def candidates(self, _: search.Effort) -> list[prediction.Candidate]:
         return [
@@ -314,22 +310,6 @@ def test_a_point_of_an_interrupted_search_tells_how_long_the_next_takes(
     assert candidate
     bounded.make(candidate)
     assert bounded.most_s() == pytest.approx(300, abs=2)
-
-
-def test_what_an_interrupted_search_finished_is_taken_over_whatever_time_is_left(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    """Points of 200 s each, and one minute: those that are on disk take none of it."""
-    budget, whole = Budget(max_drop=1.0), Scripted(RUNGS)
-    run(whole, budget, effort="thorough")
-    assert len(whole.asked) > 2
-    scripted = Scripted(RUNGS)
-    scripted.earlier_s, scripted.finished = 200.0, set(whole.asked[:2])
-    with caplog.at_level(logging.INFO):
-        found = run(scripted, budget, effort="thorough", max_minutes=1)
-    assert scripted.asked == whole.asked[:2]
-    assert "as --max-minutes asks" in found.reason
-    assert not re.search(r"point \d+ of at most \d+, about", caplog.text)
 
 
 @dataclasses.dataclass(frozen=True)

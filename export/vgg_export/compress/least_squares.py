@@ -97,7 +97,8 @@ class Sums:
 
 def ridge(start: "torch.Tensor", fitting: Moments, held: Moments) -> "tuple[torch.Tensor, float | None]":
     """The weight [k, d] fitted with the lambda that has the least error on the held-out samples, and that
-    lambda; ``start`` and None if no fit is better than ``start``."""
+    lambda; ``start`` and None if no fit is better than ``start``. The strengths are tried from the usual one
+    on as long as that helps, so that of two minima the one next to it is found."""
     import torch
 
     missing = (fitting.yx - start @ fitting.xx).T
@@ -119,8 +120,7 @@ def ridge(start: "torch.Tensor", fitting: Moments, held: Moments) -> "tuple[torc
 
 
 def _go_down(error: Callable[[float], float], values: Sequence[float], start: int) -> None:
-    """Ask for the error at values from place ``start`` on, to either side as long as that helps: the error
-    has one minimum, and far from it grows towards that of no fit."""
+    """Ask for the error at values from place ``start`` on, to either side as long as that helps."""
     first = error(values[start])
     for way in (1, -1):
         last, place = first, start + way
@@ -308,8 +308,8 @@ def in_two_by_picture(
     With G the second moments of ``rows`` (``important``), damped, and C the covariance of the outputs, the
     best for tr (W - W') C_x (W - W')^T G are the main directions of G^1/2 C G^1/2. A few hundred pictures
     estimate neither well, so a share of the covariance for uncorrelated inputs is mixed into C, and a
-    multiple of the identity is added to G. The shares that are taken give the parts with the least ``cost``
-    on held-out pictures.
+    multiple of the identity is added to G. Of the shares that are tried those are taken whose parts have the
+    least ``cost`` on held-out pictures.
     """
     import torch
 

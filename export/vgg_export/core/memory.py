@@ -6,20 +6,26 @@ picture at 224 px, 145 to 150 ms with the memory kept, on two cores of a Zen 4).
 """
 
 import ctypes
+import os
 import sys
 
 # of glibc's malloc.h, for mallopt
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 # Bytes. The largest maps of 16 pictures at 224 px are 206 MB, and two of them are freed in turn. Weights may
-# be larger, and live so long that they are better mapped on their own and given back.
-_LARGEST_ARRAY, _MOST_KEPT = 2**28, 2**29
+# be larger, and live so long that they are better mapped on their own and given back. Before 2.35 glibc took
+# no larger threshold than the second one here.
+_LARGEST_ARRAYS, _MOST_AT_THE_END = (2**28, 2**25), 2**29
+# what a user may have chosen
+_CHOSEN = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "GLIBC_TUNABLES")
 
 
 def keep_freed() -> bool:
-    """Keep freed memory in this process from now on. Returns whether that is so: only glibc can do it."""
-    if not sys.platform.startswith("linux"):
+    """Keep freed memory in this process from now on, as far as the system allows it. Returns whether glibc
+    took the settings; other libraries have none, and those of the user's environment stay."""
+    if not sys.platform.startswith("linux") or any(name in os.environ for name in _CHOSEN):
         return False
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is None or not hasattr(ctypes.CDLL(None), "gnu_get_libc_version"):
-        return False  # musl has no such settings
-    return bool(mallopt(_M_MMAP_THRESHOLD, _LARGEST_ARRAY)) and bool(mallopt(_M_TRIM_THRESHOLD, _MOST_KEPT))
+    libc = ctypes.CDLL(None)
+    if not hasattr(libc, "mallopt") or not hasattr(libc, "gnu_get_libc_version"):
+        return False
+    kept = any(libc.mallopt(_M_MMAP_THRESHOLD, most) for most in _LARGEST_ARRAYS)
+    return bool(libc.mallopt(_M_TRIM_THRESHOLD, _MOST_AT_THE_END)) and kept

@@ -34,7 +34,6 @@ from vgg_runtime.result import Evaluation
 
 TIMING_ROUNDS = 3
 TIMING_S = 0.7  # how long each model runs in a round
-FILE_END = ".point.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,7 +153,9 @@ class Judge:
             return found
 
         inputs = {"model": made, "baseline": self.baseline}
-        recorded = cache.produce(STAGE, options, inputs, made.path.with_name(made.path.stem + FILE_END), make)
+        recorded = cache.produce(
+            STAGE, options, inputs, made.path.with_name(made.path.stem + ".point.json"), make
+        )
         return recorded.read(Point)
 
     def reference(self, which: str) -> npt.NDArray[np.float32]:

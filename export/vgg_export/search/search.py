@@ -60,7 +60,7 @@ from . import duration, lines
 from .conclusion import conclude
 from .forecast import Forecast, candidates, fc_share, ranks_for, sizes_of
 from .news import News
-from .points import FILE_END, Found, Judge, Point, Rung
+from .points import Found, Judge, Point, Rung
 from .prediction import Candidate, Experience, Tried, choose
 
 log = logging.getLogger(__name__)
@@ -151,11 +151,6 @@ class Search:
     def spent_on_s(self, rung: Rung) -> float:
         """The seconds that the files of a rung's point took, in this run or an earlier one."""
         return cache.seconds_spent(self.at(rung).folder)
-
-    def is_finished(self, rung: Rung) -> bool:
-        """Whether an earlier run finished a rung's point. It is made again where what it was made from has
-        changed since."""
-        return any(self.at(rung).folder.glob(f"*{FILE_END}"))
 
     def folded(self, px: int) -> cache.Artifact:
         """The checkpoint for an input size, made once for all rungs."""
@@ -389,7 +384,7 @@ class Trials:
         if count == self._effort.tries:
             return None
         candidate = choose(self.offered, self.experience, options.budget, self._effort.hope)
-        if candidate and count and self._takes_s(candidate) > self._left_s():
+        if candidate and count and self._longest_s() > self._left_s():
             words = "it ended after {:.0f} min, as --max-minutes asks, before all was tried"
             self._stopped = f"; {words.format(self.spent_s() / 60)}"
             return None
@@ -444,17 +439,13 @@ class Trials:
         """Seconds until ``--max-minutes`` is over."""
         return 60 * (self._search.options.search.max_minutes or math.inf) - self.spent_s()
 
-    def _takes_s(self, candidate: Candidate) -> float:
-        """Seconds for a rung, at most."""
-        return 0.0 if self._search.is_finished(candidate.rung) else self._longest_s()
-
     def _longest_s(self) -> float:
         return max((one.took_s for one in self.experience.tried), default=0.0)
 
     def _expected(self, candidate: Candidate) -> str:
         """What is predicted of a point, as the end of a sentence."""
         rung, (lost, sd) = candidate.rung, self.experience.drop(candidate)
-        minutes = math.ceil(self._takes_s(candidate) / 60)
+        minutes = math.ceil(self._longest_s() / 60)
         known = f", about {minutes} min" if minutes else ""
         speed = f"{self.experience.speedup(candidate):.1f}x"
         return (
