@@ -21,9 +21,9 @@ if TYPE_CHECKING:
     import torch
 
 # Places that a convolution is fitted on, for each of its inputs (of one output), and at least and most. With
-# n samples of d inputs a least-squares fit adds d / n to the error on other pictures. The demo's network without
-# half of its filters, repaired, is right on 90.2 % of 1,200 pictures with 8,000 at least, on 92.2 % with
-# 20,000, and on 92.5 % with 40,000 for every layer.
+# n samples of d inputs a least-squares fit adds d / n to the error on other pictures. The demo's network
+# without half of its filters, repaired, is right on 90.2 % of 1,200 pictures with 8,000 at least, on 92.2 %
+# with 20,000, and on 92.5 % with 40,000 for every layer.
 PLACES_PER_INPUT = 8
 LEAST_PLACES, MOST_PLACES = 20_000, 40_000
 
