@@ -45,8 +45,8 @@ def test_a_freed_array_makes_room_for_the_next_without_new_pages() -> None:
     first, *others = faults("kept")
     assert first > 8  # pages may be huge
     assert max(others) < first / 4
-    # the first one is freed into a new threshold of glibc's own, so two arrays of other sizes are needed to
-    # see what it gives back: here it is told to give back all
+    # without the setting every array is new; glibc would raise its own threshold after the first one, and is
+    # told not to
     given_back = faults("given back", MALLOC_MMAP_THRESHOLD_="1000000")
     assert min(given_back) > 8
 
